@@ -1,0 +1,84 @@
+"""The readable pure-torch form of every graph-side kernel; what the Triton kernels are tested against.
+
+Letters: N objects, E relations, B graphs, D width, H hidden width. Any floating dtype; sums run in fp32 (float64
+for float64 inputs) and are rounded once at the end. Empty groups give 0.
+"""
+
+from __future__ import annotations
+
+import torch
+
+
+def _accumulator(x: torch.Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def gather_add_relu(
+    a_NH: torch.Tensor,
+    b_EH: torch.Tensor,
+    c_NH: torch.Tensor,
+    bias_H: torch.Tensor,
+    subject_E: torch.Tensor,
+    object_E: torch.Tensor,
+) -> torch.Tensor:
+    """`relu(a[subject] + b + c[object] + bias)`, [E, H]: the first linear map of eqs 3, 4 and 6 after its GEMMs."""
+    acc = _accumulator(a_NH)
+    total_EH = a_NH[subject_E].to(acc) + b_EH.to(acc) + c_NH[object_E].to(acc) + bias_H.to(acc)
+    return total_EH.relu().to(a_NH.dtype)
+
+
+def scatter_mean(
+    y_E3D: torch.Tensor, ptr_N1: torch.Tensor, mid_N: torch.Tensor, slot_2E: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Eqs 3-6 after the second linear map: `m_s, r, m_o = split(relu(y))`; each object's mean over its messages.
+
+    Object i receives m_s of the relations slot[ptr[i]:mid[i]] and m_o of slot[mid[i]:ptr[i+1]].
+    Returns ([N, D] means, [E, D] new relation embedding).
+    """
+    num_objects, dtype = mid_N.shape[0], y_E3D.dtype
+    m_s_ED, r_ED, m_o_ED = y_E3D.relu().chunk(3, dim=1)
+    position = torch.arange(slot_2E.shape[0], device=slot_2E.device)
+    receiver = torch.repeat_interleave(torch.arange(num_objects, device=slot_2E.device), ptr_N1.long().diff())
+    as_subject = (position < mid_N[receiver])[:, None]
+    acc = _accumulator(y_E3D)
+    message = torch.where(as_subject, m_s_ED[slot_2E], m_o_ED[slot_2E]).to(acc)
+    total_ND = message.new_zeros(num_objects, message.shape[1]).index_add(0, receiver, message)
+    degree_N1 = ptr_N1.diff().clamp(min=1)[:, None].to(acc)
+    return (total_ND / degree_N1).to(dtype), r_ED
+
+
+def masked_pool(
+    x_ND: torch.Tensor,
+    r_ED: torch.Tensor,
+    object_ptr: torch.Tensor,
+    relation_ptr: torch.Tensor,
+    object_mask_N: torch.Tensor,
+    relation_mask_E: torch.Tensor,
+) -> torch.Tensor:
+    """`concat(mean of x, mean of r)` over each graph's rows whose mask is non-zero, [B, 2D] (the pools of eq. 7)."""
+    pools = []
+    for rows, ptr, mask in ((x_ND, object_ptr, object_mask_N), (r_ED, relation_ptr, relation_mask_E)):
+        acc = _accumulator(rows)
+        sizes = ptr.long().diff()
+        graph = torch.repeat_interleave(torch.arange(sizes.shape[0], device=rows.device), sizes)
+        weight = (mask != 0).to(acc)
+        total = rows.new_zeros(sizes.shape[0], rows.shape[1], dtype=acc)
+        total = total.index_add(0, graph, rows.to(acc) * weight[:, None])
+        count = weight.new_zeros(sizes.shape[0]).index_add(0, graph, weight)
+        pools.append((total / count.clamp(min=1)[:, None]).to(rows.dtype))
+    return torch.cat(pools, dim=1)
+
+
+def triple_context(
+    s_NH: torch.Tensor,
+    r_EH: torch.Tensor,
+    o_NH: torch.Tensor,
+    pool_BH: torch.Tensor,
+    subject_E: torch.Tensor,
+    object_E: torch.Tensor,
+    graph_E: torch.Tensor,
+) -> torch.Tensor:
+    """Eq. 7: `s[subject] + r + o[object] + pool[graph]`, [E, H]; s = f_s(x), r = f_r(r), o = f_o(x)."""
+    acc = _accumulator(s_NH)
+    total_EH = s_NH[subject_E].to(acc) + r_EH.to(acc) + o_NH[object_E].to(acc) + pool_BH[graph_E].to(acc)
+    return total_EH.to(s_NH.dtype)

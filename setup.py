@@ -1,0 +1,37 @@
+"""Packaging. `kernels/` is installed as `sgg_kernels`: a package called `kernels` would shadow Hugging Face's."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="sgg_fast",
+    version="0.1.0",
+    description="Scene graph to image on Stable Diffusion: the fast reference implementation of SGG-IG",
+    long_description=open("README.md", encoding="utf-8").read(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=[*find_packages(include=["sgg_fast", "sgg_fast.*"]), "sgg_kernels", "sgg_kernels.reference"],
+    package_dir={"sgg_kernels": "kernels"},
+    install_requires=[
+        "torch>=2.10,<2.14",
+        "triton>=3.6",
+        "xformers>=0.0.35",
+        "diffusers>=0.42",
+        "transformers>=5.0",
+        "bitsandbytes>=0.50",
+        "deepspeed>=0.19.7,<0.19.8",
+        "numpy>=2",
+        "safetensors",
+        "h5py",
+        "pycocotools",
+        "Pillow",
+        "tqdm",
+        "tensorboard",
+        "ninja",
+    ],
+    extras_require={
+        "test": ["pytest", "hypothesis"],
+        "dev": ["pytest", "hypothesis", "ruff", "mypy"],
+        "eval": ["torch-fidelity"],
+    },
+)

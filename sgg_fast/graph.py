@@ -1,0 +1,235 @@
+"""The nouns everyone shares: one scene graph, a packed batch of them, and the table of their words.
+
+Not here: file formats (`sgg_fast/data/formats.py`) and anything with parameters (`sgg_fast/nn`).
+
+Letters: B graphs, N objects and E relations of the batch, all packed without padding.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+
+IMAGE_OBJECT = "__image__"
+"""Name of the node that stands for the whole picture (sg2im's convention)."""
+
+IN_IMAGE = "__in_image__"
+"""Predicate of the relation from every object to the image node."""
+
+SPOKEN = {IMAGE_OBJECT: "image", IN_IMAGE: "in image"}
+"""What the text tower reads for the two reserved names."""
+
+
+class SceneGraphError(ValueError):
+    """A scene graph that cannot be used; the message names its source, the place in it and the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneGraph:
+    """Objects by name and relations as (subject index, predicate, object index).
+
+    Attributes go in front of the name: "red hat". The image node is not part of it; packing adds it.
+    Raises `SceneGraphError` for an empty graph, an empty name, an index out of range or a self-loop.
+    """
+
+    objects: tuple[str, ...]
+    relations: tuple[tuple[int, str, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.objects:
+            raise SceneGraphError("a scene graph needs at least one object")
+        for i, name in enumerate(self.objects):
+            if not isinstance(name, str) or not name.strip():
+                raise SceneGraphError(f"objects[{i}]: a name must be a non-empty string, not {name!r}")
+        for i, (subject, predicate, obj) in enumerate(self.relations):
+            if not isinstance(predicate, str) or not predicate.strip():
+                raise SceneGraphError(f"relationships[{i}]: a predicate must be a non-empty string")
+            for index in (subject, obj):
+                if not 0 <= index < len(self.objects):
+                    raise SceneGraphError(
+                        f"relationships[{i}]: object index {index}, but the graph has {len(self.objects)} objects"
+                    )
+            if subject == obj:
+                raise SceneGraphError(f"relationships[{i}]: object {subject} is related to itself")
+
+    @property
+    def names(self) -> list[str]:
+        """Every word of the graph, objects first, repeats kept."""
+        return [*self.objects, *(predicate for _, predicate, _ in self.relations)]
+
+
+class NameTable:
+    """Distinct strings and their ids; the two reserved names are always 0 and 1.
+
+    Object and predicate names share one table, because the text tower embeds strings, not roles.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        self.names: list[str] = [IMAGE_OBJECT, IN_IMAGE]
+        self._ids = {name: i for i, name in enumerate(self.names)}
+        for name in names:
+            self.add(name)
+
+    def add(self, name: str) -> int:
+        """Id of `name`, which is entered if it is new."""
+        if name not in self._ids:
+            self._ids[name] = len(self.names)
+            self.names.append(name)
+        return self._ids[name]
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._ids
+
+    def spoken(self) -> list[str]:
+        """The strings as the text tower reads them, in id order."""
+        return [SPOKEN.get(name, name) for name in self.names]
+
+
+_TENSORS = (
+    "object_name",
+    "predicate_name",
+    "subject",
+    "object",
+    "object_ptr",
+    "relation_ptr",
+    "message_ptr",
+    "message_mid",
+    "message_slot",
+    "object_graph",
+    "relation_graph",
+    "object_pooled",
+    "relation_pooled",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class SceneGraphBatch:
+    """B graphs packed end to end, with the aggregation plan of every object precomputed (CSR form).
+
+    Within a graph the image node is the last object and its `__in_image__` relations, one from
+    every other object in order, are the last relations. A whole data set is packed the same way and
+    serves as the store that `sgg_fast.ops.pack` draws batches from. int32 throughout, on one device.
+    """
+
+    object_name: torch.Tensor
+    """[N] id of each object's name in the `NameTable`."""
+    predicate_name: torch.Tensor
+    """[E] id of each relation's predicate."""
+    subject: torch.Tensor
+    """[E] packed index of the subject."""
+    object: torch.Tensor
+    """[E] packed index of the object."""
+    object_ptr: torch.Tensor
+    """[B+1] graph b owns objects object_ptr[b] .. object_ptr[b+1]."""
+    relation_ptr: torch.Tensor
+    """[B+1] graph b owns relations relation_ptr[b] .. relation_ptr[b+1]."""
+    message_ptr: torch.Tensor
+    """[N+1] object i receives messages message_slot[message_ptr[i] .. message_ptr[i+1]]."""
+    message_mid: torch.Tensor
+    """[N] where among them its role changes: before it i is the subject, from it on the object."""
+    message_slot: torch.Tensor
+    """[2E] packed index of the relation that sends each message, ascending within a role."""
+    object_graph: torch.Tensor
+    """[N] the graph of each object."""
+    relation_graph: torch.Tensor
+    """[E] the graph of each relation."""
+    object_pooled: torch.Tensor
+    """[N] uint8, 0 for image nodes: they stay out of the pools and are never masked."""
+    relation_pooled: torch.Tensor
+    """[E] uint8, 0 for `__in_image__` relations."""
+    sizes: np.ndarray
+    """[B, 2] int64 on the host: objects and relations of each graph, so that no size is ever read back."""
+
+    @property
+    def num_graphs(self) -> int:
+        """B."""
+        return len(self.sizes)
+
+    @property
+    def num_objects(self) -> int:
+        """N, image nodes included."""
+        return self.object_name.shape[0]
+
+    @property
+    def num_relations(self) -> int:
+        """E, image relations included."""
+        return self.predicate_name.shape[0]
+
+    @property
+    def plan(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """(ptr, mid, slot) as `sgg_fast.ops.scatter_mean` takes it."""
+        return self.message_ptr, self.message_mid, self.message_slot
+
+    def to(self, device: torch.device | str) -> SceneGraphBatch:
+        """The same batch on `device`."""
+        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
+        return dataclasses.replace(self, **moved)
+
+    @classmethod
+    def from_graphs(cls, graphs: Sequence[SceneGraph], table: NameTable) -> SceneGraphBatch:
+        """Pack `graphs`; their names are entered into `table`. Linear in the size of the graphs."""
+        if not graphs:
+            raise SceneGraphError("no scene graph to pack")
+        names, predicates, subjects, objects, sizes = [], [], [], [], []
+        offset = 0
+        for graph in graphs:
+            num = len(graph.objects)
+            names += [table.add(name) for name in graph.objects] + [table.add(IMAGE_OBJECT)]
+            predicates += [table.add(p) for _, p, _ in graph.relations] + [table.add(IN_IMAGE)] * num
+            subjects += [offset + s for s, _, _ in graph.relations] + list(range(offset, offset + num))
+            objects += [offset + o for _, _, o in graph.relations] + [offset + num] * num
+            sizes.append((num + 1, len(graph.relations) + num))
+            offset += num + 1
+        return cls.from_arrays(
+            np.asarray(names), np.asarray(predicates), np.asarray(subjects), np.asarray(objects), np.asarray(sizes)
+        )
+
+    @classmethod
+    def from_arrays(
+        cls, names: np.ndarray, predicates: np.ndarray, subject: np.ndarray, object_: np.ndarray, sizes: np.ndarray
+    ) -> SceneGraphBatch:
+        """Build the plan from packed indices, image nodes and relations already in place.
+
+        names [N], predicates [E], subject [E], object_ [E] packed indices, sizes [B, 2] objects and relations.
+        """
+        num_objects, num_relations = len(names), len(predicates)
+        object_ptr, relation_ptr = (np.concatenate([[0], np.cumsum(sizes[:, k])]) for k in (0, 1))
+        if (object_ptr[-1], relation_ptr[-1]) != (num_objects, num_relations):
+            raise ValueError(f"sizes add up to {object_ptr[-1]}, {relation_ptr[-1]}, not {num_objects}, {num_relations}")
+        as_subject = np.bincount(subject, minlength=num_objects)
+        degree = as_subject + np.bincount(object_, minlength=num_objects)
+        message_ptr = np.concatenate([[0], np.cumsum(degree)])
+        # A stable sort by (object, role) keeps relations ascending within a role.
+        order = np.argsort(np.concatenate([2 * subject, 2 * object_ + 1]), kind="stable")
+        num_real = sizes[:, 1] - (sizes[:, 0] - 1)
+        object_graph = np.repeat(np.arange(len(sizes)), sizes[:, 0])
+        relation_graph = np.repeat(np.arange(len(sizes)), sizes[:, 1])
+        pooled = np.ones(num_objects, np.uint8)
+        pooled[object_ptr[1:] - 1] = 0
+        relation_pooled = np.arange(num_relations) - relation_ptr[relation_graph] < num_real[relation_graph]
+
+        def int32(array: np.ndarray) -> torch.Tensor:
+            return torch.from_numpy(array.astype(np.int32))
+
+        return cls(
+            object_name=int32(names),
+            predicate_name=int32(predicates),
+            subject=int32(subject),
+            object=int32(object_),
+            object_ptr=int32(object_ptr),
+            relation_ptr=int32(relation_ptr),
+            message_ptr=int32(message_ptr),
+            message_mid=int32(message_ptr[:-1] + as_subject),
+            message_slot=int32(order % max(num_relations, 1)),
+            object_graph=int32(object_graph),
+            relation_graph=int32(relation_graph),
+            object_pooled=torch.from_numpy(pooled),
+            relation_pooled=torch.from_numpy(relation_pooled.astype(np.uint8)),
+            sizes=np.asarray(sizes, dtype=np.int64),
+        )
