@@ -201,7 +201,9 @@ class SceneGraphBatch:
         num_objects, num_relations = len(names), len(predicates)
         object_ptr, relation_ptr = (np.concatenate([[0], np.cumsum(sizes[:, k])]) for k in (0, 1))
         if (object_ptr[-1], relation_ptr[-1]) != (num_objects, num_relations):
-            raise ValueError(f"sizes add up to {object_ptr[-1]}, {relation_ptr[-1]}, not {num_objects}, {num_relations}")
+            raise ValueError(
+                f"sizes add up to {object_ptr[-1]}, {relation_ptr[-1]}, not {num_objects}, {num_relations}"
+            )
         as_subject = np.bincount(subject, minlength=num_objects)
         degree = as_subject + np.bincount(object_, minlength=num_objects)
         message_ptr = np.concatenate([[0], np.cumsum(degree)])

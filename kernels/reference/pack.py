@@ -45,9 +45,7 @@ def mae_mask(
     return rank < count_B[graph]
 
 
-def pack(
-    store: dict[str, torch.Tensor], graph_B: torch.Tensor
-) -> dict[str, torch.Tensor]:
+def pack(store: dict[str, torch.Tensor], graph_B: torch.Tensor) -> dict[str, torch.Tensor]:
     """The graphs `graph_B` of `store` end to end. Both dicts hold the tensors of `SceneGraphBatch` by name."""
     graph_B = graph_B.long()
     object_ptr, relation_ptr = store["object_ptr"].long(), store["relation_ptr"].long()

@@ -7,7 +7,7 @@ from sgg_kernels.reference import hash_normal, hash_u32, hash_uniform
 
 from .dispatch import BACKENDS, backend_for, use_kernels
 from .graph_ops import gather_add_relu, masked_pool, scatter_mean, triple_context
-from .pack import pack
+from .pack import mae_mask, pack
 
 __all__ = [
     "BACKENDS",
@@ -16,6 +16,7 @@ __all__ = [
     "hash_normal",
     "hash_u32",
     "hash_uniform",
+    "mae_mask",
     "masked_pool",
     "pack",
     "scatter_mean",

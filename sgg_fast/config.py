@@ -1,0 +1,171 @@
+"""One frozen dataclass that says everything about a run; each field is a flag of train.py with this docstring as help.
+
+Named settings are in `sgg_fast/recipes.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import math
+import typing
+
+
+class ConfigError(ValueError):
+    """Settings that cannot work together or do not exist; the message is one line and names the cure."""
+
+
+CHOICES = {
+    "encoder": ("residual", "plain"),
+    "triple": ("roles", "shared"),
+    "context": ("triples", "global"),
+    "contrastive": ("bce", "literal", "infonce"),
+    "image_embedding": ("clean", "noised", "predicted"),
+    "isa_weight": ("alpha_bar", "none"),
+    "optimizer": ("adam8bit", "adam"),
+    "precision": ("auto", "fp32", "bf16"),
+    "attention": ("auto", "xformers", "sdpa"),
+    "kernels": ("auto", "reference", "triton"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run, both stages. Values that the paper fixes are marked P in `recipes.py`."""
+
+    recipe: str = "toy"
+    """Name of the settings that everything else was taken from."""
+    model: str = ""
+    """Stable Diffusion v1 in diffusers format: folder or hub id. Empty: the toy models."""
+    clip: str = ""
+    """CLIP ViT-B/32 for names and images: folder or hub id. Empty: the one that --model carries."""
+    data: str = "toy"
+    """Training set: "toy" (drawn on the spot) or a folder of images, each with its graph in a .json beside it."""
+    resolution: int = 64
+    """Side of the training images, in pixels; a multiple of 8."""
+    num_scenes: int = 256
+    """How many toy scenes are drawn, with --data toy."""
+
+    width: int = 128
+    """D, width of the graph encoder."""
+    num_layers: int = 4
+    """Triple convolutions in the graph encoder."""
+    encoder: str = "residual"
+    """Triple convolutions with layer norm and residual sum, or plain as in eqs 3-6."""
+    triple: str = "roles"
+    """Eq. 7 with one map per role, or one map shared by subject and object as printed."""
+    context: str = "triples"
+    """What the UNet attends to: a token per triple, or X_global alone (eq. 11 as printed)."""
+
+    mask_ratio: float = 0.3
+    """Share of objects that the auto-encoder masks."""
+    contrastive: str = "bce"
+    """Eq. 9: binary cross-entropy with one negative, the printed form, or InfoNCE."""
+    num_negatives: int = 64
+    """Negatives of --contrastive infonce, from the cached image embeddings."""
+
+    loss_weight: float = 0.5
+    """lambda of eq. 12: share of the diffusion loss; the rest is image-scene alignment."""
+    isa_weight: str = "alpha_bar"
+    """Weight of eq. 10 over timesteps: alpha_bar_t, or none as printed."""
+    image_embedding: str = "clean"
+    """I(t) of eq. 10: the clean image's embedding, its expectation under noise, or that of the predicted image."""
+    condition_dropout: float = 0.1
+    """Share of training images whose condition is dropped, for classifier-free guidance."""
+
+    batch_size: int = 8
+    """Graphs or images per step and process."""
+    pretrain_steps: int = 300
+    """Iterations of --stage pretrain."""
+    finetune_steps: int = 150
+    """Iterations of --stage finetune."""
+    pretrain_lr: float = 5e-4
+    """Learning rate of pre-training."""
+    unet_lr: float = 1e-3
+    """Learning rate of the UNet in fine-tuning."""
+    graph_lr: float = 1e-4
+    """Learning rate of the graph modules in fine-tuning."""
+    optimizer: str = "adam8bit"
+    """Fine-tuning optimiser: bitsandbytes' 8-bit Adam, or torch's. Pre-training always runs torch's Adam."""
+    max_grad_norm: float = 1.0
+    """Gradient norm is clipped to this; 0 leaves it alone."""
+    precision: str = "auto"
+    """Compute precision of fine-tuning: auto is bf16 on CUDA and fp32 on CPU."""
+    attention: str = "auto"
+    """UNet attention: auto is xformers on CUDA and torch's SDPA elsewhere."""
+    kernels: str = "auto"
+    """Graph kernels: auto is Triton on CUDA and the reference form elsewhere."""
+    seed: int = 0
+    """Seed of everything random; each draw is a hash of (seed, step, sample)."""
+
+    log_every: int = 10
+    """Steps between log lines."""
+    sample_every: int = 50
+    """Fine-tuning steps between sample sheets; 0 for none."""
+    checkpoint_every: int = 100
+    """Steps between checkpoints; one is always written at the end."""
+    num_samples: int = 4
+    """Graphs on a sample sheet."""
+    sheet_steps: int = 20
+    """DDIM steps of the pictures on a sample sheet."""
+    sampling_steps: int = 100
+    """DDIM steps of sampling."""
+    guidance: float = 7.5
+    """Classifier-free guidance scale of sampling."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"--{flag(name)} must be one of {', '.join(allowed)}, not {getattr(self, name)!r}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"--{flag(field.name)} must be a finite number, not {value}")
+        for name in ("batch_size", "pretrain_steps", "finetune_steps", "width", "num_layers", "num_scenes",
+                     "log_every", "checkpoint_every", "sampling_steps", "sheet_steps", "num_negatives"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"--{flag(name)} must be at least 1, not {getattr(self, name)}")
+        for name in ("mask_ratio", "loss_weight", "condition_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"--{flag(name)} must lie between 0 and 1, not {getattr(self, name)}")
+        for name in ("pretrain_lr", "unet_lr", "graph_lr", "max_grad_norm", "sample_every", "num_samples", "seed"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"--{flag(name)} must not be negative, not {getattr(self, name)}")
+        if self.resolution < 32 or self.resolution % 8:
+            raise ConfigError(f"--resolution must be a multiple of 8, at least 32, not {self.resolution}")
+        if self.image_embedding == "noised" and self.isa_weight != "none":
+            raise ConfigError("--image-embedding noised carries its own weight: add --isa-weight none")
+
+
+def flag(name: str) -> str:
+    """Field name -> flag name without its dashes."""
+    return name.replace("_", "-")
+
+
+def field_help() -> dict[str, str]:
+    """Field name -> the docstring under it."""
+    body = ast.parse(inspect.getsource(Config)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    pairs = zip(body.body, body.body[1:])
+    return {
+        a.target.id: b.value.value
+        for a, b in pairs
+        if isinstance(a, ast.AnnAssign) and isinstance(a.target, ast.Name)
+        and isinstance(b, ast.Expr) and isinstance(b.value, ast.Constant) and isinstance(b.value.value, str)
+    }  # fmt: skip
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag a field, without defaults: what is absent comes from the recipe."""
+    help_of, types = field_help(), typing.get_type_hints(Config)
+    for field in dataclasses.fields(Config):
+        if field.name != "recipe":
+            parser.add_argument(
+                f"--{flag(field.name)}",
+                type=types[field.name],
+                choices=CHOICES.get(field.name),
+                default=argparse.SUPPRESS,
+                help=f"{help_of[field.name]} (toy: {field.default})".replace("%", "%%"),
+            )

@@ -1,0 +1,1 @@
+"""Graph formats, training sets and the cache of everything frozen."""

@@ -1,0 +1,75 @@
+"""Where training pairs come from: (image, scene graph), image as uint8 [H, W, 3] at the asked resolution."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from sgg_fast.config import Config, ConfigError
+from sgg_fast.data.formats import load_scene_graphs
+from sgg_fast.graph import SceneGraph, SceneGraphError
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+
+
+@dataclasses.dataclass(frozen=True)
+class PairSource:
+    """Graphs at hand, images on request."""
+
+    graphs: list[SceneGraph]
+    load_image: Callable[[int], np.ndarray]
+    """Index -> uint8 [H, W, 3]."""
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.graphs)
+
+
+def open_source(config: Config) -> PairSource:
+    """The training set that --data names. Raises `ConfigError` for one that cannot be used."""
+    if config.data == "toy":
+        return toy_source(config.seed, config.num_scenes, config.resolution)
+    if not config.data:
+        raise ConfigError(f"--recipe {config.recipe} needs --data: a folder of images with a graph .json beside each")
+    return folder_source(Path(config.data), config.resolution)
+
+
+def toy_source(seed: int, num_scenes: int, resolution: int) -> PairSource:
+    """The first `num_scenes` toy scenes of `seed`."""
+    from sgg_fast.toy.world import draw_scene
+
+    scenes = [draw_scene(seed, i, resolution) for i in range(num_scenes)]
+    return PairSource([s.graph for s in scenes], lambda i: scenes[i].image, f"toy({num_scenes} scenes, seed {seed})")
+
+
+def folder_source(folder: Path, resolution: int) -> PairSource:
+    """Images of `folder` with sg2im JSON of the same stem beside them; centre-cropped squares, antialiased."""
+    if not folder.is_dir():
+        raise ConfigError(f"--data {folder}: there is no such folder")
+    images = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
+    paths = [p for p in images if p.with_suffix(".json").is_file()]
+    if not paths:
+        raise ConfigError(f"--data {folder}: no image with a graph beside it (scene.png and scene.json)")
+    graphs = []
+    for path in paths:
+        found = load_scene_graphs(path.with_suffix(".json"))
+        if len(found) != 1:
+            raise SceneGraphError(f"{path.with_suffix('.json')}: must hold one graph, that of {path.name}")
+        graphs += found
+
+    def load_image(index: int) -> np.ndarray:
+        try:
+            with Image.open(paths[index]) as image:
+                rgb = image.convert("RGB")
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+            raise ConfigError(f"{paths[index]}: cannot be read as an image: {error}") from error
+        side = min(rgb.size)
+        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
+        square = rgb.crop((left, top, left + side, top + side))
+        return np.asarray(square.resize((resolution, resolution), Image.Resampling.LANCZOS))
+
+    return PairSource(graphs, load_image, str(folder))

@@ -1,0 +1,1 @@
+"""The mathematics given any denoiser: noise, losses, sampling."""

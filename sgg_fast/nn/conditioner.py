@@ -1,0 +1,177 @@
+"""Scene graphs to Stable Diffusion's cross-attention context: SGG-IG eqs 3-8 and the frame around them.
+
+Saves and loads like any diffusers model (`save_pretrained`, safetensors only). Letters: B images, N objects,
+E relations, T context tokens, D graph width, C cross-attention width, V names, I width of image embeddings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from sgg_fast import ops
+from sgg_fast.graph import SceneGraphBatch
+
+from .encoder import RelationEncoder
+
+MIN_TOKENS = 80
+"""Context length of every graph of up to 78 triples, the null condition's 77 + 3 included."""
+
+NULL_TOKENS = 77
+"""Length of CLIP's text context."""
+
+
+def context_length(most_triples: int) -> int:
+    """T: 80, or the next multiple of 16 that holds the start token, X_global and every triple."""
+    return max(MIN_TOKENS, -(-(most_triples + 2) // 16) * 16)
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphCondition:
+    """What the image model gets from a batch of graphs."""
+
+    context: torch.Tensor
+    """[B, T, C] tokens."""
+    mask: torch.Tensor
+    """[B, T] bool, False where a token must not be attended to."""
+    x_global: torch.Tensor
+    """[B, I] graph embedding in the space of the centred image embeddings."""
+
+
+class SceneGraphConditioner(ModelMixin, ConfigMixin):
+    """Graph encoder, triple embedding (eq. 7), X_global and context (eq. 8).
+
+    The buffers are measured once from the frozen models and travel with the weights: `name_mean`, `name_scale`
+    (centre and unit RMS of the vocabulary's CLIP embeddings), `target_mean`, `target_std` (per dimension, over
+    the training objects), `image_mean`, `start_state` and `null_states` (SD's own text states).
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        name_dim: int = 512,
+        image_dim: int = 512,
+        context_dim: int = 768,
+        width: int = 512,
+        num_layers: int = 6,
+        encoder: str = "residual",
+        triple: str = "roles",
+        context: str = "triples",
+        trained_names: tuple[str, ...] = (),
+    ) -> None:
+        super().__init__()
+        self.relation_encoder = RelationEncoder(name_dim, width, num_layers, encoder)
+        self.f_subject = nn.Linear(width, 2 * width)
+        self.f_object = None if triple == "shared" else nn.Linear(width, 2 * width)  # shared: f_subject serves both
+        self.f_relation = nn.Linear(width, 2 * width)
+        self.f_global = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, context_dim))
+        self.to_global = nn.Linear(context_dim, image_dim)
+        self.from_global = nn.Linear(image_dim, context_dim)
+        self.token_norm = nn.LayerNorm(context_dim)
+        for name, size in (
+            ("name_mean", (name_dim,)),
+            ("target_mean", (name_dim,)),
+            ("image_mean", (image_dim,)),
+            ("start_state", (context_dim,)),
+            ("null_states", (NULL_TOKENS, context_dim)),
+        ):
+            self.register_buffer(name, torch.zeros(size))
+        self.register_buffer("name_scale", torch.ones(()))
+        self.register_buffer("target_std", torch.ones(name_dim))
+
+    @torch.no_grad()
+    def calibrate_names(self, raw_VD: torch.Tensor, object_name_ids: torch.Tensor) -> None:
+        """Set the name and target statistics from raw CLIP embeddings [V, name_dim] of the vocabulary.
+
+        object_name_ids: [any] ids of the training objects as often as they occur, so that predicting
+        the mean of the targets scores exactly 1.
+        """
+        self.name_mean.copy_(raw_VD.mean(0))
+        centred = raw_VD - self.name_mean
+        self.name_scale.copy_(centred.square().mean().sqrt().clamp(min=1e-8).reciprocal())
+        occurring = self.standardise(raw_VD)[object_name_ids.long()].double()
+        self.target_mean.copy_(occurring.mean(0))
+        self.target_std.copy_(occurring.std(0, unbiased=False).clamp(min=1e-6))
+
+    @torch.no_grad()
+    def calibrate_text(self, null_states_TC: torch.Tensor, name_states_MC: torch.Tensor) -> None:
+        """Set the start token and the null context [77, C] from SD's text encoder.
+
+        The token norm's gain and bias start at the statistics of its states [M, C] for the vocabulary.
+        """
+        self.null_states.copy_(null_states_TC)
+        self.start_state.copy_(null_states_TC[0])
+        self.token_norm.weight.copy_(name_states_MC.std(0).clamp(min=1e-3))
+        self.token_norm.bias.copy_(name_states_MC.mean(0))
+
+    def standardise(self, raw_VD: torch.Tensor) -> torch.Tensor:
+        """Raw CLIP name embeddings [V, name_dim] -> centred, unit RMS over the vocabulary."""
+        return (raw_VD - self.name_mean) * self.name_scale
+
+    def targets(self, names_VD: torch.Tensor) -> torch.Tensor:
+        """Standardised name embeddings -> the auto-encoder's targets, zero mean and unit variance per dimension."""
+        return (names_VD - self.target_mean) / self.target_std
+
+    def centre_images(self, embedding_BI: torch.Tensor) -> torch.Tensor:
+        """Raw CLIP image embeddings [B, I] -> unit norm, the mean of the training set removed first."""
+        unit = nn.functional.normalize(embedding_BI, dim=-1)
+        return nn.functional.normalize(unit - self.image_mean, dim=-1)
+
+    def encode(
+        self, names_VD: torch.Tensor, batch: SceneGraphBatch, masked_N: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Eqs 3-8 up to X_global: (x [N, D], tokens [E, C], x_global [B, I]). names: [V, name_dim] standardised."""
+        x_ND, r_ED = self.relation_encoder(names_VD, batch, masked_N)
+        pool_B2D = ops.masked_pool(
+            x_ND, r_ED, batch.object_ptr, batch.relation_ptr, batch.object_pooled, batch.relation_pooled
+        )
+        rel_E2D = ops.triple_context(
+            self.f_subject(x_ND),
+            self.f_relation(r_ED),
+            (self.f_object or self.f_subject)(x_ND),
+            pool_B2D,
+            batch.subject,
+            batch.object,
+            batch.relation_graph,
+        )
+        tokens_EC = self.f_global(rel_E2D)
+        num_B1 = batch.relation_ptr.diff()[:, None].to(tokens_EC.dtype)
+        total_BC = tokens_EC.new_zeros(batch.num_graphs, tokens_EC.shape[1], dtype=torch.float32)
+        total_BC = total_BC.index_add(0, batch.relation_graph, tokens_EC.float())
+        return x_ND, tokens_EC, self.to_global((total_BC / num_B1).to(tokens_EC.dtype))
+
+    def forward(self, names_VD: torch.Tensor, batch: SceneGraphBatch) -> GraphCondition:
+        """The condition of every graph of the batch. names: [V, name_dim] standardised name embeddings."""
+        _, tokens_EC, x_global = self.encode(names_VD, batch)
+        num_images, length = batch.num_graphs, context_length(int(batch.sizes[:, 1].max()))
+        global_BC = self.token_norm(self.from_global(x_global))
+        start_BC = self.start_state.to(global_BC.dtype).expand(num_images, -1)
+        context = torch.stack([start_BC, global_BC], dim=1)
+        context = nn.functional.pad(context, (0, 0, 0, length - 2))
+        position = torch.arange(length, device=context.device)
+        if self.config.context == "global":  # eq. 11 as printed: X_global is the whole condition
+            return GraphCondition(context, (position == 1).expand(num_images, -1), x_global)
+        within_E = torch.arange(batch.num_relations, device=context.device)
+        within_E = within_E - batch.relation_ptr.long()[batch.relation_graph.long()]
+        context = context.index_put((batch.relation_graph.long(), within_E + 2), self.token_norm(tokens_EC))
+        mask = position < batch.relation_ptr.long().diff()[:, None] + 2
+        return GraphCondition(context, mask, x_global)
+
+    def null_condition(self, num_images: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The empty text as SD knows it: all 77 states of "", then masked padding. ([B, T, C], [B, T] bool)."""
+        padded = nn.functional.pad(self.null_states, (0, 0, 0, length - NULL_TOKENS))
+        mask = torch.arange(length, device=padded.device) < NULL_TOKENS
+        return padded.expand(num_images, -1, -1), mask.expand(num_images, -1)
+
+    def drop(self, condition: GraphCondition, dropped_B: torch.Tensor) -> GraphCondition:
+        """`condition` with the null condition where dropped [B] bool is set (classifier-free guidance, eq. 2)."""
+        null_context, null_mask = self.null_condition(*condition.context.shape[:2])
+        return GraphCondition(
+            torch.where(dropped_B[:, None, None], null_context.to(condition.context.dtype), condition.context),
+            torch.where(dropped_B[:, None], null_mask, condition.mask),
+            condition.x_global,
+        )

@@ -1,0 +1,1 @@
+"""The embedded toy world: cartoon scenes with exact graphs, boxes and masks."""

@@ -1,0 +1,1 @@
+"""Training: stages, engines, optimisers, checkpoints, logs."""

@@ -1,0 +1,68 @@
+"""The record of a run: a progress bar, TensorBoard, and JSON lines."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from sgg_fast import env
+
+
+class RunLog:
+    """Writes in `folder`: log.jsonl (appended), tensorboard/. Rank 0 only; other ranks hold a silent one."""
+
+    def __init__(self, folder: Path, stage: str, first_step: int, num_steps: int, batch: int) -> None:
+        self.silent = env.rank() != 0
+        self.batch = batch
+        self._last = (first_step, time.perf_counter())
+        if self.silent:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lines = (folder / "log.jsonl").open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._bar = tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=0.5)
+
+    def advance(self) -> None:
+        """One step is done."""
+        if not self.silent:
+            self._bar.update(1)
+
+    def record(self, step: int, values: dict[str, float], chance: dict[str, float]) -> None:
+        """Means of every loss term since the last record, with their values at chance, as of step number `step`."""
+        if self.silent:
+            return
+        (then_step, then), now = self._last, time.perf_counter()
+        self._last = (step, now)
+        fields = {
+            **values,
+            **{f"{name}_at_chance": value for name, value in chance.items()},
+            "images_per_s": self.batch * (step - then_step) / (now - then),
+            "peak_memory_gib": env.peak_memory() / 2**30,
+        }
+        self._bar.set_postfix_str(
+            ", ".join(f"{name} {values[name]:.3f} (chance {chance[name]:.2f})" for name in values)
+        )
+        for name, value in fields.items():
+            self._board.add_scalar(name, value, step)
+        self._write({"step": step, **{name: round(value, 6) for name, value in fields.items()}})
+
+    def event(self, **fields: Any) -> None:
+        """A line that is not a step: the run's settings, a checkpoint, a sample sheet."""
+        if not self.silent:
+            self._write(fields)
+
+    def _write(self, fields: dict[str, Any]) -> None:
+        self._lines.write(json.dumps(fields) + "\n")
+        self._lines.flush()
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        if not self.silent:
+            self._bar.close()
+            self._lines.close()
+            self._board.close()

@@ -1,0 +1,51 @@
+"""Optimisers. The only place, with `engine.py`, that knows of bitsandbytes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from sgg_fast.config import Config
+
+MIN_8BIT_ELEMENTS = 4096
+"""Tensors below this keep 32-bit state, as bitsandbytes advises."""
+
+
+def parameter_groups(module: nn.Module, config: Config) -> list[dict[str, Any]]:
+    """Fine-tuning groups: UNet and graph modules apart (learning rates), matrices and the rest apart (state width).
+
+    Norms, biases, embeddings and small tensors get 32-bit state by group, not by size alone, because ZeRO
+    flattens a group into one tensor.
+    """
+    embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    groups: dict[tuple[str, int], list[nn.Parameter]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            small = parameter.ndim < 2 or parameter.numel() < MIN_8BIT_ELEMENTS or id(parameter) in embeddings
+            part = "unet" if name.startswith("unet.") else "graph"
+            groups.setdefault((part, 32 if small else 8), []).append(parameter)
+    lr = {"unet": config.unet_lr, "graph": config.graph_lr}
+    return [
+        {"params": parameters, "lr": lr[part], "optim_bits": bits, "name": f"{part}/{bits}"}
+        for (part, bits), parameters in groups.items()
+    ]
+
+
+def build_optimizer(module: nn.Module, config: Config, stage: str) -> torch.optim.Optimizer:
+    """Pre-training: torch's fp32 Adam. Fine-tuning: `--optimizer`, on `parameter_groups`."""
+    if stage == "pretrain":
+        return torch.optim.Adam(module.parameters(), lr=config.pretrain_lr)
+    groups = parameter_groups(module, config)
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups)
+    import bitsandbytes
+
+    class GroupedAdam8bit(bitsandbytes.optim.Adam8bit):
+        """Adam8bit that takes the width of its state from the parameter group, also from a flattened one."""
+
+        def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
+            return {**super().get_config(gindex, pindex, group), "optim_bits": group["optim_bits"]}
+
+    return GroupedAdam8bit(groups)

@@ -1,0 +1,115 @@
+"""Everything between a `Config` and the first step: models, data, calibrated graph encoder."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sgg_fast.config import Config, ConfigError
+from sgg_fast.data.cache import TrainingCache
+from sgg_fast.nn.clip import text_states
+from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.foundation import Foundation, load_foundation
+from sgg_fast.pipeline import SceneGraphToImagePipeline
+
+logger = logging.getLogger(__name__)
+
+_FIXED = ("width", "num_layers", "encoder", "triple", "context")
+
+
+def open_foundation(config: Config) -> Foundation:
+    """The models that --model and --clip name, or the toy's."""
+    if config.model:
+        return load_foundation(config.model, config.clip)
+    if config.recipe != "toy":
+        raise ConfigError(f"--recipe {config.recipe} needs --model: a Stable Diffusion v1.4 folder or hub id")
+    from sgg_fast.toy.models import toy_foundation
+
+    return toy_foundation(width=config.width)
+
+
+def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache) -> SceneGraphConditioner:
+    """A graph encoder with fresh weights (from the seed) and statistics measured on the cache."""
+    device = cache.names.device
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        conditioner = SceneGraphConditioner(
+            name_dim=cache.names.shape[1],
+            image_dim=cache.images.shape[1],
+            context_dim=foundation.unet.config.cross_attention_dim,
+            width=config.width,
+            num_layers=config.num_layers,
+            encoder=config.encoder,
+            triple=config.triple,
+            context=config.context,
+            trained_names=tuple(cache.table.names),
+        ).to(device)
+    is_object = cache.graphs.object_pooled.bool()
+    conditioner.calibrate_names(cache.names, cache.graphs.object_name[is_object])
+    unit = torch.nn.functional.normalize(cache.images, dim=-1)
+    conditioner.image_mean.copy_(unit.mean(0))
+    states, end = text_states(foundation.text_encoder.to(device), foundation.tokenizer, ["", *cache.table.spoken()])
+    conditioner.calibrate_text(states[0], states[torch.arange(1, len(states)), end[1:]])
+    return conditioner
+
+
+def load_conditioner(folder: Path, config: Config, cache: TrainingCache) -> SceneGraphConditioner:
+    """A pre-trained graph encoder. Raises `ConfigError` where it was built with other settings."""
+    try:
+        conditioner = SceneGraphConditioner.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{folder}: not a graph encoder: {str(error).splitlines()[0]}") from error
+    for name in _FIXED:
+        if conditioner.config[name] != getattr(config, name):
+            raise ConfigError(
+                f"{folder} was pre-trained with {name} {conditioner.config[name]}, not {getattr(config, name)}; "
+                "pre-train again or change the flag"
+            )
+    seen = dict.fromkeys([*conditioner.config.trained_names, *cache.table.names])
+    conditioner.register_to_config(trained_names=tuple(seen))
+    return conditioner.to(cache.names.device)
+
+
+def make_pipeline(
+    config: Config, foundation: Foundation, conditioner: SceneGraphConditioner
+) -> SceneGraphToImagePipeline:
+    """The pipeline around the models as they are now (shared, not copied)."""
+    return SceneGraphToImagePipeline(
+        vae=foundation.vae,
+        text_encoder=foundation.text_encoder,
+        tokenizer=foundation.tokenizer,
+        unet=foundation.unet,
+        scheduler=foundation.scheduler,
+        graph_encoder=conditioner,
+        graph_clip=foundation.clip,
+        graph_tokenizer=foundation.clip_tokenizer,
+        resolution=config.resolution,
+    )
+
+
+class SampleOrder:
+    """Which samples a process reads at a step: epoch after epoch, each a permutation from the seed.
+
+    Process r of W reads positions (step W + r) B .. + B, so W processes with batch B read what one
+    process reads with batch W B.
+    """
+
+    def __init__(self, num_samples: int, batch: int, seed: int, rank: int, world_size: int) -> None:
+        self.num_samples, self.batch, self.seed = num_samples, batch, seed
+        self.rank, self.world_size = rank, world_size
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def _epoch(self, number: int) -> np.ndarray:
+        if number not in self._epochs:
+            self._epochs = {k: v for k, v in self._epochs.items() if k >= number - 1}
+            self._epochs[number] = np.random.default_rng([self.seed, number]).permutation(self.num_samples)
+        return self._epochs[number]
+
+    def at(self, step: int) -> np.ndarray:
+        """[B] int64 sample ids of `step` (from 0)."""
+        first = (step * self.world_size + self.rank) * self.batch
+        position = np.arange(first, first + self.batch)
+        return np.array([self._epoch(p // self.num_samples)[p % self.num_samples] for p in position], dtype=np.int64)

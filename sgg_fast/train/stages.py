@@ -1,0 +1,140 @@
+"""What one training step computes: the two stages of SGG-IG as modules from (sample ids, step) to loss terms.
+
+An engine (`engine.py`) runs them forward and backward. Letters: B samples, N objects, I embedding width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+from torch import nn
+
+from sgg_fast import ops
+from sgg_fast.config import Config
+from sgg_fast.data.cache import TrainingCache
+from sgg_fast.diffusion import losses, noise
+from sgg_fast.nn.clip import embed_images
+from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.mae import MaskedObjectDecoder
+
+
+@dataclasses.dataclass(frozen=True)
+class Terms:
+    """The loss of a step and its parts, each with the value that chance reaches."""
+
+    total: torch.Tensor
+    """Scalar with gradient."""
+    values: dict[str, torch.Tensor]
+    """Detached scalars by name, "loss" first."""
+    chance: dict[str, torch.Tensor]
+    """What each of them is at chance."""
+
+
+def _terms(total: torch.Tensor, parts: dict[str, tuple[torch.Tensor, torch.Tensor | float]], chance: object) -> Terms:
+    parts = {"loss": (total, chance), **parts}  # type: ignore[dict-item]
+    return Terms(
+        total=total,
+        values={name: value.detach().float() for name, (value, _) in parts.items()},
+        chance={name: torch.as_tensor(c, dtype=torch.float32, device=total.device) for name, (_, c) in parts.items()},
+    )
+
+
+class PretrainStage(nn.Module):
+    """L_pretrain = L_mae + L_con: masked auto-encoder and spatial constraint (eq. 9)."""
+
+    def __init__(self, config: Config, conditioner: SceneGraphConditioner, cache: TrainingCache) -> None:
+        super().__init__()
+        self.config, self.cache = config, cache
+        self.conditioner = conditioner
+        name_dim, image_dim = cache.names.shape[1], cache.images.shape[1]
+        self.decoder = MaskedObjectDecoder(config.width, name_dim, image_dim)
+        self.constraint = losses.SpatialConstraint(config.contrastive)
+        # Frozen inputs in the form the losses read them; tuples keep them out of the state dict.
+        names = conditioner.standardise(cache.names)
+        self._frozen = (names, conditioner.targets(names), conditioner.centre_images(cache.images))
+
+    def forward(self, ids: np.ndarray, step: int) -> Terms:
+        """Terms of the samples `ids` [B] at `step`."""
+        names, targets, images = self._frozen
+        num, sample_B = len(ids), torch.from_numpy(ids).to(names.device)
+        # Full and masked copies in one batch: L_con reads the full one, L_mae the masked one and its own X_global.
+        batch = ops.pack(self.cache.graphs, np.concatenate([ids, ids]))
+        is_copy = torch.arange(2 * num, device=names.device) >= num
+        masked_N = ops.mae_mask(batch, is_copy, sample_B.repeat(2), self.config.mask_ratio, self.config.seed, step)
+        x_ND, _, x_global = self.conditioner.encode(names, batch, masked_N)
+
+        first, sizes = int(batch.sizes[:num, 0].sum()), batch.sizes[num:, 0]
+        predicted = self.decoder(
+            x_ND[first:], x_global[num:], batch.object_graph[first:] - num, batch.object_ptr[num:] - first,
+            int(sizes.max()),
+        )  # fmt: skip
+        mae = losses.masked_mse(predicted, targets[batch.object_name[first:]], masked_N[first:])
+
+        num_negatives = self.config.num_negatives if self.config.contrastive == "infonce" else 1
+        negative = noise.draw_negatives(self.config.seed, step, sample_B, num_negatives, len(self.cache))
+        con = self.constraint(x_global[:num], images[sample_B], images[negative])
+        con_chance = self.constraint.chance(num_negatives)
+        return _terms(mae + con, {"mae": (mae, 1.0), "con": (con, con_chance)}, 1.0 + con_chance)
+
+
+class FinetuneStage(nn.Module):
+    """L = lambda L_diff + (1 - lambda) L_ISA (eqs 10-12) through the UNet and the graph modules."""
+
+    def __init__(
+        self, config: Config, conditioner: SceneGraphConditioner, foundation: Foundation, cache: TrainingCache
+    ) -> None:
+        super().__init__()
+        self.config, self.cache = config, cache
+        self.unet = foundation.unet.requires_grad_(True).train()
+        self.conditioner = conditioner.requires_grad_(True)
+        self.conditioner.relation_encoder.mask_token.requires_grad_(False)  # only pre-training reads it
+        names = conditioner.standardise(cache.names)
+        alpha_bar = foundation.scheduler.alphas_cumprod.to(names.device)
+        # A tuple keeps the frozen models out of the parameters and the state dict.
+        self._frozen = (names, conditioner.centre_images(cache.images), alpha_bar, foundation)
+
+    def forward(self, ids: np.ndarray, step: int) -> Terms:
+        """Terms of the samples `ids` [B] at `step`."""
+        names, images, alpha_bar, foundation = self._frozen
+        config, sample_B = self.config, torch.from_numpy(ids).to(names.device)
+        latent_shape = tuple(self.cache.latents(sample_B[:1], torch.zeros((), device=names.device)).shape[1:])
+        key = (config.seed, step, sample_B)
+        z_0 = self.cache.latents(sample_B, ops.hash_normal(latent_shape, *key, noise.STREAM_POSTERIOR))
+        z_0 = z_0 * foundation.vae.config.scaling_factor
+        eps = ops.hash_normal(latent_shape, *key, noise.STREAM_NOISE)
+        t_B = noise.draw_timesteps(*key, len(alpha_bar))
+        kept_B = ~noise.draw_dropped(*key, config.condition_dropout)
+        abar_B, kind = alpha_bar[t_B], foundation.scheduler.config.prediction_type
+
+        condition = self.conditioner(names, ops.pack(self.cache.graphs, ids))
+        given = self.conditioner.drop(condition, ~kept_B)
+        z_t = noise.add_noise(z_0, eps, abar_B)
+        dtype = self.unet.dtype
+        predicted = self.unet(z_t.to(dtype), t_B, given.context.to(dtype), encoder_attention_mask=given.mask).sample
+        diff_B = losses.diffusion_loss(predicted, noise.target_of(kind, z_0, eps, abar_B))
+
+        weight_B = losses.alignment_weight(abar_B, config.isa_weight)
+        shrink_B = abar_B.sqrt() if config.image_embedding == "noised" else 1.0
+        isa_B = weight_B * losses.alignment_loss(images[sample_B], condition.x_global, shrink_B)
+        isa_chance_B = weight_B
+        if config.image_embedding == "predicted":
+            isa_B = isa_B + weight_B * self._predicted_alignment(predicted, z_t, abar_B, kind, condition.x_global)
+            isa_chance_B = 2 * weight_B
+        total = losses.total_loss(diff_B, isa_B, kept_B, config.loss_weight)
+        chance = losses.total_loss(torch.ones_like(diff_B), isa_chance_B, kept_B, config.loss_weight)
+        isa, isa_chance = (isa_B * kept_B).mean(), (isa_chance_B * kept_B).mean()
+        return _terms(total, {"diff": (diff_B.mean(), 1.0), "isa": (isa, isa_chance)}, chance)
+
+    def _predicted_alignment(
+        self, predicted: torch.Tensor, z_t: torch.Tensor, abar_B: torch.Tensor, kind: str, x_global: torch.Tensor
+    ) -> torch.Tensor:
+        """The UNet's branch of --image-embedding predicted: CLIP of the decoded z_0 against X_global detached, [B]."""
+        foundation = self._frozen[3]
+        z_0 = noise.predicted_z0(kind, predicted.float(), z_t, abar_B)
+        vae = foundation.vae
+        pixels = vae.decode((z_0 / vae.config.scaling_factor).to(vae.dtype)).sample
+        image_BI = self.conditioner.centre_images(embed_images(foundation.clip, pixels))
+        return losses.alignment_loss(image_BI, x_global.detach())
