@@ -1,17 +1,23 @@
 """Packaging. `kernels/` is installed as `sgg_kernels`: a package called `kernels` would shadow Hugging Face's."""
 
+from pathlib import Path
+
 from setuptools import find_packages, setup
+
+TEST = ["pytest", "pytest-xdist", "hypothesis"]
+BENCH = ["matplotlib", "torch_geometric"]
 
 setup(
     name="sgg_fast",
     version="0.1.0",
     description="Scene graph to image on Stable Diffusion: the fast reference implementation of SGG-IG",
-    long_description=open("README.md", encoding="utf-8").read(),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     packages=[*find_packages(include=["sgg_fast", "sgg_fast.*"]), "sgg_kernels", "sgg_kernels.reference"],
     package_dir={"sgg_kernels": "kernels"},
+    package_data={"sgg_fast.toy": ["weights/*.safetensors"]},
     install_requires=[
         "torch>=2.10,<2.14",
         "triton>=3.6",
@@ -30,8 +36,9 @@ setup(
         "ninja",
     ],
     extras_require={
-        "test": ["pytest", "hypothesis"],
-        "dev": ["pytest", "hypothesis", "ruff", "mypy"],
+        "test": TEST,
+        "dev": [*TEST, *BENCH, "ruff", "mypy"],
+        "bench": BENCH,
         "eval": ["torch-fidelity"],
     },
 )

@@ -43,8 +43,8 @@ def text_states(
     return text_encoder(ids).last_hidden_state.float(), end
 
 
-def embed_images(clip: CLIPModel, pixels_B3HW: torch.Tensor) -> torch.Tensor:
-    """Projected image embeddings [B, I] of pixels [B, 3, H, W] in -1..1; differentiable in the pixels.
+def normalise_pixels(clip: CLIPModel, pixels_B3HW: torch.Tensor) -> torch.Tensor:
+    """Pixels [B, 3, H, W] in -1..1 as the image tower reads them; differentiable.
 
     Resized to the tower's own size (bicubic, antialiased) and normalised as CLIP was trained.
     """
@@ -54,5 +54,9 @@ def embed_images(clip: CLIPModel, pixels_B3HW: torch.Tensor) -> torch.Tensor:
         pixels = nn.functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
     mean = torch.tensor(CLIP_MEAN, device=pixels.device)[:, None, None]
     std = torch.tensor(CLIP_STD, device=pixels.device)[:, None, None]
-    pixels = ((pixels.clamp(-1, 1) + 1) / 2 - mean) / std
-    return clip.get_image_features(pixels.to(clip.dtype)).pooler_output.float()
+    return ((pixels.clamp(-1, 1) + 1) / 2 - mean) / std
+
+
+def embed_images(clip: CLIPModel, pixels_B3HW: torch.Tensor) -> torch.Tensor:
+    """Projected image embeddings [B, I] of pixels [B, 3, H, W] in -1..1; differentiable in the pixels."""
+    return clip.get_image_features(normalise_pixels(clip, pixels_B3HW).to(clip.dtype)).pooler_output.float()

@@ -1,20 +1,29 @@
-"""The toy's foundation: Stable Diffusion's own classes in miniature, with random weights from a fixed seed.
+"""The toy's foundation: Stable Diffusion's own classes in miniature (AutoencoderKL, UNet2DConditionModel, CLIP, DDIM).
 
-Nothing here is trained: pictures from these weights are textures, not scenes. The architecture is SD v1's scaled
-down (AutoencoderKL f4 with 4 channels, text-conditioned UNet, CLIP with both towers), so code that runs here runs there.
+The architecture is SD v1's scaled down, so code that runs here runs there. Weights come from `weights/`, made by
+`sgg_fast/toy/build.py`.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, CLIPVisionConfig
+from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from sgg_fast.nn.foundation import Foundation
 
 from . import world
+
+WIDTH = 128
+"""C of the toy: cross-attention width, and CLIP's hidden and projection width."""
+
+WEIGHTS = Path(__file__).parent / "weights"
+"""fp16 safetensors of the trained parts, by part name; a part without a file keeps its random weights."""
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -41,71 +50,92 @@ def _merges(bpe: Tokenizer) -> list[list[str]]:
     return json.loads(bpe.to_str())["model"]["merges"]
 
 
-def _text_config(tokenizer: CLIPTokenizer, width: int) -> dict[str, object]:
-    return {
-        "vocab_size": len(tokenizer),
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "projection_dim": width,
+def toy_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
+    """CLIP with both towers in miniature, projection width 128; it stands for CLIP ViT-B/32."""
+    size = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 2 * WIDTH,
+        "projection_dim": WIDTH,
         "num_hidden_layers": 2,
         "num_attention_heads": 4,
+        "initializer_factor": 2.0,
+    }
+    text = {
+        **size,
+        "vocab_size": len(tokenizer),
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
-        "initializer_factor": 2.0,
     }
+    vision = {**size, "image_size": 64, "patch_size": 8}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH))
 
 
-def toy_unet(width: int = 128) -> UNet2DConditionModel:
-    """SD v1's UNet scaled down: 64 x 64 pixels are 16 x 16 latents."""
+def toy_vae() -> AutoencoderKL:
+    """SD's autoencoder scaled down, f4 with 4 channels: 64 x 64 pixels are 16 x 16 latents."""
+    return AutoencoderKL(
+        block_out_channels=(32, 64, 64),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+    )
+
+
+def toy_unet() -> UNet2DConditionModel:
+    """SD v1's UNet scaled down to 16 x 16 latents; cross-attention at 16 x 16, 8 x 8 and in the middle block."""
     return UNet2DConditionModel(
         sample_size=16,
         block_out_channels=(32, 64, 96),
         down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
         layers_per_block=1,
-        cross_attention_dim=width,
+        cross_attention_dim=WIDTH,
         attention_head_dim=4,
         norm_num_groups=16,
     )
 
 
-def toy_foundation(seed: int = 0, width: int = 128) -> Foundation:
-    """Every part with random weights from `seed`; `width` is C and CLIP's projection width."""
+def toy_scheduler() -> DDIMScheduler:
+    """SD's noise schedule with v-prediction."""
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def toy_foundation(seed: int = 0, weights: Path | None = WEIGHTS) -> Foundation:
+    """Every part, with its weights from the folder `weights` where a file is there, else random ones from `seed`."""
     tokenizer, clip_tokenizer = toy_tokenizer(), toy_tokenizer()
-    text, vision = _text_config(tokenizer, width), CLIPVisionConfig(
-        hidden_size=width, intermediate_size=2 * width, projection_dim=width, num_hidden_layers=2,
-        num_attention_heads=4, image_size=64, patch_size=8, initializer_factor=2.0,
-    )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        clip_config = CLIPConfig(text_config=text, vision_config=vision.to_dict(), projection_dim=width)
-        foundation = Foundation(
-            unet=toy_unet(width),
-            vae=AutoencoderKL(
-                block_out_channels=(16, 32, 32),
-                down_block_types=("DownEncoderBlock2D",) * 3,
-                up_block_types=("UpDecoderBlock2D",) * 3,
-                latent_channels=4,
-                norm_num_groups=8,
-                sample_size=64,
-            ),
-            text_encoder=CLIPTextModel(CLIPTextConfig(**text)),
-            tokenizer=tokenizer,
-            scheduler=DDIMScheduler(
-                beta_start=0.00085,
-                beta_end=0.012,
-                beta_schedule="scaled_linear",
-                clip_sample=False,
-                set_alpha_to_one=False,
-                steps_offset=1,
-            ),  # fmt: skip
-            clip=CLIPModel(clip_config),
-            clip_tokenizer=clip_tokenizer,
-            source="toy models with random weights",
-        ).freeze()
-    _unit_latents(foundation.vae)
-    return foundation
+        parts = {"unet": toy_unet(), "vae": toy_vae(), "clip": toy_clip(clip_tokenizer)}
+    found = [name for name in parts if weights and (weights / f"{name}.safetensors").is_file()]
+    for name in found:
+        assert weights is not None
+        state = load_file(weights / f"{name}.safetensors")
+        parts[name].load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+    # As in SD: the text encoder is CLIP's text tower.
+    text_encoder = CLIPTextModel(parts["clip"].config.text_config)
+    text_encoder.load_state_dict(parts["clip"].text_model.state_dict())
+    _unit_latents(parts["vae"])
+    trained = f"trained: {', '.join(found)}" if found else "random weights"
+    return Foundation(
+        unet=parts["unet"],
+        vae=parts["vae"],
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        scheduler=toy_scheduler(),
+        clip=parts["clip"],
+        clip_tokenizer=clip_tokenizer,
+        source=f"toy models ({trained})",
+    ).freeze()
 
 
 @torch.no_grad()
@@ -113,4 +143,5 @@ def _unit_latents(vae: AutoencoderKL) -> None:
     """Set the VAE's scaling factor so that latents of toy scenes have unit variance, as SD's 0.18215 does."""
     images = np.stack([world.draw_scene(0, i).image for i in range(16)])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
-    vae.register_to_config(scaling_factor=1 / float(vae.encode(pixels).latent_dist.mean.std()))
+    posterior = vae.encode(pixels).latent_dist
+    vae.register_to_config(scaling_factor=float((posterior.mean.var() + posterior.var.mean()).rsqrt()))

@@ -1,0 +1,229 @@
+"""Trains the toy's foundation, part by part: `python -m sgg_fast.toy.build vae`, then `clip`, then `unet`.
+
+Each part passes a gate before the next may start, goes on where it was stopped, and leaves fp16 weights in
+`--out`; `--install` copies them into the package, where `sgg_fast/toy/models.py` finds them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import save_file
+from tqdm import tqdm
+from transformers import CLIPModel, CLIPTokenizer
+
+from sgg_fast.data.cache import to_pixels
+from sgg_fast.diffusion import noise
+from sgg_fast.diffusion.sampling import sample_latents
+from sgg_fast.nn.clip import normalise_pixels, text_states
+from sgg_fast.nn.foundation import Foundation
+from sgg_fast.toy import world
+from sgg_fast.toy.captions import caption
+from sgg_fast.toy.fit import fit
+from sgg_fast.toy.models import (
+    WEIGHTS,
+    toy_clip,
+    toy_foundation,
+    toy_scheduler,
+    toy_tokenizer,
+    toy_unet,
+    toy_vae,
+)
+
+TRAIN_SEED, HELD_OUT_SEED = 1000, 2000
+"""World seeds of the foundation's training and held-out scenes; neither is a seed that a recipe trains on."""
+
+
+def draw(seed: int, num: int, first: int = 0) -> np.ndarray:
+    """uint8 [num, 64, 64, 3]: scenes of the world `seed`, from number `first` on."""
+    numbers = tqdm(range(first, first + num), desc="draw", leave=False)
+    return np.stack([world.draw_scene(seed, i).image for i in numbers])
+
+
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
+    """uint8 pictures through the autoencoder (posterior mean) and back."""
+    parts = []
+    for start in range(0, len(images), 64):
+        pixels = to_pixels(images[start : start + 64], torch.device("cpu"))
+        out = vae.decode(vae.encode(pixels).latent_dist.mean).sample
+        parts.append(((out.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).numpy())
+    return np.concatenate(parts)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """dB between uint8 pictures: the mean over pictures of each one's own peak signal-to-noise ratio."""
+    mse = ((a.astype(np.float64) - b.astype(np.float64)) ** 2).reshape(len(a), -1).mean(axis=1)
+    return float((10 * np.log10(255**2 / np.maximum(mse, 1e-10))).mean())
+
+
+def sheet(rows: list[np.ndarray], path: Path, zoom: int = 3) -> None:
+    """Pictures [num, H, W, 3] below each other, row by row, enlarged without smoothing."""
+    grid = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
+    picture = Image.fromarray(grid)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)
+
+
+def build_vae(out: Path, num_steps: int, num_scenes: int, batch: int = 16) -> AutoencoderKL:
+    """AutoencoderKL f4 with 4 channels: squared and absolute error, and a light KL term. Gate: 32 dB held out."""
+    images, held_out = draw(TRAIN_SEED, num_scenes), draw(HELD_OUT_SEED, 256)
+    torch.manual_seed(0)
+    vae = toy_vae().to(memory_format=torch.channels_last)
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = np.random.default_rng([TRAIN_SEED, step])
+        chosen = images[rng.integers(len(images), size=batch)]
+        mirrored = rng.random(batch) < 0.5
+        chosen[mirrored] = chosen[mirrored, :, ::-1]
+        pixels = to_pixels(chosen, torch.device("cpu")).contiguous(memory_format=torch.channels_last)
+        posterior = vae.encode(pixels).latent_dist
+        error = vae.decode(posterior.sample()).sample - pixels
+        square = error.square().mean()
+        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
+        return 5 * square + error.abs().mean() + 1e-4 * kl, {
+            "dB": 10 * math.log10(4 / float(square.detach())),
+            "kl": float(kl.detach()),
+        }
+
+    def look(ema: torch.nn.Module, step: int) -> str:
+        through = reconstruct(ema, held_out)  # type: ignore[arg-type]
+        sheet([held_out[:10], through[:10]], out / "vae" / "samples" / f"step-{step:06d}.png")
+        return f"held-out PSNR {psnr(held_out, through):.2f} dB"
+
+    ema = fit("vae", vae, loss_of, out / "vae", num_steps, peak_lr=2e-3, look=look)
+    save_half(ema, out / "vae.safetensors")
+    return ema  # type: ignore[return-value]
+
+
+def save_half(model: torch.nn.Module, path: Path) -> None:
+    """fp16 safetensors, written aside and renamed."""
+    aside = path.with_suffix(".part")
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_file({k: v.contiguous() for k, v in halves.items()}, aside)
+    aside.rename(path)
+
+
+def _tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> dict[str, torch.Tensor]:
+    """Padded to the longest of the batch, not to 77: attention is causal, so what follows the end changes nothing."""
+    return dict(tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt"))
+
+
+def build_clip(out: Path, num_steps: int, num_scenes: int, batch: int = 96) -> CLIPModel:
+    """CLIP on (sentence, picture) pairs, symmetric InfoNCE. Looked at: held-out retrieval, 256 pairs, chance 1/256."""
+    scenes = [world.draw_scene(TRAIN_SEED, i) for i in tqdm(range(num_scenes), desc="draw", leave=False)]
+    held_out = [world.draw_scene(HELD_OUT_SEED, i) for i in range(256)]
+    tokenizer = toy_tokenizer()
+    torch.manual_seed(0)
+    clip = toy_clip(tokenizer)
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = np.random.default_rng([TRAIN_SEED, step])
+        chosen = [scenes[i] for i in rng.integers(len(scenes), size=batch)]
+        texts = _tokens(tokenizer, [caption(s.graph, rng, partial=0.3) for s in chosen])
+        out = clip(**texts, pixel_values=clip_pixels(clip, np.stack([s.image for s in chosen])), return_loss=True)
+        return out.loss, {"loss": float(out.loss.detach()), "scale": float(clip.logit_scale.detach().exp())}
+
+    @torch.no_grad()
+    def look(ema: torch.nn.Module, step: int) -> str:
+        texts = _tokens(tokenizer, [caption(s.graph) for s in held_out])
+        logits = ema(**texts, pixel_values=clip_pixels(ema, np.stack([s.image for s in held_out]))).logits_per_image
+        right = logits.argmax(dim=1) == torch.arange(len(held_out))
+        return f"held-out image to text top-1 {right.float().mean():.3f} (chance {1 / len(held_out):.3f})"
+
+    ema = fit("clip", clip, loss_of, out / "clip", num_steps, peak_lr=1e-3, look=look, weight_decay=0.02)
+    save_half(ema, out / "clip.safetensors")
+    return ema  # type: ignore[return-value]
+
+
+def build_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32) -> UNet2DConditionModel:
+    """The text-conditioned UNet: v-prediction on latents, sentences through CLIP's text tower, 10 % without."""
+    foundation = toy_foundation(weights=out)
+    if missing := [part for part in ("vae", "clip") if not (out / f"{part}.safetensors").is_file()]:
+        raise SystemExit(f"{out} has no {' and no '.join(missing)}: build that first")
+    graphs = [world.draw_scene(TRAIN_SEED, i).graph for i in tqdm(range(num_scenes), desc="graphs", leave=False)]
+    latents = torch.cat([encode(foundation, draw(TRAIN_SEED, 1000, i)) for i in range(0, num_scenes, 1000)])
+    torch.manual_seed(0)
+    unet = toy_unet()
+    abar = foundation.scheduler.alphas_cumprod
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        rng = np.random.default_rng([TRAIN_SEED, step])
+        chosen = rng.integers(len(graphs), size=batch)
+        texts = ["" if rng.random() < 0.1 else caption(graphs[i], rng, partial=0.1) for i in chosen]
+        context, _ = text_states(foundation.text_encoder, foundation.tokenizer, texts)
+        z_0, t = latents[chosen], torch.from_numpy(rng.integers(len(abar), size=batch))
+        eps = torch.randn(z_0.shape)
+        target = noise.target_of("v_prediction", z_0, eps, abar[t])
+        predicted = unet(noise.add_noise(z_0, eps, abar[t]), t, context).sample
+        loss = (predicted - target).square().mean()
+        return loss, {"loss": float(loss.detach())}
+
+    held_out = [world.draw_scene(HELD_OUT_SEED, i) for i in range(12)]
+
+    def look(ema: torch.nn.Module, step: int) -> str:
+        drawn = draw_texts(foundation, ema, [caption(s.graph) for s in held_out])
+        sheet([np.stack([s.image for s in held_out]), drawn], out / "unet" / "samples" / f"step-{step:06d}.png")
+        return "sample sheet written"
+
+    ema = fit("unet", unet, loss_of, out / "unet", num_steps, peak_lr=1e-3, ema_decay=0.9995, look=look)
+    save_half(ema, out / "unet.safetensors")
+    return ema  # type: ignore[return-value]
+
+
+def clip_pixels(clip: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
+    """uint8 pictures as CLIP's image tower reads them."""
+    return normalise_pixels(clip, to_pixels(images, torch.device("cpu")))
+
+
+@torch.no_grad()
+def encode(foundation: Foundation, images: np.ndarray) -> torch.Tensor:
+    """Scaled latents (posterior means) of uint8 pictures."""
+    pixels = to_pixels(images, torch.device("cpu"))
+    parts = [foundation.vae.encode(some).latent_dist.mean for some in pixels.split(50)]
+    return torch.cat(parts) * foundation.vae.config.scaling_factor
+
+
+@torch.no_grad()
+def draw_texts(foundation: Foundation, unet: torch.nn.Module, texts: list[str], guidance: float = 4.0) -> np.ndarray:
+    """uint8 pictures of sentences, 40 DDIM steps, noise from seed 0."""
+    context, _ = text_states(foundation.text_encoder, foundation.tokenizer, [""] * len(texts) + texts)
+    start = torch.randn(len(texts), 4, 16, 16, generator=torch.Generator().manual_seed(0))
+
+    def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return unet(z, t, context).sample
+
+    latents = sample_latents(denoise, toy_scheduler(), start, 40, guidance)
+    out = foundation.vae.decode(latents / foundation.vae.config.scaling_factor).sample
+    return ((out.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).numpy()
+
+
+PARTS = {"vae": build_vae, "clip": build_clip, "unet": build_unet}
+STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code 0."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("part", choices=PARTS)
+    parser.add_argument("--out", type=Path, default=Path("runs/toy-build"))
+    parser.add_argument("--steps", type=int, help=f"optimiser steps ({STEPS})")
+    parser.add_argument("--scenes", type=int, default=20_000, help="training scenes to draw")
+    parser.add_argument("--install", action="store_true", help="copy the weights into the package when done")
+    args = parser.parse_args(argv)
+    PARTS[args.part](args.out, args.steps or STEPS[args.part], args.scenes)
+    if args.install:
+        WEIGHTS.mkdir(exist_ok=True)
+        shutil.copy(args.out / f"{args.part}.safetensors", WEIGHTS)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

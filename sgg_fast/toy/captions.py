@@ -1,0 +1,34 @@
+"""Scene graphs as sentences: what the toy's CLIP and its text-conditioned UNet are trained on.
+
+The serialisation: one phrase a relation, "subject predicate object", then the objects that no relation mentions, all
+joined by ", ". An attribute stands before its name, as in the graph.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sgg_fast.graph import SceneGraph
+
+
+def phrases(graph: SceneGraph) -> list[str]:
+    """One phrase a relation, in order, then the names that no relation mentions."""
+    said = {i for s, _, o in graph.relations for i in (s, o)}
+    told = [f"{graph.objects[s]} {predicate} {graph.objects[o]}" for s, predicate, o in graph.relations]
+    return told + [name for i, name in enumerate(graph.objects) if i not in said]
+
+
+def caption(graph: SceneGraph, rng: np.random.Generator | None = None, partial: float = 0.0) -> str:
+    """The sentence of `graph`; with `rng` its phrases are shuffled.
+
+    With probability `partial` only some are said, or a single object's name.
+    """
+    parts = phrases(graph)
+    if rng is None:
+        return ", ".join(parts)
+    rng.shuffle(parts)
+    if rng.random() < partial:
+        if rng.random() < 0.3:
+            return graph.objects[rng.integers(len(graph.objects))]
+        parts = parts[: rng.integers(1, len(parts) + 1)]
+    return ", ".join(parts)
