@@ -27,12 +27,40 @@ class SceneGraphError(ValueError):
     """A scene graph that cannot be used; the message names its source, the place in it and the reason."""
 
 
+def shown(value: object) -> str:
+    """A value of any size and depth in a few words, for an error message."""
+    if isinstance(value, (list, tuple, dict)):
+        return {dict: "an object"}.get(type(value), "a list")
+    if isinstance(value, int) and value.bit_length() > 64:
+        return "a number too large"
+    text = repr(value[:40] if isinstance(value, str) else value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def check_name(name: object, where: str) -> None:
+    """Raise `SceneGraphError`, beginning with `where`, for what the text tower cannot read or the model adds itself."""
+    if not isinstance(name, str) or not name.strip():
+        raise SceneGraphError(f"{where}: a name must be a non-empty string, not {shown(name)}")
+    if name.strip() in SPOKEN:
+        raise SceneGraphError(f"{where}: {name!r} is added by the model itself; leave it out")
+    if any("\ud800" <= character <= "\udfff" for character in name):
+        raise SceneGraphError(f"{where}: the name holds a lone surrogate, which is not text")
+
+
+def check_index(index: object, num_objects: int, where: str) -> None:
+    """Raise `SceneGraphError`, beginning with `where`, for what is not the index of one of `num_objects` objects."""
+    if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
+        raise SceneGraphError(f"{where}: an object index must be an integer, not {shown(index)}")
+    if not 0 <= index < num_objects:
+        raise SceneGraphError(f"{where}: object index {shown(int(index))}, but the graph has {num_objects} objects")
+
+
 @dataclasses.dataclass(frozen=True)
 class SceneGraph:
     """Objects by name and relations as (subject index, predicate, object index).
 
     Attributes go in front of the name: "red hat". The image node is not part of it; packing adds it.
-    Raises `SceneGraphError` for an empty graph, an empty name, an index out of range or a self-loop.
+    Raises `SceneGraphError` for an empty graph, a name that is empty or reserved, an index out of range or a self-loop.
     """
 
     objects: tuple[str, ...]
@@ -42,16 +70,14 @@ class SceneGraph:
         if not self.objects:
             raise SceneGraphError("a scene graph needs at least one object")
         for i, name in enumerate(self.objects):
-            if not isinstance(name, str) or not name.strip():
-                raise SceneGraphError(f"objects[{i}]: a name must be a non-empty string, not {name!r}")
-        for i, (subject, predicate, obj) in enumerate(self.relations):
-            if not isinstance(predicate, str) or not predicate.strip():
-                raise SceneGraphError(f"relationships[{i}]: a predicate must be a non-empty string")
+            check_name(name, f"objects[{i}]")
+        for i, relation in enumerate(self.relations):
+            if not isinstance(relation, (tuple, list)) or len(relation) != 3:
+                raise SceneGraphError(f"relationships[{i}]: must be (subject, predicate, object)")
+            subject, predicate, obj = relation
             for index in (subject, obj):
-                if not 0 <= index < len(self.objects):
-                    raise SceneGraphError(
-                        f"relationships[{i}]: object index {index}, but the graph has {len(self.objects)} objects"
-                    )
+                check_index(index, len(self.objects), f"relationships[{i}]")
+            check_name(predicate, f"relationships[{i}]")
             if subject == obj:
                 raise SceneGraphError(f"relationships[{i}]: object {subject} is related to itself")
 
@@ -197,6 +223,7 @@ class SceneGraphBatch:
         """Build the plan from packed indices, image nodes and relations already in place.
 
         names [N], predicates [E], subject [E], object_ [E] packed indices, sizes [B, 2] objects and relations.
+        Raises ValueError for sizes that do not add up and for a relation that leaves its graph.
         """
         num_objects, num_relations = len(names), len(predicates)
         object_ptr, relation_ptr = (np.concatenate([[0], np.cumsum(sizes[:, k])]) for k in (0, 1))
@@ -204,14 +231,19 @@ class SceneGraphBatch:
             raise ValueError(
                 f"sizes add up to {object_ptr[-1]}, {relation_ptr[-1]}, not {num_objects}, {num_relations}"
             )
+        object_graph = np.repeat(np.arange(len(sizes)), sizes[:, 0])
+        relation_graph = np.repeat(np.arange(len(sizes)), sizes[:, 1])
+        for role, index in (("subject", subject), ("object", object_)):
+            strays = (index < object_ptr[relation_graph]) | (index >= object_ptr[relation_graph + 1])
+            if strays.any():
+                e = int(strays.argmax())
+                raise ValueError(f"relation {e}: {role} {index[e]} is not an object of graph {relation_graph[e]}")
         as_subject = np.bincount(subject, minlength=num_objects)
         degree = as_subject + np.bincount(object_, minlength=num_objects)
         message_ptr = np.concatenate([[0], np.cumsum(degree)])
         # A stable sort by (object, role) keeps relations ascending within a role.
         order = np.argsort(np.concatenate([2 * subject, 2 * object_ + 1]), kind="stable")
         num_real = sizes[:, 1] - (sizes[:, 0] - 1)
-        object_graph = np.repeat(np.arange(len(sizes)), sizes[:, 0])
-        relation_graph = np.repeat(np.arange(len(sizes)), sizes[:, 1])
         pooled = np.ones(num_objects, np.uint8)
         pooled[object_ptr[1:] - 1] = 0
         relation_pooled = np.arange(num_relations) - relation_ptr[relation_graph] < num_real[relation_graph]

@@ -1,0 +1,127 @@
+"""Sampling: eq. 2 and DDIM against a loop written from the formulas, and a Gaussian whose answer is known."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+from sgg_fast.diffusion.sampling import sample_latents
+
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+def ddim(kind: str = "epsilon") -> DDIMScheduler:
+    return DDIMScheduler(**SCHEDULE, clip_sample=False, set_alpha_to_one=False, steps_offset=1, prediction_type=kind)
+
+
+def noise(num: int = 2) -> torch.Tensor:
+    return torch.randn(num, 3, 2, 2, generator=torch.Generator().manual_seed(0))
+
+
+def alpha_bars(num_steps: int) -> list[tuple[int, float, float]]:
+    """(t, alpha_bar_t, alpha_bar of the step after it) of SD's schedule, from its definition."""
+    betas = [(math.sqrt(0.00085) + (math.sqrt(0.012) - math.sqrt(0.00085)) * i / 999) ** 2 for i in range(1000)]
+    table, product = [], 1.0
+    for beta in betas:
+        product *= 1 - beta
+        table.append(product)
+    stride = 1000 // num_steps
+    steps = [i * stride + 1 for i in reversed(range(num_steps))]
+    return [(t, table[t], table[t - stride] if t >= stride else table[0]) for t in steps]
+
+
+def given(z: torch.Tensor, t: int) -> torch.Tensor:
+    return torch.tanh(z) * (1 + t / 1000)
+
+
+def null(z: torch.Tensor, t: int) -> torch.Tensor:
+    return 0.3 * z - 0.1
+
+
+class Denoiser:
+    """Null condition in the first half, the condition in the second; remembers what it was called with."""
+
+    def __init__(self, guided: bool) -> None:
+        self.guided, self.calls = guided, []
+
+    def __call__(self, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        self.calls.append((int(t), tuple(z.shape)))
+        if not self.guided:
+            return given(z, int(t))
+        first, second = z.chunk(2)
+        assert torch.equal(first, second)
+        return torch.cat([null(first, int(t)), given(second, int(t))])
+
+
+@pytest.mark.parametrize("guidance", [1.0, 7.5, 0.0])
+@pytest.mark.parametrize("num_steps", [1, 5, 20])
+def test_guided_ddim_against_a_loop(guidance, num_steps):
+    denoise = Denoiser(guided=guidance != 1)
+    found = sample_latents(denoise, ddim(), noise().double(), num_steps, guidance)
+    z = noise().double()
+    for t, now, after in alpha_bars(num_steps):
+        eps = guidance * given(z, t) + (1 - guidance) * null(z, t)
+        z_0 = (z - math.sqrt(1 - now) * eps) / math.sqrt(now)
+        z = math.sqrt(after) * z_0 + math.sqrt(1 - after) * eps
+    torch.testing.assert_close(found, z, rtol=2e-5, atol=2e-5)  # the scheduler's own table is fp32
+    assert [t for t, _ in denoise.calls] == [t for t, _, _ in alpha_bars(num_steps)]
+    assert {shape for _, shape in denoise.calls} == {(2 if guidance == 1 else 4, 3, 2, 2)}
+
+
+def ideal(kind: str, spread: float, table: torch.Tensor):
+    """The best denoiser of latents N(0, spread^2): E[eps | z_t] or E[v | z_t]."""
+
+    def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        a = table[int(t)].to(z)
+        variance = a * spread**2 + 1 - a
+        eps, z_0 = (1 - a).sqrt() * z / variance, a.sqrt() * spread**2 * z / variance
+        return eps if kind == "epsilon" else a.sqrt() * eps - (1 - a).sqrt() * z_0
+
+    return denoise
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("spread", [0.5, 2.0])
+def test_a_gaussian_is_sampled_exactly(kind, spread):
+    """DDIM at eta 0 keeps z_t / sqrt(Var z_t) along the way, so z ends as noise scaled to the data's spread."""
+    scheduler, start = ddim(kind), noise().double()
+    found = sample_latents(ideal(kind, spread, scheduler.alphas_cumprod), scheduler, start, 500, 1.0)
+    first, last = scheduler.alphas_cumprod[999].item(), scheduler.alphas_cumprod[0].item()
+    scale = math.sqrt((last * spread**2 + 1 - last) / (first * spread**2 + 1 - first))
+    torch.testing.assert_close(found, start * scale, rtol=1e-2, atol=1e-6)
+
+
+def test_other_schedulers_work_and_get_their_own_scaling():
+    """Euler starts from noise of its own sigma and takes no eta; the same Gaussian must come out."""
+    scheduler, start, spread = EulerDiscreteScheduler(**SCHEDULE), noise().double(), 0.5
+
+    def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return ideal("epsilon", spread, scheduler.alphas_cumprod)(z, t.long())
+
+    found = sample_latents(denoise, scheduler, start, 200, 1.0)
+    assert scheduler.init_noise_sigma > 10
+    torch.testing.assert_close(found, start * spread, rtol=0.05, atol=1e-3)
+
+
+def test_a_sample_does_not_depend_on_its_neighbours():
+    both = sample_latents(Denoiser(True), ddim(), noise(), 5, 7.5)
+    for i in range(2):
+        alone = sample_latents(Denoiser(True), ddim(), noise()[i : i + 1], 5, 7.5)
+        torch.testing.assert_close(both[i], alone[0], rtol=1e-6, atol=1e-6)
+
+
+def test_progress_sees_every_timestep_and_no_gradient_is_kept():
+    seen = []
+
+    def track(timesteps):
+        for t in timesteps:
+            seen.append(int(t))
+            yield t
+
+    start = noise().requires_grad_()
+    out = sample_latents(Denoiser(True), ddim(), start, 4, 2.0, track)
+    assert seen == [t for t, _, _ in alpha_bars(4)]
+    assert not out.requires_grad and torch.equal(start, noise())
