@@ -2,7 +2,7 @@
 PYTHON ?= python
 OUT ?= outputs/gpu-suite
 
-.PHONY: test check types
+.PHONY: test check types bench gpu-suite gpu-suite-dry
 
 test:  ## everything that runs without a GPU
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2
@@ -14,3 +14,12 @@ check: types  ## style, types, and the kernels compiled for five GPUs
 types:
 	@mkdir -p build/types && ln -sfn ../../kernels build/types/sgg_kernels
 	MYPYPATH=build/types $(PYTHON) -m mypy
+
+bench:  ## kernel microbenchmarks of this machine
+	$(PYTHON) -m benchmarks.run --out $(OUT)
+
+gpu-suite:  ## everything that needs a GPU, within nine minutes: make gpu-suite OUT=DIR
+	$(PYTHON) -m benchmarks.gpu_suite --out $(OUT)
+
+gpu-suite-dry:  ## the same script on a CPU at tiny sizes; nothing is timed on an interpreter
+	$(PYTHON) -m benchmarks.gpu_suite --out $(OUT) --dry

@@ -1,11 +1,12 @@
 """Pure-torch forms of every kernel: the definition that the Triton kernels are held to. Runs anywhere."""
 
-from .graph_ops import gather_add_relu, masked_pool, scatter_mean, triple_context
+from .graph_ops import gather_add_relu, graph_mean, masked_pool, scatter_mean, triple_context
 from .hash import hash_normal, hash_u32, hash_uniform
 from .pack import mae_mask, pack
 
 __all__ = [
     "gather_add_relu",
+    "graph_mean",
     "hash_normal",
     "hash_u32",
     "hash_uniform",

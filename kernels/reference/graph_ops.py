@@ -28,23 +28,44 @@ def gather_add_relu(
 
 
 def scatter_mean(
-    y_E3D: torch.Tensor, ptr_N1: torch.Tensor, mid_N: torch.Tensor, slot_2E: torch.Tensor
+    y_E3D: torch.Tensor,
+    ptr_N1: torch.Tensor,
+    mid_N: torch.Tensor,
+    slot_2E: torch.Tensor,
+    bias_3D: torch.Tensor | None = None,
+    residual_ED: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Eqs 3-6 after the second linear map: `m_s, r, m_o = split(relu(y))`; each object's mean over its messages.
+    """Eqs 3-6 after the second linear map: `m_s, r', m_o = split(relu(y + bias))`; each object's mean of its messages.
 
     Object i receives m_s of the relations slot[ptr[i]:mid[i]] and m_o of slot[mid[i]:ptr[i+1]].
-    Returns ([N, D] means, [E, D] new relation embedding).
+    Returns ([N, D] means in the dtype of y, [E, D] residual + r' in the wider of y's and the residual's).
     """
-    num_objects, dtype = mid_N.shape[0], y_E3D.dtype
-    m_s_ED, r_ED, m_o_ED = y_E3D.relu().chunk(3, dim=1)
+    num_objects, dtype, acc = mid_N.shape[0], y_E3D.dtype, _accumulator(y_E3D)
+    total_E3D = y_E3D.to(acc) if bias_3D is None else y_E3D.to(acc) + bias_3D.to(acc)
+    m_s_ED, r_ED, m_o_ED = total_E3D.relu().chunk(3, dim=1)
     position = torch.arange(slot_2E.shape[0], device=slot_2E.device)
-    receiver = torch.repeat_interleave(torch.arange(num_objects, device=slot_2E.device), ptr_N1.long().diff())
+    receiver = torch.repeat_interleave(
+        torch.arange(num_objects, device=slot_2E.device), ptr_N1.long().diff(), output_size=slot_2E.shape[0]
+    )
     as_subject = (position < mid_N[receiver])[:, None]
-    acc = _accumulator(y_E3D)
-    message = torch.where(as_subject, m_s_ED[slot_2E], m_o_ED[slot_2E]).to(acc)
+    message = torch.where(as_subject, m_s_ED[slot_2E], m_o_ED[slot_2E])
     total_ND = message.new_zeros(num_objects, message.shape[1]).index_add(0, receiver, message)
     degree_N1 = ptr_N1.diff().clamp(min=1)[:, None].to(acc)
-    return (total_ND / degree_N1).to(dtype), r_ED
+    if residual_ED is not None:
+        r_ED, dtype_r = r_ED + residual_ED.to(acc), torch.promote_types(dtype, residual_ED.dtype)
+    else:
+        dtype_r = dtype
+    return (total_ND / degree_N1).to(dtype), r_ED.to(dtype_r)
+
+
+def graph_mean(rows_ED: torch.Tensor, ptr_B1: torch.Tensor) -> torch.Tensor:
+    """Mean of each graph's rows, [B, D]: X_global before its linear map (eq. 8)."""
+    acc, sizes = _accumulator(rows_ED), ptr_B1.long().diff()
+    graph = torch.repeat_interleave(
+        torch.arange(sizes.shape[0], device=rows_ED.device), sizes, output_size=rows_ED.shape[0]
+    )
+    total = rows_ED.new_zeros(sizes.shape[0], rows_ED.shape[1], dtype=acc).index_add(0, graph, rows_ED.to(acc))
+    return (total / sizes.clamp(min=1)[:, None]).to(rows_ED.dtype)
 
 
 def masked_pool(
@@ -60,7 +81,9 @@ def masked_pool(
     for rows, ptr, mask in ((x_ND, object_ptr, object_mask_N), (r_ED, relation_ptr, relation_mask_E)):
         acc = _accumulator(rows)
         sizes = ptr.long().diff()
-        graph = torch.repeat_interleave(torch.arange(sizes.shape[0], device=rows.device), sizes)
+        graph = torch.repeat_interleave(
+            torch.arange(sizes.shape[0], device=rows.device), sizes, output_size=rows.shape[0]
+        )
         weight = (mask != 0).to(acc)
         total = rows.new_zeros(sizes.shape[0], rows.shape[1], dtype=acc)
         total = total.index_add(0, graph, rows.to(acc) * weight[:, None])
@@ -77,8 +100,11 @@ def triple_context(
     subject_E: torch.Tensor,
     object_E: torch.Tensor,
     graph_E: torch.Tensor,
+    bias_H: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Eq. 7: `s[subject] + r + o[object] + pool[graph]`, [E, H]; s = f_s(x), r = f_r(r), o = f_o(x)."""
+    """Eq. 7: `s[subject] + r + o[object] + pool[graph] + bias`, [E, H]; s = f_s(x), r = f_r(r), o = f_o(x)."""
     acc = _accumulator(s_NH)
     total_EH = s_NH[subject_E].to(acc) + r_EH.to(acc) + o_NH[object_E].to(acc) + pool_BH[graph_E].to(acc)
+    if bias_H is not None:
+        total_EH = total_EH + bias_H.to(acc)
     return total_EH.to(s_NH.dtype)

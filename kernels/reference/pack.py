@@ -1,10 +1,13 @@
-"""Reference of `pack`: draw graphs from a packed store into a packed batch, and choose the masked objects.
+"""Reference of `pack`: draw graphs from a packed store into a packed batch, mask it and pad it.
 
 The store and the batch have the same fields (`sgg_fast.graph.SceneGraphBatch`); only offsets change, so nobody
-sorts or counts. Sizes come from the host, which drew the graph ids.
+sorts or counts. The host drew the graph ids, knows their sizes and gives the offsets.
+Letters: B graphs drawn, G = B or B + 1 of them with the padding graph, N objects, E relations.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import torch
 
@@ -12,6 +15,51 @@ from .hash import hash_u32
 
 MASK_STREAM = 1
 """Word of the hash key that keeps the masks apart from other random numbers."""
+PPM = 1_000_000
+"""The mask ratio comes in parts of this, so that counts are integers and agree bit for bit."""
+PADDING_NAME, PADDING_PREDICATE = 0, 1
+"""Names of the padding: the two reserved ids of every `NameTable`."""
+
+STORE_FIELDS = (
+    "object_name",
+    "predicate_name",
+    "subject",
+    "object",
+    "object_ptr",
+    "relation_ptr",
+    "message_ptr",
+    "message_mid",
+    "message_slot",
+    "object_pooled",
+    "relation_pooled",
+)
+"""What is read of the store, in the order of the kernel's arguments."""
+BATCH_FIELDS = (
+    "object_name",
+    "predicate_name",
+    "subject",
+    "object",
+    "message_ptr",
+    "message_mid",
+    "message_slot",
+    "object_graph",
+    "relation_graph",
+    "object_pooled",
+    "relation_pooled",
+)
+"""What is written, in the order of the kernel's arguments."""
+
+
+class MaskKey(NamedTuple):
+    """What decides the masks of a batch."""
+
+    first_copy: int
+    """The graphs from this index on are the masked copies."""
+    ratio_ppm: int
+    """Share of their objects to hide, in parts per million."""
+    seed: int
+    step: torch.Tensor
+    """[1] int32 on the device, so that a captured launch sees it change."""
 
 
 def concat_ranges(start_B: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
@@ -22,57 +70,100 @@ def concat_ranges(start_B: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
     return torch.arange(total, device=start_B.device) + shift
 
 
-def mae_mask(
-    object_ptr: torch.Tensor, masked_B: torch.Tensor, sample_B: torch.Tensor, ratio: float, seed: int, step: int
-) -> torch.Tensor:
-    """[N] bool: in each graph with masked_B set, the `ratio` of its objects with the smallest hash keys.
+def mae_mask(ids_B: torch.Tensor, object_ptr: torch.Tensor, key: MaskKey) -> torch.Tensor:
+    """[N] bool: in each copy (graph `key.first_copy` on), the share of its objects with the smallest hashes.
 
     The image node (the last object) is never masked; at least one object is masked and one kept, and
     a graph of one object is left whole. The count is `round(ratio * objects)`, halves up.
     """
     size_B = object_ptr.long().diff()
-    num_B = size_B - 1
-    graph = torch.repeat_interleave(torch.arange(size_B.shape[0], device=size_B.device), size_B)
-    index = torch.arange(graph.shape[0], device=size_B.device) - object_ptr.long()[graph]
-    key = hash_u32(seed, step, sample_B.long()[graph], MASK_STREAM, index)
+    num_B, batch = size_B - 1, torch.arange(len(ids_B), device=ids_B.device)
+    graph = torch.repeat_interleave(batch, size_B)
+    index = torch.arange(graph.shape[0], device=ids_B.device) - object_ptr.long()[graph]
+    hashed = hash_u32(key.seed, key.step, ids_B.long()[graph], MASK_STREAM, index)
     is_image = index == num_B[graph]
-    # Rank within the graph: sort by (graph, image last, key); stable, so ties go to the lower index.
-    order = torch.argsort(graph * 2**34 + is_image.long() * 2**33 + key, stable=True)
+    # Rank within the graph: sort by (graph, image last, hash); stable, so ties go to the lower index.
+    order = torch.argsort(graph * 2**34 + is_image.long() * 2**33 + hashed, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(order.shape[0], device=order.device)
     rank = rank - object_ptr.long()[graph]
-    count_B = torch.minimum((ratio * num_B + 0.5).floor().long().clamp(min=1), num_B - 1) * masked_B.long()
+    count_B = (num_B * key.ratio_ppm + PPM // 2) // PPM
+    count_B = torch.minimum(count_B.clamp(min=1), num_B - 1) * (batch >= key.first_copy)
     return rank < count_B[graph]
 
 
-def pack(store: dict[str, torch.Tensor], graph_B: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The graphs `graph_B` of `store` end to end. Both dicts hold the tensors of `SceneGraphBatch` by name."""
-    graph_B = graph_B.long()
-    object_ptr, relation_ptr = store["object_ptr"].long(), store["relation_ptr"].long()
-    first_N, num_N = object_ptr[graph_B], object_ptr[graph_B + 1] - object_ptr[graph_B]
-    first_E, num_E = relation_ptr[graph_B], relation_ptr[graph_B + 1] - relation_ptr[graph_B]
-    zero = num_N.new_zeros(1)
-    new_object_ptr, new_relation_ptr = torch.cat([zero, num_N.cumsum(0)]), torch.cat([zero, num_E.cumsum(0)])
-    rows_N, rows_E = concat_ranges(first_N, num_N), concat_ranges(first_E, num_E)
-    rows_2E = concat_ranges(2 * first_E, 2 * num_E)
-    batch = torch.arange(len(graph_B), device=graph_B.device)
-    graph_N, graph_E = torch.repeat_interleave(batch, num_N), torch.repeat_interleave(batch, num_E)
-    shift_N, shift_E = new_object_ptr[:-1] - first_N, new_relation_ptr[:-1] - first_E
+def _padding(graph: int, o_n: int, num_n: int, o_e: int, num_e: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """The fields of the padding graph, whose objects and relations start at o_n and o_e.
 
-    out = {
+    Object i of its n owns the relations `i m // n .. (i + 1) m // n` of its m, as their subject and their object.
+    """
+    bounds = torch.arange(num_n + 1, device=device) * num_e // max(num_n, 1)
+    first, last = bounds[:-1], bounds[1:]
+    owner = torch.repeat_interleave(torch.arange(num_n, device=device), last - first)
+    zero_N, zero_E = torch.zeros_like(first), torch.zeros_like(owner)
+    return {
+        "object_name": zero_N + PADDING_NAME,
+        "predicate_name": zero_E + PADDING_PREDICATE,
+        "subject": o_n + owner,
+        "object": o_n + owner,
+        "message_ptr": 2 * (o_e + last),
+        "message_mid": 2 * o_e + first + last,
+        "message_slot": o_e + concat_ranges(first.repeat_interleave(2), (last - first).repeat_interleave(2)),
+        "object_graph": zero_N + graph,
+        "relation_graph": zero_E + graph,
+        "object_pooled": zero_N,
+        "relation_pooled": zero_E,
+    }
+
+
+def _drawn(
+    store: dict[str, torch.Tensor], ids_B: torch.Tensor, object_ptr: torch.Tensor, relation_ptr: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """The fields of the drawn graphs, end to end."""
+    ids_B = ids_B.long()
+    num_N, num_E = object_ptr.long().diff(), relation_ptr.long().diff()
+    first_N, first_E = store["object_ptr"].long()[ids_B], store["relation_ptr"].long()[ids_B]
+    rows_N, rows_E = concat_ranges(first_N, num_N), concat_ranges(first_E, num_E)
+    batch = torch.arange(len(ids_B), device=ids_B.device)
+    graph_N, graph_E = torch.repeat_interleave(batch, num_N), torch.repeat_interleave(batch, num_E)
+    shift_N, shift_E = object_ptr[:-1] - first_N, relation_ptr[:-1] - first_E
+    return {
         "object_name": store["object_name"][rows_N],
         "predicate_name": store["predicate_name"][rows_E],
         "subject": store["subject"][rows_E] + shift_N[graph_E],
         "object": store["object"][rows_E] + shift_N[graph_E],
-        "object_ptr": new_object_ptr,
-        "relation_ptr": new_relation_ptr,
-        "message_ptr": torch.cat([zero, store["message_ptr"][rows_N + 1] + 2 * shift_E[graph_N]]),
+        "message_ptr": torch.cat([num_N.new_zeros(1), store["message_ptr"][rows_N + 1] + 2 * shift_E[graph_N]]),
         "message_mid": store["message_mid"][rows_N] + 2 * shift_E[graph_N],
-        "message_slot": store["message_slot"][rows_2E] + torch.repeat_interleave(shift_E, 2 * num_E),
+        "message_slot": store["message_slot"][concat_ranges(2 * first_E, 2 * num_E)]
+        + torch.repeat_interleave(shift_E, 2 * num_E),
         "object_graph": graph_N,
         "relation_graph": graph_E,
+        "object_pooled": store["object_pooled"][rows_N],
+        "relation_pooled": store["relation_pooled"][rows_E],
     }
-    out = {name: tensor.to(torch.int32) for name, tensor in out.items()}
-    out["object_pooled"] = store["object_pooled"][rows_N]
-    out["relation_pooled"] = store["relation_pooled"][rows_E]
-    return out
+
+
+def pack(
+    store: dict[str, torch.Tensor],
+    ids_B: torch.Tensor,
+    object_ptr: torch.Tensor,
+    relation_ptr: torch.Tensor,
+    mask: MaskKey | None = None,
+) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """The graphs `ids` of `store` end to end, at the offsets `object_ptr` and `relation_ptr`: (BATCH_FIELDS, masked).
+
+    The pointers are [B+1], or [B+2] to append the padding graph, whose relations need an object. masked: [N] bool,
+    all False without `mask`; never set in the padding.
+    """
+    num_graphs = len(ids_B)
+    ptrs = object_ptr[: num_graphs + 1], relation_ptr[: num_graphs + 1]
+    out = _drawn(store, ids_B, *ptrs)
+    masked_N = out["object_name"].new_zeros(out["object_name"].shape, dtype=torch.bool)
+    if mask is not None:
+        masked_N = mae_mask(ids_B, ptrs[0], mask)
+    if len(object_ptr) > num_graphs + 1:
+        (o_n, end_n), (o_e, end_e) = object_ptr[num_graphs:].tolist(), relation_ptr[num_graphs:].tolist()
+        padding = _padding(num_graphs, o_n, end_n - o_n, o_e, end_e - o_e, ids_B.device)
+        out = {name: torch.cat([tensor, padding[name]]) for name, tensor in out.items()}
+        masked_N = torch.cat([masked_N, masked_N.new_zeros(end_n - o_n)])
+    return {name: t.to(torch.uint8 if name.endswith("pooled") else torch.int32) for name, t in out.items()}, masked_N

@@ -126,23 +126,27 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Eqs 3-8 up to X_global: (x [N, D], tokens [E, C], x_global [B, I]). names: [V, name_dim] standardised."""
         x_ND, r_ED = self.relation_encoder(names_VD, batch, masked_N)
+        graphs = batch.object_graph, batch.relation_graph
         pool_B2D = ops.masked_pool(
-            x_ND, r_ED, batch.object_ptr, batch.relation_ptr, batch.object_pooled, batch.relation_pooled
+            x_ND, r_ED, batch.object_ptr, batch.relation_ptr, *graphs, batch.object_pooled, batch.relation_pooled
         )
+        f_object = self.f_object or self.f_subject
+        s_N2D = nn.functional.linear(x_ND, self.f_subject.weight)
         rel_E2D = ops.triple_context(
-            self.f_subject(x_ND),
-            self.f_relation(r_ED),
-            (self.f_object or self.f_subject)(x_ND),
+            s_N2D,
+            nn.functional.linear(r_ED, self.f_relation.weight),
+            s_N2D if self.f_object is None else nn.functional.linear(x_ND, f_object.weight),
             pool_B2D,
+            self.f_subject.bias + self.f_relation.bias + f_object.bias,
             batch.subject,
             batch.object,
             batch.relation_graph,
+            batch.plan,
+            batch.relation_ptr,
         )
         tokens_EC = self.f_global(rel_E2D)
-        num_B1 = batch.relation_ptr.diff()[:, None].to(tokens_EC.dtype)
-        total_BC = tokens_EC.new_zeros(batch.num_graphs, tokens_EC.shape[1], dtype=torch.float32)
-        total_BC = total_BC.index_add(0, batch.relation_graph, tokens_EC.float())
-        return x_ND, tokens_EC, self.to_global((total_BC / num_B1).to(tokens_EC.dtype))
+        mean_BC = ops.graph_mean(tokens_EC, batch.relation_ptr, batch.relation_graph)
+        return x_ND, tokens_EC, self.to_global(mean_BC)
 
     def forward(self, names_VD: torch.Tensor, batch: SceneGraphBatch) -> GraphCondition:
         """The condition of every graph of the batch. names: [V, name_dim] standardised name embeddings."""

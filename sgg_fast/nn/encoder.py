@@ -50,12 +50,15 @@ class TripleConv(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """x: [N, D] objects, r: [E, D] relations -> the same shapes, one hop of context richer."""
         x_in, r_in = self.object_norm(x_ND), self.relation_norm(r_ED)
-        a_ND, c_ND = nn.functional.linear(x_in, self.object_weight).chunk(2, dim=1)
+        ac_N2D = nn.functional.linear(x_in, self.object_weight)
         b_ED = nn.functional.linear(r_in, self.relation_weight)
-        h_ED = ops.gather_add_relu(a_ND, b_ED, c_ND, self.bias, batch.subject, batch.object)
-        mean_ND, r_new = ops.scatter_mean(self.second(h_ED), batch.plan)
+        ends = batch.subject, batch.object, batch.plan
+        h_ED = ops.gather_add_relu(ac_N2D, b_ED, self.bias, *ends)
+        # The bias of `second` and the relations' residual sum are part of the kernel that reads and writes them.
+        y_E3D = nn.functional.linear(h_ED, self.second.weight)
+        mean_ND, r_new = ops.scatter_mean(y_E3D, self.second.bias, *ends, r_ED if self.residual else None)
         x_new = self.update(mean_ND)
-        return (x_ND + x_new, r_ED + r_new) if self.residual else (x_new, r_new)
+        return (x_ND + x_new if self.residual else x_new), r_new
 
 
 class RelationEncoder(nn.Module):

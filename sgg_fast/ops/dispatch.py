@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import logging
+import os
 
 import torch
 
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("reference", "triton")
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+"""Value types of the Triton kernels; the reference takes float64 as well."""
+
 _requested = "auto"
 _announced: set[tuple[str, str]] = set()
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def use_kernels(choice: str) -> None:
@@ -22,19 +32,37 @@ def use_kernels(choice: str) -> None:
     global _requested
     if choice not in ("auto", *BACKENDS):
         raise ValueError(f"kernels must be auto, reference or triton, not {choice!r}")
-    if choice == "triton" and importlib.util.find_spec("triton") is None:
+    if choice == "triton" and not _has_triton():
         raise ValueError("--kernels triton: the package triton is not installed (pip install triton)")
     _requested = choice
 
 
-def backend_for(device: torch.device) -> str:
-    """ "reference" or "triton" for tensors on `device`, by the current choice."""
+def _obstacle(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
+    """Why Triton cannot compute with such tensors, or None."""
+    if not _has_triton():
+        return "the package triton is not installed"
+    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+        return f"the tensors are on {device.type}, and Triton needs CUDA (or TRITON_INTERPRET=1, its slow interpreter)"
+    unknown = [str(dtype) for dtype in dtypes if dtype not in KERNEL_DTYPES]
+    return f"{unknown[0]} values, and the kernels take float32, float16 and bfloat16" if unknown else None
+
+
+@torch.compiler.assume_constant_result
+def backend_for(device: torch.device, *dtypes: torch.dtype) -> str:
+    """ "reference" or "triton" for tensors on `device`, their values of `dtypes`, by the current choice.
+
+    The automatic choice falls back to the reference; raises ValueError where "triton" was asked for and cannot be.
+    A compiled caller keeps the answer it was traced with.
+    """
+    obstacle = _obstacle(device, dtypes)
+    if _requested == "triton" and obstacle is not None:
+        raise ValueError(f"--kernels triton: {obstacle}")
     if _requested != "auto":
         backend, reason = _requested, f"--kernels {_requested}"
-    elif device.type == "cuda" and importlib.util.find_spec("triton") is not None:
+    elif device.type == "cuda" and obstacle is None:
         backend, reason = "triton", "CUDA tensors"
     else:
-        backend, reason = "reference", f"{device.type} tensors"
+        backend, reason = "reference", obstacle if device.type == "cuda" else f"{device.type} tensors"
     if (backend, reason) not in _announced:
         _announced.add((backend, reason))
         logger.info("graph kernels: %s (%s)", backend, reason)

@@ -1,6 +1,8 @@
 """Message passing and pooling over packed graphs. Letters: N objects, E relations, B graphs, D and H widths.
 
-Index tensors are int32, on the device of the data; values are fp32, fp16 or bf16, accumulated in fp32.
+Index tensors are int32, on the device of the data; values are fp32, fp16 or bf16 (float64 too on the reference),
+accumulated in fp32. A plan is `SceneGraphBatch.plan`: it holds every relation once as its subject's message and once
+as its object's; ptr and graph tensors are the batch's own. Every floating argument has a gradient.
 """
 
 from __future__ import annotations
@@ -8,48 +10,92 @@ from __future__ import annotations
 import torch
 from sgg_kernels import reference
 
+from . import graph_kernels
+from .dispatch import backend_for
+
+Plan = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+"""(ptr [N+1], mid [N], slot [2E])."""
+
 
 def _check(name: str, condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(f"{name}: {message}")
 
 
+def _check_plan(name: str, plan: Plan, num_relations: int) -> None:
+    ptr, mid, slot = plan
+    _check(name, slot.shape[0] == 2 * num_relations, "the plan must hold two messages a relation")
+    _check(name, ptr.shape[0] == mid.shape[0] + 1, "ptr must be [N+1] and mid [N]")
+
+
+def _on_kernels(name: str, values: tuple[torch.Tensor, ...], index: tuple[torch.Tensor, ...]) -> bool:
+    """Whether the Triton kernels run. Both kinds of tensors must share a device, and the latter be int32 or a mask."""
+    device = values[0].device
+    _check(name, all(x.device == device for x in (*values, *index)), f"all tensors must be on {device}")
+    if backend_for(device, *(x.dtype for x in values)) == "reference":
+        return False
+    _check(name, all(x.dtype in (torch.int32, torch.uint8, torch.bool) for x in index), "index tensors must be int32")
+    _check(name, all(x.is_contiguous() for x in index), "index tensors must be contiguous")
+    return True
+
+
 def gather_add_relu(
-    a_NH: torch.Tensor,
+    ac_N2H: torch.Tensor,
     b_EH: torch.Tensor,
-    c_NH: torch.Tensor,
     bias_H: torch.Tensor,
     subject_E: torch.Tensor,
     object_E: torch.Tensor,
+    plan: Plan,
 ) -> torch.Tensor:
-    """First linear map of eqs 3, 4, 6 once its GEMMs ran on nodes and relations apart. [E, H].
+    """First linear map of eqs 3, 4, 6 once its GEMMs ran on nodes and relations apart. [E, H], in the dtype of ac.
 
-    a, c: [N, H] (views of one [N, 2H] GEMM are fine), b: [E, H], bias: [H], subject, object: [E].
+    ac: [N, 2H], columns a | c of the one GEMM (one tensor, so that backward need not concatenate its halves),
+    b: [E, H], bias: [H], subject, object: [E]. An object without relations gets gradient 0.
     Raises ValueError where the shapes do not fit.
 
-    Equivalent PyTorch: `(a[subject] + b + c[object] + bias).relu()`
+    Equivalent PyTorch: `a, c = ac.chunk(2, 1); (a[subject] + b + c[object] + bias).relu()`
     """
-    _check("gather_add_relu", a_NH.shape == c_NH.shape and a_NH.ndim == 2, "a and c must both be [N, H]")
-    _check("gather_add_relu", b_EH.shape == (len(subject_E), a_NH.shape[1]), "b must be [E, H]")
+    name = "gather_add_relu"
+    _check(name, ac_N2H.ndim == 2 and ac_N2H.shape[1] == 2 * bias_H.shape[0], "ac must be [N, 2H] and bias [H]")
+    _check(name, b_EH.shape == (len(subject_E), bias_H.shape[0]), "b must be [E, H]")
+    _check(name, subject_E.shape == object_E.shape, "subject and object must both be [E]")
+    _check_plan(name, plan, len(subject_E))
+    _check(name, ac_N2H.shape[0] == plan[1].shape[0], "ac must have a row for each object of the plan")
+    if _on_kernels(name, (ac_N2H, b_EH, bias_H), (subject_E, object_E, *plan)):
+        return graph_kernels.gather_add_relu(ac_N2H, b_EH, bias_H, subject_E, object_E, *plan)
+    a_NH, c_NH = ac_N2H.chunk(2, dim=1)
     return reference.gather_add_relu(a_NH, b_EH, c_NH, bias_H, subject_E, object_E)
 
 
 def scatter_mean(
-    y_E3D: torch.Tensor, plan: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    y_E3D: torch.Tensor,
+    bias_3D: torch.Tensor,
+    subject_E: torch.Tensor,
+    object_E: torch.Tensor,
+    plan: Plan,
+    residual_ED: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Relu, split and mean over messages (eqs 3-6 after the second linear map): ([N, D] means, [E, D] relations).
+    """Bias, relu, split and mean over messages (eqs 3-6 after the second GEMM): ([N, D] means, [E, D] relations).
 
-    y: [E, 3D], columns m_s | r | m_o, bias added, relu not yet applied; plan: `SceneGraphBatch.plan`.
-    An object without messages gets 0. Raises ValueError where the shapes do not fit.
+    y: [E, 3D], columns m_s | r' | m_o, neither bias nor relu applied; bias: [3D]; residual: [E, D], added to r'.
+    Means have the dtype of y, relations the wider of y's and the residual's. An object without messages gets 0.
+    Raises ValueError where the shapes do not fit.
 
-    Equivalent PyTorch: `m_s, r, m_o = y.relu().chunk(3, 1);
-    zeros(N, D).index_reduce_(0, cat([subject, object]), cat([m_s, m_o]), "mean", include_self=False), r`
+    Equivalent PyTorch: `m_s, r, m_o = (y + bias).relu().chunk(3, 1);
+    zeros(N, D).index_reduce_(0, cat([subject, object]), cat([m_s, m_o]), "mean", include_self=False), residual + r`
     """
-    ptr, mid, slot = plan
-    _check("scatter_mean", y_E3D.ndim == 2 and y_E3D.shape[1] % 3 == 0, "y must be [E, 3D]")
-    _check("scatter_mean", slot.shape[0] == 2 * y_E3D.shape[0], "the plan must hold two messages a relation")
-    _check("scatter_mean", ptr.shape[0] == mid.shape[0] + 1, "ptr must be [N+1] and mid [N]")
-    return reference.scatter_mean(y_E3D, ptr, mid, slot)
+    name = "scatter_mean"
+    _check(name, y_E3D.ndim == 2 and y_E3D.shape[1] % 3 == 0, "y must be [E, 3D]")
+    _check(name, bias_3D.shape == y_E3D.shape[1:], "bias must be [3D]")
+    _check(name, subject_E.shape == object_E.shape == y_E3D.shape[:1], "subject and object must be [E]")
+    _check_plan(name, plan, y_E3D.shape[0])
+    values = (y_E3D, bias_3D)
+    if residual_ED is not None:
+        _check(name, residual_ED.shape == (y_E3D.shape[0], y_E3D.shape[1] // 3), "the residual must be [E, D]")
+        values = (*values, residual_ED)
+    if _on_kernels(name, values, (subject_E, object_E, *plan)):
+        return graph_kernels.scatter_mean(y_E3D, bias_3D, residual_ED, subject_E, object_E, *plan)
+    return reference.scatter_mean(y_E3D, *plan, bias_3D, residual_ED)
 
 
 def masked_pool(
@@ -57,20 +103,40 @@ def masked_pool(
     r_ED: torch.Tensor,
     object_ptr: torch.Tensor,
     relation_ptr: torch.Tensor,
+    object_graph_N: torch.Tensor,
+    relation_graph_E: torch.Tensor,
     object_mask_N: torch.Tensor,
     relation_mask_E: torch.Tensor,
 ) -> torch.Tensor:
     """Masked mean per graph over objects and over relations, concatenated: [B, 2D] (the pools of eq. 7).
 
-    x: [N, D], r: [E, D], ptrs: [B+1], masks: [N] and [E] uint8, rows with 0 left out. A graph without a
-    counted row gets 0. Raises ValueError where the shapes do not fit.
+    x: [N, D], r: [E, D], ptrs: [B+1], graphs and masks: [N] and [E], masks uint8, rows with 0 left out. A graph
+    without a counted row gets 0. In the dtype of x. Raises ValueError where the shapes do not fit.
 
     Equivalent PyTorch: `stack([cat([x[a:b][mx[a:b] > 0].mean(0), r[c:d][mr[c:d] > 0].mean(0)]) for each graph])`
     """
-    _check("masked_pool", x_ND.shape[1:] == r_ED.shape[1:], "x and r must have one width")
-    _check("masked_pool", object_mask_N.shape[0] == x_ND.shape[0], "the object mask must be [N]")
-    _check("masked_pool", relation_mask_E.shape[0] == r_ED.shape[0], "the relation mask must be [E]")
-    return reference.masked_pool(x_ND, r_ED, object_ptr, relation_ptr, object_mask_N, relation_mask_E)
+    name = "masked_pool"
+    _check(name, x_ND.ndim == 2 and x_ND.shape[1:] == r_ED.shape[1:], "x and r must have one width")
+    _check(name, object_ptr.shape == relation_ptr.shape, "both ptrs must be [B+1]")
+    _check(name, object_mask_N.shape == object_graph_N.shape == x_ND.shape[:1], "object graph and mask must be [N]")
+    _check(name, relation_mask_E.shape == relation_graph_E.shape == r_ED.shape[:1], "relation ones must be [E]")
+    graphs, masks = (object_graph_N, relation_graph_E), (object_mask_N, relation_mask_E)
+    if _on_kernels(name, (x_ND, r_ED), (object_ptr, relation_ptr, *graphs, *masks)):
+        return graph_kernels.masked_pool(x_ND, r_ED, object_ptr, relation_ptr, *graphs, *masks)[0]
+    return reference.masked_pool(x_ND, r_ED, object_ptr, relation_ptr, *masks)
+
+
+def graph_mean(rows_ED: torch.Tensor, ptr_B1: torch.Tensor, graph_E: torch.Tensor) -> torch.Tensor:
+    """Mean of each graph's rows, which lie end to end: [B, D] (X_global before its linear map, eq. 8).
+
+    rows: [E, D], ptr: [B+1], graph: [E]. A graph without rows gets 0. Raises ValueError where the shapes do not fit.
+
+    Equivalent PyTorch: `stack([rows[a:b].mean(0) for each graph])`
+    """
+    _check("graph_mean", rows_ED.ndim == 2 and graph_E.shape == rows_ED.shape[:1], "rows must be [E, D], graph [E]")
+    if _on_kernels("graph_mean", (rows_ED,), (ptr_B1, graph_E)):
+        return graph_kernels.graph_mean(rows_ED, ptr_B1, graph_E)[0]
+    return reference.graph_mean(rows_ED, ptr_B1)
 
 
 def triple_context(
@@ -78,17 +144,30 @@ def triple_context(
     r_EH: torch.Tensor,
     o_NH: torch.Tensor,
     pool_BH: torch.Tensor,
+    bias_H: torch.Tensor,
     subject_E: torch.Tensor,
     object_E: torch.Tensor,
     graph_E: torch.Tensor,
+    plan: Plan,
+    relation_ptr: torch.Tensor,
 ) -> torch.Tensor:
-    """Eq. 7, the triple embedding, once its linear maps ran: [E, H].
+    """Eq. 7, the triple embedding, once its GEMMs ran: [E, H], in the dtype of s.
 
-    s, o: [N, H], r: [E, H], pool: [B, H], subject, object, graph: [E]. Raises ValueError where shapes do not fit.
+    s, o: [N, H], r: [E, H], pool: [B, H], bias: [H], the sum of the three linear maps' biases (added here, one
+    column sum serves all three in backward), subject, object, graph: [E], relation_ptr: [B+1]. An object or a graph
+    without relations gets gradient 0. Raises ValueError where shapes do not fit.
 
-    Equivalent PyTorch: `s[subject] + r + o[object] + pool[graph]`
+    Equivalent PyTorch: `s[subject] + r + o[object] + pool[graph] + bias`
     """
-    _check("triple_context", s_NH.shape == o_NH.shape, "s and o must both be [N, H]")
-    _check("triple_context", r_EH.shape == (len(subject_E), s_NH.shape[1]), "r must be [E, H]")
-    _check("triple_context", pool_BH.shape[1:] == s_NH.shape[1:], "pool must be [B, H]")
-    return reference.triple_context(s_NH, r_EH, o_NH, pool_BH, subject_E, object_E, graph_E)
+    name = "triple_context"
+    _check(name, s_NH.ndim == 2 and s_NH.shape == o_NH.shape, "s and o must both be [N, H]")
+    _check(name, r_EH.shape == (len(subject_E), s_NH.shape[1]), "r must be [E, H]")
+    _check(name, pool_BH.shape == (relation_ptr.shape[0] - 1, s_NH.shape[1]), "pool must be [B, H]")
+    _check(name, bias_H.shape == s_NH.shape[1:], "bias must be [H]")
+    _check(name, subject_E.shape == object_E.shape == graph_E.shape, "subject, object and graph must be [E]")
+    _check_plan(name, plan, len(subject_E))
+    _check(name, s_NH.shape[0] == plan[1].shape[0], "s must have a row for each object of the plan")
+    values, index = (s_NH, r_EH, o_NH, pool_BH, bias_H), (subject_E, object_E, graph_E)
+    if _on_kernels(name, values, (*index, *plan, relation_ptr)):
+        return graph_kernels.triple_context(*values, *index, *plan, relation_ptr)
+    return reference.triple_context(*values[:4], *index, bias_H)

@@ -61,9 +61,8 @@ class PretrainStage(nn.Module):
         names, targets, images = self._frozen
         num, sample_B = len(ids), torch.from_numpy(ids).to(names.device)
         # Full and masked copies in one batch: L_con reads the full one, L_mae the masked one and its own X_global.
-        batch = ops.pack(self.cache.graphs, np.concatenate([ids, ids]))
-        is_copy = torch.arange(2 * num, device=names.device) >= num
-        masked_N = ops.mae_mask(batch, is_copy, sample_B.repeat(2), self.config.mask_ratio, self.config.seed, step)
+        mask = ops.MaskDraw(num, self.config.mask_ratio, self.config.seed, step)
+        batch, masked_N = ops.pack_masked(self.cache.graphs, np.concatenate([ids, ids]), mask)
         x_ND, _, x_global = self.conditioner.encode(names, batch, masked_N)
 
         first, sizes = int(batch.sizes[:num, 0].sum()), batch.sizes[num:, 0]
@@ -77,7 +76,8 @@ class PretrainStage(nn.Module):
         negative = noise.draw_negatives(self.config.seed, step, sample_B, num_negatives, len(self.cache))
         con = self.constraint(x_global[:num], images[sample_B], images[negative])
         con_chance = self.constraint.chance(num_negatives)
-        return _terms(mae + con, {"mae": (mae, 1.0), "con": (con, con_chance)}, 1.0 + con_chance)
+        mae_chance = masked_N[first:].any().float()  # a batch of one-object graphs masks nothing and scores 0
+        return _terms(mae + con, {"mae": (mae, mae_chance), "con": (con, con_chance)}, mae_chance + con_chance)
 
 
 class FinetuneStage(nn.Module):

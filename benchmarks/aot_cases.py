@@ -1,0 +1,167 @@
+"""The launches that ship: every launcher of `kernels/` at the sizes, widths and dtypes that training uses.
+
+Tensors are on the meta device: shapes, strides and alignment, no memory, so the large cases are as large as they
+say (more than 2^31 elements). A kernel that no case launches fails the check.
+Letters: B graphs, N objects, E relations, D width.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+
+import torch
+
+LEAST_WARPS = {
+    "column_sum_kernel": 16,
+    "gather_add_relu_fwd_kernel": 16,
+    "masked_pool_bwd_kernel": 16,
+    "masked_pool_fwd_hub_kernel": 16,
+    "masked_pool_fwd_kernel": 16,
+    "pack_fwd_kernel": 16,
+    "role_sums_hub_kernel": 16,
+    "role_sums_kernel": 16,
+    "scatter_mean_bwd_kernel": 8,  # four rows of three thirds at once: 16 KB or more in flight a block
+    "scatter_mean_fwd_hub_kernel": 16,
+    "scatter_mean_fwd_kernel": 16,
+    "triple_context_fwd_kernel": 16,
+}
+"""Occupancy that each kernel declares: warps that must fit on an SM at once, where the grid has as many.
+
+These kernels live on memory: what counts is bytes in flight. 16 warps with 16 bytes a lane and four loads under way
+are 32 KB an SM; an H100 hides its latency with about 20. It is also every block slot of sm_86 with one warp each.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One launcher at one size."""
+
+    name: str
+    run: Callable[[], object]
+    vectors: bool
+    """Whether rows are aligned, so that loads must be 16 bytes a lane."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Shapes and dtypes of the graph ops."""
+
+    name: str
+    graphs: int
+    objects: int
+    relations: int
+    width: int
+    dtype: torch.dtype
+    wide: torch.dtype
+    """Of biases, residuals and pools: fp32 under autocast, else as `dtype`."""
+
+    def rows(self, num: int, width: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """[num, width] values."""
+        return torch.empty(num, width, dtype=dtype or self.dtype, device="meta")
+
+    def bias(self, num: int) -> torch.Tensor:
+        """[num] values."""
+        return torch.empty(num, dtype=self.wide, device="meta")
+
+
+def index(num: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    """[num] indices, or a mask of uint8."""
+    return torch.empty(num, dtype=dtype, device="meta")
+
+
+_F32, _F16, _BF16 = torch.float32, torch.float16, torch.bfloat16
+_BUCKET = (5, 128, 256)  # batch 2, full and masked copies, and the padding graph
+_SCALE = (65, 2_500_001, 10_000_003)
+SIZES = (
+    Size("bucket fp32", *_BUCKET, 512, _F32, _F32),
+    Size("bucket fp16", *_BUCKET, 512, _F16, _F16),
+    Size("bucket bf16", *_BUCKET, 512, _BF16, _BF16),
+    Size("bucket autocast", *_BUCKET, 512, _BF16, _F32),
+    Size("scale fp32", *_SCALE, 512, _F32, _F32),
+    Size("scale autocast", *_SCALE, 512, _BF16, _F32),
+    Size("toy fp32", 17, 208, 512, 128, _F32, _F32),
+    Size("odd bf16", 3, 31, 77, 77, _BF16, _BF16),
+)
+"""The pre-training bucket of the paper's recipes, ten million relations, the toy's, and a width nothing divides."""
+
+
+def gather_add_relu(z: Size) -> None:
+    from sgg_kernels.gather_add_relu import gather_add_relu_bwd, gather_add_relu_fwd
+
+    n, e, d = z.objects, z.relations, z.width
+    ends = index(e), index(e)
+    gather_add_relu_fwd(z.rows(n, 2 * d), z.rows(e, d), z.bias(d), *ends)
+    gather_add_relu_bwd(z.rows(e, d), z.rows(e, d), *ends, index(n + 1), index(n), index(2 * e), z.wide)
+
+
+def scatter_mean(z: Size) -> None:
+    from sgg_kernels.scatter_mean import scatter_mean_bwd, scatter_mean_fwd
+
+    n, e, d = z.objects, z.relations, z.width
+    y, bias, ends = z.rows(e, 3 * d), z.bias(3 * d), (index(e), index(e))
+    plan = index(n + 1), index(n), index(2 * e)
+    for residual in (z.rows(e, d, z.wide), None):  # the residual encoder and the plain one
+        _, r = scatter_mean_fwd(y, bias, residual, *ends, *plan)
+    scatter_mean_bwd(z.rows(n, d), z.rows(e, d, r.dtype), y, bias, *ends, plan[0])
+
+
+def masked_pool(z: Size) -> None:
+    from sgg_kernels.masked_pool import Rows, graph_mean_fwd, masked_pool_fwd, pool_bwd
+
+    b, n, e, d = z.graphs, z.objects, z.relations, z.width
+    sets = [Rows(z.rows(num, d, z.wide), index(b + 1), index(num), index(num, torch.uint8)) for num in (n, e)]
+    out, count = masked_pool_fwd(*sets)
+    pool_bwd(torch.empty_like(out), count, [(s.graph, s.mask, z.wide) for s in sets])
+    tokens = Rows(z.rows(e, d), index(b + 1), index(e))
+    out, count = graph_mean_fwd(tokens)
+    pool_bwd(torch.empty_like(out), count, [(tokens.graph, None, z.dtype)])
+
+
+def triple_context(z: Size) -> None:
+    from sgg_kernels.triple_context import triple_context_bwd, triple_context_fwd
+
+    b, n, e, h = z.graphs, z.objects, z.relations, 2 * z.width
+    graph_and_ends = index(e), index(e), index(e)
+    values = z.rows(n, h), z.rows(e, h), z.rows(n, h), z.rows(b, h, z.wide)
+    triple_context_fwd(*values, z.bias(h), *graph_and_ends)
+    plan = index(n + 1), index(n), index(2 * e), index(b + 1)
+    triple_context_bwd(z.rows(e, h), *graph_and_ends, *plan, z.wide, z.wide)
+
+
+def pack(padded: bool, masked: bool) -> None:
+    from sgg_kernels.pack import pack_fwd
+    from sgg_kernels.reference.pack import STORE_FIELDS, MaskKey
+
+    store = {name: index(2**26, torch.uint8 if name.endswith("pooled") else torch.int32) for name in STORE_FIELDS}
+    mask = MaskKey(2, 300_000, 1, index(1)) if masked else None
+    num_graphs = 5 if padded else 4
+    pack_fwd(store, index(4), index(num_graphs + 1), index(num_graphs + 1), *_BUCKET[1:], mask)
+
+
+def cases() -> list[Case]:
+    """Every case, the paper's first."""
+    made = []
+    for padded in (True, False):
+        for masked in (True, False):
+            name = f"pack{' padded' * padded}{' masked' * masked}"
+            made.append(Case(name, functools.partial(pack, padded, masked), vectors=False))
+    for size in SIZES:
+        for op in (gather_add_relu, scatter_mean, masked_pool, triple_context):
+            made.append(Case(f"{op.__name__} {size.name}", functools.partial(op, size), size.width % 16 == 0))
+    return made
+
+
+def shipped_kernels(folder: pathlib.Path | None = None) -> set[str]:
+    """Every kernel of `kernels/`: its jit functions, less those that jit functions of any of its files call."""
+    folder = folder or pathlib.Path(__file__).resolve().parent.parent / "kernels"
+    trees = [ast.parse(path.read_text()) for path in sorted(folder.glob("*.py"))]
+    jit = [
+        node for tree in trees for node in tree.body
+        if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(d) for d in node.decorator_list)
+    ]  # fmt: skip
+    called = {n.id for node in jit for child in node.body for n in ast.walk(child) if isinstance(n, ast.Name)}
+    return {node.name for node in jit} - called

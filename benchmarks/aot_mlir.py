@@ -1,0 +1,131 @@
+"""A module of MLIR text as plain data: operations by block, with types and constants. Through Triton's own parser."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+import tempfile
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a tensor lies over the lanes of a warp, its dimensions in the tensor's order."""
+
+    per_thread: tuple[int, ...]
+    lanes: tuple[int, ...]
+    order: tuple[int, ...]
+
+
+@dataclasses.dataclass
+class Op:
+    """One operation, its operands and results (with types) by id, the blocks of its regions by theirs."""
+
+    handle: Any
+    name: str
+    operands: list[int]
+    results: list[tuple[int, str]]
+    blocks: list[int]
+
+    def number(self, attribute: str) -> int:
+        """An integer attribute. Raises ValueError where it has none of that name."""
+        found = self.handle.get_int_attr(attribute)
+        if found is None:
+            raise ValueError(f"{self.name} has no attribute {attribute}")
+        return found
+
+
+def _ints(text: str) -> tuple[int, ...]:
+    return tuple(int(n) for n in text.split(","))
+
+
+def parse_layout(type_text: str) -> Layout | None:
+    """The layout of a tensor type, slices of blocked layouts included; None for any other kind."""
+    blocked = re.search(
+        r"#ttg\.blocked<\{sizePerThread = \[([\d, ]+)\], threadsPerWarp = \[([\d, ]+)\], "
+        r"warpsPerCTA = \[[\d, ]+\], order = \[([\d, ]+)\]",
+        type_text,
+    )
+    if blocked is None:
+        return None
+    per_thread, lanes, order = (_ints(group) for group in blocked.groups())
+    for dim in reversed([int(d) for d in re.findall(r"#ttg\.slice<\{dim = (\d+)", type_text)]):
+        per_thread, lanes = (t[:dim] + t[dim + 1 :] for t in (per_thread, lanes))
+        order = tuple(d - (d > dim) for d in order if d != dim)
+    return Layout(per_thread, lanes, order)
+
+
+def _constants(ttgir: str) -> list[int | None]:
+    """Every constant of a module in order, one number for all elements of a tensor; None for anything else."""
+    words = re.findall(r"= arith\.constant (?:\{[^}]*\} )?(?:dense<([^>]*)>|(\S+))", ttgir)
+    named = {"true": 1, "false": 0}
+    texts = [dense or scalar for dense, scalar in words]
+    return [named[t] if t in named else int(t) if re.fullmatch(r"-?\d+", t) else None for t in texts]
+
+
+def shape_of(type_text: str) -> tuple[int, ...]:
+    found = re.match(r"tensor<((?:\d+x)+)", type_text)
+    return tuple(int(n) for n in found.group(1).rstrip("x").split("x")) if found else ()
+
+
+def integer_bits(type_text: str) -> int | None:
+    """Width of an integer, of a tensor's elements or of what a pointer points at; None for floats."""
+    found = re.match(r"(?:tensor<(?:\d+x)+)?i(\d+)\b", type_text)
+    return int(found.group(1)) if found else None
+
+
+def item_bytes(pointer_text: str) -> int:
+    found = re.search(r"!tt\.ptr<\w*?(\d+)", pointer_text)
+    return max(1, int(found.group(1)) // 8) if found else 1
+
+
+class Module:
+    """One function: `entry` is its first block, `blocks` the operations of each block in order."""
+
+    def __init__(self, text: str) -> None:
+        from triton._C.libtriton import ir, nvidia
+
+        self._context = ir.context()
+        ir.load_dialects(self._context)
+        nvidia.load_dialects(self._context)
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "module.mlir"
+            path.write_text(text)
+            self._module = ir.parse_mlir_module(str(path), self._context)
+        self.blocks: dict[int, list[Op]] = {}
+        self.arguments: dict[int, list[int]] = {}
+        """Of each block."""
+        self.types: dict[int, str] = {}
+        self._blocks_of: dict[int, list[int]] = {}  # region -> blocks
+        self._constant_ids: list[int] = []
+        self._entries: list[int] = []
+        self._module.walk(self._see)
+        self.constants = dict(zip(self._constant_ids, _constants(text), strict=True))
+        """Of every constant; None for what is not one integer."""
+        if len(self._entries) != 1:
+            raise ValueError(f"expected one function of one block, found {len(self._entries)} blocks")
+        self.entry = self._entries[0]
+
+    def _see(self, handle: Any) -> None:
+        """Children come before parents, and operations of a block in order."""
+        operands = [handle.get_operand(i).id() for i in range(handle.get_num_operands())]
+        values = [handle.get_result(i) for i in range(handle.get_num_results())]
+        regions = [handle.get_region(i).id() for i in range(handle.get_num_regions())]
+        blocks = [block for region in regions for block in self._blocks_of.get(region, [])]
+        op = Op(handle, handle.get_name(), operands, [(v.id(), str(v.get_type())) for v in values], blocks)
+        if op.name == "tt.func":
+            self._entries += blocks
+        block = handle.get_block()
+        if block is None:
+            return
+        if block.id() not in self.blocks:
+            arguments = [block.get_argument(i) for i in range(block.get_num_arguments())]
+            self.blocks[block.id()] = []
+            self.arguments[block.id()] = [a.id() for a in arguments]
+            self.types.update((a.id(), str(a.get_type())) for a in arguments)
+            self._blocks_of.setdefault(block.get_parent().id(), []).append(block.id())
+        self.blocks[block.id()].append(op)
+        self.types.update(op.results)
+        if op.name == "arith.constant":
+            self._constant_ids.append(op.results[0][0])

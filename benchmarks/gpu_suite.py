@@ -1,0 +1,250 @@
+"""Everything that needs a GPU, in one command that ends within nine minutes and leaves at most eight files.
+
+    python -m benchmarks.gpu_suite --out DIR          # make gpu-suite OUT=DIR
+    python -m benchmarks.gpu_suite --out DIR --dry    # make gpu-suite-dry OUT=DIR: the same script on a CPU, tiny
+
+Each part is a process of its own with a time limit of its own, killed with its children when it is over, so that one
+failure does not lose the rest. What is there is written after every part: environment.json, summary.json,
+logs.tar.gz, and the CSVs, which grow row by row. To add a part, add it to `PARTS`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import importlib.util
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+
+import torch
+
+from . import measure, targets
+
+TOTAL_SECONDS = 530
+DRY_SECONDS = 170
+MAX_FILES, MAX_BYTES = 8, 16 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """One process of the suite. `{work}` in a command is a scratch folder, `{out}` the folder of results."""
+
+    name: str
+    command: tuple[str, ...]
+    seconds: float
+    """Its limit; less where the deadline of the whole suite is nearer."""
+    dry: tuple[str, ...] = ()
+    """What it runs on a CPU instead."""
+    needs: tuple[str, ...] = ()
+    """Packages without which it cannot run, and says so."""
+    interpreted: bool = False
+    """In a dry run, whether Triton interprets its kernels (to check them; never to time them)."""
+
+
+def _python(*words: str) -> tuple[str, ...]:
+    return (sys.executable, "-u", "-m", *words)
+
+
+def _parallel() -> tuple[str, ...]:
+    """pytest-xdist where it is: most of the tests' time is the compilation of kernels, on the host."""
+    return ("-n", str(min(8, os.cpu_count() or 1))) if importlib.util.find_spec("xdist") else ()
+
+
+_BENCH = _python("benchmarks.run")
+_OURS = ("--verify-only", "--backend", "ours", "--mode", "fwd_bwd", "fwd", "--csv", "{out}/verify.csv")
+_TIMED = ("--out", "{work}", "--csv", "{out}/bench.csv")
+
+PARTS = (
+    Part(
+        "tests",
+        (*_python("pytest"), "-m", "gpu", "--continue-on-collection-errors", "--durations=10", *_parallel()),
+        seconds=200,
+        dry=(*_python("pytest"), "-m", "gpu", "--collect-only"),
+        needs=("pytest", "hypothesis"),
+    ),
+    Part(
+        "bench",
+        (*_BENCH, *_TIMED, "--limit", "250", "--compile-seconds", "100"),
+        seconds=290,
+        dry=(*_BENCH, *_TIMED, "--quick", "--size", "tiny", "--width", "32", "--compile-seconds", "0"),
+    ),
+    Part(
+        "verify",
+        (*_BENCH, *_OURS, "--size", "paper", "vg16", "1e4", "--dtype", "bf16", "fp32", "fp16"),
+        seconds=60,
+        dry=(*_BENCH, *_OURS, "--size", "tiny", "--width", "32", "--dtype", "bf16"),
+        interpreted=True,
+    ),
+)
+
+
+@dataclasses.dataclass
+class Result:
+    """How a part ended."""
+
+    name: str
+    status: str
+    seconds: float
+
+
+class Suite:
+    """The parts, one after another, within one deadline."""
+
+    def __init__(self, out: pathlib.Path, dry: bool, parts: tuple[Part, ...] = PARTS) -> None:
+        self.out, self.dry, self.parts = out, dry, parts
+        self.logs = pathlib.Path(tempfile.mkdtemp(prefix="gpu_suite_"))
+        self.deadline = time.monotonic() + (DRY_SECONDS if dry else TOTAL_SECONDS)
+        self.results: list[Result] = []
+        out.mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> int:
+        """All parts; 0 where every one of them passed."""
+        self._write_json("environment", environment())
+        for part in self.parts:
+            print(f"--- {part.name}", flush=True)
+            self.results.append(self._run_part(part))
+            print(f"--- {part.name}: {self.results[-1].status} ({self.results[-1].seconds:.0f} s)", flush=True)
+            self._write_summary()
+        self._print_table()
+        self._check_files()
+        shutil.rmtree(self.logs, ignore_errors=True)
+        return int(any(r.status != "passed" for r in self.results))
+
+    def _run_part(self, part: Part) -> Result:
+        start = time.monotonic()
+        missing = [name for name in part.needs if importlib.util.find_spec(name) is None]
+        left = self.deadline - start
+        if missing:
+            return Result(part.name, f"skipped: not installed here: {', '.join(missing)}", 0.0)
+        if left < 5:
+            return Result(part.name, "skipped: no time was left", 0.0)
+        work = self.logs / part.name
+        work.mkdir()
+        words = part.dry if self.dry else part.command
+        words = tuple(word.format(work=work, out=self.out) for word in words)
+        status = run_limited(words, self._environment(part), work / "log.txt", min(part.seconds, left))
+        return Result(part.name, status, time.monotonic() - start)
+
+    def _environment(self, part: Part) -> dict[str, str]:
+        changed = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+        changed["PYTHONUNBUFFERED"] = "1"
+        if self.dry:
+            changed["CUDA_VISIBLE_DEVICES"] = ""
+            if part.interpreted:
+                changed["TRITON_INTERPRET"] = "1"
+        return changed
+
+    def _write_json(self, name: str, value: object) -> None:
+        (self.out / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+
+    def _write_summary(self) -> None:
+        """The summary and the archive of the logs, after every part."""
+        findings = [dataclasses.asdict(f) for f in targets.findings(_rows(self.out / "bench.csv"))]
+        parts = [dataclasses.asdict(result) for result in self.results]
+        self._write_json("summary", {"dry": self.dry, "parts": parts, "targets": findings})
+        aside = self.out / ".logs.tar.gz"
+        with tarfile.open(aside, "w:gz") as archive:
+            archive.add(self.logs, arcname="logs", filter=lambda info: info if info.size < MAX_BYTES else None)
+        aside.rename(self.out / "logs.tar.gz")
+
+    def _print_table(self) -> None:
+        print("\npart        status                                     seconds")
+        for result in self.results:
+            print(f"{result.name:11} {result.status:42} {result.seconds:7.0f}")
+        if self.dry:
+            print("\ndry run on a CPU: nothing was measured on a GPU, so nothing is said about the targets")
+            return
+        print("\ntargets of DESIGN 4:")
+        for finding in targets.findings(_rows(self.out / "bench.csv")):
+            print(f"{finding.target:70} {finding.found:34} {finding.verdict}")
+
+    def _check_files(self) -> None:
+        files = [path for path in self.out.iterdir() if path.is_file()]
+        if len(files) > MAX_FILES:
+            print(f"warning: {len(files)} files in {self.out}, more than {MAX_FILES}")
+        for path in files:
+            if path.stat().st_size >= MAX_BYTES:
+                print(f"warning: {path} has {path.stat().st_size} bytes, more than {MAX_BYTES}")
+
+
+def run_limited(words: tuple[str, ...], env: dict[str, str], log: pathlib.Path, seconds: float) -> str:
+    """Run a command for at most `seconds`, its output both shown and kept; its process group dies with it.
+
+    "passed", "failed: exit 1", or "failed: stopped after 60 s".
+    """
+    tee = subprocess.Popen(["tee", str(log)], stdin=subprocess.PIPE)
+    process = subprocess.Popen(
+        words, stdout=tee.stdin, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=measure.ROOT, env=env,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        code = process.wait(timeout=seconds)
+        status = "passed" if code == 0 else f"failed: exit {code}"
+    except subprocess.TimeoutExpired:
+        status = f"failed: stopped after {seconds:.0f} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        assert tee.stdin is not None
+        tee.stdin.close()
+        tee.wait()
+    return status
+
+
+def environment() -> dict[str, object]:
+    """Where this ran, for a reader of the files alone."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    facts: dict[str, object] = dataclasses.asdict(measure.machine(device))
+    facts |= {"python": sys.version.split()[0], "cuda": torch.version.cuda}
+    if on_gpu:
+        properties = torch.cuda.get_device_properties(0)
+        facts |= {
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "l2_bytes": properties.L2_cache_size,
+            "memory_bytes": properties.total_memory,
+            "clocks_mhz": measure.gpu_clocks(device),
+            "copy_gb_s": measure.copy_bandwidth(device) / 1e9,
+        }
+        torch.cuda.empty_cache()  # the parts are other processes
+    return facts
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, str]]:
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 1 where a part did not pass."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for at most eight files")
+    parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], help="default: all")
+    parser.add_argument("--dry", action="store_true", help="on a CPU, tiny; kernels interpreted, never timed")
+    args = parser.parse_args(argv)
+    if importlib.util.find_spec("sgg_kernels") is None:
+        print("sgg_fast is not installed: pip install --no-index --no-deps --no-build-isolation -e .")
+        return 2
+    if not args.dry and not torch.cuda.is_available():
+        print("no CUDA device here: use --dry (make gpu-suite-dry)")
+        return 2
+    chosen = tuple(part for part in PARTS if args.parts is None or part.name in args.parts)
+    return Suite(args.out, args.dry, chosen).run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,360 @@
+"""The kernel microbenchmarks: every op in every form, checked first, then timed, one CSV row as each result comes.
+
+    python -m benchmarks.run                       # what this machine can do
+    python -m benchmarks.run --quick               # under two minutes on two cores
+    python -m benchmarks.run --op scatter_mean --size vg16 1e5 --dtype bf16 --mode fwd_bwd
+
+Without a GPU the rows are CPU rows of the reference and the baselines, and a roofline prediction is printed beside
+them, labelled as one. Triton's interpreter is never timed; `--verify-only` checks our kernels through it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import functools
+import importlib.util
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from . import baselines_torch, counts, measure, registry, roofline, verify
+from .registry import Case, Inputs
+
+QUICK_COMPILE_SECONDS, COMPILE_SECONDS = 25, 240
+
+
+@dataclasses.dataclass
+class Row:
+    """One line of the CSV. An empty number means that there is none, and `status` says why."""
+
+    op: str
+    mode: str
+    size: str
+    shape: str
+    dtype: str
+    backend: str
+    call: str
+    """eager (a call from Python) or replay (inside a CUDA graph)."""
+    l2: str
+    """warm, or flushed before every repetition."""
+    status: str = "ok"
+    ms_p20: float | None = None
+    ms_p50: float | None = None
+    ms_p80: float | None = None
+    compulsory_bytes: int | None = None
+    gb_s: float | None = None
+    """Compulsory bytes over the median."""
+    copy_gb_s: float | None = None
+    """This machine's own copy of a large buffer, read plus written."""
+    copy_share: float | None = None
+    peak_bytes: int | None = None
+    launches: int | None = None
+    """GPU: by torch's profiler. CPU: aten operators that run a kernel."""
+    error: float | None = None
+    """Largest relative L2 error against float64, outputs and gradients."""
+    device: str = ""
+    gpu_clocks_mhz: str = ""
+    cpu: str = ""
+    torch: str = ""
+    triton: str = ""
+    commit: str = ""
+    date: str = ""
+
+
+COLUMNS = [field.name for field in dataclasses.fields(Row)]
+
+
+def _text(value: Any) -> str:
+    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+class Output:
+    """Prints each row and appends it to the CSV at once, so that a run that is killed keeps what it had."""
+
+    def __init__(self, path: pathlib.Path | None) -> None:
+        self.rows: list[Row] = []
+        self.file = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("w", newline="", encoding="utf-8")
+            csv.writer(self.file).writerow(COLUMNS)
+
+    def add(self, row: Row) -> None:
+        """One more row."""
+        self.rows.append(row)
+        numbers = row.status
+        if row.ms_p50 is not None:
+            share = "" if row.copy_share is None else f"{100 * row.copy_share:5.1f} % of copy"
+            numbers = f"{row.ms_p20:9.4f} {row.ms_p50:9.4f} {row.ms_p80:9.4f} ms {row.gb_s:8.1f} GB/s {share}"
+        name = f"{row.op} {row.mode} {row.size} {row.dtype}"
+        print(f"{name:36} {row.backend:9} {row.call:6} {row.l2:7} {numbers}", flush=True)
+        if self.file is not None:
+            csv.writer(self.file).writerow([_text(getattr(row, name)) for name in COLUMNS])
+            self.file.flush()
+
+
+@dataclasses.dataclass
+class Plan:
+    """What to measure, and for how long."""
+
+    device: torch.device
+    backends: Sequence[str]
+    seconds: float
+    """Per timing."""
+    compile_seconds: float
+    """For all of torch.compile's compilations together; what comes later is skipped, and says so."""
+    verify_only: bool = False
+
+
+def runner(form: baselines_torch.Form, inputs: Inputs, mode: str) -> Callable[[], object]:
+    """The function that is timed. For "bwd" the forward runs here, once."""
+    if mode == "fwd":
+        no_grad = torch.no_grad()
+
+        def forward() -> object:
+            with no_grad:
+                return form(inputs, inputs.tensors)
+
+        return forward
+    leaves = {name: t.detach().requires_grad_() for name, t in inputs.tensors.items()}
+    listed = list(leaves.values())
+    outputs = form(inputs, leaves)
+    arriving = [registry.upstream(o.shape, o.dtype, o.device, i) for i, o in enumerate(outputs)]
+    if mode == "bwd":
+        return lambda: [*outputs, *torch.autograd.grad(outputs, listed, arriving, retain_graph=True)]
+
+    def both() -> object:
+        results = form(inputs, leaves)
+        return [*results, *torch.autograd.grad(results, listed, arriving)]
+
+    return both
+
+
+def _row(case: Case, shape: registry.Shape, backend: str, device: torch.device) -> Row:
+    facts = measure.machine(device)
+    row = Row(case.op, case.mode, case.size, str(shape), case.dtype, backend, "eager", "warm")
+    for field in dataclasses.fields(facts):
+        setattr(row, field.name, getattr(facts, field.name))
+    return row
+
+
+def _timed(row: Row, times: measure.Times, case: Case, inputs: Inputs, device: torch.device, **changes: str) -> Row:
+    itemsize = registry.DTYPES.get(case.dtype, torch.int32).itemsize
+    num = roofline.compulsory(case.op, case.mode, inputs.shape, itemsize).bytes
+    rate, copy = num / (times.p50 * 1e-3), measure.copy_bandwidth(device)
+    return dataclasses.replace(
+        row, ms_p20=times.p20, ms_p50=times.p50, ms_p80=times.p80, compulsory_bytes=num, gb_s=rate / 1e9,
+        copy_gb_s=copy / 1e9, copy_share=rate / copy, **changes,
+    )  # fmt: skip
+
+
+def _time_on_cuda(
+    row: Row, form: baselines_torch.Form, case: Case, inputs: Inputs, judge: verify.Judge, plan: Plan
+) -> Iterator[Row]:
+    """Calls and replays, L2 warm and flushed. Everything runs on one side stream, which the graph captures."""
+    device, stream = plan.device, torch.cuda.Stream(plan.device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(stream):
+        run = runner(form, inputs, case.mode)
+        for _ in range(3):
+            run()
+        row.peak_bytes = measure.peak_bytes(run, device)
+        row.launches = measure.launches(run, device)
+        for flushed in (False, True):
+            times = measure.call_times(run, device, plan.seconds, flushed)
+            row.gpu_clocks_mhz = measure.gpu_clocks(device)
+            yield _timed(row, times, case, inputs, device, l2="flushed" if flushed else "warm")
+    row = dataclasses.replace(row, call="replay")
+    try:
+        replay = measure.Replay(run, device, stream)
+    except RuntimeError as error:
+        torch.cuda.synchronize(device)
+        yield dataclasses.replace(row, status=f"not capturable: {_first_line(error)}")
+        return
+    verdict = judge.verdict([t.detach() for t in replay.result], row.backend)
+    if verdict.reason:
+        yield dataclasses.replace(row, status=f"mismatch in replay: {verdict.reason}")
+        return
+    for flushed in (False, True):
+        times = replay.times(plan.seconds, flushed)
+        row.gpu_clocks_mhz = measure.gpu_clocks(device)
+        yield _timed(row, times, case, inputs, device, l2="flushed" if flushed else "warm")
+
+
+def _time_on_cpu(row: Row, form: baselines_torch.Form, case: Case, inputs: Inputs, plan: Plan) -> Iterator[Row]:
+    if row.backend != "compile":
+        counters = counts.observe(form, inputs, backward=case.mode != "fwd")
+        row.launches = sum(c.count().launches for c in (counters[1:] if case.mode == "bwd" else counters))
+    times = measure.call_times(runner(form, inputs, case.mode), plan.device, plan.seconds)
+    yield _timed(row, times, case, inputs, plan.device)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
+@functools.cache
+def _failures() -> tuple[type[Exception], ...]:
+    """What one form's failure raises (torch's and the compilers' errors), which must not lose the other rows."""
+    if importlib.util.find_spec("triton") is None:
+        return RuntimeError, ValueError
+    from triton.errors import TritonError
+
+    return RuntimeError, ValueError, TritonError
+
+
+def measure_form(
+    case: Case, inputs: Inputs, judge: verify.Judge, backend: str, form: baselines_torch.Form, plan: Plan
+) -> Iterator[Row]:
+    """Rows of one form: compared with the truth first; a mismatch is one row without a number."""
+    row = _row(case, inputs.shape, backend, plan.device)
+    start = time.perf_counter()
+    try:
+        results = verify.run(form, inputs, inputs.tensors, case.mode)
+        verdict = judge.verdict(results, backend)
+        del results
+        row.error = None if math.isnan(verdict.error) else verdict.error
+        if backend == "compile":
+            plan.compile_seconds -= time.perf_counter() - start
+        if verdict.reason:
+            row.status = f"mismatch: {verdict.reason}"
+            yield row
+        elif plan.verify_only:
+            row.status = "verified"
+            yield row
+        elif plan.device.type == "cuda":
+            yield from _time_on_cuda(row, form, case, inputs, judge, plan)
+        else:
+            yield from _time_on_cpu(row, form, case, inputs, plan)
+    except torch.OutOfMemoryError as error:
+        yield dataclasses.replace(row, status=f"out of memory: {_first_line(error)}")
+    except _failures() as error:
+        yield dataclasses.replace(row, status=f"failed: {type(error).__name__}: {_first_line(error)}")
+
+
+def measure_case(case: Case, plan: Plan) -> Iterator[Row]:
+    """Rows of every form of one case."""
+    device = plan.device
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    shape = registry.inputs(case, "meta").shape
+    itemsize = registry.DTYPES.get(case.dtype, torch.int32).itemsize
+    least = roofline.compulsory(case.op, case.mode, shape, itemsize).bytes
+    if least > measure.free_bytes(device):
+        row = _row(case, shape, "all", device)
+        yield dataclasses.replace(row, status=f"skipped: moves {least / 1e9:.0f} GB, more than there is")
+        return
+    try:
+        inputs = registry.inputs(case, device)
+        judge = verify.Judge(case, inputs)
+    except torch.OutOfMemoryError as error:
+        yield dataclasses.replace(_row(case, shape, "all", device), status=f"out of memory: {_first_line(error)}")
+        return
+    for backend in plan.backends:
+        row = _row(case, shape, backend, device)
+        if backend == "ours" and device.type != "cuda" and not plan.verify_only:
+            continue  # the interpreter, never timed
+        if backend == "compile" and plan.compile_seconds <= 0:
+            if (case.op, "eager") in baselines_torch.FORMS:
+                yield dataclasses.replace(row, status="skipped: the time for compilation is spent")
+            continue
+        try:
+            form = baselines_torch.form(case.op, backend)
+        except baselines_torch.UnavailableError as error:
+            yield dataclasses.replace(row, status=str(error))
+            continue
+        if form is not None:
+            yield from measure_form(case, inputs, judge, backend, form, plan)
+    torch.compiler.reset()
+
+
+def print_predictions(cases: list[Case]) -> None:
+    """What the data sheets say about the same cases. Predictions; no GPU is asked."""
+    print("\nPREDICTION (compulsory bytes and operations over data-sheet rates), not a measurement; microseconds:")
+    print(f"{'case':36} {'MB':>10} " + " ".join(f"{chip.name:>10}" for chip in roofline.CHIPS))
+    for case in cases:
+        itemsize = registry.DTYPES.get(case.dtype, torch.int32).itemsize
+        traffic = roofline.compulsory(case.op, case.mode, registry.inputs(case, "meta").shape, itemsize)
+        name = f"{case.op} {case.mode} {case.size} {case.dtype}"
+        times = " ".join(f"{1e6 * traffic.seconds(chip):10.2f}" for chip in roofline.CHIPS)
+        print(f"{name:36} {traffic.bytes / 1e6:10.3f} {times}")
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--op", nargs="+", choices=registry.OPS, default=list(registry.OPS))
+    parser.add_argument("--size", nargs="+", choices=list(registry.SIZES), help="default: by device and --quick")
+    parser.add_argument("--dtype", nargs="+", choices=list(registry.DTYPES), help="default: fp32 on CPU, bf16 fp32")
+    parser.add_argument("--mode", nargs="+", choices=registry.MODES, help="default: all, but no bwd with --quick")
+    parser.add_argument("--backend", nargs="+", choices=baselines_torch.BACKENDS, default=baselines_torch.BACKENDS)
+    parser.add_argument("--width", type=int, default=registry.WIDTH, help="D, columns (default %(default)s)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=pathlib.Path, help="folder for the CSV and the plots (default: print only)")
+    parser.add_argument("--csv", type=pathlib.Path, help="the CSV, where it shall not be bench.csv in --out")
+    parser.add_argument("--quick", action="store_true", help="fewer sizes and shorter timings")
+    parser.add_argument("--verify-only", action="store_true", help="compare every form with the truth, time none")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which no new case starts")
+    parser.add_argument("--compile-seconds", type=float, help="time for torch.compile's compilations in all")
+    return parser.parse_args(argv)
+
+
+def defaults(args: argparse.Namespace, device: torch.device) -> tuple[list[Case], Plan]:
+    """The cases and the plan that the command line stands for on `device`."""
+    on_gpu = device.type == "cuda"
+    sizes = ["paper", "vg16"] if args.quick else ["paper", "vg2", "vg16", "vg64", "vg256", "1e5"]
+    if on_gpu and not args.quick:  # the targets' sizes first
+        sizes = ["paper", "1e6", "vg2", "vg16", "vg64", "vg256", "1e5", "1e7"]
+    dtypes = args.dtype or (["bf16", "fp32"] if on_gpu else ["fp32"])
+    modes = args.mode or (["fwd", "fwd_bwd"] if args.quick else list(registry.MODES))
+    cases = registry.cases(args.op, args.size or sizes, dtypes, modes, args.width)
+    seconds = 0.02 if on_gpu else 0.1 if args.quick else 0.4
+    compile_seconds = args.compile_seconds
+    if compile_seconds is None:
+        compile_seconds = QUICK_COMPILE_SECONDS if args.quick else COMPILE_SECONDS
+    return cases, Plan(device, args.backend, seconds, compile_seconds, args.verify_only)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 1 where a form of ours failed or did not match."""
+    args = parse(argv)
+    device = torch.device(args.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+    cases, plan = defaults(args, device)
+    start = time.perf_counter()
+    path = args.csv or (args.out / "bench.csv" if args.out else None)
+    output = Output(path)
+    facts = measure.machine(device)
+    print(f"{facts.device} ({facts.cpu}), torch {facts.torch}, triton {facts.triton}, {facts.commit}")
+    if args.verify_only:
+        print("results are compared, nothing is timed")
+    else:
+        if device.type != "cuda":
+            print("CPU rows: the reference and the baselines. They say nothing about a GPU.")
+        print(f"this machine's copy bandwidth: {measure.copy_bandwidth(device) / 1e9:.1f} GB/s (read and written)")
+    print(f"{'case':36} {'backend':9} {'call':6} {'L2':7} {'p20':>9} {'p50':>9} {'p80':>9}")
+    for i, case in enumerate(cases):
+        if time.perf_counter() - start > args.limit:
+            print(f"{len(cases) - i} cases left out: --limit {args.limit:.0f} s is spent")
+            break
+        for row in measure_case(case, plan):
+            output.add(row)
+    if device.type != "cuda" and not args.verify_only:
+        print_predictions(cases)
+    if args.out and not args.verify_only:
+        from . import plots
+
+        plots.draw(path, args.out)
+    return int(any(row.backend == "ours" and row.status.startswith(("mismatch", "failed")) for row in output.rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

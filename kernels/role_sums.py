@@ -1,0 +1,153 @@
+"""Sums of relation rows by subject and by object: the transpose of the gathers `a[subject]` and `c[object]`.
+
+Backward of `gather_add_relu` (through its relu) and of `triple_context` (without). Letters: N objects, E relations,
+D width.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .launch import launch
+from .segments import (
+    MAX_PARTIALS,
+    add_partials,
+    as_rows,
+    chunk_partials,
+    chunk_size,
+    role_of,
+    run_options,
+    whole_chunks,
+)
+
+
+@triton.jit
+def _sum_run(
+    g_ptr, h_ptr, masked_ptr, slot_ptr, begin, end, first, skip, as_subject, stride_g, stride_h, D, o_D, m_D,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """Sum of the rows slot[begin .. end] less the `skip` from `first`; a subject's walk also stores g (h > 0)."""
+    b_D = tl.zeros([BLOCK_D], tl.float32)
+    for start in range(begin, end - skip, BLOCK_M):
+        o_M = start + tl.arange(0, BLOCK_M)
+        m_M = o_M < end - skip
+        o_M = tl.where(o_M < first, o_M, o_M + skip)
+        i_E = tl.load(slot_ptr + o_M, mask=m_M, other=0).to(tl.int64)[:, None]
+        m_MD = m_M[:, None] & m_D[None, :]
+        # [BLOCK_M, BLOCK_D]
+        b_MD = tl.load(g_ptr + i_E * stride_g + o_D[None, :], mask=m_MD, other=0.0).to(tl.float32)
+        if RELU:
+            # [BLOCK_M, BLOCK_D]
+            b_h = tl.load(h_ptr + i_E * stride_h + o_D[None, :], mask=m_MD, other=0.0)
+            b_MD = tl.where(b_h <= 0, 0.0, b_MD)
+            tl.store(masked_ptr + i_E * D + o_D[None, :], b_MD, mask=m_MD & as_subject)
+        b_D += tl.sum(b_MD, axis=0)
+    return b_D
+
+
+@triton.jit
+def role_sums_hub_kernel(
+    g_ptr, h_ptr, masked_ptr, partial_ptr, subject_ptr, object_ptr, ptr_ptr, mid_ptr, slot_ptr,
+    stride_g, stride_h, chunk, D,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """partial[p] = sum of g (h > 0) over the messages of chunk p, where they all belong to one run; else nothing.
+
+    What is summed here is not read again by `role_sums_kernel`; a chunk that is not a hub's costs five 4-byte loads.
+    """
+    num_d = tl.cdiv(D, BLOCK_D)
+    i_p = tl.program_id(0) // num_d
+    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_D = o_D < D
+    begin = i_p * chunk
+    as_subject, run_end = role_of(begin, slot_ptr, subject_ptr, object_ptr, ptr_ptr, mid_ptr)
+    if begin + chunk <= run_end:
+        b_D = _sum_run(
+            g_ptr, h_ptr, masked_ptr, slot_ptr, begin, begin + chunk, begin + chunk, 0, as_subject,
+            stride_g, stride_h, D, o_D, m_D, BLOCK_M, BLOCK_D, RELU,
+        )  # fmt: skip
+        tl.store(partial_ptr + i_p.to(tl.int64) * D + o_D, b_D, mask=m_D)
+
+
+@triton.jit
+def role_sums_kernel(
+    g_ptr, h_ptr, masked_ptr, partial_ptr, subject_sum_ptr, object_sum_ptr, program_sum_ptr, ptr_ptr, mid_ptr, slot_ptr,
+    stride_g, stride_h, stride_sum, chunk, num_rows, rows_per_program, D,
+    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RELU: tl.constexpr, SPLIT: tl.constexpr,
+):  # fmt: skip
+    """subject_sum[i] = sum of g' over subject(e) = i, object_sum[i] = over object(e) = i, g' = g (h > 0) [1].
+
+    Every relation has one subject, so the subject walk visits each once: it stores g' (the gradient of b), and its
+    sums add up to the bias gradient (one fp32 row a program, added by `column_sum`).
+    Bytes an element of [E, D]: g and h read, g' written, once each from memory (6 at bf16, the minimum); the object
+    walk reads g and h again out of L2, since a graph's relations are neighbours. Without relu: g read once (2).
+
+    [1] SGG-IG (Wang et al., AAAI-25), eqs 3-4, 6 and 7, transposed.
+    """
+    num_d = tl.cdiv(D, BLOCK_D)
+    i_p = tl.program_id(0) // num_d
+    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_D = o_D < D
+    b_program = tl.zeros([BLOCK_D], tl.float32)
+    first_row = i_p * rows_per_program
+    for i_row in range(0, tl.minimum(rows_per_program, num_rows - first_row)):
+        i_n = first_row + i_row
+        mid = tl.load(mid_ptr + i_n)
+        for i_role in tl.static_range(2):
+            begin = tl.load(ptr_ptr + i_n) if i_role == 0 else mid
+            end = mid if i_role == 0 else tl.load(ptr_ptr + i_n + 1)
+            first, skip = whole_chunks(begin, end, chunk, SPLIT)
+            b_D = _sum_run(
+                g_ptr, h_ptr, masked_ptr, slot_ptr, begin, end, first, skip, i_role == 0,
+                stride_g, stride_h, D, o_D, m_D, BLOCK_M, BLOCK_D, RELU,
+            )  # fmt: skip
+            b_D = add_partials(b_D, partial_ptr, first, skip, chunk, D, o_D, m_D, BLOCK_M, SPLIT)
+            sum_ptr = subject_sum_ptr if i_role == 0 else object_sum_ptr
+            tl.store(sum_ptr + i_n.to(tl.int64) * stride_sum + o_D, b_D, mask=m_D)
+            if i_role == 0:
+                b_program += b_D
+    tl.store(program_sum_ptr + i_p.to(tl.int64) * D + o_D, b_program, mask=m_D)
+
+
+def role_sums(
+    g_ED: torch.Tensor,
+    h_ED: torch.Tensor | None,
+    subject_sum_ND: torch.Tensor,
+    object_sum_ND: torch.Tensor,
+    subject_E: torch.Tensor,
+    object_E: torch.Tensor,
+    ptr_N1: torch.Tensor,
+    mid_N: torch.Tensor,
+    slot_2E: torch.Tensor,
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Fill the two sums of `g * (h > 0)` (of g, where h is None); they share one row stride.
+
+    Returns that product [E, D] (None without h), and [programs, D] fp32 rows that add up to its column sums.
+    """
+    g_ED = as_rows(g_ED)
+    num_rows, width, num_messages = len(mid_N), g_ED.shape[1], len(slot_2E)
+    relu = h_ED is not None
+    h_ED = as_rows(h_ED) if relu else g_ED
+    masked_ED = torch.empty(g_ED.shape, dtype=g_ED.dtype, device=g_ED.device) if relu else g_ED
+    chunk = chunk_size(num_messages)
+    partial = chunk_partials(num_messages, chunk, width, g_ED)
+    rows_per_program = max(1, triton.cdiv(num_rows, MAX_PARTIALS))
+    num_programs = triton.cdiv(num_rows, rows_per_program)
+    program_sum = torch.empty(num_programs, width, dtype=torch.float32, device=g_ED.device)
+    options = run_options(num_rows, width, g_ED.element_size())
+    num_d = triton.cdiv(width, options["BLOCK_D"])
+    launch(
+        role_sums_hub_kernel, (len(partial) * num_d,),
+        g_ED, h_ED, masked_ED, partial, subject_E, object_E, ptr_N1, mid_N, slot_2E,
+        g_ED.stride(0), h_ED.stride(0), chunk, width,
+        RELU=relu, **options,
+    )  # fmt: skip
+    launch(
+        role_sums_kernel, (num_programs * num_d,),
+        g_ED, h_ED, masked_ED, partial, subject_sum_ND, object_sum_ND, program_sum, ptr_N1, mid_N, slot_2E,
+        g_ED.stride(0), h_ED.stride(0), subject_sum_ND.stride(0), chunk, num_rows, rows_per_program, width,
+        RELU=relu, SPLIT=chunk > 0, **options,
+    )  # fmt: skip
+    return (masked_ED if relu else None), program_sum

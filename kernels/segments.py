@@ -1,0 +1,138 @@
+"""What the graph kernels share: block sizes, the two-stage sum of long runs, column sums.
+
+A run is the list of rows that add up to one result: an object's messages in one role, or the rows of one graph.
+Runs are cut at fixed multiples of `chunk`: a hub kernel sums every chunk that lies wholly inside one run to an fp32
+partial, then the row kernel adds a run's head and tail rows and its partials, in ascending order. The grid depends on
+shapes only, each row is read once, and a run of a million rows occupies as many programs as a million short ones.
+
+Sizes are static rules of shapes: no tuning at run time, the same bits on every machine with the same shapes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from .launch import launch
+
+SMALL_ELEMENTS = 2**18
+"""Up to here (256 relations of width 512 are half of it) a tensor is cut in narrow blocks, to occupy every SM."""
+
+UNSPLIT_ROWS = 1024
+"""Up to here no run is split: the second launch costs more than the longest possible run."""
+
+MAX_PARTIALS = 2048
+"""Programs that add columns up, about one wave: bounds the fp32 partials to 2048 rows whatever E is."""
+
+
+def as_rows(x: torch.Tensor) -> torch.Tensor:
+    """x [rows, D] with adjacent elements in a row; any row stride. Copies only where it must (an expanded gradient)."""
+    return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
+
+
+def width_block(num_rows: int, width: int) -> int:
+    """BLOCK_D: columns a program works on."""
+    return min(triton.next_power_of_2(width), 128 if num_rows * width <= SMALL_ELEMENTS else 512)
+
+
+def run_options(num_rows: int, width: int, itemsize: int, fp32_residual: bool = False) -> dict[str, int]:
+    """Blocks of a kernel that sums runs: 16 bytes a lane, one row across all lanes, so the sum needs no exchange.
+
+    Large inputs take few rows at a time: an object has two to four messages in a role, and registers are warps. So
+    do widths that rule 16-byte loads out. An fp32 residual beside the messages takes registers of its own: half the
+    rows keep it from spilling where rows are many, and let 16 warps in where y is half as wide.
+    """
+    block_d = width_block(num_rows, width)
+    deep = block_d <= 128 and width % 8 == 0
+    rows = 16 if deep else 4
+    if fp32_residual and (deep or itemsize < 4):
+        rows //= 2
+    # Without a bound of its own ptxas aims at a rounder occupancy and spills a few words for it.
+    return {
+        "BLOCK_M": rows,
+        "BLOCK_D": block_d,
+        "num_warps": max(1, block_d * itemsize // 512),
+        "maxnreg": 224 if deep else 168,
+    }
+
+
+def tile_options(num_rows: int, width: int, itemsize: int) -> dict[str, int]:
+    """Blocks of a kernel over relations, laid out likewise."""
+    block_d = width_block(num_rows, width)
+    return {"BLOCK_E": 4, "BLOCK_D": block_d, "num_warps": max(1, block_d * itemsize // 512)}
+
+
+def chunk_size(num_rows: int) -> int:
+    """Rows of a chunk, 0 for no split. About sqrt(rows) / 2 balances a run's unsplit ends against its partials."""
+    if num_rows <= UNSPLIT_ROWS:
+        return 0
+    return min(1024, max(64, triton.next_power_of_2(math.isqrt(num_rows) // 2)))
+
+
+def chunk_partials(num_rows: int, chunk: int, width: int, like: torch.Tensor) -> torch.Tensor:
+    """fp32 [chunks, width] for the hub kernel; rows of chunks that cross a boundary stay unwritten and unread."""
+    return torch.empty(num_rows // chunk if chunk else 0, width, dtype=torch.float32, device=like.device)
+
+
+@triton.jit
+def whole_chunks(begin, end, chunk, SPLIT: tl.constexpr):
+    """Of the rows begin .. end: the first that a hub kernel has summed, and how many it has."""
+    first = end
+    skip = 0
+    if SPLIT:
+        first = (begin + chunk - 1) // chunk * chunk
+        skip = tl.maximum(end // chunk * chunk - first, 0)
+    return first, skip
+
+
+@triton.jit
+def add_partials(b_D, partial_ptr, first, skip, chunk, D, o_D, m_D, BLOCK_M: tl.constexpr, SPLIT: tl.constexpr):
+    """b_D plus the partials of the rows first .. first + skip, in ascending order."""
+    if SPLIT:
+        end = (first + skip) // chunk
+        for start in range(first // chunk, end, BLOCK_M):
+            o_M = start + tl.arange(0, BLOCK_M)
+            m_MD = (o_M < end)[:, None] & m_D[None, :]
+            # [BLOCK_M, BLOCK_D]
+            b_MD = tl.load(partial_ptr + o_M.to(tl.int64)[:, None] * D + o_D[None, :], mask=m_MD, other=0.0)
+            b_D += tl.sum(b_MD, axis=0)
+    return b_D
+
+
+@triton.jit
+def role_of(message, slot_ptr, subject_ptr, object_ptr, ptr_ptr, mid_ptr):
+    """Whether a message goes to its relation's subject, and where its run (receiver and role) ends.
+
+    The receiver is one of two objects, and only one of them owns this position as subject: no search.
+    """
+    i_e = tl.load(slot_ptr + message)
+    i_s = tl.load(subject_ptr + i_e)
+    as_subject = (tl.load(ptr_ptr + i_s) <= message) & (message < tl.load(mid_ptr + i_s))
+    end = tl.load(mid_ptr + i_s) if as_subject else tl.load(ptr_ptr + tl.load(object_ptr + i_e) + 1)
+    return as_subject, end
+
+
+@triton.jit
+def column_sum_kernel(partial_ptr, out_ptr, num_rows, D, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
+    """out[d] = sum over rows of partial[:, d], rows in ascending blocks. 4 bytes read an element."""
+    o_D = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)
+    m_D = o_D < D
+    b_PD = tl.zeros([BLOCK_P, BLOCK_D], tl.float32)
+    for start in range(0, num_rows, BLOCK_P):
+        o_P = start + tl.arange(0, BLOCK_P)
+        m_PD = (o_P < num_rows)[:, None] & m_D[None, :]
+        # [BLOCK_P, BLOCK_D]
+        b_PD += tl.load(partial_ptr + o_P.to(tl.int64)[:, None] * D + o_D[None, :], mask=m_PD, other=0.0)
+    tl.store(out_ptr + o_D, tl.sum(b_PD, axis=0), mask=m_D)
+
+
+def column_sum(partial_PD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Second stage of a bias gradient: fp32 [P, D], contiguous -> [D]. No rows give 0."""
+    num_rows, width = partial_PD.shape
+    out_D = torch.empty(width, dtype=dtype, device=partial_PD.device)
+    grid = (triton.cdiv(width, 32),)
+    launch(column_sum_kernel, grid, partial_PD, out_D, num_rows, width, BLOCK_P=128, BLOCK_D=32, num_warps=4)
+    return out_D

@@ -1,0 +1,50 @@
+"""Fixtures of the kernel tests: the device they run on, and outputs that start as NaN."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="compiled instead, on CUDA")),
+        pytest.param("cuda", marks=pytest.mark.gpu),
+    ]
+)
+def device(request) -> str:
+    """ "cpu" (Triton's interpreter) or "cuda" (compiled)."""
+    return request.param
+
+
+@pytest.fixture
+def poisoned(monkeypatch) -> None:
+    """`torch.empty` and its kin give NaN or an absurd integer, so that an element left unwritten shows."""
+
+    def poison(make):
+        def made(*args, **kwargs):
+            x = make(*args, **kwargs)
+            return x.fill_(float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).max // 2)
+
+        return made
+
+    for name in ("empty", "empty_like"):
+        monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
+
+
+@pytest.fixture(autouse=True)
+def bf16_rounds_to_nearest(monkeypatch) -> None:
+    """Triton's interpreter cuts fp32 -> bf16 off where the hardware rounds to nearest even: do as the hardware does."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    import triton.language as tl
+
+    convert = interpreter._convert_float
+
+    def rounded(data, source, target, mode):
+        if (source, target) != (tl.float32, tl.bfloat16):
+            return convert(data, source, target, mode)
+        values = torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
+        return values.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16).reshape(data.shape)
+
+    monkeypatch.setattr(interpreter, "_convert_float", rounded)

@@ -1,0 +1,173 @@
+"""The graph ops as the model sees them: choice of backend, refusals, gradients of the reference, a short training."""
+
+from __future__ import annotations
+
+import logging
+
+import graphs
+import pytest
+import torch
+from graph_cases import BATCHES, OPS, call, inputs_of
+from sgg_kernels import launch
+
+from sgg_fast import ops
+from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.encoder import TripleConv
+from sgg_fast.ops import dispatch
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def automatic(monkeypatch):
+    """Each test starts from, and leaves, the automatic choice and an empty list of announcements."""
+    monkeypatch.setattr(dispatch, "_announced", set())
+    yield
+    ops.use_kernels("auto")
+
+
+def test_the_automatic_choice_on_cpu_is_the_reference():
+    assert ops.backend_for(CPU) == "reference"
+
+
+def test_triton_on_cpu_needs_the_interpreter(monkeypatch):
+    ops.use_kernels("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert ops.backend_for(CPU, torch.bfloat16) == "triton"
+    monkeypatch.delenv("TRITON_INTERPRET")
+    with pytest.raises(ValueError, match="--kernels triton: the tensors are on cpu"):
+        ops.backend_for(CPU)
+
+
+def test_triton_without_the_package(monkeypatch):
+    monkeypatch.setattr(dispatch, "_has_triton", lambda: False)
+    with pytest.raises(ValueError, match="not installed"):
+        ops.use_kernels("triton")
+    assert ops.backend_for(torch.device("cuda")) == "reference"
+
+
+def test_float64_falls_back_or_is_refused(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert ops.backend_for(torch.device("cuda"), torch.float64) == "reference"
+    ops.use_kernels("triton")
+    with pytest.raises(ValueError, match=r"torch\.float64 values"):
+        ops.backend_for(CPU, torch.float32, torch.float64)
+
+
+def test_an_unknown_word_is_refused():
+    with pytest.raises(ValueError, match="auto, reference or triton, not 'cuda'"):
+        ops.use_kernels("cuda")
+
+
+def test_the_reason_is_logged_once(caplog):
+    with caplog.at_level(logging.INFO, logger=dispatch.__name__):
+        for _ in range(3):
+            ops.backend_for(CPU)
+    assert [r.getMessage() for r in caplog.records] == ["graph kernels: reference (cpu tensors)"]
+
+
+@pytest.mark.parametrize("backend", ops.BACKENDS)
+def test_an_explicit_choice_is_what_runs(backend, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    batch, seen = BATCHES["scenes"](), []
+    ops.use_kernels(backend)
+    with launch.intercept(lambda kernel, *_: seen.append(kernel) or False):
+        for op in OPS:
+            call(op, inputs_of(op, batch, 4), batch)
+    assert len(seen) == (len(OPS) if backend == "triton" else 0)
+
+
+@pytest.mark.parametrize(
+    ("op", "name", "wrong"),
+    [
+        ("gather_add_relu", "ac", lambda x: x[:, 1:]),
+        ("gather_add_relu", "ac", lambda x: x[1:]),
+        ("gather_add_relu", "b", lambda x: x[1:]),
+        ("gather_add_relu", "bias", lambda x: x[1:]),
+        ("scatter_mean", "y", lambda x: x[:, 1:]),
+        ("scatter_mean", "y", lambda x: x[1:]),
+        ("scatter_mean", "bias", lambda x: x[1:]),
+        ("scatter_mean_residual", "residual", lambda x: x[:, 1:]),
+        ("masked_pool", "x", lambda x: x[1:]),
+        ("masked_pool", "r", lambda x: x[:, 1:]),
+        ("graph_mean", "rows", lambda x: x[1:]),
+        ("triple_context", "s", lambda x: x[1:]),
+        ("triple_context", "r", lambda x: x[1:]),
+        ("triple_context", "pool", lambda x: x[1:]),
+        ("triple_context", "bias", lambda x: x[1:]),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(op, name, wrong):
+    batch = BATCHES["scenes"]()
+    inputs = inputs_of(op, batch, 4)
+    inputs[name] = wrong(inputs[name])
+    with pytest.raises(ValueError, match=op.removesuffix("_residual")):
+        call(op, inputs, batch)
+
+
+def test_wide_indices_are_refused_by_the_kernels(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    batch = BATCHES["scenes"]()
+    ops.use_kernels("triton")
+    with pytest.raises(ValueError, match="graph_mean: index tensors must be int32"):
+        ops.graph_mean(torch.randn(batch.num_relations, 3), batch.relation_ptr.long(), batch.relation_graph)
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_reference_gradients_in_float64(op):
+    batch = BATCHES["empty_groups"]()
+    inputs = inputs_of(op, batch, 2, torch.float64)
+
+    def function(*values: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return call(op, dict(zip(inputs, values, strict=True)), batch)
+
+    assert torch.autograd.gradcheck(function, [x.requires_grad_() for x in inputs.values()], eps=1e-6)
+
+
+def test_a_compiled_layer_is_one_graph(device):
+    """torch.compile sees through the operators, forward and backward, without a graph break."""
+    batch = BATCHES["scenes"]().to(device)
+    layer = TripleConv(8).to(device)
+    x, r = (torch.randn(num, 8, device=device) for num in (batch.num_objects, batch.num_relations))
+    ops.use_kernels("triton")
+    found = []
+    for function in (layer, torch.compile(layer, backend="aot_eager", fullgraph=True)):
+        layer.zero_grad()
+        x_new, r_new = function(x, r, batch)
+        (x_new.sum() + r_new.square().sum()).backward()
+        found.append([x_new, r_new, *(p.grad.clone() for p in layer.parameters())])
+    for eager, compiled in zip(*found, strict=True):
+        torch.testing.assert_close(eager, compiled)
+
+
+def trace(backend: str, dtype: torch.dtype, device: str, steps: int = 5) -> list[float]:
+    """Losses of a tiny conditioner that learns random targets; `dtype` by autocast, weights in fp32."""
+    torch.manual_seed(3)
+    table = graphs.shared_table()
+    batch, _ = graphs.pack(*graphs.all_graphs()[:4], table=table)
+    batch, names = batch.to(device), graphs.embeddings(table, 16).to(device)
+    model = SceneGraphConditioner(name_dim=16, image_dim=16, context_dim=24, width=16, num_layers=2).to(device)
+    target = torch.randn(batch.num_graphs, 16, generator=torch.Generator().manual_seed(4)).to(device)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.2)
+    ops.use_kernels(backend)
+    losses = []
+    for _ in range(steps):
+        with torch.autocast(device, dtype=dtype, enabled=dtype != torch.float32):
+            x_ND, tokens_EC, x_global = model.encode(names, batch)
+            loss = (x_global.float() - target).square().mean() + tokens_EC.float().square().mean()
+            loss = loss + 0.1 * x_ND.float().square().mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    return losses
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_training_follows_the_reference(dtype, device):
+    """STYLE 21: at each step the fused trace is as close to the reference's as its precision allows."""
+    fused, reference = trace("triton", dtype, device), trace("reference", dtype, device)
+    exact = trace("reference", torch.float32, device)
+    assert exact[-1] < 0.9 * exact[0], "the model learns, so the traces carry gradients"
+    for step, (a, b, c) in enumerate(zip(fused, reference, exact, strict=True)):
+        assert abs(a - b) <= 2 * abs(b - c) + 1e-5, f"step {step}: {a} against {b}, fp32 {c}"
