@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import logging
-import shutil
+import os
+import shlex
 import sys
 from pathlib import Path
+
+# Before torch loads OpenMP: on a busy machine spinning threads made the toy's steps 20 times slower than sleeping ones.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -30,31 +33,63 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 for settings or input that cannot run (one line on stderr)."""
     args = vars(parse(argv))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    from sgg_fast import env
-    from sgg_fast.quiet import quiet_libraries
-
-    quiet_libraries()
     stage, name, ds_path, out = (args.pop(key) for key in ("stage", "recipe", "deepspeed", "out"))
     graph_encoder, overwrite = args.pop("graph_encoder"), args.pop("overwrite")
     args.pop("local_rank")
     if "steps" in args:
         args[f"{stage}_steps"] = args.pop("steps")
-    try:
-        from sgg_fast.recipes import recipe
-        from sgg_fast.train.trainer import Trainer
+    out = out or Path("runs") / name
+    from sgg_fast import env
+    from sgg_fast.quiet import quiet_libraries
+    from sgg_fast.recipes import recipe
 
-        config = recipe(name, **args)
-        out = out or Path("runs") / name
-        if overwrite and env.rank() == 0:
-            shutil.rmtree(out / stage, ignore_errors=True)
-        result = Trainer(config, stage, out, ds_path, graph_encoder).train()
-    except ValueError as error:
-        print(f"train.py: {error}", file=sys.stderr)
-        return 2
+    try:
+        try:
+            config = recipe(name, **args)  # refused before the libraries are loaded, which takes seconds
+            quiet_libraries(verbose=env.rank() == 0)
+            from sgg_fast.train.trainer import Trainer
+
+            trainer = Trainer(config, stage, out, ds_path, graph_encoder, overwrite)
+        except (ValueError, OSError) as error:
+            return refuse(error)
+        try:
+            result = trainer.train()
+        except OSError as error:  # a full disk; any other error from here on is a bug and keeps its traceback
+            return refuse(error)
+    except KeyboardInterrupt:
+        print("train.py: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
+        return 130
     if env.rank() == 0:
-        print(f"saved {result}")
+        print(f"saved {result}\nnext: {next_command(stage, name, out, args)}")
     return 0
+
+
+def refuse(error: Exception) -> int:
+    """One line on stderr; exit code 2."""
+    print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
+    return 2
+
+
+def next_command(stage: str, recipe: str, out: Path, settings: dict[str, object]) -> str:
+    """What to type after this stage, with the settings that were given."""
+    if stage == "finetune":
+        return shlex.join(["python", "infer.py", "graph.json", "--model", str(out)])
+    words = [
+        "python",
+        "train.py",
+        "--stage",
+        "finetune",
+        "--deepspeed",
+        "ds.json",
+        "--recipe",
+        recipe,
+        "--out",
+        str(out),
+    ]
+    given = {name: value for name, value in settings.items() if name != "pretrain_steps"}
+    return shlex.join(
+        [*words, *(w for name, value in given.items() for w in (f"--{name.replace('_', '-')}", str(value)))]
+    )
 
 
 if __name__ == "__main__":

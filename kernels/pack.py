@@ -13,7 +13,16 @@ import triton.language as tl
 
 from .hash import hash_start, hash_word
 from .launch import launch
-from .reference.pack import BATCH_FIELDS, MASK_STREAM, PADDING_NAME, PADDING_PREDICATE, PPM, STORE_FIELDS, MaskKey
+from .reference.pack import (
+    BATCH_FIELDS,
+    MASK_STREAM,
+    PADDING_NAME,
+    PADDING_PHRASE,
+    PADDING_PREDICATE,
+    PPM,
+    STORE_FIELDS,
+    MaskKey,
+)
 
 BLOCK = 64
 RANK_BLOCK = 32
@@ -21,6 +30,7 @@ NUM_WARPS = 2
 
 _NAME = tl.constexpr(PADDING_NAME)
 _PREDICATE = tl.constexpr(PADDING_PREDICATE)
+_PHRASE = tl.constexpr(PADDING_PHRASE)
 _STREAM = tl.constexpr(MASK_STREAM)
 _PPM = tl.constexpr(PPM)
 
@@ -62,8 +72,8 @@ def _copy_objects(
 
 @triton.jit
 def _copy_relations(
-    p_name, p_pooled, p_subject, p_object, p_slot,
-    p_out_name, p_out_pooled, p_out_graph, p_out_subject, p_out_object, p_out_slot,
+    p_name, p_phrase, p_pooled, p_subject, p_object, p_slot,
+    p_out_name, p_out_phrase, p_out_pooled, p_out_graph, p_out_subject, p_out_object, p_out_slot,
     i_b, first_e, o_e, num_e, shift_n, BLOCK: tl.constexpr,
 ):  # fmt: skip
     for o in range(0, num_e, BLOCK):
@@ -71,6 +81,7 @@ def _copy_relations(
         e = o + tl.arange(0, BLOCK)
         m_e = e < num_e
         tl.store(p_out_name + o_e + e, tl.load(p_name + first_e + e, mask=m_e), mask=m_e)
+        tl.store(p_out_phrase + o_e + e, tl.load(p_phrase + first_e + e, mask=m_e), mask=m_e)
         tl.store(p_out_pooled + o_e + e, tl.load(p_pooled + first_e + e, mask=m_e), mask=m_e)
         tl.store(p_out_graph + o_e + e, i_b, mask=m_e)
         tl.store(p_out_subject + o_e + e, tl.load(p_subject + first_e + e, mask=m_e) + shift_n, mask=m_e)
@@ -104,7 +115,7 @@ def _pad_objects(
 
 @triton.jit
 def _pad_relations(
-    p_name, p_pooled, p_graph, p_subject, p_object, p_slot, i_b, o_n, num_n, o_e, num_e, BLOCK: tl.constexpr
+    p_name, p_phrase, p_pooled, p_graph, p_subject, p_object, p_slot, i_b, o_n, num_n, o_e, num_e, BLOCK: tl.constexpr
 ):  # fmt: skip
     for o in range(0, num_e, BLOCK):
         # [BLOCK]
@@ -112,6 +123,7 @@ def _pad_relations(
         m_e = e < num_e
         owner = ((e + 1) * num_n - 1) // num_e
         tl.store(p_name + o_e + e, _PREDICATE, mask=m_e)
+        tl.store(p_phrase + o_e + e, _PHRASE, mask=m_e)
         tl.store(p_pooled + o_e + e, 0, mask=m_e)
         tl.store(p_graph + o_e + e, i_b, mask=m_e)
         tl.store(p_subject + o_e + e, o_n + owner, mask=m_e)
@@ -127,10 +139,10 @@ def _pad_relations(
 
 @triton.jit(do_not_specialize=["first_copy", "ratio_ppm", "seed"])
 def pack_fwd_kernel(
-    p_object_name, p_predicate_name, p_subject, p_object, p_object_ptr, p_relation_ptr,
+    p_object_name, p_predicate_name, p_phrase, p_subject, p_object, p_object_ptr, p_relation_ptr,
     p_message_ptr, p_message_mid, p_message_slot, p_object_pooled, p_relation_pooled,
     p_ids, p_new_object_ptr, p_new_relation_ptr, p_step,
-    p_out_object_name, p_out_predicate_name, p_out_subject, p_out_object,
+    p_out_object_name, p_out_predicate_name, p_out_phrase, p_out_subject, p_out_object,
     p_out_message_ptr, p_out_message_mid, p_out_message_slot,
     p_out_object_graph, p_out_relation_graph, p_out_object_pooled, p_out_relation_pooled, p_out_masked,
     first_copy, ratio_ppm, seed,
@@ -138,7 +150,7 @@ def pack_fwd_kernel(
 ):  # fmt: skip
     """Program b copies graph ids[b] of the store to its place in the batch and shifts its indices; the last one pads.
 
-    Bytes: 30 an object (13 read, 17 written; 1 more with the mask), 46 a relation (21 read, 25 written).
+    Bytes: 30 an object (13 read, 17 written; 1 more with the mask), 54 a relation (25 read, 29 written).
     1. The mask (SGG-IG, masked auto-encoder): an object is hidden whose rank by `hash(seed, step, id, stream, i)`
        among the n objects of its graph is below `round(ratio n)`: n^2 compares, in tiles (n <= 30: one tile).
     2. The padding graph: object i of its n owns the relations `i m // n .. (i + 1) m // n` of its m, with both ends.
@@ -154,8 +166,8 @@ def pack_fwd_kernel(
             p_out_masked, i_b, o_n, num_n, o_e, num_e, MASKED, BLOCK,
         )  # fmt: skip
         _pad_relations(
-            p_out_predicate_name, p_out_relation_pooled, p_out_relation_graph, p_out_subject, p_out_object,
-            p_out_message_slot, i_b, o_n, num_n, o_e, num_e, BLOCK,
+            p_out_predicate_name, p_out_phrase, p_out_relation_pooled, p_out_relation_graph, p_out_subject,
+            p_out_object, p_out_message_slot, i_b, o_n, num_n, o_e, num_e, BLOCK,
         )  # fmt: skip
     else:
         id_b = tl.load(p_ids + i_b)
@@ -167,9 +179,9 @@ def pack_fwd_kernel(
             i_b, first_n, o_n, num_n, o_e - first_e, BLOCK,
         )  # fmt: skip
         _copy_relations(
-            p_predicate_name, p_relation_pooled, p_subject, p_object, p_message_slot,
-            p_out_predicate_name, p_out_relation_pooled, p_out_relation_graph, p_out_subject, p_out_object,
-            p_out_message_slot, i_b, first_e, o_e, num_e, o_n - first_n, BLOCK,
+            p_predicate_name, p_phrase, p_relation_pooled, p_subject, p_object, p_message_slot,
+            p_out_predicate_name, p_out_phrase, p_out_relation_pooled, p_out_relation_graph, p_out_subject,
+            p_out_object, p_out_message_slot, i_b, first_e, o_e, num_e, o_n - first_n, BLOCK,
         )  # fmt: skip
         if MASKED:
             wanted = ((num_n - 1) * ratio_ppm + _PPM // 2) // _PPM
@@ -196,7 +208,7 @@ def pack_fwd(
     lengths = {"message_ptr": num_objects + 1, "message_slot": 2 * num_relations}
     out = {}
     for name in BATCH_FIELDS:
-        is_relation = name in ("predicate_name", "subject", "object", "relation_graph", "relation_pooled")
+        is_relation = name in ("predicate_name", "phrase", "subject", "object", "relation_graph", "relation_pooled")
         length = lengths.get(name, num_relations if is_relation else num_objects)
         dtype = torch.uint8 if name.endswith("pooled") else torch.int32
         out[name] = torch.empty(length, dtype=dtype, device=ids_B.device)

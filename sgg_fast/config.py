@@ -9,6 +9,7 @@ import argparse
 import ast
 import dataclasses
 import inspect
+import itertools
 import math
 import typing
 
@@ -21,6 +22,7 @@ CHOICES = {
     "encoder": ("residual", "plain"),
     "triple": ("roles", "shared"),
     "context": ("triples", "global"),
+    "token_init": ("none", "text"),
     "contrastive": ("bce", "literal", "infonce"),
     "image_embedding": ("clean", "noised", "predicted"),
     "isa_weight": ("alpha_bar", "none"),
@@ -58,6 +60,8 @@ class Config:
     """Eq. 7 with one map per role, or one map shared by subject and object as printed."""
     context: str = "triples"
     """What the UNet attends to: a token per triple, or X_global alone (eq. 11 as printed)."""
+    token_init: str = "none"
+    """Start each triple's token from SD's own text state of its phrase, the graph's share gated to zero at first."""
 
     mask_ratio: float = 0.3
     """Share of objects that the auto-encoder masks."""
@@ -111,9 +115,9 @@ class Config:
     sheet_steps: int = 20
     """DDIM steps of the pictures on a sample sheet."""
     sampling_steps: int = 100
-    """DDIM steps of sampling."""
+    """DDIM steps that infer.py takes with the saved result unless told otherwise."""
     guidance: float = 7.5
-    """Classifier-free guidance scale of sampling."""
+    """Classifier-free guidance scale of sample sheets, and of infer.py with the saved result unless told otherwise."""
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -130,11 +134,17 @@ class Config:
         for name in ("mask_ratio", "loss_weight", "condition_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"--{flag(name)} must lie between 0 and 1, not {getattr(self, name)}")
-        for name in ("pretrain_lr", "unet_lr", "graph_lr", "max_grad_norm", "sample_every", "num_samples", "seed"):
+        for name in ("pretrain_lr", "unet_lr", "graph_lr", "max_grad_norm", "sample_every", "num_samples"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{flag(name)} must not be negative, not {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"--seed must lie between 0 and 4294967295, not {self.seed}")
+        if self.guidance < 1:
+            raise ConfigError(f"--guidance must be at least 1 (1 is none), not {self.guidance}")
         if self.resolution < 32 or self.resolution % 8:
             raise ConfigError(f"--resolution must be a multiple of 8, at least 32, not {self.resolution}")
+        if self.token_init == "text" and self.context == "global":
+            raise ConfigError("--token-init text starts the triples' tokens, which --context global leaves out")
         if self.image_embedding == "noised" and self.isa_weight != "none":
             raise ConfigError("--image-embedding noised carries its own weight: add --isa-weight none")
 
@@ -148,7 +158,7 @@ def field_help() -> dict[str, str]:
     """Field name -> the docstring under it."""
     body = ast.parse(inspect.getsource(Config)).body[0]
     assert isinstance(body, ast.ClassDef)
-    pairs = zip(body.body, body.body[1:])
+    pairs = itertools.pairwise(body.body)
     return {
         a.target.id: b.value.value
         for a, b in pairs
@@ -157,7 +167,7 @@ def field_help() -> dict[str, str]:
     }  # fmt: skip
 
 
-def add_flags(parser: argparse.ArgumentParser) -> None:
+def add_flags(parser: argparse._ActionsContainer) -> None:
     """One flag a field, without defaults: what is absent comes from the recipe."""
     help_of, types = field_help(), typing.get_type_hints(Config)
     for field in dataclasses.fields(Config):

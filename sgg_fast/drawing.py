@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import logging
+import json
+import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 
 from sgg_fast import env
 from sgg_fast.graph import SceneGraph
+from sgg_fast.nn.foundation import missing_file
 from sgg_fast.pipeline import SceneGraphToImagePipeline
-
-logger = logging.getLogger(__name__)
 
 DEFAULT_RUN = Path("runs/toy")
 _INSIDE = ("", "pipeline", "finetune/pipeline")
@@ -26,14 +28,18 @@ def find_pipeline(model: Path) -> Path | None:
 def load_pipeline(model: str | None) -> tuple[SceneGraphToImagePipeline, str]:
     """A pipeline on this machine's device and one line that says what it is.
 
-    Without `model`: the run in runs/toy if it was fine-tuned, else the toy models with random weights.
+    Without `model`: the run in runs/toy if it was fine-tuned, else the toy models and an untrained graph encoder.
     Raises ValueError for a folder that holds no pipeline.
     """
     folder = find_pipeline(Path(model)) if model else find_pipeline(DEFAULT_RUN)
     if folder is not None:
         try:
+            index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+            parts = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
+            if lacking := missing_file(folder, parts):
+                raise ValueError(f"the folder lacks {lacking}")
             pipeline = SceneGraphToImagePipeline.from_pretrained(folder, use_safetensors=True)
-        except (OSError, ValueError, AttributeError, TypeError) as error:
+        except (OSError, ValueError, AttributeError, TypeError, KeyError, SafetensorError) as error:
             raise ValueError(f"--model {folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
         return pipeline.to(env.device()), str(folder)
     if model:
@@ -41,13 +47,10 @@ def load_pipeline(model: str | None) -> tuple[SceneGraphToImagePipeline, str]:
             f"--model {model}: no pipeline there (model_index.json); give the folder of a finished "
             "train.py --stage finetune"
         )
-    return (
-        _untrained(),
-        "toy models with RANDOM weights: textures, not scenes; train first (see README) or give --model",
-    )
+    return _untrained()
 
 
-def _untrained() -> SceneGraphToImagePipeline:
+def _untrained() -> tuple[SceneGraphToImagePipeline, str]:
     from sgg_fast.data.cache import build_cache
     from sgg_fast.data.sources import open_source
     from sgg_fast.recipes import recipe
@@ -58,25 +61,47 @@ def _untrained() -> SceneGraphToImagePipeline:
     cache = build_cache(open_source(config), foundation, torch.device("cpu"), with_latents=False, progress=False)
     conditioner = new_conditioner(config, foundation, cache)
     conditioner.register_to_config(trained_names=())
-    return make_pipeline(config, foundation, conditioner).to(env.device())
+    said = "and a graph encoder with RANDOM weights: the picture does not follow the graph"
+    pipeline = make_pipeline(config, foundation, conditioner).to(env.device())
+    return pipeline, f"{foundation.source} {said}; train first (see README) or give --model"
+
+
+def check_settings(steps: int | None, guidance: float | None, seed: int, size: int | None) -> None:
+    """Raises ValueError that names the flag."""
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps must be at least 1, not {steps}")
+    if guidance is not None and not 1 <= guidance < math.inf:
+        raise ValueError(f"--guidance must be a number from 1 (none), not {guidance}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed must lie between 0 and 2^63 - 1, not {seed}")
+    if size is not None and (size < 8 or size % 8):
+        raise ValueError(f"--size must be a multiple of 8, not {size}")
 
 
 def output_paths(out: Path, num_graphs: int) -> list[Path]:
-    """`out` for one graph; `out` with -0, -1, ... before its ending for several. Raises ValueError if not a PNG."""
+    """`out` for one graph; `out` with -0, -1, ... before its ending for several.
+
+    Raises ValueError if it is not a PNG or cannot be written to, before anything is drawn.
+    """
     if out.suffix.lower() != ".png":
         raise ValueError(f"--out {out}: must end in .png")
-    if num_graphs == 1:
-        return [out]
+    nearest = next(parent for parent in out.absolute().parents if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out}: {nearest} is not a folder that can be written to")
     width = len(str(num_graphs - 1))
-    return [out.with_name(f"{out.stem}-{i:0{width}d}{out.suffix}") for i in range(num_graphs)]
+    paths = [out.with_name(f"{out.stem}-{i:0{width}d}{out.suffix}") for i in range(num_graphs)]
+    paths = [out] if num_graphs == 1 else paths
+    if folder := next((path for path in paths if path.is_dir()), None):
+        raise ValueError(f"--out {folder}: is a folder")
+    return paths
 
 
 def draw_graphs(
     pipeline: SceneGraphToImagePipeline,
     graphs: Sequence[SceneGraph],
     paths: Sequence[Path],
-    steps: int,
-    guidance: float,
+    steps: int | None,
+    guidance: float | None,
     seed: int,
     resolution: int | None = None,
     batch_size: int = 8,
@@ -94,5 +119,8 @@ def draw_graphs(
         for image, path in zip(images, paths[start:], strict=False):
             path.parent.mkdir(parents=True, exist_ok=True)
             aside = path.with_name(f".{path.name}.part")
-            image.save(aside, format="PNG")
-            aside.rename(path)
+            try:
+                image.save(aside, format="PNG")
+                aside.rename(path)
+            finally:
+                aside.unlink(missing_ok=True)

@@ -88,14 +88,16 @@ class SceneGraph:
 
 
 class NameTable:
-    """Distinct strings and their ids; the two reserved names are always 0 and 1.
+    """Distinct strings and their ids; the two reserved names are always 0 and 1. And the phrases made of them.
 
     Object and predicate names share one table, because the text tower embeds strings, not roles.
     """
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         self.names: list[str] = [IMAGE_OBJECT, IN_IMAGE]
+        self.phrases: list[str] = []
         self._ids = {name: i for i, name in enumerate(self.names)}
+        self._phrase_ids: dict[tuple[int, ...], int] = {}
         for name in names:
             self.add(name)
 
@@ -105,6 +107,13 @@ class NameTable:
             self._ids[name] = len(self.names)
             self.names.append(name)
         return self._ids[name]
+
+    def add_phrase(self, *name_ids: int) -> int:
+        """Id of the phrase that these names make, one after the other; it is entered if it is new."""
+        if name_ids not in self._phrase_ids:
+            self._phrase_ids[name_ids] = len(self.phrases)
+            self.phrases.append(" ".join(SPOKEN.get(self.names[i], self.names[i]) for i in name_ids))
+        return self._phrase_ids[name_ids]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -120,6 +129,7 @@ class NameTable:
 _TENSORS = (
     "object_name",
     "predicate_name",
+    "phrase",
     "subject",
     "object",
     "object_ptr",
@@ -147,6 +157,9 @@ class SceneGraphBatch:
     """[N] id of each object's name in the `NameTable`."""
     predicate_name: torch.Tensor
     """[E] id of each relation's predicate."""
+    phrase: torch.Tensor
+    """[E] id of what each relation says, "subject predicate object", in the table's phrases; an image relation says
+    its object's name."""
     subject: torch.Tensor
     """[E] packed index of the subject."""
     object: torch.Tensor
@@ -203,26 +216,37 @@ class SceneGraphBatch:
         if not graphs:
             raise SceneGraphError("no scene graph to pack")
         names, predicates, subjects, objects, sizes = [], [], [], [], []
+        phrases: list[int] = []
         offset = 0
         for graph in graphs:
             num = len(graph.objects)
-            names += [table.add(name) for name in graph.objects] + [table.add(IMAGE_OBJECT)]
-            predicates += [table.add(p) for _, p, _ in graph.relations] + [table.add(IN_IMAGE)] * num
+            own = [table.add(name) for name in graph.objects]
+            said = [table.add(p) for _, p, _ in graph.relations]
+            names += [*own, table.add(IMAGE_OBJECT)]
+            predicates += said + [table.add(IN_IMAGE)] * num
+            phrases += [table.add_phrase(own[s], p, own[o]) for p, (s, _, o) in zip(said, graph.relations, strict=True)]
+            phrases += [table.add_phrase(name) for name in own]
             subjects += [offset + s for s, _, _ in graph.relations] + list(range(offset, offset + num))
             objects += [offset + o for _, _, o in graph.relations] + [offset + num] * num
             sizes.append((num + 1, len(graph.relations) + num))
             offset += num + 1
-        return cls.from_arrays(
-            np.asarray(names), np.asarray(predicates), np.asarray(subjects), np.asarray(objects), np.asarray(sizes)
-        )
+        arrays = (np.asarray(ids) for ids in (names, predicates, subjects, objects, sizes, phrases))
+        return cls.from_arrays(*arrays)
 
     @classmethod
     def from_arrays(
-        cls, names: np.ndarray, predicates: np.ndarray, subject: np.ndarray, object_: np.ndarray, sizes: np.ndarray
+        cls,
+        names: np.ndarray,
+        predicates: np.ndarray,
+        subject: np.ndarray,
+        object_: np.ndarray,
+        sizes: np.ndarray,
+        phrases: np.ndarray | None = None,
     ) -> SceneGraphBatch:
         """Build the plan from packed indices, image nodes and relations already in place.
 
-        names [N], predicates [E], subject [E], object_ [E] packed indices, sizes [B, 2] objects and relations.
+        names [N], predicates [E], subject [E], object_ [E] packed indices, sizes [B, 2] objects and relations,
+        phrases [E] (zeros where no text initialisation will read them).
         Raises ValueError for sizes that do not add up and for a relation that leaves its graph.
         """
         num_objects, num_relations = len(names), len(predicates)
@@ -254,6 +278,7 @@ class SceneGraphBatch:
         return cls(
             object_name=int32(names),
             predicate_name=int32(predicates),
+            phrase=int32(np.zeros(num_relations) if phrases is None else phrases),
             subject=int32(subject),
             object=int32(object_),
             object_ptr=int32(object_ptr),

@@ -7,10 +7,15 @@ import os
 import warnings
 
 
-def quiet_libraries() -> None:
-    """Errors still show; progress bars and notices of loading, and xformers' note about its extension, do not."""
+def quiet_libraries(verbose: bool = False) -> None:
+    """Errors still show; progress bars and notices of loading, and xformers' note about its extension, do not.
+
+    Our own log goes to stderr: warnings, with `verbose` also what was chosen and why.
+    """
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("sgg_fast").setLevel(logging.INFO if verbose else logging.WARNING)
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
-    for name in ("xformers", "DeepSpeed", "bitsandbytes", "torch.distributed"):
+    for name in ("xformers", "bitsandbytes", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(deepspeed|torch|bitsandbytes|xformers|diffusers|transformers)\b")
     import diffusers

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import sys
+from pathlib import Path
+
+# Before torch: two threads that spin on two shared cores made a run 200 times slower. Subprocesses inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
+from filelock import FileLock
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
+
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # train.py and infer.py; last, for kernels/ is there too
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,3 +33,18 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for name, skip in skips.items():
             if name in item.keywords:
                 item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def trained_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with both stages of the toy recipe, a few steps each; made once, also under pytest -n. Read only."""
+    from runs import train
+
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
+    run = base / "trained_run"
+    with FileLock(base / "trained_run.lock"):
+        if not (run / "finetune" / "pipeline").is_dir():
+            train(run, "pretrain")
+            train(run, "finetune", sample_every=2)
+    return run

@@ -144,10 +144,17 @@ def test_packing_nothing_is_refused():
         SceneGraphBatch.from_graphs([], NameTable())
 
 
+def test_phrases_say_the_relation_and_an_image_relation_its_object():
+    batch, table = pack(SceneGraph(("red hat", "sheep"), ((1, "wearing", 0),)), SceneGraph(("sheep",)))
+    assert [table.phrases[i] for i in batch.phrase.tolist()] == ["sheep wearing red hat", "red hat", "sheep", "sheep"]
+    assert len(table.phrases) == 3, "a phrase is entered once"
+
+
 def arrays(**changes: list) -> dict[str, np.ndarray]:
     """Two graphs of one object each, with what is to be changed."""
     good = {
-        "names": [2, 0, 3, 0], "predicates": [1, 1], "subject": [0, 2], "object_": [1, 3], "sizes": [[2, 1], [2, 1]]
+        "names": [2, 0, 3, 0], "predicates": [1, 1], "subject": [0, 2], "object_": [1, 3], "sizes": [[2, 1], [2, 1]],
+        "phrases": [0, 1],
     }  # fmt: skip
     return {name: np.asarray(values) for name, values in (good | changes).items()}
 

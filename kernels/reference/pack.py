@@ -17,12 +17,13 @@ MASK_STREAM = 1
 """Word of the hash key that keeps the masks apart from other random numbers."""
 PPM = 1_000_000
 """The mask ratio comes in parts of this, so that counts are integers and agree bit for bit."""
-PADDING_NAME, PADDING_PREDICATE = 0, 1
-"""Names of the padding: the two reserved ids of every `NameTable`."""
+PADDING_NAME, PADDING_PREDICATE, PADDING_PHRASE = 0, 1, 0
+"""Names of the padding: the two reserved ids of every `NameTable`, and any phrase, for nobody reads it."""
 
 STORE_FIELDS = (
     "object_name",
     "predicate_name",
+    "phrase",
     "subject",
     "object",
     "object_ptr",
@@ -37,6 +38,7 @@ STORE_FIELDS = (
 BATCH_FIELDS = (
     "object_name",
     "predicate_name",
+    "phrase",
     "subject",
     "object",
     "message_ptr",
@@ -104,6 +106,7 @@ def _padding(graph: int, o_n: int, num_n: int, o_e: int, num_e: int, device: tor
     return {
         "object_name": zero_N + PADDING_NAME,
         "predicate_name": zero_E + PADDING_PREDICATE,
+        "phrase": zero_E + PADDING_PHRASE,
         "subject": o_n + owner,
         "object": o_n + owner,
         "message_ptr": 2 * (o_e + last),
@@ -130,6 +133,7 @@ def _drawn(
     return {
         "object_name": store["object_name"][rows_N],
         "predicate_name": store["predicate_name"][rows_E],
+        "phrase": store["phrase"][rows_E],
         "subject": store["subject"][rows_E] + shift_N[graph_E],
         "object": store["object"][rows_E] + shift_N[graph_E],
         "message_ptr": torch.cat([num_N.new_zeros(1), store["message_ptr"][rows_N + 1] + 2 * shift_E[graph_N]]),

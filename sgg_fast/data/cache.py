@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sgg_fast.data.sources import PairSource
 from sgg_fast.graph import NameTable, SceneGraphBatch
-from sgg_fast.nn.clip import embed_images, embed_names
+from sgg_fast.nn.clip import embed_images, embed_names, phrase_states
 from sgg_fast.nn.foundation import Foundation
 
 
@@ -31,6 +31,8 @@ class TrainingCache:
     """[M, I] raw CLIP image embeddings."""
     moments: torch.Tensor | None
     """[M, 2c, h, w] mean and log-variance of the VAE posterior; None when only pre-training."""
+    phrases: torch.Tensor | None = None
+    """[P, C] SD's end-of-text state of each phrase of the table; None without text initialisation."""
 
     def __len__(self) -> int:
         return self.graphs.num_graphs
@@ -53,6 +55,7 @@ def build_cache(
     foundation: Foundation,
     device: torch.device,
     with_latents: bool,
+    with_phrases: bool = False,
     batch_size: int = 32,
     progress: bool = True,
 ) -> TrainingCache:
@@ -76,4 +79,7 @@ def build_cache(
         names=embed_names(clip, foundation.clip_tokenizer, table.spoken()),
         images=torch.cat(images),
         moments=torch.cat(moments) if with_latents else None,
+        phrases=phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
+        if with_phrases
+        else None,
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.data.formats import load_scene_graphs
@@ -65,7 +65,7 @@ def folder_source(folder: Path, resolution: int) -> PairSource:
         try:
             with Image.open(paths[index]) as image:
                 rgb = image.convert("RGB")
-        except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of them
             raise ConfigError(f"{paths[index]}: cannot be read as an image: {error}") from error
         side = min(rgb.size)
         left, top = (rgb.width - side) // 2, (rgb.height - side) // 2

@@ -43,6 +43,17 @@ def text_states(
     return text_encoder(ids).last_hidden_state.float(), end
 
 
+def phrase_states(
+    text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], batch_size: int = 256
+) -> torch.Tensor:
+    """SD's end-of-text state of each string, [P, C], fp16: what `--token-init text` starts a triple's token from."""
+    parts = [torch.empty(0, text_encoder.config.hidden_size, dtype=torch.float16, device=text_encoder.device)]
+    for start in range(0, len(strings), batch_size):
+        states, end = text_states(text_encoder, tokenizer, strings[start : start + batch_size])
+        parts.append(states[torch.arange(len(states)), end].half())
+    return torch.cat(parts)
+
+
 def normalise_pixels(clip: CLIPModel, pixels_B3HW: torch.Tensor) -> torch.Tensor:
     """Pixels [B, 3, H, W] in -1..1 as the image tower reads them; differentiable.
 

@@ -61,6 +61,7 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         encoder: str = "residual",
         triple: str = "roles",
         context: str = "triples",
+        token_init: str = "none",
         trained_names: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
@@ -72,6 +73,8 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         self.to_global = nn.Linear(context_dim, image_dim)
         self.from_global = nn.Linear(image_dim, context_dim)
         self.token_norm = nn.LayerNorm(context_dim)
+        # With text initialisation the graph's share of the tokens (X_global's, the triples') starts at nothing.
+        self.gates = nn.Parameter(torch.zeros(2, context_dim)) if token_init == "text" else None
         for name, size in (
             ("name_mean", (name_dim,)),
             ("target_mean", (name_dim,)),
@@ -148,11 +151,22 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         mean_BC = ops.graph_mean(tokens_EC, batch.relation_ptr, batch.relation_graph)
         return x_ND, tokens_EC, self.to_global(mean_BC)
 
-    def forward(self, names_VD: torch.Tensor, batch: SceneGraphBatch) -> GraphCondition:
-        """The condition of every graph of the batch. names: [V, name_dim] standardised name embeddings."""
+    def forward(
+        self, names_VD: torch.Tensor, batch: SceneGraphBatch, phrases_PC: torch.Tensor | None = None
+    ) -> GraphCondition:
+        """The condition of every graph of the batch. names: [V, name_dim] standardised name embeddings.
+
+        phrases: [P, C], with `token_init` "text": SD's own end-of-text state of each phrase of the table; a triple's
+        token is that of its phrase plus the graph's token through a gate that starts at zero.
+        """
         _, tokens_EC, x_global = self.encode(names_VD, batch)
         num_images, length = batch.num_graphs, context_length(int(batch.sizes[:, 1].max()))
         global_BC = self.token_norm(self.from_global(x_global))
+        tokens_EC = self.token_norm(tokens_EC)
+        if self.gates is not None:
+            assert phrases_PC is not None, "text initialisation needs the phrases' states"
+            global_BC = self.gates[0].to(global_BC.dtype) * global_BC
+            tokens_EC = phrases_PC[batch.phrase].to(tokens_EC.dtype) + self.gates[1].to(tokens_EC.dtype) * tokens_EC
         start_BC = self.start_state.to(global_BC.dtype).expand(num_images, -1)
         context = torch.stack([start_BC, global_BC], dim=1)
         context = nn.functional.pad(context, (0, 0, 0, length - 2))
@@ -161,7 +175,7 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
             return GraphCondition(context, (position == 1).expand(num_images, -1), x_global)
         within_E = torch.arange(batch.num_relations, device=context.device)
         within_E = within_E - batch.relation_ptr.long()[batch.relation_graph.long()]
-        context = context.index_put((batch.relation_graph.long(), within_E + 2), self.token_norm(tokens_EC))
+        context = context.index_put((batch.relation_graph.long(), within_E + 2), tokens_EC)
         mask = position < batch.relation_ptr.long().diff()[:, None] + 2
         return GraphCondition(context, mask, x_global)
 

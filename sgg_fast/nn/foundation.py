@@ -6,17 +6,20 @@ Loads diffusers folders and hub ids, safetensors only. The toy's own parts are m
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from pathlib import Path
 
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from safetensors import SafetensorError
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-_SD_PARTS = {
-    "unet": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "tokenizer": "tokenizer_config.json",
-    "scheduler": "scheduler_config.json",
+_SD_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+
+# Kind of part -> the files it is known by, any of several sets. (A tokenizer without files loads all the same: empty.)
+_KNOWN_BY = {
+    "model": (("config.json",),),
+    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "scheduler": (("scheduler_config.json",),),
 }
 
 
@@ -48,19 +51,18 @@ def load_foundation(model: str, clip: str) -> Foundation:
     the missing part.
     """
     folder = Path(model)
-    if folder.is_dir():
-        for part, file in _SD_PARTS.items():
-            if not (folder / part / file).is_file():
-                raise ValueError(f"--model {model}: the folder lacks {part}/{file}; it must be in diffusers format")
-    elif model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ValueError(f"--model {model}: there is no such folder, and it is not a hub id (owner/name)")
+    _check_place("--model", model)
+    if clip:
+        _check_place("--clip", clip)
+    if folder.is_dir() and (lacking := missing_file(folder, _SD_PARTS)):
+        raise ValueError(f"--model {model}: the folder lacks {lacking}; it must be in diffusers format")
     clip_at, clip_sub, tokenizer_sub = clip, "", ""
     if not clip:
-        if not (folder / "graph_clip" / "config.json").is_file():
+        if missing_file(folder, ("graph_clip", "graph_tokenizer")):
             raise ValueError(f"--model {model} has no CLIP for names and images: give --clip (CLIP ViT-B/32)")
         clip_at, clip_sub, tokenizer_sub = model, "graph_clip", "graph_tokenizer"
-    elif Path(clip).is_absolute() and not Path(clip).is_dir():
-        raise ValueError(f"--clip {clip}: there is no such folder")
+    elif Path(clip).is_dir() and (lacking := _missing(Path(clip), "model") or _missing(Path(clip), "tokenizer")):
+        raise ValueError(f"--clip {clip}: the folder lacks {lacking}")
     try:
         return Foundation(
             unet=UNet2DConditionModel.from_pretrained(model, subfolder="unet", use_safetensors=True),
@@ -72,6 +74,25 @@ def load_foundation(model: str, clip: str) -> Foundation:
             clip_tokenizer=CLIPTokenizer.from_pretrained(clip_at, subfolder=tokenizer_sub),
             source=model,
         ).freeze()
-    except OSError as error:
-        reason = str(error).strip().splitlines()[0]
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"--model {model}{f' --clip {clip}' if clip else ''}: cannot be loaded: {reason}") from error
+
+
+def missing_file(folder: Path, parts: Iterable[str]) -> str | None:
+    """PART/FILE that a diffusers folder lacks of `parts`, or None. The last word of a part's name is its kind."""
+    for part in parts:
+        kind = part.rpartition("_")[2]
+        if file := _missing(folder / part, kind if kind in _KNOWN_BY else "model"):
+            return f"{part}/{file}"
+    return None
+
+
+def _missing(folder: Path, kind: str) -> str | None:
+    there = (all((folder / file).is_file() for file in files) for files in _KNOWN_BY[kind])
+    return None if any(there) else _KNOWN_BY[kind][0][0]
+
+
+def _check_place(flag: str, place: str) -> None:
+    if not Path(place).is_dir() and (place.startswith((".", "/", "~")) or place.count("/") != 1):
+        raise ValueError(f"{flag} {place}: there is no such folder, and it is not a hub id (owner/name)")

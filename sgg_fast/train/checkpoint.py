@@ -44,7 +44,8 @@ def write_json(path: Path, content: Any) -> None:
 
 def checkpoint_steps(run: Path) -> list[int]:
     """Steps that have a whole checkpoint in `run`, ascending."""
-    return sorted(int(p.parent.name.removeprefix("step-")) for p in (run / "checkpoints").glob(f"step-*/{MANIFEST}"))
+    names = (p.parent.name for p in (run / "checkpoints").glob(f"step-*/{MANIFEST}"))
+    return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdecimal())
 
 
 def checkpoint_dir(run: Path, step: int) -> Path:
@@ -70,6 +71,8 @@ def save_checkpoint(
             _sync(path)
         digests = {str(p.relative_to(aside)): _digest(p) for p in files}
         write_json(aside / MANIFEST, {"step": step, **meta, "sha256": digests})
+        for folder in {path.parent for path in files}:
+            _sync(folder)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
         _sync(final.parent)
@@ -83,9 +86,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose files all have the recorded hashes. Raises `ConfigError` naming the file."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder / MANIFEST}: cannot be read: {error}") from error
-    for name, digest in manifest["sha256"].items():
+        digests = dict(manifest["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{folder / MANIFEST}: cannot be read: {error!r}; delete {folder}") from error
+    for name, digest in digests.items():
         path = folder / name
         if not path.is_file() or _digest(path) != digest:
             raise ConfigError(f"{path}: missing or damaged; delete {folder} to go on from the checkpoint before it")

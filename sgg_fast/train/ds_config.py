@@ -26,7 +26,12 @@ def load_ds_config(path: str | Path, config: Config, precision: str, world_size:
         raise ConfigError(f"--deepspeed {path}: must be a JSON object")
     if "optimizer" in ds or "scheduler" in ds:
         raise ConfigError(f"--deepspeed {path}: leave out optimizer and scheduler; the recipe's --optimizer is used")
-    if ds.get("fp16", {}).get("enabled") not in (None, False, "auto"):
+    for key in ("fp16", "bf16", "zero_optimization"):
+        if not isinstance(ds.setdefault(key, {}), dict):
+            raise ConfigError(f'--deepspeed {path}: {key} must be an object, such as {{"enabled": "auto"}}')
+    if ds["zero_optimization"].get("stage", 0) == 3:
+        raise ConfigError(f"--deepspeed {path}: ZeRO stage 3 splits the weights that samples and results need; use 2")
+    if ds["fp16"].get("enabled") not in (None, False, "auto"):
         raise ConfigError(f"--deepspeed {path}: fp16 is not supported; use bf16 or fp32")
     expected = {
         "train_micro_batch_size_per_gpu": (config.batch_size, "--batch-size"),
@@ -39,7 +44,7 @@ def load_ds_config(path: str | Path, config: Config, precision: str, world_size:
         if given != "auto" and given != value:
             raise ConfigError(f'--deepspeed {path}: {key} is {given}, but {source} is {value}; set it to "auto"')
         ds[key] = value
-    bf16 = ds.setdefault("bf16", {})
+    bf16 = ds["bf16"]
     enabled = bf16.get("enabled", "auto")
     if enabled != "auto" and bool(enabled) != (precision == "bf16"):
         raise ConfigError(f'--deepspeed {path}: bf16.enabled is {enabled}, but precision is {precision}; set "auto"')
@@ -48,6 +53,7 @@ def load_ds_config(path: str | Path, config: Config, precision: str, world_size:
     if unresolved := list(_autos(ds)):
         raise ConfigError(f'--deepspeed {path}: "auto" is not known for {unresolved[0]}; give a value')
     ds["zero_allow_untested_optimizer"] = True
+    ds.setdefault("zero_force_ds_cpu_optimizer", False)  # offload keeps the recipe's optimiser
     return ds
 
 

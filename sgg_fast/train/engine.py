@@ -5,10 +5,17 @@ The only place, with `optim.py`, that knows of DeepSpeed and bitsandbytes.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import importlib.util
+import io
+import logging
 import os
+import socket
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +27,11 @@ from sgg_fast.config import Config, ConfigError
 from sgg_fast.train.ds_config import load_ds_config
 from sgg_fast.train.optim import build_optimizer
 from sgg_fast.train.stages import Terms
+
+logger = logging.getLogger(__name__)
+
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun and DeepSpeed's launcher set for each process."""
 
 
 class Engine(Protocol):
@@ -57,8 +69,6 @@ class PlainEngine:
     """One process: fp32 parameters, autocast to bf16 where asked."""
 
     def __init__(self, module: nn.Module, config: Config, stage: str, device: torch.device) -> None:
-        if env.world_size() > 1:
-            raise ConfigError("several processes need DeepSpeed: add --deepspeed ds.json")
         self.module = module.to(device)
         self.optimizer = build_optimizer(module, config, stage)
         self.max_grad_norm = config.max_grad_norm
@@ -100,24 +110,25 @@ class PlainEngine:
 class DeepSpeedEngine:
     """DeepSpeed ZeRO with the recipe's optimiser as client optimiser; with a launcher or without."""
 
-    def __init__(self, module: nn.Module, config: Config, ds_path: str, device: torch.device) -> None:
-        precision = resolve_precision(config, device)
-        ds_config = load_ds_config(ds_path, config, precision, env.world_size())
+    def __init__(self, module: nn.Module, config: Config, ds_config: dict[str, Any], device: torch.device) -> None:
         if device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
-        # Without a launcher DeepSpeed would look for MPI.
-        alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "29531"}
+        deepspeed = _import_deepspeed()
         if "RANK" not in os.environ:
-            os.environ.update(alone | {k: os.environ[k] for k in ("MASTER_ADDR", "MASTER_PORT") if k in os.environ})
-        import deepspeed
-
-        backend = "nccl" if device.type == "cuda" else "gloo"
-        deepspeed.init_distributed(dist_backend=backend, verbose=False)
-        module.to(device)
-        optimizer = build_optimizer(module, config, "finetune")
-        self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
+            os.environ.update(_alone())
+        try:
+            with _held_output():
+                if not torch.distributed.is_initialized():
+                    atexit.register(_leave)
+                backend = "nccl" if device.type == "cuda" else "gloo"
+                deepspeed.init_distributed(dist_backend=backend, verbose=False)
+                module.to(device)
+                optimizer = build_optimizer(module, config, "finetune")
+                self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
+        except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"--deepspeed: DeepSpeed refuses these settings: {reason}") from error
         self.module = self.engine.module
-        self.device = device
 
     def forward(self, ids: np.ndarray, step: int) -> Terms:
         """See `Engine`."""
@@ -148,12 +159,65 @@ class DeepSpeedEngine:
             raise ConfigError(f"{folder}: DeepSpeed cannot read this checkpoint")
 
 
-def build_engine(
-    module: nn.Module, config: Config, stage: str, device: torch.device, ds_path: str | None
-) -> PlainEngine | DeepSpeedEngine:
-    """DeepSpeed where a configuration is given (fine-tuning only), the plain engine otherwise."""
+def _import_deepspeed() -> Any:
+    """The package, its log led to ours. One warning is left out: the optimiser is tested, by our own suite."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError("--deepspeed: the package deepspeed is not installed (pip install deepspeed)")
+    with _held_output():
+        import deepspeed
+
+    chatter = deepspeed.utils.logger
+    if chatter.handlers:
+        chatter.handlers.clear()
+        chatter.propagate = True
+        chatter.addFilter(lambda record: "untested optimizer" not in record.getMessage())
+    return deepspeed
+
+
+def _alone() -> dict[str, str]:
+    """What a launcher would set for a single process; without it DeepSpeed looks for MPI. The port is a free one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = zip(LAUNCHER, ("0", "0", "1", "127.0.0.1", str(port)), strict=True)
+    return {name: value for name, value in alone if name not in os.environ}
+
+
+def _leave() -> None:
+    """At exit and not before: DeepSpeed keeps the group for every later engine of the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _held_output() -> Iterator[None]:
+    """DeepSpeed prints to stdout what is a log line; it goes to our log, or to stderr if the block fails."""
+    held = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(held):
+            yield
+    except BaseException:
+        sys.stderr.write(held.getvalue())
+        raise
+    if held.getvalue().strip():
+        logger.debug("%s", held.getvalue().strip())
+
+
+def plan_engine(config: Config, stage: str, device: torch.device, ds_path: str | None) -> dict[str, Any] | None:
+    """The resolved DeepSpeed configuration, None for the plain engine. Raises `ConfigError`; builds nothing."""
+    if stage == "pretrain" and (ds_path is not None or env.world_size() > 1):
+        raise ConfigError("--stage pretrain runs in one process and without --deepspeed; it fits any GPU as it is")
+    if ds_path is None and env.world_size() > 1:
+        raise ConfigError("several processes need DeepSpeed: add --deepspeed ds.json")
     if ds_path is None:
+        return None
+    return load_ds_config(ds_path, config, resolve_precision(config, device), env.world_size())
+
+
+def build_engine(
+    module: nn.Module, config: Config, stage: str, device: torch.device, ds_config: dict[str, Any] | None
+) -> PlainEngine | DeepSpeedEngine:
+    """The engine that `plan_engine` chose."""
+    if ds_config is None:
         return PlainEngine(module, config, stage, device)
-    if stage != "finetune":
-        raise ConfigError("--deepspeed is for --stage finetune; pre-training fits any GPU as it is")
-    return DeepSpeedEngine(module, config, ds_path, device)
+    return DeepSpeedEngine(module, config, ds_config, device)

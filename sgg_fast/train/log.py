@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,10 @@ from sgg_fast import env
 
 
 class RunLog:
-    """Writes in `folder`: log.jsonl (appended), tensorboard/. Rank 0 only; other ranks hold a silent one."""
+    """Writes in `folder`: log.jsonl and tensorboard/. Rank 0 only; other ranks hold a silent one.
+
+    log.jsonl is appended to: after a resume, a "start" line says from which step the lines below it count.
+    """
 
     def __init__(self, folder: Path, stage: str, first_step: int, num_steps: int, batch: int) -> None:
         self.silent = env.rank() != 0
@@ -44,12 +49,19 @@ class RunLog:
             "images_per_s": self.batch * (step - then_step) / (now - then),
             "peak_memory_gib": env.peak_memory() / 2**30,
         }
-        self._bar.set_postfix_str(
-            ", ".join(f"{name} {values[name]:.3f} (chance {chance[name]:.2f})" for name in values)
-        )
+        first, *parts = (f"{name} {values[name]:.2f}/{chance[name]:.2f}" for name in values)
+        self._bar.set_postfix_str(", ".join([f"{first} (now/chance)", *parts]))
         for name, value in fields.items():
             self._board.add_scalar(name, value, step)
         self._write({"step": step, **{name: round(value, 6) for name, value in fields.items()}})
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside (sample sheets, checkpoints) does not count in images_per_s."""
+        began = time.perf_counter()
+        yield
+        step, then = self._last
+        self._last = (step, then + time.perf_counter() - began)
 
     def event(self, **fields: Any) -> None:
         """A line that is not a step: the run's settings, a checkpoint, a sample sheet."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sgg_fast.config import Config
+from sgg_fast.config import Config, ConfigError
 
 MIN_8BIT_ELEMENTS = 4096
 """Tensors below this keep 32-bit state, as bitsandbytes advises."""
@@ -40,7 +40,10 @@ def build_optimizer(module: nn.Module, config: Config, stage: str) -> torch.opti
     groups = parameter_groups(module, config)
     if config.optimizer == "adam":
         return torch.optim.Adam(groups)
-    import bitsandbytes
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise ConfigError("--optimizer adam8bit: bitsandbytes cannot be imported; install it or use adam") from error
 
     class GroupedAdam8bit(bitsandbytes.optim.Adam8bit):
         """Adam8bit that takes the width of its state from the parameter group, also from a flattened one."""

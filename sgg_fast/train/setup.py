@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.data.cache import TrainingCache
@@ -17,7 +18,7 @@ from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 logger = logging.getLogger(__name__)
 
-_FIXED = ("width", "num_layers", "encoder", "triple", "context")
+_FIXED = ("width", "num_layers", "encoder", "triple", "context", "token_init")
 
 
 def open_foundation(config: Config) -> Foundation:
@@ -28,7 +29,7 @@ def open_foundation(config: Config) -> Foundation:
         raise ConfigError(f"--recipe {config.recipe} needs --model: a Stable Diffusion v1.4 folder or hub id")
     from sgg_fast.toy.models import toy_foundation
 
-    return toy_foundation(width=config.width)
+    return toy_foundation()
 
 
 def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache) -> SceneGraphConditioner:
@@ -45,6 +46,7 @@ def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache
             encoder=config.encoder,
             triple=config.triple,
             context=config.context,
+            token_init=config.token_init,
             trained_names=tuple(cache.table.names),
         ).to(device)
     is_object = cache.graphs.object_pooled.bool()
@@ -56,17 +58,38 @@ def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache
     return conditioner
 
 
-def load_conditioner(folder: Path, config: Config, cache: TrainingCache) -> SceneGraphConditioner:
+def read_conditioner(folder: Path, config: Config) -> SceneGraphConditioner:
     """A pre-trained graph encoder. Raises `ConfigError` where it was built with other settings."""
     try:
-        conditioner = SceneGraphConditioner.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{folder}: not a graph encoder: {str(error).splitlines()[0]}") from error
+        conditioner = SceneGraphConditioner.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{folder}: not a graph encoder: {str(error).strip().splitlines()[0]}") from error
     for name in _FIXED:
         if conditioner.config[name] != getattr(config, name):
             raise ConfigError(
                 f"{folder} was pre-trained with {name} {conditioner.config[name]}, not {getattr(config, name)}; "
                 "pre-train again or change the flag"
+            )
+    return conditioner
+
+
+def fit_conditioner(
+    conditioner: SceneGraphConditioner, foundation: Foundation, cache: TrainingCache
+) -> SceneGraphConditioner:
+    """A pre-trained graph encoder on the cache's device, the cache's words added to those it knows.
+
+    Raises `ConfigError` where it was made for another CLIP or another Stable Diffusion.
+    """
+    widths = {
+        "name_dim": ("CLIP names of width", cache.names.shape[1]),
+        "image_dim": ("CLIP images of width", cache.images.shape[1]),
+        "context_dim": ("a UNet of cross-attention width", foundation.unet.config.cross_attention_dim),
+    }
+    for name, (what, width) in widths.items():
+        if conditioner.config[name] != width:
+            raise ConfigError(
+                f"the graph encoder was pre-trained for {what} {conditioner.config[name]}, but --model and --clip "
+                f"have {width}; pre-train again with these models"
             )
     seen = dict.fromkeys([*conditioner.config.trained_names, *cache.table.names])
     conditioner.register_to_config(trained_names=tuple(seen))
@@ -74,19 +97,26 @@ def load_conditioner(folder: Path, config: Config, cache: TrainingCache) -> Scen
 
 
 def make_pipeline(
-    config: Config, foundation: Foundation, conditioner: SceneGraphConditioner
+    config: Config, foundation: Foundation, conditioner: SceneGraphConditioner, with_text: bool = True
 ) -> SceneGraphToImagePipeline:
-    """The pipeline around the models as they are now (shared, not copied)."""
+    """The pipeline around the models as they are now (shared, not copied).
+
+    Drawing needs no text encoder, and in training it may lie on another device: `with_text` False leaves it out,
+    except where the tokens start from its states.
+    """
+    with_text = with_text or config.token_init == "text"
     return SceneGraphToImagePipeline(
         vae=foundation.vae,
-        text_encoder=foundation.text_encoder,
-        tokenizer=foundation.tokenizer,
+        text_encoder=foundation.text_encoder if with_text else None,
+        tokenizer=foundation.tokenizer if with_text else None,
         unet=foundation.unet,
         scheduler=foundation.scheduler,
         graph_encoder=conditioner,
         graph_clip=foundation.clip,
         graph_tokenizer=foundation.clip_tokenizer,
         resolution=config.resolution,
+        sampling_steps=config.sampling_steps,
+        guidance=config.guidance,
     )
 
 
@@ -112,4 +142,6 @@ class SampleOrder:
         """[B] int64 sample ids of `step` (from 0)."""
         first = (step * self.world_size + self.rank) * self.batch
         position = np.arange(first, first + self.batch)
-        return np.array([self._epoch(p // self.num_samples)[p % self.num_samples] for p in position], dtype=np.int64)
+        return np.array(
+            [self._epoch(p // self.num_samples)[p % self.num_samples] for p in position.tolist()], dtype=np.int64
+        )

@@ -109,7 +109,7 @@ class FinetuneStage(nn.Module):
         kept_B = ~noise.draw_dropped(*key, config.condition_dropout)
         abar_B, kind = alpha_bar[t_B], foundation.scheduler.config.prediction_type
 
-        condition = self.conditioner(names, ops.pack(self.cache.graphs, ids))
+        condition = self.conditioner(names, ops.pack(self.cache.graphs, ids), self.cache.phrases)
         given = self.conditioner.drop(condition, ~kept_B)
         z_t = noise.add_noise(z_0, eps, abar_B)
         dtype = self.unet.dtype

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 import shutil
 from pathlib import Path
 
@@ -18,9 +19,16 @@ from sgg_fast.nn.attention import set_attention
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.train import checkpoint
-from sgg_fast.train.engine import DeepSpeedEngine, PlainEngine, build_engine
+from sgg_fast.train.engine import DeepSpeedEngine, PlainEngine, build_engine, plan_engine
 from sgg_fast.train.log import RunLog
-from sgg_fast.train.setup import SampleOrder, load_conditioner, make_pipeline, new_conditioner, open_foundation
+from sgg_fast.train.setup import (
+    SampleOrder,
+    fit_conditioner,
+    make_pipeline,
+    new_conditioner,
+    open_foundation,
+    read_conditioner,
+)
 from sgg_fast.train.stages import FinetuneStage, PretrainStage, Terms
 
 logger = logging.getLogger(__name__)
@@ -33,28 +41,49 @@ FREE_ON_RESUME = {
 
 
 class Trainer:
-    """One run of one stage in `out/stage`. Raises `ConfigError` for settings that cannot run."""
+    """One run of one stage in `out/stage`. Raises `ConfigError` for settings that cannot run, before it writes."""
 
     def __init__(
-        self, config: Config, stage: str, out: Path, ds_path: str | None = None, graph_encoder: Path | None = None
+        self,
+        config: Config,
+        stage: str,
+        out: Path,
+        ds_path: str | None = None,
+        graph_encoder: Path | None = None,
+        overwrite: bool = False,
     ) -> None:
-        self.config, self.stage, self.run = config, stage, out / stage
+        self.config, self.stage, self.run, self.overwrite = config, stage, out / stage, overwrite
+        self.result = self.run / ("graph_encoder" if stage == "pretrain" else "pipeline")
         self.num_steps = config.pretrain_steps if stage == "pretrain" else config.finetune_steps
-        self.ds_path = ds_path
         self.device = env.device()
         self.main = env.rank() == 0
+        # Settings are refused here, before anything slow is loaded.
         ops.use_kernels(config.kernels)
-        self.first_step = self._check_resume()
-        if self.first_step >= self.num_steps:
+        _check_folder(self.run)
+        self.ds_config = plan_engine(config, stage, self.device, ds_path)
+        self.first_step = 0 if overwrite else self._check_resume()
+        self.complete = self.first_step >= self.num_steps and self.result.is_dir()
+        if self.complete:
             return
+        ops.backend_for(self.device)  # raises now where an explicit --kernels cannot be met
+        pretrained = self._pretrained(out, graph_encoder) if stage == "finetune" else None
         self.source: PairSource = open_source(config)
         if len(self.source) < 2:
             raise ConfigError(f"--data {config.data}: {len(self.source)} image; training needs at least 2")
         self.foundation: Foundation = open_foundation(config)
+        finetune = stage == "finetune"
         self.cache: TrainingCache = build_cache(
-            self.source, self.foundation, self.device, with_latents=stage == "finetune", progress=self.main
+            self.source,
+            self.foundation,
+            self.device,
+            with_latents=finetune,
+            with_phrases=finetune and config.token_init == "text",
+            progress=self.main,
         )
-        self.conditioner: SceneGraphConditioner = self._conditioner(out, graph_encoder)
+        if pretrained is None:
+            self.conditioner = new_conditioner(config, self.foundation, self.cache)
+        else:
+            self.conditioner = fit_conditioner(pretrained, self.foundation, self.cache)
         self.engine: PlainEngine | DeepSpeedEngine = self._engine()
         if self.first_step:
             self.engine.load(checkpoint.checkpoint_dir(self.run, self.first_step))
@@ -76,19 +105,17 @@ class Trainer:
 
     @property
     def _engine_name(self) -> str:
-        return f"deepspeed x{env.world_size()}" if self.ds_path else "plain"
+        return f"deepspeed x{env.world_size()}" if self.ds_config is not None else "plain"
 
-    def _conditioner(self, out: Path, given: Path | None) -> SceneGraphConditioner:
-        if self.stage == "pretrain":
-            return new_conditioner(self.config, self.foundation, self.cache)
+    def _pretrained(self, out: Path, given: Path | None) -> SceneGraphConditioner | None:
         folder = given or out / "pretrain" / "graph_encoder"
         if folder.is_dir():
-            return load_conditioner(folder, self.config, self.cache)
+            return read_conditioner(folder, self.config)
         if given:
             raise ConfigError(f"--graph-encoder {given}: there is no such folder")
         if self.main:
             logger.warning("no pre-trained graph encoder in %s: it starts from fresh weights", folder)
-        return new_conditioner(self.config, self.foundation, self.cache)
+        return None
 
     def _engine(self) -> PlainEngine | DeepSpeedEngine:
         torch.manual_seed(self.config.seed)  # initial weights of the decoder
@@ -96,44 +123,60 @@ class Trainer:
             module: torch.nn.Module = PretrainStage(self.config, self.conditioner, self.cache)
         else:
             self.foundation.vae.to(self.device)
-            attention = set_attention(self.foundation.unet, self.config.attention, self.device)
-            logger.info("UNet attention: %s", attention)
+            set_attention(self.foundation.unet, self.config.attention, self.device)
             module = FinetuneStage(self.config, self.conditioner, self.foundation, self.cache)
-        return build_engine(module, self.config, self.stage, self.device, self.ds_path)
+        return build_engine(module, self.config, self.stage, self.device, self.ds_config)
 
     def train(self) -> Path:
         """Run to the last step; returns the folder of the result. Says so and returns if nothing is left to do."""
-        result = self.run / ("graph_encoder" if self.stage == "pretrain" else "pipeline")
-        if self.first_step >= self.num_steps:
+        if self.complete:
             logger.info("%s is complete at step %d; --overwrite starts over", self.run, self.first_step)
-            return result
-        world = env.world_size()
-        order = SampleOrder(len(self.source), self.config.batch_size, self.config.seed, env.rank(), world)
-        log = RunLog(self.run, self.stage, self.first_step, self.num_steps, self.config.batch_size * world)
-        parameters = sum(p.numel() for p in self.engine.module.parameters() if p.requires_grad)
-        log.event(event="start", stage=self.stage, step=self.first_step, data=self.source.name, parameters=parameters,
-                  model=self.foundation.source, engine=self._engine_name, settings=dataclasses.asdict(self.config))  # fmt: skip
+            return self.result
+        if self.overwrite and self.main:
+            shutil.rmtree(self.run, ignore_errors=True)
+        self.engine.barrier()
+        log = RunLog(self.run, self.stage, self.first_step, self.num_steps, self.config.batch_size * env.world_size())
+        try:
+            self._loop(log)
+            if self.main:
+                self._export()
+            self.engine.barrier()
+            log.event(event="done", step=self.num_steps, result=str(self.result))
+        finally:
+            log.close()
+        return self.result
+
+    def _loop(self, log: RunLog) -> None:
+        config, engine = self.config, self.engine
+        order = SampleOrder(len(self.source), config.batch_size, config.seed, env.rank(), env.world_size())
+        parameters = sum(p.numel() for p in engine.module.parameters() if p.requires_grad)
+        log.event(
+            event="start",
+            stage=self.stage,
+            step=self.first_step,
+            data=self.source.name,
+            model=self.foundation.source,
+            parameters=parameters,
+            engine=self._engine_name,
+            settings=dataclasses.asdict(config),
+        )
+        sheet_every = config.sample_every if self.stage == "finetune" and config.num_samples else 0
         sums, since = None, 0
         for step in range(self.first_step, self.num_steps):
-            terms = self.engine.forward(order.at(step), step)
-            self.engine.update(terms.total)
+            terms = engine.forward(order.at(step), step)
+            engine.update(terms.total)
             log.advance()
             row = torch.stack([*terms.values.values(), *terms.chance.values()])
             sums, since, done = row if sums is None else sums + row, since + 1, step + 1
             last = done == self.num_steps
-            if last or done % self.config.log_every == 0:
+            if last or done % config.log_every == 0:
                 log.record(done, *self._means(terms, sums, since))
                 sums, since = None, 0
-            if self.stage == "finetune" and self.config.sample_every and (last or done % self.config.sample_every == 0):
-                self._sample_sheet(done, log)
-            if last or done % self.config.checkpoint_every == 0:
-                self._checkpoint(done, log)
-        if self.main:
-            self._export(result)
-        self.engine.barrier()
-        log.event(event="done", step=self.num_steps, result=str(result))
-        log.close()
-        return result
+            with log.paused():
+                if sheet_every and (last or done % sheet_every == 0):
+                    self._sample_sheet(done, log)
+                if last or done % config.checkpoint_every == 0:
+                    self._checkpoint(done, log)
 
     def _means(self, terms: Terms, sums: torch.Tensor, num: int) -> tuple[dict[str, float], dict[str, float]]:
         means = (self.engine.mean(sums) / num).tolist()
@@ -150,7 +193,7 @@ class Trainer:
         """samples/step-N.png: real pictures above, generated ones of the same graphs below."""
         if self.main:
             num = min(self.config.num_samples, len(self.source))
-            pipeline = make_pipeline(self.config, self.foundation, self.conditioner)
+            pipeline = make_pipeline(self.config, self.foundation, self.conditioner, with_text=False)
             pipeline.set_progress_bar_config(disable=True)
             self.foundation.unet.eval()
             drawn = pipeline(
@@ -171,8 +214,9 @@ class Trainer:
             log.event(event="samples", step=step, path=str(path))
         self.engine.barrier()
 
-    def _export(self, result: Path) -> None:
+    def _export(self) -> None:
         """Write the result aside and rename it, so that it is whole or absent."""
+        result = self.result
         aside = result.with_name(f".{result.name}.part")
         shutil.rmtree(aside, ignore_errors=True)
         if self.stage == "pretrain":
@@ -182,3 +226,12 @@ class Trainer:
             make_pipeline(self.config, self.foundation, self.conditioner).save_pretrained(aside)
         shutil.rmtree(result, ignore_errors=True)
         aside.rename(result)
+
+
+def _check_folder(folder: Path) -> None:
+    """Raises `ConfigError` where `folder` cannot be made or written to; makes nothing."""
+    nearest = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"--out: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out: {nearest} is not writable")

@@ -1,0 +1,124 @@
+"""Stable Diffusion v1.4 and CLIP ViT-B/32 as their diffusers and transformers folders, scaled down, random weights.
+
+Architecture, class names and configuration follow the published folders; only widths, depths and sizes are smaller.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
+from PIL import Image
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from sgg_fast.toy.models import toy_tokenizer
+
+CONTEXT = 24
+CLIP_WIDTH = 16
+
+
+def _save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
+    """As published: vocab.json, merges.txt, special_tokens_map.json and tokenizer_config.json."""
+    folder.mkdir(parents=True)
+    bpe = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    start, end = "<|startoftext|>", "<|endoftext|>"
+    (folder / "vocab.json").write_text(json.dumps(bpe["vocab"]), encoding="utf-8")
+    merges = "\n".join(" ".join(pair) for pair in bpe["merges"])
+    (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    special = {"bos_token": start, "eos_token": end, "pad_token": end, "unk_token": end}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "do_lower_case": True, **special}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def _text_config(tokenizer: CLIPTokenizer, width: int) -> dict[str, object]:
+    """With the token ids that the published folders carry, which are not the tokenizer's."""
+    return {
+        "vocab_size": len(tokenizer),
+        "hidden_size": width,
+        "intermediate_size": 4 * width,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 77,
+        "hidden_act": "quick_gelu",
+        "projection_dim": CLIP_WIDTH,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "pad_token_id": 1,
+    }
+
+
+def write_sd(folder: Path) -> Path:
+    """unet, vae, text_encoder, tokenizer, scheduler and model_index.json."""
+    torch.manual_seed(0)
+    tokenizer = toy_tokenizer()
+    UNet2DConditionModel(
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(16, 32, 64, 64),
+        layers_per_block=2,
+        attention_head_dim=8,
+        cross_attention_dim=CONTEXT,
+        norm_num_groups=16,
+    ).save_pretrained(folder / "unet")
+    AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(8, 8, 16, 16),
+        layers_per_block=2,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=64,
+    ).save_pretrained(folder / "vae")
+    CLIPTextModel(CLIPTextConfig(**_text_config(tokenizer, CONTEXT))).save_pretrained(folder / "text_encoder")
+    _save_tokenizer(tokenizer, folder / "tokenizer")
+    PNDMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1
+    ).save_pretrained(folder / "scheduler")
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"],
+        "scheduler": ["diffusers", "PNDMScheduler"],
+        "safety_checker": [None, None],
+        "feature_extractor": [None, None],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def write_clip(folder: Path) -> Path:
+    """A CLIP with both towers; its widths are not Stable Diffusion's, as ViT-B/32's are not."""
+    torch.manual_seed(1)
+    tokenizer = toy_tokenizer()
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "image_size": 32, "patch_size": 16, "projection_dim": CLIP_WIDTH}  # fmt: skip
+    config = CLIPConfig(text_config=_text_config(tokenizer, 32), vision_config=vision, projection_dim=CLIP_WIDTH)
+    CLIPModel(config).save_pretrained(folder)
+    _save_tokenizer(tokenizer, folder / "staging")
+    for path in (folder / "staging").iterdir():
+        path.rename(folder / path.name)
+    (folder / "staging").rmdir()
+    return folder
+
+
+def write_pairs(folder: Path) -> Path:
+    """Four photographs of noise in three formats and shapes, each with its graph."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i, (height, width, ending) in enumerate([(70, 90, "png"), (96, 64, "jpg"), (64, 64, "webp"), (40, 200, "png")]):
+        image = Image.fromarray(rng.integers(0, 255, (height, width, 3), dtype=np.uint8))
+        image.save(folder / f"p{i}.{ending}")
+        names, relations = ["sky", "sheep", "grass"][: i % 3 + 1], [[0, "above", 1]] if i % 3 else []
+        (folder / f"p{i}.json").write_text(json.dumps({"objects": names, "relationships": relations}))
+    return folder
