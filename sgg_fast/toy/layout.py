@@ -70,7 +70,7 @@ HEAD = {
     **{"horse": (0.79, 0.1), "sheep": (0.82, 0.2), "dog": (0.72, 0.14)},
 }
 GRIP = {"kite": (0.0, 1.0), "umbrella": (0.5, 0.82), "ball": (0.2, 0.5)}
-SEAT = {"horse": (0.36, 0.44), "boat": (0.3, 0.84)}
+SEAT = {"horse": (0.36, 0.44), "boat": (0.3, 0.74)}
 
 
 @dataclasses.dataclass(eq=False)

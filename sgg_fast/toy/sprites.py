@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageDraw
 
 SUPERSAMPLING = 4
 
@@ -326,7 +326,7 @@ def snow_cap(patch: Image.Image, rng: np.random.Generator) -> Image.Image:
 def scatter(
     patch: Image.Image, colours: tuple[RGB, ...], dot: float, count: int, rng: np.random.Generator
 ) -> Image.Image:
-    """`count` dots of `dot` pixels radius on the solid part of `patch` (RGBA)."""
+    """`count` dots of `dot` pixels radius on the solid part of `patch` (RGBA), none of them beyond it."""
     rows, cols = np.nonzero(np.asarray(patch.getchannel("A")) > 127)
     out = Image.new("RGBA", patch.size)
     draw = ImageDraw.Draw(out)
@@ -334,6 +334,7 @@ def scatter(
         x, y, fill = int(cols[k]), int(rows[k]), colours[rng.integers(len(colours))]
         draw.ellipse((x - dot - 1, y - dot, x + dot + 1, y + dot), fill=shade(fill, 0.6))
         draw.ellipse((x - dot, y - dot + 1, x + dot, y + dot - 1), fill=fill)
+    out.putalpha(ImageChops.darker(out.getchannel("A"), patch.getchannel("A")))
     return out
 
 

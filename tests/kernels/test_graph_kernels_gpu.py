@@ -25,7 +25,7 @@ def loops(num_objects: int, device: str) -> SceneGraphBatch:
     slot_NR = torch.arange(num_relations, dtype=torch.int32, device=device).view(num_objects, RUN)
     sizes = np.tile([1, RUN], (num_objects, 1))
     return SceneGraphBatch(
-        object_name=object_N, predicate_name=end_E, subject=end_E, object=end_E, object_ptr=ptr_N1,
+        object_name=object_N, predicate_name=end_E, phrase=end_E, subject=end_E, object=end_E, object_ptr=ptr_N1,
         relation_ptr=ptr_N1 * RUN, message_ptr=ptr_N1 * (2 * RUN), message_mid=object_N * (2 * RUN) + RUN,
         message_slot=slot_NR.repeat(1, 2).flatten(), object_graph=object_N, relation_graph=end_E,
         object_pooled=torch.ones_like(object_N, dtype=torch.uint8),
