@@ -129,7 +129,7 @@ def role_sums(
     g_ED = as_rows(g_ED)
     num_rows, width, num_messages = len(mid_N), g_ED.shape[1], len(slot_2E)
     relu = h_ED is not None
-    h_ED = as_rows(h_ED) if relu else g_ED
+    h_ED = as_rows(h_ED) if h_ED is not None else g_ED
     masked_ED = torch.empty(g_ED.shape, dtype=g_ED.dtype, device=g_ED.device) if relu else g_ED
     chunk = chunk_size(num_messages)
     partial = chunk_partials(num_messages, chunk, width, g_ED)

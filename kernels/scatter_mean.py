@@ -131,7 +131,7 @@ def scatter_mean_fwd(
     y_E3D, bias_3D = as_rows(y_E3D), bias_3D.contiguous()
     num_rows, num_relations, width = len(mid_N), y_E3D.shape[0], y_E3D.shape[1] // 3
     has_residual = residual_ED is not None
-    residual_ED = as_rows(residual_ED) if has_residual else y_E3D
+    residual_ED = as_rows(residual_ED) if residual_ED is not None else y_E3D
     mean_ND = torch.empty(num_rows, width, dtype=y_E3D.dtype, device=y_E3D.device)
     r_dtype = torch.promote_types(y_E3D.dtype, residual_ED.dtype)
     r_ED = torch.empty(num_relations, width, dtype=r_dtype, device=y_E3D.device)

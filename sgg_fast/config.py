@@ -25,7 +25,7 @@ CHOICES = {
     "token_init": ("none", "text"),
     "contrastive": ("bce", "literal", "infonce"),
     "image_embedding": ("clean", "noised", "predicted"),
-    "isa_weight": ("alpha_bar", "none"),
+    "isa_weight": ("auto", "alpha_bar", "none"),
     "optimizer": ("adam8bit", "adam"),
     "precision": ("auto", "fp32", "bf16"),
     "attention": ("auto", "xformers", "sdpa"),
@@ -72,8 +72,9 @@ class Config:
 
     loss_weight: float = 0.5
     """lambda of eq. 12: share of the diffusion loss; the rest is image-scene alignment."""
-    isa_weight: str = "alpha_bar"
-    """Weight of eq. 10 over timesteps: alpha_bar_t, or none as printed."""
+    isa_weight: str = "auto"
+    """Weight of eq. 10 over timesteps: alpha_bar_t, or none as printed. Auto is alpha_bar, but none for
+    --image-embedding noised, which carries its own."""
     image_embedding: str = "clean"
     """I(t) of eq. 10: the clean image's embedding, its expectation under noise, or that of the predicted image."""
     condition_dropout: float = 0.1
@@ -145,8 +146,15 @@ class Config:
             raise ConfigError(f"--resolution must be a multiple of 8, at least 32, not {self.resolution}")
         if self.token_init == "text" and self.context == "global":
             raise ConfigError("--token-init text starts the triples' tokens, which --context global leaves out")
-        if self.image_embedding == "noised" and self.isa_weight != "none":
-            raise ConfigError("--image-embedding noised carries its own weight: add --isa-weight none")
+        if self.image_embedding == "noised" and self.isa_weight == "alpha_bar":
+            raise ConfigError("--image-embedding noised carries its own weight: leave --isa-weight out")
+
+    @property
+    def alignment_weight(self) -> str:
+        """ "alpha_bar" or "none": `isa_weight` with "auto" resolved."""
+        if self.isa_weight != "auto":
+            return self.isa_weight
+        return "none" if self.image_embedding == "noised" else "alpha_bar"
 
 
 def flag(name: str) -> str:

@@ -30,7 +30,7 @@ class SceneGraphError(ValueError):
 def shown(value: object) -> str:
     """A value of any size and depth in a few words, for an error message."""
     if isinstance(value, (list, tuple, dict)):
-        return {dict: "an object"}.get(type(value), "a list")
+        return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and value.bit_length() > 64:
         return "a number too large"
     text = repr(value[:40] if isinstance(value, str) else value)

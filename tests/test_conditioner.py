@@ -104,6 +104,34 @@ def test_a_large_graph_takes_the_next_multiple_of_16():
     torch.testing.assert_close(found.context[1, 2:82], model.token_norm(tokens[1:]))
 
 
+def test_text_initialised_tokens_start_at_the_phrases_and_open_to_the_graph():
+    torch.manual_seed(0)
+    model = SceneGraphConditioner(
+        name_dim=NAME, image_dim=IMAGE, context_dim=CONTEXT, width=WIDTH, num_layers=2, token_init="text"
+    )
+    model.calibrate_text(torch.randn(77, CONTEXT), torch.randn(20, CONTEXT))
+    batch, table = pack(*all_graphs())
+    names, phrases = embeddings(table, NAME), torch.randn(len(table.phrases), CONTEXT)
+    found = model(names, batch, phrases)
+    ends = np.cumsum([0, *batch.sizes[:, 1]])
+    for b, graph in enumerate(all_graphs()):
+        said = [(graph.objects[s], p, graph.objects[o]) for s, p, o in graph.relations]
+        said += [(name,) for name in graph.objects]
+        expected = torch.stack([phrases[table.phrases.index(" ".join(words))] for words in said])
+        torch.testing.assert_close(found.context[b, 2 : 2 + len(said)], expected)
+        assert not found.context[b, 1].any(), "X_global's token starts at nothing"
+        assert ends[b + 1] - ends[b] == len(said)
+    found.context.square().sum().backward()
+    assert model.gates.grad[1].abs().min() > 0, "the gate opens although the graph's share is nothing yet"
+    with torch.no_grad():
+        model.gates.copy_(torch.tensor([[0.5], [2.0]]).expand(2, CONTEXT))
+    opened = model(names, batch, phrases)
+    with torch.no_grad():
+        tokens = model.token_norm(model.encode(names, batch)[1])[: ends[1]]
+    torch.testing.assert_close(opened.context[0, 2 : 2 + ends[1]], phrases[batch.phrase[: ends[1]]] + 2 * tokens)
+    assert opened.context[:, 1].abs().min() > 0
+
+
 @pytest.mark.parametrize(("encoder", "triple"), FORMS)
 def test_a_graph_does_not_depend_on_its_batch(encoder, triple):
     model, table, graphs = conditioner(encoder, triple), shared_table(), all_graphs()

@@ -58,7 +58,7 @@ def test_recipes_hold_the_papers_settings(name, resolution):
     assert (config.recipe, config.resolution) == (name, resolution)
     assert "adam" in config.optimizer, "P: Adam"
     # Our default forms (DESIGN 3): every printed form is vg256-literal's.
-    forms = (config.encoder, config.triple, config.contrastive, config.image_embedding, config.isa_weight)
+    forms = (config.encoder, config.triple, config.contrastive, config.image_embedding, config.alignment_weight)
     assert forms == ("residual", "roles", "bce", "clean", "alpha_bar")
 
 
@@ -113,9 +113,15 @@ def test_a_number_out_of_range_is_refused_by_its_flag(name, value):
 
 
 def test_noised_alignment_takes_no_second_weight():
-    with pytest.raises(ConfigError, match="--isa-weight none"):
-        recipe("toy", image_embedding="noised")
-    assert recipe("toy", image_embedding="noised", isa_weight="none").image_embedding == "noised"
+    with pytest.raises(ConfigError, match="leave --isa-weight out"):
+        recipe("toy", image_embedding="noised", isa_weight="alpha_bar")
+    assert recipe("toy", image_embedding="noised").alignment_weight == "none"
+    assert recipe("toy").alignment_weight == "alpha_bar"
+
+
+def test_text_initialisation_needs_the_triples_tokens():
+    with pytest.raises(ConfigError, match="--token-init text"):
+        recipe("toy", token_init="text", context="global")
 
 
 def test_a_config_cannot_be_changed():

@@ -216,7 +216,7 @@ def finetune_sample(stage: FinetuneStage, foundation: Foundation, sample: int) -
     target = drawn.eps if kind == "epsilon" else signal * drawn.eps - blur * drawn.z_0
     image = model.centre_images(stage.cache.images)[sample]
     cos = loops.cosine(image, graph.x_global)
-    weight = abar if config.isa_weight == "alpha_bar" else 1.0
+    weight = 1.0 if config.isa_weight == "none" or config.image_embedding == "noised" else abar
     isa = weight * (1 - (signal if config.image_embedding == "noised" else 1) * cos)
     if config.image_embedding == "predicted":
         z_0 = (z_t - blur * out) / signal if kind == "epsilon" else signal * z_t - blur * out
@@ -244,7 +244,7 @@ def finetune_stage(
 FORMS = [
     ({"image_embedding": "clean"}, "epsilon"),
     ({"image_embedding": "clean", "isa_weight": "none", "encoder": "plain", "triple": "shared"}, "v_prediction"),
-    ({"image_embedding": "noised", "isa_weight": "none", "loss_weight": 0.8}, "epsilon"),
+    ({"image_embedding": "noised", "loss_weight": 0.8}, "epsilon"),
     ({"image_embedding": "predicted"}, "epsilon"),
     ({"image_embedding": "predicted", "loss_weight": 0.2}, "v_prediction"),
     ({"context": "global"}, "v_prediction"),

@@ -62,7 +62,9 @@ def backend_for(device: torch.device, *dtypes: torch.dtype) -> str:
     elif device.type == "cuda" and obstacle is None:
         backend, reason = "triton", "CUDA tensors"
     else:
-        backend, reason = "reference", obstacle if device.type == "cuda" else f"{device.type} tensors"
+        backend, reason = "reference", f"{device.type} tensors"
+        if device.type == "cuda" and obstacle is not None:
+            reason = obstacle
     if (backend, reason) not in _announced:
         _announced.add((backend, reason))
         logger.info("graph kernels: %s (%s)", backend, reason)

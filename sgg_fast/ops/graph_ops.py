@@ -89,7 +89,7 @@ def scatter_mean(
     _check(name, bias_3D.shape == y_E3D.shape[1:], "bias must be [3D]")
     _check(name, subject_E.shape == object_E.shape == y_E3D.shape[:1], "subject and object must be [E]")
     _check_plan(name, plan, y_E3D.shape[0])
-    values = (y_E3D, bias_3D)
+    values: tuple[torch.Tensor, ...] = (y_E3D, bias_3D)
     if residual_ED is not None:
         _check(name, residual_ED.shape == (y_E3D.shape[0], y_E3D.shape[1] // 3), "the residual must be [E, D]")
         values = (*values, residual_ED)

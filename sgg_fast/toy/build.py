@@ -94,13 +94,13 @@ def build_vae(out: Path, num_steps: int, num_scenes: int, batch: int = 16) -> Au
         }
 
     def look(ema: torch.nn.Module, step: int) -> str:
-        through = reconstruct(ema, held_out)  # type: ignore[arg-type]
+        through = reconstruct(ema, held_out)
         sheet([held_out[:10], through[:10]], out / "vae" / "samples" / f"step-{step:06d}.png")
         return f"held-out PSNR {psnr(held_out, through):.2f} dB"
 
     ema = fit("vae", vae, loss_of, out / "vae", num_steps, peak_lr=2e-3, look=look)
     save_half(ema, out / "vae.safetensors")
-    return ema  # type: ignore[return-value]
+    return ema
 
 
 def save_half(model: torch.nn.Module, path: Path) -> None:
@@ -140,7 +140,7 @@ def build_clip(out: Path, num_steps: int, num_scenes: int, batch: int = 96) -> C
 
     ema = fit("clip", clip, loss_of, out / "clip", num_steps, peak_lr=1e-3, look=look, weight_decay=0.02)
     save_half(ema, out / "clip.safetensors")
-    return ema  # type: ignore[return-value]
+    return ema
 
 
 def build_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32) -> UNet2DConditionModel:
@@ -175,7 +175,7 @@ def build_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32) -> U
 
     ema = fit("unet", unet, loss_of, out / "unet", num_steps, peak_lr=1e-3, ema_decay=0.9995, look=look)
     save_half(ema, out / "unet.safetensors")
-    return ema  # type: ignore[return-value]
+    return ema
 
 
 def clip_pixels(clip: torch.nn.Module, images: np.ndarray) -> torch.Tensor:

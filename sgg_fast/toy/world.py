@@ -86,7 +86,7 @@ def _boxes(full_NHW: np.ndarray) -> np.ndarray:
     size = full_NHW.shape[-1]
     spans = []
     for axis in (1, 2):
-        hit_NS = full_NHW.any(axis=axis)
+        hit_NS = np.any(full_NHW, axis=axis)
         spans.append((hit_NS.argmax(axis=1), size - hit_NS[:, ::-1].argmax(axis=1)))
     (x0, x1), (y0, y1) = spans
     return (np.stack([x0, y0, x1, y1], axis=1) / size).astype(np.float32)

@@ -116,7 +116,7 @@ class FinetuneStage(nn.Module):
         predicted = self.unet(z_t.to(dtype), t_B, given.context.to(dtype), encoder_attention_mask=given.mask).sample
         diff_B = losses.diffusion_loss(predicted, noise.target_of(kind, z_0, eps, abar_B))
 
-        weight_B = losses.alignment_weight(abar_B, config.isa_weight)
+        weight_B = losses.alignment_weight(abar_B, config.alignment_weight)
         shrink_B = abar_B.sqrt() if config.image_embedding == "noised" else 1.0
         isa_B = weight_B * losses.alignment_loss(images[sample_B], condition.x_global, shrink_B)
         isa_chance_B = weight_B
