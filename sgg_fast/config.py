@@ -26,6 +26,7 @@ CHOICES = {
     "contrastive": ("bce", "literal", "infonce"),
     "image_embedding": ("clean", "noised", "predicted"),
     "isa_weight": ("auto", "alpha_bar", "none"),
+    "lr_schedule": ("constant", "cosine"),
     "optimizer": ("adam8bit", "adam"),
     "precision": ("auto", "fp32", "bf16"),
     "attention": ("auto", "xformers", "sdpa"),
@@ -92,6 +93,10 @@ class Config:
     """Learning rate of the UNet in fine-tuning."""
     graph_lr: float = 1e-4
     """Learning rate of the graph modules in fine-tuning."""
+    lr_schedule: str = "constant"
+    """Learning rates over a stage: constant, or a cosine from full to a hundredth at the stage's last step."""
+    warmup_steps: int = 0
+    """Steps over which the learning rates rise linearly to full."""
     optimizer: str = "adam8bit"
     """Fine-tuning optimiser: bitsandbytes' 8-bit Adam, or torch's. Pre-training always runs torch's Adam."""
     max_grad_norm: float = 1.0
@@ -135,7 +140,15 @@ class Config:
         for name in ("mask_ratio", "loss_weight", "condition_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"--{flag(name)} must lie between 0 and 1, not {getattr(self, name)}")
-        for name in ("pretrain_lr", "unet_lr", "graph_lr", "max_grad_norm", "sample_every", "num_samples"):
+        for name in (
+            "pretrain_lr",
+            "unet_lr",
+            "graph_lr",
+            "max_grad_norm",
+            "sample_every",
+            "num_samples",
+            "warmup_steps",
+        ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{flag(name)} must not be negative, not {getattr(self, name)}")
         if not 0 <= self.seed < 2**32:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import torch
 from runs import DS_JSON, ROOT, flags, trainer
 
 from sgg_fast.config import ConfigError
+from sgg_fast.recipes import recipe
 from sgg_fast.train import engine as engines
-from sgg_fast.train.optim import MIN_8BIT_ELEMENTS, parameter_groups
+from sgg_fast.train.optim import MIN_8BIT_ELEMENTS, lr_factor, parameter_groups
 
 
 @pytest.fixture
@@ -51,6 +53,30 @@ def test_plain_state_is_8_bit_for_matrices_and_32_bit_for_the_rest(built):
             state = optimizer.state[parameter]
             assert state["state1"].shape == parameter.shape
             assert state["state1"].dtype == (torch.uint8 if group["optim_bits"] == 8 else torch.float32)
+
+
+@pytest.mark.parametrize("ds_path", [None, DS_JSON])
+def test_the_learning_rate_factor_reaches_the_update(built, ds_path):
+    """A first Adam step moves every weight by its rate: not at all at factor 0, by half as much at a half."""
+    one = built(ds_path, optimizer="adam", max_grad_norm=0.0)
+    watched = one.engine.module.unet.conv_in.weight
+    moved = []
+    for factor in (0.0, 0.5):
+        before = watched.detach().clone()
+        one.engine.update(one.engine.forward(np.array([0, 1]), 0).total, factor)
+        moved.append((watched.detach() - before).abs().max().item())
+    assert moved[0] == 0 and moved[1] == pytest.approx(0.5 * one.config.unet_lr, rel=0.1)
+
+
+def test_learning_rate_schedules():
+    rates = [lr_factor(recipe("toy", warmup_steps=4), step, 10) for step in range(10)]
+    assert rates == [0.25, 0.5, 0.75, *[1.0] * 7]
+    config = recipe("toy", lr_schedule="cosine", warmup_steps=2)
+    rates = [lr_factor(config, step, 101) for step in range(101)]
+    assert rates[:3] == [0.5, 1.0, 1.0] and rates[-1] == pytest.approx(0.01)
+    assert rates[51] == pytest.approx(0.505, abs=0.01) and all(
+        a >= b for a, b in zip(rates[1:], rates[2:], strict=False)
+    )
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -25,7 +25,7 @@ from torch import nn
 from sgg_fast import env
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.train.ds_config import load_ds_config
-from sgg_fast.train.optim import build_optimizer
+from sgg_fast.train.optim import build_optimizer, set_lr
 from sgg_fast.train.stages import Terms
 
 logger = logging.getLogger(__name__)
@@ -42,8 +42,8 @@ class Engine(Protocol):
     def forward(self, ids: np.ndarray, step: int) -> Terms:
         """Loss terms of this process's samples."""
 
-    def update(self, total: torch.Tensor) -> None:
-        """Backward, clip, optimiser step."""
+    def update(self, total: torch.Tensor, lr_factor: float = 1.0) -> None:
+        """Backward, clip, optimiser step at `lr_factor` times the learning rates."""
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
         """Mean over processes of a vector."""
@@ -80,8 +80,9 @@ class PlainEngine:
         with self._autocast():
             return self.module(ids, step)
 
-    def update(self, total: torch.Tensor) -> None:
+    def update(self, total: torch.Tensor, lr_factor: float = 1.0) -> None:
         """See `Engine`."""
+        set_lr(self.optimizer, lr_factor)
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
         if self.max_grad_norm:
@@ -123,8 +124,8 @@ class DeepSpeedEngine:
                 backend = "nccl" if device.type == "cuda" else "gloo"
                 deepspeed.init_distributed(dist_backend=backend, verbose=False)
                 module.to(device)
-                optimizer = build_optimizer(module, config, "finetune")
-                self.engine, *_ = deepspeed.initialize(model=module, optimizer=optimizer, config=ds_config)
+                self.optimizer = build_optimizer(module, config, "finetune")
+                self.engine, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=ds_config)
         except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"--deepspeed: DeepSpeed refuses these settings: {reason}") from error
@@ -134,8 +135,9 @@ class DeepSpeedEngine:
         """See `Engine`."""
         return self.engine(ids, step)
 
-    def update(self, total: torch.Tensor) -> None:
+    def update(self, total: torch.Tensor, lr_factor: float = 1.0) -> None:
         """See `Engine`."""
+        set_lr(self.optimizer, lr_factor)
         self.engine.backward(total)
         self.engine.step()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -11,6 +12,21 @@ from sgg_fast.config import Config, ConfigError
 
 MIN_8BIT_ELEMENTS = 4096
 """Tensors below this keep 32-bit state, as bitsandbytes advises."""
+
+
+def lr_factor(config: Config, step: int, num_steps: int) -> float:
+    """Share of the learning rates at `step` (from 0) of `num_steps`; a pure function, so resume needs no state."""
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.lr_schedule == "constant":
+        return warm
+    done = max(0, step - config.warmup_steps) / max(1, num_steps - 1 - config.warmup_steps)
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Bring every group's learning rate to `factor` times what it was built with."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
 
 
 def parameter_groups(module: nn.Module, config: Config) -> list[dict[str, Any]]:

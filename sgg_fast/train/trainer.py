@@ -21,6 +21,7 @@ from sgg_fast.nn.foundation import Foundation
 from sgg_fast.train import checkpoint
 from sgg_fast.train.engine import DeepSpeedEngine, PlainEngine, build_engine, plan_engine
 from sgg_fast.train.log import RunLog
+from sgg_fast.train.optim import lr_factor
 from sgg_fast.train.setup import (
     SampleOrder,
     fit_conditioner,
@@ -164,7 +165,7 @@ class Trainer:
         sums, since = None, 0
         for step in range(self.first_step, self.num_steps):
             terms = engine.forward(order.at(step), step)
-            engine.update(terms.total)
+            engine.update(terms.total, lr_factor(config, step, self.num_steps))
             log.advance()
             row = torch.stack([*terms.values.values(), *terms.chance.values()])
             sums, since, done = row if sums is None else sums + row, since + 1, step + 1
