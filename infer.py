@@ -16,7 +16,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("graph", type=Path, help="sg2im JSON: one scene graph or a list")
     parser.add_argument(
-        "--model", help="a run of train.py or a pipeline folder (runs/toy, else the toy models untrained)"
+        "--model", help="a run of train.py or a pipeline folder (runs/toy if it is there, else the toy model we ship)"
     )
     parser.add_argument("--out", type=Path, help="PNG to write (outputs/GRAPH.png); several graphs get -0, -1, ...")
     parser.add_argument("--steps", type=int, help="DDIM steps (as the model's recipe: 100)")

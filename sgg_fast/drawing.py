@@ -17,6 +17,8 @@ from sgg_fast.nn.foundation import missing_file
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 DEFAULT_RUN = Path("runs/toy")
+SHIPPED = Path(__file__).parent / "toy" / "pipeline"
+"""SGG-IG on the toy world, trained by the commands in `sgg_fast/toy/build.py`; fp16 on disk."""
 _INSIDE = ("", "pipeline", "finetune/pipeline")
 
 
@@ -28,42 +30,25 @@ def find_pipeline(model: Path) -> Path | None:
 def load_pipeline(model: str | None) -> tuple[SceneGraphToImagePipeline, str]:
     """A pipeline on this machine's device and one line that says what it is.
 
-    Without `model`: the run in runs/toy if it was fine-tuned, else the toy models and an untrained graph encoder.
+    Without `model`: the run in runs/toy if it was fine-tuned, else the toy model that the package ships.
     Raises ValueError for a folder that holds no pipeline.
     """
-    folder = find_pipeline(Path(model)) if model else find_pipeline(DEFAULT_RUN)
+    folder = find_pipeline(Path(model)) if model else find_pipeline(DEFAULT_RUN) or SHIPPED
     if folder is not None:
         try:
             index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
             parts = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
             if lacking := missing_file(folder, parts):
                 raise ValueError(f"the folder lacks {lacking}")
-            pipeline = SceneGraphToImagePipeline.from_pretrained(folder, use_safetensors=True)
+            pipeline = SceneGraphToImagePipeline.from_pretrained(
+                folder, use_safetensors=True, torch_dtype=torch.float32
+            )
         except (OSError, ValueError, AttributeError, TypeError, KeyError, SafetensorError) as error:
             raise ValueError(f"--model {folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
-        return pipeline.to(env.device()), str(folder)
-    if model:
-        raise ValueError(
-            f"--model {model}: no pipeline there (model_index.json); give the folder of a finished "
-            "train.py --stage finetune"
-        )
-    return _untrained()
-
-
-def _untrained() -> tuple[SceneGraphToImagePipeline, str]:
-    from sgg_fast.data.cache import build_cache
-    from sgg_fast.data.sources import open_source
-    from sgg_fast.recipes import recipe
-    from sgg_fast.train.setup import make_pipeline, new_conditioner, open_foundation
-
-    config = recipe("toy")
-    foundation = open_foundation(config)
-    cache = build_cache(open_source(config), foundation, torch.device("cpu"), with_latents=False, progress=False)
-    conditioner = new_conditioner(config, foundation, cache)
-    conditioner.register_to_config(trained_names=())
-    said = "and a graph encoder with RANDOM weights: the picture does not follow the graph"
-    pipeline = make_pipeline(config, foundation, conditioner).to(env.device())
-    return pipeline, f"{foundation.source} {said}; train first (see README) or give --model"
+        return pipeline.to(env.device()), "the toy model of this package" if folder == SHIPPED else str(folder)
+    raise ValueError(
+        f"--model {model}: no pipeline there (model_index.json); give the folder of a finished train.py --stage finetune"
+    )
 
 
 def check_settings(steps: int | None, guidance: float | None, seed: int, size: int | None) -> None:

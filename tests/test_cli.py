@@ -266,11 +266,11 @@ def test_an_interrupt_is_one_line_and_the_run_continues(tmp_path, capsys, monkey
 
     update, calls = PlainEngine.update, []
 
-    def interrupted(self, total):
+    def interrupted(self, total, lr_factor):
         if len(calls) == 3:
             raise KeyboardInterrupt
         calls.append(total)
-        update(self, total)
+        update(self, total, lr_factor)
 
     monkeypatch.setattr(PlainEngine, "update", interrupted)
     argv = ["--stage", "pretrain", *flags(), "--out", str(tmp_path)]

@@ -109,10 +109,10 @@ def test_one_graph_keeps_the_name_and_many_are_numbered_alike(tmp_path):
     assert [p.name for p in output_paths(tmp_path / "a.png", 11)][::5] == ["a-00.png", "a-05.png", "a-10.png"]
 
 
-def test_without_a_run_it_draws_and_says_that_the_weights_are_random(tmp_path, capsys, monkeypatch):
+def test_without_a_run_it_draws_with_the_shipped_model(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     graph = ROOT / "graph.json"
     printed, err = run(capsys, graph, "--steps", 1)
     assert printed == [Path("outputs/graph.png")] and pixels(printed[0]).shape == (64, 64, 3)
-    assert "RANDOM weights" in err and "never saw in training: " in err
+    assert "the toy model of this package" in err and "never saw in training" not in err
     assert [p.name for p in tmp_path.iterdir()] == ["outputs"]

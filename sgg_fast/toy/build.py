@@ -1,7 +1,8 @@
-"""Trains the toy's foundation, part by part: `python -m sgg_fast.toy.build vae`, then `clip`, then `unet`.
+"""How the toy models of this package were made.
 
-Each part passes a gate before the next may start, goes on where it was stopped, and leaves fp16 weights in
-`--out`; `--install` copies them into the package, where `sgg_fast/toy/models.py` finds them.
+The foundation, part by part: `python -m sgg_fast.toy.build vae`, then `clip`, then `unet`. Each goes on where it was
+stopped, and leaves fp16 weights in `--out`; `--install` copies them into the package, where `sgg_fast/toy/models.py`
+finds them. Then SGG-IG on it, by `train.py` like anything else, and `python -m sgg_fast.toy.build ship --out RUN`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ from transformers import CLIPModel, CLIPTokenizer
 from sgg_fast.data.cache import to_pixels
 from sgg_fast.diffusion import noise
 from sgg_fast.diffusion.sampling import sample_latents
+from sgg_fast.drawing import SHIPPED
 from sgg_fast.nn.clip import normalise_pixels, text_states
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.toy import world
 from sgg_fast.toy.captions import caption
 from sgg_fast.toy.fit import fit
@@ -205,6 +208,13 @@ def draw_texts(foundation: Foundation, unet: torch.nn.Module, texts: list[str], 
     return ((out.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).numpy()
 
 
+def ship(run: Path, folder: Path) -> None:
+    """The pipeline of a finished `train.py --out RUN`, in fp16, becomes what infer.py draws with by default."""
+    pipeline = SceneGraphToImagePipeline.from_pretrained(run / "finetune" / "pipeline", torch_dtype=torch.float16)
+    shutil.rmtree(folder, ignore_errors=True)
+    pipeline.save_pretrained(folder)
+
+
 PARTS = {"vae": build_vae, "clip": build_clip, "unet": build_unet}
 STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000}
 
@@ -212,12 +222,17 @@ STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000}
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=PARTS)
-    parser.add_argument("--out", type=Path, default=Path("runs/toy-build"))
+    parser.add_argument("part", choices=[*PARTS, "ship"])
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/toy-build"), help="folder of the parts; of the run to ship"
+    )
     parser.add_argument("--steps", type=int, help=f"optimiser steps ({STEPS})")
     parser.add_argument("--scenes", type=int, default=20_000, help="training scenes to draw")
     parser.add_argument("--install", action="store_true", help="copy the weights into the package when done")
     args = parser.parse_args(argv)
+    if args.part == "ship":
+        ship(args.out, SHIPPED)
+        return 0
     PARTS[args.part](args.out, args.steps or STEPS[args.part], args.scenes)
     if args.install:
         WEIGHTS.mkdir(exist_ok=True)
