@@ -45,7 +45,8 @@ class Config:
     clip: str = ""
     """CLIP ViT-B/32 for names and images: folder or hub id. Empty: the one that --model carries."""
     data: str = "toy"
-    """Training set: "toy" (drawn on the spot) or a folder of images, each with its graph in a .json beside it."""
+    """Training set: "toy" (drawn on the spot), a folder that `sgg_fast.data.prepare` made (train.h5, vocab.json,
+    images/), or a folder of images, each with its graph in a .json beside it."""
     resolution: int = 64
     """Side of the training images, in pixels; a multiple of 8."""
     num_scenes: int = 256

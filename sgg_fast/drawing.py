@@ -47,7 +47,7 @@ def load_pipeline(model: str | None) -> tuple[SceneGraphToImagePipeline, str]:
             raise ValueError(f"--model {folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
         return pipeline.to(env.device()), "the toy model of this package" if folder == SHIPPED else str(folder)
     raise ValueError(
-        f"--model {model}: no pipeline there (model_index.json); give the folder of a finished train.py --stage finetune"
+        f"--model {model}: no pipeline there (model_index.json); give the folder of a finished fine-tuning run"
     )
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.data.formats import load_scene_graphs
+from sgg_fast.data.vg_h5 import read_split, read_vocabulary
 from sgg_fast.graph import SceneGraph, SceneGraphError
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
@@ -34,8 +35,14 @@ def open_source(config: Config) -> PairSource:
     if config.data == "toy":
         return toy_source(config.seed, config.num_scenes, config.resolution)
     if not config.data:
-        raise ConfigError(f"--recipe {config.recipe} needs --data: a folder of images with a graph .json beside each")
-    return folder_source(Path(config.data), config.resolution)
+        raise ConfigError(
+            f"--recipe {config.recipe} needs --data: a folder of images with a graph .json beside each, or one that "
+            "`python -m sgg_fast.data.prepare` wrote"
+        )
+    folder = Path(config.data)
+    if (folder / "train.h5").is_file():
+        return vg_source(folder, config.resolution)
+    return folder_source(folder, config.resolution)
 
 
 def toy_source(seed: int, num_scenes: int, resolution: int) -> PairSource:
@@ -62,14 +69,42 @@ def folder_source(folder: Path, resolution: int) -> PairSource:
         graphs += found
 
     def load_image(index: int) -> np.ndarray:
-        try:
-            with Image.open(paths[index]) as image:
-                rgb = image.convert("RGB")
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of them
-            raise ConfigError(f"{paths[index]}: cannot be read as an image: {error}") from error
+        rgb = open_rgb(paths[index])
         side = min(rgb.size)
         left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
         square = rgb.crop((left, top, left + side, top + side))
         return np.asarray(square.resize((resolution, resolution), Image.Resampling.LANCZOS))
 
     return PairSource(graphs, load_image, str(folder))
+
+
+def vg_source(folder: Path, resolution: int, split: str = "train", first_attribute: bool = False) -> PairSource:
+    """SPLIT.h5 and vocab.json of `folder` in sg2im's layout, images below FOLDER/images or else FOLDER itself.
+
+    As in sg2im the whole picture is resized to the square, bilinear and antialiased: proportions change, but no
+    object of the graph is cut off. Unlike sg2im, which draws ten objects at each access, every object and relation
+    is taken. Raises `ConfigError` for files that cannot be used and for images that are missing.
+    """
+    graphs, relative = read_split(folder / f"{split}.h5", read_vocabulary(folder / "vocab.json"), first_attribute)
+    root = folder / "images" if (folder / "images").is_dir() else folder
+    missing = [path for path in relative if not (root / path).is_file()]
+    if missing:
+        raise ConfigError(
+            f"--data {folder}: {len(missing)} of {len(relative)} images missing, first {root / missing[0]}; "
+            "unpack Visual Genome's images.zip and images2.zip there"
+        )
+
+    def load_image(index: int) -> np.ndarray:
+        square = open_rgb(root / relative[index]).resize((resolution, resolution), Image.Resampling.BILINEAR)
+        return np.asarray(square)
+
+    return PairSource(graphs, load_image, f"{folder} ({split})")
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """A picture, decoded. Raises `ConfigError` naming the file."""
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of them
+        raise ConfigError(f"{path}: cannot be read as an image: {error}") from error

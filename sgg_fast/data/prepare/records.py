@@ -1,0 +1,159 @@
+"""Annotation files read record by record, and the checks of single values.
+
+Not here: what a record means; that is the data set's own module.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sgg_fast.graph import shown
+
+CHUNK = 1 << 20
+"""Characters read at a time."""
+MAX_RECORD = 1 << 26
+"""Longest record in characters; more is taken for broken JSON."""
+INT32_MAX = 2**31 - 1
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+class PrepareError(ValueError):
+    """Files or settings that cannot be used; the message is one line and names the cure."""
+
+
+class FaultError(ValueError):
+    """One record, or part of one, that is left out; the message is the reason."""
+
+
+class _Window:
+    """The part of a file that is being parsed. Bytes that are not UTF-8 become lone surrogates."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open(encoding="utf-8-sig", errors="surrogateescape", newline="")
+        self.text, self.at, self.before = "", 0, 0
+
+    def more(self) -> bool:
+        """Drop what was parsed and read on, at least as much again as is left; False at the end of the file."""
+        left = self.text[self.at :]
+        chunk = self.file.read(max(CHUNK, len(left)))
+        self.before += self.at
+        self.text, self.at = left + chunk, 0
+        return bool(chunk)
+
+    def peek(self) -> str:
+        """The next character that is not space, "" at the end."""
+        while True:
+            match = _SPACE.match(self.text, self.at)
+            assert match is not None
+            self.at = match.end()
+            if self.at < len(self.text) or not self.more():
+                return self.text[self.at : self.at + 1]
+
+    def error(self, reason: str, at: int | None = None) -> PrepareError:
+        where = self.before + (self.at if at is None else at)
+        return PrepareError(f"{self.path}: not usable JSON: {reason} at character {where}; download the file again")
+
+    def element(self, decoder: json.JSONDecoder) -> Any:
+        """The value that begins here."""
+        while True:
+            try:
+                value, end = decoder.raw_decode(self.text, self.at)
+            except json.JSONDecodeError as error:
+                broken = self.error(error.msg.removesuffix(" at"), error.pos)
+                # Perhaps only the window ends here, not the file.
+                if len(self.text) - self.at > MAX_RECORD or not self.more():
+                    raise broken from error
+            except RecursionError as error:
+                raise self.error("nested too deeply") from error
+            except ValueError as error:
+                raise self.error(str(error)) from error
+            else:
+                if end < len(self.text) or not self.more():
+                    self.at = end
+                    return value
+
+
+def stream(path: Path) -> Iterator[Any]:
+    """Elements of a JSON list, one in memory at a time. Raises `PrepareError` with the place for broken JSON."""
+    decoder = json.JSONDecoder()
+    window = _Window(path)
+    with window.file:
+        if window.peek() != "[":
+            raise window.error("must be a list of records")
+        window.at += 1
+        after = window.peek()
+        while after != "]":
+            yield window.element(decoder)
+            after = window.peek()
+            if after == ",":
+                window.at += 1
+                window.peek()
+            elif after != "]":
+                raise window.error("the list ends early" if not after else f"',' or ']' expected, not {after!r}")
+        window.at += 1
+        if window.peek():
+            raise window.error("more text after the list")
+
+
+def read_json(path: Path) -> Any:
+    """A small JSON file. Raises `PrepareError`."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise PrepareError(f"{path}: there is no such file") from error
+    except (ValueError, RecursionError) as error:
+        raise PrepareError(f"{path}: not usable JSON: {error}") from error
+
+
+def is_id(value: object) -> bool:
+    """Whether it is an integer that the int32 of the result holds."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= INT32_MAX
+
+
+def checked_id(record: object, key: str, what: str) -> int:
+    """`record[key]`. Raises `FaultError` where that is no id."""
+    value = record.get(key) if isinstance(record, dict) else None
+    if not is_id(value):
+        raise FaultError(f"{what} without a usable {key}")
+    assert isinstance(value, int)
+    return value
+
+
+def checked_text(value: object, what: str) -> str:
+    """A string. Raises `FaultError` for anything else and for bytes that were not UTF-8."""
+    if not isinstance(value, str):
+        raise FaultError(f"{what} is not text")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise FaultError(f"{what} is not UTF-8")
+    if "\0" in value:
+        raise FaultError(f"{what} holds a zero byte")
+    return value
+
+
+def checked_box(record: dict[str, Any], width: int, height: int) -> tuple[tuple[int, int, int, int], bool]:
+    """((x, y, w, h) in pixels, whether it reaches over the image's edge). Raises `FaultError`."""
+    box = []
+    for key in "xywh":
+        value = record.get(key)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise FaultError(f"box without a number for {key}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise FaultError("box with a coordinate that is not finite")
+        if value != int(value) or abs(value) > INT32_MAX:
+            raise FaultError("box with a coordinate that is not a whole pixel")
+        box.append(int(value))
+    x, y, w, h = box
+    if x >= width or y >= height or x + max(w, 1) <= 0 or y + max(h, 1) <= 0:
+        raise FaultError("box outside the image")
+    return (x, y, w, h), x < 0 or y < 0 or x + w > width or y + h > height
+
+
+def place(image: object, what: str = "", value: object = None) -> str:
+    """Where a fault is, in words: "image 7, object 3"."""
+    return f"image {shown(image)}" + (f", {what} {shown(value)}" if what else "")
