@@ -32,6 +32,9 @@ BACKENDS = ("ours", "reference", "eager", "compile", "pyg", "sg2im")
 
 FORMS: dict[tuple[str, str], Form] = {}
 
+READ_BACK = {("pack", "reference")}
+"""Forms that read sizes back to the host, so that no graph can capture them."""
+
 
 class UnavailableError(RuntimeError):
     """This backend cannot run here; the message is what its row says."""

@@ -164,7 +164,7 @@ class Suite:
         if self.dry:
             print("\ndry run on a CPU: nothing was measured on a GPU, so nothing is said about the targets")
             return
-        print("\ntargets of DESIGN 4:")
+        print("\ntargets:")
         for finding in targets.findings(_rows(self.out / "bench.csv")):
             print(f"{finding.target:70} {finding.found:34} {finding.verdict}")
 
@@ -198,7 +198,11 @@ def run_limited(words: tuple[str, ...], env: dict[str, str], log: pathlib.Path, 
         process.wait()
         assert tee.stdin is not None
         tee.stdin.close()
-        tee.wait()
+        try:
+            tee.wait(timeout=3)
+        except subprocess.TimeoutExpired:  # a child that left the group still holds the pipe
+            tee.kill()
+            tee.wait()
     return status
 
 

@@ -181,7 +181,11 @@ def call_times(run: Callable[[], object], device: torch.device, seconds: float, 
 
 
 class Replay:
-    """`run` captured in a CUDA graph: once, and many times in a row for times with a warm L2."""
+    """`run` captured in a CUDA graph: once, and many times in a row for times with a warm L2.
+
+    A capture that fails is not free: up to torch 2.13 its memory pool stays reserved until the process ends
+    (pytorch#180395, #190348), and `torch.cuda.graph` leaves its stream the current one.
+    """
 
     def __init__(self, run: Callable[[], object], device: torch.device, stream: torch.cuda.Stream) -> None:
         """`run` was warmed up on `stream`. Raises RuntimeError where it cannot be captured (it synchronises, say)."""
@@ -191,10 +195,14 @@ class Replay:
         self.many = self.once if self.copies == 1 else self._capture(run, self.copies)[0]
 
     def _capture(self, run: Callable[[], object], copies: int) -> tuple[torch.cuda.CUDAGraph, object]:
-        graph, result = torch.cuda.CUDAGraph(), None
-        with torch.cuda.graph(graph, stream=self.stream):
-            for _ in range(copies):
-                result = run()
+        graph, result, before = torch.cuda.CUDAGraph(), None, torch.cuda.current_stream(self.device)
+        try:
+            with torch.cuda.graph(graph, stream=self.stream):
+                for _ in range(copies):
+                    result = run()
+        except RuntimeError:
+            torch.cuda.set_stream(before)
+            raise
         return graph, result
 
     def times(self, seconds: float, flushed: bool) -> Times:

@@ -26,7 +26,7 @@ OPS = ("scatter_mean", "masked_pool", "gather_add_relu", "triple_context", "grap
 """`layer` is one whole triple convolution (plain form), its GEMMs included; `pack` copies integers."""
 
 TARGETED = ("scatter_mean", "masked_pool")
-"""Ops whose speed DESIGN 4 sets a target for."""
+"""Ops whose speed has a target (`targets.py`)."""
 
 MODES = ("fwd", "bwd", "fwd_bwd")
 
@@ -47,7 +47,7 @@ SIZES: dict[str, tuple[int, int]] = {
 """Name -> (graphs, relations at scale or 0 for Visual-Genome-like sizes). `paper` is the pre-training bucket."""
 
 BUCKET = (128, 256)
-"""(N, E) of the pre-training step at batch 2, full and masked copies, padded by one more graph (DESIGN 4)."""
+"""(N, E) of the pre-training step at batch 2, full and masked copies, padded by one more graph."""
 
 NUM_NAMES = 178 + 1 + 45 + 1
 """sg2im's vocabulary of Visual Genome with the two reserved names."""
@@ -272,7 +272,7 @@ def upstream(
 def cases(
     ops: Sequence[str], sizes: Sequence[str], dtypes: Sequence[str], modes: Sequence[str], width: int = WIDTH
 ) -> list[Case]:
-    """The cases asked for, those that DESIGN 4 sets targets for first: a run out of time loses the last ones.
+    """The cases asked for, those with a target first: a run out of time loses the last ones.
 
     `pack` is exact integers and has no backward; the layer stops at 1e5 relations, where its check in float64 fits.
     """

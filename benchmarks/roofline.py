@@ -118,19 +118,26 @@ def compulsory(op: str, mode: str, shape: Shape, itemsize: int) -> Traffic:
     return total
 
 
+def _programs(num_rows: int, block: int) -> int:
+    """Of a kernel that gives each program as many blocks of rows as keep the programs within MAX_PARTIALS."""
+    from sgg_kernels.segments import MAX_PARTIALS
+
+    per_program = -(-max(1, -(-num_rows // MAX_PARTIALS)) // block) * block
+    return -(-num_rows // per_program)
+
+
 def issued(op: str, backward: bool, shape: Shape, itemsize: int) -> int:
     """Bytes that our kernels of one op ask for, as if there were no cache: every gathered row counts each time.
 
     Between this and the compulsory bytes lies what the L2 can catch: a graph's rows are neighbours. The two-stage
     sums of hubs (under 1 % at E = 1e6, none at the paper's sizes) are left out.
     """
-    from sgg_kernels.segments import MAX_PARTIALS
-
     z, s = shape, itemsize
     nodes, edges, wide = z.objects * z.width * s, z.relations * z.width * s, 2 * z.relations * z.width * s
     ends, plan = 2 * INT * z.relations, _plan(z)
-    rows_of_objects = 2 * 4 * z.width * min(z.objects, MAX_PARTIALS)  # fp32, written and read, for a bias gradient
-    rows_of_relations = 2 * 4 * 3 * z.width * min(-(-z.relations // 4), MAX_PARTIALS)
+    # Rows between the two stages of a bias gradient, one a program; fp32, written and read.
+    rows_of_objects = 2 * 4 * z.width * _programs(z.objects, 1)
+    rows_of_relations = 2 * 4 * 3 * z.width * _programs(z.relations, 2)
     pooled = (z.pooled_objects + z.pooled_relations) * z.width * s
     pool_index = z.objects + z.relations + 2 * INT * (2 * z.graphs + 1)
     forward = {

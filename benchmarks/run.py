@@ -172,6 +172,9 @@ def _time_on_cuda(
             row.gpu_clocks_mhz = measure.gpu_clocks(device)
             yield _timed(row, times, case, inputs, device, l2="flushed" if flushed else "warm")
     row = dataclasses.replace(row, call="replay")
+    if (case.op, row.backend) in baselines_torch.READ_BACK:  # not even tried: see `measure.Replay`
+        yield dataclasses.replace(row, status="not capturable: reads sizes back to the host")
+        return
     try:
         replay = measure.Replay(run, device, stream)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""What the rows say about the targets of DESIGN 4 that concern the graph kernels. Reads CSV rows, measures nothing."""
+"""What the rows say about our targets for the graph kernels. Reads CSV rows, measures nothing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a form's result right? Asked before it is timed; a form that fails gets no number (STYLE 23).
+"""Is a form's result right? Asked before it is timed; a form that fails gets no number.
 
 The truth is `sgg_kernels.reference` in float64 (the layer's: the published formulation in float64), outputs and all
 gradients. Tolerance by rule: a form may be off by twice what the plain form in the same dtype is off, plus a floor.

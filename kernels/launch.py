@@ -10,6 +10,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+
 Interceptor = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], bool]
 """(kernel, grid, positional arguments, constexprs and options) -> True where it took the launch over."""
 
@@ -28,6 +30,14 @@ def intercept(interceptor: Interceptor) -> Iterator[None]:
         _interceptor = None
 
 
+def _on_device_of(args: tuple[Any, ...]) -> contextlib.AbstractContextManager[None]:
+    """Triton launches on the current device, on that device's stream, whatever device the tensors are on."""
+    device = next((x.device for x in args if isinstance(x, torch.Tensor)), None)
+    if device is None or device.type != "cuda" or device.index == torch.cuda.current_device():
+        return contextlib.nullcontext()
+    return torch.cuda.device(device)
+
+
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """`kernel[grid](*args, **options)`, except for an empty grid, which launches nothing.
 
@@ -37,4 +47,5 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         return
     options = {"enable_fp_fusion": True, **options}
     if _interceptor is None or not _interceptor(kernel, grid, args, options):
-        kernel[grid](*args, **options)
+        with _on_device_of(args):
+            kernel[grid](*args, **options)

@@ -207,7 +207,8 @@ class SceneGraphBatch:
 
     def to(self, device: torch.device | str) -> SceneGraphBatch:
         """The same batch on `device`."""
-        moved = {name: getattr(self, name).to(device, non_blocking=True) for name in _TENSORS}
+        later = torch.device(device).type == "cuda"  # towards the host, a copy must be whole before it is read
+        moved = {name: getattr(self, name).to(device, non_blocking=later) for name in _TENSORS}
         return dataclasses.replace(self, **moved)
 
     @classmethod

@@ -1,7 +1,7 @@
 """The equations of SGG-IG written out as loops over objects, relations and graphs, in float64.
 
 An independent account: nothing here calls `sgg_fast.ops`, the reference kernels or a model's forward. It reads
-weights by name from a state dict and follows the paper's equations and DESIGN 3. Random numbers are recomputed with
+weights by name from a state dict and follows the paper's equations. Random numbers are recomputed with
 Python integers.
 """
 

@@ -57,7 +57,7 @@ def test_recipes_hold_the_papers_settings(name, resolution):
     assert {key: getattr(config, key) for key in PAPER} == PAPER
     assert (config.recipe, config.resolution) == (name, resolution)
     assert "adam" in config.optimizer, "P: Adam"
-    # Our default forms (DESIGN 3): every printed form is vg256-literal's.
+    # Our default forms: every printed form is vg256-literal's.
     forms = (config.encoder, config.triple, config.contrastive, config.image_embedding, config.alignment_weight)
     assert forms == ("residual", "roles", "bce", "clean", "alpha_bar")
 

@@ -21,7 +21,7 @@ def free_port() -> int:
 
 
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
-    """STYLE 18: at each step the difference is at most twice what low precision makes of it, plus 1e-5."""
+    """At each step the difference is at most twice what low precision makes of it, plus 1e-5."""
     environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER}
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_addr", "127.0.0.1",
                 "--master_port", str(free_port())]  # fmt: skip

@@ -128,7 +128,7 @@ def change(before: torch.Tensor, after: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_one_name_moves_the_outputs(form):
-    """DESIGN 3 at the real size: with names as parallel as CLIP's, one of them moves every output by over 1 %."""
+    """At the real size: with names as parallel as CLIP's, one of them moves every output by over 1 %."""
     torch.manual_seed(0)
     model = SceneGraphConditioner(encoder=form).eval()
     assert (len(model.relation_encoder.layers), model.config.width) == (6, 512)

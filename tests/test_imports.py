@@ -1,4 +1,4 @@
-"""The import table of DESIGN 2, by reading every file; what `import sgg_fast` needs; Hugging Face's `kernels`."""
+"""The import table of CONTRIBUTING.md, by reading every file; a quick `import sgg_fast`; Hugging Face's `kernels`."""
 
 from __future__ import annotations
 

@@ -41,7 +41,7 @@ def pad(rows: list[list], width: int = 30) -> np.ndarray:
 
 
 def their_arrays() -> dict[str, np.ndarray]:
-    """What FACTS says the file holds, for `GRAPHS`, with a self-loop and a duplicate as in published data."""
+    """What sg2im's layout says the file holds, for `GRAPHS`, with a self-loop and a duplicate as in published data."""
     boxes = [[10, 20, 40, 50], [0, 0, 99, 99], [-3, 5, 64, 64]]
     return {
         "image_ids": np.array([7, 9], np.int32),
@@ -124,7 +124,7 @@ def test_ours_is_read_as_it_was_prepared(tmp_path):
 
 
 def test_the_loader_from_facts_reads_both(tmp_path):
-    """The same function reads what a test wrote from FACTS and what we write; names and paths agree."""
+    """The same function reads what a test wrote and what we write; names and paths agree."""
     theirs = load_by_facts(write_theirs(tmp_path / "theirs") / "train.h5")
     assert [(i["id"], i["path"], i["names"]) for i in theirs] == [(7, PATHS[0], [1, 2, 3]), (9, PATHS[1], [3, 1, 1])]
     prepare(plain_set(2).write(tmp_path / "root"), tmp_path / "out", LOW)

@@ -97,7 +97,7 @@ def draw_images(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
 
 
 def load_by_facts(path: Path) -> list[dict[str, Any]]:
-    """A split read by nothing but the description in FACTS, section Data."""
+    """A split read by nothing but the description of sg2im's layout."""
     with h5py.File(path) as file:
         data = {key: file[key][()] for key in file}
     num = len(data["image_ids"])

@@ -114,6 +114,8 @@ def _draw(
     if ids.ndim != 1 or ids.size == 0 or ids.min() < 0 or ids.max() >= store.num_graphs:
         raise ValueError(f"pack: graph ids must lie in 0..{store.num_graphs - 1} and there must be at least one")
     sizes, device = _sizes(store, ids, bucket), store.object_name.device
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("pack: the graphs drawn would be baked into the capture; capture sgg_kernels.pack.pack_fwd")
     offsets = np.concatenate([np.zeros((1, 2), np.int64), sizes.cumsum(axis=0)])
     first_copy, ratio_ppm, seed, step = 0, 0, 0, None
     if mask is not None:

@@ -127,7 +127,7 @@ def evaluate(backend: str, op: str, inputs: Tensors, batch: SceneGraphBatch) -> 
 
 
 def assert_within_rule(found: Tensors, low: Tensors, exact: Tensors) -> None:
-    """STYLE 18: error against the exact reference <= 2 x the error of the reference run in the same precision + floor.
+    """Error against the exact reference <= 2 x the error of the reference run in the same precision + floor.
 
     `exact` is float64: in fp32 the reference's own sum over a hub is off by 1e-4.
     """

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from graph_cases import OPS, assert_within_rule, call, evaluate, inputs_of, random_batch
 
 from sgg_fast import ops
@@ -37,6 +40,17 @@ LARGE = {"gather_add_relu": 1800, "scatter_mean": 700, "masked_pool": 1800, "gra
 """Width such that 12 000 objects' relations have more than 2^31 elements (3D of them in scatter_mean)."""
 
 
+@pytest.fixture
+def card(device: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Under pytest -n one test at a time holds 9 to 18 GB, and gives them back: five at once do not fit 24 GB."""
+    base = tmp_path_factory.getbasetemp()
+    with FileLock((base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "card.lock"):
+        yield
+        if device == "cuda":
+            torch.cuda.empty_cache()
+
+
+@pytest.mark.usefixtures("card")
 @pytest.mark.parametrize("op", LARGE)
 @pytest.mark.parametrize(
     ("device", "num_objects", "width"),

@@ -165,7 +165,7 @@ def trace(backend: str, dtype: torch.dtype, device: str, steps: int = 5) -> list
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 def test_training_follows_the_reference(dtype, device):
-    """STYLE 21: at each step the fused trace is as close to the reference's as its precision allows."""
+    """At each step the fused trace is as close to the reference's as its precision allows."""
     fused, reference = trace("triton", dtype, device), trace("reference", dtype, device)
     exact = trace("reference", torch.float32, device)
     assert exact[-1] < 0.9 * exact[0], "the model learns, so the traces carry gradients"
