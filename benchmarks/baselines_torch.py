@@ -57,17 +57,18 @@ def pyg_scatter() -> Callable[..., torch.Tensor]:
     return scatter
 
 
-def _mean(total: torch.Tensor, index: torch.Tensor, num: int) -> torch.Tensor:
-    """`total` [num, ..] over the number of rows that `index` sends to each of its rows, empty ones over 1."""
-    ones = torch.ones(len(index), device=total.device)  # fp32: bf16 stops counting at 256
-    count = torch.zeros(num, device=total.device).index_add(0, index, ones)
-    return (total / count.clamp(min=1)[:, None].to(total.dtype)).to(total.dtype)
+def _eager_mean(inputs: Inputs, rows: torch.Tensor, index: str) -> torch.Tensor:
+    """Mean of the rows that `inputs.index[index]` sends to each bin."""
+    share = inputs.index[f"{index}_share"]
+    total = rows.new_zeros(len(share), rows.shape[1]).index_add(0, inputs.index[index], rows)
+    return total * share.to(total.dtype)
 
 
 @_form("gather_add_relu", "eager")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
     a, c = t["ac"].chunk(2, dim=1)
-    return ((a[inputs.index["subject"]] + t["b"] + c[inputs.index["object"]]).relu(),)
+    subject, object_ = inputs.index["subject"], inputs.index["object"]
+    return ((a.index_select(0, subject) + t["b"] + c.index_select(0, object_)).relu(),)
 
 
 @_form("gather_add_relu", "reference")
@@ -85,9 +86,7 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 @_form("scatter_mean", "eager")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
     m_s, r, m_o = t["y"].relu().chunk(3, dim=1)
-    num, receiver = inputs.batch.num_objects, inputs.index["receiver"]
-    total = m_s.new_zeros(num, m_s.shape[1]).index_add(0, receiver, torch.cat([m_s, m_o]))
-    return _mean(total, receiver, num), r
+    return _eager_mean(inputs, torch.cat([m_s, m_o]), "receiver"), r
 
 
 @_form("scatter_mean", "reference")
@@ -125,22 +124,10 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
     return _sg2im_mean(inputs, m_s, m_o), r
 
 
-def _pool_bins(inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
-    """The bin of each object and of each relation; what the mask leaves out goes to one bin more."""
-    batch, index = inputs.batch, inputs.index
-    pairs = ((batch.object_pooled, index["object_graph"]), (batch.relation_pooled, index["relation_graph"]))
-    objects, relations = (torch.where(mask != 0, graph, batch.num_graphs) for mask, graph in pairs)
-    return objects, relations
-
-
-def _eager_mean(rows: torch.Tensor, bins: torch.Tensor, num: int) -> torch.Tensor:
-    return _mean(rows.new_zeros(num, rows.shape[1]).index_add(0, bins, rows), bins, num)
-
-
 @_form("masked_pool", "eager")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
-    (objects, relations), num = _pool_bins(inputs), inputs.batch.num_graphs
-    pools = [_eager_mean(rows, bins, num + 1)[:num] for rows, bins in ((t["x"], objects), (t["r"], relations))]
+    means = (_eager_mean(inputs, t["x"], "object_bin"), _eager_mean(inputs, t["r"], "relation_bin"))
+    pools = [mean[: inputs.batch.num_graphs] for mean in means]
     return (torch.cat(pools, dim=1),)
 
 
@@ -160,17 +147,17 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 
 @_form("masked_pool", "pyg")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
-    (objects, relations), scatter, num = _pool_bins(inputs), pyg_scatter(), inputs.batch.num_graphs
+    scatter, num = pyg_scatter(), inputs.batch.num_graphs
     pools = [
-        scatter(rows, bins, dim=0, dim_size=num + 1, reduce="mean")[:num]
-        for rows, bins in ((t["x"], objects), (t["r"], relations))
+        scatter(rows, inputs.index[bins], dim=0, dim_size=num + 1, reduce="mean")[:num]
+        for rows, bins in ((t["x"], "object_bin"), (t["r"], "relation_bin"))
     ]
     return (torch.cat(pools, dim=1),)
 
 
 @_form("graph_mean", "eager")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
-    return (_eager_mean(t["rows"], inputs.index["relation_graph"], inputs.batch.num_graphs),)
+    return (_eager_mean(inputs, t["rows"], "relation_graph"),)
 
 
 @_form("graph_mean", "reference")
@@ -192,7 +179,10 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 @_form("triple_context", "eager")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
     i = inputs.index
-    return (t["s"][i["subject"]] + t["r"] + t["o"][i["object"]] + t["pool"][i["relation_graph"]],)
+    s, o, pool = (
+        t[name].index_select(0, i[at]) for name, at in (("s", "subject"), ("o", "object"), ("pool", "relation_graph"))
+    )
+    return (s + t["r"] + o + pool,)
 
 
 @_form("triple_context", "reference")

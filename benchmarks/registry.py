@@ -94,8 +94,10 @@ class Inputs:
     tensors: dict[str, torch.Tensor]
     """Floating tensors by name; all of them take gradients."""
     index: dict[str, torch.Tensor]
-    """int64 for the baselines, made before any clock runs: `subject`, `object`, `receiver` (both, [2E]),
-    `object_graph`, `relation_graph`."""
+    """What the baselines may know beforehand, as ours knows its plan; made before any clock runs. int64: `subject`,
+    `object`, `receiver` (both, [2E]), `object_graph`, `relation_graph`, and `object_bin`, `relation_bin`, in which what
+    a pool's mask leaves out goes to one bin more. fp32 [rows, 1], one over a row's number of summands (1 for none):
+    `receiver_share`, `object_bin_share`, `relation_bin_share`, `relation_graph_share`."""
     bias: torch.Tensor
     """Zeros for ours: where others have a linear layer add its bias, and sum its gradient, ours does so in the op.
     The layer's row has both sides do all of it."""
@@ -257,6 +259,15 @@ def inputs(case: Case, device: torch.device | str, seed: int = 0, drawn: bool = 
         "object_graph": batch.object_graph.long(),
         "relation_graph": batch.relation_graph.long(),
     }
+    num_bins = batch.num_graphs + 1
+    index["object_bin"] = index["object_graph"].where(batch.object_pooled != 0, num_bins - 1)
+    index["relation_bin"] = index["relation_graph"].where(batch.relation_pooled != 0, num_bins - 1)
+    ends = {"receiver": batch.num_objects, "object_bin": num_bins, "relation_bin": num_bins,
+            "relation_graph": batch.num_graphs}  # fmt: skip
+    for name, num in ends.items():
+        ones = torch.ones(len(index[name]), device=subject.device)
+        count = torch.zeros(num, device=subject.device).index_add(0, index[name], ones)
+        index[f"{name}_share"] = 1 / count.clamp(min=1)[:, None]
     bias = torch.zeros(_BIAS_COLUMNS.get(case.op, 0) * case.width, **like)
     return Inputs(batch, tensors, index, bias, shape, made)
 
