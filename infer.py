@@ -19,8 +19,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--model", help="a run of train.py or a pipeline folder (runs/toy if it is there, else the toy model we ship)"
     )
     parser.add_argument("--out", type=Path, help="PNG to write (outputs/GRAPH.png); several graphs get -0, -1, ...")
-    parser.add_argument("--steps", type=int, help="DDIM steps (as the model's recipe: 100)")
-    parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 for none (as the recipe: 7.5)")
+    parser.add_argument("--steps", type=int, help="DDIM steps (as the model's recipe)")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 for none (as the model's recipe)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives every graph the same noise (0)")
     parser.add_argument("--size", type=int, help="pixels a side (as trained)")
     return parser.parse_args(argv)

@@ -62,7 +62,7 @@ class Config:
     """Eq. 7 with one map per role, or one map shared by subject and object as printed."""
     context: str = "triples"
     """What the UNet attends to: a token per triple, or X_global alone (eq. 11 as printed)."""
-    token_init: str = "none"
+    token_init: str = "text"
     """Start each triple's token from SD's own text state of its phrase, the graph's share gated to zero at first."""
 
     mask_ratio: float = 0.3
@@ -90,7 +90,7 @@ class Config:
     """Iterations of --stage finetune."""
     pretrain_lr: float = 5e-4
     """Learning rate of pre-training."""
-    unet_lr: float = 1e-3
+    unet_lr: float = 3e-4
     """Learning rate of the UNet in fine-tuning."""
     graph_lr: float = 1e-4
     """Learning rate of the graph modules in fine-tuning."""
@@ -123,7 +123,7 @@ class Config:
     """DDIM steps of the pictures on a sample sheet."""
     sampling_steps: int = 100
     """DDIM steps that infer.py takes with the saved result unless told otherwise."""
-    guidance: float = 7.5
+    guidance: float = 4.0
     """Classifier-free guidance scale of sample sheets, and of infer.py with the saved result unless told otherwise."""
 
     def __post_init__(self) -> None:
@@ -159,7 +159,9 @@ class Config:
         if self.resolution < 32 or self.resolution % 8:
             raise ConfigError(f"--resolution must be a multiple of 8, at least 32, not {self.resolution}")
         if self.token_init == "text" and self.context == "global":
-            raise ConfigError("--token-init text starts the triples' tokens, which --context global leaves out")
+            raise ConfigError(
+                "--token-init text starts the triples' tokens, but --context global has none: use --token-init none"
+            )
         if self.image_embedding == "noised" and self.isa_weight == "alpha_bar":
             raise ConfigError("--image-embedding noised carries its own weight: leave --isa-weight out")
 

@@ -21,6 +21,7 @@ def _paper(name: str, resolution: int) -> Config:
         data="",
         resolution=resolution,  # P: 128 and 256
         width=512,  # P
+        token_init="none",
         num_layers=6,
         mask_ratio=0.3,  # P
         contrastive="bce",

@@ -74,7 +74,7 @@ def test_learning_rate_schedules():
     config = recipe("toy", lr_schedule="cosine", warmup_steps=2)
     rates = [lr_factor(config, step, 101) for step in range(101)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[-1] == pytest.approx(0.01)
-    assert rates[51] == pytest.approx(0.505, abs=0.01) and all(a >= b for a, b in itertools.pairwise(rates))
+    assert rates[51] == pytest.approx(0.505, abs=0.01) and all(a >= b for a, b in itertools.pairwise(rates[1:]))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -125,7 +125,7 @@ def test_pretraining_learns_and_the_shuffled_control_does_not(foundation):
 
 
 def test_fine_tuning_learns(foundation):
-    config = recipe("toy", num_scenes=32, width=64, num_layers=3, batch_size=8)
+    config = recipe("toy", num_scenes=32, width=64, num_layers=3, batch_size=8, unet_lr=1e-3, token_init="none")
     cache = cache_of(config, foundation, with_latents=True)
     stage = FinetuneStage(config, new_conditioner(config, foundation, cache), foundation, cache)
     ids = np.arange(len(cache))

@@ -247,7 +247,7 @@ FORMS = [
     ({"image_embedding": "noised", "loss_weight": 0.8}, "epsilon"),
     ({"image_embedding": "predicted"}, "epsilon"),
     ({"image_embedding": "predicted", "loss_weight": 0.2}, "v_prediction"),
-    ({"context": "global"}, "v_prediction"),
+    ({"context": "global", "token_init": "none"}, "v_prediction"),
 ]
 
 
