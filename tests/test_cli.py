@@ -218,7 +218,7 @@ def test_train_refuses_a_graph_encoder_of_another_width(tmp_path, capsys, traine
 
 def test_train_refuses_other_settings_for_a_run_that_exists(capsys, trained_run):
     argv = ["--stage", "finetune", *flags(unet_lr=0.5), "--out", str(trained_run)]
-    refused(train.main, argv, capsys, trained_run, "holds a run with unet-lr 0.001, not 0.5")
+    refused(train.main, argv, capsys, trained_run, "holds a run with unet-lr 0.0003, not 0.5")
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,13 @@
 
 The foundation, part by part: `python -m sgg_fast.toy.build vae`, then `clip`, then `unet`. Each goes on where it was
 stopped, and leaves fp16 weights in `--out`; `--install` copies them into the package, where `sgg_fast/toy/models.py`
-finds them. Then SGG-IG on it, by `train.py` like anything else, and `python -m sgg_fast.toy.build ship --out RUN`.
+finds them. Then SGG-IG on it, by `train.py` like anything else, and `python -m sgg_fast.toy.build ship --out RUN`:
+
+    train.py --stage pretrain --out RUN --num-scenes 16000 --batch-size 32 --steps 2900 --lr-schedule cosine --seed 5
+    train.py --stage finetune --out RUN --num-scenes 8000 --batch-size 32 --steps 2000 --lr-schedule cosine --seed 5
+        --warmup-steps 50 --unet-lr 5e-4 --graph-lr 5e-4
+
+`sheet` draws the README's picture.
 """
 
 from __future__ import annotations
@@ -23,7 +29,7 @@ from transformers import CLIPModel, CLIPTokenizer
 from sgg_fast.data.cache import to_pixels
 from sgg_fast.diffusion import noise
 from sgg_fast.diffusion.sampling import sample_latents
-from sgg_fast.drawing import SHIPPED
+from sgg_fast.drawing import SHIPPED, load_pipeline
 from sgg_fast.nn.clip import normalise_pixels, text_states
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.pipeline import SceneGraphToImagePipeline
@@ -39,6 +45,8 @@ from sgg_fast.toy.models import (
     toy_unet,
     toy_vae,
 )
+
+SHEET = Path(__file__).parent / "sheet.png"
 
 TRAIN_SEED, HELD_OUT_SEED = 1000, 2000
 """World seeds of the foundation's training and held-out scenes; neither is a seed that a recipe trains on."""
@@ -215,6 +223,15 @@ def ship(run: Path, folder: Path) -> None:
     pipeline.save_pretrained(folder)
 
 
+def contact_sheet(path: Path, num: int = 12) -> None:
+    """The first held-out scenes, and below them what the shipped model draws from their graphs, unselected."""
+    pipeline, _ = load_pipeline(str(SHIPPED))
+    scenes = [world.draw_scene(HELD_OUT_SEED, i) for i in range(num)]
+    generators = [torch.Generator().manual_seed(i) for i in range(num)]
+    drawn = pipeline([s.graph for s in scenes], generator=generators, output_type="np").images
+    sheet([np.stack([s.image for s in scenes]), (drawn * 255).round().astype(np.uint8)], path, zoom=2)
+
+
 PARTS = {"vae": build_vae, "clip": build_clip, "unet": build_unet}
 STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000}
 
@@ -222,7 +239,7 @@ STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000}
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=[*PARTS, "ship"])
+    parser.add_argument("part", choices=[*PARTS, "ship", "sheet"])
     parser.add_argument(
         "--out", type=Path, default=Path("runs/toy-build"), help="folder of the parts; of the run to ship"
     )
@@ -232,6 +249,9 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.part == "ship":
         ship(args.out, SHIPPED)
+        return 0
+    if args.part == "sheet":
+        contact_sheet(SHEET)
         return 0
     PARTS[args.part](args.out, args.steps or STEPS[args.part], args.scenes)
     if args.install:
