@@ -14,6 +14,7 @@ finds them. Then SGG-IG on it, by `train.py` like anything else, and `python -m 
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import shutil
 from pathlib import Path
@@ -221,6 +222,10 @@ def ship(run: Path, folder: Path) -> None:
     pipeline = SceneGraphToImagePipeline.from_pretrained(run / "finetune" / "pipeline", torch_dtype=torch.float16)
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.save_pretrained(folder)
+    for path in folder.rglob("*.json"):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("_name_or_path", None) is not None:  # where it lay on the machine that made it
+            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def contact_sheet(path: Path, num: int = 12) -> None:
