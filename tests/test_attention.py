@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
-from runs import trainer
+from tiny_runs import trainer
 
 from sgg_fast.drawing import load_pipeline
 from sgg_fast.nn.attention import set_attention

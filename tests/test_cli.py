@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from runs import DS_JSON, ROOT, flags
+from tiny_runs import DS_JSON, ROOT, flags
 
 import infer
 import train

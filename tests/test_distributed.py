@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 
-from runs import DS_JSON, ROOT, flags, lines, rows, train
+from tiny_runs import DS_JSON, ROOT, flags, lines, rows, train
 
 from sgg_fast.train.engine import LAUNCHER
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from runs import DS_JSON
+from tiny_runs import DS_JSON
 
 from sgg_fast.config import ConfigError
 from sgg_fast.recipes import recipe

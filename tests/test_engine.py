@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from runs import DS_JSON, ROOT, flags, trainer
+from tiny_runs import DS_JSON, ROOT, flags, trainer
 
 from sgg_fast.config import ConfigError
 from sgg_fast.recipes import recipe

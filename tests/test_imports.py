@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import ROOT
+from tiny_runs import ROOT
 
 NOUNS = ("sgg_fast.graph", "sgg_fast.config", "sgg_fast.recipes", "sgg_fast.env")
 

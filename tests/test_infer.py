@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from runs import ROOT
+from tiny_runs import ROOT
 
 import infer
 from sgg_fast.data.formats import load_scene_graphs

@@ -9,7 +9,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from runs import flags
+from tiny_runs import flags
 from vg_files import LOW, SAMPLE, VgSet, draw_images, load_by_facts, plain_set
 
 import train

@@ -11,7 +11,7 @@ import sd_folder
 import torch
 from diffusers import StableDiffusionPipeline
 from PIL import Image
-from runs import ROOT, rows, weights
+from tiny_runs import ROOT, rows, weights
 
 import infer
 import train

@@ -9,8 +9,8 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from PIL import Image
-from runs import DS_JSON, lines, rows, same_weights, train, trainer
 from safetensors.torch import load_file
+from tiny_runs import DS_JSON, lines, rows, same_weights, train, trainer
 
 from sgg_fast.config import ConfigError
 from sgg_fast.nn.conditioner import SceneGraphConditioner

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 from PIL import Image
-from runs import flags
+from tiny_runs import flags
 from vg_files import LOW, draw_images, load_by_facts, plain_set
 
 import train
