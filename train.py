@@ -6,6 +6,7 @@ import argparse
 import os
 import shlex
 import sys
+import traceback
 from pathlib import Path
 
 # Before torch loads OpenMP: on a busy machine spinning threads made the toy's steps 20 times slower than sleeping ones.
@@ -25,37 +26,68 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--graph-encoder", type=Path, help="pre-trained graph encoder (OUT/pretrain/graph_encoder)")
     parser.add_argument("--steps", type=int, default=argparse.SUPPRESS, help="iterations of the chosen stage")
     parser.add_argument("--overwrite", action="store_true", help="start over instead of continuing the run in OUT")
+    parser.add_argument("--plan", nargs="?", const="cuda", choices=("cuda", "cpu"), help="print what memory "
+                        "fine-tuning will take on a GPU (or in CPU memory), part by part, and run nothing")  # fmt: skip
+    parser.add_argument("--budget", help="memory that there is, for --plan (24GiB) and --auto-batch (the device's)")
+    parser.add_argument("--auto-batch", action="store_true", help="fine-tune with the largest micro-batch that fits, "
+                        "accumulated to the same images a step")  # fmt: skip
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     add_flags(parser.add_argument_group("settings of the recipe"))
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 for settings or input that cannot run (one line on stderr)."""
+    """Exit code: 0 done; else one line on stderr says why, and the code which kind.
+
+    2: settings, input or a disk that cannot do it; 3: numbers went bad; 4: another process of the run was lost; 130 and
+    143: stopped by SIGINT or SIGTERM.
+    """
     args = vars(parse(argv))
     stage, name, ds_path, out = (args.pop(key) for key in ("stage", "recipe", "deepspeed", "out"))
     graph_encoder, overwrite = args.pop("graph_encoder"), args.pop("overwrite")
-    args.pop("local_rank")
+    plan, budget, auto_batch, _ = (args.pop(key) for key in ("plan", "budget", "auto_batch", "local_rank"))
     if "steps" in args:
         args[f"{stage}_steps"] = args.pop("steps")
     out = out or Path("runs") / name
     from sgg_fast import env
+    from sgg_fast.config import ConfigError
     from sgg_fast.quiet import quiet_libraries
     from sgg_fast.recipes import recipe
+    from sgg_fast.train.stops import Signalled, Stop
 
     try:
         try:
             config = recipe(name, **args)  # refused before the libraries are loaded, which takes seconds
+            if budget and not (plan or auto_batch):
+                raise ConfigError("--budget is for --plan and --auto-batch: add one of them")
             quiet_libraries(verbose=env.rank() == 0)
+            from sgg_fast.train import memory
             from sgg_fast.train.trainer import Trainer
 
+            if plan:
+                print(memory.show_plan(config, stage, ds_path, plan, budget))
+                return 0
+            if auto_batch:
+                config = memory.auto_batch(config, stage, ds_path, budget)
             trainer = Trainer(config, stage, out, ds_path, graph_encoder, overwrite)
         except (ValueError, OSError) as error:
             return refuse(error)
         try:
             result = trainer.train()
-        except OSError as error:  # a full disk; any other error from here on is a bug and keeps its traceback
+        except (ConfigError, OSError) as error:  # a run in use, a full disk; any other from here on is a bug
             return refuse(error)
+    except (RuntimeError, MemoryError) as error:
+        from sgg_fast.train import memory
+
+        if not memory.is_out_of_memory(error):
+            raise
+        trainer = None
+        traceback.clear_frames(error.__traceback__)  # and with them what the run had allocated
+        return refuse(memory.out_of_memory(config, stage, ds_path, env.device().type))
+    except Stop as stop:
+        if env.rank() == 0 or not isinstance(stop, Signalled):
+            print(f"train.py: {stop}", file=sys.stderr)
+        return stop.exit_code
     except KeyboardInterrupt:
         print("train.py: interrupted; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
@@ -64,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def refuse(error: Exception) -> int:
+def refuse(error: Exception | str) -> int:
     """One line on stderr; exit code 2."""
     print(f"train.py: {' '.join(str(error).split())}", file=sys.stderr)
     return 2
@@ -72,6 +104,8 @@ def refuse(error: Exception) -> int:
 
 def next_command(stage: str, recipe: str, out: Path, settings: dict[str, object]) -> str:
     """What to type after this stage, with the settings that were given."""
+    from sgg_fast.config import as_flags
+
     if stage == "finetune":
         return shlex.join(["python", "infer.py", "graph.json", "--model", str(out)])
     words = [
@@ -87,9 +121,7 @@ def next_command(stage: str, recipe: str, out: Path, settings: dict[str, object]
         str(out),
     ]
     given = {name: value for name, value in settings.items() if name != "pretrain_steps"}
-    return shlex.join(
-        [*words, *(w for name, value in given.items() for w in (f"--{name.replace('_', '-')}", str(value)))]
-    )
+    return shlex.join([*words, *as_flags(given)])
 
 
 if __name__ == "__main__":

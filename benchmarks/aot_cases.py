@@ -16,8 +16,21 @@ from collections.abc import Callable
 import torch
 
 LEAST_WARPS = {
+    "adam_decide_kernel": 4,  # one program
+    "adam_kernel": 16,
+    "adam_squares_kernel": 16,
     "column_sum_kernel": 16,
     "gather_add_relu_fwd_kernel": 16,
+    "geglu_bwd_kernel": 16,
+    "geglu_fwd_kernel": 16,
+    "group_norm_silu_apply_kernel": 16,
+    "group_norm_silu_bwd_apply_kernel": 16,
+    "group_norm_silu_bwd_kernel": 16,
+    "group_norm_silu_bwd_merge_kernel": 16,
+    "group_norm_silu_bwd_stats_kernel": 16,
+    "group_norm_silu_fwd_kernel": 16,
+    "group_norm_silu_merge_kernel": 16,
+    "group_norm_silu_stats_kernel": 16,
     "masked_pool_bwd_kernel": 16,
     "masked_pool_fwd_hub_kernel": 16,
     "masked_pool_fwd_kernel": 16,
@@ -142,6 +155,69 @@ def pack(padded: bool, masked: bool) -> None:
     pack_fwd(store, index(4), index(num_graphs + 1), index(num_graphs + 1), *_BUCKET[1:], mask)
 
 
+def adam(num_chunks: int, max_norm: float) -> None:
+    from sgg_kernels.adam import BLOCK, adam_step
+    from sgg_kernels.reference.adam import CONTROL_SIZE, Hyper
+
+    buffers = (torch.empty(num_chunks * BLOCK, device="meta") for _ in range(3))
+    control = torch.empty(CONTROL_SIZE, device="meta")
+    adam_step(*buffers, index(3 * num_chunks, torch.int64).view(-1, 3), control, index(1), Hyper(max_norm=max_norm))
+
+
+NORMS = {
+    **{f"C/G {size} {pixels}": (2, pixels, 32 * size, 32) for size, pixels in
+       ((10, 1024), (20, 1024), (30, 1024), (40, 256), (60, 64), (80, 16))},
+    "512px": (16, 4096, 640, 32),
+    "vae": (16, 512 * 512, 256, 32),
+    "toy": (32, 256, 96, 16),
+    "odd": (3, 77, 21, 3),
+    "odd large": (3, 1100, 21, 3),
+    "wide group": (2, 64, 1280, 1),
+}  # fmt: skip
+"""Images, pixels, channels and groups: the UNet's at 256 x 256 and batch 2, larger ones, and shapes nothing divides."""
+
+_ODD_NORMS = ("odd", "odd large", "wide group")
+"""Rows are not aligned, or too few for it to matter."""
+
+GATES = {"320": (2048, 1280), "640": (512, 2560), "1280": (128, 5120), "512px": (65536, 1280), "toy": (8192, 128),
+         "odd": (77, 77), "scale": (10_000_003, 1280)}  # fmt: skip
+"""Rows and width: by the width of the UNet's level at 256 x 256 and batch 2, and others."""
+
+
+def group_norm_silu(shape: tuple[int, int, int, int], dtype: torch.dtype, wide: torch.dtype, silu: bool) -> None:
+    from sgg_kernels.group_norm_silu import group_norm_silu_fwd
+    from sgg_kernels.group_norm_silu_bwd import group_norm_silu_bwd
+
+    *sizes, num_groups = shape
+    x = torch.empty(sizes, dtype=dtype, device="meta")
+    weight, bias = (torch.empty(sizes[2], dtype=wide, device="meta") for _ in range(2))
+    out, *stats = group_norm_silu_fwd(x, weight, bias, num_groups, 1e-5, silu)
+    group_norm_silu_bwd(torch.empty_like(out), x, weight, bias, *stats, num_groups, silu)
+
+
+def geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
+    from sgg_kernels.geglu import geglu_bwd, geglu_fwd
+
+    x = torch.empty(num_rows, 2 * width, dtype=dtype, device="meta")
+    geglu_bwd(torch.empty_like(geglu_fwd(x)), x)
+
+
+def unet_cases() -> list[Case]:
+    """Normalisation and gate, each in bf16 under autocast; the first of each kind in every dtype."""
+    made = []
+    for name, shape in NORMS.items():
+        for dtype in (_F32, _F16, _BF16) if name == "C/G 10 1024" else (_BF16,):
+            run = functools.partial(group_norm_silu, shape, dtype, _F32 if dtype == _BF16 else dtype, True)
+            made.append(Case(f"group_norm_silu {name} {str(dtype)[6:]}", run, vectors=name not in _ODD_NORMS))
+    run = functools.partial(group_norm_silu, NORMS["C/G 20 1024"], _BF16, _F32, False)
+    made.append(Case("group_norm C/G 20 1024 bfloat16", run, vectors=True))
+    for name, (num_rows, width) in GATES.items():
+        for dtype in (_F32, _F16, _BF16) if name == "320" else (_BF16,):
+            run = functools.partial(geglu, num_rows, width, dtype)
+            made.append(Case(f"geglu {name} {str(dtype)[6:]}", run, vectors=name != "odd"))
+    return made
+
+
 def cases() -> list[Case]:
     """Every case, the paper's first."""
     made = []
@@ -149,10 +225,12 @@ def cases() -> list[Case]:
         for masked in (True, False):
             name = f"pack{' padded' * padded}{' masked' * masked}"
             made.append(Case(name, functools.partial(pack, padded, masked), vectors=False))
+    for name, num_chunks, max_norm in (("paper", 23_000, 1.0), ("paper unclipped", 23_000, 0.0), ("scale", 2**22, 1.0)):
+        made.append(Case(f"adam {name}", functools.partial(adam, num_chunks, max_norm), vectors=True))
     for size in SIZES:
         for op in (gather_add_relu, scatter_mean, masked_pool, triple_context):
             made.append(Case(f"{op.__name__} {size.name}", functools.partial(op, size), size.width % 16 == 0))
-    return made
+    return made + unet_cases()
 
 
 def shipped_kernels(folder: pathlib.Path | None = None) -> set[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 from collections.abc import Callable
 
 import torch
@@ -233,6 +234,48 @@ def _layer(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 
 
 FORMS["layer", "ours"] = FORMS["layer", "reference"] = _layer
+
+
+NORM_EPS = 1e-5
+
+
+def _norm(inputs: Inputs, x_BSC: torch.Tensor, norm: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """`norm` of the channels-last images [B, C, h, w] that the rows are, as rows again."""
+    side = math.isqrt(inputs.shape.pixels)
+    return norm(x_BSC.transpose(1, 2).unflatten(2, (side, side))).flatten(2).transpose(1, 2)
+
+
+def _groups(inputs: Inputs) -> int:
+    return math.gcd(32, inputs.shape.width)
+
+
+@_form("group_norm_silu", "eager")
+def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
+    groups = _groups(inputs)
+    return (_norm(inputs, t["x"], lambda x: F.silu(F.group_norm(x, groups, t["weight"], t["bias"], NORM_EPS))),)
+
+
+def _norm_ours(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
+    """The public op, on whichever kernels `sgg_fast.ops` was told to use."""
+    groups = _groups(inputs)
+    return (_norm(inputs, t["x"], lambda x: ops.group_norm_silu(x, t["weight"], t["bias"], groups, NORM_EPS)),)
+
+
+FORMS["group_norm_silu", "ours"] = FORMS["group_norm_silu", "reference"] = _norm_ours
+
+
+@_form("geglu", "eager")
+def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
+    a, gate = t["x"].chunk(2, dim=-1)
+    return (a * F.gelu(gate),)
+
+
+def _gate_ours(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
+    """Likewise."""
+    return (ops.geglu(t["x"]),)
+
+
+FORMS["geglu", "ours"] = FORMS["geglu", "reference"] = _gate_ours
 
 
 def _packed(out: Tensors, masked: torch.Tensor) -> tuple[torch.Tensor, ...]:

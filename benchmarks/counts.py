@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 
 from . import baselines_torch, roofline
 from .baselines_torch import Form
-from .registry import DTYPES, OPS, Case, Inputs, inputs
+from .registry import DTYPES, GRAPH_OPS, IMAGE_OPS, Case, Inputs, inputs
 from .roofline import CHIPS
 
 README = pathlib.Path(__file__).resolve().parent.parent / "kernels" / "README.md"
@@ -146,6 +146,20 @@ def count_plain(op: str, backend: str, size: str) -> list[Count] | None:
 
 
 @contextlib.contextmanager
+def interpreter_allowed() -> Iterator[None]:
+    """What `sgg_fast.ops` asks before it gives Triton tensors that are not CUDA's."""
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TRITON_INTERPRET"]
+        else:
+            os.environ["TRITON_INTERPRET"] = before
+
+
+@contextlib.contextmanager
 def counted_launches() -> Iterator[list[str]]:
     """The names of the Triton kernels launched inside the block, none of which runs, wherever the tensors are."""
     seen: list[str] = []
@@ -154,16 +168,8 @@ def counted_launches() -> Iterator[list[str]]:
         seen.append(getattr(kernel, "__name__", str(kernel)))
         return True
 
-    before = os.environ.get("TRITON_INTERPRET")
-    os.environ["TRITON_INTERPRET"] = "1"  # what sgg_fast.ops asks before it takes tensors that are not CUDA's
-    try:
-        with intercept(take_over):
-            yield seen
-    finally:
-        if before is None:
-            del os.environ["TRITON_INTERPRET"]
-        else:
-            os.environ["TRITON_INTERPRET"] = before
+    with interpreter_allowed(), intercept(take_over):
+        yield seen
 
 
 @functools.cache
@@ -239,7 +245,7 @@ def table(size: str) -> list[str]:
         f"| op | pass | sg2im's form | eager | ours | least | {chips} |",
         "|---|---|---|---|---|---|" + "---|" * len(CHIPS),
     ]
-    for op in OPS:
+    for op in GRAPH_OPS:
         if op == "pack":
             continue
         totals, gemms = count_layer(size) if op == "layer" else (count_kernels(op, size), None)
@@ -250,6 +256,28 @@ def table(size: str) -> list[str]:
                 lines.append(
                     f"| of which GEMMs | {('forward', 'backward')[number]} |  |  | {share} |  |" + "  |" * len(CHIPS)
                 )
+    return lines
+
+
+IMAGE_TABLE_SIZES = ("paper", "512px")
+
+
+def image_table() -> list[str]:
+    """Normalisation and gate of the UNet's top level."""
+    chips = " | ".join(f"{chip.name}, us" for chip in CHIPS)
+    lines = [
+        f"{TABLE_DTYPE}; each cell: launches / MB",
+        "",
+        f"| op | shape | pass | eager | ours | least | {chips} |",
+        "|---|---|---|---|---|---|" + "---|" * len(CHIPS),
+    ]
+    for op in IMAGE_OPS:
+        for size in IMAGE_TABLE_SIZES:
+            shape, eager = inputs(Case(op, "fwd", size, TABLE_DTYPE), "meta").shape, count_plain(op, "eager", size)
+            for number, ours in enumerate(count_kernels(op, size)):
+                least = roofline.compulsory(op, ("fwd", "bwd")[number], shape, DTYPES[TABLE_DTYPE].itemsize)
+                cells = [_cell(eager and eager[number]), _cell(ours), _cell(Count(1, least.bytes)), *_times(least)]
+                lines.append(" | ".join([f"| {op}", str(shape), ("forward", "backward")[number], *cells]) + " |")
     return lines
 
 
@@ -279,7 +307,7 @@ def pack_table() -> list[str]:
 def section() -> str:
     """What stands between the markers of the README."""
     blocks = ["\n".join(table(size)) for size in TABLE_SIZES]
-    return "\n\n".join([BEGIN, *blocks, "\n".join(pack_table()), END])
+    return "\n\n".join([BEGIN, *blocks, "\n".join(pack_table()), "\n".join(image_table()), END])
 
 
 def committed() -> str:

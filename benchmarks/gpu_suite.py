@@ -62,6 +62,8 @@ def _parallel() -> tuple[str, ...]:
 
 _BENCH = _python("benchmarks.run")
 _OURS = ("--verify-only", "--backend", "ours", "--mode", "fwd_bwd", "fwd", "--csv", "{out}/verify.csv")
+_STEP = (*_python("benchmarks.train_step"), "--stage", "finetune", "--csv", "{out}/train_step.csv")
+_PRETRAIN = (*_python("benchmarks.train_step"), "--stage", "pretrain", "--csv", "{out}/pretrain_step.csv")
 _TIMED = ("--out", "{work}", "--csv", "{out}/bench.csv")
 
 PARTS = (
@@ -74,8 +76,8 @@ PARTS = (
     ),
     Part(
         "bench",
-        (*_BENCH, *_TIMED, "--limit", "250", "--compile-seconds", "100"),
-        seconds=290,
+        (*_BENCH, *_TIMED, "--limit", "150", "--compile-seconds", "60"),
+        seconds=190,
         dry=(*_BENCH, *_TIMED, "--quick", "--size", "tiny", "--width", "32", "--compile-seconds", "0"),
     ),
     Part(
@@ -84,6 +86,19 @@ PARTS = (
         seconds=60,
         dry=(*_BENCH, *_OURS, "--size", "tiny", "--width", "32", "--dtype", "bf16"),
         interpreted=True,
+    ),
+    Part(
+        "pretrain_step",
+        _PRETRAIN,
+        seconds=50,
+        dry=(*_PRETRAIN, "--quick", "--batch", "2"),
+    ),
+    Part(
+        "train_step",
+        (*_STEP, "--resolution", "256", "512", "--limit", "70"),
+        seconds=100,
+        dry=(*_STEP, "--quick", "--form", "plain", "lean", "diffusers-adamw"),
+        needs=("bitsandbytes",),
     ),
 )
 

@@ -22,8 +22,11 @@ from sgg_fast.nn.encoder import TripleConv
 WIDTH = 512
 """D of the paper."""
 
-OPS = ("scatter_mean", "masked_pool", "gather_add_relu", "triple_context", "graph_mean", "layer", "pack")
+GRAPH_OPS = ("scatter_mean", "masked_pool", "gather_add_relu", "triple_context", "graph_mean", "layer", "pack")
 """`layer` is one whole triple convolution (plain form), its GEMMs included; `pack` copies integers."""
+IMAGE_OPS = ("group_norm_silu", "geglu")
+"""Of the UNet; geglu's rows are the pixels of all images, four times the channels wide."""
+OPS = GRAPH_OPS + IMAGE_OPS
 
 TARGETED = ("scatter_mean", "masked_pool")
 """Ops whose speed has a target (`targets.py`)."""
@@ -45,6 +48,11 @@ SIZES: dict[str, tuple[int, int]] = {
     "1e7": (64, 10**7),
 }
 """Name -> (graphs, relations at scale or 0 for Visual-Genome-like sizes). `paper` is the pre-training bucket."""
+
+IMAGE_SIZES = {"tiny": (1, 16), "paper": (2, 32 * 32), "512px": (2, 64 * 64), "512px16": (16, 64 * 64)}
+"""Name -> (images, pixels of the latents): the UNet's top level; `paper` is 256 x 256 at batch 2."""
+IMAGE_CHANNELS = 320
+"""Of the UNet's top level, where no other width is asked for; in 32 groups."""
 
 BUCKET = (128, 256)
 """(N, E) of the pre-training step at batch 2, full and masked copies, padded by one more graph."""
@@ -87,6 +95,19 @@ class Shape:
 
 
 @dataclasses.dataclass(frozen=True)
+class ImageShape:
+    """The same of the image ops."""
+
+    images: int
+    pixels: int
+    width: int
+    """Columns of the output: channels, or geglu's hidden width."""
+
+    def __str__(self) -> str:
+        return f"B={self.images} S={self.pixels} C={self.width}"
+
+
+@dataclasses.dataclass(frozen=True)
 class Inputs:
     """Everything a form of one op reads."""
 
@@ -101,7 +122,7 @@ class Inputs:
     bias: torch.Tensor
     """Zeros for ours: where others have a linear layer add its bias, and sum its gradient, ours does so in the op.
     The layer's row has both sides do all of it."""
-    shape: Shape
+    shape: Shape | ImageShape
     draw: Draw | None = None
     """`pack` only."""
 
@@ -200,8 +221,12 @@ def draw(size: str, device: torch.device, seed: int = 0) -> tuple[Draw, Shape]:
     return Draw(fields, *index, mask), Shape(len(sizes), num_objects, num_relations, num_objects, num_relations, 0)
 
 
-def _shapes(op: str, shape: Shape) -> dict[str, tuple[int, int]]:
-    """Floating inputs of an op by name, weights apart."""
+def _shapes(op: str, shape: Shape | ImageShape) -> dict[str, tuple[int, ...]]:
+    """Floating inputs of an op by name, the layer's weights apart."""
+    if isinstance(shape, ImageShape):
+        if op == "geglu":
+            return {"x": (shape.images * shape.pixels, 2 * shape.width)}
+        return {"x": (shape.images, shape.pixels, shape.width), "weight": (shape.width,), "bias": (shape.width,)}
     n, e, d = shape.objects, shape.relations, shape.width
     return {
         "gather_add_relu": {"ac": (n, 2 * d), "b": (e, d)},
@@ -234,9 +259,12 @@ def inputs(case: Case, device: torch.device | str, seed: int = 0, drawn: bool = 
     `meta` gives shapes only; so does `drawn=False` on a CPU, whose memory is then never touched.
     """
     device, made = torch.device(device), None
-    batch = graphs("tiny" if case.op == "pack" else case.size, seed)
-    shape = Shape.of(batch, case.width)
-    if case.op == "pack":
+    batch = graphs(case.size if case.op in GRAPH_OPS and case.op != "pack" else "tiny", seed)
+    shape: Shape | ImageShape = Shape.of(batch, case.width)
+    if case.op in IMAGE_OPS:
+        channels = IMAGE_CHANNELS if case.width == WIDTH else case.width
+        shape = ImageShape(*IMAGE_SIZES[case.size], 4 * channels if case.op == "geglu" else channels)
+    elif case.op == "pack":
         made, shape = draw(case.size, device, seed)
     batch = batch.to(device)
     like = {"device": device, "dtype": DTYPES.get(case.dtype, torch.float32)}
@@ -285,6 +313,7 @@ def cases(
 ) -> list[Case]:
     """The cases asked for, those with a target first: a run out of time loses the last ones.
 
+    Graph ops have sizes of their own, so have image ops; `tiny` and `paper` are both's.
     `pack` is exact integers and has no backward; the layer stops at 1e5 relations, where its check in float64 fits.
     """
     made = []
@@ -292,6 +321,8 @@ def cases(
         for dtype in dtypes:
             for size in sizes:
                 for op in ops:
+                    if size not in (SIZES if op in GRAPH_OPS else IMAGE_SIZES):
+                        continue
                     if (op in TARGETED) != first or (op == "layer" and SIZES[size][1] > 10**5):
                         continue
                     if op == "pack":

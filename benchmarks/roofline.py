@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from .registry import Shape
+from .registry import ImageShape, Shape
 
 INT = 4
 """Bytes of an index."""
@@ -97,7 +97,19 @@ def _layer(z: Shape, s: int, backward: bool) -> Traffic:
     return Traffic(2 * rows + weights + _plan(z), flops)
 
 
-_FORMULAS: dict[str, Callable[[Shape, int, bool], Traffic]] = {
+def _group_norm_silu(z: ImageShape, s: int, backward: bool) -> Traffic:
+    """Weight and bias read, and their gradients written."""
+    image, parameters = z.images * z.pixels * z.width * s, 2 * z.width * s
+    return Traffic(3 * image + 2 * parameters if backward else 2 * image + parameters)
+
+
+def _geglu(z: ImageShape, s: int, backward: bool) -> Traffic:
+    return Traffic((5 if backward else 3) * z.images * z.pixels * z.width * s)
+
+
+_FORMULAS: dict[str, Callable[..., Traffic]] = {
+    "group_norm_silu": _group_norm_silu,
+    "geglu": _geglu,
     "gather_add_relu": _gather_add_relu,
     "scatter_mean": _scatter_mean,
     "masked_pool": _masked_pool,
@@ -108,7 +120,7 @@ _FORMULAS: dict[str, Callable[[Shape, int, bool], Traffic]] = {
 }
 
 
-def compulsory(op: str, mode: str, shape: Shape, itemsize: int) -> Traffic:
+def compulsory(op: str, mode: str, shape: Shape | ImageShape, itemsize: int) -> Traffic:
     """What `mode` ("fwd", "bwd" or "fwd_bwd") of `op` cannot do without, in bytes and operations."""
     formula = _FORMULAS[op]
     passes = {"fwd": (False,), "bwd": (True,), "fwd_bwd": (False, True)}[mode]
@@ -126,12 +138,20 @@ def _programs(num_rows: int, block: int) -> int:
     return -(-num_rows // per_program)
 
 
-def issued(op: str, backward: bool, shape: Shape, itemsize: int) -> int:
+def _issued_of_images(op: str, backward: bool, z: ImageShape, s: int) -> int:
+    """A norm reads its inputs twice: for their sums, and to apply them. The sums themselves are left out."""
+    again = (2 if backward else 1) * z.images * z.pixels * z.width * s if op == "group_norm_silu" else 0
+    return compulsory(op, "bwd" if backward else "fwd", z, s).bytes + again
+
+
+def issued(op: str, backward: bool, shape: Shape | ImageShape, itemsize: int) -> int:
     """Bytes that our kernels of one op ask for, as if there were no cache: every gathered row counts each time.
 
     Between this and the compulsory bytes lies what the L2 can catch: a graph's rows are neighbours. The two-stage
     sums of hubs (under 1 % at E = 1e6, none at the paper's sizes) are left out.
     """
+    if isinstance(shape, ImageShape):
+        return _issued_of_images(op, backward, shape, itemsize)
     z, s = shape, itemsize
     nodes, edges, wide = z.objects * z.width * s, z.relations * z.width * s, 2 * z.relations * z.width * s
     ends, plan = 2 * INT * z.relations, _plan(z)

@@ -137,7 +137,7 @@ def runner(form: baselines_torch.Form, inputs: Inputs, mode: str) -> Callable[[]
     return both
 
 
-def _row(case: Case, shape: registry.Shape, backend: str, device: torch.device) -> Row:
+def _row(case: Case, shape: registry.Shape | registry.ImageShape, backend: str, device: torch.device) -> Row:
     facts = measure.machine(device)
     row = Row(case.op, case.mode, case.size, str(shape), case.dtype, backend, "eager", "warm")
     for field in dataclasses.fields(facts):
@@ -294,7 +294,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.split("\n\n")[0])
     parser.add_argument("--op", nargs="+", choices=registry.OPS, default=list(registry.OPS))
-    parser.add_argument("--size", nargs="+", choices=list(registry.SIZES), help="default: by device and --quick")
+    parser.add_argument("--size", nargs="+", choices=list(registry.SIZES | registry.IMAGE_SIZES),
+                        help="default: by device and --quick")  # fmt: skip
     parser.add_argument("--dtype", nargs="+", choices=list(registry.DTYPES), help="default: fp32 on CPU, bf16 fp32")
     parser.add_argument("--mode", nargs="+", choices=registry.MODES, help="default: all, but no bwd with --quick")
     parser.add_argument("--backend", nargs="+", choices=baselines_torch.BACKENDS, default=baselines_torch.BACKENDS)
@@ -312,9 +313,9 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 def defaults(args: argparse.Namespace, device: torch.device) -> tuple[list[Case], Plan]:
     """The cases and the plan that the command line stands for on `device`."""
     on_gpu = device.type == "cuda"
-    sizes = ["paper", "vg16"] if args.quick else ["paper", "vg2", "vg16", "vg64", "vg256", "1e5"]
+    sizes = ["paper", "vg16"] if args.quick else ["paper", "vg2", "vg16", "vg64", "vg256", "1e5", "512px"]
     if on_gpu and not args.quick:  # the targets' sizes first
-        sizes = ["paper", "1e6", "vg2", "vg16", "vg64", "vg256", "1e5", "1e7"]
+        sizes = ["paper", "1e6", "512px", "512px16", "vg2", "vg16", "vg64", "vg256", "1e5", "1e7"]
     dtypes = args.dtype or (["bf16", "fp32"] if on_gpu else ["fp32"])
     modes = args.mode or (["fwd", "fwd_bwd"] if args.quick else list(registry.MODES))
     cases = registry.cases(args.op, args.size or sizes, dtypes, modes, args.width)

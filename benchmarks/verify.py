@@ -21,7 +21,10 @@ FLOOR = 1e-6
 
 FEW_COLUMNS = 32
 MANY_ELEMENTS = 2**26
-"""Above as many input elements only FEW_COLUMNS columns are compared (no op mixes any); NaN is looked for in all."""
+"""Above as many input elements only FEW_COLUMNS columns are compared; NaN is looked for in all."""
+
+MIXES_COLUMNS = ("layer", "group_norm_silu")
+"""Ops whose columns cannot be compared apart."""
 
 FLIPPED_UNITS, MANY_UNITS = 4, 10**5
 """Relu units of the layer whose input is so near 0 that rounding may decide, where there are many: each that falls
@@ -82,7 +85,7 @@ class Judge:
         }
 
     def _choose_columns(self) -> torch.Tensor | None:
-        if self.case.op == "layer" or sum(t.numel() for t in self.inputs.tensors.values()) <= MANY_ELEMENTS:
+        if self.case.op in MIXES_COLUMNS or sum(t.numel() for t in self.inputs.tensors.values()) <= MANY_ELEMENTS:
             return None
         width = self.inputs.shape.width
         step = -(-width // FEW_COLUMNS)

@@ -19,6 +19,8 @@ class ConfigError(ValueError):
 
 
 CHOICES = {
+    "attributes": ("none", "first"),
+    "flip": ("none", "swap"),
     "encoder": ("residual", "plain"),
     "triple": ("roles", "shared"),
     "context": ("triples", "global"),
@@ -28,9 +30,12 @@ CHOICES = {
     "isa_weight": ("auto", "alpha_bar", "none"),
     "lr_schedule": ("constant", "cosine"),
     "optimizer": ("adam8bit", "adam"),
-    "precision": ("auto", "fp32", "bf16"),
-    "attention": ("auto", "xformers", "sdpa"),
+    "precision": ("auto", "fp32", "bf16", "fp16"),
+    "weights": ("master", "lean"),
+    "ema_device": ("auto", "cpu"),
+    "attention": ("auto", "xformers", "sdpa", "cudnn"),
     "kernels": ("auto", "reference", "triton"),
+    "fuse_unet": ("auto", "on", "off"),
 }
 
 
@@ -45,8 +50,14 @@ class Config:
     clip: str = ""
     """CLIP ViT-B/32 for names and images: folder or hub id. Empty: the one that --model carries."""
     data: str = "toy"
-    """Training set: "toy" (drawn on the spot), a folder that `sgg_fast.data.prepare` made (train.h5, vocab.json,
-    images/), or a folder of images, each with its graph in a .json beside it."""
+    """Training set: "toy" (drawn on the spot), a folder that `sgg_fast.data.prepare` made (a set, or a cache of one),
+    or a folder of images, each with its graph in a .json beside it."""
+    attributes: str = "none"
+    """Of a Visual Genome set (train.h5): objects by name alone, or with the first of their attributes in front."""
+    flip: str = "none"
+    """Mirrored images: none, or each once more with "left" and "right" swapped in its graph (swap)."""
+    relation_draws: int = 1
+    """Graphs of each image of a COCO set, whose relations are drawn from its boxes; each is a sample of its own."""
     resolution: int = 64
     """Side of the training images, in pixels; a multiple of 8."""
     num_scenes: int = 256
@@ -81,9 +92,13 @@ class Config:
     """I(t) of eq. 10: the clean image's embedding, its expectation under noise, or that of the predicted image."""
     condition_dropout: float = 0.1
     """Share of training images whose condition is dropped, for classifier-free guidance."""
+    min_snr_gamma: float = 0.0
+    """Weight the diffusion loss over timesteps by min(SNR, this) / SNR (usually 5); 0 for the paper's even weight."""
 
     batch_size: int = 8
-    """Graphs or images per step and process."""
+    """Graphs or images per step and process; in fine-tuning per micro-batch."""
+    accumulation_steps: int = 1
+    """Micro-batches of --batch-size whose gradients make one fine-tuning step; a step counts once."""
     pretrain_steps: int = 300
     """Iterations of --stage pretrain."""
     finetune_steps: int = 150
@@ -99,18 +114,45 @@ class Config:
     warmup_steps: int = 0
     """Steps over which the learning rates rise linearly to full."""
     optimizer: str = "adam8bit"
-    """Fine-tuning optimiser: bitsandbytes' 8-bit Adam, or torch's. Pre-training always runs torch's Adam."""
+    """Fine-tuning optimiser: bitsandbytes' 8-bit Adam, or torch's. Pre-training always runs Adam in fp32."""
     max_grad_norm: float = 1.0
     """Gradient norm is clipped to this; 0 leaves it alone."""
     precision: str = "auto"
-    """Compute precision of fine-tuning: auto is bf16 on CUDA and fp32 on CPU."""
+    """Precision of fine-tuning: auto is bf16 on CUDA and with --weights lean, else fp32; fp16 scales the loss."""
+    weights: str = "master"
+    """The UNet's weights in fine-tuning: in fp32, rounded for compute, or lean: in bf16 alone, updates rounded
+    stochastically so that small ones are kept on average (4 of 10 bytes a weight saved)."""
+    optimizer_in_backward: bool = False
+    """Update each weight as soon as backward has its gradient, and free it: no gradient clipping, no accumulation."""
+    gradient_checkpointing: bool = False
+    """Recompute the UNet's activations in backward: less memory, about a quarter more work."""
+    ema: float = 0.0
+    """Decay per step of an average of the weights, which the result then holds instead of the last ones; 0 for none."""
+    ema_device: str = "auto"
+    """Where the average lies: beside the weights, or in CPU memory (then updated every 16 steps)."""
     attention: str = "auto"
-    """UNet attention: auto is xformers on CUDA and torch's SDPA elsewhere."""
+    """UNet attention: auto is xformers on CUDA and torch's SDPA elsewhere; cudnn is SDPA by cuDNN, in bf16 or fp16."""
     kernels: str = "auto"
     """Graph kernels: auto is Triton on CUDA and the reference form elsewhere."""
+    fuse_unet: str = "auto"
+    """The UNet with fused normalisation and gates and merged projections, under stock parameter names: auto is on for
+    CUDA."""
+    cuda_graphs: bool = True
+    """Pre-training on CUDA replays whole steps as CUDA graphs, one for each bucket of batch shapes."""
     seed: int = 0
     """Seed of everything random; each draw is a hash of (seed, step, sample)."""
 
+    max_skipped: int = 10
+    """Steps in a row whose loss or gradient is not finite, all skipped, at which the run stops."""
+    rank_timeout: float = 600.0
+    """Seconds that a process waits for the others of the run before it stops."""
+
+    validation_pairs: int = 32
+    """Images kept out of pre-training with their graphs, to validate on; at most an eighth of the set."""
+    validate_every: int = 100
+    """Pre-training steps between validations (and one at the end); 0 for none."""
+    early_stop: int = 0
+    """End pre-training after this many validations in a row without improvement; 0 for never."""
     log_every: int = 10
     """Steps between log lines."""
     sample_every: int = 50
@@ -135,7 +177,9 @@ class Config:
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"--{flag(field.name)} must be a finite number, not {value}")
         for name in ("batch_size", "pretrain_steps", "finetune_steps", "width", "num_layers", "num_scenes",
-                     "log_every", "checkpoint_every", "sampling_steps", "sheet_steps", "num_negatives"):  # fmt: skip
+                     "log_every", "checkpoint_every", "sampling_steps", "sheet_steps", "num_negatives",
+                     "accumulation_steps", "relation_draws", "max_skipped",
+                     "rank_timeout"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{flag(name)} must be at least 1, not {getattr(self, name)}")
         for name in ("mask_ratio", "loss_weight", "condition_dropout"):
@@ -149,6 +193,11 @@ class Config:
             "sample_every",
             "num_samples",
             "warmup_steps",
+            "min_snr_gamma",
+            "ema",
+            "validation_pairs",
+            "validate_every",
+            "early_stop",
         ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{flag(name)} must not be negative, not {getattr(self, name)}")
@@ -164,6 +213,34 @@ class Config:
             )
         if self.image_embedding == "noised" and self.isa_weight == "alpha_bar":
             raise ConfigError("--image-embedding noised carries its own weight: leave --isa-weight out")
+        if self.early_stop and not self.validate_every:
+            raise ConfigError(f"--early-stop {self.early_stop} needs validations: --validate-every above 0")
+        self._check_engine()
+
+    def _check_engine(self) -> None:
+        """Refuse ways of updating weights that exclude each other."""
+        if self.ema >= 1:
+            raise ConfigError(f"--ema must be below 1 (such as 0.9999), not {self.ema}")
+        if self.precision == "fp32" and self.attention == "cudnn":
+            raise ConfigError("--attention cudnn computes in bf16 or fp16: leave out --precision fp32, or use sdpa")
+        if self.weights == "lean" and self.precision in ("fp32", "fp16"):
+            raise ConfigError(f"--weights lean keeps weights in bf16: leave out --precision {self.precision}")
+        for name, used in (
+            ("--weights lean", self.weights == "lean"),
+            ("--optimizer-in-backward", self.optimizer_in_backward),
+        ):
+            if used and self.optimizer != "adam8bit":
+                raise ConfigError(f"{name} needs --optimizer adam8bit, not {self.optimizer}")
+        if self.optimizer_in_backward:
+            excluded = {
+                "--max-grad-norm (set it to 0)": self.max_grad_norm > 0,
+                "--accumulation-steps above 1": self.accumulation_steps > 1,
+                "--precision fp16": self.precision == "fp16",
+            }
+            if given := [name for name, wrong in excluded.items() if wrong]:
+                raise ConfigError(
+                    "--optimizer-in-backward never has all gradients at once, so it excludes " + " and ".join(given)
+                )
 
     @property
     def alignment_weight(self) -> str:
@@ -191,15 +268,29 @@ def field_help() -> dict[str, str]:
     }  # fmt: skip
 
 
-def add_flags(parser: argparse._ActionsContainer) -> None:
-    """One flag a field, without defaults: what is absent comes from the recipe."""
+def add_flags(parser: argparse._ActionsContainer, only: tuple[str, ...] = ()) -> None:
+    """One flag a field (of `only`, where given), without defaults: what is absent comes from the recipe."""
     help_of, types = field_help(), typing.get_type_hints(Config)
     for field in dataclasses.fields(Config):
-        if field.name != "recipe":
-            parser.add_argument(
-                f"--{flag(field.name)}",
-                type=types[field.name],
-                choices=CHOICES.get(field.name),
-                default=argparse.SUPPRESS,
-                help=f"{help_of[field.name]} (toy: {field.default})".replace("%", "%%"),
-            )
+        if field.name == "recipe" or (only and field.name not in only):
+            continue
+        kind: dict[str, typing.Any] = {"type": types[field.name], "choices": CHOICES.get(field.name)}
+        if types[field.name] is bool:  # --name and --no-name
+            kind = {"action": argparse.BooleanOptionalAction}
+        parser.add_argument(
+            f"--{flag(field.name)}",
+            default=argparse.SUPPRESS,
+            help=f"{help_of[field.name]} (toy: {field.default})".replace("%", "%%"),
+            **kind,
+        )
+
+
+def as_flags(settings: dict[str, object]) -> list[str]:
+    """Field names and values -> the words that set them on a command line."""
+    words: list[str] = []
+    for name, value in settings.items():
+        if isinstance(value, bool):
+            words.append(f"--{'' if value else 'no-'}{flag(name)}")
+        else:
+            words += [f"--{flag(name)}", str(value)]
+    return words

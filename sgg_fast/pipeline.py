@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
+from diffusers.image_processor import VaeImageProcessor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from sgg_fast.diffusion.sampling import sample_latents
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
+from sgg_fast.model_card import write_card
 from sgg_fast.nn.clip import embed_names, phrase_states
 from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.fuse import fuse_for
+
+Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
 class SceneGraphToImagePipeline(DiffusionPipeline):
     """Stable Diffusion conditioned on scene graphs (SGG-IG, Wang et al., AAAI-25).
 
-    `save_pretrained` writes a diffusers folder, safetensors only; the UNet in it loads in stock diffusers.
-    `text_encoder` and `tokenizer` are the base model's, kept for further training.
+    `save_pretrained` writes a diffusers folder, safetensors only, with a model card; the UNet in it loads in stock
+    diffusers. `text_encoder` and `tokenizer` are the base model's, kept for further training. `provenance` says how
+    the weights came about (`sgg_fast.model_card.provenance`); the card is made of it.
     """
 
-    model_cpu_offload_seq = "graph_clip->graph_encoder->unet->vae"
+    model_cpu_offload_seq = "text_encoder->graph_clip->graph_encoder->unet->vae"
     _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
+
+    fuse_unet: str = "auto"
+    """Fused kernels and merged projections in UNet and VAE, in place, from the next call on: auto (CUDA), on, off."""
 
     def __init__(
         self,
@@ -39,18 +49,51 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         resolution: int = 512,
         sampling_steps: int = 100,
         guidance: float = 7.5,
+        provenance: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(
             vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
             graph_encoder=graph_encoder, graph_clip=graph_clip, graph_tokenizer=graph_tokenizer,
         )  # fmt: skip
-        self.register_to_config(resolution=resolution, sampling_steps=sampling_steps, guidance=guidance)
+        self.register_to_config(
+            resolution=resolution, sampling_steps=sampling_steps, guidance=guidance, provenance=provenance
+        )
+        self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self._interrupt, self._guidance_scale = False, guidance
+
+    @property
+    def guidance_scale(self) -> float:
+        """Of the call that runs, or ran last."""
+        return self._guidance_scale
+
+    @property
+    def interrupt(self) -> bool:
+        """A callback that sets `pipe._interrupt = True` ends the sampling after its step."""
+        return self._interrupt
 
     def unseen_names(self, graphs: Sequence[SceneGraph]) -> list[str]:
         """Words of `graphs` that the graph encoder never saw in training, sorted. They still work: see the README."""
         trained = set(self.graph_encoder.config.trained_names)
         return sorted({name for graph in graphs for name in graph.names} - trained)
+
+    def encode_graphs(
+        self, graphs: Sequence[SceneGraph], num_images_per_prompt: int = 1, guided: bool = True
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Context [B, T, C] and mask [B, T] of every picture, the null condition's B in front where `guided`."""
+        table = NameTable()
+        batch = SceneGraphBatch.from_graphs(graphs, table).to(self._execution_device)
+        names = self.graph_encoder.standardise(embed_names(self.graph_clip, self.graph_tokenizer, table.spoken()))
+        phrases = None
+        if self.graph_encoder.config.token_init == "text":
+            phrases = phrase_states(self.text_encoder, self.tokenizer, table.phrases)
+        given = self.graph_encoder(names, batch, phrases)
+        context, mask = (x.repeat_interleave(num_images_per_prompt, dim=0) for x in (given.context, given.mask))
+        if guided:
+            null_context, null_mask = self.graph_encoder.null_condition(len(context), context.shape[1])
+            context, mask = torch.cat([null_context.to(context), context]), torch.cat([null_mask, mask])
+        return context, mask
 
     @torch.no_grad()
     def __call__(
@@ -58,49 +101,93 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         graphs: SceneGraph | Sequence[SceneGraph],
         num_inference_steps: int | None = None,
         guidance_scale: float | None = None,
-        generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        num_images_per_prompt: int = 1,
+        generator: Generators = None,
+        latents: torch.Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
         resolution: int | None = None,
         output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput:
-        """One picture a graph. Steps and guidance are the recipe's unless given (the paper's: DDIM with 100 steps).
+        """`num_images_per_prompt` pictures a graph, those of one graph next to each other.
 
-        generator: one for all graphs, or one a graph (then a graph's noise does not depend on the others).
-        resolution: pixels a side, the trained one unless given. output_type: "pil", or "np" for float
-        [B, H, W, 3] in 0..1. Raises ValueError for a resolution that is not a multiple of the VAE's factor.
+        Steps and guidance are the recipe's unless given (the paper's: DDIM with 100 steps); another scheduler is put in
+        place the usual way, `pipe.scheduler = X.from_config(pipe.scheduler.config)`.
+
+        generator: one for all pictures, or one a picture (then a picture's noise does not depend on the others).
+        latents: [B, c, height / f, width / f] unit noise in place of drawn noise. height, width: pixels;
+        `resolution` is both at once, the trained one unless given. output_type: "pil", "np" for float [B, H, W, 3] in
+        0..1, "pt" for [B, 3, H, W], or "latent". return_dict: False gives (images,).
+        callback_on_step_end(pipe, step, timestep, {"latents": ...}) returns one whose latents are gone on with.
+        Raises ValueError for what does not fit.
         """
         graphs = [graphs] if isinstance(graphs, SceneGraph) else list(graphs)
-        factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        side, device = resolution or self.config.resolution, self._execution_device
-        if side < factor or side % factor:
-            raise ValueError(f"resolution {side} is not a multiple of {factor}")
+        side = resolution or self.config.resolution
+        shape = self._latent_shape(height or side, width or side)
+        num_images, device = len(graphs) * num_images_per_prompt, self._execution_device
+        if strays := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
+            raise ValueError(
+                f"callback_on_step_end_tensor_inputs {sorted(strays)}: only {self._callback_tensor_inputs}"
+            )
         num_steps = self.config.sampling_steps if num_inference_steps is None else num_inference_steps
-        guidance = self.config.guidance if guidance_scale is None else guidance_scale
-        table = NameTable()
-        batch = SceneGraphBatch.from_graphs(graphs, table).to(device)
-        names = self.graph_encoder.standardise(embed_names(self.graph_clip, self.graph_tokenizer, table.spoken()))
-        phrases = None
-        if self.graph_encoder.config.token_init == "text":
-            phrases = phrase_states(self.text_encoder, self.tokenizer, table.phrases)
-        given = self.graph_encoder(names, batch, phrases)
-        context, mask = given.context, given.mask
-        if guidance != 1:
-            null_context, null_mask = self.graph_encoder.null_condition(len(graphs), context.shape[1])
-            context, mask = torch.cat([null_context.to(context), context]), torch.cat([null_mask, mask])
-
-        generators = [generator] * len(graphs) if not isinstance(generator, Sequence) else list(generator)
-        shape = (self.unet.config.in_channels, side // factor, side // factor)
-        # Drawn on the CPU, so that a seed means the same picture on every device.
-        noise = torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device, self.unet.dtype)
+        self._guidance_scale = self.config.guidance if guidance_scale is None else guidance_scale
+        self._interrupt = False
+        fuse_for(device, self.fuse_unet, self.unet, self.vae, channels_last=True)
+        noise = self._noise(num_images, shape, generator) if latents is None else latents
+        if noise.shape != (num_images, *shape):
+            raise ValueError(f"latents of shape {tuple(noise.shape)}, not {(num_images, *shape)}")
+        context, mask = self.encode_graphs(graphs, num_images_per_prompt, guided=self.guidance_scale != 1)
 
         def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             return self.unet(z, t, context.to(z.dtype), encoder_attention_mask=mask).sample
 
-        latents = sample_latents(denoise, self.scheduler, noise, num_steps, guidance, self.progress_bar)
-        decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
-        images = ((decoded.float() / 2 + 0.5).clamp(0, 1)).permute(0, 2, 3, 1).cpu().numpy()
+        def on_step(step: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor | None:
+            if callback_on_step_end is not None:
+                latents = (callback_on_step_end(self, step, t, {"latents": latents}) or {}).get("latents", latents)
+            return None if self.interrupt else latents
+
+        latents = sample_latents(
+            denoise,
+            self.scheduler,
+            noise.to(device, self.unet.dtype),
+            num_steps,
+            self.guidance_scale,
+            self.progress_bar,
+            generator,
+            on_step,
+        )
+        images = latents if output_type == "latent" else self._decode(latents, output_type)
         self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images if output_type == "np" else self._to_pil(images))
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        factor = self.vae_scale_factor
+        for side in (height, width):
+            if side < factor or side % factor:
+                raise ValueError(f"resolution {side} is not a multiple of {factor}")
+        return self.unet.config.in_channels, height // factor, width // factor
 
     @staticmethod
-    def _to_pil(images: np.ndarray) -> list:
-        return DiffusionPipeline.numpy_to_pil(images)
+    def _noise(num_images: int, shape: tuple[int, int, int], generator: Generators) -> torch.Tensor:
+        """Unit noise [B, c, h, w], drawn on the CPU, so that a seed means the same picture on every device."""
+        generators = [generator] * num_images if not isinstance(generator, Sequence) else list(generator)
+        if len(generators) != num_images:
+            raise ValueError(f"{len(generators)} generators for {num_images} pictures")
+        return torch.stack([torch.randn(shape, generator=g) for g in generators])
+
+    def _decode(self, latents: torch.Tensor, output_type: str) -> Any:
+        decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+        return self.image_processor.postprocess(decoded.float(), output_type=output_type)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
+        """A diffusers folder, with a model card (README.md) and the `pipeline.py` that stock diffusers loads it by."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        write_card(self, save_directory)
+
+    def _upload_folder(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """Of `push_to_hub`, which has put an empty card into the folder: ours goes up in its place."""
+        write_card(self, working_dir)
+        return super()._upload_folder(working_dir, *args, **kwargs)

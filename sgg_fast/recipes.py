@@ -36,6 +36,8 @@ def _paper(name: str, resolution: int) -> Config:
         sampling_steps=100,  # P: DDIM
         guidance=7.5,
         condition_dropout=0.1,
+        validation_pairs=1024,
+        validate_every=5000,
         log_every=50,
         sample_every=1000,
         checkpoint_every=1000,
@@ -54,12 +56,12 @@ def vg256() -> Config:
 
 def coco128() -> Config:
     """COCO-Stuff at 128 x 128, the paper's settings."""
-    return _paper("coco128", 128)
+    return dataclasses.replace(_paper("coco128", 128), relation_draws=4)
 
 
 def coco256() -> Config:
     """COCO-Stuff at 256 x 256, the paper's settings."""
-    return _paper("coco256", 256)
+    return dataclasses.replace(_paper("coco256", 256), relation_draws=4)
 
 
 def vg256_literal() -> Config:

@@ -17,7 +17,17 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, C
 from sgg_fast.toy.models import toy_tokenizer
 
 CONTEXT = 24
+FULL_CONTEXT = 768
 CLIP_WIDTH = 16
+
+UNET = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 2,
+    "attention_head_dim": 8,
+}
 
 
 def _save_tokenizer(tokenizer: CLIPTokenizer, folder: Path) -> None:
@@ -51,22 +61,30 @@ def _text_config(tokenizer: CLIPTokenizer, width: int) -> dict[str, object]:
     }
 
 
-def write_sd(folder: Path) -> Path:
-    """unet, vae, text_encoder, tokenizer, scheduler and model_index.json."""
+def _small_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(**UNET, sample_size=8, block_out_channels=(16, 32, 64, 64), cross_attention_dim=CONTEXT,
+                                norm_num_groups=16)  # fmt: skip
+
+
+def _full_unet() -> UNet2DConditionModel:
+    """All 859 520 964 weights, in bf16, drawn so that activations keep their size; made without a second copy."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**UNET, sample_size=64, block_out_channels=(320, 640, 1280, 1280),
+                                    cross_attention_dim=FULL_CONTEXT, norm_num_groups=32)  # fmt: skip
+    unet = unet.bfloat16().to_empty(device="cpu")
+    for name, parameter in unet.named_parameters():
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.7 * parameter[0].numel() ** -0.5)
+        else:
+            torch.nn.init.constant_(parameter, float("norm" in name and name.endswith("weight")))
+    return unet
+
+
+def write_sd(folder: Path, full_size: bool = False) -> Path:
+    """unet, vae, text_encoder, tokenizer, scheduler and model_index.json; `full_size`: the UNet is SD v1.4's own."""
     torch.manual_seed(0)
     tokenizer = toy_tokenizer()
-    UNet2DConditionModel(
-        sample_size=8,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(16, 32, 64, 64),
-        layers_per_block=2,
-        attention_head_dim=8,
-        cross_attention_dim=CONTEXT,
-        norm_num_groups=16,
-    ).save_pretrained(folder / "unet")
+    (_full_unet() if full_size else _small_unet()).save_pretrained(folder / "unet")
     AutoencoderKL(
         in_channels=3,
         out_channels=3,
@@ -78,7 +96,8 @@ def write_sd(folder: Path) -> Path:
         norm_num_groups=8,
         sample_size=64,
     ).save_pretrained(folder / "vae")
-    CLIPTextModel(CLIPTextConfig(**_text_config(tokenizer, CONTEXT))).save_pretrained(folder / "text_encoder")
+    width = FULL_CONTEXT if full_size else CONTEXT
+    CLIPTextModel(CLIPTextConfig(**_text_config(tokenizer, width))).save_pretrained(folder / "text_encoder")
     _save_tokenizer(tokenizer, folder / "tokenizer")
     PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", skip_prk_steps=True, steps_offset=1

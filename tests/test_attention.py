@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import copy
 
 import numpy as np
 import pytest
@@ -12,7 +12,8 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from tiny_runs import trainer
 
 from sgg_fast.drawing import load_pipeline
-from sgg_fast.nn.attention import set_attention
+from sgg_fast.nn import attention
+from sgg_fast.nn.attention import CudnnAttnProcessor, set_attention
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.toy.world import draw_scene
 
@@ -44,9 +45,10 @@ def test_cpu_runs_sdpa_in_every_layer(unet, choice, caplog):
     assert "UNet attention: sdpa (" in caplog.text, "said once, with the reason"
 
 
-def test_xformers_is_refused_on_cpu_in_one_line(unet):
-    with pytest.raises(ValueError, match="--attention xformers needs a CUDA device") as caught:
-        set_attention(unet, "xformers", CPU)
+@pytest.mark.parametrize("choice", ["xformers", "cudnn"])
+def test_what_needs_cuda_is_refused_on_cpu_in_one_line(unet, choice):
+    with pytest.raises(ValueError, match=f"--attention {choice} needs a CUDA device") as caught:
+        set_attention(unet, choice, CPU)
     assert "\n" not in str(caught.value)
 
 
@@ -64,17 +66,51 @@ def test_where_xformers_fails_auto_falls_back_and_says_why_but_a_request_raises(
         set_attention(unet, "xformers", torch.device("cuda"))
 
 
+def test_a_cudnn_that_cannot_attend_is_refused_and_what_it_cannot_take_runs_elsewhere(unet, monkeypatch):
+    """On this device the kernel is missing, which the probe finds; the processor itself falls back for single calls."""
+    with pytest.raises(RuntimeError):
+        attention._probe_cudnn(CPU)
+
+    def fail(device):
+        raise RuntimeError("No available kernel.\nAborting")
+
+    monkeypatch.setattr(attention, "_probe_cudnn", fail)
+    with pytest.raises(ValueError, match=r"^--attention cudnn: No available kernel.; use sdpa$"):
+        set_attention(unet, "cudnn", torch.device("cuda"))
+    z, context, mask = inputs()
+    set_attention(unet, "sdpa", CPU)
+    wanted = unet(z, 10, context, encoder_attention_mask=mask).sample
+    unet.set_attn_processor(CudnnAttnProcessor())
+    torch.testing.assert_close(unet(z, 10, context, encoder_attention_mask=mask).sample, wanted)
+
+
 @pytest.mark.gpu
-def test_cuda_runs_xformers_with_the_mask_as_sdpa_does(unet):
+@pytest.mark.parametrize("choice", ["xformers", "cudnn"])
+def test_cuda_attends_with_the_mask_as_sdpa_does(unet, choice):
     device = torch.device("cuda")
-    z, context, mask = (x.to(device) for x in inputs())
-    on = unet.to(device)
-    results = {}
-    for choice in ("xformers", "sdpa"):
-        assert set_attention(on, choice, device) == choice
-        results[choice] = on(z, 10, context, encoder_attention_mask=mask).sample
-    unet.to("cpu")
-    torch.testing.assert_close(results["xformers"], results["sdpa"], rtol=1e-2, atol=1e-2)
+    z, context, mask = (x.to(device, x.dtype if x.dtype == torch.bool else torch.bfloat16) for x in inputs())
+    on, results = copy.deepcopy(unet).to(device, torch.bfloat16), {}
+    for name in (choice, "sdpa"):
+        assert set_attention(on, name, device) == name
+        results[name] = on(z, 10, context, encoder_attention_mask=mask).sample
+    torch.testing.assert_close(results[choice], results["sdpa"], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_the_choice_reaches_every_attention_layer_of_a_run(tmp_path, monkeypatch, lean):
+    """In a real fine-tuning step every layer calls the processor that --attention put there."""
+    one = trainer(tmp_path, "finetune", attention="sdpa", weights="lean" if lean else "master")
+    layers = {name for name, m in one.foundation.unet.named_modules() if name.endswith(("attn1", "attn2"))}
+    ran, call = [], AttnProcessor2_0.__call__
+
+    def noted(self, attn, *args, **kwargs):
+        ran.append(attn)
+        return call(self, attn, *args, **kwargs)
+
+    monkeypatch.setattr(AttnProcessor2_0, "__call__", noted)
+    assert one.engine.update(np.array([[0, 1]]), 0).applied
+    of = {id(m): name for name, m in one.foundation.unet.named_modules()}
+    assert len(ran) == len(layers) >= 4 and {of[id(attn)] for attn in ran} == layers
 
 
 def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -131,7 +167,7 @@ def fill_padding(module: SceneGraphConditioner, monkeypatch: pytest.MonkeyPatch)
 
     def forward_filled(*args):
         condition = forward(*args)
-        return dataclasses.replace(condition, context=filled(condition.context, condition.mask))
+        return condition._replace(context=filled(condition.context, condition.mask))
 
     def null_filled(*args):
         context, mask = null(*args)

@@ -17,7 +17,18 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import baselines_torch, counts, gpu_suite, measure, registry, roofline, run, targets, verify
+from benchmarks import (
+    baselines_torch,
+    counts,
+    gpu_suite,
+    measure,
+    registry,
+    roofline,
+    run,
+    targets,
+    unet_counts,
+    verify,
+)
 from benchmarks.registry import Case
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,6 +36,7 @@ FLOAT_OPS = [op for op in registry.OPS if op != "pack"]
 
 
 def _case(op: str, mode: str = "fwd_bwd", size: str = "vg2", dtype: str = "fp32") -> Case:
+    size = size if op in registry.GRAPH_OPS else "tiny"
     return Case(op, "fwd" if op == "pack" else mode, size, "int32" if op == "pack" else dtype, width=16)
 
 
@@ -105,7 +117,7 @@ def test_few_columns_stand_for_all(monkeypatch):
         case = _case(op)
         given = registry.inputs(case, "cpu")
         judge, form = verify.Judge(case, given), baselines_torch.form(op, "eager")
-        assert (judge.columns is None) == (op == "layer")
+        assert (judge.columns is None) == (op in verify.MIXES_COLUMNS)
         results = verify.run(form, given, given.tensors, case.mode)
         assert not judge.verdict(results, "eager").reason
         results[0][0, 0 if judge.columns is None else judge.columns[0]] += 1
@@ -258,6 +270,8 @@ def test_what_cannot_be_captured_or_replays_wrongly_says_so(stand_in_cuda, monke
 
 
 def _index_bytes(given: registry.Inputs, op: str) -> int:
+    if op in registry.IMAGE_OPS:
+        return 0
     batch = given.batch
     named = {
         "gather_add_relu": (batch.subject, batch.object),
@@ -298,6 +312,11 @@ def test_counter_sees_operators_and_bytes():
 
 def test_kernels_readme_holds_the_counted_table():
     assert counts.committed() == counts.section(), "run: python -m benchmarks.counts --write"
+
+
+@pytest.mark.slow
+def test_kernels_readme_holds_the_unets_table():
+    assert unet_counts.committed() == unet_counts.section(), "run: python -m benchmarks.unet_counts --write"
 
 
 def _row(**changes: str) -> dict[str, str]:

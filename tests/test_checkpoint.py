@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import random
+import shutil
+import subprocess
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from tiny_runs import DS_JSON, trainer
 
 from sgg_fast.config import ConfigError
+from sgg_fast.recipes import recipe
 from sgg_fast.train import checkpoint
+from sgg_fast.train.plain import PlainEngine
 
 META = {"stage": "pretrain", "settings": {"seed": 3}}
 
@@ -69,7 +76,7 @@ def test_a_flipped_bit_is_noticed_and_the_file_named(tmp_path):
     data = bytearray((folder / "w.bin").read_bytes())
     data[3] ^= 1
     (folder / "w.bin").write_bytes(data)
-    with pytest.raises(ConfigError, match=r"w\.bin: missing or damaged; delete .*step-0000001"):
+    with pytest.raises(ConfigError, match=r"step-0000001/w\.bin: missing or damaged"):
         checkpoint.read_manifest(folder)
 
 
@@ -96,9 +103,84 @@ def test_ranks_other_than_0_write_their_part_and_publish_nothing(tmp_path):
     assert checkpoint.checkpoint_steps(tmp_path) == []
 
 
-def test_write_json_replaces_a_whole_file(tmp_path):
-    path = tmp_path / "x.json"
-    checkpoint.write_json(path, {"a": 1})
-    checkpoint.write_json(path, {"a": 2})
-    assert json.loads(path.read_text()) == {"a": 2}
-    assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
+def test_any_damage_anywhere_is_noticed_named_and_an_older_one_offered(tmp_path):
+    """A byte changed, or the file cut, at 400 random places of a real checkpoint's files, the manifest among them."""
+    module = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 16))
+    engine = PlainEngine(module, recipe("toy"), "pretrain", torch.device("cpu"))
+    for step in (1, 2, 3):
+        module(torch.ones(2, 16)).square().mean().backward()
+        engine.optimizer.step()
+        folder = save(tmp_path, step, engine.save)
+    rng, files = random.Random(0), sorted(folder.iterdir())
+    assert len(files) == 3 and checkpoint.newest_checkpoint(tmp_path)[0] == 3
+    for i in range(400):
+        path = files[i % 3]
+        whole = path.read_bytes()
+        place = rng.randrange(len(whole))
+        flipped = whole[:place] + bytes([whole[place] ^ rng.randrange(1, 256)]) + whole[place + 1 :]
+        path.write_bytes(flipped if i % 2 else whole[:place])
+        with pytest.raises(ConfigError) as caught:
+            checkpoint.newest_checkpoint(tmp_path)
+        assert str(caught.value).startswith(f"{path}: "), (path.name, place)
+        assert f"; delete {folder} to go on from step 2" in str(caught.value)
+        path.write_bytes(whole)
+    assert checkpoint.newest_checkpoint(tmp_path)[0] == 3
+
+
+def test_without_an_older_whole_one_the_cure_is_to_start_over(tmp_path):
+    for step in (1, 2):
+        (save(tmp_path, step) / "w.bin").write_bytes(b"")
+    with pytest.raises(ConfigError, match=r"step-0000002/w\.bin: .*no older one is whole: --overwrite starts over"):
+        checkpoint.newest_checkpoint(tmp_path)
+
+
+def test_a_file_that_the_manifest_does_not_list_is_refused(tmp_path):
+    (save(tmp_path, 1) / "planted.pt").write_bytes(b"x")
+    with pytest.raises(ConfigError, match=r"planted\.pt: does not belong to this checkpoint"):
+        checkpoint.newest_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize("writer", ["safetensors", "torch"])
+def test_a_disk_that_fills_anywhere_on_the_way_leaves_the_one_before(tmp_path, writer):
+    """Free space is what a checkpoint takes, less a part of it: the writer fails early, late, or at the manifest."""
+
+    def write(folder):
+        state = {f"w{i}": torch.full((40_000,), float(i)) for i in range(8)}
+        if writer == "torch":
+            torch.save(state, folder / "optimizer.pt")
+        else:
+            save_file(state, folder / "weights.safetensors")
+
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", str(disk)], capture_output=True).returncode:
+        pytest.skip("mounting a small tmpfs needs root")
+    try:
+        before = shutil.disk_usage(disk).free
+        save(disk, 1, write)
+        size = before - shutil.disk_usage(disk).free
+        save(disk, 2, write)
+        for free in [*range(0, size - 8192, size // 12), size - 4096]:
+            filler = disk / "filler"
+            filler.write_bytes(bytes(shutil.disk_usage(disk).free - free))
+            with pytest.raises(OSError, match=r"step-0000003: cannot be written \(.*No space left on device"):
+                save(disk, 3, write)
+            filler.unlink()
+            assert [p.name for p in sorted((disk / "checkpoints").iterdir())] == ["step-0000001", "step-0000002"]
+            assert checkpoint.newest_checkpoint(disk)[0] == 2
+        assert save(disk, 3, write).name == "step-0000003"
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("stage", "ds_path", "changes"),
+    [("pretrain", None, {"ema": 0.99}), ("finetune", None, {}), ("finetune", DS_JSON, {"optimizer": "adam"})],
+)
+def test_the_size_foreseen_is_the_size_written(tmp_path, stage, ds_path, changes):
+    one = trainer(tmp_path, stage, ds_path, resolution=32, **{f"{stage}_steps": 1}, **changes)
+    foreseen = checkpoint.checkpoint_bytes(one.engine.module, one.config, stage, ds_path is not None)
+    one.train()
+    folder = checkpoint.checkpoint_dir(tmp_path / stage, 1)
+    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    assert 0.85 < foreseen / written < 1.3, (foreseen, written)

@@ -67,7 +67,13 @@ def test_infer_refuses_a_graph(tmp_path, capsys, content, reason):
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
-        (["--steps", "0"], "--steps must be at least 1"),
+        (["--steps", "0"], "--steps must lie between 1 and 1000"),
+        (["--num-images", "0"], "--num-images must lie between 1 and"),
+        (["--num-images", "9999999"], "--num-images must lie between 1 and"),
+        (["--batch-size", "0"], "--batch-size must lie between 1 and"),
+        (["--scheduler", "best"], "--scheduler best: there is no such one; there are ddim, "),
+        (["--edit", "sheep"], "--edit 'sheep': write"),
+        (["--edit", "cow -> dog"], "--edit 'cow -> dog': the graph has no cow; it has sky, sheep"),
         (["--guidance", "nan"], "--guidance must be a number from 1"),
         (["--guidance", "0"], "--guidance must be a number from 1"),
         (["--seed", "-1"], "--seed must lie between"),
@@ -76,13 +82,14 @@ def test_infer_refuses_a_graph(tmp_path, capsys, content, reason):
         (["--size", "0"], "--size must be a multiple of 8"),
         (["--out", "{folder}/a.jpg"], "must end in .png"),
         (["--out", "{folder}/graph.json/a.png"], "is not a folder that can be written to"),
-        (["--out", "{folder}/taken.png"], "is a folder"),
+        (["--out", "{folder}/taken"], "--out {folder}/taken/graph.png: is a folder"),
         (["--model", "{folder}/absent"], "no pipeline there"),
         (["--model", "{folder}"], "no pipeline there"),
     ],
 )
 def test_infer_refuses_a_setting(tmp_path, graph, capsys, more, reason):
-    (tmp_path / "taken.png").mkdir()
+    (tmp_path / "taken" / "graph.png").mkdir(parents=True)
+    reason = reason.format(folder=tmp_path)
     argv = [str(graph), *(word.format(folder=tmp_path) for word in more)]
     argv += [] if "--out" in more else ["--out", str(tmp_path / "a.png")]
     refused(infer.main, argv, capsys, tmp_path, reason)
@@ -229,7 +236,7 @@ def test_train_refuses_other_settings_for_a_run_that_exists(capsys, trained_run)
         (train.main, [], "required: --stage"),
         (train.main, ["--stage", "pretrain", "--encoder", "wide"], "argument --encoder: invalid choice"),
         (train.main, ["--stage", "pretrain", "--width", "many"], "argument --width: invalid int value"),
-        (infer.main, [], "required: graph"),
+        (infer.main, [], "required: INPUT"),
         (infer.main, ["graph.json", "--steps", "few"], "argument --steps: invalid int value"),
     ],
 )
@@ -266,11 +273,11 @@ def test_an_interrupt_is_one_line_and_the_run_continues(tmp_path, capsys, monkey
 
     update, calls = PlainEngine.update, []
 
-    def interrupted(self, total, lr_factor):
+    def interrupted(self, ids, step, lr_factor):
         if len(calls) == 3:
             raise KeyboardInterrupt
-        calls.append(total)
-        update(self, total, lr_factor)
+        calls.append(step)
+        return update(self, ids, step, lr_factor)
 
     monkeypatch.setattr(PlainEngine, "update", interrupted)
     argv = ["--stage", "pretrain", *flags(), "--out", str(tmp_path)]

@@ -8,7 +8,7 @@ import dataclasses
 import pytest
 
 import train
-from sgg_fast.config import CHOICES, Config, ConfigError, add_flags, field_help, flag
+from sgg_fast.config import CHOICES, Config, ConfigError, add_flags, as_flags, field_help, flag
 from sgg_fast.recipes import RECIPES, recipe
 
 FIELDS = [field.name for field in dataclasses.fields(Config)]
@@ -39,9 +39,10 @@ def test_every_field_but_the_recipe_is_a_flag_with_its_type_and_help():
     text = parser.format_help()
     for field in dataclasses.fields(Config):
         if field.name != "recipe":
-            assert f"--{flag(field.name)} " in text
-            parsed = parser.parse_args([f"--{flag(field.name)}", str(field.default or "1")])
-            assert type(getattr(parsed, field.name)) is type(field.default)
+            assert f"--{flag(field.name)} " in text or f"--{flag(field.name)}, --no-" in text
+            value = True if field.type == "bool" else field.default or type(field.default)(1)
+            parsed = parser.parse_args(as_flags({field.name: value}))
+            assert getattr(parsed, field.name) == value and type(value) is type(field.default)
 
 
 def test_a_flag_that_is_absent_leaves_the_recipe_alone():
@@ -105,11 +106,42 @@ def test_a_word_outside_the_choices_is_refused(name):
         ("guidance", 0.5),
         ("resolution", 100),
         ("resolution", 16),
+        ("accumulation_steps", 0),
+        ("ema", 1.0),
+        ("ema", -0.1),
+        ("min_snr_gamma", -1.0),
     ],
 )
 def test_a_number_out_of_range_is_refused_by_its_flag(name, value):
     with pytest.raises(ConfigError, match=f"--{flag(name)} must"):
         recipe("toy", **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"weights": "lean", "precision": "fp32"}, "--weights lean keeps weights in bf16: leave out --precision fp32"),
+        ({"weights": "lean", "precision": "fp16"}, "leave out --precision fp16"),
+        ({"weights": "lean", "optimizer": "adam"}, "--weights lean needs --optimizer adam8bit"),
+        ({"optimizer_in_backward": True, "max_grad_norm": 0.0, "optimizer": "adam"}, "needs --optimizer adam8bit"),
+        ({"optimizer_in_backward": True}, r"excludes --max-grad-norm \(set it to 0\)$"),
+        (
+            {"optimizer_in_backward": True, "accumulation_steps": 2, "precision": "fp16"},
+            r"excludes --max-grad-norm \(.*\) and --accumulation-steps above 1 and --precision fp16$",
+        ),
+        ({"attention": "cudnn", "precision": "fp32"}, "--attention cudnn computes in bf16 or fp16"),
+    ],
+)
+def test_ways_of_updating_that_exclude_each_other_are_refused_in_one_line(changes, reason):
+    with pytest.raises(ConfigError, match=reason) as caught:
+        recipe("toy", **changes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_switch_is_said_or_unsaid_by_its_flag():
+    args = vars(train.parse(["--stage", "finetune", *as_flags({"gradient_checkpointing": True, "ema": 0.9})]))
+    assert (args["gradient_checkpointing"], args["ema"]) == (True, 0.9)
+    assert as_flags({"gradient_checkpointing": False}) == ["--no-gradient-checkpointing"]
 
 
 def test_noised_alignment_takes_no_second_weight():

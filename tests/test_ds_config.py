@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tiny_runs import DS_JSON
+from tiny_runs import DS_JSON, ROOT
 
 from sgg_fast.config import ConfigError
 from sgg_fast.recipes import recipe
@@ -19,7 +19,7 @@ def load(path, content, precision="fp32", world_size=1):
     return load_ds_config(path, CONFIG, precision, world_size)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_auto_takes_the_recipes_values(precision):
     ds = load_ds_config(DS_JSON, CONFIG, precision, world_size=3)
     assert ds["train_micro_batch_size_per_gpu"] == 4
@@ -27,6 +27,7 @@ def test_auto_takes_the_recipes_values(precision):
     assert ds["gradient_accumulation_steps"] == 1
     assert ds["gradient_clipping"] == 0.5
     assert ds["bf16"] == {"enabled": precision == "bf16"}
+    assert ds.get("fp16", {"enabled": False}) == {"enabled": precision == "fp16"}
     assert ds["zero_optimization"]["stage"] == 2
     assert "auto" not in json.dumps(ds)
 
@@ -49,13 +50,21 @@ def test_values_that_agree_with_the_recipe_pass(tmp_path):
         ({"gradient_accumulation_steps": 2}, r"gradient_accumulation_steps is 2"),
         ({"gradient_clipping": 1.0}, r"gradient_clipping is 1.0, but --max-grad-norm is 0.5"),
         ({"bf16": {"enabled": True}}, r"bf16.enabled is True, but precision is fp32"),
-        ({"fp16": {"enabled": True}}, r"fp16 is not supported"),
+        ({"fp16": {"enabled": True}}, r"fp16.enabled is True, but precision is fp32"),
         ({"optimizer": {"type": "AdamW8bit"}}, r"leave out optimizer"),
         ({"scheduler": {"type": "WarmupLR"}}, r"leave out optimizer and scheduler"),
-        ({"zero_optimization": {"stage": 3}}, r"stage 3"),
+        ({"zero_optimization": {"stage": "auto"}}, r'"auto" is not known for zero_optimization.stage'),
         (
-            {"zero_optimization": {"reduce_bucket_size": "auto"}},
-            r'"auto" is not known for zero_opt.*reduce_bucket_size',
+            {"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}},
+            r"offload_param does nothing at ZeRO stage 2; it needs stage 3",
+        ),
+        (
+            {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+            r"offload_optimizer does nothing at .*stage 0",
+        ),
+        (
+            {"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "nvme"}}},
+            r"offload_optimizer to nvme needs an optimiser of DeepSpeed's own; offload to cpu",
         ),
         ({"steps_per_print": "auto"}, r'"auto" is not known for steps_per_print'),
         ({"bf16": True}, r"bf16 must be an object"),
@@ -70,6 +79,28 @@ def test_what_cannot_run_is_refused_in_one_line(tmp_path, content, reason):
         load(path, content)
     assert str(caught.value).startswith(f"--deepspeed {path}: ")
     assert "\n" not in str(caught.value)
+
+
+def test_accumulated_micro_batches_count():
+    config = recipe("toy", batch_size=4, max_grad_norm=0.5, accumulation_steps=5)
+    ds = load_ds_config(DS_JSON, config, "fp32", world_size=2)
+    sizes = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
+    assert [ds[key] for key in sizes] == [4, 5, 40]
+
+
+@pytest.mark.parametrize(
+    ("name", "stage", "offloaded"), [("ds", 2, False), ("ds_offload", 2, True), ("ds_zero3", 3, False)]
+)
+def test_the_files_that_we_ship_need_nothing_but_auto(name, stage, offloaded):
+    zero = load_ds_config(ROOT / f"{name}.json", CONFIG, "bf16", 2)["zero_optimization"]
+    assert zero["stage"] == stage and ("offload_optimizer" in zero) == offloaded
+
+
+def test_automatic_buckets_are_numbers(tmp_path):
+    given = {"stage": 3, "reduce_bucket_size": "auto", "stage3_prefetch_bucket_size": "auto",
+             "stage3_param_persistence_threshold": "auto"}  # fmt: skip
+    zero = load(tmp_path / "ds.json", {"zero_optimization": given})["zero_optimization"]
+    assert all(type(value) is int and value > 0 for value in zero.values())
 
 
 def test_a_missing_file_is_named(tmp_path):

@@ -1,4 +1,7 @@
-"""sg2im's JSON: what loads, what is left out with a warning, and that every error names file, place and reason."""
+"""Files and sg2im's JSON: what loads, what is left out with a warning, and that every error names file, place, reason.
+
+The other layouts are in test_layouts.py, mutated files of all of them in test_mutations.py.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +45,8 @@ def test_one_graph_and_a_list(tmp_path):
     assert load_scene_graphs(str(write(tmp_path, json.dumps(SHEEP)))) == [SHEEP_GRAPH]
 
 
-def test_strings_are_stripped_and_kept_otherwise():
-    document = {"objects": ["  red hat\n", "Café", "羊"], "relationships": [[0, " left of ", 2]]}
+def test_white_space_is_made_single_and_strings_are_kept_otherwise():
+    document = {"objects": ["  red \t hat\n", "Café", "羊"], "relationships": [[0, " left  of ", 2]]}
     assert parse_scene_graphs(document) == [SceneGraph(("red hat", "Café", "羊"), ((0, "left of", 2),))]
 
 
@@ -176,6 +179,10 @@ def test_errors_name_file_place_and_reason(tmp_path, document, message):
         ('{"objects": [NaN]}', "not usable JSON: NaN is not a JSON number"),
         ('{"objects": ["a"], "relationships": [[-Infinity, "on", 0]]}', "not usable JSON: -Infinity is not a JSON"),
         ('{"objects": ["a"], "relationships": [[1e999, "on", 0]]}', "relationships[0]: an object index must be an int"),
+        ('{"objects": ["a"], "objects": ["b"]}', "not usable JSON: the key 'objects' occurs twice in one object"),
+        ('[{"objects": ["a"], "x": {"k": 1, "k": 1}}]', "not usable JSON: the key 'k' occurs twice in one object"),
+        ('{"objects": ["a"]}\n{"objects": ["b"]}\n{"objects": [', "line 3: not JSON: Expecting value at column 14"),
+        ('{"objects": ["a"]}\n{"objects": []}', "line 2: objects: must be a non-empty list of names"),
         ("[" * 100_000, "not usable JSON: nested too deeply"),
         (f'{{"objects": ["a"], "relationships": [[{"9" * 5000}, "on", 0]]}}', "not usable JSON: Exceeds the limit"),
         (b'{"objects": ["caf\xe9"]}', "not UTF-8 text (byte 17)"),
@@ -185,6 +192,13 @@ def test_errors_name_file_place_and_reason(tmp_path, document, message):
 )
 def test_what_is_not_json(tmp_path, content, message):
     assert error_of(write(tmp_path, content)).startswith(f"graph.json: {message}")
+
+
+def test_json_lines_are_recognised_by_content(tmp_path):
+    lines = f'{json.dumps(SHEEP)}\n\n[{json.dumps(SHEEP)}, {{"objects": ["boat"]}}]\r\n'
+    assert load_scene_graphs(write(tmp_path, lines)) == [SHEEP_GRAPH, SHEEP_GRAPH, SceneGraph(("boat",))]
+    spread = json.dumps([SHEEP, SHEEP], indent=1)
+    assert load_scene_graphs(write(tmp_path, f"\n{spread}\n")) == [SHEEP_GRAPH] * 2
 
 
 def test_a_byte_order_mark_is_read_over(tmp_path):
@@ -234,8 +248,8 @@ def assert_parses_or_explains(document: object) -> None:
     else:
         sources = document if isinstance(document, list) else [document]
         for graph, source in zip(graphs, sources, strict=True):
-            assert graph.objects == tuple(name.strip() for name in source["objects"])
-            wanted = {(s, p.strip(), o) for s, p, o in source.get("relationships", []) if s != o}
+            assert graph.objects == tuple(" ".join(name.split()) for name in source["objects"])
+            wanted = {(s, " ".join(p.split()), o) for s, p, o in source.get("relationships", []) if s != o}
             assert set(graph.relations) == wanted and len(wanted) == len(graph.relations)
             "".join(graph.names).encode()
     assert repr(document) == repr(before)
@@ -251,7 +265,8 @@ def test_anything_parses_or_raises_scene_graph_error(document):
 @given(st.data())
 def test_well_formed_documents_parse(data):
     """The other half: nothing valid is refused."""
-    word = st.text(st.characters(codec="utf-8"), min_size=1).filter(str.strip).filter(lambda s: "__" not in s)
+    letters = st.characters(codec="utf-8", exclude_categories=["Cc"])
+    word = st.text(letters, min_size=1, max_size=200).filter(str.strip).filter(lambda s: "__" not in s)
     objects = data.draw(st.lists(word, min_size=1, max_size=5))
     index = st.integers(0, len(objects) - 1)
     relationships = data.draw(st.lists(st.tuples(index, word, index).map(list), max_size=6))

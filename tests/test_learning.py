@@ -65,7 +65,7 @@ def fit(
     order = SampleOrder(num_scenes, config.batch_size, config.seed, rank=0, world_size=1)
     for step in range(steps):
         before_step(step)
-        engine.update(engine.forward(order.at(step), step).total)
+        engine.update(order.at(step)[None], step)
 
 
 def learned(before: dict[str, float], after: dict[str, float], name: str) -> bool:

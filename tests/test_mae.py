@@ -15,7 +15,7 @@ from test_conditioner import NAME, conditioner
 
 from sgg_fast import ops
 from sgg_fast.graph import SceneGraph
-from sgg_fast.nn.mae import MaskedObjectDecoder
+from sgg_fast.nn.mae import MaskedObjectDecoder, Places
 
 
 def mask(
@@ -119,7 +119,9 @@ def decode(model: MaskedObjectDecoder, graphs: list[SceneGraph], x: list[torch.T
     """Predictions of each graph, decoded in one batch."""
     batch, _ = pack(*graphs)
     sizes = batch.sizes[:, 0].tolist()
-    return split(model(torch.cat(x), x_global, batch.object_graph, batch.object_ptr, max(sizes)), sizes)
+    places = Places.of(batch.object_graph, batch.object_ptr, max(sizes))
+    assert places.present.sum(1).tolist() == sizes
+    return split(model(places.rows(torch.cat(x)), x_global, places.present)[places.present], sizes)
 
 
 def inputs() -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
 
 from sgg_fast.diffusion.sampling import sample_latents
 
@@ -125,3 +125,34 @@ def test_progress_sees_every_timestep_and_no_gradient_is_kept():
     out = sample_latents(Denoiser(True), ddim(), start, 4, 2.0, track)
     assert seen == [t for t, _, _ in alpha_bars(4)]
     assert not out.requires_grad and torch.equal(start, noise())
+
+
+def test_noise_of_each_step_comes_from_the_samples_own_generators():
+    def sample(*seeds: int) -> torch.Tensor:
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        scheduler = EulerAncestralDiscreteScheduler(**SCHEDULE)
+        return sample_latents(Denoiser(True), scheduler, noise(), 5, 3.0, generator=generators)
+
+    first, again, other = sample(1, 2), sample(1, 2), sample(1, 3)
+    assert torch.equal(first, again) and torch.equal(first[0], other[0])
+    assert (first[1] - other[1]).abs().max() > 1e-2
+
+
+def test_after_each_step_the_latents_may_be_changed_or_the_sampling_ended():
+    steps = []
+
+    def halve(i: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        steps.append((i, int(t)))
+        return latents / 2
+
+    changed = sample_latents(Denoiser(False), ddim(), noise().double(), 3, 1.0, on_step=halve)
+    z = noise().double()
+    for t, now, after in alpha_bars(3):
+        eps = given(z, t)
+        z = (math.sqrt(after) * (z - math.sqrt(1 - now) * eps) / math.sqrt(now) + math.sqrt(1 - after) * eps) / 2
+    torch.testing.assert_close(changed, z, rtol=2e-5, atol=2e-5)
+    assert steps == [(i, t) for i, (t, _, _) in enumerate(alpha_bars(3))]
+
+    denoise = Denoiser(False)
+    ended = sample_latents(denoise, ddim(), noise(), 4, 1.0, on_step=lambda i, t, z: z if i < 1 else None)
+    assert len(denoise.calls) == 2 and torch.isfinite(ended).all()

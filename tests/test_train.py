@@ -29,7 +29,7 @@ def test_log_holds_every_term_with_its_chance_speed_and_memory(trained_run, stag
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     chances = {f"{name}_at_chance" for name in TERMS[stage]}
     for line in log:
-        assert set(line) == TERMS[stage] | chances | {"step", "images_per_s", "peak_memory_gib"}
+        assert set(line) == TERMS[stage] | chances | {"step", "images_per_s", "remaining_s", "peak_memory_gib"}
         assert line["images_per_s"] > 0 and 0.1 < line["peak_memory_gib"] < 64
         assert all(line[name] > 0 for name in TERMS[stage])
     if stage == "pretrain":
@@ -222,3 +222,11 @@ def test_processes_share_out_what_one_process_reads():
     assert sorted(epoch) == list(range(10)), "an epoch reads every sample once"
     again = SampleOrder(10, 4, seed=3, rank=0, world_size=1)
     assert again.at(6).tolist() == one.at(6).tolist(), "and is a function of the step alone"
+
+
+def test_a_resumed_log_forgets_the_steps_after_its_checkpoint_and_a_line_cut_off(tmp_path):
+    kept = b'{"event": "start", "step": 0}\n{"step": 1}\n{"step": 2}\n'
+    (tmp_path / "log.jsonl").write_bytes(kept + b'{"step": 3}\n{"event": "samples", "step": 3}\n{"st\x00\xff')
+    logs.RunLog(tmp_path, "pretrain", 2, 10, batch=8).close()
+    assert (tmp_path / "log.jsonl").read_bytes() == kept
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "tensorboard"]

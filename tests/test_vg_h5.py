@@ -14,9 +14,10 @@ from vg_files import LOW, draw_images, load_by_facts, plain_set
 
 import train
 from sgg_fast.config import ConfigError
+from sgg_fast.data.images import stays_inside
 from sgg_fast.data.prepare.vg import prepare
 from sgg_fast.data.sources import open_source, vg_source
-from sgg_fast.data.vg_h5 import read_split, read_vocabulary, stays_inside
+from sgg_fast.data.vg_h5 import read_split, read_vocabulary
 from sgg_fast.graph import SceneGraph
 from sgg_fast.recipes import recipe
 

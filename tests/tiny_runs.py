@@ -8,6 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
+from sgg_fast.config import as_flags
 from sgg_fast.recipes import recipe
 from sgg_fast.train.trainer import Trainer
 
@@ -44,7 +45,7 @@ def train(out: Path, stage: str, ds_path: str | None = None, **changes: Any) -> 
 
 def flags(**changes: Any) -> list[str]:
     """`TINY` with changes, as flags of train.py."""
-    return [word for name, value in {**TINY, **changes}.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    return as_flags({**TINY, **changes})
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -54,7 +55,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def rows(run: Path) -> dict[int, dict[str, float]]:
     """Step -> what was logged of it, without what depends on the clock."""
-    clock = ("images_per_s", "peak_memory_gib", "step")
+    clock = ("images_per_s", "remaining_s", "peak_memory_gib", "step")
     return {
         line["step"]: {k: v for k, v in line.items() if k not in clock} for line in lines(run) if "event" not in line
     }

@@ -3,10 +3,13 @@
 from .graph_ops import gather_add_relu, graph_mean, masked_pool, scatter_mean, triple_context
 from .hash import hash_normal, hash_u32, hash_uniform
 from .pack import mae_mask, pack
+from .unet_ops import geglu, group_norm_silu
 
 __all__ = [
     "gather_add_relu",
+    "geglu",
     "graph_mean",
+    "group_norm_silu",
     "hash_normal",
     "hash_u32",
     "hash_uniform",

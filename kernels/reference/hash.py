@@ -32,7 +32,7 @@ def hash_u32(*words: int | torch.Tensor) -> torch.Tensor:
     device = next(w.device for w in words if isinstance(w, torch.Tensor))
     h = torch.zeros((), dtype=torch.int64, device=device)
     for word in words:
-        w = word.to(torch.int64) if isinstance(word, torch.Tensor) else torch.tensor(word, device=device)
+        w = word.to(torch.int64) if isinstance(word, torch.Tensor) else torch.full((), word & _MASK, device=device)
         h = _mix(((h ^ (w & _MASK)) + _GOLDEN) & _MASK)
     return h
 

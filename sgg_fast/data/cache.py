@@ -1,21 +1,29 @@
 """Everything frozen, computed once: VAE moments, CLIP image embeddings, name embeddings, packed graphs.
 
-The only part of `data/` that runs models. Lives in memory, on the training device. Letters: M images of the set,
-I CLIP width, V names, c and h, w channels and sides of a latent.
+Runs models, as only its file-writing sister `prepare/cache.py` does in `data/`. What is computed here lives in memory,
+on the training device; of a prepared cache the moments stay on disk. Letters: M images of the set, S samples (S = D M
+for D draws of relations), I CLIP width, V names, c and h, w channels and sides of a latent.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 
 import numpy as np
 import torch
+from torch import nn
 from tqdm import tqdm
 
+from sgg_fast.config import ConfigError
 from sgg_fast.data.sources import PairSource
+from sgg_fast.data.stored import MomentRows, StoredCache
 from sgg_fast.graph import NameTable, SceneGraphBatch
 from sgg_fast.nn.clip import embed_images, embed_names, phrase_states
 from sgg_fast.nn.foundation import Foundation
+
+RESIDENT_SHARE = 0.25
+"""Of a GPU's free memory: moments that need less are kept there instead of being read from disk at every step."""
 
 
 @dataclasses.dataclass
@@ -23,14 +31,14 @@ class TrainingCache:
     """A training set as the step reads it."""
 
     graphs: SceneGraphBatch
-    """All M graphs, packed."""
+    """All S graphs, packed."""
     table: NameTable
     names: torch.Tensor
     """[V, I] raw CLIP embeddings of the table's strings."""
     images: torch.Tensor
-    """[M, I] raw CLIP image embeddings."""
-    moments: torch.Tensor | None
-    """[M, 2c, h, w] mean and log-variance of the VAE posterior; None when only pre-training."""
+    """[S, I] raw CLIP image embeddings."""
+    moments: torch.Tensor | MomentRows | None
+    """[S, 2c, h, w] mean and log-variance of the VAE posterior; None when only pre-training."""
     phrases: torch.Tensor | None = None
     """[P, C] SD's end-of-text state of each phrase of the table; None without text initialisation."""
 
@@ -50,6 +58,18 @@ def to_pixels(images: np.ndarray, device: torch.device) -> torch.Tensor:
 
 
 @torch.no_grad()
+def encode_images(
+    images: np.ndarray, foundation: Foundation, device: torch.device, with_latents: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """uint8 [B, H, W, 3] -> CLIP embeddings [B, I] and, with latents, VAE moments [B, 2c, h, w]; fp32."""
+    pixels = to_pixels(images, device)
+    embedded = embed_images(foundation.clip, pixels)
+    if not with_latents:
+        return embedded, None
+    return embedded, foundation.vae.encode(pixels.to(foundation.vae.dtype)).latent_dist.parameters.float()
+
+
+@torch.no_grad()
 def build_cache(
     source: PairSource,
     foundation: Foundation,
@@ -59,27 +79,74 @@ def build_cache(
     batch_size: int = 32,
     progress: bool = True,
 ) -> TrainingCache:
-    """Run the frozen towers over the whole set. The models are moved to `device` and stay there."""
+    """Run the frozen towers over the whole set. The models are moved to `device` and stay there.
+
+    A prepared cache is read instead. Raises `ConfigError` where it was made by other models.
+    """
+    if source.stored is not None:
+        return _from_stored(source.stored, foundation, device, with_latents, with_phrases)
     table = NameTable()
     graphs = SceneGraphBatch.from_graphs(source.graphs, table)
-    clip, vae = foundation.clip.to(device), foundation.vae
+    clip = foundation.clip.to(device)
     if with_latents:
-        vae.to(device)
+        foundation.vae.to(device)
     images, moments = [], []
-    starts = range(0, len(source), batch_size)
+    starts = range(0, source.num_images, batch_size)
     for start in tqdm(starts, desc="encode images", unit="batch", disable=not progress, leave=False):
-        stop = min(start + batch_size, len(source))
-        pixels = to_pixels(np.stack([source.load_image(i) for i in range(start, stop)]), device)
-        images.append(embed_images(clip, pixels))
-        if with_latents:
-            moments.append(vae.encode(pixels.to(vae.dtype)).latent_dist.parameters.float())
+        stop = min(start + batch_size, source.num_images)
+        pictures = np.stack([source.load_image(i) for i in range(start, stop)])
+        embedded, parameters = encode_images(pictures, foundation, device, with_latents)
+        images.append(embedded)
+        moments += [] if parameters is None else [parameters]
     return TrainingCache(
         graphs=graphs.to(device),
         table=table,
         names=embed_names(clip, foundation.clip_tokenizer, table.spoken()),
-        images=torch.cat(images),
-        moments=torch.cat(moments) if with_latents else None,
+        images=torch.cat(images).repeat(source.draws, 1),
+        moments=torch.cat(moments).repeat(source.draws, 1, 1, 1) if with_latents else None,
         phrases=phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
         if with_phrases
         else None,
     )
+
+
+def fingerprint(module: nn.Module) -> str:
+    """SHA-256 of a model's weights, by name."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _from_stored(
+    stored: StoredCache, foundation: Foundation, device: torch.device, with_latents: bool, with_phrases: bool
+) -> TrainingCache:
+    """A prepared cache; phrases are computed where it has none."""
+    used = {"clip": foundation.clip, "vae": foundation.vae if with_latents else None}
+    for part, module in used.items():
+        if module is not None and fingerprint(module) != stored.index["models"][part]:
+            flag = "--clip" if part == "clip" else "--model"
+            raise ConfigError(f"--data {stored.folder}: this cache was prepared with another {part}; give the same "
+                              f"{flag} or prepare another cache")  # fmt: skip
+    table, phrases = stored.table(), None
+    if with_phrases and fingerprint(foundation.text_encoder) == stored.index["models"]["text_encoder"]:
+        phrases = torch.from_numpy(np.array(stored.arrays["phrases"])).to(device)
+    elif with_phrases:
+        phrases = phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
+    moments = stored.moments() if with_latents else None
+    return TrainingCache(
+        graphs=stored.batch().to(device),
+        table=table,
+        names=torch.from_numpy(np.array(stored.arrays["names"])).to(device),
+        images=stored.images().to(device),
+        moments=moments if moments is None or not _fits(moments, device) else moments.on(device),
+        phrases=phrases,
+    )
+
+
+def _fits(moments: MomentRows, device: torch.device) -> bool:
+    if device.type != "cuda":
+        return False
+    free, _ = torch.cuda.mem_get_info(device)
+    return 4 * int(np.prod(moments.shape)) < RESIDENT_SHARE * free

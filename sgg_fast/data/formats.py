@@ -1,4 +1,6 @@
-"""Scene graphs in files. Native form: sg2im's JSON, one graph or a list.
+"""Scene graphs from files and streams: JSON of any known layout, JSON lines, lines of text.
+
+Native form: sg2im's JSON, one graph or a list; the others are in `sgg_fast/data/layouts.py`.
 
 {"objects": ["sky", "grass", "sheep"], "relationships": [[0, "above", 1], [2, "standing on", 1]]}
 """
@@ -6,77 +8,82 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
-from sgg_fast.graph import SceneGraph, SceneGraphError, check_index, check_name
-
-logger = logging.getLogger(__name__)
+from sgg_fast.data.layouts import read_document
+from sgg_fast.data.text_form import parse_text
+from sgg_fast.graph import SceneGraph, SceneGraphError, shown
 
 
 def load_scene_graphs(path: str | Path) -> list[SceneGraph]:
-    """Every graph of a JSON file, in order. Raises `SceneGraphError` naming file, place and reason."""
+    """Every graph of a file, in order. Raises `SceneGraphError` naming file, place and reason."""
     path = Path(path)
     try:
-        # Editors on Windows put a byte order mark in front of UTF-8.
-        document = json.loads(path.read_text(encoding="utf-8-sig"), parse_constant=_no_constant)
+        data = path.read_bytes()
     except OSError as error:
         raise SceneGraphError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return read_scene_graphs(data, str(path), as_text=path.suffix.lower() == ".txt")
+
+
+def read_scene_graphs(data: bytes, source: str, as_text: bool = False) -> list[SceneGraph]:
+    """Every graph of a file's content. `source` begins every error message.
+
+    One JSON document, JSON lines (a document a line), or with `as_text` one-line forms (a graph a line) where the
+    content does not begin like JSON.
+    """
+    try:
+        # Editors on Windows put a byte order mark in front of UTF-8.
+        text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SceneGraphError(f"{path}: not UTF-8 text (byte {error.start})") from error
+        raise SceneGraphError(f"{source}: not UTF-8 text (byte {error.start})") from error
+    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    if as_text and lines and lines[0][1].lstrip()[0] not in "{[":
+        return [parse_text(line, f"{source}: line {number}") for number, line in lines]
+    if len(lines) > 1 and _is_json(lines[0][1]):
+        graphs = []
+        for number, line in lines:
+            where = f"{source}: line {number}"
+            graphs += read_document(parse_json(line, where, within_line=True), where)
+        return graphs
+    return parse_scene_graphs(parse_json(text, source), source)
+
+
+def parse_scene_graphs(document: Any, source: str = "scene graph") -> list[SceneGraph]:
+    """Graphs of a parsed document of any layout, which is not modified. `source` begins every error message."""
+    return read_document(document, source)
+
+
+def _is_json(line: str) -> bool:
+    """Whether a line is a whole JSON value, so that what follows it makes the file JSON lines."""
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def parse_json(text: str, where: str, within_line: bool = False) -> Any:
+    """The document of a JSON text: no NaN, no key twice in one object. Raises `SceneGraphError` with the place."""
+    try:
+        return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:
-        raise SceneGraphError(f"{path}: not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+        line = "" if within_line else f"line {error.lineno}, "
+        raise SceneGraphError(f"{where}: not JSON: {error.msg} at {line}column {error.colno}") from error
     except RecursionError as error:
-        raise SceneGraphError(f"{path}: not usable JSON: nested too deeply") from error
+        raise SceneGraphError(f"{where}: not usable JSON: nested too deeply") from error
     except ValueError as error:
-        raise SceneGraphError(f"{path}: not usable JSON: {error}") from error
-    return parse_scene_graphs(document, str(path))
+        raise SceneGraphError(f"{where}: not usable JSON: {error}") from error
 
 
 def _no_constant(word: str) -> Any:
     raise ValueError(f"{word} is not a JSON number")
 
 
-def parse_scene_graphs(document: Any, source: str = "scene graph") -> list[SceneGraph]:
-    """Graphs of a parsed sg2im document, which is not modified. `source` begins every error message."""
-    if isinstance(document, list):
-        if not document:
-            raise SceneGraphError(f"{source}: the list of graphs is empty")
-        return [_parse_graph(graph, source, f"[{i}]") for i, graph in enumerate(document)]
-    return [_parse_graph(document, source, "")]
-
-
-def _parse_graph(graph: Any, source: str, path: str) -> SceneGraph:
-    if not isinstance(graph, dict):
-        where = f"{source}: {path}" if path else source
-        raise SceneGraphError(f'{where}: a graph must be an object with "objects" and "relationships"')
-    where = f"{source}: {path}." if path else f"{source}: "
-    names = graph.get("objects")
-    if not isinstance(names, list) or not names:
-        raise SceneGraphError(f"{where}objects: must be a non-empty list of names")
-    for i, name in enumerate(names):
-        check_name(name, f"{where}objects[{i}]")
-    relations = graph.get("relationships", [])
-    if not isinstance(relations, list):
-        raise SceneGraphError(f"{where}relationships: must be a list of [subject, predicate, object]")
-    kept: dict[tuple[int, str, int], None] = {}
-    for i, relation in enumerate(relations):
-        triple = _parse_relation(relation, f"{where}relationships[{i}]", len(names))
-        if triple[0] == triple[2]:
-            logger.warning("%srelationships[%d]: left out: object %d is related to itself", where, i, triple[0])
-        elif triple in kept:
-            logger.warning("%srelationships[%d]: left out: an exact duplicate", where, i)
-        else:
-            kept[triple] = None
-    return SceneGraph(tuple(name.strip() for name in names), tuple(kept))
-
-
-def _parse_relation(relation: Any, where: str, num_objects: int) -> tuple[int, str, int]:
-    if not isinstance(relation, list) or len(relation) != 3:
-        raise SceneGraphError(f"{where}: must be [subject, predicate, object]")
-    subject, predicate, obj = relation
-    for index in (subject, obj):
-        check_index(index, num_objects, where)
-    check_name(predicate, where)
-    return subject, predicate.strip(), obj
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {shown(key)} occurs twice in one object")
+        found[key] = value
+    return found

@@ -1,48 +1,72 @@
-"""Where training pairs come from: (image, scene graph), image as uint8 [H, W, 3] at the asked resolution."""
+"""Where training pairs come from: (image, scene graph), image as uint8 [R, R, 3] at the asked resolution R.
+
+Letters: M images, S samples: every image with each of its D graphs, draw after draw of all images, S = D M.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from sgg_fast.config import Config, ConfigError
+from sgg_fast.data import jsonl
 from sgg_fast.data.formats import load_scene_graphs
-from sgg_fast.data.vg_h5 import read_split, read_vocabulary
+from sgg_fast.data.images import IMAGE_ENDINGS, boxes_in_square, open_rgb, to_square
+from sgg_fast.data.spatial import mirrored_graph
+from sgg_fast.data.stored import StoredCache, is_cache
+from sgg_fast.data.vg_h5 import read_boxes, read_split, read_vocabulary
 from sgg_fast.graph import SceneGraph, SceneGraphError
-
-IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 
 
 @dataclasses.dataclass(frozen=True)
 class PairSource:
     """Graphs at hand, images on request."""
 
-    graphs: list[SceneGraph]
+    graphs: Sequence[SceneGraph]
+    """[S], draw after draw."""
     load_image: Callable[[int], np.ndarray]
-    """Index -> uint8 [H, W, 3]."""
+    """Index of an image (that of a sample, modulo M) -> uint8 [R, R, 3]. Raises `ConfigError`."""
     name: str
+    draws: int = 1
+    """D, graphs of each image."""
+    place: Callable[[int], Path] | None = None
+    """File of each image; None where it is drawn."""
+    boxes: Callable[[int], np.ndarray] | None = None
+    """Index of an image -> float32 [N, 4], x0, y0, x1, y1 of its objects in 0..1 of `load_image`'s picture."""
+    stored: StoredCache | None = None
+    """The prepared cache that this is, if it is one."""
 
     def __len__(self) -> int:
         return len(self.graphs)
 
+    @property
+    def num_images(self) -> int:
+        """M."""
+        return len(self.graphs) // self.draws
 
-def open_source(config: Config) -> PairSource:
-    """The training set that --data names. Raises `ConfigError` for one that cannot be used."""
-    if config.data == "toy":
-        return toy_source(config.seed, config.num_scenes, config.resolution)
-    if not config.data:
-        raise ConfigError(
-            f"--recipe {config.recipe} needs --data: a folder of images with a graph .json beside each, or one that "
-            "`python -m sgg_fast.data.prepare` wrote"
-        )
+
+def open_source(config: Config, split: str = "train", check: bool = True) -> PairSource:
+    """The set that --data names. Raises `ConfigError` for one that cannot be used; with `check`, for absent images."""
     folder = Path(config.data)
-    if (folder / "train.h5").is_file():
-        return vg_source(folder, config.resolution)
-    return folder_source(folder, config.resolution)
+    if config.data == "toy":
+        source = toy_source(config.seed, config.num_scenes, config.resolution)
+    elif not config.data:
+        raise ConfigError(
+            f"--recipe {config.recipe} needs --data: a folder that `python -m sgg_fast.data.prepare` wrote, or one of "
+            "images with a graph .json beside each"
+        )
+    elif is_cache(folder):
+        return stored_source(folder, config)
+    elif jsonl.is_set(folder):
+        source = jsonl_source(folder, config.resolution, split, config.relation_draws, check)
+    elif (folder / f"{split}.h5").is_file():
+        source = vg_source(folder, config.resolution, split, config.attributes == "first", check)
+    else:
+        source = folder_source(folder, config.resolution)
+    return with_mirrored(source) if config.flip == "swap" else source
 
 
 def toy_source(seed: int, num_scenes: int, resolution: int) -> PairSource:
@@ -50,7 +74,8 @@ def toy_source(seed: int, num_scenes: int, resolution: int) -> PairSource:
     from sgg_fast.toy.world import draw_scene
 
     scenes = [draw_scene(seed, i, resolution) for i in range(num_scenes)]
-    return PairSource([s.graph for s in scenes], lambda i: scenes[i].image, f"toy({num_scenes} scenes, seed {seed})")
+    name = f"toy({num_scenes} scenes, seed {seed})"
+    return PairSource([s.graph for s in scenes], lambda i: scenes[i].image, name, boxes=lambda i: scenes[i].boxes)
 
 
 def folder_source(folder: Path, resolution: int) -> PairSource:
@@ -67,44 +92,113 @@ def folder_source(folder: Path, resolution: int) -> PairSource:
         if len(found) != 1:
             raise SceneGraphError(f"{path.with_suffix('.json')}: must hold one graph, that of {path.name}")
         graphs += found
-
-    def load_image(index: int) -> np.ndarray:
-        rgb = open_rgb(paths[index])
-        side = min(rgb.size)
-        left, top = (rgb.width - side) // 2, (rgb.height - side) // 2
-        square = rgb.crop((left, top, left + side, top + side))
-        return np.asarray(square.resize((resolution, resolution), Image.Resampling.LANCZOS))
-
-    return PairSource(graphs, load_image, str(folder))
+    return PairSource(
+        graphs, lambda i: to_square(open_rgb(paths[i]), resolution, "crop"), str(folder), place=lambda i: paths[i]
+    )
 
 
-def vg_source(folder: Path, resolution: int, split: str = "train", first_attribute: bool = False) -> PairSource:
+def vg_source(
+    folder: Path, resolution: int, split: str = "train", first_attribute: bool = False, check: bool = True
+) -> PairSource:
     """SPLIT.h5 and vocab.json of `folder` in sg2im's layout, images below FOLDER/images or else FOLDER itself.
 
     As in sg2im the whole picture is resized to the square, bilinear and antialiased: proportions change, but no
     object of the graph is cut off. Unlike sg2im, which draws ten objects at each access, every object and relation
-    is taken. Raises `ConfigError` for files that cannot be used and for images that are missing.
+    is taken. Raises `ConfigError` for files that cannot be used and, with `check`, for images that are missing.
     """
-    graphs, relative = read_split(folder / f"{split}.h5", read_vocabulary(folder / "vocab.json"), first_attribute)
+    file = folder / f"{split}.h5"
+    graphs, relative = read_split(file, read_vocabulary(folder / "vocab.json"), first_attribute)
+    held: list[np.ndarray] = []
+
+    def boxes_of(index: int) -> np.ndarray:
+        held.extend([] if held else [read_boxes(file)])
+        return held[0][index, : len(graphs[index].objects)]
+
+    return _files_source(folder, f"{folder} ({split})", relative, graphs, boxes_of, resolution, "squash", check)
+
+
+def jsonl_source(folder: Path, resolution: int, split: str = "train", draws: int = 1, check: bool = True) -> PairSource:
+    """SPLIT.jsonl of a prepared set, images below FOLDER/images or else FOLDER itself, resized as set.json says.
+
+    `draws` graphs an image where relations are derived from boxes; one elsewhere. Raises `ConfigError`.
+    """
+    header = jsonl.read_header(folder)
+    draws = draws if header.get("relations") == "derived" else 1
+    lines = list(jsonl.read_lines(folder / f"{split}.jsonl", draws))
+    if not lines:
+        raise ConfigError(f"{folder / f'{split}.jsonl'}: holds no image")
+    graphs = [line.graphs[d] for d in range(draws) for line in lines]
+    boxes_of = None if any(line.boxes is None for line in lines) else lambda i: lines[i].boxes
+    paths = [line.image for line in lines]
+    source = _files_source(folder, f"{folder} ({split})", paths, graphs, boxes_of, resolution, header["resize"], check)
+    return dataclasses.replace(source, draws=draws)
+
+
+def _files_source(
+    folder: Path,
+    name: str,
+    relative: Sequence[str],
+    graphs: Sequence[SceneGraph],
+    boxes_of: Callable[[int], np.ndarray] | None,
+    resolution: int,
+    resize: str,
+    check: bool,
+) -> PairSource:
+    """Images by path below FOLDER/images or FOLDER; `boxes_of` gives x, y, w, h in their pixels."""
     root = folder / "images" if (folder / "images").is_dir() else folder
-    missing = [path for path in relative if not (root / path).is_file()]
+    missing = [path for path in relative if not (root / path).is_file()] if check else []
     if missing:
         raise ConfigError(
-            f"--data {folder}: {len(missing)} of {len(relative)} images missing, first {root / missing[0]}; "
-            "unpack Visual Genome's images.zip and images2.zip there"
+            f"--data {folder}: {len(missing)} of {len(relative)} images missing, first {root / missing[0]}; unpack the "
+            "published image archives there, or train from `prepare cache`, which leaves out what is missing"
         )
 
+    def boxes(index: int) -> np.ndarray:
+        assert boxes_of is not None
+        return boxes_in_square(boxes_of(index), open_rgb(root / relative[index]).size, resize)
+
+    return PairSource(
+        graphs,
+        lambda i: to_square(open_rgb(root / relative[i % len(relative)]), resolution, resize),
+        name,
+        place=lambda i: root / relative[i % len(relative)],
+        boxes=boxes if boxes_of else None,
+    )
+
+
+def with_mirrored(source: PairSource) -> PairSource:
+    """Every image as it is, then every image mirrored, "left" and "right" swapped in its graph."""
+    num, draws = source.num_images, source.draws
+    graphs: list[SceneGraph] = []
+    for d in range(draws):
+        own = source.graphs[d * num : (d + 1) * num]
+        graphs += [*own, *map(mirrored_graph, own)]
+
+    def boxes(index: int) -> np.ndarray:
+        assert source.boxes is not None
+        found = source.boxes(index % num).copy()
+        if index % (2 * num) >= num:
+            found[:, [0, 2]] = 1 - found[:, [2, 0]]
+        return found
+
     def load_image(index: int) -> np.ndarray:
-        square = open_rgb(root / relative[index]).resize((resolution, resolution), Image.Resampling.BILINEAR)
-        return np.asarray(square)
+        picture = source.load_image(index % num)
+        return picture if index % (2 * num) < num else np.ascontiguousarray(picture[:, ::-1])
 
-    return PairSource(graphs, load_image, f"{folder} ({split})")
+    place = source.place
+
+    return dataclasses.replace(
+        source,
+        graphs=graphs,
+        load_image=load_image,
+        name=f"{source.name} and mirrored",
+        place=None if place is None else lambda i: place(i % num),
+        boxes=boxes if source.boxes else None,
+    )
 
 
-def open_rgb(path: Path) -> Image.Image:
-    """A picture, decoded. Raises `ConfigError` naming the file."""
-    try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of them
-        raise ConfigError(f"{path}: cannot be read as an image: {error}") from error
+def stored_source(folder: Path, config: Config) -> PairSource:
+    """A finished cache. Raises `ConfigError` where it is damaged, unfinished or of other settings than the run's."""
+    stored = StoredCache(folder)
+    stored.check_settings(config)
+    return PairSource(stored.graphs, stored.picture, str(folder), stored.draws, stored=stored)

@@ -9,13 +9,14 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
 from sgg_fast.config import ConfigError
+from sgg_fast.data.images import stays_inside
 from sgg_fast.graph import SceneGraph, SceneGraphError
 
 logger = logging.getLogger(__name__)
@@ -39,13 +40,6 @@ class VgImage:
     """int32 [m, 4]: relation id, subject, index of the predicate, object; objects by their place in the image."""
     attributes: list[list[int]]
     """Indices of the attributes of each object."""
-
-
-def stays_inside(path: str) -> bool:
-    """Whether a path from an annotation is relative and cannot leave the folder it is joined to."""
-    windows = PureWindowsPath(path)
-    escapes = windows.drive or windows.root or "\\" in path or "\0" in path
-    return bool(path) and not escapes and ".." not in PurePosixPath(path).parts
 
 
 def write_split(
@@ -148,6 +142,13 @@ def read_split(
     return graphs, paths
 
 
+def read_boxes(path: Path) -> np.ndarray:
+    """int32 [M, O, 4] x, y, w, h in pixels of a split, padded with -1; objects as `read_split` orders them."""
+    boxes = _read_arrays(path, ("image_ids", "object_boxes"))["object_boxes"]
+    assert isinstance(boxes, np.ndarray)
+    return boxes
+
+
 def _read_arrays(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     """The datasets `keys`, whole. Raises `ConfigError`, also where their lengths do not fit together."""
     try:
@@ -163,7 +164,9 @@ def _read_arrays(path: Path, keys: Sequence[str]) -> dict[str, Any]:
     num = len(arrays["image_ids"]) if arrays["image_ids"].ndim == 1 else -1
     for key, array in arrays.items():
         flat = key in ("image_ids", "image_paths", "objects_per_image", "relationships_per_image")
-        whole = array.ndim == (1 if flat else 2) and (key == "image_paths" or array.dtype.kind in "iu")
+        whole = array.ndim == (1 if flat else 3 if key == "object_boxes" else 2) and (
+            key == "image_paths" or array.dtype.kind in "iu"
+        )
         if not whole or (key != "object_attributes" and len(array) != num):
             raise ConfigError(f"{path}: {key} is {array.dtype} {list(array.shape)}, which does not fit {num} images")
     if "object_attributes" in arrays and len(arrays["object_attributes"]) != arrays["objects_per_image"].sum():

@@ -6,18 +6,84 @@ N objects.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
 
 def masked_mse(predicted_NK: torch.Tensor, target_NK: torch.Tensor, masked_N: torch.Tensor) -> torch.Tensor:
-    """Mean squared error over masked objects; 0 if none is masked. Targets have unit variance: chance is 1."""
-    per_object = (predicted_NK.float() - target_NK.float()).square().mean(dim=1)
+    """Mean squared error over masked objects; 0 if none is masked. Targets have unit variance: chance is 1.
+
+    N may be several dimensions.
+    """
+    per_object = (predicted_NK.float() - target_NK.float()).square().mean(dim=-1)
     weight = masked_N.to(per_object.dtype)
     return (per_object * weight).sum() / weight.sum().clamp(min=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Negatives:
+    """K images for each graph of a batch, drawn when asked for, so that nobody need hold all of them at once."""
+
+    table: torch.Tensor
+    """[M, I] unit embeddings of all images."""
+    draw: Callable[[slice], torch.Tensor]
+    """Rows of the batch -> [b, K] indices into the table, the same at every call."""
+    num: int
+    """K."""
+
+
+CHUNK_ELEMENTS = 2**22
+"""Embeddings of negatives that InfoNCE gathers at once: 16 MB in fp32, or one graph's if those are more."""
+
+
+class _InfoNCE(torch.autograd.Function):
+    """Keeps [B] and [B, I] for backward, which draws and gathers the negatives again."""
+
+    @staticmethod
+    def _chunks(x_BI: torch.Tensor, negatives: Negatives) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
+        """Rows, their negatives [b, K, I], and the cosines [b, K]."""
+        size = max(1, CHUNK_ELEMENTS // (negatives.num * x_BI.shape[1]))
+        for first in range(0, len(x_BI), size):
+            rows = slice(first, first + size)
+            negative_bKI = negatives.table[negatives.draw(rows)]
+            yield rows, negative_bKI, torch.einsum("bi,bki->bk", x_BI[rows], negative_bKI)
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_BI: torch.Tensor, positive_B: torch.Tensor, scale: torch.Tensor, negatives: Negatives
+    ) -> torch.Tensor:
+        lse_B = torch.empty_like(positive_B)
+        for rows, _, cosine_bK in _InfoNCE._chunks(x_BI, negatives):
+            lse_B[rows] = torch.logaddexp(positive_B[rows], (scale * cosine_bK).logsumexp(dim=1))
+        ctx.save_for_backward(x_BI, positive_B, scale, lse_B)
+        ctx.negatives = negatives
+        return lse_B - positive_B
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_B: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x_BI, positive_B, scale, lse_B = ctx.saved_tensors
+        grad_x, grad_scale = torch.empty_like(x_BI), torch.zeros_like(scale)
+        for rows, negative_bKI, cosine_bK in _InfoNCE._chunks(x_BI, ctx.negatives):
+            grad_bK = grad_B[rows, None] * (scale * cosine_bK - lse_B[rows, None]).exp()
+            grad_x[rows] = scale * torch.einsum("bk,bki->bi", grad_bK, negative_bKI)
+            grad_scale += (grad_bK * cosine_bK).sum()
+        return grad_x, grad_B * ((positive_B - lse_B).exp() - 1), grad_scale, None
+
+
+def info_nce(x_BI: torch.Tensor, positive_B: torch.Tensor, scale: torch.Tensor, negatives: Negatives) -> torch.Tensor:
+    """`-log softmax` of the positive logit [B] among it and `scale <x, negative>` of K negatives (InfoNCE; van den
+
+    Oord et al., 2018, eq. 4), per graph [B], x [B, I]. Neither [B, K] logits nor [B, K, I] negatives outlive a chunk.
+    """
+    return _InfoNCE.apply(x_BI, positive_B, scale, negatives)
 
 
 class SpatialConstraint(nn.Module):
@@ -33,16 +99,16 @@ class SpatialConstraint(nn.Module):
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x_global_BI: torch.Tensor, positive_BI: torch.Tensor, negative_BKI: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_global_BI: torch.Tensor, positive_BI: torch.Tensor, negatives: Negatives) -> torch.Tensor:
         """Mean over the batch; "bce" and "literal" read the first negative only."""
         x = nn.functional.normalize(x_global_BI.float(), dim=-1)
         scale = self.scale.exp()
-        positive_B = scale * (x * positive_BI).sum(-1) + self.bias
-        negative_BK = scale * torch.einsum("bi,bki->bk", x, negative_BKI) + self.bias
-        if self.form == "infonce":
-            logits = torch.cat([positive_B[:, None], negative_BK], dim=1)
-            return -logits.log_softmax(dim=1)[:, 0].mean()
-        negative_B = negative_BK[:, 0]
+        positive_B = scale * (x * positive_BI).sum(-1)
+        if self.form == "infonce":  # a softmax does not see the logits' common bias
+            return info_nce(x, positive_B, scale, negatives).mean()
+        positive_B = positive_B + self.bias
+        first_BI = negatives.table[negatives.draw(slice(None))[:, 0]]
+        negative_B = scale * (x * first_BI).sum(-1) + self.bias
         away = logsigmoid(-negative_B) if self.form == "bce" else logsigmoid(1 - negative_B)
         return -(logsigmoid(positive_B) + away).mean()
 
@@ -58,6 +124,17 @@ class SpatialConstraint(nn.Module):
 def diffusion_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """L_diff, eq. 11, per image [B]: mean squared error. Chance is 1 (predicting 0 for unit noise)."""
     return (predicted.float() - target.float()).square().flatten(1).mean(dim=1)
+
+
+def min_snr_weight(kind: str, alpha_bar_B: torch.Tensor, gamma: float) -> torch.Tensor:
+    """Weight of L_diff at each image's timestep [B]: min(SNR, gamma) / SNR for predicted noise, / (SNR + 1) for v, with
+
+    SNR = abar / (1 - abar) (Hang et al., 2023, Efficient Diffusion Training via Min-SNR Weighting); 1 for gamma 0.
+    """
+    if not gamma:
+        return torch.ones_like(alpha_bar_B)
+    snr_B = alpha_bar_B / (1 - alpha_bar_B)
+    return snr_B.clamp(max=gamma) / (snr_B + 1 if kind == "v_prediction" else snr_B)
 
 
 def alignment_weight(alpha_bar_B: torch.Tensor, form: str) -> torch.Tensor:

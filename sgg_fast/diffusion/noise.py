@@ -24,7 +24,9 @@ def draw_dropped(seed: int, step: int, sample_B: torch.Tensor, probability: floa
     return ops.hash_uniform(seed, step, sample_B, STREAM_DROP) < probability
 
 
-def draw_negatives(seed: int, step: int, sample_B: torch.Tensor, num_negatives: int, num_images: int) -> torch.Tensor:
+def draw_negatives(
+    seed: int, step: int | torch.Tensor, sample_B: torch.Tensor, num_negatives: int, num_images: int
+) -> torch.Tensor:
     """[B, K] int64: images of the set other than the sample's own, uniform."""
     k = torch.arange(num_negatives, device=sample_B.device)
     drawn = ops.hash_u32(seed, step, sample_B[:, None], STREAM_NEGATIVE, k) % (num_images - 1)

@@ -6,7 +6,7 @@ E relations, T context tokens, D graph width, C cross-attention width, V names, 
 
 from __future__ import annotations
 
-import dataclasses
+from typing import NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -30,9 +30,8 @@ def context_length(most_triples: int) -> int:
     return max(MIN_TOKENS, -(-(most_triples + 2) // 16) * 16)
 
 
-@dataclasses.dataclass(frozen=True)
-class GraphCondition:
-    """What the image model gets from a batch of graphs."""
+class GraphCondition(NamedTuple):
+    """What the image model gets from a batch of graphs. A tuple, in which ZeRO-3's hooks find the tensors."""
 
     context: torch.Tensor
     """[B, T, C] tokens."""

@@ -1,12 +1,46 @@
 """Masked auto-encoder: predicts the names of masked objects from their surroundings and X_global.
 
-Letters: N objects, B graphs, D width, K name width, I image width.
+Letters: N objects, B graphs, L rows of the largest graph, D width, K name width, I image width.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import nn
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Where each packed object stands among the rows of its graph: B graphs, L rows each.
+
+    Objects of no graph among the B (other copies, padding) all go to one row that is cut off again.
+    """
+
+    graph: torch.Tensor
+    """[N] int64, B for those of no graph."""
+    within: torch.Tensor
+    present: torch.Tensor
+    """[B, L] bool."""
+
+    @classmethod
+    def of(cls, graph_N: torch.Tensor, ptr_B1: torch.Tensor, longest: int) -> Places:
+        """graph: [N], outside 0..B-1 for those of no graph; ptr: [B+1] first object of each graph; longest: L."""
+        ptr = ptr_B1.long()
+        num = len(ptr) - 1
+        inside_N = (graph_N >= 0) & (graph_N < num)
+        first_N = ptr[graph_N.long().clamp(0, num - 1)]
+        within_N = torch.arange(len(graph_N), device=ptr.device) - first_N
+        present_BL = torch.arange(longest, device=ptr.device) < ptr.diff()[:, None]
+        outside_N = ~inside_N
+        return cls(graph_N.long().masked_fill(outside_N, num), within_N.masked_fill(outside_N, 0), present_BL)
+
+    def rows(self, values_N: torch.Tensor) -> torch.Tensor:
+        """[N, ...] -> [B, L, ...], zeros where no object is. No host decision and no sum: the gradient is a gather."""
+        num, longest = self.present.shape
+        rows = values_N.new_zeros(num + 1, longest, *values_N.shape[1:])
+        return rows.index_put((self.graph, self.within), values_N)[:num]
 
 
 class MaskedObjectDecoder(nn.Module):
@@ -23,19 +57,13 @@ class MaskedObjectDecoder(nn.Module):
         )
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, name_dim))
 
-    def forward(
-        self, x_ND: torch.Tensor, x_global_BI: torch.Tensor, graph_N: torch.Tensor, ptr_B1: torch.Tensor, longest: int
-    ) -> torch.Tensor:
-        """x: [N, D] of the masked copies, x_global: [B, I] of the same copies -> predicted targets [N, K].
+    def forward(self, x_BLD: torch.Tensor, x_global_BI: torch.Tensor, present_BL: torch.Tensor) -> torch.Tensor:
+        """Rows of the masked copies' objects, x_global of the same copies -> predicted targets [B, L, K].
 
-        graph: [N] graph of each object, ptr: [B+1] first object of each graph, longest: objects of the largest.
-        Attention stays within a graph: rows are padded to the largest and the padding is masked.
+        Attention stays within a graph, and nothing attends to a row that is not present.
         """
-        graph, ptr = graph_N.long(), ptr_B1.long()
-        within = torch.arange(x_ND.shape[0], device=x_ND.device) - ptr[graph] + 1
-        rows = x_ND.new_zeros(x_global_BI.shape[0], longest + 1, x_ND.shape[1]).index_put((graph, within), x_ND)
-        rows = torch.cat([self.global_in(x_global_BI)[:, None], rows[:, 1:]], dim=1)
-        absent = torch.arange(longest + 1, device=x_ND.device) > ptr.diff()[:, None]
+        rows = torch.cat([self.global_in(x_global_BI)[:, None], x_BLD], dim=1)
+        absent = nn.functional.pad(~present_BL, (1, 0))
         for layer in self.layers:
             rows = layer(rows, src_key_padding_mask=absent)
-        return self.out(rows[graph, within])
+        return self.out(rows[:, 1:])

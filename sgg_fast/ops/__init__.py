@@ -1,4 +1,4 @@
-"""The operators of the graph encoder as the model calls them: validated, dispatched, without parameters.
+"""The operators of graph encoder, UNet and VAE as the models call them: validated, dispatched, without parameters.
 
 `use_kernels` chooses the form once; every function documents shapes and what an empty group gives.
 """
@@ -7,21 +7,27 @@ from sgg_kernels.reference import hash_normal, hash_u32, hash_uniform
 
 from .dispatch import BACKENDS, backend_for, use_kernels
 from .graph_ops import gather_add_relu, graph_mean, masked_pool, scatter_mean, triple_context
-from .pack import MaskDraw, pack, pack_masked
+from .pack import MaskDraw, draw_table, pack, pack_masked, pack_replayed, table_shape
+from .unet_ops import geglu, group_norm_silu
 
 __all__ = [
     "BACKENDS",
     "MaskDraw",
     "backend_for",
+    "draw_table",
     "gather_add_relu",
+    "geglu",
     "graph_mean",
+    "group_norm_silu",
     "hash_normal",
     "hash_u32",
     "hash_uniform",
     "masked_pool",
     "pack",
     "pack_masked",
+    "pack_replayed",
     "scatter_mean",
+    "table_shape",
     "triple_context",
     "use_kernels",
 ]

@@ -76,14 +76,34 @@ def _(store, ids, object_ptr, relation_ptr, step, num_objects, num_relations, fi
     return [*out, ids.new_empty(num_objects, dtype=torch.bool)]
 
 
-def _ship(rows: Sequence[np.ndarray], device: torch.device) -> list[torch.Tensor]:
-    """Host integers, wrapped to int32, on `device`: one copy that nobody waits for."""
-    width = -(-max(map(len, rows)) // _ALIGN) * _ALIGN
-    host = torch.zeros(len(rows), width, dtype=torch.int32, pin_memory=device.type == "cuda")
-    for i, row in enumerate(rows):
-        host[i, : len(row)] = torch.from_numpy(row.astype(np.int32))
-    moved = host.to(device, non_blocking=True)
-    return [moved[i, : len(row)] for i, row in enumerate(rows)]
+def table_shape(num_graphs: int) -> tuple[int, int]:
+    """Of the `draw_table` of a batch of so many graphs, the padding included."""
+    return 4, -(-(num_graphs + 1) // _ALIGN) * _ALIGN
+
+
+def draw_table(
+    store: SceneGraphBatch,
+    graph_ids: Sequence[int] | np.ndarray,
+    step: int,
+    *,
+    bucket: tuple[int, int] | None = None,
+    out: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, np.ndarray]:
+    """What a batch is packed from, on the host: int32 [4, W], rows ids, object and relation pointers, step; and the
+    sizes [G, 2] of its graphs, the padding graph last. Integers are wrapped to int32. Raises ValueError as `pack`.
+
+    out: a tensor of `table_shape`, pinned perhaps, to write into.
+    """
+    ids = np.asarray(graph_ids, dtype=np.int64)
+    if ids.ndim != 1 or ids.size == 0 or ids.min() < 0 or ids.max() >= store.num_graphs:
+        raise ValueError(f"pack: graph ids must lie in 0..{store.num_graphs - 1} and there must be at least one")
+    sizes = _sizes(store, ids, bucket)
+    table = torch.zeros(table_shape(len(sizes)), dtype=torch.int32) if out is None else out
+    table[0, : len(ids)] = torch.from_numpy(ids.astype(np.int32))
+    table[1:3, 0] = 0
+    table[1:3, 1 : len(sizes) + 1] = torch.from_numpy(sizes.cumsum(axis=0).astype(np.int32).T)
+    table[3, 0] = (step + 2**31) % 2**32 - 2**31
+    return table, sizes
 
 
 def _sizes(store: SceneGraphBatch, ids: np.ndarray, bucket: tuple[int, int] | None) -> np.ndarray:
@@ -103,6 +123,33 @@ def _sizes(store: SceneGraphBatch, ids: np.ndarray, bucket: tuple[int, int] | No
     return sizes
 
 
+def _packed(
+    store: SceneGraphBatch,
+    table: torch.Tensor,
+    num_ids: int,
+    sizes: np.ndarray,
+    totals: tuple[int, int],
+    mask: MaskDraw | None,
+) -> tuple[SceneGraphBatch, torch.Tensor]:
+    """The batch of a table on the store's device; `totals` is (N, E)."""
+    num_graphs, step = len(sizes), None if mask is None else mask.step
+    object_ptr, relation_ptr = table[1, : num_graphs + 1], table[2, : num_graphs + 1]
+    *fields, masked_N = _pack(
+        [getattr(store, name) for name in STORE_FIELDS],
+        table[0, :num_ids],
+        object_ptr,
+        relation_ptr,
+        table[3, :1] if isinstance(step, int) else step,
+        *totals,
+        mask.first_copy if mask else 0,
+        round(mask.ratio * PPM) if mask else 0,
+        mask.seed if mask else 0,
+        backend_for(store.object_name.device),
+    )
+    named = dict(zip(BATCH_FIELDS, fields, strict=True))
+    return SceneGraphBatch(**named, object_ptr=object_ptr, relation_ptr=relation_ptr, sizes=sizes), masked_N
+
+
 def _draw(
     store: SceneGraphBatch,
     graph_ids: Sequence[int] | np.ndarray,
@@ -110,33 +157,35 @@ def _draw(
     bucket: tuple[int, int] | None,
 ) -> tuple[SceneGraphBatch, torch.Tensor]:
     """Both public forms."""
-    ids = np.asarray(graph_ids, dtype=np.int64)
-    if ids.ndim != 1 or ids.size == 0 or ids.min() < 0 or ids.max() >= store.num_graphs:
-        raise ValueError(f"pack: graph ids must lie in 0..{store.num_graphs - 1} and there must be at least one")
-    sizes, device = _sizes(store, ids, bucket), store.object_name.device
+    device = store.object_name.device
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("pack: the graphs drawn would be baked into the capture; capture sgg_kernels.pack.pack_fwd")
-    offsets = np.concatenate([np.zeros((1, 2), np.int64), sizes.cumsum(axis=0)])
-    first_copy, ratio_ppm, seed, step = 0, 0, 0, None
-    if mask is not None:
-        first_copy, ratio_ppm, seed, step = mask.first_copy, round(mask.ratio * PPM), mask.seed, mask.step
-    host_step = np.array([step if isinstance(step, int) else 0])
-    ids_B, object_ptr, relation_ptr, device_step = _ship([ids, offsets[:, 0], offsets[:, 1], host_step], device)
-    *fields, masked_N = _pack(
-        [getattr(store, name) for name in STORE_FIELDS],
-        ids_B,
-        object_ptr,
-        relation_ptr,
-        device_step if isinstance(step, int) else step,
-        int(offsets[-1, 0]),
-        int(offsets[-1, 1]),
-        first_copy,
-        ratio_ppm,
-        seed,
-        backend_for(device),
-    )
-    named = dict(zip(BATCH_FIELDS, fields, strict=True))
-    return SceneGraphBatch(**named, object_ptr=object_ptr, relation_ptr=relation_ptr, sizes=sizes), masked_N
+        raise RuntimeError("pack: the graphs drawn would be baked into the capture; capture pack_replayed")
+    step = mask.step if mask is not None and isinstance(mask.step, int) else 0
+    table, sizes = draw_table(store, graph_ids, step, bucket=bucket)
+    if device.type == "cuda":
+        table = table.pin_memory().to(device, non_blocking=True)
+    num_n, num_e = sizes.sum(axis=0).tolist()
+    return _packed(store, table, len(graph_ids), sizes, (num_n, num_e), mask)
+
+
+def pack_replayed(
+    store: SceneGraphBatch,
+    table: torch.Tensor,
+    num_ids: int,
+    mask: MaskDraw,
+    *,
+    bucket: tuple[int, int],
+    bounds: tuple[int, int],
+) -> tuple[SceneGraphBatch, torch.Tensor]:
+    """`pack_masked` from a `draw_table` on the device, whose content may change under a captured launch.
+
+    The batch has `num_ids` graphs and the padding graph; its `sizes` are not those of the graphs, which the host does
+    not know here, but `bounds`: (objects, relations) of the largest graph of the store. An integer
+    `mask.step` is not read: the step stands in the table.
+
+    Equivalent PyTorch: `pack_masked(store, table[0, :num_ids], mask, bucket=bucket)`
+    """
+    return _packed(store, table, num_ids, np.tile(bounds, (num_ids + 1, 1)), bucket, mask)
 
 
 def pack(

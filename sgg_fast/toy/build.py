@@ -2,7 +2,8 @@
 
 The foundation, part by part: `python -m sgg_fast.toy.build vae`, then `clip`, then `unet`. Each goes on where it was
 stopped, and leaves fp16 weights in `--out`; `--install` copies them into the package, where `sgg_fast/toy/models.py`
-finds them. Then SGG-IG on it, by `train.py` like anything else, and `python -m sgg_fast.toy.build ship --out RUN`:
+finds them. What judges pictures stands beside it: `detector --scenes 7000` and `features --scenes 4000`. Then SGG-IG on
+the foundation, by `train.py` like anything else, and `python -m sgg_fast.toy.build ship --out RUN`:
 
     train.py --stage pretrain --out RUN --num-scenes 16000 --batch-size 32 --steps 2900 --lr-schedule cosine --seed 5
     train.py --stage finetune --out RUN --num-scenes 8000 --batch-size 32 --steps 2000 --lr-schedule cosine --seed 5
@@ -21,6 +22,8 @@ import argparse
 import json
 import math
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +43,8 @@ from sgg_fast.nn.foundation import Foundation
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.toy import world
 from sgg_fast.toy.captions import caption
+from sgg_fast.toy.detector import train_detector
+from sgg_fast.toy.features import train_features
 from sgg_fast.toy.fit import fit
 from sgg_fast.toy.models import (
     WEIGHTS,
@@ -50,11 +55,9 @@ from sgg_fast.toy.models import (
     toy_unet,
     toy_vae,
 )
+from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
 
 SHEET = Path(__file__).parent / "sheet.png"
-
-TRAIN_SEED, HELD_OUT_SEED = 1000, 2000
-"""World seeds of the foundation's training and held-out scenes; neither is a seed that a recipe trains on."""
 
 
 def draw(seed: int, num: int, first: int = 0) -> np.ndarray:
@@ -241,8 +244,20 @@ def contact_sheet(path: Path, num: int = 12) -> None:
     sheet([np.stack([s.image for s in scenes]), (drawn * 255).round().astype(np.uint8)], path, zoom=2)
 
 
-PARTS = {"vae": build_vae, "clip": build_clip, "unet": build_unet}
-STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000}
+def build_judge(out: Path, num_steps: int, num_scenes: int, part: str) -> None:
+    """A network that judges pictures and has no part in drawing them: "detector", or the "features" of FID."""
+    train = train_detector if part == "detector" else train_features
+    save_half(train(out / part, num_steps, num_scenes, TRAIN_SEED, HELD_OUT_SEED), out / f"{part}.safetensors")
+
+
+PARTS: dict[str, Callable[[Path, int, int], object]] = {
+    "vae": build_vae,
+    "clip": build_clip,
+    "unet": build_unet,
+    "detector": partial(build_judge, part="detector"),
+    "features": partial(build_judge, part="features"),
+}
+STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000, "detector": 2400, "features": 1000}
 
 
 def main(argv: list[str] | None = None) -> int:

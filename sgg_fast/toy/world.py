@@ -29,6 +29,22 @@ GEOMETRIC = ("left of", "right of", "above", "below", "inside", "surrounding")
 INTERACTIONS = ("standing on", "wearing", "holding", "riding", "behind", "covered in")
 PREDICATES: tuple[str, ...] = (*GEOMETRIC, *INTERACTIONS)
 
+TRAIN_SEED, HELD_OUT_SEED = 1000, 2000
+"""World seeds of the foundation's training and of held-out scenes; neither is a seed that a recipe trains on."""
+
+HELD_OUT: frozenset[tuple[str, str, str]] = frozenset(
+    {
+        ("dog", "riding", "boat"),
+        ("sheep", "wearing", "hat"),
+        ("bird", "standing on", "car"),
+        ("person", "holding", "ball"),
+        ("house", "covered in", "leaves"),
+        ("sheep", "left of", "house"),
+        ("tree", "right of", "car"),
+    }
+)
+"""Combinations of known words that no scene shows unless it is asked for: what a model makes of them is not memory."""
+
 MAX_RELATIONS = 8
 MIN_VISIBLE = 0.3
 """Least visible share of an object's own extent (1)."""
@@ -134,10 +150,18 @@ def _relations(
     return tuple(chosen[k] for k in rng.permutation(len(chosen)))
 
 
-def _try_scene(rng: np.random.Generator, size: int) -> Scene | None:
-    """One attempt; None when something ended up hidden or too little is going on."""
+def held_out_relations(graph: SceneGraph) -> list[int]:
+    """Indices of the relations whose triple, colours aside, is in `HELD_OUT`."""
+    category = [name.split()[-1] for name in graph.objects]
+    return [k for k, (s, p, o) in enumerate(graph.relations) if (category[s], p, category[o]) in HELD_OUT]
+
+
+def _try_scene(rng: np.random.Generator, size: int, held_out: bool) -> Scene | None:
+    """One attempt; None when something ended up hidden, too little is going on or `held_out` is not met."""
     plan = Plan(rng)
     if not plan.groups:
+        return None
+    if not held_out and any((s.category, p, o.category) in HELD_OUT for s, p, o in plan.links):
         return None
     image, full_NHW = _paint(plan, size)
     later_NHW = np.zeros_like(full_NHW)
@@ -159,14 +183,19 @@ def _try_scene(rng: np.random.Generator, size: int) -> Scene | None:
     relations = _relations(rng, links, boxes, {place[t] for t in (*plan.backdrop, *plan.covers)})
     if len(relations) < 2:
         return None
-    names = tuple(plan.things[n].name for n in order)
-    return Scene(SceneGraph(names, relations), image, boxes, seen_NHW)
+    graph = SceneGraph(tuple(plan.things[n].name for n in order), relations)
+    if bool(held_out_relations(graph)) != held_out:
+        return None
+    return Scene(graph, image, boxes, seen_NHW)
 
 
-def draw_scene(seed: int, index: int, size: int = 64) -> Scene:
-    """Scene `index` of the world `seed`, `size` pixels a side; a pure function of its arguments."""
+def draw_scene(seed: int, index: int, size: int = 64, held_out: bool = False) -> Scene:
+    """Scene `index` of the world `seed`, `size` pixels a side; a pure function of its arguments.
+
+    No scene holds a combination of `HELD_OUT`, but with `held_out` every graph says at least one.
+    """
     rng = np.random.Generator(np.random.PCG64([seed, index]))
-    while (scene := _try_scene(rng, size)) is None:
+    while (scene := _try_scene(rng, size, held_out)) is None:
         pass
     return scene
 

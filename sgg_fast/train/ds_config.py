@@ -8,14 +8,36 @@ from typing import Any
 
 from sgg_fast.config import Config, ConfigError
 
+ZERO_AUTO = {
+    "reduce_bucket_size": 50_000_000,
+    "allgather_bucket_size": 50_000_000,
+    "stage3_prefetch_bucket_size": 50_000_000,
+    "stage3_param_persistence_threshold": 100_000,
+}
+"""What "auto" means in zero_optimization: buckets of 100 MB in bf16, where DeepSpeed's own take a gigabyte."""
+
 
 def load_ds_config(path: str | Path, config: Config, precision: str, world_size: int) -> dict[str, Any]:
-    """The dictionary for `deepspeed.initialize`. precision: "bf16" or "fp32".
+    """The dictionary for `deepspeed.initialize`. precision: "bf16", "fp16" or "fp32".
 
     "auto" takes the recipe's value, as users of Accelerate and transformers expect; a number that
     contradicts the recipe raises `ConfigError`.
     """
-    path = Path(path)
+    ds = _read(Path(path))
+    try:
+        _resolve_zero(ds["zero_optimization"])
+        _resolve_sizes(ds, config, world_size)
+        _resolve_precision(ds, precision)
+        if unresolved := list(_autos(ds)):
+            raise ConfigError(f'"auto" is not known for {unresolved[0]}; give a value')
+    except ConfigError as error:
+        raise ConfigError(f"--deepspeed {path}: {error}") from error
+    ds["zero_allow_untested_optimizer"] = True
+    ds.setdefault("zero_force_ds_cpu_optimizer", False)  # offload keeps the recipe's optimiser
+    return ds
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         ds = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -29,32 +51,47 @@ def load_ds_config(path: str | Path, config: Config, precision: str, world_size:
     for key in ("fp16", "bf16", "zero_optimization"):
         if not isinstance(ds.setdefault(key, {}), dict):
             raise ConfigError(f'--deepspeed {path}: {key} must be an object, such as {{"enabled": "auto"}}')
-    if ds["zero_optimization"].get("stage", 0) == 3:
-        raise ConfigError(f"--deepspeed {path}: ZeRO stage 3 splits the weights that samples and results need; use 2")
-    if ds["fp16"].get("enabled") not in (None, False, "auto"):
-        raise ConfigError(f"--deepspeed {path}: fp16 is not supported; use bf16 or fp32")
+    return ds
+
+
+def _resolve_zero(zero: dict[str, Any]) -> None:
+    for key, value in ZERO_AUTO.items():
+        if zero.get(key) == "auto":
+            zero[key] = value
+    stage = zero.setdefault("stage", 0)
+    for key, stages in (("offload_optimizer", (1, 2, 3)), ("offload_param", (3,))):
+        device = (zero.get(key) or {}).get("device", "none")
+        if device not in ("none", "cpu"):
+            raise ConfigError(f"{key} to {device} needs an optimiser of DeepSpeed's own; offload to cpu")
+        if device == "cpu" and stage not in stages:
+            raise ConfigError(
+                f"{key} does nothing at ZeRO stage {stage}; it needs stage {' or '.join(map(str, stages))}"
+            )
+
+
+def _resolve_sizes(ds: dict[str, Any], config: Config, world_size: int) -> None:
+    per_process = config.batch_size * config.accumulation_steps
     expected = {
         "train_micro_batch_size_per_gpu": (config.batch_size, "--batch-size"),
-        "gradient_accumulation_steps": (1, "gradient accumulation"),
-        "train_batch_size": (config.batch_size * world_size, "--batch-size x processes"),
+        "gradient_accumulation_steps": (config.accumulation_steps, "--accumulation-steps"),
+        "train_batch_size": (per_process * world_size, "--batch-size x --accumulation-steps x processes"),
         "gradient_clipping": (config.max_grad_norm, "--max-grad-norm"),
     }
     for key, (value, source) in expected.items():
         given = ds.get(key, "auto")
         if given != "auto" and given != value:
-            raise ConfigError(f'--deepspeed {path}: {key} is {given}, but {source} is {value}; set it to "auto"')
+            raise ConfigError(f'{key} is {given}, but {source} is {value}; set it to "auto"')
         ds[key] = value
-    bf16 = ds["bf16"]
-    enabled = bf16.get("enabled", "auto")
-    if enabled != "auto" and bool(enabled) != (precision == "bf16"):
-        raise ConfigError(f'--deepspeed {path}: bf16.enabled is {enabled}, but precision is {precision}; set "auto"')
-    bf16["enabled"] = precision == "bf16"
-    ds.pop("fp16", None)
-    if unresolved := list(_autos(ds)):
-        raise ConfigError(f'--deepspeed {path}: "auto" is not known for {unresolved[0]}; give a value')
-    ds["zero_allow_untested_optimizer"] = True
-    ds.setdefault("zero_force_ds_cpu_optimizer", False)  # offload keeps the recipe's optimiser
-    return ds
+
+
+def _resolve_precision(ds: dict[str, Any], precision: str) -> None:
+    for key in ("bf16", "fp16"):
+        given = ds[key].get("enabled", "auto")
+        if given != "auto" and bool(given) != (precision == key):
+            raise ConfigError(f'{key}.enabled is {given}, but precision is {precision}; set "auto"')
+        ds[key]["enabled"] = precision == key
+    if precision != "fp16":
+        del ds["fp16"]
 
 
 def _autos(node: Any, where: str = "") -> Any:

@@ -1,4 +1,4 @@
-"""Optimisers. The only place, with `engine.py`, that knows of bitsandbytes."""
+"""Learning rates, parameter groups and the choice of optimiser."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from sgg_fast.config import Config, ConfigError
+from sgg_fast.train.flat import FlatAdam
 
 MIN_8BIT_ELEMENTS = 4096
 """Tensors below this keep 32-bit state, as bitsandbytes advises."""
@@ -50,21 +51,16 @@ def parameter_groups(module: nn.Module, config: Config) -> list[dict[str, Any]]:
 
 
 def build_optimizer(module: nn.Module, config: Config, stage: str) -> torch.optim.Optimizer:
-    """Pre-training: torch's fp32 Adam. Fine-tuning: `--optimizer`, on `parameter_groups`."""
+    """Pre-training: Adam in fp32 on flat buffers. Fine-tuning: `--optimizer`, on `parameter_groups`."""
     if stage == "pretrain":
-        return torch.optim.Adam(module.parameters(), lr=config.pretrain_lr)
+        return FlatAdam(module.parameters(), config.pretrain_lr, config.max_grad_norm)
     groups = parameter_groups(module, config)
     if config.optimizer == "adam":
         return torch.optim.Adam(groups)
     try:
-        import bitsandbytes
+        import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise ConfigError("--optimizer adam8bit: bitsandbytes cannot be imported; install it or use adam") from error
+    from sgg_fast.train.adam8bit import GroupedAdam8bit
 
-    class GroupedAdam8bit(bitsandbytes.optim.Adam8bit):
-        """Adam8bit that takes the width of its state from the parameter group, also from a flattened one."""
-
-        def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
-            return {**super().get_config(gindex, pindex, group), "optim_bits": group["optim_bits"]}
-
-    return GroupedAdam8bit(groups)
+    return GroupedAdam8bit(groups, config.seed)

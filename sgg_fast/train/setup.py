@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.data.cache import TrainingCache
+from sgg_fast.model_card import provenance
 from sgg_fast.nn.clip import text_states
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.foundation import Foundation, load_foundation
@@ -55,6 +56,8 @@ def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache
     conditioner.image_mean.copy_(unit.mean(0))
     states, end = text_states(foundation.text_encoder.to(device), foundation.tokenizer, ["", *cache.table.spoken()])
     conditioner.calibrate_text(states[0], states[torch.arange(1, len(states)), end[1:]])
+    if config.token_init != "text":  # nothing reads it again
+        foundation.text_encoder.to("cpu")
     return conditioner
 
 
@@ -105,7 +108,7 @@ def make_pipeline(
     except where the tokens start from its states.
     """
     with_text = with_text or config.token_init == "text"
-    return SceneGraphToImagePipeline(
+    pipeline = SceneGraphToImagePipeline(
         vae=foundation.vae,
         text_encoder=foundation.text_encoder if with_text else None,
         tokenizer=foundation.tokenizer if with_text else None,
@@ -117,7 +120,10 @@ def make_pipeline(
         resolution=config.resolution,
         sampling_steps=config.sampling_steps,
         guidance=config.guidance,
+        provenance=provenance(config, foundation.source),
     )
+    pipeline.fuse_unet = config.fuse_unet
+    return pipeline
 
 
 class SampleOrder:
@@ -141,7 +147,5 @@ class SampleOrder:
     def at(self, step: int) -> np.ndarray:
         """[B] int64 sample ids of `step` (from 0)."""
         first = (step * self.world_size + self.rank) * self.batch
-        position = np.arange(first, first + self.batch)
-        return np.array(
-            [self._epoch(p // self.num_samples)[p % self.num_samples] for p in position.tolist()], dtype=np.int64
-        )
+        epoch, place = np.divmod(np.arange(first, first + self.batch), self.num_samples)
+        return np.concatenate([self._epoch(k)[place[epoch == k]] for k in range(epoch[0], epoch[-1] + 1)])

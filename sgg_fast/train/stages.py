@@ -15,10 +15,11 @@ from sgg_fast import ops
 from sgg_fast.config import Config
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.diffusion import losses, noise
+from sgg_fast.graph import SceneGraphBatch
 from sgg_fast.nn.clip import embed_images
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.foundation import Foundation
-from sgg_fast.nn.mae import MaskedObjectDecoder
+from sgg_fast.nn.mae import MaskedObjectDecoder, Places
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +39,23 @@ def _terms(total: torch.Tensor, parts: dict[str, tuple[torch.Tensor, torch.Tenso
     return Terms(
         total=total,
         values={name: value.detach().float() for name, (value, _) in parts.items()},
-        chance={name: torch.as_tensor(c, dtype=torch.float32, device=total.device) for name, (_, c) in parts.items()},
+        chance={name: c if isinstance(c, torch.Tensor) else total.new_full((), c) for name, (_, c) in parts.items()},
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A pre-training batch after eqs 3-8: B full copies, B masked ones, and perhaps padding."""
+
+    batch: SceneGraphBatch
+    masked: torch.Tensor
+    """[N] bool, objects that the encoder did not see."""
+    x: torch.Tensor
+    """[N, D] objects."""
+    x_global: torch.Tensor
+    """[2B or 2B + 1, I]."""
+    num: int
+    """B."""
 
 
 class PretrainStage(nn.Module):
@@ -56,27 +72,45 @@ class PretrainStage(nn.Module):
         names = conditioner.standardise(cache.names)
         self._frozen = (names, conditioner.targets(names), conditioner.centre_images(cache.images))
 
-    def forward(self, ids: np.ndarray, step: int) -> Terms:
-        """Terms of the samples `ids` [B] at `step`."""
-        names, targets, images = self._frozen
-        num, sample_B = len(ids), torch.from_numpy(ids).to(names.device)
-        # Full and masked copies in one batch: L_con reads the full one, L_mae the masked one and its own X_global.
-        mask = ops.MaskDraw(num, self.config.mask_ratio, self.config.seed, step)
-        batch, masked_N = ops.pack_masked(self.cache.graphs, np.concatenate([ids, ids]), mask)
-        x_ND, _, x_global = self.conditioner.encode(names, batch, masked_N)
+    def forward(self, ids: np.ndarray, step: int, bucket: tuple[int, int] | None = None) -> Terms:
+        """Terms of the samples `ids` [B] at `step`; with `bucket`, padded to (N, E), which changes none of them."""
+        sample_B = torch.from_numpy(ids).to(self._frozen[0].device)
+        return self.terms(self.encode(ids, step, bucket), sample_B, step)
 
-        first, sizes = int(batch.sizes[:num, 0].sum()), batch.sizes[num:, 0]
-        predicted = self.decoder(
-            x_ND[first:], x_global[num:], batch.object_graph[first:] - num, batch.object_ptr[num:] - first,
-            int(sizes.max()),
-        )  # fmt: skip
-        mae = losses.masked_mse(predicted, targets[batch.object_name[first:]], masked_N[first:])
+    def encode(self, ids: np.ndarray, step: int, bucket: tuple[int, int] | None = None) -> Encoded:
+        """Full and masked copies in one batch: L_con reads the full one, L_mae the masked one and its own X_global."""
+        mask = ops.MaskDraw(len(ids), self.config.mask_ratio, self.config.seed, step)
+        packed = ops.pack_masked(self.cache.graphs, np.concatenate([ids, ids]), mask, bucket=bucket)
+        return self.encode_packed(*packed, len(ids))
+
+    def encode_packed(self, batch: SceneGraphBatch, masked_N: torch.Tensor, num: int) -> Encoded:
+        """`num` full copies, as many masked ones, and perhaps padding."""
+        x_ND, _, x_global = self.conditioner.encode(self._frozen[0], batch, masked_N)
+        return Encoded(batch, masked_N, x_ND, x_global, num)
+
+    def decode(self, encoded: Encoded) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Predicted targets [B, L, K] of the masked copies' objects, their true names [B, L], and which are masked."""
+        batch, num = encoded.batch, encoded.num
+        longest = int(batch.sizes[num : 2 * num, 0].max())
+        places = Places.of(batch.object_graph - num, batch.object_ptr[num : 2 * num + 1], longest)
+        predicted = self.decoder(places.rows(encoded.x), encoded.x_global[num : 2 * num], places.present)
+        return predicted, places.rows(batch.object_name), places.rows(encoded.masked)
+
+    def terms(self, encoded: Encoded, sample_B: torch.Tensor, step: int | torch.Tensor) -> Terms:
+        """Both losses. The shapes follow from those of the batch alone, so that a step can be replayed."""
+        _, targets, images = self._frozen
+        predicted, name_BL, masked_BL = self.decode(encoded)
+        mae = losses.masked_mse(predicted, targets[name_BL], masked_BL)
 
         num_negatives = self.config.num_negatives if self.config.contrastive == "infonce" else 1
-        negative = noise.draw_negatives(self.config.seed, step, sample_B, num_negatives, len(self.cache))
-        con = self.constraint(x_global[:num], images[sample_B], images[negative])
+
+        def draw(rows: slice) -> torch.Tensor:
+            return noise.draw_negatives(self.config.seed, step, sample_B[rows], num_negatives, len(self.cache))
+
+        negatives = losses.Negatives(images, draw, num_negatives)
+        con = self.constraint(encoded.x_global[: encoded.num], images[sample_B], negatives)
         con_chance = self.constraint.chance(num_negatives)
-        mae_chance = masked_N[first:].any().float()  # a batch of one-object graphs masks nothing and scores 0
+        mae_chance = masked_BL.any().float()  # a batch of one-object graphs masks nothing and scores 0
         return _terms(mae + con, {"mae": (mae, mae_chance), "con": (con, con_chance)}, mae_chance + con_chance)
 
 
@@ -114,7 +148,8 @@ class FinetuneStage(nn.Module):
         z_t = noise.add_noise(z_0, eps, abar_B)
         dtype = self.unet.dtype
         predicted = self.unet(z_t.to(dtype), t_B, given.context.to(dtype), encoder_attention_mask=given.mask).sample
-        diff_B = losses.diffusion_loss(predicted, noise.target_of(kind, z_0, eps, abar_B))
+        diff_chance_B = losses.min_snr_weight(kind, abar_B, config.min_snr_gamma)
+        diff_B = diff_chance_B * losses.diffusion_loss(predicted, noise.target_of(kind, z_0, eps, abar_B))
 
         weight_B = losses.alignment_weight(abar_B, config.alignment_weight)
         shrink_B = abar_B.sqrt() if config.image_embedding == "noised" else 1.0
@@ -124,9 +159,9 @@ class FinetuneStage(nn.Module):
             isa_B = isa_B + weight_B * self._predicted_alignment(predicted, z_t, abar_B, kind, condition.x_global)
             isa_chance_B = 2 * weight_B
         total = losses.total_loss(diff_B, isa_B, kept_B, config.loss_weight)
-        chance = losses.total_loss(torch.ones_like(diff_B), isa_chance_B, kept_B, config.loss_weight)
+        chance = losses.total_loss(diff_chance_B, isa_chance_B, kept_B, config.loss_weight)
         isa, isa_chance = (isa_B * kept_B).mean(), (isa_chance_B * kept_B).mean()
-        return _terms(total, {"diff": (diff_B.mean(), 1.0), "isa": (isa, isa_chance)}, chance)
+        return _terms(total, {"diff": (diff_B.mean(), diff_chance_B.mean()), "isa": (isa, isa_chance)}, chance)
 
     def _predicted_alignment(
         self, predicted: torch.Tensor, z_t: torch.Tensor, abar_B: torch.Tensor, kind: str, x_global: torch.Tensor

@@ -1,21 +1,28 @@
-"""Command line of the preparation: one subcommand a data set. Exit code 2 and one line for what cannot run."""
+"""Command line of the preparation: one subcommand a data set, and the cache. Exit code 2 and one line for what cannot
+run."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from sgg_fast.config import ConfigError, add_flags
+from sgg_fast.data.images import RESIZE
+from sgg_fast.data.prepare import coco, folder, laion, vg
+from sgg_fast.data.prepare.coco import CocoFilters
 from sgg_fast.data.prepare.encode import Filters
 from sgg_fast.data.prepare.records import PrepareError
-from sgg_fast.data.prepare.vg import FILES, prepare
+from sgg_fast.data.prepare.report import Report
+from sgg_fast.graph import SceneGraphError
 
 VG_HELP = f"""\
 Visual Genome 1.4 to {{train,val,test}}.h5 and vocab.json, in the layout that sg2im and SGDiff read.
 
---root holds {", ".join(FILES[:5])},
-{", ".join(FILES[5:])}; a published vocab.json there is compared with the rebuilt one.
+--root holds {", ".join(vg.FILES[:5])},
+{", ".join(vg.FILES[5:])}; a published vocab.json there is compared with the rebuilt one.
 The defaults are sg2im's, and so are its habits with --names sg2im: object and attribute names are taken as they
 are written; predicates are lower-cased, stripped and replaced by their alias in training images only. In the other
 splits a predicate written "ON" is unknown and its relation is lost. --names clean treats all names of all splits
@@ -25,41 +32,167 @@ Left out, counted and named in OUT/report.json: faulty records. Boxes that reach
 they are and counted; boxes wholly outside it are faults. Nothing is drawn at random. Files are read record by record;
 memory grows with what is kept, not with the size of the JSON."""
 
+COCO_HELP = f"""\
+COCO-Stuff to {{train,val,test}}.jsonl: things and stuff of {{instances,stuff}}_{{train,val}}2017.json.
+
+--root holds these files, itself or in annotations/, and the id lists of the first stuff challenge,
+{coco.LISTS}/{{train,val}}-ids.txt (images one id a line). The paper counts {coco.PAPER["train"]} / {coco.PAPER["val"]} / {coco.PAPER["test"]}
+images, which need the lists. Test images are the last of val2017, val the first.
+
+Relations (left of, right of, above, below, inside, surrounding) are not written: they are drawn when the set is opened,
+by image id and number of the draw (train.py --relation-draws), from boxes and mask centres, the same ones everywhere."""  # noqa: E501
+
+LAION_HELP = """\
+LAION-SG to {train,val,test}.jsonl; open vocabulary, attributes in front of names, no boxes.
+
+A record with a fault is left out whole, counted and named in OUT/report.json."""
+
+FOLDER_HELP = """\
+Your own pictures (png, jpg, webp), each with its graph beside it: scene.png and scene.json, in any layout that infer.py
+reads. Every picture is decoded; what cannot be used is counted and named in OUT/report.json."""
+
+CACHE_HELP = """\
+Runs the frozen models (VAE, CLIP) over a set once, and writes what train.py --data OUT then reads: latents, embeddings
+and packed graphs, in files whose every byte is checked when they are opened.
+
+Stop it at any moment: the same command goes on from the finished files. Give the recipe, models and data flags that
+train.py will get. Changed images are read again; a changed set, model or setting is refused by name. Pictures that
+cannot be used are left out, counted and named in OUT/report.json: files that are missing, empty, cut or larger than
+Pillow's limit, CMYK and 16-bit pictures (no exact conversion to 8-bit RGB exists) and those with transparent pixels."""
+
+CACHE_FIELDS = ("model", "clip", "data", "resolution", "num_scenes", "attributes", "flip", "relation_draws",
+                "token_init", "seed")  # fmt: skip
+
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Flags of the command; one a filter."""
+    """Flags of the command; `run` is what they are for."""
     parser = argparse.ArgumentParser(prog="python -m sgg_fast.data.prepare", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
-    vg = commands.add_parser("vg", help="Visual Genome", description=VG_HELP, allow_abbrev=False,
-                             formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    vg.add_argument("--root", type=Path, required=True, help="folder of the published files")
-    vg.add_argument("--out", type=Path, required=True, help="folder of the result; may hold the images already")
-    vg.add_argument("--compare-vocab", type=Path, help="published vocab.json (ROOT/vocab.json where there is one)")
-    vg.add_argument("--any-version", action="store_true", help="go on with annotations of another version than 1.4")
-    vg.add_argument("--overwrite", action="store_true", help="replace an earlier result in OUT")
-    filters = vg.add_argument_group("filters")
-    for field in dataclasses.fields(Filters):
-        name = f"--{field.name.replace('_', '-')}"
-        kind = {"choices": ("sg2im", "clean")} if field.name == "names" else {"type": int, "metavar": "N"}
-        filters.add_argument(name, default=field.default, help=f"{field.metadata['help']} (%(default)s)", **kind)
+
+    def command(name: str, title: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=title, description=text, allow_abbrev=False,
+                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        made.set_defaults(run=run)
+        made.add_argument("--out", type=Path, required=True, help="folder of the result")
+        made.add_argument("--overwrite", action="store_true", help="replace an earlier result in OUT")
+        return made
+
+    own = command("vg", "Visual Genome", VG_HELP, run_vg)
+    own.add_argument("--root", type=Path, required=True, help="folder of the published files")
+    own.add_argument("--compare-vocab", type=Path, help="published vocab.json (ROOT/vocab.json where there is one)")
+    own.add_argument("--any-version", action="store_true", help="go on with annotations of another version than 1.4")
+    _add_images(own, "VG_100K and VG_100K_2")
+    _add_filters(own, Filters)
+    own = command("coco", "COCO-Stuff", COCO_HELP, run_coco)
+    own.add_argument("--root", type=Path, required=True, help="folder of the published files")
+    own.add_argument("--all-images", action="store_true", help="go on without the id lists, with every image")
+    _add_images(own, "train2017 and val2017")
+    _add_filters(own, CocoFilters)
+    own = command("laion-sg", "LAION-SG", LAION_HELP, run_laion)
+    for split in ("train", "val", "test"):
+        own.add_argument(
+            f"--{split}", type=Path, required=split == "train", help=f"annotation file of the {split} split"
+        )
+    _add_images(own, "the downloaded pictures")
+    own.add_argument("--resize", choices=RESIZE, default="crop", help="to the training square: crop it, or squash")
+    own = command("folder", "your own pictures and graphs", FOLDER_HELP, run_folder)
+    own.add_argument("--root", type=Path, required=True, help="folder of the pictures; may have subfolders")
+    own.add_argument("--val-share", type=float, default=0.0, help="share of images set aside as val (%(default)s)")
+    own.add_argument("--resize", choices=RESIZE, default="crop", help="to the training square: crop it, or squash")
+    own = command("cache", "latents and embeddings of any of these", CACHE_HELP, run_cache)
+    own.add_argument("--recipe", default="toy", help="named settings, as for train.py (%(default)s)")
+    own.add_argument("--split", default="train", help="which split of the set (%(default)s)")
+    own.add_argument("--workers", type=int, help="processes, spread over the GPUs (one a GPU)")
+    own.add_argument("--shard-size", type=int, default=1024, help="images a file (%(default)s)")
+    own.add_argument("--batch-size", type=int, default=32, help="images that the models read at once (%(default)s)")
+    add_flags(own.add_argument_group("settings of the recipe"), CACHE_FIELDS)
     return parser.parse_args(argv)
 
 
+def _add_images(parser: argparse.ArgumentParser, what: str) -> None:
+    parser.add_argument("--images", type=Path, help=f"folder with {what}; becomes the link OUT/images")
+
+
+def _add_filters(parser: argparse.ArgumentParser, kind: type[Filters] | type[CocoFilters]) -> None:
+    """One flag a filter."""
+    group = parser.add_argument_group("filters")
+    for field in dataclasses.fields(kind):
+        name = f"--{field.name.replace('_', '-')}"
+        as_number = {"type": type(field.default), "metavar": "N"}
+        how = {"choices": ("sg2im", "clean")} if field.name == "names" else as_number
+        group.add_argument(name, default=field.default, help=f"{field.metadata['help']} (%(default)s)", **how)
+
+
+def say(line: str) -> None:
+    """Progress, beside the result on stdout."""
+    print(line, file=sys.stderr)
+
+
+def run_vg(args: argparse.Namespace) -> int:
+    filters = Filters(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Filters)})
+    report = vg.prepare(
+        args.root, args.out, filters, args.compare_vocab, args.any_version, args.overwrite, args.images, say
+    )
+    return told(report, args.out)
+
+
+def run_coco(args: argparse.Namespace) -> int:
+    filters = CocoFilters(**{field.name: getattr(args, field.name) for field in dataclasses.fields(CocoFilters)})
+    return told(coco.prepare(args.root, args.out, filters, args.images, args.all_images, args.overwrite, say), args.out)
+
+
+def run_laion(args: argparse.Namespace) -> int:
+    files = {split: path for split in ("train", "val", "test") if (path := getattr(args, split))}
+    return told(laion.prepare(files, args.out, args.images, args.resize, args.overwrite, say), args.out)
+
+
+def run_folder(args: argparse.Namespace) -> int:
+    report = folder.prepare(args.root, args.out, args.val_share, args.resize, args.overwrite, say)
+    return told(report, args.out)
+
+
+def told(report: Report, out: Path) -> int:
+    """The table of what was kept, on stdout."""
+    print(report.table())
+    print(f"\nwritten: {out}; every image and record left out is named in {out / 'report.json'}")
+    return 0
+
+
+def run_cache(args: argparse.Namespace) -> int:
+    from sgg_fast.quiet import quiet_libraries
+    from sgg_fast.recipes import recipe
+
+    quiet_libraries()
+    # Imported here: the models' libraries take seconds.
+    import torch
+
+    from sgg_fast.data.prepare.cache import write_cache
+    from sgg_fast.data.prepare.shard_work import CacheJob
+
+    config = recipe(args.recipe, **{name: getattr(args, name) for name in CACHE_FIELDS if hasattr(args, name)})
+    workers = max(1, torch.cuda.device_count()) if args.workers is None else args.workers
+    job = CacheJob(config, args.out, args.split, args.shard_size, args.batch_size, workers)
+    report = write_cache(job, args.overwrite, say)
+    images = report["images"]
+    print(f"{images['kept']} of {images['listed']} images, {report['samples']} samples")
+    for fault in report["faults"]:
+        few = ", ".join(fault["images"][:3]) + (", ..." if fault["count"] > 3 else "")
+        print(f"- left out: {fault['reason']}: {fault['count']} ({few})")
+    print(f"\nwritten: {args.out}; train with: python train.py --recipe {args.recipe} --data {args.out} ...")
+    return 0
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 for files or settings that cannot be used (one line on stderr)."""
+    """Exit code: 0 done, 2 for files or settings that cannot be used (one line on stderr), 130 when interrupted."""
     args = parse(argv)
     try:
-        filters = Filters(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Filters)})
-        report = prepare(
-            args.root, args.out, filters, args.compare_vocab, args.any_version, args.overwrite,
-            say=lambda line: print(line, file=sys.stderr),
-        )  # fmt: skip
-    except (PrepareError, OSError) as error:
+        return args.run(args)
+    except (PrepareError, ConfigError, SceneGraphError, ValueError, OSError) as error:
         print(f"prepare: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    print(report.table())
-    print(f"\nwritten: {args.out}; every image and record left out is named in {args.out / 'report.json'}")
-    return 0
+    except KeyboardInterrupt:
+        print("prepare: interrupted; the same command goes on", file=sys.stderr)
+        return 130
 
 
 if __name__ == "__main__":

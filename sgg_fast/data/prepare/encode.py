@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from sgg_fast.data.images import stays_inside
 from sgg_fast.data.prepare.records import (
     FaultError,
     PrepareError,
@@ -26,7 +27,7 @@ from sgg_fast.data.prepare.records import (
 )
 from sgg_fast.data.prepare.report import Report
 from sgg_fast.data.prepare.vocabulary import by_count, check_size, check_version, read_aliases, vocabulary_of
-from sgg_fast.data.vg_h5 import VgImage, stays_inside
+from sgg_fast.data.vg_h5 import VgImage
 from sgg_fast.graph import IMAGE_OBJECT, IN_IMAGE, shown
 
 

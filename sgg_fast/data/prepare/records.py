@@ -86,19 +86,59 @@ def stream(path: Path) -> Iterator[Any]:
     with window.file:
         if window.peek() != "[":
             raise window.error("must be a list of records")
-        window.at += 1
-        after = window.peek()
-        while after != "]":
-            yield window.element(decoder)
-            after = window.peek()
-            if after == ",":
-                window.at += 1
-                window.peek()
-            elif after != "]":
-                raise window.error("the list ends early" if not after else f"',' or ']' expected, not {after!r}")
-        window.at += 1
+        yield from _elements(window, decoder)
         if window.peek():
             raise window.error("more text after the list")
+
+
+def stream_lists(path: Path) -> Iterator[tuple[str, Any]]:
+    """(key, element) of every list that a JSON object holds, as in COCO's files, one element in memory at a time.
+
+    Values that are not lists are skipped. Raises `PrepareError` with the place for broken JSON.
+    """
+    decoder = json.JSONDecoder()
+    window = _Window(path)
+    with window.file:
+        if window.peek() != "{":
+            raise window.error("must be an object of lists")
+        window.at += 1
+        more = window.peek() != "}"
+        while more:
+            key = window.element(decoder) if window.peek() == '"' else None
+            if not isinstance(key, str) or window.peek() != ":":
+                raise window.error("a key and ':' expected")
+            window.at += 1
+            if window.peek() == "[":
+                for element in _elements(window, decoder):
+                    yield key, element
+            else:
+                window.element(decoder)
+            more = _more(window, "}", "object")
+        window.at += 1
+        if window.peek():
+            raise window.error("more text after the object")
+
+
+def _elements(window: _Window, decoder: json.JSONDecoder) -> Iterator[Any]:
+    """Elements of the list that begins here; ends behind it."""
+    window.at += 1
+    more = window.peek() != "]"
+    while more:
+        yield window.element(decoder)
+        more = _more(window, "]", "list")
+    window.at += 1
+
+
+def _more(window: _Window, end: str, what: str) -> bool:
+    """Whether another element follows the one just read; moves to it, or to `end`."""
+    after = window.peek()
+    if after == end:
+        return False
+    if after != ",":
+        raise window.error(f"the {what} ends early" if not after else f"',' or {end!r} expected, not {after!r}")
+    window.at += 1
+    window.peek()
+    return True
 
 
 def read_json(path: Path) -> Any:

@@ -17,7 +17,7 @@ MAX_SHOWN = 8
 class Report:
     """Counts of a run. Every object, relation and image is counted once, under the first reason that applies."""
 
-    def __init__(self, options: Mapping[str, Any], paper: Mapping[str, int]) -> None:
+    def __init__(self, options: Mapping[str, Any], paper: Mapping[str, int | None]) -> None:
         self.options, self.paper = dict(options), dict(paper)
         self.listed: Counter[str] = Counter()
         self.kept: Counter[str] = Counter()
@@ -77,8 +77,12 @@ class Report:
         }
 
     def write(self, path: Path) -> None:
-        """report.json; ASCII, so that values which are not text can be named."""
-        path.write_text(json.dumps(self.document(), indent=1) + "\n", encoding="ascii")
+        """report.json."""
+        path.write_text(self.text(), encoding="ascii")
+
+    def text(self) -> str:
+        """Content of report.json; ASCII, so that values which are not text can be named."""
+        return json.dumps(self.document(), indent=1) + "\n"
 
     def table(self) -> str:
         """The same for a terminal, without the lists."""
@@ -87,15 +91,19 @@ class Report:
         rows = [["images", *splits], ["listed in the splits", *(str(self.listed[s]) for s in splits)]]
         rows += [[f"- {reason}", *(str(len(self.dropped[s].get(reason, []))) for s in splits)] for reason in reasons]
         rows.append(["kept", *(str(self.kept[s]) for s in splits)])
-        rows.append(["the paper's count", *(str(self.paper[s]) for s in splits)])
+        if any(self.paper.values()):
+            rows.append(["the paper's count", *(str(self.paper[s]) for s in splits)])
         lines = _columns(rows)
         for part, dropped in self.parts.items():
             read = self.read_parts[part]
-            rows = [[f"{part} of images large enough", str(read)]]
+            if not read:
+                continue
+            rows = [[f"{part} read", str(read)]]
             rows += [[f"- {reason}", str(count)] for reason, count in dropped.items()]
             lines += ["", *_columns([*rows, ["kept", str(read - sum(dropped.values()))]])]
-        lines += ["", *_columns([[name.replace("_", " "), str(count)] for name, count in self.notes.items()])]
-        lines += ["", *self._vocabulary_lines()]
+        if self.notes:
+            lines += ["", *_columns([[name.replace("_", " "), str(count)] for name, count in self.notes.items()])]
+        lines += ["", *self._vocabulary_lines()] if self.vocabulary else [""]
         for (file, reason), count in self.fault_counts.items():
             lines.append(f"fault in {file}: {reason}: {count} ({', '.join(self.faults[file, reason][:3])}"
                          f"{', ...' if count > 3 else ''})")  # fmt: skip

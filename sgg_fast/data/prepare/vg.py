@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sgg_fast.data.jsonl import link_images
 from sgg_fast.data.prepare.encode import Encoder, Filters
 from sgg_fast.data.prepare.records import PrepareError, read_json
 from sgg_fast.data.prepare.report import Report
@@ -36,11 +37,13 @@ def prepare(
     compare_vocab: Path | None = None,
     any_version: bool = False,
     overwrite: bool = False,
+    images: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
     """Read `root`, write {train,val,test}.h5, vocab.json and report.json to `out`. Raises `PrepareError`.
 
-    `say` receives a line at each part of the work. Nothing is drawn at random: one input, one output, to the byte.
+    `images`, the folder of VG_100K and VG_100K_2, becomes the link OUT/images. `say` receives a line at each part of
+    the work. Nothing is drawn at random: one input, one output, to the byte.
     """
     filters = filters or Filters()
     missing = [name for name in FILES if not (root / name).is_file()]
@@ -64,10 +67,12 @@ def prepare(
     vocabulary = encoder.encode()
     if known is not None:
         report.vocabulary |= {"compared_with": str(published), "compared": compare(vocabulary, known, published)}
-    images = encoder.result()
-    if not images["train"]:
+    kept = encoder.result()
+    if not kept["train"]:
         raise PrepareError(f"{root}: no training image passes the filters: {_drops(report)}")
-    _write(out, images, vocabulary, report, filters)
+    _write(out, kept, vocabulary, report, filters)
+    if images is not None and images.resolve() != (out / "images").resolve():
+        link_images(out, images)
     return report
 
 

@@ -1,0 +1,258 @@
+"""A whole fine-tuning step: time, memory and images a second, in every way of running it that there is.
+
+    python -m benchmarks.train_step --stage finetune                          # SD v1.4's sizes, needs a GPU
+    python -m benchmarks.train_step --stage finetune --memory-cap 24GiB       # a larger card answers for a 4090
+    python -m benchmarks.train_step --stage finetune --quick                  # the toy's sizes: that it works, no more
+
+Weights and images are random and made on the spot. Each form's losses are compared with its own in fp32 first; a
+mismatch prints no number. What runs is in `train_forms.py`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import functools
+import gc
+import math
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterator
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from sgg_fast.config import Config, ConfigError
+from sgg_fast.quiet import quiet_libraries
+from sgg_fast.train.blank import LARGEST_GRAPH, blank_foundation, latent_factor
+from sgg_fast.train.memory import budget_bytes
+
+from . import measure, pretrain_step, roofline, run, train_forms
+
+CHIPS = (*roofline.CHIPS, roofline.Chip("H100", 3.35e12, 990e12))
+
+NUM_LOSSES = 4
+"""Steps whose losses are compared."""
+
+FLOOR = 1e-5
+"""What a loss may be off by where low precision itself happens to be exact."""
+
+GIB = 2**30
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+"""Then launches can be counted without a GPU."""
+
+
+@dataclasses.dataclass
+class Row(run.Row):
+    """`run.Row` of a step. Its bytes are the optimiser's compulsory ones; there is no copy to compare with."""
+
+    images_per_s: float | None = None
+    planned_bytes: int | None = None
+    """What the planner expects at the peak; only for our own forms."""
+    flops: int | None = None
+    """Of forward and backward through the UNet, counted."""
+    floor_ms: float | None = None
+    """Those operations and then the optimiser's bytes, at the data sheet's rates."""
+    over_floor: float | None = None
+    """The median over the floor."""
+
+
+COLUMNS = [field.name for field in dataclasses.fields(Row)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What a step works on."""
+
+    resolution: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.resolution}x{self.resolution} b{self.batch}"
+
+
+class Output:
+    """Prints each row and appends it to the CSV at once."""
+
+    def __init__(self, path: pathlib.Path | None) -> None:
+        self.rows: list[Row] = []
+        self.file = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = path.open("w", newline="", encoding="utf-8")
+            csv.writer(self.file).writerow(COLUMNS)
+
+    def add(self, row: Row) -> None:
+        """One more row."""
+        self.rows.append(row)
+        numbers = row.status
+        if row.ms_p50 is not None:
+            peak = "" if row.peak_bytes is None else f"peak {row.peak_bytes / GIB:6.2f} GiB"
+            planned = "" if row.planned_bytes is None else f"planned {row.planned_bytes / GIB:6.2f}"
+            over = "" if row.over_floor is None else f"{row.over_floor:5.1f} x floor"
+            numbers = f"{row.ms_p50:9.2f} ms {row.images_per_s:8.2f} images/s {peak} {planned} {over}"
+        print(f"{row.size:14} {row.backend:22} {numbers}", flush=True)
+        if self.file is not None:
+            csv.writer(self.file).writerow([run._text(getattr(row, name)) for name in COLUMNS])
+            self.file.flush()
+
+
+@functools.cache
+def step_flops(config: Config, resolution: int) -> int:
+    """Floating-point operations of forward and backward for one image, on fake tensors."""
+    with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
+        foundation = blank_foundation(config)
+        unet, side = foundation.unet.requires_grad_(True), resolution // latent_factor(foundation)
+        z = torch.randn(1, unet.config.in_channels, side, side)
+        context = torch.randn(1, 80, unet.config.cross_attention_dim)
+        with FlopCounterMode(display=False) as counter:
+            unet(z, torch.zeros(1, dtype=torch.int64), context).sample.sum().backward()
+    return counter.get_total_flops()
+
+
+def _floor(row: Row, device: torch.device) -> float | None:
+    """Milliseconds; None on a device whose data sheet is not here."""
+    name = measure.machine(device).device
+    chip = next((chip for chip in CHIPS if chip.name.split()[-1] in name.split()), None)
+    if chip is None or row.flops is None or row.compulsory_bytes is None:
+        return None
+    return 1e3 * (row.flops / chip.flops + row.compulsory_bytes / chip.bytes_per_second)
+
+
+def mismatch(form: train_forms.Form) -> str:
+    """Why the form's losses are not those of its fp32 reference, or ""."""
+    exact, low = form.reference_losses
+    found = form.losses(NUM_LOSSES)
+    allowed = 2 * max(abs(a - b) for a, b in zip(low, exact, strict=True)) + FLOOR
+    off = max(abs(a - b) for a, b in zip(found, exact, strict=True))
+    return "" if off <= allowed else f"losses off by {off:.2e}, {allowed:.2e} allowed"
+
+
+def measure_form(name: str, config: Config, sizes: list[Size], device: torch.device, seconds: float) -> Iterator[Row]:
+    """Rows of one form, smallest size first; once memory is out, nothing larger is tried."""
+    shape = f"{LARGEST_GRAPH[0]} objects, {LARGEST_GRAPH[1]} relations"
+    facts = dataclasses.asdict(measure.machine(device))
+    precision = "bf16"
+
+    def row(size: Size, **changes: object) -> Row:
+        return Row("train_step", "finetune", str(size), shape, precision, name, "eager", "warm", **facts, **changes)  # type: ignore[arg-type]
+
+    try:
+        form = train_forms.build(name, config, sizes[0].resolution, device, NUM_LOSSES)
+        reason = mismatch(form)
+    except train_forms.UnavailableError as error:
+        yield row(sizes[0], status=str(error))
+        return
+    except (ValueError, RuntimeError) as error:  # torch's out of memory is one of them
+        yield row(sizes[0], status=_failure(error))
+        return
+    for size in sizes:
+        if reason:
+            yield row(size, status=reason if reason.startswith("skipped") else f"mismatch: {reason}")
+            continue
+        try:
+            yield _timed(row(size), form, config, size, device, seconds)
+        except RuntimeError as error:
+            status = _failure(error)
+            reason = f"skipped: a smaller one {status.split(':')[0]}"
+            yield row(size, planned_bytes=form.planned(size.resolution, size.batch), status=status)
+
+
+def _failure(error: Exception) -> str:
+    kind = "ran out of memory" if isinstance(error, torch.OutOfMemoryError) else f"failed: {type(error).__name__}"
+    return f"{kind}: {run._first_line(error)}"
+
+
+def _timed(row: Row, form: train_forms.Form, config: Config, size: Size, device: torch.device, seconds: float) -> Row:
+    """The row with its numbers. The first steps allocate state and choose algorithms, and do not count."""
+    form.prepare(size.resolution, size.batch)
+    for _ in range(3 if device.type == "cuda" else 1):
+        form.step()
+    if device.type == "cuda":
+        measure.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    times = measure.call_times(form.step, device, seconds)
+    row.ms_p20, row.ms_p50, row.ms_p80 = times.p20, times.p50, times.p80
+    row.peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    row.gpu_clocks_mhz = measure.gpu_clocks(device)
+    row.images_per_s = 1e3 * size.batch / times.p50
+    row.planned_bytes = form.planned(size.resolution, size.batch)
+    row.compulsory_bytes, row.flops = form.optimiser_bytes, size.batch * step_flops(config, size.resolution)
+    row.floor_ms = _floor(row, device)
+    row.over_floor = None if row.floor_ms is None else times.p50 / row.floor_ms
+    return row
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--stage", required=True, choices=("pretrain", "finetune"))
+    parser.add_argument("--form", nargs="+", choices=[*train_forms.FORMS, *pretrain_step.FORMS], help="default: all")
+    parser.add_argument("--resolution", nargs="+", type=int, help="default: 128 256 512")
+    parser.add_argument("--batch", nargs="+", type=int, help="default: 2 16; of pre-training 2 64")
+    parser.add_argument("--memory-cap", help="let torch have no more of the card than this, such as 24GiB")
+    parser.add_argument("--quick", action="store_true", help="the toy's sizes, on any device: that everything works")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--csv", type=pathlib.Path, help="default: print only")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which no new form starts")
+    return parser.parse_args(argv)
+
+
+def _cap(text: str, device: torch.device) -> None:
+    if device.type != "cuda":
+        raise ConfigError("--memory-cap limits a GPU's memory, and there is none here")
+    total = torch.cuda.mem_get_info(device)[1]
+    torch.cuda.set_per_process_memory_fraction(min(budget_bytes(text) / total, 1.0), device)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 1 where a form did not match or could not be measured for another reason than memory, 2 for a wrong
+    command line."""
+    args = parse(argv)
+    device = torch.device(args.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+    elif not args.quick and args.stage == "finetune":
+        print("train_step: the true sizes need a GPU; --quick runs the toy's here", file=sys.stderr)
+        return 2
+    try:
+        if args.memory_cap:
+            _cap(args.memory_cap, device)
+    except ConfigError as error:
+        print(f"train_step: {error}", file=sys.stderr)
+        return 2
+    if args.stage == "pretrain":
+        quiet_libraries(verbose=False)
+        return pretrain_step.run(device, args.quick, args.form, args.batch, args.csv, INTERPRETED)
+    if unknown := [name for name in args.form or () if name not in train_forms.FORMS]:
+        print(f"train_step: --form {unknown[0]} is not of --stage finetune", file=sys.stderr)
+        return 2
+    config, start = train_forms.settings(args.quick), time.perf_counter()
+    resolutions = args.resolution or ([32] if args.quick else [128, 256, 512])
+    batches = args.batch or ([2] if args.quick else [2, 16])
+    sizes = sorted((Size(r, b) for r in resolutions for b in batches), key=lambda size: size.resolution**2 * size.batch)
+    facts, output = measure.machine(device), Output(args.csv)
+    quiet_libraries(verbose=False)
+    print(f"{facts.device} ({facts.cpu}), torch {facts.torch}, {facts.commit}")
+    if args.quick:
+        print("TOY SIZES: these rows show that every form runs. They say nothing about Stable Diffusion's step.")
+    for name in args.form or train_forms.FORMS:
+        if time.perf_counter() - start > args.limit:
+            print(f"{name} and what follows left out: --limit {args.limit:.0f} s is spent")
+            break
+        for row in measure_form(name, config, sizes, device, seconds=0.1 if args.quick else 1.0):
+            output.add(row)
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    return int(any(row.status.startswith(("mismatch", "failed")) for row in output.rows))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,215 @@
+"""GroupNorm and SiLU (or none) of channels-last images in one pass over them. Letters: B images, S pixels of an image,
+C channels, G groups, P chunks of pixels.
+
+A group of Stable Diffusion has 4 to 80 channels, mostly no power of two, so a group never meets a tile: statistics are
+kept by channel, as (mean, sum of squared deviations), and channels are merged into groups by Chan's formula; mean and
+1 / deviation are stored by channel too, which is C / G times as much of next to nothing and makes every access
+contiguous. Images of up to ONE_PASS_PIXELS go through one program a run of whole groups, in one launch: it reads its
+columns twice, the second time out of a cache. Larger ones go through three: statistics of chunks (`_stats`), merged
+into groups (`_merge`), applied (`_apply`). In backward the two sums of a group take the place of its statistics.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .group_norm_layout import Layout, group_sum, normalised
+from .launch import launch
+
+
+@triton.jit
+def _channel_stats(p_x, begin, end, C, o_C, m_C, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):
+    """(mean, sum of squared deviations) of every channel over the pixels begin .. end, fp32 [BLOCK_C] both.
+
+    Welford's recurrence in each lane, for lane k sees the pixels begin + k, begin + k + BLOCK_S ..; then Chan, Golub &
+    LeVeque (1983) over the lanes.
+    """
+    b_mean = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
+    b_m2 = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
+    o_S = tl.arange(0, BLOCK_S)
+    num = 0.0
+    for start in range(begin, end, BLOCK_S):
+        m_SC = (start + o_S < end)[:, None] & m_C[None, :]
+        # [BLOCK_S, BLOCK_C]
+        b_x = tl.load(p_x + (start + o_S).to(tl.int64)[:, None] * C + o_C[None, :], mask=m_SC, other=0.0)
+        b_x = b_x.to(tl.float32)
+        num += 1.0
+        b_off = tl.where(m_SC, b_x - b_mean, 0.0)
+        b_mean += b_off * (1.0 / num)
+        b_m2 += b_off * (b_x - b_mean)
+    b_num = (tl.maximum(end - begin - o_S + BLOCK_S - 1, 0) // BLOCK_S).to(tl.float32)[:, None]
+    total = (end - begin) * 1.0
+    mean_C = tl.sum(b_num * b_mean, axis=0) / total
+    b_off = b_mean - mean_C[None, :]
+    # The sum above is rounded to its own size, the deviations to theirs: they correct it.
+    mean_C += tl.sum(b_num * b_off, axis=0) / total
+    return mean_C, tl.sum(b_m2 + b_num * b_off * b_off, axis=0)
+
+
+@triton.jit
+def _write_rows(
+    p_x, p_out, begin, end, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C,
+    SILU: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """out = silu((x - mean) rstd weight + bias) of the pixels begin .. end."""
+    for start in range(begin, end, BLOCK_S):
+        i_S = start + tl.arange(0, BLOCK_S)
+        m_SC = (i_S < end)[:, None] & m_C[None, :]
+        i_S = i_S.to(tl.int64)
+        b_z = normalised(p_x, i_S, C, o_C, m_SC, mean_C, rstd_C) * weight_C[None, :] + bias_C[None, :]
+        if SILU:
+            b_z *= tl.sigmoid(b_z)
+        tl.store(p_out + i_S[:, None] * C + o_C[None, :], b_z, mask=m_SC)
+
+
+@triton.jit
+def group_norm_silu_fwd_kernel(
+    x_ptr, weight_ptr, bias_ptr, out_ptr, mean_ptr, rstd_ptr, S, C,
+    CHANNELS: tl.constexpr, SIZE: tl.constexpr, EPS: tl.constexpr, SILU: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """out = silu(group_norm(x)), CHANNELS columns (whole groups of SIZE) of one image a program [1].
+
+    Bytes an element at bf16: x read, out written, 4, and x read again out of a cache. Eager under autocast: x cast to
+    fp32, normalised, SiLU, cast back: 2 + 4, 4 + 4, 4 + 4, 4 + 2 in four launches.
+
+    [1] Wu & He, Group normalization (2018).
+    """
+    num_tiles = C // CHANNELS
+    i_b = (tl.program_id(0) // num_tiles).to(tl.int64)
+    o_tile = tl.arange(0, BLOCK_C)
+    m_C = o_tile < CHANNELS
+    o_C = tl.program_id(0) % num_tiles * CHANNELS + o_tile
+    p_x = x_ptr + i_b * S * C
+    mean_C, m2_C = _channel_stats(p_x, 0, S, C, o_C, m_C, BLOCK_S, BLOCK_C)
+    group_mean_C = group_sum(mean_C, o_tile, SIZE) / SIZE
+    off_C = mean_C - group_mean_C
+    group_mean_C += group_sum(off_C, o_tile, SIZE) / SIZE
+    num = S * 1.0
+    rstd_C = 1.0 / tl.sqrt(group_sum(m2_C + num * off_C * off_C, o_tile, SIZE) / (num * SIZE) + EPS)
+    weight_C = tl.load(weight_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    bias_C = tl.load(bias_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    tl.store(mean_ptr + i_b * C + o_C, group_mean_C, mask=m_C)
+    tl.store(rstd_ptr + i_b * C + o_C, rstd_C, mask=m_C)
+    _write_rows(p_x, out_ptr + i_b * S * C, 0, S, C, o_C, m_C, group_mean_C, rstd_C, weight_C, bias_C, SILU, BLOCK_S)
+
+
+@triton.jit
+def group_norm_silu_stats_kernel(
+    x_ptr, mean_ptr, m2_ptr, S, chunk, C, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """(mean, m2)[b, p, c] of every channel over the pixels of chunk p. 2 bytes an element at bf16."""
+    num_c, num_p = tl.cdiv(C, BLOCK_C), tl.cdiv(S, chunk)
+    i_bp = tl.program_id(0) // num_c
+    o_C = tl.program_id(0) % num_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_C = o_C < C
+    begin = i_bp % num_p * chunk
+    p_x = x_ptr + (i_bp // num_p).to(tl.int64) * S * C
+    mean_C, m2_C = _channel_stats(p_x, begin, tl.minimum(begin + chunk, S), C, o_C, m_C, BLOCK_S, BLOCK_C)
+    o_out = i_bp.to(tl.int64) * C + o_C
+    tl.store(mean_ptr + o_out, mean_C, mask=m_C)
+    tl.store(m2_ptr + o_out, m2_C, mask=m_C)
+
+
+@triton.jit
+def group_norm_silu_merge_kernel(
+    chunk_mean_ptr, chunk_m2_ptr, mean_ptr, rstd_ptr, S, chunk, C,
+    SIZE: tl.constexpr, EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """Statistics of chunks and channels merged into one group's, by Chan's formula; stored by channel.
+
+    Two passes over [P, C / G] partials: the mean of all, then the deviations from it.
+    """
+    num_p = tl.cdiv(S, chunk)
+    num_groups = C // SIZE
+    i_b = (tl.program_id(0) // num_groups).to(tl.int64)
+    first = tl.program_id(0) % num_groups * SIZE
+    p_row = i_b * num_p * C + first
+    o_C, o_P = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_P)
+    total = S * 1.0 * SIZE
+    b_PC = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    for start in range(0, num_p, BLOCK_P):
+        i_p = start + o_P
+        b_num = tl.maximum(tl.minimum(S - i_p * chunk, chunk), 0).to(tl.float32)[:, None]
+        for c in range(0, SIZE, BLOCK_C):
+            m_PC = (i_p < num_p)[:, None] & (c + o_C < SIZE)[None, :]
+            # [BLOCK_P, BLOCK_C]
+            o_PC = p_row + i_p.to(tl.int64)[:, None] * C + (c + o_C)[None, :]
+            b_PC += b_num * tl.load(chunk_mean_ptr + o_PC, mask=m_PC, other=0.0)
+    mean = tl.sum(b_PC) / total
+    b_PC = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    b_shift = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+    for start in range(0, num_p, BLOCK_P):
+        i_p = start + o_P
+        b_num = tl.maximum(tl.minimum(S - i_p * chunk, chunk), 0).to(tl.float32)[:, None]
+        for c in range(0, SIZE, BLOCK_C):
+            m_PC = (i_p < num_p)[:, None] & (c + o_C < SIZE)[None, :]
+            o_PC = p_row + i_p.to(tl.int64)[:, None] * C + (c + o_C)[None, :]
+            b_off = tl.where(m_PC, tl.load(chunk_mean_ptr + o_PC, mask=m_PC, other=0.0) - mean, 0.0)
+            b_shift += b_num * b_off
+            b_PC += tl.load(chunk_m2_ptr + o_PC, mask=m_PC, other=0.0) + b_num * b_off * b_off
+    mean += tl.sum(b_shift) / total
+    rstd = 1.0 / tl.sqrt(tl.sum(b_PC) / total + EPS)
+    for c in range(0, SIZE, BLOCK_C):
+        m_C = c + o_C < SIZE
+        o_out = i_b * C + first + c + o_C
+        tl.store(mean_ptr + o_out, tl.zeros([BLOCK_C], tl.float32) + mean, mask=m_C)
+        tl.store(rstd_ptr + o_out, tl.zeros([BLOCK_C], tl.float32) + rstd, mask=m_C)
+
+
+@triton.jit
+def group_norm_silu_apply_kernel(
+    x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, out_ptr, S, C,
+    SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """out = silu((x - mean) rstd weight + bias), mean and rstd by channel. 4 bytes an element at bf16."""
+    num_c, num_s = tl.cdiv(C, BLOCK_C), tl.cdiv(S, BLOCK_S)
+    i_bs = tl.program_id(0) // num_c
+    o_C = tl.program_id(0) % num_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_C = o_C < C
+    i_b, begin = (i_bs // num_s).to(tl.int64), i_bs % num_s * BLOCK_S
+    # [BLOCK_C] each
+    mean_C = tl.load(mean_ptr + i_b * C + o_C, mask=m_C, other=0.0)
+    rstd_C = tl.load(rstd_ptr + i_b * C + o_C, mask=m_C, other=0.0)
+    weight_C = tl.load(weight_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    bias_C = tl.load(bias_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    end = tl.minimum(begin + BLOCK_S, S)
+    o_image = i_b * S * C
+    _write_rows(
+        x_ptr + o_image, out_ptr + o_image, begin, end, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, SILU, BLOCK_S
+    )
+
+
+def group_norm_silu_fwd(
+    x_BSC: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor, num_groups: int, eps: float, silu: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(out [B, S, C] in the dtype of x, mean and 1 / deviation of each channel's group, fp32 [B, C] both)."""
+    x_BSC, weight_C, bias_C = x_BSC.contiguous(), weight_C.contiguous(), bias_C.contiguous()
+    z = Layout.of(x_BSC, num_groups)
+    out = torch.empty(x_BSC.shape, dtype=x_BSC.dtype, device=x_BSC.device)
+    mean = torch.empty(z.images, z.channels, dtype=torch.float32, device=x_BSC.device)
+    rstd = torch.empty_like(mean)
+    if z.whole:
+        launch(
+            group_norm_silu_fwd_kernel, z.whole_grid, x_BSC, weight_C, bias_C, out, mean, rstd, z.pixels, z.channels,
+            EPS=eps, SILU=silu, **z.whole_options,
+        )  # fmt: skip
+        return out, mean, rstd
+    chunk_mean = torch.empty(z.images, z.num_chunks, z.channels, dtype=torch.float32, device=x_BSC.device)
+    chunk_m2 = torch.empty_like(chunk_mean)
+    options = z.tile_options
+    launch(
+        group_norm_silu_stats_kernel, z.grid(z.num_chunks, options["BLOCK_C"]),
+        x_BSC, chunk_mean, chunk_m2, z.pixels, z.chunk, z.channels, **options,
+    )  # fmt: skip
+    launch(
+        group_norm_silu_merge_kernel, (z.images * num_groups,),
+        chunk_mean, chunk_m2, mean, rstd, z.pixels, z.chunk, z.channels, EPS=eps, **z.merge_options,
+    )  # fmt: skip
+    launch(
+        group_norm_silu_apply_kernel, z.grid(triton.cdiv(z.pixels, options["BLOCK_S"]), options["BLOCK_C"]),
+        x_BSC, weight_C, bias_C, mean, rstd, out, z.pixels, z.channels, SILU=silu, **options,
+    )  # fmt: skip
+    return out, mean, rstd

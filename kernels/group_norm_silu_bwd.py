@@ -1,0 +1,217 @@
+"""Backward of `group_norm_silu`, cut as its forward is: one launch for small images, three for large ones.
+
+The two sums of a group's gradient take the place of its statistics; the same sums by channel are the gradients of
+weight and bias. Letters: B images, S pixels of an image, C channels, G groups, P chunks of pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from .group_norm_layout import Layout, group_sum, normalised
+from .launch import launch
+from .segments import column_sum
+
+
+@triton.jit
+def _outer_grad(p_grad, b_hat, i_S, C, o_C, m_SC, weight_C, bias_C, SILU: tl.constexpr):
+    """Gradient of the normalised, scaled and shifted values, from the one of the output, fp32 [BLOCK_S, BLOCK_C]."""
+    b_grad = tl.load(p_grad + i_S[:, None] * C + o_C[None, :], mask=m_SC, other=0.0).to(tl.float32)
+    if SILU:
+        b_z = b_hat * weight_C[None, :] + bias_C[None, :]
+        b_s = tl.sigmoid(b_z)
+        b_grad *= b_s * (1.0 + b_z * (1.0 - b_s))
+    return b_grad
+
+
+@triton.jit
+def _grad_sums(
+    p_grad, p_x, begin, end, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C,
+    SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """(sum of g xhat, sum of g) over the pixels begin .. end: an image's share of the gradients of weight and bias."""
+    b_weight = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
+    b_bias = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
+    for start in range(begin, end, BLOCK_S):
+        i_S = start + tl.arange(0, BLOCK_S)
+        m_SC = (i_S < end)[:, None] & m_C[None, :]
+        i_S = i_S.to(tl.int64)
+        b_hat = normalised(p_x, i_S, C, o_C, m_SC, mean_C, rstd_C)
+        b_g = _outer_grad(p_grad, b_hat, i_S, C, o_C, m_SC, weight_C, bias_C, SILU)
+        b_weight += b_g * b_hat
+        b_bias += b_g
+    return tl.sum(b_weight, axis=0), tl.sum(b_bias, axis=0)
+
+
+@triton.jit
+def _write_grad_rows(
+    p_grad, p_x, p_out, begin, end, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C,
+    SILU: tl.constexpr, BLOCK_S: tl.constexpr,
+):  # fmt: skip
+    """grad x = rstd (g weight - shift - xhat slope) of the pixels begin .. end; shift, slope: means over the group."""
+    for start in range(begin, end, BLOCK_S):
+        i_S = start + tl.arange(0, BLOCK_S)
+        m_SC = (i_S < end)[:, None] & m_C[None, :]
+        i_S = i_S.to(tl.int64)
+        b_hat = normalised(p_x, i_S, C, o_C, m_SC, mean_C, rstd_C)
+        b_g = _outer_grad(p_grad, b_hat, i_S, C, o_C, m_SC, weight_C, bias_C, SILU)
+        b_g = rstd_C[None, :] * (b_g * weight_C[None, :] - shift_C[None, :] - b_hat * slope_C[None, :])
+        tl.store(p_out + i_S[:, None] * C + o_C[None, :], b_g, mask=m_SC)
+
+
+@triton.jit
+def group_norm_silu_bwd_kernel(
+    grad_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, grad_x_ptr, partial_ptr, S, C,
+    CHANNELS: tl.constexpr, SIZE: tl.constexpr, SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """grad x, and the image's share of the gradients of weight and bias, in partial [B, 2C].
+
+    Bytes an element at bf16: grad and x read, grad x written, 6, and both read again out of a cache.
+    """
+    num_tiles = C // CHANNELS
+    i_b = (tl.program_id(0) // num_tiles).to(tl.int64)
+    o_tile = tl.arange(0, BLOCK_C)
+    m_C = o_tile < CHANNELS
+    o_C = tl.program_id(0) % num_tiles * CHANNELS + o_tile
+    mean_C = tl.load(mean_ptr + i_b * C + o_C, mask=m_C, other=0.0)
+    rstd_C = tl.load(rstd_ptr + i_b * C + o_C, mask=m_C, other=0.0)
+    weight_C = tl.load(weight_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    bias_C = tl.load(bias_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    o_image = i_b * S * C
+    p_grad, p_x = grad_ptr + o_image, x_ptr + o_image
+    sum_weight_C, sum_bias_C = _grad_sums(
+        p_grad, p_x, 0, S, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, SILU, BLOCK_S, BLOCK_C
+    )
+    tl.store(partial_ptr + i_b * 2 * C + o_C, sum_weight_C, mask=m_C)
+    tl.store(partial_ptr + i_b * 2 * C + C + o_C, sum_bias_C, mask=m_C)
+    num = S * 1.0 * SIZE
+    shift_C = group_sum(sum_bias_C * weight_C, o_tile, SIZE) / num
+    slope_C = group_sum(sum_weight_C * weight_C, o_tile, SIZE) / num
+    _write_grad_rows(
+        p_grad, p_x, grad_x_ptr + o_image, 0, S, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C,
+        SILU, BLOCK_S,
+    )  # fmt: skip
+
+
+@triton.jit
+def group_norm_silu_bwd_stats_kernel(
+    grad_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, chunk_ptr, S, chunk, C,
+    SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """chunk[b, p] = (sum of g xhat | sum of g) over the pixels of chunk p, [2C]. 4 bytes an element at bf16."""
+    num_c, num_p = tl.cdiv(C, BLOCK_C), tl.cdiv(S, chunk)
+    i_bp = tl.program_id(0) // num_c
+    o_C = tl.program_id(0) % num_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_C = o_C < C
+    i_b, begin = (i_bp // num_p).to(tl.int64), i_bp % num_p * chunk
+    mean_C = tl.load(mean_ptr + i_b * C + o_C, mask=m_C, other=0.0)
+    rstd_C = tl.load(rstd_ptr + i_b * C + o_C, mask=m_C, other=0.0)
+    weight_C = tl.load(weight_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    bias_C = tl.load(bias_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    o_image = i_b * S * C
+    sum_weight_C, sum_bias_C = _grad_sums(
+        grad_ptr + o_image, x_ptr + o_image, begin, tl.minimum(begin + chunk, S), C, o_C, m_C, mean_C, rstd_C,
+        weight_C, bias_C, SILU, BLOCK_S, BLOCK_C,
+    )  # fmt: skip
+    p_out = chunk_ptr + i_bp.to(tl.int64) * 2 * C + o_C
+    tl.store(p_out, sum_weight_C, mask=m_C)
+    tl.store(p_out + C, sum_bias_C, mask=m_C)
+
+
+@triton.jit
+def group_norm_silu_bwd_merge_kernel(
+    chunk_ptr, weight_ptr, partial_ptr, coefficient_ptr, S, num_p, C,
+    SIZE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """partial[b] = sum of chunk[b, :]; coefficient[b] = (slope | shift), the groups' means of it, by channel, [2C]."""
+    num_groups = C // SIZE
+    i_b = (tl.program_id(0) // num_groups).to(tl.int64)
+    first = tl.program_id(0) % num_groups * SIZE
+    o_C, o_P = tl.arange(0, BLOCK_C), tl.arange(0, BLOCK_P)
+    num = S * 1.0 * SIZE
+    for i_half in tl.static_range(2):
+        b_group = tl.zeros([BLOCK_C], tl.float32)
+        for c in range(0, SIZE, BLOCK_C):
+            m_C = c + o_C < SIZE
+            o_channel = first + c + o_C
+            b_PC = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
+            for start in range(0, num_p, BLOCK_P):
+                i_p = (start + o_P).to(tl.int64)
+                m_PC = (i_p < num_p)[:, None] & m_C[None, :]
+                # [BLOCK_P, BLOCK_C]
+                o_PC = (i_b * num_p + i_p)[:, None] * (2 * C) + (i_half * C + o_channel)[None, :]
+                b_PC += tl.load(chunk_ptr + o_PC, mask=m_PC, other=0.0)
+            b_sum = tl.sum(b_PC, axis=0)
+            tl.store(partial_ptr + i_b * 2 * C + i_half * C + o_channel, b_sum, mask=m_C)
+            b_group += b_sum * tl.load(weight_ptr + o_channel, mask=m_C, other=0.0).to(tl.float32)
+        mean = tl.sum(b_group) / num
+        for c in range(0, SIZE, BLOCK_C):
+            o_out = i_b * 2 * C + i_half * C + first + c + o_C
+            tl.store(coefficient_ptr + o_out, tl.zeros([BLOCK_C], tl.float32) + mean, mask=c + o_C < SIZE)
+
+
+@triton.jit
+def group_norm_silu_bwd_apply_kernel(
+    grad_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, coefficient_ptr, grad_x_ptr, S, C,
+    SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+):  # fmt: skip
+    """grad x from the groups' coefficients. 6 bytes an element at bf16."""
+    num_c, num_s = tl.cdiv(C, BLOCK_C), tl.cdiv(S, BLOCK_S)
+    i_bs = tl.program_id(0) // num_c
+    o_C = tl.program_id(0) % num_c * BLOCK_C + tl.arange(0, BLOCK_C)
+    m_C = o_C < C
+    i_b, begin = (i_bs // num_s).to(tl.int64), i_bs % num_s * BLOCK_S
+    # [BLOCK_C] each
+    mean_C = tl.load(mean_ptr + i_b * C + o_C, mask=m_C, other=0.0)
+    rstd_C = tl.load(rstd_ptr + i_b * C + o_C, mask=m_C, other=0.0)
+    slope_C = tl.load(coefficient_ptr + i_b * 2 * C + o_C, mask=m_C, other=0.0)
+    shift_C = tl.load(coefficient_ptr + i_b * 2 * C + C + o_C, mask=m_C, other=0.0)
+    weight_C = tl.load(weight_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    bias_C = tl.load(bias_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    o_image = i_b * S * C
+    _write_grad_rows(
+        grad_ptr + o_image, x_ptr + o_image, grad_x_ptr + o_image, begin, tl.minimum(begin + BLOCK_S, S), C, o_C, m_C,
+        mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C, SILU, BLOCK_S,
+    )  # fmt: skip
+
+
+def group_norm_silu_bwd(
+    grad_BSC: torch.Tensor,
+    x_BSC: torch.Tensor,
+    weight_C: torch.Tensor,
+    bias_C: torch.Tensor,
+    mean_BC: torch.Tensor,
+    rstd_BC: torch.Tensor,
+    num_groups: int,
+    silu: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(grad x [B, S, C], the gradients of weight and bias end to end [2C], in the dtype of weight)."""
+    grad_BSC, x_BSC, weight_C, bias_C = (t.contiguous() for t in (grad_BSC, x_BSC, weight_C, bias_C))
+    z = Layout.of(x_BSC, num_groups)
+    grad_x = torch.empty(x_BSC.shape, dtype=x_BSC.dtype, device=x_BSC.device)
+    partial = torch.empty(z.images, 2 * z.channels, dtype=torch.float32, device=x_BSC.device)
+    given = grad_BSC, x_BSC, weight_C, bias_C, mean_BC, rstd_BC
+    if z.whole:
+        launch(
+            group_norm_silu_bwd_kernel, z.whole_grid, *given, grad_x, partial, z.pixels, z.channels,
+            SILU=silu, **z.whole_options,
+        )  # fmt: skip
+        return grad_x, column_sum(partial, weight_C.dtype)
+    chunk_sums = torch.empty(z.images * z.num_chunks, 2 * z.channels, dtype=torch.float32, device=x_BSC.device)
+    coefficient = torch.empty_like(partial)
+    options = z.tile_options
+    launch(
+        group_norm_silu_bwd_stats_kernel, z.grid(z.num_chunks, options["BLOCK_C"]),
+        *given, chunk_sums, z.pixels, z.chunk, z.channels, SILU=silu, **options,
+    )  # fmt: skip
+    launch(
+        group_norm_silu_bwd_merge_kernel, (z.images * num_groups,),
+        chunk_sums, weight_C, partial, coefficient, z.pixels, z.num_chunks, z.channels, **z.merge_options,
+    )  # fmt: skip
+    launch(
+        group_norm_silu_bwd_apply_kernel, z.grid(triton.cdiv(z.pixels, options["BLOCK_S"]), options["BLOCK_C"]),
+        *given, coefficient, grad_x, z.pixels, z.channels, SILU=silu, **options,
+    )  # fmt: skip
+    return grad_x, column_sum(partial, weight_C.dtype)

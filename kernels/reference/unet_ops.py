@@ -1,0 +1,34 @@
+"""The readable pure-torch form of the UNet's and the VAE's kernels; what the Triton kernels are tested against.
+
+Letters: B images, C channels, G groups, D width. Any floating dtype; sums run in fp32 (float64 for float64 inputs)
+and are rounded once at the end.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+
+
+def group_norm_silu(
+    x: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor, num_groups: int, eps: float, silu: bool
+) -> torch.Tensor:
+    """`silu(group_norm(x))` or `group_norm(x)` of [B, C, ..] (Wu & He, 2018), in the dtype of x.
+
+    The variance is the mean of centred squares: E[x^2] - E[x]^2 loses all digits where the mean is large.
+    """
+    acc = torch.promote_types(x.dtype, torch.float32)
+    grouped_BGM = x.to(acc).reshape(x.shape[0], num_groups, x.shape[1:].numel() // num_groups)
+    centred_BGM = grouped_BGM - grouped_BGM.mean(dim=-1, keepdim=True)
+    variance_BG1 = centred_BGM.square().mean(dim=-1, keepdim=True)
+    normal = (centred_BGM * torch.rsqrt(variance_BG1 + eps)).reshape(x.shape)
+    per_channel = (-1, *[1] * (x.ndim - 2))
+    out = normal * weight_C.to(acc).view(per_channel) + bias_C.to(acc).view(per_channel)
+    return (F.silu(out) if silu else out).to(x.dtype)
+
+
+def geglu(x: torch.Tensor) -> torch.Tensor:
+    """`a * gelu(gate)` with a | gate = the halves of the last dimension, the exact gelu (Shazeer, 2020)."""
+    acc = torch.promote_types(x.dtype, torch.float32)
+    a, gate = x.to(acc).chunk(2, dim=-1)
+    return (a * F.gelu(gate)).to(x.dtype)

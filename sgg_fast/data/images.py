@@ -1,0 +1,107 @@
+"""Pictures from files: decoded with a bound on their size, refused by name where pixels would have to be guessed.
+
+Letters: H, W height and width, R side of the training square, in pixels.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath, PureWindowsPath
+
+import numpy as np
+from PIL import Image
+
+from sgg_fast.config import ConfigError
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
+RESIZE = ("squash", "crop")
+"""squash: the whole picture, as sg2im does, so that no object of the graph is cut off; crop: the central square."""
+_MODES = {"1", "L", "P", "RGB", "LA", "PA", "RGBA"}
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class ImageError(ConfigError):
+    """A picture that cannot be used: "FILE: REASON"."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+
+def stays_inside(path: str) -> bool:
+    """Whether a path from an annotation is relative and cannot leave the folder it is joined to."""
+    windows = PureWindowsPath(path)
+    escapes = windows.drive or windows.root or "\\" in path or "\0" in path
+    return bool(path) and not escapes and ".." not in PurePosixPath(path).parts
+
+
+def open_rgb(path: Path) -> Image.Image:
+    """The picture in `path`, RGB with 8 bits. Raises `ImageError`.
+
+    Grey and palette pictures are converted, which loses nothing. CMYK (its colours depend on a profile), 16-bit and
+    floating-point pictures (which range is black to white?) and pictures with transparent pixels (on which ground?)
+    are refused rather than changed. Orientation tags are not followed: boxes were drawn on the pixels as stored.
+    """
+    limit = Image.MAX_IMAGE_PIXELS or 2**63
+    try:
+        if not os.path.getsize(path):
+            raise ImageError(path, "cannot be read as an image: the file is empty")
+        with Image.open(path) as image:
+            if image.width * image.height > limit:  # Pillow itself only warns up to twice the limit
+                raise ImageError(path, f"too large: more than {limit} pixels")
+            if image.mode == "CMYK":
+                raise ImageError(path, "CMYK colours, which have no exact RGB; convert the file to RGB")
+            if image.mode not in _MODES or _is_deep_png(path):
+                raise ImageError(path, "more than 8 bits a channel; convert the file to 8 bits")
+            return _opaque(path, image)
+    except ImageError:
+        raise
+    except FileNotFoundError as error:
+        raise ImageError(path, "there is no such file") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ImageError(path, f"too large: more than {limit} pixels") from error
+    except (OSError, ValueError, SyntaxError) as error:
+        reason = str(error).replace(repr(str(path)), "the file")  # Pillow raises all of them
+        raise ImageError(path, f"cannot be read as an image: {reason}") from error
+
+
+def _is_deep_png(path: Path) -> bool:
+    """Whether it is a PNG of 16 bits: Pillow drops the lower eight without a word."""
+    with path.open("rb") as file:
+        head = file.read(25)
+    return head[:8] == _PNG and head[24:] == b"\x10"
+
+
+def _opaque(path: Path, image: Image.Image) -> Image.Image:
+    """RGB of a picture whose transparency, if it can have any, is nowhere used."""
+    if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
+        image = image.convert("RGBA")
+        if np.asarray(image.getchannel("A")).min() < 255:
+            raise ImageError(path, "transparent pixels; put the picture on a ground of your choice")
+    return image.convert("RGB")
+
+
+def to_square(image: Image.Image, resolution: int, resize: str) -> np.ndarray:
+    """uint8 [R, R, 3], antialiased: the whole picture (bilinear) or its central square (Lanczos)."""
+    if resize == "squash":
+        return np.asarray(image.resize((resolution, resolution), Image.Resampling.BILINEAR))
+    x0, y0, x1, y1 = central_square(image.size)
+    return np.asarray(image.crop((x0, y0, x1, y1)).resize((resolution, resolution), Image.Resampling.LANCZOS))
+
+
+def central_square(size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom of the largest square in the middle of a picture of `size` (W, H)."""
+    side = min(size)
+    left, top = (size[0] - side) // 2, (size[1] - side) // 2
+    return left, top, left + side, top + side
+
+
+def boxes_in_square(boxes: np.ndarray, size: tuple[int, int], resize: str) -> np.ndarray:
+    """Boxes x, y, w, h in pixels [N, 4] of a picture of `size` (W, H) -> x0, y0, x1, y1 in 0..1 of `to_square`.
+
+    What was cut off, or never lay in the picture, is clipped away.
+    """
+    x0, y0, x1, y1 = central_square(size) if resize == "crop" else (0, 0, *size)
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float64)
+    scaled = (corners - [x0, y0, x0, y0]) / [x1 - x0, y1 - y0, x1 - x0, y1 - y0]
+    return np.clip(scaled, 0, 1).astype(np.float32)

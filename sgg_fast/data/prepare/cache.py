@@ -1,0 +1,174 @@
+"""`prepare cache`: the frozen towers over a whole set, once, into the files that `sgg_fast/data/stored.py` reads.
+
+What the bytes depend on is written down first (job.json); a folder that was begun from something else is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgg_fast import env
+from sgg_fast.config import ConfigError, flag
+from sgg_fast.data.cache import fingerprint
+from sgg_fast.data.prepare.shard_work import CacheJob, foundation_of, is_done, make_shards, shard_path
+from sgg_fast.data.shards import INDEX, entry_of, read_tensors, write_index, write_tensors, write_whole
+from sgg_fast.data.sources import PairSource, open_source
+from sgg_fast.data.stored import FORMAT, GRAPH_TENSORS, GRAPHS, JOB, SETTINGS
+from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
+from sgg_fast.nn.clip import embed_names, phrase_states
+from sgg_fast.nn.foundation import Foundation
+
+NUM_PREVIEWS = 64
+"""Pictures kept as they are, for the sample sheets of training."""
+
+
+def write_cache(job: CacheJob, overwrite: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
+    """Make the cache, or what is left to make of it; returns report.json's content. Raises `ConfigError`.
+
+    A cache that was made from something else (another set, models, settings) is refused, by name of what changed,
+    unless `overwrite`; images that changed since are read again.
+    """
+    source = open_source(job.config, job.split, check=False)
+    foundation = foundation_of(job.config)
+    job.out.mkdir(parents=True, exist_ok=True)
+    with _alone_in(job.out):
+        described = _describe(job, source, foundation)
+        started = _accept(job.out, described, overwrite)
+        starts = list(range(0, source.num_images, job.shard_size))
+        todo = [k for k in range(len(starts)) if not is_done(job, source, k, started)]
+        if not todo and (job.out / INDEX).is_file():
+            say(f"{job.out} is complete; the set, its images and the settings are as they were")
+            return json.loads((job.out / "report.json").read_text())
+        (job.out / INDEX).unlink(missing_ok=True)
+        if len(todo) < len(starts):
+            say(f"{len(starts) - len(todo)} of {len(starts)} shards are there already")
+        if outdated := [k for k in todo if shard_path(job.out, k).is_file()]:
+            say(f"{len(outdated)} shards are made again: files of their images changed, or they are damaged")
+        make_shards(job, source, foundation, todo, started)
+        return _finish(job, source, foundation, described, len(starts))
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """One preparation a folder; the lock ends with the process, however it ends."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ConfigError(f"{folder}: another process is preparing this cache") from error
+        yield
+    finally:
+        os.close(handle)
+
+
+def _describe(job: CacheJob, source: PairSource, foundation: Foundation) -> dict[str, Any]:
+    """Everything that the bytes depend on but the pixels, which `stat` stands for."""
+    digest = hashlib.sha256()
+    for graph in source.graphs:
+        digest.update(repr((graph.objects, graph.relations)).encode("utf-8", "surrogatepass"))
+    if source.place is not None:
+        for i in range(source.num_images):
+            digest.update(os.fsencode(os.path.relpath(source.place(i), job.config.data)) + b"\0")
+    config = job.config
+    parts = ("clip", "vae", *(("text_encoder",) if config.token_init == "text" else ()))
+    return {
+        "format": FORMAT,
+        "split": job.split,
+        "graphs": digest.hexdigest(),
+        "settings": {name: getattr(config, name) for name in SETTINGS},
+        "models": {"text_encoder": None, **{part: fingerprint(getattr(foundation, part)) for part in parts}},
+        "shard_size": job.shard_size,
+        "batch_size": job.batch_size,
+    }
+
+
+def _accept(out: Path, described: dict[str, Any], overwrite: bool) -> str:
+    """Compare with an earlier beginning in `out`, or begin; the digest that marks this job's shards."""
+    path, text = out / JOB, json.dumps(described, indent=1, sort_keys=True) + "\n"
+    if path.is_file() and not overwrite:
+        try:
+            earlier = json.loads(path.read_text())
+            changed = [key for key in described if earlier.get(key) != described[key]]
+        except (OSError, ValueError, AttributeError):
+            changed = [JOB]
+        if changed:
+            was = ", ".join(_difference(key, earlier.get(key), described[key]) for key in changed if key != JOB)
+            raise ConfigError(
+                f"{out} was begun from something else ({was or f'{JOB} is damaged'}); give another --out, "
+                "or --overwrite to start over"
+            )
+    elif overwrite:
+        for old in (out / INDEX, *out.glob("shard-*.safetensors"), path):
+            old.unlink(missing_ok=True)
+    for stale in out.glob(".*.safetensors-*"):
+        stale.unlink(missing_ok=True)  # left by a process that was killed while writing
+    if not path.is_file():
+        write_whole(path, text.encode())
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _difference(key: str, was: Any, now: Any) -> str:
+    if isinstance(was, dict) and isinstance(now, dict):
+        inner = [k for k in now if was.get(k) != now[k]]
+        show = key == "settings"
+        return ", ".join(f"--{flag(k)} {was.get(k)}, now {now[k]}" if show else f"another {k}" for k in inner)
+    return f"other {key}" if key == "graphs" else f"{key} {was}, now {now}"
+
+
+def _finish(
+    job: CacheJob, source: PairSource, foundation: Foundation, described: dict[str, Any], num_shards: int
+) -> dict[str, Any]:
+    """graphs.safetensors of the images that were kept, report.json, and last the index."""
+    kept: list[int] = []
+    faults: dict[str, list[str]] = {}
+    for number in range(num_shards):
+        tensors, note = read_tensors(shard_path(job.out, number))
+        kept += tensors["item"].tolist()
+        for item, _, reason in note["faults"]:
+            assert source.place is not None  # drawn pictures have no faults
+            faults.setdefault(reason, []).append(str(source.place(item)))
+    if not kept:
+        raise ConfigError(f"--data {job.config.data}: none of {source.num_images} images can be used: "
+                          f"{'; '.join(f'{len(at)} {reason}' for reason, at in faults.items())}")  # fmt: skip
+    graphs = [source.graphs[d * source.num_images + i] for d in range(source.draws) for i in kept]
+    _write_graphs(job, graphs, np.stack([source.load_image(i) for i in kept[:NUM_PREVIEWS]]), foundation)
+    report = {
+        "data": job.config.data,
+        "images": {"listed": source.num_images, "kept": len(kept), "left_out": source.num_images - len(kept)},
+        "samples": len(graphs),
+        "faults": [{"reason": reason, "count": len(paths), "images": paths} for reason, paths in faults.items()],
+    }
+    write_whole(job.out / "report.json", (json.dumps(report, indent=1) + "\n").encode("ascii"))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        entries = list(pool.map(lambda k: entry_of(shard_path(job.out, k)), range(num_shards)))
+    data = job.config.data if job.config.data == "toy" else str(Path(job.config.data).resolve())
+    index = {**described, "data": data, "draws": source.draws, "images": len(kept), "shards": entries,
+             "graphs": entry_of(job.out / GRAPHS)}  # fmt: skip
+    write_index(job.out, index)
+    return report
+
+
+def _write_graphs(job: CacheJob, graphs: list[SceneGraph], previews: np.ndarray, foundation: Foundation) -> None:
+    device, table = env.device(), NameTable()
+    batch = SceneGraphBatch.from_graphs(graphs, table)
+    words = {"names": table.names, "phrases": table.phrases}
+    tensors = {name: getattr(batch, name).numpy() for name in GRAPH_TENSORS}
+    tensors |= {"sizes": batch.sizes, "previews": previews}
+    clip = foundation.clip.to(device)
+    tensors["names"] = embed_names(clip, foundation.clip_tokenizer, table.spoken()).cpu().numpy()
+    if job.config.token_init == "text":
+        states = phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
+        tensors["phrases"] = states.cpu().numpy()
+    tensors["text"] = np.frombuffer(json.dumps(words).encode("ascii"), np.uint8)
+    write_tensors(job.out / GRAPHS, tensors, {})

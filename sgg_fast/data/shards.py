@@ -1,0 +1,144 @@
+"""Files of a cache: safetensors written aside and renamed, read by memory map, and an index that vouches for each byte.
+
+Nothing here knows what the tensors mean.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save
+
+from sgg_fast.config import ConfigError
+
+INDEX = "index.json"
+"""Put in place last: a cache that has it is whole."""
+_DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
+_CHUNK = 1 << 22
+
+
+class DamagedError(ConfigError):
+    """A file that is not what was written; the message names it and the cure."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(f"{path}: {reason}; delete this file and run the same `prepare cache` command again")
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """A file that is there with all its bytes or not at all, whatever happens to the process or the machine."""
+    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(aside, 0o644)
+        os.replace(aside, path)
+    except BaseException:
+        Path(aside).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], note: Any) -> None:
+    """A safetensors file with `note` as JSON in its header; the same content gives the same bytes."""
+    # One key: safetensors writes several in an order that changes from process to process.
+    metadata = {"note": json.dumps(note, sort_keys=True)}
+    write_whole(path, save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata))
+
+
+def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Any]:
+    """(tensors as memory maps, note) of a file that `write_tensors` made. Raises `DamagedError`."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = os.path.getsize(path)
+            if not 2 <= length <= size - 8:
+                raise ValueError("its header is cut")
+            header = json.loads(file.read(length))
+        note = json.loads(header.pop("__metadata__")["note"])
+        tensors = {}
+        for name, entry in header.items():
+            dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
+            start, stop = entry["data_offsets"]
+            if stop - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)) or 8 + length + stop > size:
+                raise ValueError(f"{name} is cut")
+            # An empty map does not exist.
+            mapped = np.memmap(path, dtype, "r", 8 + length + start, shape) if start < stop else np.empty(shape, dtype)
+            tensors[name] = mapped
+        return tensors, note
+    except OSError as error:
+        raise DamagedError(path, f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(path, f"not a file of a cache: {error}") from error
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def entry_of(path: Path) -> dict[str, Any]:
+    """What the index says of a file."""
+    return {"file": path.name, "bytes": os.path.getsize(path), "sha256": sha256_of(path)}
+
+
+def check_files(folder: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Compare every byte with the index's digests. Raises `DamagedError` for the first file that differs."""
+
+    def check(entry: Mapping[str, Any]) -> None:
+        path = folder / entry["file"]
+        try:
+            size = os.path.getsize(path)
+            if size != entry["bytes"]:
+                raise DamagedError(path, f"has {size} bytes where {entry['bytes']} were written")
+            if sha256_of(path) != entry["sha256"]:
+                raise DamagedError(path, "its bytes are not those that were written (SHA-256 differs)")
+        except OSError as error:
+            raise DamagedError(path, f"cannot be read: {error.strerror or error}") from error
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        list(pool.map(check, entries))
+
+
+def _render(content: Mapping[str, Any]) -> bytes:
+    """The index as bytes, its own digest first."""
+    body = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    digest = hashlib.sha256(body.encode()).hexdigest()
+    return f'{{"sha256":"{digest}",\n"content":{body}}}\n'.encode()
+
+
+def write_index(folder: Path, content: Mapping[str, Any]) -> None:
+    """INDEX of a finished cache."""
+    write_whole(folder / INDEX, _render(content))
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """What `write_index` was given. Raises `DamagedError` where a single byte is another."""
+    path = folder / INDEX
+    try:
+        raw = path.read_bytes()
+        content = json.loads(raw)["content"]
+        if not isinstance(content, dict) or _render(content) != raw:
+            raise ValueError("its bytes are not those that were written (SHA-256 differs)")
+        return content
+    except OSError as error:
+        raise DamagedError(path, f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError(path, f"damaged: {error}") from error

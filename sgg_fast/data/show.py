@@ -1,0 +1,158 @@
+"""A look at a training set: `python -m sgg_fast.data.show DIR --n 16` writes a sheet of pictures, boxes and graphs.
+
+DIR is anything that train.py --data takes: a prepared set, a cache (its set is opened, or where that is gone the
+pictures that the cache keeps), a folder of pictures with graphs beside them, or "toy".
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from sgg_fast.config import ConfigError
+from sgg_fast.data.drawn_graph import INK, SMALL, colour_of, draw_graph, font
+from sgg_fast.data.images import ImageError
+from sgg_fast.data.sources import PairSource, open_source, stored_source
+from sgg_fast.data.stored import SETTINGS, StoredCache, is_cache
+from sgg_fast.graph import SceneGraphError
+from sgg_fast.recipes import recipe
+
+SIDE = 320
+"""Of a picture on the sheet, in pixels."""
+GRAPH = 420
+"""Width of a graph on the sheet, in pixels."""
+GAP, HEAD = 14, 22
+_COLUMNS = 2
+
+
+def open_for_show(data: str, split: str, resolution: int = SIDE, num_scenes: int = 256) -> tuple[PairSource, str]:
+    """The set and what is to be said of it. Raises `ConfigError`."""
+    folder = Path(data)
+    config = recipe("toy", data=data, resolution=resolution, num_scenes=num_scenes, sample_every=0)
+    if data == "toy" or not is_cache(folder):
+        source = open_source(config, split, check=False)
+        return source, source.name
+    stored = StoredCache(folder)
+    settings = {name: stored.index["settings"][name] for name in SETTINGS}
+    origin = stored.index["data"]
+    if origin == "toy" or Path(origin).is_dir():
+        seen = dataclasses.replace(config, **{**settings, "resolution": resolution, "data": origin})
+        source = open_source(seen, stored.index["split"], check=False)
+        return source, f"{folder}, a cache of {source.name}"
+    source = stored_source(folder, dataclasses.replace(config, **settings))
+    return source, f"{folder}, a cache of {origin}, which is gone: no boxes, the pictures that the cache keeps"
+
+
+def sheet(source: PairSource, title: str, indices: Sequence[int]) -> Image.Image:
+    """Pictures with boxes, each beside its graph, two columns."""
+    width, height = SIDE + GRAPH + GAP, SIDE + HEAD + GAP
+    rows = -(-len(indices) // _COLUMNS)
+    columns = min(_COLUMNS, len(indices))
+    page = Image.new("RGB", (columns * (width + GAP) + GAP, rows * height + GAP + HEAD), "white")
+    ImageDraw.Draw(page).text((GAP, GAP // 2), title, INK, font())
+    for k, index in enumerate(indices):
+        at = (GAP + (k % _COLUMNS) * (width + GAP), GAP + HEAD + (k // _COLUMNS) * height)
+        page.paste(cell(source, index), at)
+    return page
+
+
+def cell(source: PairSource, index: int) -> Image.Image:
+    """One sample: its number and file, the picture with the objects' boxes, the graph."""
+    graph, place = source.graphs[index], source.place
+    page = Image.new("RGB", (SIDE + GRAPH + GAP, SIDE + HEAD), "white")
+    draw = ImageDraw.Draw(page)
+    name = place(index % source.num_images).name if place else ""
+    draw.text((0, 3), f"{index}  {name}".strip(), INK, font(SMALL))
+    try:
+        picture = Image.fromarray(source.load_image(index)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+        boxes = source.boxes(index % source.num_images) * SIDE if source.boxes else None
+    except ConfigError as error:
+        picture, boxes = _unreadable(error.reason if isinstance(error, ImageError) else str(error)), None
+    if boxes is not None:
+        _draw_boxes(picture, graph.objects, boxes)
+    page.paste(picture, (0, HEAD))
+    page.paste(draw_graph(graph, (GRAPH, SIDE)), (SIDE + GAP, HEAD))
+    return page
+
+
+def _unreadable(reason: str) -> Image.Image:
+    """A grey picture that says why."""
+    picture = Image.new("RGB", (SIDE, SIDE), (225, 225, 225))
+    draw, words, line, y = ImageDraw.Draw(picture), reason.split(), "", SIDE // 3
+    for word in [*words, ""]:
+        if not word or draw.textlength(f"{line} {word}", font()) > SIDE - 40:
+            draw.text((20, y), line, INK, font())
+            line, y = "", y + 20
+        line = f"{line} {word}".strip()
+    return picture
+
+
+def _draw_boxes(picture: Image.Image, names: Sequence[str], boxes: np.ndarray) -> None:
+    """Large boxes first, so that labels of small ones stay readable; labels move down where one is in the way."""
+    draw = ImageDraw.Draw(picture)
+    area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    order = np.argsort(-area, kind="stable").tolist()
+    taken: list[tuple[float, float, float, float]] = []
+    for k in order:
+        x0, y0, x1, y1 = boxes[k].tolist()
+        # One pixel of white on each side: the frame is seen on any ground.
+        frame = [x0, y0, max(x0 + 1, x1 - 1), max(y0 + 1, y1 - 1)]
+        draw.rectangle([frame[0] - 1, frame[1] - 1, frame[2] + 1, frame[3] + 1], outline="white")
+        draw.rectangle(frame, outline=colour_of(k), width=2)
+    for k in order:
+        x0, y0, _, _ = boxes[k].tolist()
+        text = f"{k} {names[k]}"
+        width, height = draw.textlength(text, font(SMALL)) + 6, SMALL + 5
+        x = min(max(0, x0), SIDE - width)
+        y = min(max(0, y0), SIDE - height)
+        while y + 2 * height <= SIDE and any(
+            x < r and x + width > a and y < b and y + height > t for a, t, r, b in taken
+        ):
+            y += 4
+        taken.append((x, y, x + width, y + height))
+        draw.rectangle([x, y, x + width, y + height], fill=colour_of(k))
+        draw.text((x + 3, y + 1), text, "white", font(SMALL))
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 for a set or settings that cannot be used (one line on stderr)."""
+    parser = argparse.ArgumentParser(prog="python -m sgg_fast.data.show", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser.add_argument("data", metavar="DIR", help="the set")
+    parser.add_argument("--n", type=int, default=16, help="samples on the sheet (%(default)s)")
+    parser.add_argument("--split", default="train", help="which split (%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of samples (%(default)s)")
+    parser.add_argument("--first", type=int, help="show N samples from this one on in place of a choice")
+    parser.add_argument("--out", type=Path, default=Path("outputs/set.png"), help="the sheet (%(default)s)")
+    args = parser.parse_args(argv)
+    try:
+        if args.n < 1 or args.seed < 0:
+            raise ConfigError("--n must be at least 1 and --seed not negative")
+        if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+            raise ConfigError(f"--out {args.out}: must end in .png or .jpg")
+        source, title = open_for_show(args.data, args.split, num_scenes=args.n)
+        num = len(source) if source.stored is None else len(source.stored.arrays["previews"])
+        if args.first is None:
+            chosen = np.sort(np.random.default_rng(args.seed).permutation(num)[: args.n]).tolist()
+        elif 0 <= args.first < num:
+            chosen = list(range(args.first, min(num, args.first + args.n)))
+        else:
+            raise ConfigError(f"--first {args.first}: the set has {num} samples")
+        page = sheet(source, f"{title}: {len(chosen)} of {len(source)} samples", chosen)
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        page.save(args.out)
+    except (ConfigError, SceneGraphError, OSError) as error:
+        print(f"show: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

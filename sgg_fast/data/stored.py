@@ -1,0 +1,164 @@
+"""A finished cache as training reads it: checked at opening, then memory-mapped, so that memory does not grow with it.
+
+Letters: M images, S samples (S = D M for D draws of relations), I CLIP width, V names, P phrases, C text width,
+R side in pixels, c and h, w channels and sides of a latent. Files:
+
+    index.json               settings, sizes and the SHA-256 of every other file
+    shard-00000.safetensors  of its images: images [m, I], moments [m, 2c, h, w], item [m] index in the source,
+                             stat [m, 2] bytes and modification time of each image's file (zeros where it is drawn)
+    graphs.safetensors       the packed graphs of all samples, sizes [S, 2], names [V, I], phrases [P, C] if made,
+                             previews [k, R, R, 3] of the first images, and the words as JSON in bytes
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+import torch
+
+from sgg_fast.config import Config, ConfigError, flag
+from sgg_fast.data.shards import INDEX, DamagedError, check_files, read_index, read_tensors
+from sgg_fast.graph import IMAGE_OBJECT, NameTable, SceneGraph, SceneGraphBatch
+
+FORMAT = "sgg_fast cache 1"
+JOB = "job.json"
+GRAPHS = "graphs.safetensors"
+SETTINGS = ("resolution", "flip", "attributes", "relation_draws")
+"""Fields of `Config` that make a cache what it is; a run must have the same."""
+GRAPH_TENSORS = (
+    "object_name", "predicate_name", "phrase", "subject", "object", "object_ptr", "relation_ptr", "message_ptr",
+    "message_mid", "message_slot", "object_graph", "relation_graph", "object_pooled", "relation_pooled",
+)  # fmt: skip
+
+
+def is_cache(folder: Path) -> bool:
+    """Whether `folder` is a cache, finished or not."""
+    return (folder / INDEX).is_file() or (folder / JOB).is_file()
+
+
+class MomentRows:
+    """[S, 2c, h, w] posterior moments that stay in their files; indexing reads the rows that are asked for."""
+
+    def __init__(self, shards: Sequence[np.ndarray], draws: int) -> None:
+        self._shards = shards
+        self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
+        self.shape = (draws * int(self._starts[-1]), *shards[0].shape[1:])
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index_B: torch.Tensor) -> torch.Tensor:
+        """Rows [B, 2c, h, w] on the index's device. Waits for the index where it lies on a GPU."""
+        image_B = index_B.cpu().numpy() % self._starts[-1]
+        shard_B = np.searchsorted(self._starts, image_B, side="right") - 1
+        rows = [self._shards[k][i - self._starts[k]] for k, i in zip(shard_B, image_B, strict=True)]
+        return torch.from_numpy(np.stack(rows)).to(index_B.device)
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """All rows in the memory of `device`."""
+        rows = torch.cat([torch.from_numpy(np.array(shard)).to(device) for shard in self._shards])
+        return rows.repeat(self.shape[0] // len(rows), 1, 1, 1)
+
+
+class PackedGraphs(Sequence[SceneGraph]):
+    """The graphs of a packed batch, unpacked when asked for."""
+
+    def __init__(self, arrays: dict[str, np.ndarray], names: list[str]) -> None:
+        self._arrays, self._names = arrays, names
+
+    def __len__(self) -> int:
+        return len(self._arrays["sizes"])
+
+    @overload
+    def __getitem__(self, index: int) -> SceneGraph: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[SceneGraph]: ...
+
+    def __getitem__(self, index: int | slice) -> SceneGraph | list[SceneGraph]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        arrays, names = self._arrays, self._names
+        i = index % len(self)
+        first, last = arrays["object_ptr"][i : i + 2].tolist()
+        objects = tuple(names[k] for k in arrays["object_name"][first : last - 1].tolist())
+        start, stop = arrays["relation_ptr"][i : i + 2].tolist()
+        stop -= len(objects)  # those to the image node come last
+        ends = (arrays[role][start:stop] - first for role in ("subject", "object"))
+        said = [names[k] for k in arrays["predicate_name"][start:stop].tolist()]
+        return SceneGraph(objects, tuple(zip(next(ends).tolist(), said, next(ends).tolist(), strict=True)))
+
+
+class StoredCache:
+    """A finished cache. Raises `ConfigError` for one that is damaged or unfinished, naming the file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / INDEX).is_file():
+            raise ConfigError(f"{folder}: this cache is not finished; run the same `prepare cache` command to go on")
+        self.index = read_index(folder)
+        if self.index.get("format") != FORMAT:
+            raise ConfigError(f"{folder / INDEX}: not of the format {FORMAT!r}; prepare the cache again")
+        entries: list[dict[str, Any]] = self.index["shards"]
+        check_files(folder, [*entries, self.index["graphs"]])
+        self._shards = [read_tensors(folder / entry["file"])[0] for entry in entries]
+        self.arrays, _ = read_tensors(folder / GRAPHS)
+        text = json.loads(self.arrays.pop("text").tobytes())
+        self.names, self.phrase_words = text["names"], text["phrases"]
+        self.draws: int = self.index["draws"]
+        self.graphs = PackedGraphs(self.arrays, self.names)
+        if len(self.graphs) != self.draws * self.num_images or self.names[0] != IMAGE_OBJECT:
+            raise DamagedError(folder / GRAPHS, "does not fit the shards")
+
+    @property
+    def num_images(self) -> int:
+        """M."""
+        return sum(len(shard["images"]) for shard in self._shards)
+
+    def check_settings(self, config: Config) -> None:
+        """Raises `ConfigError` where the run wants another picture or graph than was prepared."""
+        for name in SETTINGS:
+            was, now = self.index["settings"][name], getattr(config, name)
+            if was != now:
+                raise ConfigError(
+                    f"--data {self.folder}: this cache was prepared with --{flag(name)} {was}, not {now}; "
+                    "give that flag or prepare another cache"
+                )
+        shown = min(config.num_samples, self.num_images)
+        if config.sample_every and shown > len(self.arrays["previews"]):
+            raise ConfigError(
+                f"--num-samples {shown}: a cache keeps {len(self.arrays['previews'])} pictures; ask for fewer"
+            )
+
+    def picture(self, index: int) -> np.ndarray:
+        """uint8 [R, R, 3] of an image. Raises `ConfigError` for one of which only the latent was kept."""
+        index %= self.num_images
+        if index < len(self.arrays["previews"]):
+            return np.asarray(self.arrays["previews"][index])
+        raise ConfigError(f"{self.folder}: of image {index} only the latent is in the cache")
+
+    def batch(self) -> SceneGraphBatch:
+        """All graphs, packed, on the CPU."""
+        tensors = {name: torch.from_numpy(np.array(self.arrays[name])) for name in GRAPH_TENSORS}
+        return SceneGraphBatch(**tensors, sizes=np.array(self.arrays["sizes"]))
+
+    def table(self) -> NameTable:
+        """Names and phrases, with the ids that the graphs use."""
+        table = NameTable(self.names)
+        table.phrases += self.phrase_words
+        return table
+
+    def images(self) -> torch.Tensor:
+        """[S, I] image embeddings."""
+        rows = torch.from_numpy(np.concatenate([shard["images"] for shard in self._shards]))
+        return rows.repeat(self.draws, 1)
+
+    def moments(self) -> MomentRows:
+        """[S, 2c, h, w]."""
+        return MomentRows([shard["moments"] for shard in self._shards], self.draws)

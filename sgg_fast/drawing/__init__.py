@@ -1,0 +1,29 @@
+"""From scene graphs to PNG files: models, jobs, sheets. What infer.py calls; the same from Python:
+
+>>> from sgg_fast.data.inputs import read_inputs
+>>> from sgg_fast.drawing import Options, draw_jobs, load_model, make_jobs
+>>> items = read_inputs(["sheep standing on grass; sky above grass"])
+>>> model, options = load_model("toy"), Options(steps=2, edits=("sheep -> horse",))
+>>> for job in draw_jobs(make_jobs(items, model, options), model, options):
+...     print(job.path, job.graph.objects, job.record["seed"])
+outputs/sheep-standing-on-grass-sky-above-grass.png ('horse', 'grass', 'sky') 0
+"""
+
+from sgg_fast.drawing.jobs import Job, draw_grid, draw_jobs, make_jobs, work
+from sgg_fast.drawing.models import SHIPPED, Model, find_pipeline, load_model, load_pipeline
+from sgg_fast.drawing.options import Options, picture_paths
+
+__all__ = [
+    "SHIPPED",
+    "Job",
+    "Model",
+    "Options",
+    "draw_grid",
+    "draw_jobs",
+    "find_pipeline",
+    "load_model",
+    "load_pipeline",
+    "make_jobs",
+    "picture_paths",
+    "work",
+]

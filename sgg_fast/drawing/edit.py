@@ -1,0 +1,113 @@
+"""Changes to a scene graph, said in words: `sheep -> cow`, `add hat on sheep`, `remove hat`.
+
+    sheep -> cow                              an object gets another name
+    sheep on grass -> sheep left of house     a relation is replaced
+    add boat, add hat on sheep                an object or a relation more; its objects are added where they are new
+    remove hat, remove hat on sheep           an object with its relations, or one relation
+
+Objects and relations are written as in the one-line form, `sheep#2` being the second of several. What is not named
+stays as it is and in its order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sgg_fast.data.text_form import Clause, Mention, object_labels, parse_clause, to_text
+from sgg_fast.graph import SceneGraph, SceneGraphError, shown
+
+_HELP = 'write "sheep -> cow", "add hat on sheep" or "remove hat"'
+
+
+def apply_edit(graph: SceneGraph, text: str) -> SceneGraph:
+    """The changed graph. Raises `SceneGraphError` for words that say no change or name what the graph does not have."""
+    said = f"--edit {shown(' '.join(text.split()))}"
+    if "->" in text:
+        old, _, new = text.partition("->")
+        changed = _replace(graph, _clause(old, said), _clause(new, said), said)
+    else:
+        command, _, rest = text.strip().partition(" ")
+        if command not in ("add", "remove"):
+            raise SceneGraphError(f"{said}: {_HELP}")
+        changed = (_add if command == "add" else _remove)(graph, _clause(rest, said), said)
+    if changed == graph:
+        raise SceneGraphError(f"{said}: changes nothing; the graph is {_brief(to_text(graph))}")
+    return changed
+
+
+def _clause(text: str, said: str) -> Clause:
+    if not text.strip():
+        raise SceneGraphError(f"{said}: {_HELP}")
+    return parse_clause(text, said)
+
+
+def _find(objects: Sequence[str], mention: Mention, said: str) -> int:
+    """Index of the object that is meant; a lone object needs no number, one of several does."""
+    name, number, numbered = mention
+    places = [i for i, other in enumerate(objects) if other == name]
+    if number > len(places):
+        there = _brief(", ".join(object_labels(SceneGraph(tuple(objects)))))
+        raise SceneGraphError(f"{said}: the graph has no {name}{f'#{number}' if places else ''}; it has {there}")
+    if len(places) > 1 and not numbered:
+        raise SceneGraphError(f"{said}: the graph has {len(places)} of that name: write {name}#1, {name}#2, ...")
+    return places[number - 1]
+
+
+def _relation(graph: SceneGraph, clause: Clause, said: str) -> int:
+    """Index of the relation that is meant."""
+    ends = [_find(graph.objects, mention, said) for mention in (clause.subject, clause.object) if mention]
+    wanted = (ends[0], clause.predicate, ends[1])
+    if wanted not in graph.relations:
+        raise SceneGraphError(f"{said}: the graph has no such relation; it is {_brief(to_text(graph))}")
+    return graph.relations.index(wanted)
+
+
+def _related(graph: SceneGraph, clause: Clause, said: str) -> tuple[tuple[str, ...], tuple[int, str, int]]:
+    """(objects, relation): those of the graph, the new relation's own appended where the graph lacks them."""
+    objects, ends = list(graph.objects), []
+    for mention in (clause.subject, clause.object):
+        assert mention is not None
+        if mention.number == objects.count(mention.name) + 1:
+            objects.append(mention.name)
+            ends.append(len(objects) - 1)
+        else:
+            ends.append(_find(objects, mention, said))
+    return tuple(objects), (ends[0], clause.predicate, ends[1])
+
+
+def _replace(graph: SceneGraph, old: Clause, new: Clause, said: str) -> SceneGraph:
+    if bool(old.object) != bool(new.object):
+        raise SceneGraphError(f"{said}: an object becomes an object, a relation becomes a relation")
+    if not old.object:
+        objects = list(graph.objects)
+        objects[_find(objects, old.subject, said)] = new.subject.name
+        return SceneGraph(tuple(objects), graph.relations)
+    place = _relation(graph, old, said)
+    named, relation = _related(graph, new, said)
+    return SceneGraph(named, _distinct([*graph.relations[:place], relation, *graph.relations[place + 1 :]]))
+
+
+def _add(graph: SceneGraph, clause: Clause, said: str) -> SceneGraph:
+    if not clause.object:
+        return SceneGraph((*graph.objects, clause.subject.name), graph.relations)
+    objects, relation = _related(graph, clause, said)
+    return SceneGraph(objects, _distinct([*graph.relations, relation]))
+
+
+def _remove(graph: SceneGraph, clause: Clause, said: str) -> SceneGraph:
+    if clause.object:
+        place = _relation(graph, clause, said)
+        return SceneGraph(graph.objects, graph.relations[:place] + graph.relations[place + 1 :])
+    gone = _find(graph.objects, clause.subject, said)
+    if len(graph.objects) == 1:
+        raise SceneGraphError(f"{said}: it is the only object")
+    left = [(s - (s > gone), p, o - (o > gone)) for s, p, o in graph.relations if gone not in (s, o)]
+    return SceneGraph(graph.objects[:gone] + graph.objects[gone + 1 :], tuple(left))
+
+
+def _distinct(relations: Sequence[tuple[int, str, int]]) -> tuple[tuple[int, str, int], ...]:
+    return tuple(dict.fromkeys(relations))
+
+
+def _brief(text: str) -> str:
+    return text if len(text) <= 160 else f"{text[:157]}..."

@@ -1,0 +1,102 @@
+"""How pictures are drawn and where they go: the settings of infer.py's flags, and the names of its files."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from sgg_fast.data.inputs import Item
+from sgg_fast.drawing.models import SCHEDULERS
+
+MAX_PICTURES = 1_000_000
+"""Of one command."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """Settings; None is the picture's own where the input is one, else the model's. Raises ValueError for bad ones."""
+
+    out: Path | None = None
+    """A PNG, or a folder (outputs)."""
+    steps: int | None = None
+    """Denoising steps."""
+    guidance: float | None = None
+    """Classifier-free guidance, 1 for none."""
+    seed: int | None = None
+    """Of the first picture of each graph, 0 unless given; the next ones count on."""
+    num_images: int = 1
+    """Pictures of each graph."""
+    scheduler: str | None = None
+    """Short name of a diffusers scheduler."""
+    size: int | None = None
+    """Pixels a side."""
+    batch_size: int = 8
+    """Pictures drawn at a time."""
+    edits: tuple[str, ...] = ()
+    """Changes to every graph, in order."""
+    show_graph: bool = False
+    """Also write the graph beside each picture."""
+    explain: bool = False
+    """Also write each picture's attention maps."""
+    grid: bool = False
+    """Also write all pictures on one sheet."""
+    overwrite: bool = False
+    """Draw what is there already once more."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("num-images", self.num_images), ("batch-size", self.batch_size)):
+            if not 1 <= value <= MAX_PICTURES:
+                raise ValueError(f"--{name} must lie between 1 and {MAX_PICTURES}, not {value}")
+        if self.steps is not None and not 1 <= self.steps <= 1000:
+            raise ValueError(f"--steps must lie between 1 and 1000, not {self.steps}")
+        if self.guidance is not None and not 1 <= self.guidance < math.inf:
+            raise ValueError(f"--guidance must be a number from 1 (none), not {self.guidance}")
+        if self.seed is not None and not 0 <= self.seed <= 2**63 - self.num_images:
+            raise ValueError(f"--seed must lie between 0 and 2^63 - 1, not {self.seed}")
+        if self.size is not None and (not 8 <= self.size <= 4096 or self.size % 8):
+            raise ValueError(f"--size must be a multiple of 8 up to 4096, not {self.size}")
+        if self.scheduler is not None and self.scheduler not in SCHEDULERS:
+            raise ValueError(f"--scheduler {self.scheduler}: there is no such one; there are {', '.join(SCHEDULERS)}")
+
+
+def picture_paths(items: Sequence[Item], options: Options) -> list[Path]:
+    """A file for each picture, graph by graph: outputs/STEM.png, or outputs/STEM-0.png, -1, ... for several of a stem.
+
+    Raises ValueError for a place that cannot be written to, before anything is drawn.
+    """
+    out = options.out
+    single = out is not None and out.suffix != "" and not out.is_dir()
+    if out is not None and single and out.suffix.lower() != ".png":
+        raise ValueError(f"--out {out}: must end in .png, or be a folder")
+    folder = (out.parent if single else out) if out is not None else Path("outputs")
+    assert folder is not None
+    nearest = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise ValueError(f"--out {out or folder}: {nearest} is not a folder that can be written to")
+    if len(items) * options.num_images > MAX_PICTURES:
+        raise ValueError(f"{len(items)} graphs with --num-images {options.num_images}: over {MAX_PICTURES} pictures")
+    stems = [out.stem if out is not None and single else item.stem for item in items for _ in range(options.num_images)]
+    totals, taken = Counter(stems), Counter[str]()
+    paths = []
+    for stem in stems:
+        number = f"-{taken[stem]:0{len(str(totals[stem] - 1))}d}" if totals[stem] > 1 else ""
+        taken[stem] += 1
+        paths.append(folder / f"{stem}{number}.png")
+    if clash := next((path for path in paths if path.is_dir()), None):
+        raise ValueError(f"--out {clash}: is a folder")
+    if len(set(paths)) < len(paths):
+        double = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(f"--out: two pictures would be called {double}; name the inputs apart")
+    return paths
+
+
+def grid_path(paths: Sequence[Path], items: Sequence[Item], options: Options) -> Path:
+    """Where the sheet of all pictures goes."""
+    if options.out is not None and options.out.suffix.lower() == ".png" and not options.out.is_dir():
+        return options.out.with_name(f"{options.out.stem}-grid.png")
+    stems = {item.stem for item in items}
+    return paths[0].with_name(f"{stems.pop()}-grid.png" if len(stems) == 1 else "grid.png")

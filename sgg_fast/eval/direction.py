@@ -1,0 +1,88 @@
+"""The direction gate: whether what the UNet reads of a relation depends on which way round it is.
+
+Nothing else in the objectives forces it: a graph encoder may well learn that a dog and a house stand side by side and
+forget who is left. So the token of every directional relation is compared with that of the same relation flipped
+("right of") and of its subject and object exchanged, against how much the tokens of that graph differ among themselves.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import torch
+
+from sgg_fast.eval.relations import AXIS, flipped
+from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
+from sgg_fast.nn.clip import embed_names
+from sgg_fast.pipeline import SceneGraphToImagePipeline
+
+GATE = 0.1
+"""Least share of the spread that flipping and swapping must move a token by."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Direction:
+    """Root mean square distance that a token moves, over the root mean square spread of its graph's tokens."""
+
+    context_flipped: float
+    """What the UNet attends to, predicate flipped."""
+    context_swapped: float
+    """The same, subject and object exchanged."""
+    graph_flipped: float
+    """The graph encoder's own token (before any text state is added), predicate flipped."""
+    graph_swapped: float
+    num_relations: int
+
+    @property
+    def passed(self) -> bool:
+        """All four at least `GATE`; False where no relation was directional."""
+        shares = (self.context_flipped, self.context_swapped, self.graph_flipped, self.graph_swapped)
+        return all(share >= GATE for share in shares)
+
+
+def measure_direction(pipeline: SceneGraphToImagePipeline, graphs: Sequence[SceneGraph]) -> Direction:
+    """Over every directional relation of `graphs`."""
+    own, flips, swaps, places = [], [], [], []
+    for graph in graphs:
+        for k, (s, predicate, o) in enumerate(graph.relations):
+            if predicate in AXIS:
+                own.append(graph)
+                flips.append(_with(graph, k, flipped((s, predicate, o))))
+                swaps.append(_with(graph, k, (o, predicate, s)))
+                places.append(k)
+    if not own:
+        return Direction(*[float("nan")] * 4, 0)
+    shares = {}
+    for reader in (_context_tokens, _graph_tokens):
+        base = reader(pipeline, own)
+        spread = torch.stack([(t - t.mean(dim=0)).square().sum(dim=1).mean() for t in base]).mean()
+        for name, others in (("flipped", flips), ("swapped", swaps)):
+            moved = [
+                (a[k] - b[k]).square().sum() for a, b, k in zip(base, reader(pipeline, others), places, strict=True)
+            ]
+            shares[reader, name] = float((torch.stack(moved).mean() / spread).sqrt())
+    return Direction(*shares.values(), len(own))
+
+
+def _with(graph: SceneGraph, k: int, relation: tuple[int, str, int]) -> SceneGraph:
+    relations = list(graph.relations)
+    relations[k] = relation
+    return SceneGraph(graph.objects, tuple(relations))
+
+
+@torch.no_grad()
+def _context_tokens(pipeline: SceneGraphToImagePipeline, graphs: Sequence[SceneGraph]) -> list[torch.Tensor]:
+    """Per graph [relations + objects, C]: the triples' tokens in the context, in the graph's order."""
+    context, _ = pipeline.encode_graphs(graphs, guided=False)
+    return [c[2 : 2 + len(g.relations) + len(g.objects)].float() for c, g in zip(context, graphs, strict=True)]
+
+
+@torch.no_grad()
+def _graph_tokens(pipeline: SceneGraphToImagePipeline, graphs: Sequence[SceneGraph]) -> list[torch.Tensor]:
+    """The same of the graph encoder alone."""
+    encoder, table = pipeline.graph_encoder, NameTable()
+    batch = SceneGraphBatch.from_graphs(graphs, table).to(pipeline.device)
+    names = encoder.standardise(embed_names(pipeline.graph_clip, pipeline.graph_tokenizer, table.spoken()))
+    _, tokens_EC, _ = encoder.encode(names, batch)
+    return list(encoder.token_norm(tokens_EC).float().split(batch.sizes[:, 1].tolist()))

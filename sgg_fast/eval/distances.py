@@ -1,0 +1,114 @@
+"""How far drawn pictures are from real ones as a crowd: Frechet and kernel distance of features, and diversity.
+
+A figure means nothing without its features, so every result carries their name. Toy runs use a small network of the
+toy's own (`sgg_fast/toy/features.py`), trained for this alone and used nowhere else; their figures compare with each
+other, never with published ones. For real data: torch-fidelity with the original Inception network.
+Letters: M pictures, D feature width, S seeds, G graphs.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+
+def frechet_distance(a_MD: np.ndarray, b_MD: np.ndarray) -> float:
+    """|mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)), A and B the covariances (Heusel et al., 2017).
+
+    The trace of the root by the eigenvalues of the symmetric A^(1/2) B A^(1/2), which are those of A B. Biased upward
+    for few pictures: compare only figures of as many.
+    """
+    a_MD, b_MD = np.asarray(a_MD, np.float64), np.asarray(b_MD, np.float64)
+    cov_a, cov_b = np.cov(a_MD, rowvar=False), np.cov(b_MD, rowvar=False)
+    values, vectors = np.linalg.eigh(cov_a)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    cross = np.sqrt(np.linalg.eigvalsh(root @ cov_b @ root).clip(0)).sum()
+    shift = a_MD.mean(axis=0) - b_MD.mean(axis=0)
+    return float(shift @ shift + np.trace(cov_a) + np.trace(cov_b) - 2 * cross)
+
+
+def kernel_distance(a_MD: np.ndarray, b_MD: np.ndarray) -> float:
+    """Squared maximum mean discrepancy under k(x, y) = (x.y / D + 1)^3 (Binkowski et al., 2018).
+
+    Unbiased, so that it may be slightly negative; over all pairs at once.
+    """
+    a_MD, b_MD = np.asarray(a_MD, np.float64), np.asarray(b_MD, np.float64)
+
+    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return (x @ y.T / x.shape[1] + 1) ** 3
+
+    def within(x: np.ndarray) -> float:
+        k = kernel(x, x)
+        return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
+
+    return float(within(a_MD) + within(b_MD) - 2 * kernel(a_MD, b_MD).mean())
+
+
+def diversity(drawn_SGD: np.ndarray, real_MD: np.ndarray) -> float:
+    """Mean distance between pictures of one graph from different seeds, over that between different real pictures.
+
+    0 for a model that always draws the same. NaN for a single seed.
+    """
+    num_seeds = len(drawn_SGD)
+    if num_seeds < 2:
+        return float("nan")
+    pairs = [(i, j) for i in range(num_seeds) for j in range(i)]
+    own = np.mean([np.linalg.norm(drawn_SGD[i] - drawn_SGD[j], axis=-1).mean() for i, j in pairs])
+    return float(own / np.linalg.norm(real_MD[1:] - real_MD[:-1], axis=-1).mean())
+
+
+def toy_distances(drawn_SGhwc: np.ndarray, real: np.ndarray, floor: np.ndarray) -> dict[str, float | str | int]:
+    """Distances of drawn pictures, uint8 [S, G, H, W, 3], from as many real ones [S G, H, W, 3], in toy features.
+
+    `floor`: as many real pictures again; their distance from `real` is what perfect pictures would get.
+    """
+    from sgg_fast.toy.features import load_features
+
+    network = load_features()
+    flat = drawn_SGhwc.reshape(-1, *drawn_SGhwc.shape[2:])
+    drawn_MD, real_MD, floor_MD = (network.read(images) for images in (flat, real, floor))
+    return {
+        "features": network.name,
+        "pictures a side": len(flat),
+        "FID (toy features)": frechet_distance(drawn_MD, real_MD),
+        "FID floor, real against real": frechet_distance(floor_MD, real_MD),
+        "KID (toy features)": kernel_distance(drawn_MD, real_MD),
+        "KID floor, real against real": kernel_distance(floor_MD, real_MD),
+        "diversity": diversity(drawn_MD.reshape(*drawn_SGhwc.shape[:2], -1), real_MD),
+    }
+
+
+def inception_distances(drawn: Path, real: Path, weights: Path) -> dict[str, float | str | int]:
+    """FID and IS of two folders of pictures by torch-fidelity with the original Inception network's weights file.
+
+    Raises ValueError where the weights or torch-fidelity are missing.
+    """
+    if not weights.is_file():
+        raise ValueError(
+            f"--inception {weights}: there is no such file; it takes torch-fidelity's weights-inception-2015-12-05 file"
+        )
+    try:
+        import torch_fidelity
+    except ImportError as error:
+        raise ValueError(
+            f"--inception needs torch-fidelity ({error}): pip install 'sgg_fast[eval]' where torch has its CUDA build"
+        ) from error
+    import torch
+
+    found = torch_fidelity.calculate_metrics(
+        input1=str(drawn),
+        input2=str(real),
+        samples_find_deep=True,
+        isc=True,
+        fid=True,
+        cuda=torch.cuda.is_available(),
+        feature_extractor_weights_path=str(weights),
+        verbose=False,
+    )
+    return {
+        "features": f"Inception 2015-12-05, {weights.name}",
+        "FID": float(found["frechet_inception_distance"]),
+        "IS": float(found["inception_score_mean"]),
+        "IS standard deviation": float(found["inception_score_std"]),
+    }

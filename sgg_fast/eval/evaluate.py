@@ -1,0 +1,293 @@
+"""One evaluation from start to end: draw, detect, score, write. The command line is in `__main__.py`.
+
+Letters: S seeds, G graphs, P counterfactual pairs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sgg_fast.drawing.models import load_model
+from sgg_fast.eval import bootstrap, distances, metrics, pictures, report
+from sgg_fast.eval.detector import Detector, Instance, open_detector
+from sgg_fast.eval.direction import GATE, measure_direction
+from sgg_fast.eval.pictures import GraphSet, Job, noise_seed
+from sgg_fast.graph import SceneGraph
+from sgg_fast.pipeline import SceneGraphToImagePipeline
+
+AXES = ("left/right", "above/below")
+_SCAN = 20
+"""Graphs looked through for each counterfactual pair that is wanted."""
+NUM_ACCURACY = 200
+"""Scenes on which the toy detector's own accuracy is measured."""
+_SHEET = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is drawn for one evaluation."""
+
+    graphs: list[SceneGraph]
+    """[G]."""
+    pairs: list[metrics.CounterfactualPair]
+    """[P]."""
+    partners: dict[int, SceneGraph]
+    """Graph of every pair, by its index in the set; some lie beyond the first G."""
+    folder: Path
+
+    def path(self, seed: int, index: int, turned: int | None = None) -> Path:
+        """File of a graph's picture, or of its counterfactual along axis `turned`."""
+        ending = "" if turned is None else f"-{AXES[turned].replace('/', '-')}"
+        return self.folder / f"seed-{seed}" / f"{index:05d}{ending}.png"
+
+    def jobs(self, seed: int) -> list[Job]:
+        """Every picture of a seed."""
+        own = {**dict(enumerate(self.graphs)), **self.partners}
+        jobs = [Job(self.path(seed, i), graph, noise_seed(seed, i)) for i, graph in sorted(own.items())]
+        return jobs + [
+            Job(self.path(seed, p.graph_index, p.axis), p.turned, noise_seed(seed, p.graph_index)) for p in self.pairs
+        ]
+
+
+def make_plan(graph_set: GraphSet, num: int, num_pairs: int, folder: Path) -> Plan:
+    """The first `num` graphs, and the first pairs of each axis. Raises ValueError where there are too few graphs."""
+    if graph_set.size is not None and graph_set.size < num:
+        raise ValueError(f"--num {num}: {graph_set.name} has {graph_set.size} graphs")
+    last = max(num, _SCAN * num_pairs) if graph_set.size is None else graph_set.size
+    pairs: list[metrics.CounterfactualPair] = []
+    wanted = [num_pairs, num_pairs]
+    for i in range(last):
+        if wanted == [0, 0]:
+            break
+        for pair in metrics.counterfactual_pairs(i, graph_set.graph(i)):
+            if wanted[pair.axis]:
+                wanted[pair.axis] -= 1
+                pairs.append(pair)
+    partners = {p.graph_index: graph_set.graph(p.graph_index) for p in pairs}
+    return Plan([graph_set.graph(i) for i in range(num)], pairs, partners, folder)
+
+
+def evaluate(args: argparse.Namespace) -> str:
+    """Draws what is missing, scores everything, writes it to --out; returns the tables.
+
+    Raises ValueError or OSError for what cannot be used.
+    """
+    detector = open_detector(args.detector)
+    model = load_model(args.model)
+    pipeline = model.pipeline
+    steps = pipeline.config.sampling_steps if args.steps is None else args.steps
+    guidance = pipeline.config.guidance if args.guidance is None else args.guidance
+    if steps < 1 or guidance < 1:
+        raise ValueError(f"--steps {steps} --guidance {guidance}: both must be at least 1")
+    graph_set = pictures.open_graphs(args.data, pipeline.config.resolution)
+    plan = make_plan(graph_set, args.num, args.pairs, args.out / "pictures")
+    settings = {"model": model.weights, "data": graph_set.name, "steps": steps, "guidance": guidance}
+    pictures.check_settings(args.out, settings)
+    for seed in range(args.seeds):
+        pictures.draw_missing(pipeline, plan.jobs(seed), steps, guidance)
+
+    result: dict[str, Any] = {**settings, "model": model.description, "weights": model.weights, "seeds": args.seeds}
+    result["detector"] = _detector_accuracy(detector, pipeline)
+    drawn = [pictures.load([plan.path(seed, i) for i in range(args.num)]) for seed in range(args.seeds)]
+    real = None if graph_set.image is None else np.stack([graph_set.image(i) for i in range(args.num)])
+    result |= _score(detector, pipeline, plan.graphs, drawn, real)
+    result["counterfactual pairs"] = _score_pairs(detector, plan, args.seeds)
+    result["direction"] = dataclasses.asdict(measure_direction(pipeline, plan.graphs))
+    result["distances"] = _distances(args, graph_set, plan, np.stack(drawn), real)
+    if args.against:
+        result["against"] = {"folder": str(args.against), "differences": compare(result, args.against)}
+    text = _tables(result)
+    report.write_json(args.out / "eval.json", result)
+    (args.out / "tables.md").write_text(text + "\n", encoding="utf-8")
+    report.contact_sheet(args.out / "sheet.png", _cells(plan, graph_set))
+    return f"{text}\n\n{args.out / 'eval.json'}\n{args.out / 'tables.md'}\n{args.out / 'sheet.png'}"
+
+
+def _detector_accuracy(detector: Detector, pipeline: SceneGraphToImagePipeline) -> dict[str, Any]:
+    """The toy detector on scenes whose things are known: as drawn, and through this model's autoencoder."""
+    from sgg_fast.eval.detector import ToyWorldDetector
+    from sgg_fast.toy.detector import accuracy
+    from sgg_fast.toy.world import HELD_OUT_SEED, draw_scene
+
+    if not isinstance(detector, ToyWorldDetector):
+        return {"name": detector.name}
+    scenes = [draw_scene(HELD_OUT_SEED, i) for i in range(NUM_ACCURACY)]
+    through = pictures.through_vae(pipeline, np.stack([scene.image for scene in scenes]))
+    own = {"real": accuracy(detector.network, scenes), "through the VAE": accuracy(detector.network, scenes, through)}
+    return {
+        "name": detector.name,
+        "scenes": len(scenes),
+        "accuracy": {
+            name: {"recall": a.recall, "precision": a.precision, "colour": a.colour} for name, a in own.items()
+        },
+    }
+
+
+def _score(
+    detector: Detector,
+    pipeline: SceneGraphToImagePipeline,
+    graphs: Sequence[SceneGraph],
+    drawn: Sequence[np.ndarray],
+    real: np.ndarray | None,
+) -> dict[str, Any]:
+    """Rows of figures: the model, its two floors and, where there are real pictures, the ceilings."""
+
+    found = [detector.find(images, graphs) for images in drawn]
+
+    def scored(
+        found: Sequence[list[list[Instance]]], asked: Sequence[SceneGraph] = graphs
+    ) -> list[metrics.PictureScore]:
+        return [metrics.score_picture(g, x, detector.parse) for one in found for g, x in zip(asked, one, strict=True)]
+
+    others = [detector.find(np.roll(images, 1, axis=0), graphs) for images in drawn]
+    rows = {
+        "drawn": scored(found),
+        "floor: another graph's picture": scored(others),
+        "floor: every relation flipped": scored(found, [metrics.flipped_graph(graph) for graph in graphs]),
+    }
+    if real is not None:
+        rows["ceiling: real pictures"] = scored([detector.find(real, graphs)])
+        rows["ceiling: real, through the VAE"] = scored([detector.find(pictures.through_vae(pipeline, real), graphs)])
+    combinations = [_held_out(graph) for graph in graphs]
+    if any(graph.relations for graph in combinations):
+        rows["drawn, held-out combinations"] = scored(found, combinations)
+    own = [scored([one]) for one in found]
+    values = [[metrics.per_picture(score) for score in scores] for scores in own]
+    per_picture = {name: [[v[name] for v in seed] for seed in values] for name in values[0][0]}
+    return {
+        "rows": {name: metrics.summarise(scores) for name, scores in rows.items()},
+        "predicates": {name: metrics.relation_table(scores) for name, scores in rows.items()},
+        "intervals": {name: str(bootstrap.estimate(np.array(v))) for name, v in per_picture.items()},
+        "per picture": per_picture,
+    }
+
+
+def _held_out(graph: SceneGraph) -> SceneGraph:
+    """The graph with nothing but its relations that no training scene holds."""
+    from sgg_fast.toy.world import held_out_relations
+
+    return SceneGraph(graph.objects, tuple(graph.relations[k] for k in held_out_relations(graph)))
+
+
+def _score_pairs(detector: Detector, plan: Plan, num_seeds: int) -> dict[str, Any]:
+    """Axis -> estimate over its pairs, and every value [S, P]: of both pictures the share that follows."""
+    values: dict[int, list[list[float]]] = {0: [], 1: []}
+    for axis, rows in values.items():
+        pairs = [pair for pair in plan.pairs if pair.axis == axis]
+        for seed in range(num_seeds) if pairs else ():
+            graphs = [plan.partners[pair.graph_index] for pair in pairs]
+            found: list[list[list[Instance]]] = [
+                detector.find(pictures.load([plan.path(seed, p.graph_index, side) for p in pairs]), graphs)
+                for side in (None, axis)
+            ]
+            rows.append(
+                [
+                    metrics.follows(pair, graph, own, turned, detector.parse)
+                    for pair, graph, own, turned in zip(pairs, graphs, *found, strict=True)
+                ]
+            )
+    rated = {}
+    for axis, rows in values.items():
+        array = np.array(rows, dtype=float) if rows else np.empty((0, 0))
+        estimate = bootstrap.estimate(array)
+        rated[AXES[axis]] = {
+            "follows": estimate.mean,
+            "low": estimate.low,
+            "high": estimate.high,
+            "chance": 0.5,
+            "pairs": array.shape[-1] if rows else 0,
+            "both seen": float((~np.isnan(array)).mean()) if array.size else float("nan"),
+            "values": array,
+        }
+    return rated
+
+
+def _distances(
+    args: argparse.Namespace, graph_set: GraphSet, plan: Plan, drawn: np.ndarray, real: np.ndarray | None
+) -> dict[str, Any]:
+    """Crowd figures that this data has: toy features for the toy, Inception's on request."""
+    found: dict[str, Any] = {}
+    if graph_set.size is None and graph_set.image is not None:
+        num = drawn.shape[0] * drawn.shape[1]
+        others = np.stack([graph_set.image(i) for i in range(len(plan.graphs), len(plan.graphs) + 2 * num)])
+        found["toy"] = distances.toy_distances(drawn, others[:num], others[num:])
+    if args.inception:
+        if real is None:
+            raise ValueError(f"--inception: {graph_set.name} has no real pictures to compare with")
+        folder = args.out / "real"
+        folder.mkdir(exist_ok=True)
+        for i, image in enumerate(real):
+            report.save_picture(folder / f"{i:05d}.png", image)
+        found["Inception"] = distances.inception_distances(args.out / "pictures", folder, args.inception)
+    return found
+
+
+def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
+    """Differences to another evaluation of the same graphs and seeds, paired by picture, with their intervals."""
+    path = other / "eval.json"
+    if not path.is_file():
+        raise ValueError(f"--against {other}: no eval.json there")
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    if theirs["data"] != result["data"]:
+        raise ValueError(f"--against {other}: is about {theirs['data']}, not {result['data']}")
+
+    def values(document: dict[str, Any]) -> dict[str, np.ndarray]:
+        pairs = {f"follows, {axis}": entry["values"] for axis, entry in document["counterfactual pairs"].items()}
+        return {name: np.array(rows, dtype=float) for name, rows in {**document["per picture"], **pairs}.items()}
+
+    try:
+        a, b = values(result), values(theirs)
+        return {name: str(bootstrap.difference(a[name], b[name])) for name in a if a[name].size}
+    except ValueError as error:
+        raise ValueError(f"--against {other}: {error}; use the same --num, --pairs and --seeds") from error
+
+
+def _tables(result: dict[str, Any]) -> str:
+    """Everything but the single values, to read."""
+    parts = [
+        f"model: {result['model']} ({result['weights']}), {result['steps']} steps, guidance {result['guidance']}",
+        f"graphs: {result['data']}, {len(result['per picture']['SG IoU'][0])}, seeds: {result['seeds']}",
+        "detector: " + result["detector"]["name"],
+        report.table(result["detector"].get("accuracy", {}), "its own accuracy on"),
+        report.table(result["rows"]),
+        "counterfactual pairs: the same noise, one relation flipped; the share of pictures that follow",
+        report.table(
+            {a: {k: v for k, v in e.items() if k != "values"} for a, e in result["counterfactual pairs"].items()},
+            "axis",
+        ),
+        report.table(result["predicates"]["drawn"], "relations drawn"),
+        "means over pictures, with 95 % intervals: "
+        + ", ".join(f"{name} {text}" for name, text in result["intervals"].items()),
+        f"direction (share of the tokens' spread that a turn moves them by; gate {GATE}): "
+        + ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in result["direction"].items()),
+    ]
+    parts += [report.table({name: entry}, "crowd") for name, entry in result["distances"].items()]
+    if "against" in result:
+        differences = result["against"]["differences"]
+        parts.append(
+            f"differences to {result['against']['folder']}: "
+            + ", ".join(f"{name} {text}" for name, text in differences.items())
+        )
+    return "\n\n".join(part for part in parts if part)
+
+
+def _cells(plan: Plan, graph_set: GraphSet) -> list[tuple[SceneGraph, dict[str, np.ndarray]]]:
+    """The first graphs, unselected, with what seed 0 drew, and the first pair of each axis."""
+    cells = []
+    for i, graph in enumerate(plan.graphs[:_SHEET]):
+        images = {} if graph_set.image is None else {"real": graph_set.image(i)}
+        cells.append((graph, {**images, "drawn": pictures.load([plan.path(0, i)])[0]}))
+    for axis in (0, 1):
+        for pair in [pair for pair in plan.pairs if pair.axis == axis][:3]:
+            graph, (s, predicate, o) = plan.partners[pair.graph_index], pair.relation
+            images = pictures.load([plan.path(0, pair.graph_index, side) for side in (None, axis)])
+            told = f"{graph.objects[s]} {predicate} {graph.objects[o]}"
+            cells.append((graph, {told: images[0], "flipped": images[1]}))
+    return cells

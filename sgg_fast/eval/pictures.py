@@ -1,0 +1,130 @@
+"""Which graphs are drawn, and their pictures: drawn once, kept as PNG, so that an evaluation can be stopped and go on.
+
+Letters: S seeds, G graphs, H, W = size in pixels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from sgg_fast.data.formats import load_scene_graphs
+from sgg_fast.data.sources import open_source
+from sgg_fast.graph import SceneGraph
+from sgg_fast.pipeline import SceneGraphToImagePipeline
+from sgg_fast.recipes import recipe
+
+_TOY = ("toy", "toy-combinations")
+
+
+@dataclasses.dataclass(frozen=True)
+class GraphSet:
+    """Graphs to draw, and where there are some the real pictures that belong to them."""
+
+    name: str
+    graph: Callable[[int], SceneGraph]
+    image: Callable[[int], np.ndarray] | None
+    """Index -> uint8 [H, W, 3]."""
+    size: int | None
+    """Number of graphs; None for as many as one likes."""
+
+
+def open_graphs(data: str, resolution: int) -> GraphSet:
+    """ "toy": held-out scenes; "toy-combinations": scenes with a combination that no training scene holds; a JSON file
+    of graphs; or a set that training takes, whose test split is read. Raises ValueError naming --data.
+    """  # fmt: skip
+    if data in _TOY:
+        from sgg_fast.toy.world import HELD_OUT_SEED, draw_scene
+
+        scene = functools.lru_cache(maxsize=None)(
+            lambda i: draw_scene(HELD_OUT_SEED, i, resolution, held_out=data == "toy-combinations")
+        )
+        return GraphSet(data, lambda i: scene(i).graph, lambda i: scene(i).image, None)
+    path = Path(data)
+    if path.is_file():
+        graphs = load_scene_graphs(path)
+        return GraphSet(str(path), graphs.__getitem__, None, len(graphs))
+    if not path.is_dir():
+        raise ValueError(f"--data {data}: neither toy nor toy-combinations, and there is no such file or folder")
+    source = open_source(recipe("vg128", data=data, resolution=resolution), split="test")
+    return GraphSet(source.name, source.graphs.__getitem__, source.load_image, source.num_images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One picture to draw."""
+
+    path: Path
+    graph: SceneGraph
+    noise_seed: int
+
+
+def noise_seed(seed: int, index: int) -> int:
+    """Of graph `index` under `seed`; its counterfactuals start from the same noise."""
+    return seed * 1_000_003 + index
+
+
+def check_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Notes in `out` what its pictures are drawn with. Raises ValueError where it holds those of other settings."""
+    path = out / "settings.json"
+    if path.is_file():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        for key, value in settings.items():
+            if there.get(key) != value:
+                raise ValueError(f"--out {out} holds pictures with {key} {there.get(key)}, not {value}: give another")
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def draw_missing(
+    pipeline: SceneGraphToImagePipeline, jobs: Sequence[Job], steps: int, guidance: float, batch_size: int = 16
+) -> int:
+    """Draws the pictures that are not there yet, each file whole or not at all; returns how many were drawn."""
+    todo = [job for job in jobs if not job.path.is_file()]
+    pipeline.set_progress_bar_config(disable=True)
+    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="draw", unit="picture") as bar:
+        for start in range(0, len(todo), batch_size):
+            some = todo[start : start + batch_size]
+            images = pipeline(
+                [job.graph for job in some],
+                num_inference_steps=steps,
+                guidance_scale=guidance,
+                generator=[torch.Generator().manual_seed(job.noise_seed) for job in some],
+            ).images
+            for job, image in zip(some, images, strict=True):
+                job.path.parent.mkdir(parents=True, exist_ok=True)
+                aside = job.path.with_suffix(".part")
+                image.save(aside, format="PNG")
+                os.replace(aside, job.path)
+            bar.update(len(some))
+    return len(todo)
+
+
+def load(paths: Sequence[Path]) -> np.ndarray:
+    """uint8 [len(paths), H, W, 3]."""
+    return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+
+
+@torch.no_grad()
+def through_vae(pipeline: SceneGraphToImagePipeline, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
+    """uint8 pictures [M, H, W, 3] through the model's own autoencoder (posterior mean) and back."""
+    parts, vae = [], pipeline.vae
+    for start in range(0, len(images), batch_size):
+        pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
+        pixels = (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).to(vae.device, vae.dtype)
+        out = vae.decode(vae.encode(pixels).latent_dist.mean).sample.float()
+        parts.append(((out.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy())
+    return np.concatenate(parts)

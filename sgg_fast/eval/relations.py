@@ -1,0 +1,161 @@
+"""Whether a picture shows a relation: rules on the boxes and masks of two instances.
+
+The geometric six hold by half the margin that the toy world asks for before it says one, so that a box that is a
+pixel off does not decide. The toy's interactions are read off the spots where its drawing joins two things (hat and
+head, hand and string); other worlds' interactions are not judged.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from sgg_fast.eval.detector import Instance
+from sgg_fast.toy import layout
+
+OPPOSITE = {
+    "left of": "right of",
+    "right of": "left of",
+    "above": "below",
+    "below": "above",
+    "inside": "surrounding",
+    "surrounding": "inside",
+}
+DIRECTIONAL = ("left of", "right of", "above", "below")
+AXIS = {"left of": 0, "right of": 0, "above": 1, "below": 1}
+"""Along x or along y."""
+
+Relation = tuple[int, str, int]
+
+_MARGIN = 0.04
+"""Least distance of the centres along the axis, in picture units."""
+_SLACK = 0.03
+"""How far a side may reach over the side that it should stay within."""
+_REACH = 0.11
+"""Greatest distance between the two spots that should be joined."""
+_GROUNDS = {*itertools.chain(*layout.BACKDROPS.values()), *layout.COVERS}
+_ZONES = ({"sun", "cloud", "kite", "bird"}, {"boat"})
+"""Heights of the toy world at which some categories live; everything else stands on the ground."""
+_WIDE = 0.9
+"""Grounds and skies: between them and others only above and below mean anything."""
+
+
+def flipped(relation: Relation) -> Relation:
+    """The relation that says the opposite: "left of" for "right of", or subject and object exchanged."""
+    s, predicate, o = relation
+    return (s, OPPOSITE[predicate], o) if predicate in OPPOSITE else (o, predicate, s)
+
+
+def centre(box: np.ndarray) -> np.ndarray:
+    """x, y of a box's middle."""
+    return (box[:2] + box[2:]) / 2
+
+
+def is_ground(name: str) -> bool:
+    """Whether a thing fills the picture from side to side or lies on another, so that it cannot be moved about."""
+    return name.split()[-1] in _GROUNDS
+
+
+def exchangeable(a: str, b: str, axis: int) -> bool:
+    """Whether two things may stand in either order along `axis`: up and down, a sun over a house may not."""
+    if is_ground(a) or is_ground(b):
+        return False
+    zones = [next((z for z in _ZONES if name.split()[-1] in z), None) for name in (a, b)]
+    return axis == 0 or zones[0] == zones[1]
+
+
+def holds(predicate: str, s: Instance, o: Instance) -> bool | None:
+    """Whether `s` stands in the relation to `o`; None if there is no rule for it."""
+    if predicate in AXIS:
+        return _direction(predicate, s.box, o.box)
+    if predicate == "inside":
+        return _within(s.box, o.box)
+    if predicate == "surrounding":
+        return _within(o.box, s.box)
+    rule = _INTERACTIONS.get(predicate)
+    return None if rule is None else rule(s, o)
+
+
+def shown(relation: Relation, s: Instance, o: Instance) -> Relation | None:
+    """What the picture says of the pair: the relation if it holds, else its opposite if that holds, else nothing."""
+    if holds(relation[1], s, o):
+        return relation
+    other = flipped(relation)
+    pair = (s, o) if other[0] == relation[0] else (o, s)
+    return other if holds(other[1], *pair) else None
+
+
+def _direction(predicate: str, a: np.ndarray, b: np.ndarray) -> bool:
+    axis, away = AXIS[predicate], centre(b) - centre(a)
+    if predicate in ("right of", "below"):
+        away = -away
+    wide = max(a[2] - a[0], b[2] - b[0]) >= _WIDE
+    return bool(away[axis] > _MARGIN and (wide or away[axis] >= abs(away[1 - axis])))
+
+
+def _within(inner: np.ndarray, outer: np.ndarray) -> bool:
+    smaller = np.prod(inner[2:] - inner[:2]) < np.prod(outer[2:] - outer[:2])
+    return bool(smaller and (inner[:2] > outer[:2] - _SLACK).all() and (inner[2:] < outer[2:] + _SLACK).all())
+
+
+def _spots(box: np.ndarray, *places: tuple[float, float]) -> np.ndarray:
+    """The `places` of a box, given in its unit square, and their mirror images, [2 * places, 2]."""
+    both = np.array([(u if side else 1 - u, v) for u, v in places for side in (True, False)])
+    return box[:2] + both * (box[2:] - box[:2])
+
+
+def _joined(a_spots: np.ndarray, b_spots: np.ndarray) -> bool:
+    return bool(np.linalg.norm(a_spots[:, None] - b_spots[None], axis=-1).min() < _REACH)
+
+
+def _wearing(wearer: Instance, hat: Instance) -> bool | None:
+    heads = [spot for sprite, spot in layout.HEAD.items() if sprite.split()[0] == wearer.category]
+    return _joined(_spots(hat.box, (0.5, 0.86)), _spots(wearer.box, *heads)) if heads else None
+
+
+def _holding(person: Instance, held: Instance) -> bool | None:
+    grip = layout.GRIP.get(held.category)
+    return None if grip is None else _joined(_spots(held.box, grip), _spots(person.box, (1.0, 0.42)))
+
+
+def _riding(rider: Instance, mount: Instance) -> bool | None:
+    seat = layout.SEAT.get(mount.category)
+    return None if seat is None else _joined(_spots(rider.box, (0.5, 0.74)), _spots(mount.box, seat))
+
+
+def _standing(s: Instance, o: Instance) -> bool:
+    """The base lies on the ground, or at the height where the other carries something, above its width."""
+    base, (x0, y0, x1, y1) = np.array([centre(s.box)[0], s.box[3]]), o.box
+    if x1 - x0 >= _WIDE:
+        return bool(y0 - _SLACK < base[1] < y1 + _SLACK)
+    top = y0 + layout.TOP.get(o.category, (0.5, 0.0))[1] * (y1 - y0)
+    return bool(abs(base[1] - top) < _REACH and x0 - _SLACK < base[0] < x1 + _SLACK)
+
+
+def _behind(back: Instance, front: Instance) -> bool:
+    """They overlap and the one in front stands nearer, that is, lower in the picture."""
+    overlap = np.minimum(back.box[2:], front.box[2:]) - np.maximum(back.box[:2], front.box[:2])
+    return bool((overlap > 0.01).all() and front.box[3] > back.box[3])
+
+
+def _covered(thing: Instance, cover: Instance) -> bool:
+    """The cover lies within the thing and spans most of its width."""
+    if cover.category not in layout.COVERS:
+        return False
+    width = thing.box[2] - thing.box[0]
+    return bool(
+        (cover.box[:2] > thing.box[:2] - _SLACK).all()
+        and (cover.box[2:] < thing.box[2:] + _SLACK).all()
+        and cover.box[2] - cover.box[0] > 0.6 * width
+    )
+
+
+_INTERACTIONS = {
+    "wearing": _wearing,
+    "holding": _holding,
+    "riding": _riding,
+    "standing on": _standing,
+    "behind": _behind,
+    "covered in": _covered,
+}

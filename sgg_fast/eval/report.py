@@ -1,0 +1,82 @@
+"""What an evaluation writes: JSON with every value, tables to read, a sheet with the graphs beside their pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from sgg_fast.drawing.graph_picture import draw_graph
+from sgg_fast.drawing.sheets import GAP, INK, PAPER, font
+from sgg_fast.graph import SceneGraph
+
+_GRAPH = (330, 240)
+_SIDE = 192
+
+
+def table(rows: Mapping[str, Mapping[str, float]], corner: str = "") -> str:
+    """Rows of figures under the columns of all of them, in Markdown; "-" where there is none."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    lines = [[corner, *columns]]
+    lines += [[name, *(_figure(row.get(column)) for column in columns)] for name, row in rows.items()]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(columns) + 1)]
+    text = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    rule = " | ".join("-" * width for width in widths)
+    return "\n".join(f"| {line} |" for line in [text[0], rule, *text[1:]])
+
+
+def _figure(value: object) -> str:
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "-"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def write_json(path: Path, result: Mapping[str, Any]) -> None:
+    """The file appears whole or not at all; what is not a number is null."""
+    aside = path.with_suffix(".part")
+    aside.write_text(json.dumps(_plain(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(aside, path)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [_plain(v) for v in value]
+    if isinstance(value, (float, np.floating)):
+        return None if math.isnan(value) else round(float(value), 6)
+    return int(value) if isinstance(value, np.integer) else value
+
+
+def contact_sheet(path: Path, cells: Sequence[tuple[SceneGraph, Mapping[str, np.ndarray]]], columns: int = 2) -> None:
+    """Each graph beside its pictures, uint8 [H, W, 3] by caption, in rows of `columns`."""
+    most = max(len(pictures) for _, pictures in cells)
+    width, height = _GRAPH[0] + GAP + most * (_SIDE + GAP), max(_GRAPH[1], _SIDE + 20)
+    rows = -(-len(cells) // columns)
+    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for n, (graph, pictures) in enumerate(cells):
+        x, y = GAP + n % columns * (width + GAP), GAP + n // columns * (height + GAP)
+        drawing = draw_graph(graph)
+        drawing.thumbnail(_GRAPH, Image.Resampling.LANCZOS)
+        sheet.paste(drawing, (x + (_GRAPH[0] - drawing.width) // 2, y + (height - drawing.height) // 2))
+        for k, (caption, picture) in enumerate(pictures.items()):
+            left = x + _GRAPH[0] + GAP + k * (_SIDE + GAP)
+            sheet.paste(Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (left, y))
+            draw.text((left, y + _SIDE + 2), caption, font=font(13), fill=INK)
+    aside = path.with_suffix(".part")
+    sheet.save(aside, format="PNG")
+    os.replace(aside, path)
+
+
+def save_picture(path: Path, image: np.ndarray) -> None:
+    """uint8 [H, W, 3] as PNG; the file appears whole or not at all."""
+    aside = path.with_suffix(".part")
+    Image.fromarray(image).save(aside, format="PNG")
+    os.replace(aside, path)

@@ -1,0 +1,146 @@
+"""The files beside a saved pipeline: a model card (README.md) and the loader of stock diffusers (pipeline.py).
+
+The card says what the weights are, how they came about, under which licence, and what nobody measured. It is made of
+the pipeline's `provenance` (`provenance` below, from the settings of a run), which travels in model_index.json.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from sgg_fast.config import Config
+
+KNOWN_LICENCES = {
+    "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
+    "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
+}
+"""Licences of the base weights, by hub id; a folder's own card tells it otherwise."""
+
+_TOLD = (
+    "resolution", "width", "num_layers", "encoder", "triple", "context", "token_init", "contrastive", "image_embedding",
+    "alignment_weight", "batch_size", "pretrain_steps", "finetune_steps", "pretrain_lr", "unet_lr", "graph_lr",
+    "optimizer", "precision", "seed",
+)  # fmt: skip
+_LOADER = '''"""Lets stock diffusers load this folder; the classes are those of the installed package sgg_fast."""
+
+from sgg_fast.pipeline import SceneGraphToImagePipeline
+
+__all__ = ["SceneGraphToImagePipeline"]
+'''
+_HEADER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
+_LICENCE = re.compile(r"^license: *([\w.-]+) *$", re.MULTILINE)
+
+
+def provenance(config: Config, base: str, metrics: dict[str, float] | None = None) -> dict[str, Any]:
+    """What the card will say of a run: its settings, base weights and their licence; JSON values only.
+
+    base: folder, hub id or description of what training started from. metrics: measured numbers by name, if any.
+    """
+    is_folder = Path(base).is_dir()
+    return {
+        "recipe": config.recipe,
+        # Paths of the machine are nobody's business.
+        "data": Path(config.data).name if os.sep in config.data else config.data,
+        "base": Path(base).resolve().name if is_folder else base,
+        "base_licence": _base_licence(base),
+        "settings": {name: getattr(config, name) for name in _TOLD},
+        "metrics": dict(metrics or {}),
+    }
+
+
+def _base_licence(base: str) -> str:
+    """An SPDX-like name, "" where it is not known."""
+    if base.startswith("toy models"):
+        return "apache-2.0"
+    card = Path(base) / "README.md"
+    if card.is_file():
+        header = _HEADER.match(card.read_text(encoding="utf-8", errors="replace"))
+        found = _LICENCE.search(header.group(1)) if header else None
+        return found.group(1) if found else ""
+    return KNOWN_LICENCES.get(base, "")
+
+
+def write_card(pipeline: Any, folder: str | os.PathLike) -> None:
+    """README.md and pipeline.py in `folder`."""
+    (Path(folder) / "README.md").write_text(
+        model_card(pipeline.config, pipeline.graph_encoder.config), encoding="utf-8"
+    )
+    (Path(folder) / "pipeline.py").write_text(_LOADER, encoding="utf-8")
+
+
+def model_card(config: Any, encoder: Any) -> str:
+    """The card of a pipeline with this configuration and graph encoder."""
+    told = config.get("provenance") or {}
+    licence, base = told.get("base_licence", ""), told.get("base", "")
+    header = ["---", f"license: {licence or 'unknown'}", "library_name: diffusers", "pipeline_tag: text-to-image"]
+    if base in KNOWN_LICENCES:
+        header.append(f"base_model: {base}")
+    header += ["tags:", "- scene-graph-to-image", "- stable-diffusion", "- sgg-ig", "---"]
+    parts = [
+        "\n".join(header),
+        "# Scene graph to image (SGG-IG)",
+        "Draws pictures from scene graphs: objects by name, relations between them. The method is that of Wang et al., "
+        "*Scene Graph-Grounded Image Generation* (AAAI-25), reimplemented in `sgg_fast`; not the authors' weights.",
+        _USE,
+        "## Training\n\n" + _training(told),
+        "## Vocabulary\n\n" + _vocabulary(encoder),
+        "## Measured\n\n" + _metrics(told.get("metrics") or {}),
+        "## Licence\n\n" + _licence(licence, base),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+_USE = """## Use
+
+    python infer.py "sheep standing on grass; sky above grass" --model THIS_FOLDER
+
+```python
+from sgg_fast import SceneGraph
+from sgg_fast.pipeline import SceneGraphToImagePipeline
+
+pipe = SceneGraphToImagePipeline.from_pretrained("THIS_FOLDER")
+graph = SceneGraph(("sheep", "grass", "sky"), ((0, "standing on", 1), (2, "above", 1)))
+pipe(graph).images[0].save("sheep.png")
+```
+
+Without importing it by name, with `sgg_fast` installed:
+`DiffusionPipeline.from_pretrained("THIS_FOLDER", custom_pipeline="THIS_FOLDER", trust_remote_code=True)`.
+The UNet alone loads in stock diffusers: `UNet2DConditionModel.from_pretrained("THIS_FOLDER", subfolder="unet")`."""
+
+
+def _training(told: dict[str, Any]) -> str:
+    if not told:
+        return "This folder does not say how its weights were trained."
+    rows = {"recipe": told["recipe"], "data": told["data"], "base weights": told["base"], **told["settings"]}
+    lines = [f"| {name.replace('_', ' ')} | {value} |" for name, value in rows.items()]
+    return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _vocabulary(encoder: Any) -> str:
+    names = len(encoder.trained_names)
+    return (
+        f"Open: names are read by CLIP's text tower. {names} names and predicates occurred in training; expect little "
+        "of others. Pictures show what the training data showed, its gaps and biases included."
+    )
+
+
+def _metrics(metrics: dict[str, float]) -> str:
+    rest = "FID, IS, how well pictures follow their graphs, and any comparison with other systems"
+    if not metrics:
+        return f"Nothing. Not measured for these weights: {rest}."
+    rows = [f"| {name} | {value:.4g} |" for name, value in metrics.items()]
+    return "\n".join(["| | |", "|---|---|", *rows, "", f"What does not stand here was not measured ({rest})."])
+
+
+def _licence(licence: str, base: str) -> str:
+    if licence:
+        return (
+            f"The base weights{f' ({base})' if base else ''} are under `{licence}`; what is derived from them is too."
+        )
+    return (
+        f"That of the base weights{f' ({base})' if base else ''}, which is not known here: look it up before you share "
+        "or use these."
+    )

@@ -1,0 +1,294 @@
+"""The pass that puts fused kernels and merged GEMMs into a stock diffusers UNet or VAE, and takes them out again.
+
+`fuse` changes the class of modules and the storage of parameters, nothing else: parameters keep their names, so
+weights load in stock diffusers and back, hooks stay, processors of attention may be set before or after. What it finds
+is decided by exact type; a layer that somebody else replaced (LoRA) or configured otherwise stays as it is.
+
+* GroupNorm with the SiLU behind it (or none): `ops.group_norm_silu`. GEGLU: `ops.geglu`.
+* to_q, to_k, to_v of self-attention: one GEMM. to_k and to_v of every cross-attention, which all read the context: one
+  GEMM a model call. The time projections of every residual block: one GEMM.
+* Copies that diffusers makes and that undo channels last: before the 1x1 shortcut of residual blocks in training, and
+  after the last block of a transformer; and divisions by an output scale of 1.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections import Counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from diffusers.models.activations import GEGLU
+from diffusers.models.attention_processor import Attention
+from diffusers.models.autoencoders.vae import Decoder, Encoder
+from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from sgg_fast import ops
+from sgg_fast.nn.merge import Merged, MergedLinear, separate
+
+logger = logging.getLogger(__name__)
+
+_STATE = "_sgg_fused"
+
+
+class FusedGroupNorm(nn.GroupNorm):
+    """GroupNorm of channels-last images, statistics in fp32, in the dtype of its input under autocast too."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[B, C, ..]."""
+        return ops.group_norm_silu(input, self.weight, self.bias, self.num_groups, self.eps, silu=False)
+
+
+class FusedGroupNormSiLU(nn.GroupNorm):
+    """The same with the SiLU that follows it."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[B, C, ..]."""
+        return ops.group_norm_silu(input, self.weight, self.bias, self.num_groups, self.eps)
+
+
+class PassThrough(nn.SiLU):
+    """A SiLU that the norm before it has applied."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """As it comes."""
+        return input
+
+
+class FusedGEGLU(GEGLU):
+    """The gate in one pass after its linear map."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """[.., D]."""
+        return ops.geglu(self.proj(hidden_states))
+
+
+class FusedResnetBlock2D(ResnetBlock2D):
+    """A residual block whose two norms apply the SiLU; without resampling, its time embedding added."""
+
+    time: tuple[Merged, int] | None
+
+    def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """[B, out channels, h, w]."""
+        hidden = self.conv1(self.norm1(input_tensor))
+        if self.time_emb_proj is not None and temb is not None:
+            if self.time is not None:
+                merged, index = self.time
+                shift = merged.project(index, temb)
+            else:
+                shift = self.time_emb_proj(self.nonlinearity(temb))
+            hidden = hidden + shift[:, :, None, None]
+        hidden = self.conv2(self.dropout(self.norm2(hidden)))
+        if self.conv_shortcut is not None:
+            input_tensor = self.conv_shortcut(input_tensor)
+        out = input_tensor + hidden
+        return out if self.output_scale_factor == 1 else out / self.output_scale_factor
+
+
+class FusedTransformer2DModel(Transformer2DModel):
+    """A transformer over pixels that stays channels last."""
+
+    def _get_output_for_continuous_inputs(self, hidden_states, residual, batch_size, height, width, inner_dim):  # type: ignore[no-untyped-def]
+        if self.use_linear_projection:
+            hidden_states = self.proj_out(hidden_states)
+        hidden_states = hidden_states.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)
+        if not self.use_linear_projection:
+            hidden_states = self.proj_out(hidden_states)
+        return hidden_states + residual
+
+
+class One:
+    """A scale of 1 to divide a tensor by, which costs no launch."""
+
+    def __rtruediv__(self, other: torch.Tensor) -> torch.Tensor:
+        return other
+
+
+_STOCK: dict[type[nn.Module], type[nn.Module]] = {
+    FusedGroupNorm: nn.GroupNorm,
+    FusedGroupNormSiLU: nn.GroupNorm,
+    PassThrough: nn.SiLU,
+    FusedGEGLU: GEGLU,
+    FusedResnetBlock2D: ResnetBlock2D,
+    FusedTransformer2DModel: Transformer2DModel,
+    MergedLinear: nn.Linear,
+}
+"""What each class is put in the place of."""
+
+
+@dataclasses.dataclass
+class _State:
+    """What a fused model carries."""
+
+    model: nn.Module
+    shared: list[Merged]
+    """Open during a call of the model."""
+    leading: list[Merged]
+    handles: list[RemovableHandle] = dataclasses.field(default_factory=list)
+
+    def begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
+        """A block that is recomputed in backward must find what it found before: then nothing is shared."""
+        if not (torch.is_grad_enabled() and getattr(self.model, "is_gradient_checkpointing", False)):
+            for merged in self.shared:
+                merged.begin()
+
+    def end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        """Keep no result alive."""
+        for merged in self.shared:
+            merged.end()
+
+
+def _is_norm(module: nn.Module | None) -> bool:
+    return type(module) is nn.GroupNorm and module.affine
+
+
+def _become(module: nn.Module, fused: type[nn.Module]) -> None:
+    assert type(module) is _STOCK[fused]
+    module.__class__ = fused
+
+
+def _fusable(block: ResnetBlock2D) -> bool:
+    """Whether `FusedResnetBlock2D` computes what this one does; the VAE's have no time, whatever they call its norm."""
+    adds_time = block.time_embedding_norm == "default"
+    return (
+        (adds_time or (block.time_emb_proj is None and block.time_embedding_norm != "scale_shift"))
+        and block.upsample is None
+        and block.downsample is None
+        and not block.skip_time_act
+        and type(block.nonlinearity) is nn.SiLU
+        and _is_norm(block.norm1)
+        and _is_norm(block.norm2)
+    )
+
+
+def _fuse_modules(model: nn.Module) -> None:
+    """Everything but the merged GEMMs."""
+    for module in model.modules():
+        if type(module) is ResnetBlock2D and _fusable(module):
+            _become(module.norm1, FusedGroupNormSiLU)
+            _become(module.norm2, FusedGroupNormSiLU)
+            module.time = None
+            _become(module, FusedResnetBlock2D)
+        elif type(module) is GEGLU:
+            _become(module, FusedGEGLU)
+        elif type(module) is Transformer2DModel and module.is_input_continuous:
+            if _is_norm(module.norm):
+                _become(module.norm, FusedGroupNorm)
+            _become(module, FusedTransformer2DModel)
+        elif isinstance(module, Attention):
+            if _is_norm(module.group_norm):
+                _become(module.group_norm, FusedGroupNorm)
+            if module.rescale_output_factor == 1:
+                module.rescale_output_factor = One()
+        elif isinstance(module, UNet2DConditionModel | Encoder | Decoder):
+            norm, act = module.conv_norm_out, module.conv_act
+            if _is_norm(norm) and type(act) is nn.SiLU:
+                _become(norm, FusedGroupNormSiLU)
+                _become(act, PassThrough)
+
+
+def _kind(layer: nn.Linear) -> tuple[Any, ...]:
+    """Layers of one kind can share a GEMM."""
+    return layer.in_features, layer.bias is None, layer.weight.dtype, layer.weight.device, layer.weight.requires_grad
+
+
+def _by_kind(layers: list[nn.Linear]) -> list[list[nn.Linear]]:
+    kinds: dict[tuple[Any, ...], list[nn.Linear]] = {}
+    for layer in layers:
+        kinds.setdefault(_kind(layer), []).append(layer)
+    return [of_kind for of_kind in kinds.values() if len(of_kind) > 1]
+
+
+def _merge(model: nn.Module) -> _State:
+    """The merged GEMMs of a model whose modules are fused."""
+    state, context, times = _State(model, [], []), [], []
+    for module in model.modules():
+        if isinstance(module, Attention):
+            layers = [module.to_q, module.to_k, module.to_v]
+            if any(type(layer) is not nn.Linear for layer in layers):
+                continue
+            if module.is_cross_attention:
+                context += [] if module.norm_cross else layers[1:]
+            elif len({_kind(layer) for layer in layers}) == 1:
+                state.leading.append(Merged(layers, leading=True))
+        elif type(module) is FusedResnetBlock2D and type(module.time_emb_proj) is nn.Linear:
+            times.append(module)
+    state.shared += [Merged(layers) for layers in _by_kind(context)]
+    for merged in (*state.leading, *state.shared):
+        for index, layer in enumerate(merged.layers):
+            layer.merged = (merged, index)
+            _become(layer, MergedLinear)
+    for layers in _by_kind([block.time_emb_proj for block in times]):
+        merged = Merged(layers, activation=F.silu)
+        state.shared.append(merged)
+        for block in times:
+            if block.time_emb_proj in layers:
+                block.time = (merged, layers.index(block.time_emb_proj))
+    return state
+
+
+def fuse(model: nn.Module, merge: bool = True) -> dict[str, int]:
+    """Fuse a diffusers UNet2DConditionModel, AutoencoderKL or a module that holds such, in place; {class: how many}.
+
+    Best with channels-last weights. `merge` False leaves GEMMs alone, as those need who fetch a layer's weights when
+    that layer is called: ZeRO-3, and sequential offloading, which is seen by weights without memory. Outputs and
+    gradients are those of the stock model but for rounding. A model that is fused already stays as it is.
+    """
+    if _STATE not in model.__dict__:
+        _fuse_modules(model)
+        merge = merge and not any(p.is_meta for p in model.parameters())
+        state = _merge(model) if merge else _State(model, [], [])
+        if state.shared:
+            state.handles.append(model.register_forward_pre_hook(state.begin))
+            state.handles.append(model.register_forward_hook(state.end, always_call=True))
+        model.__dict__[_STATE] = state
+        logger.info("fused %s: %s", type(model).__name__, summary(model))
+    return summary(model)
+
+
+def fuse_for(
+    device: torch.device, choice: str, *models: nn.Module, merge: bool = True, channels_last: bool = False
+) -> None:
+    """`fuse` each where `choice` is "on", or is "auto" and they run on CUDA; not where it is "off".
+
+    `channels_last` lays the weights of those that are fused now out so; DeepSpeed does not take such weights.
+    """
+    if choice == "on" or (choice == "auto" and device.type == "cuda"):
+        for model in models:
+            if channels_last and _STATE not in model.__dict__:
+                model.to(memory_format=torch.channels_last)
+            fuse(model, merge)
+
+
+def unfuse(model: nn.Module) -> None:
+    """Undo `fuse`: stock classes, and each parameter in a storage of its own. Nothing happens to a stock model."""
+    state: _State | None = model.__dict__.pop(_STATE, None)
+    if state is None:
+        return
+    for handle in state.handles:
+        handle.remove()
+    for merged in (*state.leading, *state.shared):
+        for parameters in merged.parameters:
+            separate(parameters)
+    for module in model.modules():
+        if isinstance(module, Attention) and isinstance(module.rescale_output_factor, One):
+            module.rescale_output_factor = 1.0
+        if type(module) in _STOCK:
+            module.__class__ = _STOCK[type(module)]
+            for name in ("merged", "time"):
+                module.__dict__.pop(name, None)
+
+
+def summary(model: nn.Module) -> dict[str, int]:
+    """How many modules of each fused class `model` has, and how many merged GEMMs."""
+    found = Counter(type(module).__name__ for module in model.modules() if type(module) in _STOCK)
+    state: _State | None = model.__dict__.get(_STATE)
+    if state is not None:
+        found["GEMMs"] = len(state.leading) + len(state.shared)
+    return dict(found)

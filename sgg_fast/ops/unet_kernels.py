@@ -1,0 +1,99 @@
+"""The Triton kernels of the UNet and the VAE as `torch.library` operators, with shapes for the compiler and gradients.
+
+Not for callers: `unet_ops` validates and chooses. Triton is imported when a kernel first runs. Letters: B images,
+S pixels of an image, C channels, R rows, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.library import custom_op
+
+
+@custom_op("sgg_fast::group_norm_silu", mutates_args=())
+def group_norm_silu(
+    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Out [B, S, C], and mean and 1 / deviation of each channel's group, fp32 [B, C]."""
+    from sgg_kernels.group_norm_silu import group_norm_silu_fwd
+
+    return group_norm_silu_fwd(x, weight, bias, num_groups, eps, silu)
+
+
+@custom_op("sgg_fast::group_norm_silu_bwd", mutates_args=())
+def group_norm_silu_bwd(
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, num_groups: int, silu: bool
+) -> tuple[Tensor, Tensor]:
+    """Gradients of x [B, S, C] and of weight and bias, end to end [2C]."""
+    from sgg_kernels.group_norm_silu_bwd import group_norm_silu_bwd as run
+
+    return run(grad, x, weight, bias, mean, rstd, num_groups, silu)
+
+
+@group_norm_silu.register_fake
+def _(x, weight, bias, num_groups, eps, silu):
+    stats = x.new_empty(x.shape[0], x.shape[2], dtype=torch.float32)
+    return x.new_empty(x.shape), stats, torch.empty_like(stats)
+
+
+@group_norm_silu_bwd.register_fake
+def _(grad, x, weight, bias, mean, rstd, num_groups, silu):
+    return x.new_empty(x.shape), weight.new_empty(2 * weight.shape[0])
+
+
+def _save_group_norm_silu(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    x, weight, bias, num_groups, _, silu = inputs
+    ctx.mark_non_differentiable(*output[1:])
+    ctx.set_materialize_grads(False)  # else the statistics' would be filled with zeros, two launches a norm
+    ctx.save_for_backward(x, weight, bias, *output[1:])
+    ctx.num_groups, ctx.silu = num_groups, silu
+
+
+def _group_norm_silu_grads(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    _, weight, bias, *_ = ctx.saved_tensors
+    grad_x, both = group_norm_silu_bwd(grad, *ctx.saved_tensors, ctx.num_groups, ctx.silu)
+    of_weight, of_bias = both.split(weight.shape[0])
+    return grad_x, of_weight, of_bias.to(bias.dtype), None, None, None
+
+
+group_norm_silu.register_autograd(_group_norm_silu_grads, setup_context=_save_group_norm_silu)
+
+
+@custom_op("sgg_fast::geglu", mutates_args=())
+def geglu(x: Tensor) -> Tensor:
+    """Out [R, D] of x [R, 2D]."""
+    from sgg_kernels.geglu import geglu_fwd
+
+    return geglu_fwd(x)
+
+
+@custom_op("sgg_fast::geglu_bwd", mutates_args=())
+def geglu_bwd(grad: Tensor, x: Tensor) -> Tensor:
+    """Gradient of x [R, 2D]."""
+    from sgg_kernels.geglu import geglu_bwd as run
+
+    return run(grad, x)
+
+
+@geglu.register_fake
+def _(x):
+    return x.new_empty(x.shape[0], x.shape[1] // 2)
+
+
+@geglu_bwd.register_fake
+def _(grad, x):
+    return x.new_empty(x.shape)
+
+
+def _save_geglu(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(inputs[0])
+
+
+def _geglu_grads(ctx: Any, grad: Tensor) -> Tensor:
+    return geglu_bwd(grad, ctx.saved_tensors[0])
+
+
+geglu.register_autograd(_geglu_grads, setup_context=_save_geglu)

@@ -1,0 +1,52 @@
+"""Normalisation and gate of the UNet and the VAE. Letters: B images, C channels, G groups, R rows, D width.
+
+Values are fp32, fp16 or bf16 (float64 too on the reference), accumulated in fp32. Every floating argument has a
+gradient. Under autocast the values keep the dtype that they come in, where torch's own would go to fp32 and back.
+"""
+
+from __future__ import annotations
+
+import torch
+from sgg_kernels import reference
+
+from . import unet_kernels
+from .dispatch import backend_for
+from .graph_ops import _check as check
+
+
+def group_norm_silu(
+    x: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor, num_groups: int, eps: float, silu: bool = True
+) -> torch.Tensor:
+    """`silu(group_norm(x))`, or without `silu` the norm alone; [B, C, ..] as x, in its dtype, channels last.
+
+    x: [B, C, any spatial dimensions], best channels last (else one copy makes it so), weight, bias: [C], G divides C.
+    Statistics are right at any mean: deviations are squared, not values. Raises ValueError where the shapes do not
+    fit or x has no pixel.
+
+    Equivalent PyTorch: `silu(group_norm(x, num_groups, weight, bias, eps))`
+    """
+    name = "group_norm_silu"
+    check(name, x.ndim >= 2, "x must be [B, C, ..]")
+    check(name, weight_C.shape == bias_C.shape == x.shape[1:2], f"weight and bias must be [{x.shape[1]}]")
+    check(name, num_groups > 0 and x.shape[1] % num_groups == 0, f"{num_groups} groups do not divide {x.shape[1]}")
+    check(name, x.shape[1:].numel() > 0, "an image must have a pixel and a channel")
+    check(name, weight_C.device == bias_C.device == x.device, f"all tensors must be on {x.device}")
+    if backend_for(x.device, x.dtype, weight_C.dtype, bias_C.dtype) == "reference":
+        return reference.group_norm_silu(x, weight_C, bias_C, num_groups, eps, silu)
+    spatial = x.shape[2:]
+    x_BSC = x.flatten(2).transpose(1, 2) if spatial else x.unsqueeze(1)
+    out_BSC, *_ = unet_kernels.group_norm_silu(x_BSC, weight_C, bias_C, num_groups, eps, silu)
+    return out_BSC.transpose(1, 2).unflatten(2, spatial) if spatial else out_BSC.squeeze(1)
+
+
+def geglu(x: torch.Tensor) -> torch.Tensor:
+    """`a * gelu(gate)`, a | gate = the halves of the last dimension: [.., D] of x [.., 2D], in its dtype.
+
+    The gelu is the exact one (erf). Raises ValueError where the last dimension is odd.
+
+    Equivalent PyTorch: `a, gate = x.chunk(2, -1); a * gelu(gate)`
+    """
+    check("geglu", x.ndim >= 1 and x.shape[-1] % 2 == 0, "the last dimension must be even: values and their gates")
+    if backend_for(x.device, x.dtype) == "reference":
+        return reference.geglu(x)
+    return unet_kernels.geglu(x.flatten(0, -2) if x.ndim > 1 else x[None]).view(*x.shape[:-1], x.shape[-1] // 2)

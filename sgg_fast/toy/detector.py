@@ -1,0 +1,333 @@
+"""Finds the things in a toy picture: a dense network trained on the world's exact masks, and its votes counted.
+
+Every pixel says which category it shows, which colour that thing has and where its whole box lies, hidden parts
+included; pixels of one category that agree on a box are one instance. So a hat on a head is found like two sheep that
+overlap. Not part of the model: it judges pictures (`sgg_fast/eval`), and learns from drawn scenes alone, none of which
+went through the autoencoder, so that what it finds in the autoencoder's pictures says something about those.
+
+Letters: B pictures, K categories, P colours, H = W = size in pixels. Boxes: x0 y0 x1 y1 in picture units, y down.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional
+from tqdm import tqdm
+
+from sgg_fast.eval.detector import Instance, overlaps
+from sgg_fast.toy import world
+from sgg_fast.toy.fit import fit
+from sgg_fast.toy.layout import BACKDROPS
+from sgg_fast.toy.models import WEIGHTS
+
+CATEGORIES, COLOURS = world.OBJECTS, world.COLOURS
+UNNAMED = 255
+"""Colour of a thing whose name says none: not trained on."""
+SAME_BOX = 0.5
+"""Votes whose boxes overlap at least so much (intersection over union) are of one instance."""
+MIN_VOTES = 4
+"""Pixels that an instance must have."""
+MIN_CONFIDENCE = 0.5
+"""Mean probability of an instance's category over its pixels."""
+MIN_SEEN = 0.12
+"""Least share of its box that an instance's pixels fill."""
+MOST = 0.7
+"""An instance whose box lies so much within that of a larger one of its category is part of it."""
+_GROUNDS = {*itertools.chain(*BACKDROPS.values())}
+"""Of these there is one at most."""
+_MAX_VOTERS = 100
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions with a residual sum."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(8, width),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.body(x)
+
+
+class ToyDetector(nn.Module):
+    """A small U-Net: pixels [B, 3, H, W] in -1..1 to category [B, K, H, W] and colour [B, P, H, W] logits
+
+    and the distances [B, 4, H, W] from each pixel to the left, upper, right and lower side of its thing's box, in
+    picture units. H must be a multiple of 16. Works at half resolution and below; the last map holds 2 x 2 pixels.
+    """
+
+    WIDTHS = (32, 48, 80, 96)
+
+    def __init__(self) -> None:
+        super().__init__()
+        w = self.WIDTHS
+        self.stem = nn.Conv2d(12, w[0], 3, padding=1)
+        self.down = nn.ModuleList(_Block(n) for n in w)
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 2, stride=2) for a, b in itertools.pairwise(w))
+        self.up = nn.ModuleList(_Block(n) for n in w[:-1])
+        self.grow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in itertools.pairwise(w))
+        self.head = nn.Sequential(
+            nn.GroupNorm(8, w[0]),
+            nn.SiLU(),
+            nn.Conv2d(w[0], 4 * (len(CATEGORIES) + len(COLOURS) + 4), 1),
+        )
+
+    def forward(self, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        x = self.stem(functional.pixel_unshuffle(pixels, 2))
+        kept = []
+        for level, block in enumerate(self.down):
+            x = block(x)
+            if level < len(self.shrink):
+                kept.append(x)
+                x = self.shrink[level](x)
+        for level in reversed(range(len(self.up))):
+            grown = functional.interpolate(self.grow[level](x), scale_factor=2.0)
+            x = self.up[level](grown + kept[level])
+        out = functional.pixel_shuffle(self.head(x), 2)
+        category, colour, sides = out.split([len(CATEGORIES), len(COLOURS), 4], dim=1)
+        return category, colour, sides
+
+    @torch.no_grad()
+    def find(self, images: np.ndarray, batch_size: int = 64) -> list[list[Instance]]:
+        """The instances of each picture, uint8 [B, H, W, 3]."""
+        found = []
+        for start in range(0, len(images), batch_size):
+            some = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
+            category, colour, sides = self(some.permute(0, 3, 1, 2).float() / 127.5 - 1)
+            boxes = boxes_of(sides).permute(0, 2, 3, 1).numpy()
+            share, colour = category.softmax(dim=1).numpy(), colour.log_softmax(dim=1).numpy()
+            found += [count_votes(*maps) for maps in zip(share, colour, boxes, strict=True)]
+        return found
+
+
+def boxes_of(sides: torch.Tensor) -> torch.Tensor:
+    """Distances to the sides [B, 4, H, W] as boxes [B, 4, H, W]."""
+    size = sides.shape[-1]
+    centre = (torch.arange(size, device=sides.device) + 0.5) / size
+    x, y = centre.expand(size, size), centre[:, None].expand(size, size)
+    return torch.stack([x, y, x, y]) + sides * torch.tensor([-1.0, -1.0, 1.0, 1.0])[:, None, None]
+
+
+def count_votes(share_KHW: np.ndarray, colour_PHW: np.ndarray, boxes_HW4: np.ndarray) -> list[Instance]:
+    """Instances from category probabilities, colour log-probabilities and voted boxes.
+
+    Per category: the vote that most others agree with takes those pixels, and so on with the rest. What few pixels say
+    of a large box, or of a box within one that more pixels said, is a thing's rim speaking, not a thing.
+    """
+    said_HW = share_KHW.argmax(axis=0)
+    num_pixels, found = said_HW.size, []
+    for k in np.unique(said_HW):
+        rows, cols = np.nonzero(said_HW == k)
+        kept: list[np.ndarray] = []
+        while len(rows) >= MIN_VOTES:
+            votes = boxes_HW4[rows, cols]
+            agree = np.ones(len(rows), bool)
+            if CATEGORIES[k] not in _GROUNDS:
+                some = votes[:: -(-len(votes) // _MAX_VOTERS)]  # evenly spread, so that none costs many pairs
+                seed = some[(overlaps(some, some) >= SAME_BOX).sum(axis=1).argmax()]
+                agree = overlaps(votes, seed[None])[:, 0] >= SAME_BOX
+            if agree.sum() < MIN_VOTES:
+                break
+            r, c = rows[agree], cols[agree]
+            rows, cols = rows[~agree], cols[~agree]
+            box = np.median(votes[agree], axis=0).clip(0, 1).astype(np.float32)
+            confidence = float(share_KHW[k, r, c].mean())
+            seen = len(r) / num_pixels / max(float(np.prod(box[2:] - box[:2])), 1e-9)
+            if confidence < MIN_CONFIDENCE or seen < MIN_SEEN or any(_covered(box, other) for other in kept):
+                continue
+            kept.append(box)
+            mask = np.zeros(said_HW.shape, bool)
+            mask[r, c] = True
+            colour = COLOURS[colour_PHW[:, r, c].mean(axis=1).argmax()]
+            found.append(Instance(CATEGORIES[k], colour, box, mask, confidence))
+    return found
+
+
+def _covered(box: np.ndarray, other: np.ndarray) -> bool:
+    """Whether most of `box` lies within `other`."""
+    shared = np.prod(np.maximum(np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2]), 0.0))
+    return bool(shared > MOST * np.prod(box[2:] - box[:2]))
+
+
+def load_detector(path: Path = WEIGHTS / "detector.safetensors") -> ToyDetector:
+    """The trained detector. Raises ValueError if its weights are not there or are of another shape."""
+    detector = ToyDetector()
+    try:
+        detector.load_state_dict({k: v.float() for k, v in load_file(path).items()})
+    except (OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: {reason}; train it by `python -m sgg_fast.toy.build detector`") from error
+    return detector.requires_grad_(False).eval()
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """What each pixel of M scenes shows."""
+
+    images: np.ndarray
+    """uint8 [M, H, W, 3]."""
+    category: np.ndarray
+    """uint8 [M, H, W]."""
+    colour: np.ndarray
+    """uint8 [M, H, W], `UNNAMED` where the thing's name says none."""
+    boxes: np.ndarray
+    """float16 [M, H, W, 4], the box of the thing that the pixel shows."""
+    weight: np.ndarray
+    """float16 [M, H, W]: 1 / sqrt(visible pixels of its thing), so that a bird counts beside a sky."""
+
+
+def draw_targets(seed: int, num: int) -> Targets:
+    """The first `num` scenes of the world `seed`."""
+    rows = []
+    for i in tqdm(range(num), desc="draw", leave=False):
+        scene = world.draw_scene(seed, i)
+        owner_HW = scene.masks.argmax(axis=0)
+        names = [name.split() for name in scene.graph.objects]
+        category_N = np.array([CATEGORIES.index(words[-1]) for words in names], np.uint8)
+        colour_N = np.array([COLOURS.index(w[0]) if len(w) > 1 else UNNAMED for w in names], np.uint8)
+        weight_N = scene.masks.sum(axis=(1, 2)) ** -0.5
+        per_thing = (category_N, colour_N, scene.boxes.astype(np.float16), weight_N.astype(np.float16))
+        rows.append((scene.image, *(values[owner_HW] for values in per_thing)))
+    return Targets(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def _batch(targets: Targets, rng: np.random.Generator, size: int) -> list[torch.Tensor]:
+    """`size` scenes at random, half of them mirrored: pixels, category, colour, boxes [B, 4, H, W], weight."""
+    chosen, mirrored = rng.integers(len(targets.images), size=size), rng.random(size) < 0.5
+    columns = []
+    for field in dataclasses.fields(targets):
+        column = getattr(targets, field.name)[chosen]
+        column[mirrored] = column[mirrored, :, ::-1]
+        columns.append(column)
+    images, category, colour, boxes, weight = columns
+    x0, x1 = boxes[mirrored, ..., 0].copy(), boxes[mirrored, ..., 2].copy()
+    boxes[mirrored, ..., 0], boxes[mirrored, ..., 2] = 1 - x1, 1 - x0
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    # A breath of noise: the detector shall not live on the drawing's exact values.
+    grain = torch.from_numpy(rng.uniform(0.0, 0.08, (size, 1, 1, 1)).astype(np.float32))
+    pixels = pixels + grain * torch.from_numpy(rng.standard_normal(pixels.shape, dtype=np.float32))
+    return [
+        pixels,
+        torch.from_numpy(category).long(),
+        torch.from_numpy(colour).long(),
+        torch.from_numpy(boxes).float().permute(0, 3, 1, 2),
+        torch.from_numpy(weight).float(),
+    ]
+
+
+def loss_terms(detector: ToyDetector, batch: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weighted means over pixels: cross-entropy of category and of named colours, and of the boxes the absolute error
+
+    (picture units, sum of the sides) and 1 - generalised IoU (Rezatofighi et al., 2019), which small things need.
+    """
+    pixels, category, colour, boxes, weight = batch
+    category_logits, colour_logits, sides = detector(pixels)
+    said, named = boxes_of(sides), weight * (colour != UNNAMED)
+    colour = colour.where(colour != UNNAMED, 0)
+
+    def mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return (values * weight).sum() / weight.sum().clamp(min=1e-6)
+
+    return {
+        "category": mean(functional.cross_entropy(category_logits, category, reduction="none"), weight),
+        "colour": mean(functional.cross_entropy(colour_logits, colour, reduction="none"), named),
+        "box": mean((said - boxes).abs().sum(dim=1), weight),
+        "iou": mean(1 - generalised_iou(said, boxes), weight),
+    }
+
+
+def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of boxes [B, 4, ...]: intersection over union less the share of the box around both that neither covers."""
+
+    def area(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+        return (high - low).clamp(min=0).prod(dim=1)
+
+    (a_low, a_high), (b_low, b_high) = a.chunk(2, dim=1), b.chunk(2, dim=1)
+    shared = area(torch.maximum(a_low, b_low), torch.minimum(a_high, b_high))
+    union = area(a_low, a_high) + area(b_low, b_high) - shared
+    around = area(torch.minimum(a_low, b_low), torch.maximum(a_high, b_high))
+    return shared / union.clamp(min=1e-6) - (around - union) / around.clamp(min=1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy:
+    """How a detector does on drawn scenes, whose things are known; category and box must match."""
+
+    recall: float
+    """Share of the things that were found."""
+    precision: float
+    """Share of the instances that are a thing."""
+    colour: float
+    """Share of the found things with a named colour whose colour was read right."""
+    missed: Counter[str]
+    """Category -> things of it that were not found."""
+    invented: Counter[str]
+    """Category -> instances that are no thing."""
+
+    def __str__(self) -> str:
+        worst = ", ".join(f"{name} {n}" for name, n in self.missed.most_common(6))
+        extra = ", ".join(f"{name} {n}" for name, n in self.invented.most_common(6))
+        return (
+            f"recall {self.recall:.4f}, precision {self.precision:.4f}, colour {self.colour:.4f}"
+            f" (missed: {worst or 'none'}; invented: {extra or 'none'})"
+        )
+
+
+def accuracy(detector: ToyDetector, scenes: list[world.Scene], images: np.ndarray | None = None) -> Accuracy:
+    """Accuracy on the scenes' own pictures, or on `images` of the same scenes, uint8 [M, H, W, 3]."""
+    found = detector.find(np.stack([scene.image for scene in scenes]) if images is None else images)
+    num_things = num_found = num_named = num_right = 0
+    missed: Counter[str] = Counter()
+    invented: Counter[str] = Counter()
+    for scene, instances in zip(scenes, found, strict=True):
+        free = list(instances)
+        for name, box in zip(scene.graph.objects, scene.boxes, strict=True):
+            num_things += 1
+            same = [i for i in free if i.category == name.split()[-1]]
+            overlap = overlaps(box[None], np.array([i.box for i in same]).reshape(-1, 4))[0]
+            if not same or overlap.max() < SAME_BOX:
+                missed[name.split()[-1]] += 1
+                continue
+            best = same[int(overlap.argmax())]
+            free = [i for i in free if i is not best]
+            num_found += 1
+            if " " in name:
+                num_named += 1
+                num_right += best.colour == name.split()[0]
+        invented.update(i.category for i in free)
+    num_instances = max(sum(map(len, found)), 1)
+    return Accuracy(num_found / num_things, num_found / num_instances, num_right / max(num_named, 1), missed, invented)
+
+
+def train_detector(out: Path, num_steps: int, num_scenes: int, seed: int, held_out_seed: int) -> nn.Module:
+    """The detector's moving average after `num_steps`; goes on from `out` if it can. Looked at: held-out accuracy."""
+    targets = draw_targets(seed, num_scenes)
+    held_out = [world.draw_scene(held_out_seed, i) for i in range(200)]
+    torch.manual_seed(0)
+    detector = ToyDetector()
+
+    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
+        terms = loss_terms(detector, _batch(targets, np.random.default_rng([seed, step]), 16))
+        loss = terms["category"] + 0.3 * terms["colour"] + 2 * terms["box"] + terms["iou"]
+        return loss, {name: float(term.detach()) for name, term in terms.items()}
+
+    def look(ema: nn.Module, step: int) -> str:
+        assert isinstance(ema, ToyDetector)
+        return str(accuracy(ema, held_out))
+
+    return fit("detector", detector, loss_of, out, num_steps, peak_lr=2e-3, ema_decay=0.998, look=look, look_every=300)

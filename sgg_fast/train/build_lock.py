@@ -1,0 +1,60 @@
+"""The lock that a killed build of a torch extension leaves behind: every later start would wait for it for ever.
+
+torch guards a build by a file that it holds open and deletes afterwards, and waits, silently, while the file exists.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from pathlib import Path
+
+from sgg_fast import env
+
+logger = logging.getLogger(__name__)
+
+
+def _is_open(path: Path) -> bool:
+    """Whether a process of this machine has the file open. Processes of other users cannot be looked into."""
+    wanted = path.stat()
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            found = descriptor.stat()
+        except OSError:  # ended meanwhile, closed meanwhile, or not ours
+            continue
+        if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+            return True
+    return False
+
+
+def _locks() -> list[Path]:
+    from torch.utils.cpp_extension import get_default_build_root
+
+    given = os.environ.get("TORCH_EXTENSIONS_DIR")
+    if given:
+        return sorted(Path(given).glob("deepspeed_*/lock"))
+    return sorted(Path(get_default_build_root()).glob("*/deepspeed_*/lock"))
+
+
+def remove_stale_locks(wait: float = 1.0) -> None:
+    """Delete the build locks of DeepSpeed's extensions that no process has open, and say so.
+
+    wait: seconds after which one must still be closed: a build that ends closes its lock, then deletes it.
+    Left to the first process of a machine, and to nobody where several machines may share the folder, since the other
+    machines' processes are not seen.
+    """
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    if env.local_rank() != 0 or here < env.world_size() or not Path("/proc/self/fd").is_dir():
+        return
+    for lock in _locks():
+        try:
+            if _is_open(lock):
+                continue
+            time.sleep(wait)
+            if _is_open(lock):
+                continue
+            lock.unlink()
+        except FileNotFoundError:  # a build that has just ended
+            continue
+        logger.warning("%s: left behind by a build that was killed, and no process has it open: deleted", lock)

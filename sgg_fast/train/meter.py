@@ -1,0 +1,161 @@
+"""Counts what a step allocates, storage by storage, on fake tensors or real ones. Used by the planner (`plan.py`)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.hooks import RemovableHandle
+
+ALIGN = 512
+"""Bytes that CUDA's allocator rounds to."""
+
+FP32_UNDER_AUTOCAST = ("group_norm", "layer_norm")
+"""Operators with large results that CUDA's autocast runs in fp32 and the CPU's does not."""
+
+
+def rounded(num_bytes: int) -> int:
+    """Up to the allocator's next multiple."""
+    return -(-num_bytes // ALIGN) * ALIGN
+
+
+@dataclasses.dataclass(eq=False)
+class _Block:
+    """A storage that lives."""
+
+    size: int
+    """Bytes; 0 for one that was there before the mode, which does not count."""
+    side: str = "activations"
+    ref: Any = None
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors(value)
+
+
+class Meter(TorchDispatchMode):
+    """Bytes of the storages that operators make inside the mode, as long as they live.
+
+    Counted apart: gradients, the temporaries of updates in backward, and everything else, called activations.
+    Workspaces inside an operator are not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = ""
+        """Name of what runs; the caller sets it."""
+        self.now = {"activations": 0, "gradients": 0, "temporaries": 0}
+        self.peaks: dict[str, dict[str, int]] = {}
+        """Phase -> `now` as it was where its sum was highest."""
+        self._blocks: dict[int, _Block] = {}
+        self._hooks: list[RemovableHandle] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operator and look at its results."""
+        kwargs = kwargs or {}
+        for tensor in _tensors((*args, *kwargs.values())):
+            self._see(tensor, new=False)
+        results = func(*args, **kwargs)
+        for tensor in _tensors((results,)):
+            self._see(tensor, new=True)
+        return results
+
+    def _see(self, tensor: torch.Tensor, new: bool) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._blocks:
+            return
+        block = self._blocks[key] = _Block(rounded(storage.nbytes()) if new else 0)
+        block.ref = weakref.ref(storage, lambda _, key=key: self._gone(key))
+        self.add(block.side, block.size)
+
+    def _gone(self, key: int) -> None:
+        block = self._blocks.pop(key)
+        self.now[block.side] -= block.size
+
+    def add(self, side: str, size: int) -> None:
+        """`size` more bytes on a side."""
+        self.now[side] += size
+        if sum(self.now.values()) > sum(self.peaks.get(self.phase, self.now | {side: -1}).values()):
+            self.peaks[self.phase] = dict(self.now)
+
+    def keep_gradients(self, parameters: list[nn.Parameter]) -> None:
+        """Count the parameters' gradients as such, each once it is whole."""
+
+        def whole(parameter: torch.Tensor) -> None:
+            assert parameter.grad is not None
+            block = self._blocks.get(parameter.grad.untyped_storage()._cdata)
+            if block is not None and block.side == "activations":
+                block.side = "gradients"
+                self.now["activations"] -= block.size
+                self.now["gradients"] += block.size
+
+        self._hook(parameters, whole)
+
+    def bucket_gradients(self, parameters: list[nn.Parameter], bucket: int, buffer: int) -> None:
+        """As ZeRO-2 does: gradients go into a bucket of so many elements; when it is full for the first time, a buffer
+        of so many bytes is made for all of them."""
+        filled = 0
+
+        def whole(parameter: torch.Tensor) -> None:
+            nonlocal filled
+            parameter.grad = None
+            before, filled = filled, filled + parameter.numel()
+            if before < bucket <= filled:
+                self.add("gradients", buffer)
+
+        self._hook(parameters, whole)
+
+    def use_gradients(self, parameters: list[nn.Parameter], temporary: Callable[[torch.Tensor], int]) -> None:
+        """Free each gradient where it arises, after an update that takes so many bytes meanwhile."""
+
+        def whole(parameter: torch.Tensor) -> None:
+            self.add("temporaries", temporary(parameter))
+            self.add("temporaries", -temporary(parameter))
+            parameter.grad = None
+
+        self._hook(parameters, whole)
+
+    def _hook(self, parameters: list[nn.Parameter], whole: Callable[[torch.Tensor], None]) -> None:
+        self._hooks += [parameter.register_post_accumulate_grad_hook(whole) for parameter in parameters]
+
+    def __exit__(self, *args: Any) -> None:
+        """Leave the mode and the parameters as they were."""
+        for hook in self._hooks:
+            hook.remove()
+        super().__exit__(*args)
+
+
+@contextlib.contextmanager
+def autocast_like_cuda(dtype: torch.dtype | None) -> Iterator[None]:
+    """CUDA's autocast to `dtype` on CPU tensors, as far as memory goes; None leaves everything alone.
+
+    A fake tensor can say that it is on a GPU only where torch knows of one, so the planner's are on the CPU.
+    """
+    if dtype is None:
+        yield
+        return
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        for name in FP32_UNDER_AUTOCAST:
+            library.impl(name, _in_fp32(getattr(torch, name)), "AutocastCPU")
+        with torch.autocast("cpu", dtype):
+            yield
+
+
+def _in_fp32(operator: Any) -> Any:
+    def run(*args: Any) -> torch.Tensor:
+        below = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU)
+        with torch._C._ExcludeDispatchKeyGuard(below):
+            return operator(*(a.float() if isinstance(a, torch.Tensor) else a for a in args))
+
+    return run

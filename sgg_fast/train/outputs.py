@@ -1,0 +1,54 @@
+"""What a run shows and leaves: sample sheets on the way, the result at its end."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from sgg_fast.config import Config
+from sgg_fast.data.sources import PairSource
+from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.foundation import Foundation
+from sgg_fast.train.run_folder import replace_folder, writing
+from sgg_fast.train.setup import make_pipeline
+
+
+def draw_sheet(
+    config: Config, foundation: Foundation, conditioner: SceneGraphConditioner, source: PairSource
+) -> Image.Image:
+    """Real pictures of the first graphs above, generated ones of the same graphs below."""
+    num = min(config.num_samples, len(source))
+    pipeline = make_pipeline(config, foundation, conditioner, with_text=False)
+    pipeline.set_progress_bar_config(disable=True)
+    foundation.unet.eval()
+    drawn = pipeline(
+        source.graphs[:num],
+        num_inference_steps=config.sheet_steps,
+        guidance_scale=config.guidance,
+        generator=[torch.Generator().manual_seed(config.seed + i) for i in range(num)],
+    ).images
+    foundation.unet.train()
+    side = config.resolution
+    sheet = Image.new("RGB", (num * side, 2 * side))
+    for i, image in enumerate(drawn):
+        sheet.paste(Image.fromarray(source.load_image(i)), (i * side, 0))
+        sheet.paste(image, (i * side, side))
+    return sheet
+
+
+def export(
+    result: Path, stage: str, config: Config, foundation: Foundation, conditioner: SceneGraphConditioner
+) -> None:
+    """Write the result aside and rename it, so that it is whole or absent. Raises OSError where that fails."""
+    aside = result.with_name(f".{result.name}.part")
+    shutil.rmtree(aside, ignore_errors=True)
+    with writing(result):
+        if stage == "pretrain":
+            conditioner.save_pretrained(aside)
+        else:
+            foundation.unet.eval()
+            make_pipeline(config, foundation, conditioner).save_pretrained(aside)
+        replace_folder(aside, result)

@@ -1,0 +1,127 @@
+"""The folder of a run: whether it can be written to, has room, and is used by one run at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from sgg_fast.config import ConfigError
+
+LOCK = "lock"
+
+
+def _nearest(folder: Path) -> Path:
+    return next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+
+
+def check_folder(folder: Path) -> None:
+    """Raises `ConfigError` where `folder` cannot be made or written to, or another run uses it; makes nothing.
+
+    For the first process of a run: others would find its own probe.
+    """
+    nearest = _nearest(folder)
+    if not nearest.is_dir():
+        raise ConfigError(f"--out: {nearest} is a file, not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"--out: {nearest} is not writable")
+    if (folder / LOCK).exists():
+        with locked(folder):
+            pass
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raises `ConfigError` where what `folder` holds and what its file system has free is less than `needed` bytes."""
+    held = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
+    free = shutil.disk_usage(_nearest(folder)).free
+    if free + held < needed:
+        more = ((needed - held) >> 20) + 1
+        raise ConfigError(
+            f"--out {folder}: {free >> 20} MiB free, but checkpoints and result need {more} MiB: free some, or choose "
+            "another --out"
+        )
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process can enter for the same folder. The kernel ends the lock with the process, killed or not.
+
+    Raises `ConfigError` that names the process where another holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+b", buffering=0) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            owner = file.read().decode() or "another process"
+            raise ConfigError(f"{folder} is in use by {owner}: wait for that run, or choose another --out") from error
+        with contextlib.suppress(OSError):  # on a full disk the name is missing, not the lock
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+
+
+_TORCH_SAVE = ("PytorchStreamWriter", "inline_container", "iostream")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Inside, `path` is written. Raises OSError, one line that names it and the cure, where that fails.
+
+    torch.save tells of a full disk by a RuntimeError, known by its text only.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _TORCH_SAVE):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        if shutil.disk_usage(_nearest(path)).free < 1 << 20:
+            reason = os.strerror(errno.ENOSPC)
+        raise OSError(
+            f"{path}: cannot be written ({reason}): free space or make the folder writable; the same command then "
+            "continues from the last checkpoint"
+        ) from error
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_folder(aside: Path, final: Path) -> None:
+    """Everything in `aside` on disk, then its name `final`: what has that name is whole, also after a power cut."""
+    for path in sorted(aside.rglob("*")):
+        _sync(path)
+    _sync(aside)
+    discard(final)
+    aside.rename(final)
+    for folder in (final.parent, final.parents[1]):
+        _sync(folder)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder that may not exist; a kill on the way leaves no half of it under its name."""
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+        shutil.rmtree(aside)
+
+
+def clear(folder: Path) -> None:
+    """Delete everything in `folder` but its lock."""
+    for path in folder.iterdir():
+        if path.name != LOCK:
+            shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -1,0 +1,149 @@
+"""How well pre-training does on pairs that it never trains on: retrieval by X_global, and names of masked objects.
+
+Not a loss and not a gate: accuracies with their levels at chance, in the log, and on request the reason to stop.
+Letters: M held-out pairs, N objects, V names, I width of image embeddings, K width of the targets.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from sgg_fast.config import Config, ConfigError
+from sgg_fast.data.sources import PairSource
+from sgg_fast.train.log import RunLog
+from sgg_fast.train.stages import PretrainStage
+
+CHUNK = 256
+"""Graphs encoded at once."""
+
+MASK_STEP = 2**31 - 1
+"""The step whose masks validation draws: the same at every validation, and one that no run reaches."""
+
+LARGEST_SHARE = 8
+"""At most one image of so many is held out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """Accuracies by name, each in 0..1 beside what the best guess that ignores the input reaches."""
+
+    values: dict[str, float]
+    chance: dict[str, float]
+
+    @property
+    def overall(self) -> float:
+        """Mean of all accuracies: what early stopping watches."""
+        return sum(self.values.values()) / len(self.values)
+
+
+def split_pairs(config: Config, source: PairSource) -> tuple[np.ndarray, np.ndarray]:
+    """(samples that train, samples that validate), int64 ids.
+
+    `config.validation_pairs` images, but at most an eighth of them, are drawn by the seed; all their graphs, and their
+    mirror images, stay out of training. Of each only the first graph validates, unmirrored. Fewer than two are none:
+    then everything trains. Raises `ConfigError` where early stopping was asked for and there is nothing to watch.
+    """
+    num_images = source.num_images
+    num_drawn = num_images // 2 if config.flip == "swap" else num_images
+    num = min(config.validation_pairs, num_drawn // LARGEST_SHARE)
+    if num < 2:
+        if config.early_stop:
+            raise ConfigError(
+                f"--early-stop {config.early_stop} needs pairs to watch: --validation-pairs above 1 and a set of at "
+                f"least {2 * LARGEST_SHARE} images; this one has {num_drawn}"
+            )
+        return np.arange(len(source)), np.arange(0)
+    held_out = np.sort(np.random.default_rng([config.seed, MASK_STEP]).permutation(num_drawn)[:num])
+    image = np.arange(len(source)) % num_images
+    return np.flatnonzero(~np.isin(image % num_drawn, held_out)), held_out
+
+
+def retrieved(similarity_MM: torch.Tensor, k: int) -> torch.Tensor:
+    """Share of rows whose diagonal entry is among their k largest, a scalar.
+
+    A tie counts against the row: an encoder that gives every graph the same vector must not score.
+    """
+    own_M1 = similarity_MM.diagonal()[:, None]
+    return ((similarity_MM >= own_M1).sum(dim=1) <= k).double().mean()
+
+
+def nearest(predicted_NK: torch.Tensor, words_VK: torch.Tensor) -> torch.Tensor:
+    """[N] index of the word at the least squared distance."""
+    return (words_VK.square().sum(dim=1) - 2 * predicted_NK @ words_VK.T).argmin(dim=1)
+
+
+class Validation:
+    """Measures a stage on the held-out samples `ids` [M]. The same numbers for the same weights, at any step."""
+
+    def __init__(self, stage: PretrainStage, ids: np.ndarray) -> None:
+        self.stage, self.ids = stage, ids
+        graphs = stage.cache.graphs
+        self.words = graphs.object_name[graphs.object_pooled.bool()].unique().long()
+        """[V] ids of every name that an object of the set has: what a masked object may be called."""
+
+    @torch.no_grad()
+    def measure(self) -> Scores:
+        """Graph <-> image retrieval among the held-out pairs, and masked objects named rightly by the nearest word."""
+        stage = self.stage
+        training = stage.training
+        stage.eval()
+        chunks = [self._chunk(self.ids[first : first + CHUNK]) for first in range(0, len(self.ids), CHUNK)]
+        stage.train(training)
+        x_global, images, said, true = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        similarity_MM = torch.nn.functional.normalize(x_global, dim=-1) @ images.T
+        values, chance = {}, {}
+        for name, matrix in (("graph_to_image", similarity_MM), ("image_to_graph", similarity_MM.T)):
+            for k in (1, 5):
+                values[f"{name}_top{k}"] = float(retrieved(matrix, k))
+                chance[f"{name}_top{k}"] = min(1.0, k / len(self.ids))
+        if len(true):
+            values["masked_object"] = float((said == true).double().mean())
+            chance["masked_object"] = float(true.bincount().max()) / len(true)
+        return Scores(values, chance)
+
+    def _chunk(self, ids: np.ndarray) -> tuple[torch.Tensor, ...]:
+        """X_global [m, I] of the full graphs, their images [m, I], and of each masked object the word and the truth."""
+        stage = self.stage
+        _, targets, images = stage._frozen
+        encoded = stage.encode(ids, MASK_STEP)
+        predicted, name, masked = stage.decode(encoded)
+        said = self.words[nearest(predicted[masked], targets[self.words])]
+        index = torch.from_numpy(ids).to(images.device)
+        return encoded.x_global[: len(ids)], images[index], said, name[masked].long()
+
+
+class Watch:
+    """Validates when it is due, and says when the last `config.early_stop` validations brought nothing new."""
+
+    def __init__(self, config: Config, stage: PretrainStage, held_out: np.ndarray) -> None:
+        self.config, self.best, self.since = config, 0.0, 0
+        self.validation = Validation(stage, held_out) if config.validate_every and len(held_out) else None
+
+    def look(self, step: int, last: bool, log: RunLog) -> bool:
+        """After `step` steps: measure and log if it is time. True where training should end here."""
+        if self.validation is None or not (last or step % self.config.validate_every == 0):
+            return False
+        scores = self.validation.measure()
+        log.validated(step, scores.values, scores.chance)
+        improved = scores.overall > self.best
+        self.best, self.since = max(self.best, scores.overall), 0 if improved else self.since + 1
+        if not ended(self.config, self.state_dict()):
+            return False
+        log.event(event="early stop", step=step, validations_without_improvement=self.since)
+        return True
+
+    def state_dict(self) -> dict[str, float]:
+        """What a checkpoint keeps of it."""
+        return {"best": self.best, "since": self.since}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        """What `state_dict` gave."""
+        self.best, self.since = state["best"], int(state["since"])
+
+
+def ended(config: Config, state: dict[str, float]) -> bool:
+    """Whether the `Watch` of this state has ended training."""
+    return 0 < config.early_stop <= state["since"]

@@ -1,0 +1,122 @@
+"""Small prepared sets and caches, and pictures that cannot be used, written by tests."""
+
+from __future__ import annotations
+
+import io
+import json
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sgg_fast.config import Config
+from sgg_fast.data import jsonl
+from sgg_fast.data.prepare.cache import write_cache
+from sgg_fast.data.prepare.shard_work import CacheJob
+from sgg_fast.recipes import recipe
+
+SIDE = 32
+"""Resolution of the small caches."""
+
+
+def draw(folder: Path, num: int, size: tuple[int, int] = (48, 40)) -> list[str]:
+    """`num` pictures of smooth noise, p0.png, p1.png, ...; their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(7)
+    for i in range(num):
+        coarse = Image.fromarray(rng.integers(0, 255, (5, 6, 3), dtype=np.uint8))
+        coarse.resize(size, Image.Resampling.BICUBIC).save(folder / f"p{i}.png")
+    return [f"p{i}.png" for i in range(num)]
+
+
+def records(names: list[str]) -> list[dict[str, Any]]:
+    """A line of a set for each image: three objects, two relations; the fourth object's name is the image's own."""
+    return [
+        {"id": i, "image": name, "objects": ["sheep", "grass", f"thing {i % 5}"],
+         "relationships": [[0, "left of", 2], [0, "standing on", 1]],
+         "boxes": [[4, 10, 12, 12], [0, 20, 48, 20], [30, 8, 10, 14]]}
+        for i, name in enumerate(names)
+    ]  # fmt: skip
+
+
+def write_small(folder: Path, num: int = 12) -> Path:
+    """A prepared set of `num` images."""
+    rows = records(draw(folder / "images", num))
+    jsonl.write_set(folder, {"kind": "folder", "resize": "squash"}, {"train": rows}, lambda: "{}\n")
+    return folder
+
+
+def derived(names: list[str]) -> list[dict[str, Any]]:
+    """The same with relations to be drawn from boxes."""
+    rng = np.random.default_rng(3)
+    return [
+        {**{k: v for k, v in row.items() if k != "relationships"}, "size": [48, 40],
+         "centres": rng.uniform(0.1, 0.9, (3, 2)).round(3).tolist()}
+        for row in records(names)
+    ]  # fmt: skip
+
+
+def small_config(data: Path, **changes: Any) -> Config:
+    """The toy recipe at `SIDE` on a set."""
+    return recipe("toy", data=str(data), resolution=SIDE, num_samples=2, **changes)
+
+
+def cache_of(data: Path, out: Path, shard_size: int = 5, batch_size: int = 4, **changes: Any) -> Path:
+    """A cache with several shards, made here and now."""
+    quiet = {"say": lambda line: None}
+    write_cache(CacheJob(small_config(data, **changes), out, shard_size=shard_size, batch_size=batch_size), **quiet)
+    return out
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    """Name -> bytes of every file."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def png_of(width: int, height: int, depth: int = 8, kind: int = 2) -> bytes:
+    """A PNG by its own chunks: `depth` bits a channel of colour type `kind`, black; of any claimed size."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    channels = {0: 1, 2: 3, 6: 4}[kind]
+    rows = min(height, 64) * (b"\0" + bytes(min(width, 64) * channels * depth // 8))
+    head = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def unusable() -> dict[str, tuple[bytes, str]]:
+    """File name -> (content, what the reason says)."""
+    rng = np.random.default_rng(0)
+    picture = Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8))
+
+    def saved(image: Image.Image, form: str, **how: Any) -> bytes:
+        held = io.BytesIO()
+        image.save(held, form, **how)
+        return held.getvalue()
+
+    jpeg, alpha = saved(picture, "JPEG"), picture.convert("RGBA")
+    alpha.putpixel((3, 3), (1, 2, 3, 254))
+    return {
+        "zero.jpg": (b"", "the file is empty"),
+        "cut.jpg": (jpeg[: len(jpeg) // 2], "truncated"),
+        "cut_early.jpg": (jpeg[:30], "cannot be read as an image"),
+        "cut.png": (saved(picture, "PNG")[:-400], "cannot be read as an image"),
+        "cmyk.jpg": (saved(picture.convert("CMYK"), "JPEG"), "CMYK"),
+        "deep_grey.png": (saved(Image.fromarray(np.full((9, 9), 40_000, np.uint16)), "PNG"), "more than 8 bits"),
+        "deep_rgb.png": (png_of(9, 9, depth=16), "more than 8 bits"),
+        "clear.png": (saved(alpha, "PNG"), "transparent pixels"),
+        "text.png": (b"not a picture", "cannot be read as an image"),
+        "bomb.png": (png_of(60_000, 60_000), "too large"),
+        "large.png": (png_of(12_000, 8_000), "too large"),
+    }
+
+
+def dump(path: Path, content: Any) -> Path:
+    """JSON where raw surrogates become the bytes that are not UTF-8."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape"))
+    return path

@@ -1,0 +1,217 @@
+"""Relations, matching and figures of the evaluation: on scenes whose things are known, and against plain counts."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from sgg_fast.eval import metrics
+from sgg_fast.eval.detector import Instance, overlaps
+from sgg_fast.eval.relations import OPPOSITE, flipped, holds, shown
+from sgg_fast.graph import SceneGraph
+from sgg_fast.toy import world
+
+NUM_SCENES = 150
+
+
+def parse(name: str) -> tuple[str, str | None]:
+    words = name.split()
+    return words[-1], words[0] if len(words) > 1 else None
+
+
+def thing(category: str, x0: float, y0: float, x1: float, y1: float, colour: str | None = None, sure: float = 1.0):
+    return Instance(category, colour, np.array([x0, y0, x1, y1], np.float32), None, sure)
+
+
+def true_instances(scene: world.Scene) -> list[Instance]:
+    return [
+        Instance(*parse(name), box, mask, 1.0)
+        for name, box, mask in zip(scene.graph.objects, scene.boxes, scene.masks, strict=True)
+    ]
+
+
+@pytest.fixture(scope="module")
+def scenes() -> list[world.Scene]:
+    return [world.draw_scene(41, index) for index in range(NUM_SCENES)]
+
+
+def test_what_the_world_says_holds_and_its_opposite_does_not(scenes):
+    said = set()
+    for scene in scenes:
+        instances = true_instances(scene)
+        for relation in scene.graph.relations:
+            s, predicate, o = relation
+            assert holds(predicate, instances[s], instances[o]) is True, (scene.graph.objects[s], relation)
+            a, other, b = flipped(relation)
+            assert not holds(other, instances[a], instances[b])
+            assert shown(relation, instances[s], instances[o]) == relation
+            said.add(predicate)
+    assert said == set(world.PREDICATES)
+
+
+def test_flipping_twice_is_nothing():
+    for predicate in world.PREDICATES:
+        assert flipped(flipped((0, predicate, 1))) == (0, predicate, 1)
+    assert all(OPPOSITE[OPPOSITE[p]] == p for p in OPPOSITE)
+
+
+def test_directions_need_a_clear_distance_along_their_axis():
+    middle = thing("dog", 0.4, 0.4, 0.6, 0.6)
+    assert holds("left of", thing("dog", 0.1, 0.4, 0.3, 0.6), middle)
+    assert not holds("left of", thing("dog", 0.37, 0.4, 0.57, 0.6), middle), "0.03 of the picture is a matter of taste"
+    assert not holds("left of", thing("dog", 0.3, 0.0, 0.5, 0.2), middle), "four times as far above as beside"
+    assert holds("above", thing("dog", 0.3, 0.0, 0.5, 0.2), middle)
+    assert holds("above", thing("sky", 0.0, 0.0, 1.0, 0.5), thing("sheep", 0.0, 0.7, 0.2, 0.9)), "of a sky only height"
+
+
+def test_a_predicate_without_a_rule_is_not_judged():
+    a, b = thing("dog", 0, 0, 0.2, 0.2), thing("cat", 0.5, 0, 0.7, 0.2)
+    assert holds("chasing", a, b) is None
+    graph = SceneGraph(("dog", "cat"), ((0, "chasing", 1), (0, "left of", 1)))
+    score = metrics.score_picture(graph, [a, b], parse)
+    assert score.relations == [("left of", True, True)]
+    assert score.graph_iou == 1.0
+
+
+def test_perfect_pictures_score_one_and_flipped_graphs_nothing(scenes):
+    own = [metrics.score_picture(s.graph, true_instances(s), parse) for s in scenes]
+    assert {name for name, value in metrics.summarise(own).items() if value != 1.0} == set()
+    turned = [metrics.score_picture(metrics.flipped_graph(s.graph), true_instances(s), parse) for s in scenes]
+    figures = metrics.summarise(turned)
+    assert figures["entity recall"] == 1.0
+    # Two of a kind without colours may be exchanged, so that some flips come true.
+    assert figures["relations"] < 0.1
+    assert figures["SG IoU"] < 0.1
+
+
+def test_two_of_a_kind_are_told_apart_by_colour_then_by_relations():
+    left, right = thing("hat", 0.1, 0.4, 0.3, 0.5, "blue"), thing("hat", 0.7, 0.4, 0.9, 0.5, "red")
+    graph = SceneGraph(("red hat", "blue hat"), ((0, "left of", 1),))
+    assert metrics.match(graph, [left, right], parse) == [right, left], "colours are worth as much, and are two"
+    plain = SceneGraph(("hat", "hat"), ((0, "right of", 1),))
+    assert metrics.match(plain, [left, right], parse) == [right, left]
+    assert metrics.match(plain, [right, left], parse) == [right, left]
+    sure = [thing("hat", 0.1, 0.4, 0.3, 0.5, sure=0.6), thing("hat", 0.7, 0.4, 0.9, 0.5, sure=0.9)]
+    blind = metrics.match(SceneGraph(("hat", "dog")), sure, parse, use_relations=False)
+    assert blind == [sure[1], None]
+
+
+def test_matching_finds_the_best_of_all_assignments():
+    """Against every assignment of everything at once, on graphs with two doubled kinds."""
+    rng = np.random.default_rng(0)
+    names = ("dog", "dog", "hat", "hat", "hat")
+    for _ in range(30):
+        corners = rng.uniform(0, 0.8, (5, 2))
+        instances = [thing(name, *xy, *(xy + 0.15)) for name, xy in zip(names, corners, strict=True)]
+        pairs = [(s, o) for s, o in itertools.permutations(range(5), 2) if rng.random() < 0.25]
+        graph = SceneGraph(names, tuple((s, str(rng.choice(world.GEOMETRIC[:4])), o) for s, o in pairs))
+
+        def right(chosen, graph=graph):
+            return sum(bool(holds(p, chosen[s], chosen[o])) for s, p, o in graph.relations)
+
+        best = max(
+            right([*(instances[i] for i in dogs), *(instances[i] for i in hats)])
+            for dogs in itertools.permutations((0, 1))
+            for hats in itertools.permutations((2, 3, 4))
+        )
+        found = right(metrics.match(graph, instances, parse))
+        assert best - 1 <= found <= best, "one kind at a time may stop one short"
+
+
+def test_missing_extra_and_miscoloured_things_cost_what_they_should():
+    graph = SceneGraph(("red ball", "dog", "dog", "sun"), ((1, "left of", 0), (3, "above", 0)))
+    there = [
+        thing("ball", 0.7, 0.6, 0.8, 0.7, "blue"),
+        thing("dog", 0.1, 0.6, 0.3, 0.8),
+        thing("tree", 0.4, 0.1, 0.6, 0.5),
+    ]
+    score = metrics.score_picture(graph, there, parse)
+    assert sorted(score.found) == [False, False, True, True]
+    assert score.colour_right == [False]
+    assert score.counts_right == [True, False, False], "ball, dog, sun"
+    assert score.relations == [("left of", True, True), ("above", False, False)]
+    # Asked: red ball, dog, dog, sun. Seen: other ball, dog, tree.
+    assert score.entity_iou == pytest.approx(1 / 6)
+    assert (score.relation_iou, score.graph_iou) == (pytest.approx(1 / 2), pytest.approx(1 / 2))
+    figures = metrics.summarise([score])
+    assert figures["entity recall"] == pytest.approx(2 / 4)
+    assert figures["entity precision"] == pytest.approx(2 / 3)
+    assert figures["relations"] == pytest.approx(1 / 2), "mean of left of 1 and above 0"
+    assert figures["relations if present"] == 1.0
+
+
+def test_relations_are_averaged_over_predicates_not_over_how_often_they_are_asked():
+    often = [("above", True, True)] * 8
+    score = metrics.PictureScore([True], [], 1, [True], [*often, ("riding", True, False)], 1.0, 1.0, 1.0)
+    assert metrics.summarise([score])["relations"] == pytest.approx(0.5)
+    assert metrics.per_picture(score)["relations"] == pytest.approx(8 / 9)
+
+
+def test_counterfactual_pairs_differ_in_one_free_relation(scenes):
+    pairs = [pair for i, s in enumerate(scenes) for pair in metrics.counterfactual_pairs(i, s.graph)]
+    assert sum(pair.axis == 0 for pair in pairs) > 20
+    assert sum(pair.axis == 1 for pair in pairs) > 2
+    for pair in pairs:
+        graph = scenes[pair.graph_index].graph
+        assert pair.turned.objects == graph.objects
+        changed = [(a, b) for a, b in zip(graph.relations, pair.turned.relations, strict=True) if a != b]
+        assert changed == [(pair.relation, flipped(pair.relation))]
+        names = [graph.objects[i] for i in pair.relation[::2]]
+        assert all(graph.objects.count(name) == 1 for name in names)
+        assert not {name.split()[-1] for name in names} & {"sky", "grass", "sea", "sand", "snow", "leaves", "flowers"}
+
+
+@pytest.mark.parametrize(
+    ("objects", "relations", "num"),
+    [
+        (("dog", "house"), ((0, "left of", 1),), 1),
+        (("dog", "house", "car"), ((0, "left of", 1), (1, "left of", 2)), 1),
+        (("dog", "house", "car"), ((0, "left of", 1), (0, "left of", 2), (2, "left of", 1)), 1),  # dog, car: free
+        (("dog", "house", "car"), ((0, "left of", 1), (0, "left of", 2), (1, "right of", 2)), 1),
+        (("dog", "hat", "car"), ((0, "wearing", 1), (1, "left of", 2), (2, "right of", 0)), 0),
+        (("dog", "grass", "car"), ((0, "standing on", 1), (2, "standing on", 1), (0, "left of", 2)), 1),
+        (("dog", "dog", "car"), ((0, "left of", 2),), 0),
+        (("sun", "house"), ((0, "above", 1),), 0),
+        (("dog", "ball"), ((0, "above", 1),), 1),
+        (("sky", "dog"), ((0, "above", 1),), 0),
+    ],
+)
+def test_only_what_could_be_the_other_way_round_is_flipped(objects, relations, num):
+    assert len(metrics.counterfactual_pairs(0, SceneGraph(objects, relations))) == num
+
+
+def test_a_flip_that_a_chain_forbids_is_left_alone():
+    graph = SceneGraph(("dog", "car", "house"), ((0, "left of", 2), (0, "left of", 1), (1, "left of", 2)))
+    (pair,) = metrics.counterfactual_pairs(0, graph)
+    assert pair.relation == (0, "left of", 1), "dog left of house follows from the other two"
+
+
+def test_pictures_that_do_not_react_follow_in_one_half_exactly():
+    graph = SceneGraph(("dog", "house"), ((0, "left of", 1),))
+    (pair,) = metrics.counterfactual_pairs(0, graph)
+    dog_left = [thing("dog", 0.1, 0.5, 0.3, 0.7), thing("house", 0.6, 0.4, 0.9, 0.8)]
+    dog_right = [thing("dog", 0.7, 0.5, 0.9, 0.7), thing("house", 0.1, 0.4, 0.4, 0.8)]
+
+    def follows(own, turned):
+        return metrics.follows(pair, graph, own, turned, parse)
+
+    assert follows(dog_left, dog_left) == follows(dog_right, dog_right) == 0.5
+    assert follows(dog_left, dog_right) == 1.0
+    assert follows(dog_right, dog_left) == 0.0
+    assert math.isnan(follows(dog_left, dog_left[:1]))
+
+
+def test_overlaps_against_counted_cells():
+    rng = np.random.default_rng(3)
+    corners = np.sort(rng.integers(0, 20, (6, 2, 2)), axis=1)
+    boxes = corners.reshape(6, 4).astype(float)
+    cells = np.zeros((6, 20, 20), bool)
+    for n, (x0, y0, x1, y1) in enumerate(boxes.astype(int)):
+        cells[n, y0:y1, x0:x1] = True
+    for i, j in itertools.product(range(6), repeat=2):
+        union = (cells[i] | cells[j]).sum()
+        expected = (cells[i] & cells[j]).sum() / union if union else 0.0
+        assert overlaps(boxes, boxes)[i, j] == pytest.approx(expected)

@@ -1,0 +1,215 @@
+"""The pipeline in diffusers' own ways: generators, callbacks, schedulers, saving, loading in stock diffusers, card."""
+
+from __future__ import annotations
+
+import json
+
+import diffusers.utils.hub_utils
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
+from graphs import all_graphs
+
+from sgg_fast.config import Config
+from sgg_fast.drawing import load_pipeline
+from sgg_fast.drawing.models import SCHEDULERS, scheduler_name, set_scheduler
+from sgg_fast.graph import SceneGraph
+from sgg_fast.model_card import provenance
+from sgg_fast.pipeline import SceneGraphToImagePipeline
+
+SHEEP = SceneGraph(("sheep", "grass"), ((0, "standing on", 1),))
+
+
+@pytest.fixture(scope="module")
+def pipeline(trained_run):
+    pipeline, _ = load_pipeline(str(trained_run))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def draw(pipeline, graphs, **settings) -> np.ndarray:
+    settings = {"num_inference_steps": 3, "output_type": "np", **settings}
+    return pipeline(graphs, **settings).images
+
+
+def test_output_types_agree(pipeline):
+    as_np = draw(pipeline, SHEEP, generator=seeded(0))
+    assert as_np.shape == (1, 64, 64, 3) and as_np.dtype == np.float32 and 0 <= as_np.min() <= as_np.max() <= 1
+    (pil,) = draw(pipeline, SHEEP, generator=seeded(0), output_type="pil")
+    assert np.array_equal(np.asarray(pil), (as_np[0] * 255).round().astype(np.uint8))
+    as_pt = draw(pipeline, SHEEP, generator=seeded(0), output_type="pt")
+    assert np.array_equal(as_pt.permute(0, 2, 3, 1).numpy(), as_np)
+    latents = draw(pipeline, SHEEP, generator=seeded(0), output_type="latent")
+    with torch.no_grad():
+        decoded = pipeline.vae.decode(latents / pipeline.vae.config.scaling_factor).sample
+    np.testing.assert_allclose((decoded / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).numpy(), as_np, atol=1e-6)
+    (images,) = pipeline(SHEEP, num_inference_steps=3, generator=seeded(0), output_type="np", return_dict=False)
+    assert np.array_equal(images, as_np)
+
+
+def test_pictures_of_one_graph_lie_together_and_each_has_its_noise(pipeline):
+    graphs = all_graphs()[:2]
+    several = draw(pipeline, graphs, num_images_per_prompt=2, generator=seeded(3, 4, 5, 6))
+    assert several.shape[0] == 4
+    for i, seed in enumerate((3, 4, 5, 6)):
+        alone = draw(pipeline, graphs[i // 2], generator=seeded(seed))
+        np.testing.assert_allclose(several[i], alone[0], atol=1e-3)
+    one = torch.Generator().manual_seed(0)
+    noise = torch.stack([torch.randn(4, 16, 16, generator=one) for _ in range(2)])
+    np.testing.assert_array_equal(
+        draw(pipeline, graphs, latents=noise), draw(pipeline, graphs, generator=torch.Generator().manual_seed(0))
+    )
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"generator": seeded(0, 1)}, "2 generators for 1 pictures"),
+        ({"resolution": 30}, "resolution 30 is not a multiple of 4"),
+        ({"height": 64, "width": 2}, "resolution 2 is not a multiple of 4"),
+        ({"latents": torch.zeros(1, 4, 8, 8)}, "latents of shape"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "callback_on_step_end_tensor_inputs"),
+    ],
+)
+def test_what_does_not_fit_is_refused(pipeline, settings, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(SHEEP, num_inference_steps=1, **settings)
+
+
+def test_height_and_width(pipeline):
+    assert draw(pipeline, SHEEP, height=32, width=64, generator=seeded(0)).shape == (1, 32, 64, 3)
+
+
+def test_callbacks_see_and_change_the_latents_and_may_stop(pipeline):
+    seen = []
+
+    def watch(pipe, step, timestep, tensors):
+        assert pipe is pipeline and set(tensors) == {"latents"} and tensors["latents"].shape == (1, 4, 16, 16)
+        seen.append((step, int(timestep)))
+        return tensors
+
+    plain = draw(pipeline, SHEEP, generator=seeded(0))
+    watched = draw(pipeline, SHEEP, generator=seeded(0), callback_on_step_end=watch)
+    assert np.array_equal(plain, watched)
+    assert seen == [(i, int(t)) for i, t in enumerate(pipeline.scheduler.timesteps)] and len(seen) == 3
+
+    last = len(seen) - 1
+    zeros = draw(pipeline, SHEEP, generator=seeded(0), output_type="latent",
+                 callback_on_step_end=lambda p, i, t, x: {"latents": 0 * x["latents"]} if i == last else x)  # fmt: skip
+    assert torch.equal(zeros, torch.zeros_like(zeros))
+
+    seen.clear()
+
+    def stop(pipe, step, timestep, tensors):
+        pipe._interrupt = step == 1
+        return watch(pipe, step, timestep, tensors)
+
+    stopped = draw(pipeline, SHEEP, generator=seeded(0), callback_on_step_end=stop)
+    assert [step for step, _ in seen] == [0, 1] and not np.array_equal(stopped, plain)
+    assert np.array_equal(draw(pipeline, SHEEP, generator=seeded(0)), plain), "the next call is not stopped"
+
+
+def test_guidance_one_is_the_condition_alone_and_more_moves_away_from_the_null(pipeline):
+    """After one step of DDIM the latents are affine in the guidance."""
+    one, two, three = (
+        draw(pipeline, SHEEP, guidance_scale=w, generator=seeded(0), num_inference_steps=1, output_type="latent")
+        for w in (1.0, 2.0, 3.0)
+    )
+    torch.testing.assert_close(three - two, two - one, rtol=1e-3, atol=1e-3)
+    assert (two - one).abs().max() > 1e-4 and pipeline.guidance_scale == 3.0
+
+
+def test_a_scheduler_is_swapped_the_usual_way(pipeline):
+    usual = pipeline.scheduler
+    plain = draw(pipeline, SHEEP, generator=seeded(0))
+    try:
+        pipeline.scheduler = EulerDiscreteScheduler.from_config(usual.config)
+        assert not np.array_equal(draw(pipeline, SHEEP, generator=seeded(0)), plain)
+    finally:
+        pipeline.scheduler = usual
+    assert np.array_equal(draw(pipeline, SHEEP, generator=seeded(0)), plain)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_every_scheduler_draws_and_the_seed_decides(pipeline, name):
+    """Also those that draw noise at each step: it comes from the picture's own generator."""
+    usual = pipeline.scheduler
+    try:
+        set_scheduler(pipeline, name)
+        assert scheduler_name(pipeline) == name
+        first, again = (draw(pipeline, [SHEEP, SHEEP], generator=seeded(0, 1)) for _ in range(2))
+    finally:
+        pipeline.scheduler = usual
+    assert np.array_equal(first, again) and np.isfinite(first).all() and np.abs(first[0] - first[1]).max() > 0.01
+
+
+def test_a_saved_pipeline_loads_by_name_by_stock_diffusers_and_its_unet_alone(pipeline, tmp_path):
+    pipeline.save_pretrained(tmp_path)
+    assert not list(tmp_path.rglob("*.bin")), "safetensors only"
+    plain = draw(pipeline, SHEEP, generator=seeded(0))
+    by_name = SceneGraphToImagePipeline.from_pretrained(tmp_path)
+    stock = DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(tmp_path), trust_remote_code=True)
+    for loaded in (by_name, stock):
+        assert isinstance(loaded, SceneGraphToImagePipeline)
+        loaded.set_progress_bar_config(disable=True)
+        assert np.array_equal(draw(loaded, SHEEP, generator=seeded(0)), plain)
+        assert loaded.config.provenance == pipeline.config.provenance
+    with pytest.raises(ValueError, match="trust_remote_code"):
+        DiffusionPipeline.from_pretrained(tmp_path, custom_pipeline=str(tmp_path))
+    unet = UNet2DConditionModel.from_pretrained(tmp_path, subfolder="unet")
+    assert unet.state_dict().keys() == pipeline.unet.state_dict().keys()
+    assert all(torch.equal(tensor, pipeline.unet.state_dict()[name]) for name, tensor in unet.state_dict().items())
+
+
+def test_a_run_leaves_a_card_that_says_how_it_was_trained_and_what_was_not_measured(trained_run):
+    folder = trained_run / "finetune" / "pipeline"
+    card = (folder / "README.md").read_text()
+    settings = json.loads((trained_run / "finetune" / "log.jsonl").read_text().splitlines()[0])["settings"]
+    header = card.split("---")[1]
+    assert "license: apache-2.0\n" in header and "library_name: diffusers\n" in header
+    for name in ("recipe", "finetune_steps", "unet_lr", "batch_size", "token_init"):
+        assert f"| {name.replace('_', ' ')} | {settings[name]} |" in card
+    assert "Not measured for these weights: FID" in card and str(trained_run) not in card
+    told = json.loads((folder / "model_index.json").read_text())["provenance"]
+    assert told["recipe"] == "toy" and told["settings"]["finetune_steps"] == settings["finetune_steps"]
+
+
+@pytest.mark.parametrize(
+    ("base", "card", "licence"),
+    [
+        ("CompVis/stable-diffusion-v1-4", None, "creativeml-openrail-m"),
+        ("someone/else", None, ""),
+        ("folder", "---\nlanguage: en\nlicense: mit\n---\n# x", "mit"),
+        ("folder", "# no header, license: mit", ""),
+        ("folder", None, ""),
+    ],
+)
+def test_the_licence_of_the_base_weights(tmp_path, base, card, licence):
+    if base == "folder":
+        base = str(tmp_path / "sd")
+        (tmp_path / "sd").mkdir()
+        if card:
+            (tmp_path / "sd" / "README.md").write_text(card)
+    told = provenance(Config(), base, {"fid": 12.5})
+    assert told["base_licence"] == licence and str(tmp_path) not in json.dumps(told)
+    assert told["metrics"] == {"fid": 12.5}
+
+
+def test_push_to_hub_uploads_our_card(pipeline, tmp_path, monkeypatch):
+    """The hub itself is not here: what would be uploaded is looked at."""
+    found = {}
+
+    def upload_folder(repo_id, folder_path, **_):
+        found.update({p.name: p.read_text() for p in tmp_path.__class__(folder_path).glob("*.*")})
+
+    monkeypatch.setattr(diffusers.utils.hub_utils, "upload_folder", upload_folder)
+    (tmp_path / "README.md").write_text("an empty card")
+    pipeline._upload_folder(str(tmp_path), "someone/model")
+    assert (
+        "# Scene graph to image (SGG-IG)" in found["README.md"] and "SceneGraphToImagePipeline" in found["pipeline.py"]
+    )
