@@ -8,6 +8,7 @@ forget who is left. So the token of every directional relation is compared with 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -52,17 +53,18 @@ def measure_direction(pipeline: SceneGraphToImagePipeline, graphs: Sequence[Scen
                 swaps.append(_with(graph, k, (o, predicate, s)))
                 places.append(k)
     if not own:
-        return Direction(*[float("nan")] * 4, 0)
-    shares = {}
+        return Direction(math.nan, math.nan, math.nan, math.nan, 0)
+    shares: list[float] = []
     for reader in (_context_tokens, _graph_tokens):
         base = reader(pipeline, own)
         spread = torch.stack([(t - t.mean(dim=0)).square().sum(dim=1).mean() for t in base]).mean()
-        for name, others in (("flipped", flips), ("swapped", swaps)):
+        for others in (flips, swaps):
             moved = [
                 (a[k] - b[k]).square().sum() for a, b, k in zip(base, reader(pipeline, others), places, strict=True)
             ]
-            shares[reader, name] = float((torch.stack(moved).mean() / spread).sqrt())
-    return Direction(*shares.values(), len(own))
+            shares.append(float((torch.stack(moved).mean() / spread).sqrt()))
+    context_flipped, context_swapped, graph_flipped, graph_swapped = shares
+    return Direction(context_flipped, context_swapped, graph_flipped, graph_swapped, len(own))
 
 
 def _with(graph: SceneGraph, k: int, relation: tuple[int, str, int]) -> SceneGraph:

@@ -287,7 +287,7 @@ def _cells(plan: Plan, graph_set: GraphSet) -> list[tuple[SceneGraph, dict[str, 
     for axis in (0, 1):
         for pair in [pair for pair in plan.pairs if pair.axis == axis][:3]:
             graph, (s, predicate, o) = plan.partners[pair.graph_index], pair.relation
-            images = pictures.load([plan.path(0, pair.graph_index, side) for side in (None, axis)])
+            both = pictures.load([plan.path(0, pair.graph_index, side) for side in (None, axis)])
             told = f"{graph.objects[s]} {predicate} {graph.objects[o]}"
-            cells.append((graph, {told: images[0], "flipped": images[1]}))
+            cells.append((graph, {told: both[0], "flipped": both[1]}))
     return cells

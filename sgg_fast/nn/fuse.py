@@ -94,7 +94,7 @@ class FusedResnetBlock2D(ResnetBlock2D):
 class FusedTransformer2DModel(Transformer2DModel):
     """A transformer over pixels that stays channels last."""
 
-    def _get_output_for_continuous_inputs(self, hidden_states, residual, batch_size, height, width, inner_dim):  # type: ignore[no-untyped-def]
+    def _get_output_for_continuous_inputs(self, hidden_states, residual, batch_size, height, width, inner_dim):
         if self.use_linear_projection:
             hidden_states = self.proj_out(hidden_states)
         hidden_states = hidden_states.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)
@@ -148,7 +148,7 @@ def _is_norm(module: nn.Module | None) -> bool:
     return type(module) is nn.GroupNorm and module.affine
 
 
-def _become(module: nn.Module, fused: type[nn.Module]) -> None:
+def _become(module: Any, fused: type[nn.Module]) -> None:
     assert type(module) is _STOCK[fused]
     module.__class__ = fused
 
@@ -169,6 +169,7 @@ def _fusable(block: ResnetBlock2D) -> bool:
 
 def _fuse_modules(model: nn.Module) -> None:
     """Everything but the merged GEMMs."""
+    module: Any
     for module in model.modules():
         if type(module) is ResnetBlock2D and _fusable(module):
             _become(module.norm1, FusedGroupNormSiLU)
@@ -222,7 +223,7 @@ def _merge(model: nn.Module) -> _State:
     state.shared += [Merged(layers) for layers in _by_kind(context)]
     for merged in (*state.leading, *state.shared):
         for index, layer in enumerate(merged.layers):
-            layer.merged = (merged, index)
+            layer.merged = (merged, index)  # type: ignore[assignment]
             _become(layer, MergedLinear)
     for layers in _by_kind([block.time_emb_proj for block in times]):
         merged = Merged(layers, activation=F.silu)
@@ -262,7 +263,7 @@ def fuse_for(
     if choice == "on" or (choice == "auto" and device.type == "cuda"):
         for model in models:
             if channels_last and _STATE not in model.__dict__:
-                model.to(memory_format=torch.channels_last)
+                model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             fuse(model, merge)
 
 

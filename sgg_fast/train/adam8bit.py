@@ -65,6 +65,7 @@ class GroupedAdam8bit(bitsandbytes.optim.Adam8bit):
     def update_step(self, group: dict[str, Any], p: torch.Tensor, gindex: int, pindex: int) -> None:
         """bitsandbytes' step on a flat fp32 stand-in: the weight's own memory, or a copy that is rounded back."""
         channels_last = is_channels_last(p)
+        assert p.grad is not None
         flat = in_memory_order(p.data, channels_last)
         stand_in = flat.float()
         stand_in.grad = in_memory_order(p.grad, channels_last).float()

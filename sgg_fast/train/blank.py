@@ -86,7 +86,7 @@ def blank_foundation(config: Config) -> Foundation:
 
 def _foundation(source: str, *parts: Any) -> Foundation:
     unet, vae, text_encoder, scheduler, clip = parts
-    return Foundation(unet, vae, text_encoder, None, scheduler, clip, None, source).freeze()  # type: ignore[arg-type]
+    return Foundation(unet, vae, text_encoder, None, scheduler, clip, None, source).freeze()
 
 
 def _read_sizes(config: Config) -> tuple[dict[str, Any], dict[str, Any], CLIPTextConfig, CLIPConfig]:

@@ -42,6 +42,8 @@ LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 class DeepSpeedEngine(Engine):
     """DeepSpeed ZeRO 0 to 3, with fp32 master weights below bf16 or fp16 ones."""
 
+    _wrapper: Any  # DeepSpeed's optimiser around ours; None where it puts none there
+
     def __init__(self, module: nn.Module, config: Config, ds_config: dict[str, Any], device: torch.device) -> None:
         if device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -65,11 +67,12 @@ class DeepSpeedEngine(Engine):
         self.module = self.engine.module
         self.stage = ds_config["zero_optimization"].get("stage", 0)
         self.sharded = self.stage == 3
-        self._wrapper = None if self.engine.optimizer is self.optimizer else self.engine.optimizer
+        own = self.engine.optimizer
+        self._wrapper = None if own is self.optimizer else own
         self._micro = 0
         self.optimizer.state.clear()  # some wrappers have taken a step on zeros, which would count
         if self.stage in (1, 2):
-            self._wrapper.check_grad_overflow = True  # in fp32 too, where DeepSpeed would not look
+            own.check_grad_overflow = True  # in fp32 too, where DeepSpeed would not look
         if config.ema:
             self.average = WeightAverage(self._masters(), config.ema, config.ema_device == "cpu")
 

@@ -76,7 +76,7 @@ class Meter(TorchDispatchMode):
         if key in self._blocks:
             return
         block = self._blocks[key] = _Block(rounded(storage.nbytes()) if new else 0)
-        block.ref = weakref.ref(storage, lambda _, key=key: self._gone(key))
+        block.ref = weakref.ref(storage, lambda _, key=key: self._gone(key))  # type: ignore[misc]
         self.add(block.side, block.size)
 
     def _gone(self, key: int) -> None:

@@ -42,7 +42,7 @@ class PlainEngine(Engine):
         lean = finetune and config.weights == "lean"
         self.module = module.to(device)
         if finetune:
-            module.unet.to(memory_format=torch.channels_last)
+            module.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if lean:
             module.unet.bfloat16()
         self.optimizer = build_optimizer(module, config, stage)
@@ -78,8 +78,9 @@ class PlainEngine(Engine):
 
     def _update_one(self, parameter: nn.Parameter) -> None:
         """In backward: a weight's own step, left out where its gradient is not finite."""
+        assert parameter.grad is not None
         if parameter.grad.isfinite().all():
-            self.optimizer.step_one(parameter)
+            self.optimizer.step_one(parameter)  # type: ignore[attr-defined]
         else:
             self._finite = False
         parameter.grad = None

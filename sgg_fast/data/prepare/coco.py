@@ -259,7 +259,7 @@ class _Reader:
             if key != "annotations":
                 continue
             image_id = record.get("image_id") if isinstance(record, dict) else None
-            image = self.images.get(image_id) if is_id(image_id) else None
+            image = self.images.get(image_id) if isinstance(image_id, int) and is_id(image_id) else None
             if image is None and is_id(image_id):
                 continue
             report.read_parts["objects"] += 1
