@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import logging
+import math
 import statistics
 
 from sgg_fast.train.log import RunLog
@@ -14,7 +15,7 @@ logger = logging.getLogger(__name__)
 WINDOW = 20
 """Records that a loss is compared with; fewer than half of them are too few to judge by."""
 SPIKE = 8.0
-"""How many typical deviations above the median a loss is a spike."""
+"""How many typical deviations of its logarithm above the median a loss is a spike."""
 
 
 class Health:
@@ -47,11 +48,16 @@ class Health:
             )
 
     def record(self, step: int, loss: float) -> None:
-        """A mean loss goes into the log: flag it where it lies far above the ones before."""
+        """A mean loss goes into the log: flag it where it lies far above the ones before.
+
+        By logarithms, for small losses vary by factors; one that is not positive is not judged.
+        """
+        if loss <= 0:
+            return
         if len(self._recent) >= WINDOW // 2:
             usual = statistics.median(self._recent)
             deviation = 1.4826 * statistics.median(abs(value - usual) for value in self._recent)  # sigma of a normal
-            if loss > usual + SPIKE * max(deviation, 0.01 * abs(usual)):
-                self.log.event(event="spike", step=step, loss=round(loss, 6), usual=round(usual, 6))
-                logger.warning("step %d: the loss jumped to %.3g, usually %.3g", step, loss, usual)
-        self._recent.append(loss)
+            if math.log(loss) > usual + SPIKE * max(deviation, 0.01):
+                self.log.event(event="spike", step=step, loss=round(loss, 6), usual=round(math.exp(usual), 6))
+                logger.warning("step %d: the loss jumped to %.3g, usually %.3g", step, loss, math.exp(usual))
+        self._recent.append(math.log(loss))
