@@ -10,12 +10,10 @@ a dispatch mode that sees every aten operator; ours runs with its launches inter
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
 import os
-import pathlib
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -28,11 +26,9 @@ from torch.utils._pytree import tree_leaves
 
 from . import baselines_torch, roofline
 from .baselines_torch import Form
+from .readme_table import ReadmeTable
 from .registry import DTYPES, GRAPH_OPS, IMAGE_OPS, Case, Inputs, inputs
 from .roofline import CHIPS
-
-README = pathlib.Path(__file__).resolve().parent.parent / "kernels" / "README.md"
-BEGIN, END = "<!-- counts: python -m benchmarks.counts --write -->", "<!-- end of counts -->"
 
 TABLE_DTYPE = "bf16"
 TABLE_SIZES = ("paper", "1e6")
@@ -304,37 +300,13 @@ def pack_table() -> list[str]:
     return lines
 
 
-def section() -> str:
+def body() -> str:
     """What stands between the markers of the README."""
     blocks = ["\n".join(table(size)) for size in TABLE_SIZES]
-    return "\n\n".join([BEGIN, *blocks, "\n".join(pack_table()), "\n".join(image_table()), END])
+    return "\n\n".join([*blocks, "\n".join(pack_table()), "\n".join(image_table())])
 
 
-def committed() -> str:
-    """The same part of the committed README; empty where the markers are missing."""
-    text = README.read_text(encoding="utf-8")
-    begin, end = text.find(BEGIN), text.find(END)
-    return "" if begin < 0 or end < 0 else text[begin : end + len(END)]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status 1 where --check finds another table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.counts", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--write", action="store_true", help="put the table into kernels/README.md")
-    parser.add_argument("--check", action="store_true", help="compare with kernels/README.md")
-    args = parser.parse_args(argv)
-    made, old = section(), committed()
-    if args.write:
-        assert old, f"{README} has no markers"
-        README.write_text(README.read_text(encoding="utf-8").replace(old, made), encoding="utf-8")
-    elif args.check:
-        if made != old:
-            print(f"{README.name} differs from what the code counts; python -m benchmarks.counts --write")
-            return 1
-    else:
-        print(made)
-    return 0
-
+TABLE = ReadmeTable("counts", "counts", body)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(TABLE.main(__doc__.split("\n\n")[0]))

@@ -11,8 +11,6 @@ the launches of `kernels` are counted there.
 
 from __future__ import annotations
 
-import contextlib
-import csv
 import dataclasses
 import pathlib
 from collections.abc import Callable, Iterator
@@ -41,6 +39,7 @@ from sgg_fast.train.stages import PretrainStage
 
 from . import measure, registry
 from .counts import OpCounter
+from .output import Output, text
 
 FORMS = ("naive", "cached", "kernels", "graphs")
 BATCHES = (2, 64)
@@ -81,6 +80,15 @@ class Row:
     triton: str = ""
     commit: str = ""
     date: str = ""
+
+    def line(self) -> str:
+        """For the terminal."""
+        numbers = self.status
+        if self.ms_p50 is not None:
+            numbers = (f"{self.ms_p50:9.2f} ms {self.triples_per_s:10.0f} triples/s {self.over_floor:7.1f} x floor "
+                       f"({self.floor_ms:.3f} ms)")  # fmt: skip
+        launches = f"launches: library {text(self.library_launches)}, Triton {text(self.triton_launches)}"
+        return f"batch {self.batch:4} {self.form:8} {numbers}; {launches}"
 
 
 class Setup:
@@ -271,10 +279,6 @@ def rows(setup: Setup, names: list[str], batches: list[int], seconds: float, int
     ops.use_kernels("auto")
 
 
-def _text(value: Any) -> str:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
 def run(
     device: torch.device, quick: bool, names: list[str] | None, batches: list[int] | None, path: pathlib.Path | None,
     interpret: bool,
@@ -282,23 +286,7 @@ def run(
     """Measure, print and write; exit status 1 after a mismatch."""
     setup = Setup(quick or device.type != "cuda", device)
     print(f"{measure.machine(device).device}, {setup.sizes} sizes, {NUM_PAIRS} pairs")
-    seen, columns = [], [field.name for field in dataclasses.fields(Row)]
-    with contextlib.ExitStack() as stack:
-        out = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("w", newline="", encoding="utf-8"))
-            out = csv.writer(file)
-            out.writerow(columns)
-        for row in rows(setup, names or list(FORMS), batches or list(BATCHES), 0.2 if quick else 3.0, interpret):
-            seen.append(row)
-            numbers = row.status
-            if row.ms_p50 is not None:
-                numbers = (f"{row.ms_p50:9.2f} ms {row.triples_per_s:10.0f} triples/s {row.over_floor:7.1f} x floor "
-                           f"({row.floor_ms:.3f} ms)")  # fmt: skip
-            print(f"batch {row.batch:4} {row.form:8} {numbers}; launches: library {_text(row.library_launches)}, "
-                  f"Triton {_text(row.triton_launches)}", flush=True)  # fmt: skip
-            if out:
-                out.writerow([_text(getattr(row, name)) for name in columns])
-                file.flush()
-    return int(any(row.status.startswith("mismatch") for row in seen))
+    output = Output(path, Row)
+    for row in rows(setup, names or list(FORMS), batches or list(BATCHES), 0.2 if quick else 3.0, interpret):
+        output.add(row)
+    return int(any(row.status.startswith("mismatch") for row in output.rows))

@@ -11,7 +11,6 @@ them, labelled as one. Triton's interpreter is never timed; `--verify-only` chec
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import functools
 import importlib.util
@@ -20,11 +19,11 @@ import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
 
 import torch
 
 from . import baselines_torch, counts, measure, registry, roofline, verify
+from .output import Output
 from .registry import Case, Inputs
 
 QUICK_COMPILE_SECONDS, COMPILE_SECONDS = 25, 240
@@ -67,37 +66,14 @@ class Row:
     commit: str = ""
     date: str = ""
 
-
-COLUMNS = [field.name for field in dataclasses.fields(Row)]
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-class Output:
-    """Prints each row and appends it to the CSV at once, so that a run that is killed keeps what it had."""
-
-    def __init__(self, path: pathlib.Path | None) -> None:
-        self.rows: list[Row] = []
-        self.file = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = path.open("w", newline="", encoding="utf-8")
-            csv.writer(self.file).writerow(COLUMNS)
-
-    def add(self, row: Row) -> None:
-        """One more row."""
-        self.rows.append(row)
-        numbers = row.status
-        if row.ms_p50 is not None:
-            share = "" if row.copy_share is None else f"{100 * row.copy_share:5.1f} % of copy"
-            numbers = f"{row.ms_p20:9.4f} {row.ms_p50:9.4f} {row.ms_p80:9.4f} ms {row.gb_s:8.1f} GB/s {share}"
-        name = f"{row.op} {row.mode} {row.size} {row.dtype}"
-        print(f"{name:36} {row.backend:9} {row.call:6} {row.l2:7} {numbers}", flush=True)
-        if self.file is not None:
-            csv.writer(self.file).writerow([_text(getattr(row, name)) for name in COLUMNS])
-            self.file.flush()
+    def line(self) -> str:
+        """For the terminal."""
+        numbers = self.status
+        if self.ms_p50 is not None:
+            share = "" if self.copy_share is None else f"{100 * self.copy_share:5.1f} % of copy"
+            numbers = f"{self.ms_p20:9.4f} {self.ms_p50:9.4f} {self.ms_p80:9.4f} ms {self.gb_s:8.1f} GB/s {share}"
+        name = f"{self.op} {self.mode} {self.size} {self.dtype}"
+        return f"{name:36} {self.backend:9} {self.call:6} {self.l2:7} {numbers}"
 
 
 @dataclasses.dataclass
@@ -335,7 +311,7 @@ def main(argv: list[str] | None = None) -> int:
     cases, plan = defaults(args, device)
     start = time.perf_counter()
     path = args.csv or (args.out / "bench.csv" if args.out else None)
-    output = Output(path)
+    output = Output(path, Row)
     facts = measure.machine(device)
     print(f"{facts.device} ({facts.cpu}), torch {facts.torch}, triton {facts.triton}, {facts.commit}")
     if args.verify_only:

@@ -11,7 +11,6 @@ mismatch prints no number. What runs is in `train_forms.py`.
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import functools
 import gc
@@ -33,6 +32,7 @@ from sgg_fast.train.blank import LARGEST_GRAPH, blank_foundation, latent_factor
 from sgg_fast.train.memory import budget_bytes
 
 from . import measure, pretrain_step, roofline, run, train_forms
+from .output import Output
 
 CHIPS = (*roofline.CHIPS, roofline.Chip("H100", 3.35e12, 990e12))
 
@@ -62,8 +62,15 @@ class Row(run.Row):
     over_floor: float | None = None
     """The median over the floor."""
 
-
-COLUMNS = [field.name for field in dataclasses.fields(Row)]
+    def line(self) -> str:
+        """For the terminal."""
+        numbers = self.status
+        if self.ms_p50 is not None:
+            peak = "" if self.peak_bytes is None else f"peak {self.peak_bytes / GIB:6.2f} GiB"
+            planned = "" if self.planned_bytes is None else f"planned {self.planned_bytes / GIB:6.2f}"
+            over = "" if self.over_floor is None else f"{self.over_floor:5.1f} x floor"
+            numbers = f"{self.ms_p50:9.2f} ms {self.images_per_s:8.2f} images/s {peak} {planned} {over}"
+        return f"{self.size:14} {self.backend:22} {numbers}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,32 +82,6 @@ class Size:
 
     def __str__(self) -> str:
         return f"{self.resolution}x{self.resolution} b{self.batch}"
-
-
-class Output:
-    """Prints each row and appends it to the CSV at once."""
-
-    def __init__(self, path: pathlib.Path | None) -> None:
-        self.rows: list[Row] = []
-        self.file = None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = path.open("w", newline="", encoding="utf-8")
-            csv.writer(self.file).writerow(COLUMNS)
-
-    def add(self, row: Row) -> None:
-        """One more row."""
-        self.rows.append(row)
-        numbers = row.status
-        if row.ms_p50 is not None:
-            peak = "" if row.peak_bytes is None else f"peak {row.peak_bytes / GIB:6.2f} GiB"
-            planned = "" if row.planned_bytes is None else f"planned {row.planned_bytes / GIB:6.2f}"
-            over = "" if row.over_floor is None else f"{row.over_floor:5.1f} x floor"
-            numbers = f"{row.ms_p50:9.2f} ms {row.images_per_s:8.2f} images/s {peak} {planned} {over}"
-        print(f"{row.size:14} {row.backend:22} {numbers}", flush=True)
-        if self.file is not None:
-            csv.writer(self.file).writerow([run._text(getattr(row, name)) for name in COLUMNS])
-            self.file.flush()
 
 
 @functools.cache
@@ -237,7 +218,7 @@ def main(argv: list[str] | None = None) -> int:
     resolutions = args.resolution or ([32] if args.quick else [128, 256, 512])
     batches = args.batch or ([2] if args.quick else [2, 16])
     sizes = sorted((Size(r, b) for r in resolutions for b in batches), key=lambda size: size.resolution**2 * size.batch)
-    facts, output = measure.machine(device), Output(args.csv)
+    facts, output = measure.machine(device), Output(args.csv, Row)
     quiet_libraries(verbose=False)
     print(f"{facts.device} ({facts.cpu}), torch {facts.torch}, {facts.commit}")
     if args.quick:

@@ -11,7 +11,6 @@ The optimiser is not part of it.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -32,9 +31,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sgg_fast import ops
 from sgg_fast.nn import fuse
 
-from .counts import README, Count, OpCounter, _bytes, interpreter_allowed
-
-BEGIN, END = "<!-- unet: python -m benchmarks.unet_counts --write -->", "<!-- end of unet -->"
+from .counts import Count, OpCounter, _bytes, interpreter_allowed
+from .readme_table import ReadmeTable
 
 BATCH, CONTEXT, WIDTH = 2, 80, 768
 """Images, tokens and width of the context."""
@@ -223,41 +221,17 @@ def table(title: str, side: int, autocast: bool) -> list[str]:
     return lines + [_row(form.name, *(c.total for c in count(form, side, autocast))) for form in FORMS]
 
 
-def section() -> str:
+def body() -> str:
     """What stands between the markers of the README."""
     tables = [
         table("256 x 256, batch 2, bf16 weights", 32, autocast=False),
         table("256 x 256, batch 2, fp32 weights under autocast to bf16", 32, autocast=True),
         table("512 x 512, batch 2, bf16 weights", 64, autocast=False),
     ]
-    return "\n\n".join([BEGIN, *("\n".join(lines) for lines in tables), END])
+    return "\n\n".join("\n".join(lines) for lines in tables)
 
 
-def committed() -> str:
-    """The same part of the committed README; empty where the markers are missing."""
-    text = README.read_text(encoding="utf-8")
-    begin, end = text.find(BEGIN), text.find(END)
-    return "" if begin < 0 or end < 0 else text[begin : end + len(END)]
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit status 1 where --check finds another table."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.unet_counts", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--write", action="store_true", help="put the table into kernels/README.md")
-    parser.add_argument("--check", action="store_true", help="compare with kernels/README.md")
-    args = parser.parse_args(argv)
-    made, old = section(), committed()
-    if args.write:
-        assert old, f"{README} has no markers"
-        README.write_text(README.read_text(encoding="utf-8").replace(old, made), encoding="utf-8")
-    elif args.check:
-        if made != old:
-            print(f"{README.name} differs from what the code counts; python -m benchmarks.unet_counts --write")
-            return 1
-    else:
-        print(made)
-    return 0
-
+TABLE = ReadmeTable("unet_counts", "unet", body)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(TABLE.main(__doc__.split("\n\n")[0]))

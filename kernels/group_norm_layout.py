@@ -85,8 +85,10 @@ class Layout:
 
     @property
     def whole_options(self) -> dict[str, int]:
-        """Of the single launch."""
+        """Of the single launch. Finding the groups of 128 channels takes as many registers again: twice the warps."""
         blocks = _tile(self.pixels, triton.next_power_of_2(self.whole), TILE)
+        if blocks["BLOCK_C"] == ONE_PASS_CHANNELS:
+            blocks["num_warps"] *= 2
         return {"CHANNELS": self.whole, "SIZE": self.size, **blocks}
 
     @property

@@ -29,6 +29,7 @@ from benchmarks import (
     unet_counts,
     verify,
 )
+from benchmarks.output import columns
 from benchmarks.registry import Case
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -181,7 +182,7 @@ def test_csv_has_every_column_and_never_times_the_interpreter(tmp_path, capsys, 
     words = ["--quick", "--size", "tiny", "--width", "16", "--device", "cpu", "--compile-seconds", "0"]
     assert run.main([*words, "--csv", str(tmp_path / "rows.csv")]) == 0
     rows = _read(tmp_path / "rows.csv")
-    assert list(rows[0]) == run.COLUMNS
+    assert list(rows[0]) == columns(run.Row)
     assert {row["op"] for row in rows} == set(registry.OPS)
     assert {row["backend"] for row in rows} == {"reference", "eager", "compile", "pyg", "sg2im"}
     for row in rows:
@@ -311,16 +312,16 @@ def test_counter_sees_operators_and_bytes():
 
 
 def test_kernels_readme_holds_the_counted_table():
-    assert counts.committed() == counts.section(), "run: python -m benchmarks.counts --write"
+    assert counts.TABLE.committed() == counts.TABLE.section(), "run: python -m benchmarks.counts --write"
 
 
 @pytest.mark.slow
 def test_kernels_readme_holds_the_unets_table():
-    assert unet_counts.committed() == unet_counts.section(), "run: python -m benchmarks.unet_counts --write"
+    assert unet_counts.TABLE.committed() == unet_counts.TABLE.section(), "run: python -m benchmarks.unet_counts --write"
 
 
 def _row(**changes: str) -> dict[str, str]:
-    row = dict.fromkeys(run.COLUMNS, "")
+    row = dict.fromkeys(columns(run.Row), "")
     return row | {"device": "Some GPU", "call": "replay", "l2": "warm", "status": "ok"} | changes
 
 

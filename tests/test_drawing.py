@@ -18,13 +18,13 @@ import sgg_fast.drawing
 from sgg_fast.data.inputs import Item, model_of, read_inputs
 from sgg_fast.data.text_form import parse_text, to_text
 from sgg_fast.drawing import Options, picture_paths
-from sgg_fast.drawing import graph_picture as drawer
 from sgg_fast.drawing.edit import apply_edit
 from sgg_fast.drawing.explain import AttentionMaps, explain_sheet, token_labels
 from sgg_fast.drawing.models import fingerprint
-from sgg_fast.drawing.sheets import grid, text_width, wrapped, zoomed
 from sgg_fast.drawing.talk import Talk
 from sgg_fast.graph import SceneGraph, SceneGraphError
+from sgg_fast.pictures import graph_picture as drawer
+from sgg_fast.pictures.sheets import grid, text_width, wrapped, zoomed
 
 FLOCK = parse_text("sheep#1 left of sheep#2; sheep standing on grass; hat on sheep; boat")
 
@@ -128,9 +128,9 @@ def test_up_to_thirty_objects_are_drawn_without_overlap(seed, monkeypatch):
     )
     boxes, write = [], drawer._box
 
-    def noted(draw, centre, size, lines, is_object):
+    def noted(draw, centre, size, *rest):
         boxes.append(np.concatenate([centre - size / 2, centre + size / 2]))
-        write(draw, centre, size, lines, is_object)
+        write(draw, centre, size, *rest)
 
     monkeypatch.setattr(drawer, "_box", noted)
     image = drawer.draw_graph(graph)
@@ -138,6 +138,23 @@ def test_up_to_thirty_objects_are_drawn_without_overlap(seed, monkeypatch):
     corners = np.array(boxes)
     assert corners.min() >= 0 and (corners[:, 2:].max(axis=0) <= image.size).all() and max(image.size) < 3000
     assert image.tobytes() == drawer.draw_graph(graph).tobytes()
+
+
+def test_a_drawing_is_squeezed_into_its_place_without_overlap(monkeypatch):
+    boxes, write = [], drawer._box
+
+    def noted(draw, centre, size, *rest):
+        boxes.append(np.concatenate([centre - size / 2, centre + size / 2]))
+        write(draw, centre, size, *rest)
+
+    monkeypatch.setattr(drawer, "_box", noted)
+    chain = SceneGraph(tuple("abcdefgh"), tuple((k, "left of", k + 1) for k in range(7)))
+    free = drawer.draw_graph(chain)
+    assert max(free.size) > 420
+    boxes.clear()
+    image = drawer.draw_graph(chain, (420, 320))
+    assert image.width <= 420 and image.height <= 320
+    assert len(boxes) == 15 and not [pair for pair in itertools.combinations(boxes, 2) if overlap(*pair)]
 
 
 def test_the_smallest_and_the_doubled_graph_are_drawn():

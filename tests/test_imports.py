@@ -19,7 +19,9 @@ ALLOWED = {
     "kernels/reference/": ("torch", "sgg_kernels.reference"),
     "sgg_fast/": ("torch", "numpy", *NOUNS),
     "sgg_fast/quiet.py": ("diffusers", "transformers"),
-    "sgg_fast/drawing/": ("torch", "numpy", "PIL", "safetensors", "diffusers", "networkx", "tqdm", "sgg_fast"),
+    "sgg_fast/drawing/": ("torch", "numpy", "PIL", "safetensors", "diffusers", "tqdm", "sgg_fast"),
+    "sgg_fast/pictures/": ("numpy", "PIL", "networkx", "sgg_fast.pictures", "sgg_fast.data.text_form",
+                           "sgg_fast.graph"),
     "sgg_fast/pipeline.py": ("torch", "numpy", "diffusers", "transformers", "sgg_fast.graph", "sgg_fast.nn",
                              "sgg_fast.diffusion", "sgg_fast.data.formats", "sgg_fast.model_card"),
     "sgg_fast/ops/": ("torch", "numpy", "sgg_kernels", "sgg_fast.ops", "sgg_fast.graph"),
@@ -31,12 +33,13 @@ ALLOWED = {
     # The toy's scenes are one of the training sets.
     "sgg_fast/data/": ("torch", "numpy", "PIL", "h5py", "pycocotools", "tqdm", "safetensors", "sgg_fast.data",
                        "sgg_fast.toy.world", *NOUNS),
+    "sgg_fast/data/show.py": ("numpy", "PIL", "sgg_fast.data", "sgg_fast.pictures", *NOUNS),
     # Models run in the cache and in what writes it to files, there only.
     "sgg_fast/data/cache.py": ("torch", "numpy", "tqdm", "safetensors", "diffusers", "transformers", "sgg_fast.data",
-                               "sgg_fast.nn", *NOUNS),
+                               "sgg_fast.nn", "sgg_fast.toy.models", *NOUNS),
     "sgg_fast/data/prepare/cache.py": ("torch", "numpy", "sgg_fast.data", "sgg_fast.nn", *NOUNS),
     "sgg_fast/data/prepare/shard_work.py": ("torch", "numpy", "tqdm", "sgg_fast.data", "sgg_fast.nn",
-                                            "sgg_fast.toy.models", *NOUNS),
+                                            *NOUNS),
     "sgg_fast/data/prepare/__main__.py": ("torch", "sgg_fast.data", "sgg_fast.quiet", *NOUNS),
 }  # fmt: skip
 FREE = ("sgg_fast/train/", "sgg_fast/eval/", "sgg_fast/toy/", "benchmarks/", "tests/", "train.py", "infer.py")

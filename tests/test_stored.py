@@ -155,13 +155,13 @@ def test_the_cure_that_the_message_names_works(data, made, tmp_path):
 
 def prepare_here(data: Path, out: Path, foundation) -> None:
     """The child that gets killed. Its models are loaded already: kills shall come while files are written."""
-    writer.foundation_of = lambda config: foundation
+    writer.open_foundation = lambda config: foundation
     cache_of(data, out, shard_size=2, token_init="none")
 
 
 def test_killed_at_random_moments_and_resumed_it_has_the_same_bytes(data, tmp_path, foundation, monkeypatch):
     """Ten kills, each at a random moment; nothing that an undisturbed run does not have is left behind."""
-    monkeypatch.setattr(writer, "foundation_of", writer.foundation_of)  # put back at the end
+    monkeypatch.setattr(writer, "open_foundation", writer.open_foundation)  # put back at the end
     began, undisturbed = time.monotonic(), tmp_path / "whole"
     prepare_here(data, undisturbed, foundation)
     usual = time.monotonic() - began
@@ -267,7 +267,7 @@ def test_a_set_without_a_usable_picture_says_why(tmp_path, capsys):
 
 def test_changes_are_noticed(data, tmp_path, capsys, foundation, monkeypatch):
     """An image: its shard is made again. A graph, a model, a setting: refused, by name."""
-    monkeypatch.setattr(writer, "foundation_of", lambda config: foundation)  # loaded once: five runs follow
+    monkeypatch.setattr(writer, "open_foundation", lambda config: foundation)  # loaded once: five runs follow
     folder = tmp_path / "set"
     shutil.copytree(data, folder)
     out = cache_of(folder, tmp_path / "cache")
@@ -315,7 +315,7 @@ def test_a_cache_of_other_models_is_refused(data, made, tmp_path, monkeypatch):
     assert len(build_cache(source, mixed, CPU, False)) == 12, "pre-training does not read latents"
     with pytest.raises(ConfigError, match="prepared with another vae; give the same --model"):
         build_cache(source, mixed, CPU, True)
-    monkeypatch.setattr("sgg_fast.data.prepare.cache.foundation_of", lambda config: other)
+    monkeypatch.setattr("sgg_fast.data.prepare.cache.open_foundation", lambda config: other)
     with pytest.raises(ConfigError, match="another clip, another vae"):
         write_cache(CacheJob(small_config(data), made, shard_size=5, batch_size=4))
 

@@ -12,6 +12,7 @@ import torch
 from tiny_runs import ROOT
 
 from benchmarks import measure, train_forms, train_step
+from benchmarks.output import columns
 from sgg_fast.recipes import recipe
 from sgg_fast.train.optim import MIN_8BIT_ELEMENTS
 
@@ -34,7 +35,7 @@ def test_every_form_is_timed_and_named_as_toy(rows):
     printed, found = rows
     assert "TOY SIZES" in printed and "say nothing about Stable Diffusion" in printed
     assert [row["backend"] for row in found] == ["plain", "lean-in-backward", "diffusers-8bit-xformers"]
-    assert list(found[0]) == train_step.COLUMNS
+    assert list(found[0]) == columns(train_step.Row)
     for row in found:
         assert (row["op"], row["mode"], row["size"], row["status"]) == ("train_step", "finetune", "32x32 b2", "ok")
         assert 0 < float(row["ms_p20"]) <= float(row["ms_p50"]) <= float(row["ms_p80"])

@@ -15,12 +15,12 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from sgg_fast.config import ConfigError
+from sgg_fast.config import Config, ConfigError
 from sgg_fast.data.sources import PairSource
 from sgg_fast.data.stored import MomentRows, StoredCache
 from sgg_fast.graph import NameTable, SceneGraphBatch
 from sgg_fast.nn.clip import embed_images, embed_names, phrase_states
-from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.foundation import Foundation, load_foundation
 
 RESIDENT_SHARE = 0.25
 """Of a GPU's free memory: moments that need less are kept there instead of being read from disk at every step."""
@@ -50,6 +50,17 @@ class TrainingCache:
         assert self.moments is not None
         mean, logvar = self.moments[index_B].float().chunk(2, dim=1)
         return mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise_Bchw
+
+
+def open_foundation(config: Config) -> Foundation:
+    """The models that --model and --clip name, or the toy's. Raises `ConfigError`."""
+    if config.model:
+        return load_foundation(config.model, config.clip)
+    if config.recipe != "toy":
+        raise ConfigError(f"--recipe {config.recipe} needs --model: a Stable Diffusion v1.4 folder or hub id")
+    from sgg_fast.toy.models import toy_foundation
+
+    return toy_foundation()
 
 
 def to_pixels(images: np.ndarray, device: torch.device) -> torch.Tensor:

@@ -16,11 +16,12 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sgg_fast.config import ConfigError
-from sgg_fast.data.drawn_graph import INK, SMALL, colour_of, draw_graph, font
 from sgg_fast.data.images import ImageError
 from sgg_fast.data.sources import PairSource, open_source, stored_source
 from sgg_fast.data.stored import SETTINGS, StoredCache, is_cache
-from sgg_fast.graph import SceneGraphError
+from sgg_fast.graph import SceneGraph, SceneGraphError
+from sgg_fast.pictures.graph_picture import draw_graph
+from sgg_fast.pictures.sheets import INK, font, wrapped
 from sgg_fast.recipes import recipe
 
 SIDE = 320
@@ -28,7 +29,15 @@ SIDE = 320
 GRAPH = 420
 """Width of a graph on the sheet, in pixels."""
 GAP, HEAD = 14, 22
+SMALL, NORMAL = 12, 14
 _COLUMNS = 2
+_COLOURS = ((31, 119, 180), (214, 39, 40), (44, 140, 44), (148, 103, 189), (200, 100, 10), (23, 150, 165),
+            (190, 60, 140), (110, 85, 60), (90, 100, 30), (70, 70, 160), (130, 30, 60), (80, 80, 80))  # fmt: skip
+
+
+def colour_of(k: int) -> tuple[int, int, int]:
+    """Colour of object k, the same on picture and graph; dark enough for white text."""
+    return _COLOURS[k % len(_COLOURS)]
 
 
 def open_for_show(data: str, split: str, resolution: int = SIDE, num_scenes: int = 256) -> tuple[PairSource, str]:
@@ -55,7 +64,7 @@ def sheet(source: PairSource, title: str, indices: Sequence[int]) -> Image.Image
     rows = -(-len(indices) // _COLUMNS)
     columns = min(_COLUMNS, len(indices))
     page = Image.new("RGB", (columns * (width + GAP) + GAP, rows * height + GAP + HEAD), "white")
-    ImageDraw.Draw(page).text((GAP, GAP // 2), title, INK, font())
+    ImageDraw.Draw(page).text((GAP, GAP // 2), title, INK, font(NORMAL))
     for k, index in enumerate(indices):
         at = (GAP + (k % _COLUMNS) * (width + GAP), GAP + HEAD + (k // _COLUMNS) * height)
         page.paste(cell(source, index), at)
@@ -77,19 +86,22 @@ def cell(source: PairSource, index: int) -> Image.Image:
     if boxes is not None:
         _draw_boxes(picture, graph.objects, boxes)
     page.paste(picture, (0, HEAD))
-    page.paste(draw_graph(graph, (GRAPH, SIDE)), (SIDE + GAP, HEAD))
+    drawn = graph_of(graph)
+    page.paste(drawn, (SIDE + GAP + (GRAPH - drawn.width) // 2, HEAD + (SIDE - drawn.height) // 2))
     return page
+
+
+def graph_of(graph: SceneGraph) -> Image.Image:
+    """The graph, its objects numbered and coloured as their boxes are, within `GRAPH` x `SIDE`."""
+    labels = [f"{k} {name}" for k, name in enumerate(graph.objects)]
+    return draw_graph(graph, (GRAPH, SIDE), labels, [colour_of(k) for k in range(len(labels))])
 
 
 def _unreadable(reason: str) -> Image.Image:
     """A grey picture that says why."""
     picture = Image.new("RGB", (SIDE, SIDE), (225, 225, 225))
-    draw, words, line, y = ImageDraw.Draw(picture), reason.split(), "", SIDE // 3
-    for word in [*words, ""]:
-        if not word or draw.textlength(f"{line} {word}", font()) > SIDE - 40:
-            draw.text((20, y), line, INK, font())
-            line, y = "", y + 20
-        line = f"{line} {word}".strip()
+    for k, line in enumerate(wrapped(reason, SIDE - 40, NORMAL, most=8)):
+        ImageDraw.Draw(picture).text((20, SIDE // 3 + 20 * k), line, INK, font(NORMAL))
     return picture
 
 

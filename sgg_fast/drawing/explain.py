@@ -14,8 +14,8 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 
 from sgg_fast.data.text_form import object_labels
-from sgg_fast.drawing.sheets import tiles, zoomed
 from sgg_fast.graph import SceneGraph
+from sgg_fast.pictures.sheets import tiles, zoomed
 
 _RAMP = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=float)
 """Dark to bright, in equal steps of heat."""

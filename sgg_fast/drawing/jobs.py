@@ -14,12 +14,12 @@ from sgg_fast.data.inputs import Item
 from sgg_fast.data.png_record import graph_json, is_drawn, save_png
 from sgg_fast.drawing.edit import apply_edit
 from sgg_fast.drawing.explain import AttentionMaps, explain_sheet
-from sgg_fast.drawing.graph_picture import draw_graph
 from sgg_fast.drawing.models import Model, scheduler_name, set_scheduler
 from sgg_fast.drawing.options import Options, grid_path, picture_paths
-from sgg_fast.drawing.sheets import beside, grid, tiles, zoomed
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import context_length
+from sgg_fast.pictures.graph_picture import draw_graph
+from sgg_fast.pictures.sheets import beside, grid, tiles, zoomed
 
 Progress = Callable[[float], None]
 """Told after each denoising step how many pictures' worth of work it was."""

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sgg_fast.drawing.graph_picture import draw_graph
-from sgg_fast.drawing.sheets import GAP, INK, PAPER, font
 from sgg_fast.graph import SceneGraph
+from sgg_fast.pictures.graph_picture import draw_graph
+from sgg_fast.pictures.sheets import GAP, INK, PAPER, font
 
 _GRAPH = (330, 240)
 _SIDE = 192
@@ -63,8 +63,7 @@ def contact_sheet(path: Path, cells: Sequence[tuple[SceneGraph, Mapping[str, np.
     draw = ImageDraw.Draw(sheet)
     for n, (graph, pictures) in enumerate(cells):
         x, y = GAP + n % columns * (width + GAP), GAP + n // columns * (height + GAP)
-        drawing = draw_graph(graph)
-        drawing.thumbnail(_GRAPH, Image.Resampling.LANCZOS)
+        drawing = draw_graph(graph, _GRAPH)
         sheet.paste(drawing, (x + (_GRAPH[0] - drawing.width) // 2, y + (height - drawing.height) // 2))
         for k, (caption, picture) in enumerate(pictures.items()):
             left = x + _GRAPH[0] + GAP + k * (_SIDE + GAP)

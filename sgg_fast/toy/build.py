@@ -12,8 +12,9 @@ the foundation, by `train.py` like anything else, and `python -m sgg_fast.toy.bu
 `sheet` draws the README's picture.
 
 What ships is not bit for bit what these commands give: the parts took 3000 (vae), 1500 (clip) and 6500 (unet) steps and
-were stopped and continued with other step counts on the way, as was the pre-training, and two details of the drawing
-were mended afterwards.
+were stopped and continued with other step counts on the way, as was the pre-training, and afterwards two details of the
+drawing were mended and some combinations held out of the scenes. The detector took 660 steps on 12 000 scenes with a
+first loss and 840 on 7 000 with the present one, the features 600 steps on 1 500 scenes.
 """
 
 from __future__ import annotations
@@ -226,7 +227,9 @@ def draw_texts(foundation: Foundation, unet: torch.nn.Module, texts: list[str], 
 
 def ship(run: Path, folder: Path) -> None:
     """The pipeline of a finished `train.py --out RUN`, in fp16, becomes what infer.py draws with by default."""
-    pipeline = SceneGraphToImagePipeline.from_pretrained(run / "finetune" / "pipeline", torch_dtype=torch.float16)
+    pipeline = SceneGraphToImagePipeline.from_pretrained(
+        run / "finetune" / "pipeline", torch_dtype=torch.float16, use_safetensors=True
+    )
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.save_pretrained(folder)
     for path in folder.rglob("*.json"):

@@ -15,6 +15,8 @@ import bitsandbytes
 import numpy as np
 import torch
 
+from sgg_fast.train.flat import flat_gradient, in_memory_order
+
 
 def stochastic_round(wide: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """fp32 -> bf16: up or down with the probability that makes the expectation exact; infinities and NaN stay.
@@ -24,16 +26,6 @@ def stochastic_round(wide: torch.Tensor, generator: torch.Generator) -> torch.Te
     low = torch.randint(0, 1 << 16, wide.shape, dtype=torch.int32, device=wide.device, generator=generator)
     rounded = (wide.view(torch.int32) + low).bitwise_and_(-(1 << 16)).view(torch.float32)
     return torch.where(wide.isfinite(), rounded, wide).to(torch.bfloat16)
-
-
-def in_memory_order(tensor: torch.Tensor, channels_last: bool) -> torch.Tensor:
-    """All elements in one dimension as they lie in memory, or would in channels_last; a view where they do lie so."""
-    return (tensor.permute(0, 2, 3, 1) if channels_last else tensor).reshape(-1)
-
-
-def is_channels_last(tensor: torch.Tensor) -> bool:
-    """Whether a convolution's weight lies in channels_last, and in that only."""
-    return not tensor.is_contiguous() and tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
 
 
 class GroupedAdam8bit(bitsandbytes.optim.Adam8bit):
@@ -51,7 +43,7 @@ class GroupedAdam8bit(bitsandbytes.optim.Adam8bit):
 
     def get_state_buffer(self, p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Zeros for a parameter's state, flat."""
-        return super().get_state_buffer(in_memory_order(p.data, is_channels_last(p)), dtype)
+        return super().get_state_buffer(in_memory_order(p.data), dtype)
 
     def step_one(self, parameter: torch.nn.Parameter) -> None:
         """The step of one parameter, for hooks in backward."""
@@ -64,11 +56,9 @@ class GroupedAdam8bit(bitsandbytes.optim.Adam8bit):
     @torch.no_grad()
     def update_step(self, group: dict[str, Any], p: torch.Tensor, gindex: int, pindex: int) -> None:
         """bitsandbytes' step on a flat fp32 stand-in: the weight's own memory, or a copy that is rounded back."""
-        channels_last = is_channels_last(p)
-        assert p.grad is not None
-        flat = in_memory_order(p.data, channels_last)
+        flat = in_memory_order(p.data)
         stand_in = flat.float()
-        stand_in.grad = in_memory_order(p.grad, channels_last).float()
+        stand_in.grad = flat_gradient(p).float()
         self.state[stand_in] = self.state[p]
         super().update_step(group, stand_in, gindex, pindex)
         del self.state[stand_in]

@@ -46,17 +46,21 @@ class FlatParameters:
     def gradients(self) -> tuple[list[torch.Tensor], list[int]]:
         """The gradients that exist, each flat in the memory order of its parameter, and their offsets."""
         found = [
-            (_like(p), offset) for p, offset in zip(self.parameters, self.offsets, strict=True) if p.grad is not None
+            (flat_gradient(p), offset)
+            for p, offset in zip(self.parameters, self.offsets, strict=True)
+            if p.grad is not None
         ]
         return [grad for grad, _ in found], [offset for _, offset in found]
 
 
-def _like(parameter: nn.Parameter) -> torch.Tensor:
+def flat_gradient(parameter: torch.Tensor) -> torch.Tensor:
     """The gradient in its parameter's layout, from 16 bytes on: as backward left it, but for rare copies."""
     grad = parameter.grad
     assert grad is not None
     if grad.stride() != parameter.stride() or grad.data_ptr() % 16:
-        grad = torch.empty_strided(parameter.shape, parameter.stride(), device=grad.device).copy_(grad)
+        grad = torch.empty_strided(parameter.shape, parameter.stride(), dtype=grad.dtype, device=grad.device).copy_(
+            grad
+        )
     return in_memory_order(grad)
 
 

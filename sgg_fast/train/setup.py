@@ -14,23 +14,12 @@ from sgg_fast.data.cache import TrainingCache
 from sgg_fast.model_card import provenance
 from sgg_fast.nn.clip import text_states
 from sgg_fast.nn.conditioner import SceneGraphConditioner
-from sgg_fast.nn.foundation import Foundation, load_foundation
+from sgg_fast.nn.foundation import Foundation
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 logger = logging.getLogger(__name__)
 
 _FIXED = ("width", "num_layers", "encoder", "triple", "context", "token_init")
-
-
-def open_foundation(config: Config) -> Foundation:
-    """The models that --model and --clip name, or the toy's."""
-    if config.model:
-        return load_foundation(config.model, config.clip)
-    if config.recipe != "toy":
-        raise ConfigError(f"--recipe {config.recipe} needs --model: a Stable Diffusion v1.4 folder or hub id")
-    from sgg_fast.toy.models import toy_foundation
-
-    return toy_foundation()
 
 
 def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache) -> SceneGraphConditioner:

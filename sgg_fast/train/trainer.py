@@ -13,7 +13,7 @@ import torch
 
 from sgg_fast import env, ops
 from sgg_fast.config import Config, ConfigError
-from sgg_fast.data.cache import TrainingCache, build_cache
+from sgg_fast.data.cache import TrainingCache, build_cache, open_foundation
 from sgg_fast.data.sources import PairSource, open_source
 from sgg_fast.nn.attention import checkpoint_activations, set_attention
 from sgg_fast.nn.conditioner import SceneGraphConditioner
@@ -34,7 +34,6 @@ from sgg_fast.train.setup import (
     SampleOrder,
     fit_conditioner,
     new_conditioner,
-    open_foundation,
     read_conditioner,
 )
 from sgg_fast.train.signals import StopSignals

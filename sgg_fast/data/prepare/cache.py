@@ -19,8 +19,8 @@ import numpy as np
 
 from sgg_fast import env
 from sgg_fast.config import ConfigError, flag
-from sgg_fast.data.cache import fingerprint
-from sgg_fast.data.prepare.shard_work import CacheJob, foundation_of, is_done, make_shards, shard_path
+from sgg_fast.data.cache import fingerprint, open_foundation
+from sgg_fast.data.prepare.shard_work import CacheJob, is_done, make_shards, shard_path
 from sgg_fast.data.shards import INDEX, entry_of, read_tensors, write_index, write_tensors, write_whole
 from sgg_fast.data.sources import PairSource, open_source
 from sgg_fast.data.stored import FORMAT, GRAPH_TENSORS, GRAPHS, JOB, SETTINGS
@@ -39,7 +39,7 @@ def write_cache(job: CacheJob, overwrite: bool = False, say: Callable[[str], Non
     unless `overwrite`; images that changed since are read again.
     """
     source = open_source(job.config, job.split, check=False)
-    foundation = foundation_of(job.config)
+    foundation = open_foundation(job.config)
     job.out.mkdir(parents=True, exist_ok=True)
     with _alone_in(job.out):
         described = _describe(job, source, foundation)

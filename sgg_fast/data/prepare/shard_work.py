@@ -26,12 +26,12 @@ from tqdm import tqdm
 
 from sgg_fast import env
 from sgg_fast.config import Config, ConfigError, flag
-from sgg_fast.data.cache import encode_images
+from sgg_fast.data.cache import encode_images, open_foundation
 from sgg_fast.data.images import ImageError
 from sgg_fast.data.shards import DamagedError, read_tensors, write_tensors
 from sgg_fast.data.sources import PairSource, open_source
 from sgg_fast.data.stored import is_cache
-from sgg_fast.nn.foundation import Foundation, load_foundation
+from sgg_fast.nn.foundation import Foundation
 
 Stat = tuple[int, int]
 """Bytes and modification time in ns of a file."""
@@ -59,17 +59,6 @@ class CacheJob:
                 raise ConfigError(f"--{flag(name)} must be at least 1, not {getattr(self, name)}")
         if self.config.data and is_cache(Path(self.config.data)):
             raise ConfigError(f"--data {self.config.data}: is a cache already")
-
-
-def foundation_of(config: Config) -> Foundation:
-    """The models that --model and --clip name, or the toy's; the UNet stays unused."""
-    if config.model:
-        return load_foundation(config.model, config.clip)
-    if config.recipe != "toy":
-        raise ConfigError(f"--recipe {config.recipe} needs --model: a Stable Diffusion v1.4 folder or hub id")
-    from sgg_fast.toy.models import toy_foundation
-
-    return toy_foundation()
 
 
 def shard_path(out: Path, number: int) -> Path:
@@ -225,7 +214,7 @@ def _work(job: CacheJob, rank: int, num: int, parent: int, shards: Any, news: An
         else:
             device = torch.device("cpu")
             torch.set_num_threads(max(1, torch.get_num_threads() // num))
-        source, foundation = open_source(job.config, job.split, check=False), foundation_of(job.config)
+        source, foundation = open_source(job.config, job.split, check=False), open_foundation(job.config)
 
         def advance(count: int) -> None:
             if os.getppid() != parent:

@@ -7,14 +7,15 @@ apart. Letters: V boxes (objects and relations).
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from sgg_fast.data.text_form import object_labels
-from sgg_fast.drawing.sheets import GREY, INK, PAPER, font, text_width, wrapped
 from sgg_fast.graph import SceneGraph
+from sgg_fast.pictures.sheets import GREY, INK, PAPER, font, text_width, wrapped
 
 SIZE = 15
 _LINE = 19
@@ -24,14 +25,26 @@ _EDGE_LENGTH = 105
 _LYING = 5
 """Boxes of a part that is turned so that its long side lies down; a longer chain would make the drawing too wide."""
 _FILL, _EDGE = (221, 235, 250), (58, 110, 165)
+Colour = tuple[int, int, int]
 
 
-def draw_graph(graph: SceneGraph, shape: float = 1.2) -> Image.Image:
-    """The drawing; `shape` is about its width over its height. The same graph gives the same drawing."""
-    texts = [wrapped(label, _WIDEST, SIZE) for label in (*object_labels(graph), *(p for _, p, _ in graph.relations))]
+def draw_graph(
+    graph: SceneGraph,
+    within: tuple[int, int] | None = None,
+    labels: Sequence[str] = (),
+    fills: Sequence[Colour] = (),
+) -> Image.Image:
+    """The drawing, as large as it likes or not larger than `within`. The same graph gives the same drawing.
+
+    labels: the objects' words in place of their names; fills: their colours, dark enough for white words.
+    """
+    labels = labels or object_labels(graph)
+    texts = [wrapped(label, _WIDEST, SIZE) for label in (*labels, *(p for _, p, _ in graph.relations))]
     num = len(graph.objects)
     sizes_V2 = np.array([_extent(lines, is_object=i < num) for i, lines in enumerate(texts)], dtype=float)
-    centres_V2 = _place(graph, sizes_V2, shape)
+    centres_V2 = _place(graph, sizes_V2, within[0] / within[1] if within else 1.2)
+    if within:
+        centres_V2 = _squeezed(centres_V2, sizes_V2, np.array(within))
     extent = (centres_V2 + sizes_V2 / 2).max(axis=0) + _MARGIN
     image = Image.new("RGB", (math.ceil(extent[0]), math.ceil(extent[1])), PAPER)
     draw = ImageDraw.Draw(image)
@@ -40,7 +53,10 @@ def draw_graph(graph: SceneGraph, shape: float = 1.2) -> Image.Image:
         draw.line([*map(tuple, (_rim(centres_V2, sizes_V2, subject, word), centres_V2[word]))], fill=GREY, width=2)
         _arrow(draw, centres_V2[word], _rim(centres_V2, sizes_V2, obj, word))
     for i in reversed(range(len(texts))):  # objects last, on top
-        _box(draw, centres_V2[i], sizes_V2[i], texts[i], is_object=i < num)
+        fill = fills[i] if i < min(num, len(fills)) else None
+        _box(draw, centres_V2[i], sizes_V2[i], texts[i], i < num, fill)
+    if within and (image.width > within[0] or image.height > within[1]):
+        return ImageOps.contain(image, within, Image.Resampling.LANCZOS)
     return image
 
 
@@ -50,16 +66,22 @@ def _extent(lines: list[str], is_object: bool) -> tuple[int, int]:
     return max(text_width(line, SIZE) for line in lines) + across, _LINE * len(lines) + down
 
 
-def _box(draw: ImageDraw.ImageDraw, centre: np.ndarray, size: np.ndarray, lines: list[str], is_object: bool) -> None:
-    corners = [*(centre - size / 2), *(centre + size / 2)]
-    if is_object:
+def _box(
+    draw: ImageDraw.ImageDraw, centre: np.ndarray, size: np.ndarray, lines: list[str], is_object: bool,
+    fill: Colour | None,
+) -> None:  # fmt: skip
+    corners, ink = [*(centre - size / 2), *(centre + size / 2)], INK if is_object else (150, 60, 30)
+    if fill:
+        draw.rounded_rectangle(corners, radius=8, fill=fill)
+        ink = PAPER
+    elif is_object:
         draw.rounded_rectangle(corners, radius=8, fill=_FILL, outline=_EDGE, width=2)
     else:
         draw.rectangle(corners, fill=PAPER)
     top = centre[1] - _LINE * len(lines) / 2
     for k, line in enumerate(lines):
         at = centre[0] - text_width(line, SIZE) / 2, top + k * _LINE
-        draw.text(at, line, font=font(SIZE), fill=INK if is_object else (150, 60, 30))
+        draw.text(at, line, font=font(SIZE), fill=ink)
 
 
 def _rim(centres: np.ndarray, sizes: np.ndarray, box: int, towards: int) -> np.ndarray:
@@ -120,6 +142,21 @@ def _part(part: Any, order: list[int], sizes_V2: np.ndarray) -> np.ndarray:
     centres *= np.array([_EDGE_LENGTH, 0.7 * _EDGE_LENGTH]) / max(lengths.mean(), 1e-9)
     centres = _parted(centres, sizes_V2 + np.array([22, 18]))
     return centres - (centres - sizes_V2 / 2).min(axis=0)
+
+
+def _squeezed(centres: np.ndarray, sizes: np.ndarray, within: np.ndarray, rounds: int = 6) -> np.ndarray:
+    """The centres moved together until the drawing is not larger than `within`; left alone where it is too crowded."""
+    apart = sizes + np.array([16, 14])
+    if apart.prod(axis=1).sum() > 0.6 * within.prod():
+        return centres
+    for _ in range(rounds):
+        low, high = (centres - sizes / 2).min(axis=0), (centres + sizes / 2).max(axis=0)
+        centres = centres - low + _MARGIN
+        share = np.minimum(1.0, (within - 2 * _MARGIN) / (high - low))
+        if share.min() == 1.0:
+            break
+        centres = _parted(sizes / 2 + (centres - sizes / 2) * share, apart)
+    return centres - (centres - sizes / 2).min(axis=0) + _MARGIN
 
 
 def _parted(centres: np.ndarray, sizes: np.ndarray, rounds: int = 400) -> np.ndarray:
