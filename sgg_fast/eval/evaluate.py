@@ -119,7 +119,7 @@ def _detector_accuracy(detector: Detector, pipeline: SceneGraphToImagePipeline) 
     if not isinstance(detector, ToyWorldDetector):
         return {"name": detector.name}
     scenes = [draw_scene(HELD_OUT_SEED, i) for i in range(NUM_ACCURACY)]
-    through = pictures.through_vae(pipeline, np.stack([scene.image for scene in scenes]))
+    through = pictures.through_vae(pipeline.vae, np.stack([scene.image for scene in scenes]))
     own = {"real": accuracy(detector.network, scenes), "through the VAE": accuracy(detector.network, scenes, through)}
     return {
         "name": detector.name,
@@ -154,7 +154,9 @@ def _score(
     }
     if real is not None:
         rows["ceiling: real pictures"] = scored([detector.find(real, graphs)])
-        rows["ceiling: real, through the VAE"] = scored([detector.find(pictures.through_vae(pipeline, real), graphs)])
+        rows["ceiling: real, through the VAE"] = scored(
+            [detector.find(pictures.through_vae(pipeline.vae, real), graphs)]
+        )
     combinations = [_held_out(graph) for graph in graphs]
     if any(graph.relations for graph in combinations):
         rows["drawn, held-out combinations"] = scored(found, combinations)

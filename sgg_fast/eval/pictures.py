@@ -15,9 +15,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderKL
 from PIL import Image
 from tqdm import tqdm
 
+from sgg_fast.data.cache import to_pixels
 from sgg_fast.data.formats import load_scene_graphs
 from sgg_fast.data.sources import open_source
 from sgg_fast.graph import SceneGraph
@@ -119,12 +121,11 @@ def load(paths: Sequence[Path]) -> np.ndarray:
 
 
 @torch.no_grad()
-def through_vae(pipeline: SceneGraphToImagePipeline, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
-    """uint8 pictures [M, H, W, 3] through the model's own autoencoder (posterior mean) and back."""
-    parts, vae = [], pipeline.vae
+def through_vae(vae: AutoencoderKL, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
+    """uint8 pictures [M, H, W, 3] through an autoencoder (posterior mean) and back."""
+    parts = []
     for start in range(0, len(images), batch_size):
-        pixels = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
-        pixels = (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).to(vae.device, vae.dtype)
+        pixels = to_pixels(images[start : start + batch_size], vae.device).to(vae.dtype)
         out = vae.decode(vae.encode(pixels).latent_dist.mean).sample.float()
         parts.append(((out.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy())
     return np.concatenate(parts)

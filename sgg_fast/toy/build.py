@@ -39,6 +39,7 @@ from sgg_fast.data.cache import to_pixels
 from sgg_fast.diffusion import noise
 from sgg_fast.diffusion.sampling import sample_latents
 from sgg_fast.drawing import SHIPPED, load_pipeline
+from sgg_fast.eval.pictures import through_vae
 from sgg_fast.nn.clip import normalise_pixels, text_states
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.pipeline import SceneGraphToImagePipeline
@@ -65,17 +66,6 @@ def draw(seed: int, num: int, first: int = 0) -> np.ndarray:
     """uint8 [num, 64, 64, 3]: scenes of the world `seed`, from number `first` on."""
     numbers = tqdm(range(first, first + num), desc="draw", leave=False)
     return np.stack([world.draw_scene(seed, i).image for i in numbers])
-
-
-@torch.no_grad()
-def reconstruct(vae: AutoencoderKL, images: np.ndarray) -> np.ndarray:
-    """uint8 pictures through the autoencoder (posterior mean) and back."""
-    parts = []
-    for start in range(0, len(images), 64):
-        pixels = to_pixels(images[start : start + 64], torch.device("cpu"))
-        out = vae.decode(vae.encode(pixels).latent_dist.mean).sample
-        parts.append(((out.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).numpy())
-    return np.concatenate(parts)
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -114,7 +104,7 @@ def build_vae(out: Path, num_steps: int, num_scenes: int, batch: int = 16) -> Au
         }
 
     def look(ema: torch.nn.Module, step: int) -> str:
-        through = reconstruct(ema, held_out)
+        through = through_vae(ema, held_out)
         sheet([held_out[:10], through[:10]], out / "vae" / "samples" / f"step-{step:06d}.png")
         return f"held-out PSNR {psnr(held_out, through):.2f} dB"
 

@@ -13,7 +13,6 @@ import io
 import itertools
 import logging
 import os
-import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun and DeepSpeed's launcher set for each process."""
+ALONE = ("0", "0", "1", "127.0.0.1", "29500")
+"""The same for the only process; nothing listens at that port."""
 
 
 class DeepSpeedEngine(Engine):
@@ -48,8 +49,9 @@ class DeepSpeedEngine(Engine):
         if device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         deepspeed = _import_deepspeed()
-        if "RANK" not in os.environ:
-            os.environ.update(_alone())
+        alone = "RANK" not in os.environ
+        if alone:  # what a launcher would set for one process; without it DeepSpeed looks for MPI
+            os.environ.update({**dict(zip(LAUNCHER, ALONE, strict=True)), **os.environ})
         try:
             with _held_output():
                 if not torch.distributed.is_initialized():
@@ -57,6 +59,9 @@ class DeepSpeedEngine(Engine):
                 backend = "nccl" if device.type == "cuda" else "gloo"
                 remove_stale_locks()
                 timeout = datetime.timedelta(seconds=config.rank_timeout)
+                if alone and not torch.distributed.is_initialized():  # no port, so none that is taken
+                    store = torch.distributed.HashStore()
+                    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
                 deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
                 module.to(device)
                 self.optimizer = build_optimizer(module, config, "finetune")
@@ -194,15 +199,6 @@ def _import_deepspeed() -> Any:
         chatter.propagate = True
         chatter.addFilter(lambda record: "untested optimizer" not in record.getMessage())
     return deepspeed
-
-
-def _alone() -> dict[str, str]:
-    """What a launcher would set for a single process; without it DeepSpeed looks for MPI. The port is a free one."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    alone = zip(LAUNCHER, ("0", "0", "1", "127.0.0.1", str(port)), strict=True)
-    return {name: value for name, value in alone if name not in os.environ}
 
 
 def _leave() -> None:
