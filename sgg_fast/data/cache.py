@@ -45,6 +45,13 @@ class TrainingCache:
     def __len__(self) -> int:
         return self.graphs.num_graphs
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(c, h, w)."""
+        assert self.moments is not None
+        _, twice_c, height, width = self.moments.shape
+        return twice_c // 2, height, width
+
     def latents(self, index_B: torch.Tensor, noise_Bchw: torch.Tensor) -> torch.Tensor:
         """Samples of the posterior at `index`, unscaled: mean + std * noise."""
         assert self.moments is not None

@@ -134,7 +134,7 @@ class FinetuneStage(nn.Module):
         """Terms of the samples `ids` [B] at `step`."""
         names, images, alpha_bar, foundation = self._frozen
         config, sample_B = self.config, torch.from_numpy(ids).to(names.device)
-        latent_shape = tuple(self.cache.latents(sample_B[:1], torch.zeros((), device=names.device)).shape[1:])
+        latent_shape = self.cache.latent_shape
         key = (config.seed, step, sample_B)
         z_0 = self.cache.latents(sample_B, ops.hash_normal(latent_shape, *key, noise.STREAM_POSTERIOR))
         z_0 = z_0 * foundation.vae.config.scaling_factor
