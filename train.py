@@ -108,18 +108,8 @@ def next_command(stage: str, recipe: str, out: Path, settings: dict[str, object]
 
     if stage == "finetune":
         return shlex.join(["python", "infer.py", "graph.json", "--model", str(out)])
-    words = [
-        "python",
-        "train.py",
-        "--stage",
-        "finetune",
-        "--deepspeed",
-        "ds.json",
-        "--recipe",
-        recipe,
-        "--out",
-        str(out),
-    ]
+    words = ["python", "train.py", "--stage", "finetune", "--deepspeed", "ds.json"]
+    words += ["--recipe", recipe, "--out", str(out)]
     given = {name: value for name, value in settings.items() if name != "pretrain_steps"}
     return shlex.join([*words, *as_flags(given)])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import subprocess
 import sys
 
@@ -117,10 +118,14 @@ with socket.socket() as taken:  # the port that DeepSpeed takes by default
 """
 
 
-def test_deepspeed_alone_takes_a_free_port_prints_results_only_and_leaves_nothing_open(tmp_path):
+def test_deepspeed_alone_needs_no_port_prints_results_only_and_leaves_nothing_open(tmp_path):
     alone = {k: v for k, v in os.environ.items() if k not in engines.LAUNCHER}
     argv = ["--stage", "finetune", "--deepspeed", DS_JSON, "--out", str(tmp_path), *flags(finetune_steps=1)]
-    done = subprocess.run([sys.executable, "-c", ALONE, *argv], env=alone, cwd=ROOT, capture_output=True, text=True)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        alone["MASTER_PORT"] = str(taken.getsockname()[1])
+        done = subprocess.run([sys.executable, "-c", ALONE, *argv], env=alone, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     said = f"saved {tmp_path}/finetune/pipeline\nnext: python infer.py graph.json --model {tmp_path}\n"
     assert done.stdout == said
