@@ -132,9 +132,13 @@ class FinetuneStage(nn.Module):
 
     def forward(self, ids: np.ndarray, step: int) -> Terms:
         """Terms of the samples `ids` [B] at `step`."""
+        sample_B = torch.from_numpy(ids).to(self._frozen[0].device)
+        return self.terms(ops.pack(self.cache.graphs, ids), sample_B, step)
+
+    def terms(self, batch: SceneGraphBatch, sample_B: torch.Tensor, step: int | torch.Tensor) -> Terms:
+        """The losses of samples whose graphs are `batch`."""
         names, images, alpha_bar, foundation = self._frozen
-        config, sample_B = self.config, torch.from_numpy(ids).to(names.device)
-        latent_shape = self.cache.latent_shape
+        config, latent_shape = self.config, self.cache.latent_shape
         key = (config.seed, step, sample_B)
         z_0 = self.cache.latents(sample_B, ops.hash_normal(latent_shape, *key, noise.STREAM_POSTERIOR))
         z_0 = z_0 * foundation.vae.config.scaling_factor
@@ -143,7 +147,7 @@ class FinetuneStage(nn.Module):
         kept_B = ~noise.draw_dropped(*key, config.condition_dropout)
         abar_B, kind = alpha_bar[t_B], foundation.scheduler.config.prediction_type
 
-        condition = self.conditioner(names, ops.pack(self.cache.graphs, ids), self.cache.phrases)
+        condition = self.conditioner(names, batch, self.cache.phrases)
         given = self.conditioner.drop(condition, ~kept_B)
         z_t = noise.add_noise(z_0, eps, abar_B)
         dtype = self.unet.dtype
