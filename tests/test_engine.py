@@ -46,6 +46,20 @@ def test_groups_part_matrices_from_what_keeps_32_bit_state(built):
     assert {group["name"] for group in groups} == {"unet/8", "unet/32", "graph/8", "graph/32"}
 
 
+def test_groups_of_one_kind_follow_each_other_where_one_would_be_too_large(built):
+    one = built()
+    whole, most = parameter_groups(one.engine.module, one.config), 30_000
+    split = parameter_groups(one.engine.module, one.config, most)
+    for group in whole:
+        parts = [g for g in split if g["name"] == group["name"]]
+        assert [id(p) for g in parts for p in g["params"]] == [id(p) for p in group["params"]]
+        assert {(g["lr"], g["optim_bits"]) for g in parts} == {(group["lr"], group["optim_bits"])}
+        sizes = [[p.numel() for p in g["params"]] for g in parts]
+        assert all(sum(numels) <= most or len(numels) == 1 for numels in sizes)
+        assert all(sum(a) + b[0] > most for a, b in itertools.pairwise(sizes))  # none smaller than it must be
+    assert len(split) > len(whole)
+
+
 def test_plain_state_is_8_bit_for_matrices_and_32_bit_for_the_rest(built):
     one = built()
     step(one)

@@ -16,6 +16,9 @@ ZERO_AUTO = {
 }
 """What "auto" means in zero_optimization: buckets of 100 MB in bf16, where DeepSpeed's own take a gigabyte."""
 
+GROUP_ELEMENTS = 50_000_000
+"""Most of a parameter group: at its update ZeRO 1 and 2 hold the group's gradients twice more, flat and in fp32."""
+
 
 def load_ds_config(path: str | Path, config: Config, precision: str, world_size: int) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`. precision: "bf16", "fp16" or "fp32".

@@ -28,6 +28,7 @@ from sgg_fast import env
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.train.base import Engine
 from sgg_fast.train.build_lock import remove_stale_locks
+from sgg_fast.train.ds_config import GROUP_ELEMENTS
 from sgg_fast.train.ema import WeightAverage
 from sgg_fast.train.optim import build_optimizer
 from sgg_fast.train.stages import Terms
@@ -64,7 +65,7 @@ class DeepSpeedEngine(Engine):
                     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
                 deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
                 module.to(device)
-                self.optimizer = build_optimizer(module, config, "finetune")
+                self.optimizer = build_optimizer(module, config, "finetune", GROUP_ELEMENTS)
                 self.engine, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=ds_config)
         except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
             reason = " ".join(str(error).split())

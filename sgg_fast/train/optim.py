@@ -30,31 +30,35 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
 
 
-def parameter_groups(module: nn.Module, config: Config) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, config: Config, most: float = math.inf) -> list[dict[str, Any]]:
     """Fine-tuning groups: UNet and graph modules apart (learning rates), matrices and the rest apart (state width).
 
     Norms, biases, embeddings and small tensors get 32-bit state by group, not by size alone, because ZeRO
-    flattens a group into one tensor.
+    flattens a group into one tensor. most: elements of a group, beyond which another one of its kind begins.
     """
     embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-    groups: dict[tuple[str, int], list[nn.Parameter]] = {}
+    groups: dict[tuple[str, int], list[list[nn.Parameter]]] = {}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             small = parameter.ndim < 2 or parameter.numel() < MIN_8BIT_ELEMENTS or id(parameter) in embeddings
             part = "unet" if name.startswith("unet.") else "graph"
-            groups.setdefault((part, 32 if small else 8), []).append(parameter)
+            same = groups.setdefault((part, 32 if small else 8), [[]])
+            if same[-1] and sum(p.numel() for p in same[-1]) + parameter.numel() > most:
+                same.append([])
+            same[-1].append(parameter)
     lr = {"unet": config.unet_lr, "graph": config.graph_lr}
     return [
         {"params": parameters, "lr": lr[part], "optim_bits": bits, "name": f"{part}/{bits}"}
-        for (part, bits), parameters in groups.items()
+        for (part, bits), same in groups.items()
+        for parameters in same
     ]
 
 
-def build_optimizer(module: nn.Module, config: Config, stage: str) -> torch.optim.Optimizer:
-    """Pre-training: Adam in fp32 on flat buffers. Fine-tuning: `--optimizer`, on `parameter_groups`."""
+def build_optimizer(module: nn.Module, config: Config, stage: str, most: float = math.inf) -> torch.optim.Optimizer:
+    """Pre-training: Adam in fp32 on flat buffers. Fine-tuning: `--optimizer`, on `parameter_groups` of `most`."""
     if stage == "pretrain":
         return FlatAdam(module.parameters(), config.pretrain_lr, config.max_grad_norm)
-    groups = parameter_groups(module, config)
+    groups = parameter_groups(module, config, most)
     if config.optimizer == "adam":
         return torch.optim.Adam(groups)
     try:

@@ -128,7 +128,7 @@ class Planner:
                 _recast(module, dtype)
             self._groups = [
                 Group(tuple(p.numel() for p in group["params"]), group["optim_bits"], group["params"][0].dtype)
-                for group in parameter_groups(self._stage, config)
+                for group in parameter_groups(self._stage, config, self.layout.largest_group)
             ]
         self._num_images = num_images if num_images is not None else _published(config)
         self._stored = stored if stored is not None else not config.data

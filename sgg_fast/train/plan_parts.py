@@ -7,6 +7,7 @@ Letters: N trained weights, W processes. Sources: bitsandbytes' states (a byte a
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch import nn
 
 from sgg_fast.config import Config
 from sgg_fast.train.base import resolve_precision
+from sgg_fast.train.ds_config import GROUP_ELEMENTS
 from sgg_fast.train.meter import rounded
 
 QUANTISED_BLOCK = 256
@@ -62,6 +64,11 @@ class Layout:
     def precision(self) -> str:
         """ "fp32", "bf16" or "fp16"."""
         return resolve_precision(self.config, torch.device(self.device))
+
+    @property
+    def largest_group(self) -> float:
+        """Elements of a parameter group at most."""
+        return math.inf if self.ds is None else GROUP_ELEMENTS
 
     @property
     def stage(self) -> int | None:
