@@ -39,6 +39,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--num-images", type=int, default=1, metavar="N", help="pictures of each graph, from seeds that count on (1)")
     add("--steps", type=int, help="denoising steps (as the model's recipe)")
     add("--guidance", type=float, help="how hard the graph pulls, 1 for no guidance (as the model's recipe)")
+    add("--relation-guidance", type=float, metavar="R", help="how hard the relations alone pull besides (0: no more)")
     add("--scheduler", help="ddim, dpm++, euler, euler-a, heun, unipc, ... of diffusers (the model's)")
     add("--size", type=int, help="pixels a side (as trained)")
     add("--edit", dest="edits", action="append", default=[], metavar="CHANGE",

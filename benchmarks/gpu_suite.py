@@ -31,7 +31,7 @@ import torch
 from . import measure, targets
 
 TOTAL_SECONDS = 530
-DRY_SECONDS = 170
+DRY_SECONDS = 210
 MAX_FILES, MAX_BYTES = 8, 16 * 2**20
 
 
@@ -64,6 +64,8 @@ _BENCH = _python("benchmarks.run")
 _OURS = ("--verify-only", "--backend", "ours", "--mode", "fwd_bwd", "fwd", "--csv", "{out}/verify.csv")
 _STEP = (*_python("benchmarks.train_step"), "--stage", "finetune", "--csv", "{out}/train_step.csv")
 _PRETRAIN = (*_python("benchmarks.train_step"), "--stage", "pretrain", "--csv", "{out}/pretrain_step.csv")
+_INFER = (*_python("benchmarks.infer"), "--csv", "{out}/infer.csv")
+_REGRESS = (*_python("benchmarks.regress"), "{out}")
 _TIMED = ("--out", "{work}", "--csv", "{out}/bench.csv")
 
 PARTS = (
@@ -100,6 +102,13 @@ PARTS = (
         dry=(*_STEP, "--quick", "--form", "plain", "lean", "diffusers-adamw"),
         needs=("bitsandbytes",),
     ),
+    Part(
+        "infer",
+        (*_INFER, "--limit", "60"),
+        seconds=90,
+        dry=(*_INFER, "--quick", "--batch", "1", "--form", "captured", "eager", "diffusers", "--no-cold"),
+    ),
+    Part("regress", _REGRESS, seconds=10, dry=_REGRESS),
 )
 
 

@@ -11,11 +11,12 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, ImagePipe
 from diffusers.image_processor import VaeImageProcessor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-from sgg_fast.diffusion.sampling import sample_latents
+from sgg_fast.diffusion.captured import CapturedUNet
+from sgg_fast.diffusion.sampling import conditions, sample_latents
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.model_card import write_card
-from sgg_fast.nn.clip import embed_names, phrase_states
-from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.clip import embed_names
+from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.fuse import fuse_for
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -35,6 +36,9 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
 
     fuse_unet: str = "auto"
     """Fused kernels and merged projections in UNet and VAE, in place, from the next call on: auto (CUDA), on, off."""
+    capture_unet: str = "auto"
+    """The UNet's step as a CUDA graph: auto (where it can be captured), on (or ValueError), off. What hooks in it do in
+    Python happens once, at the capture: turn it off for them."""
 
     def __init__(
         self,
@@ -43,7 +47,7 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         tokenizer: CLIPTokenizer | None,
         unet: UNet2DConditionModel,
         scheduler: DDIMScheduler,
-        graph_encoder: SceneGraphConditioner,
+        graph_encoder: Conditioner,
         graph_clip: CLIPModel,
         graph_tokenizer: CLIPTokenizer,
         resolution: int = 512,
@@ -62,6 +66,7 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._interrupt, self._guidance_scale = False, guidance
+        self._captured = CapturedUNet()
 
     @property
     def guidance_scale(self) -> float:
@@ -79,19 +84,27 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         return sorted({name for graph in graphs for name in graph.names} - trained)
 
     def encode_graphs(
-        self, graphs: Sequence[SceneGraph], num_images_per_prompt: int = 1, guided: bool = True
+        self,
+        graphs: Sequence[SceneGraph],
+        num_images_per_prompt: int = 1,
+        guided: bool = True,
+        relation_guided: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Context [B, T, C] and mask [B, T] of every picture, the null condition's B in front where `guided`."""
+        """Context [k B, T, C] and mask [k B, T] of every picture, in the order of `sampling.conditions`.
+
+        The null condition's B are in front where `guided`, then where `relation_guided` those of the graphs without
+        their relations, and the graphs' own are last.
+        """
+        bare = [SceneGraph(graph.objects) for graph in graphs] if relation_guided else []
         table = NameTable()
-        batch = SceneGraphBatch.from_graphs(graphs, table).to(self._execution_device)
-        names = self.graph_encoder.standardise(embed_names(self.graph_clip, self.graph_tokenizer, table.spoken()))
-        phrases = None
-        if self.graph_encoder.config.token_init == "text":
-            phrases = phrase_states(self.text_encoder, self.tokenizer, table.phrases)
-        given = self.graph_encoder(names, batch, phrases)
+        batch = SceneGraphBatch.from_graphs([*bare, *graphs], table).to(self._execution_device)
+        raw = embed_names(self.graph_clip, self.graph_tokenizer, table.spoken())
+        said = self.graph_encoder.read([*bare, *graphs], table, self.text_encoder, self.tokenizer)
+        given = self.graph_encoder(self.graph_encoder.names_of(table, raw), batch, said)
         context, mask = (x.repeat_interleave(num_images_per_prompt, dim=0) for x in (given.context, given.mask))
         if guided:
-            null_context, null_mask = self.graph_encoder.null_condition(len(context), context.shape[1])
+            num_images = len(graphs) * num_images_per_prompt
+            null_context, null_mask = self.graph_encoder.null_condition(num_images, context.shape[1])
             context, mask = torch.cat([null_context.to(context), context]), torch.cat([null_mask, mask])
         return context, mask
 
@@ -111,6 +124,7 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        relation_guidance: float = 0.0,
     ) -> ImagePipelineOutput:
         """`num_images_per_prompt` pictures a graph, those of one graph next to each other.
 
@@ -122,6 +136,8 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         `resolution` is both at once, the trained one unless given. output_type: "pil", "np" for float [B, H, W, 3] in
         0..1, "pt" for [B, 3, H, W], or "latent". return_dict: False gives (images,).
         callback_on_step_end(pipe, step, timestep, {"latents": ...}) returns one whose latents are gone on with.
+        relation_guidance: how hard the relations alone pull besides, 0 for not at all (`sampling.guided`); otherwise
+        the UNet sees every picture once more a step, in the same batch.
         Raises ValueError for what does not fit.
         """
         graphs = [graphs] if isinstance(graphs, SceneGraph) else list(graphs)
@@ -139,10 +155,8 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         noise = self._noise(num_images, shape, generator) if latents is None else latents
         if noise.shape != (num_images, *shape):
             raise ValueError(f"latents of shape {tuple(noise.shape)}, not {(num_images, *shape)}")
-        context, mask = self.encode_graphs(graphs, num_images_per_prompt, guided=self.guidance_scale != 1)
-
-        def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return self.unet(z, t, context.to(z.dtype), encoder_attention_mask=mask).sample
+        noise = noise.to(device, torch.promote_types(self.unet.dtype, torch.float32))
+        denoise = self._denoiser(graphs, num_images_per_prompt, noise, relation_guidance)
 
         def on_step(step: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor | None:
             if callback_on_step_end is not None:
@@ -152,16 +166,26 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         latents = sample_latents(
             denoise,
             self.scheduler,
-            noise.to(device, self.unet.dtype),
+            noise,
             num_steps,
             self.guidance_scale,
             self.progress_bar,
             generator,
             on_step,
+            relation_guidance,
         )
         images = latents if output_type == "latent" else self._decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    def _denoiser(
+        self, graphs: Sequence[SceneGraph], num_images_per_prompt: int, noise: torch.Tensor, relation_guidance: float
+    ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The UNet, in its own dtype, as a function of latents like `noise` and time, the graphs' context computed."""
+        asked = conditions(self.guidance_scale, relation_guidance)
+        context, mask = self.encode_graphs(graphs, num_images_per_prompt, "null" in asked, "bare" in asked)
+        like = noise.repeat(len(asked), 1, 1, 1)
+        return self._captured.denoiser(self.unet, like, context.to(self.unet.dtype), mask, self.capture_unet)
 
     def _latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         factor = self.vae_scale_factor
@@ -179,7 +203,7 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         return torch.stack([torch.randn(shape, generator=g) for g in generators])
 
     def _decode(self, latents: torch.Tensor, output_type: str) -> Any:
-        decoded = self.vae.decode((latents / self.vae.config.scaling_factor).to(self.vae.dtype)).sample
+        decoded = decode_latents(self.vae, latents / self.vae.config.scaling_factor)
         return self.image_processor.postprocess(decoded.float(), output_type=output_type)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
@@ -191,3 +215,24 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         """Of `push_to_hub`, which has put an empty card into the folder: ours goes up in its place."""
         write_card(self, working_dir)
         return super()._upload_folder(working_dir, *args, **kwargs)
+
+
+def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
+    """[B, 3, H, W] of unscaled latents [B, c, h, w], in the VAE's dtype: as many at a time as there is memory for.
+
+    A single picture that is too large is decoded in tiles, whose seams diffusers blends, if the VAE has smaller ones.
+    """
+    latents, at_once = latents.to(vae.dtype), len(latents)
+    tiled = vae.use_tiling
+    try:
+        while True:
+            try:
+                return torch.cat([vae.decode(part).sample for part in latents.split(at_once)])
+            except torch.OutOfMemoryError:
+                if at_once == 1 and (vae.use_tiling or max(latents.shape[2:]) <= vae.tile_latent_min_size):
+                    raise
+            if at_once == 1:
+                vae.enable_tiling()
+            at_once = max(at_once // 2, 1)
+    finally:
+        vae.use_tiling = tiled

@@ -76,6 +76,8 @@ def test_infer_refuses_a_graph(tmp_path, capsys, content, reason):
         (["--edit", "cow -> dog"], "--edit 'cow -> dog': the graph has no cow; it has sky, sheep"),
         (["--guidance", "nan"], "--guidance must be a number from 1"),
         (["--guidance", "0"], "--guidance must be a number from 1"),
+        (["--relation-guidance", "nan"], "--relation-guidance must be a number from 0"),
+        (["--relation-guidance", "-1"], "--relation-guidance must be a number from 0"),
         (["--seed", "-1"], "--seed must lie between"),
         (["--seed", str(2**63)], "--seed must lie between"),
         (["--size", "60"], "--size must be a multiple of 8"),

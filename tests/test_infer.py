@@ -114,14 +114,16 @@ def test_the_same_command_gives_the_same_bytes_and_every_flag_counts(draw, graph
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     drawn("b.png", "--guidance", 4, "--seed", 0, "--size", 64, "--scheduler", "ddim")  # the recipe's own
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    for more in (("--guidance", 1), ("--seed", 1), ("--scheduler", "dpm++"), ("--steps", 3)):
+    for more in (
+        ("--guidance", 1), ("--seed", 1), ("--scheduler", "dpm++"), ("--steps", 3), ("--relation-guidance", 500),
+    ):  # fmt: skip
         assert (drawn("c.png", *more) != first).any(), more
     assert drawn("c.png", "--size", 32).shape == (32, 32, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png", "c.png", "g.json"], "nothing left aside"
 
 
 def test_a_picture_is_drawn_again_from_itself(draw, graph_file, tmp_path, capsys, trained_run):
-    flags = ("--steps", 3, "--guidance", 2.5, "--size", 32, "--scheduler", "euler")
+    flags = ("--steps", 3, "--guidance", 2.5, "--size", 32, "--scheduler", "euler", "--relation-guidance", 1.5)
     first, second = draw(graph_file, "--out", tmp_path, "--seed", 5, "--num-images", 2, *flags)
     assert (pixels(first) != pixels(second)).any()
     (again,), err = run(capsys, second, "--out", tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import diffusers.utils.hub_utils
@@ -16,7 +17,7 @@ from sgg_fast.drawing import load_pipeline
 from sgg_fast.drawing.models import SCHEDULERS, scheduler_name, set_scheduler
 from sgg_fast.graph import SceneGraph
 from sgg_fast.model_card import provenance
-from sgg_fast.pipeline import SceneGraphToImagePipeline
+from sgg_fast.pipeline import SceneGraphToImagePipeline, decode_latents
 
 SHEEP = SceneGraph(("sheep", "grass"), ((0, "standing on", 1),))
 
@@ -122,6 +123,77 @@ def test_guidance_one_is_the_condition_alone_and_more_moves_away_from_the_null(p
     )
     torch.testing.assert_close(three - two, two - one, rtol=1e-3, atol=1e-3)
     assert (two - one).abs().max() > 1e-4 and pipeline.guidance_scale == 3.0
+
+
+def test_relation_guidance_pulls_away_from_the_graph_without_its_relations(pipeline):
+    """A step of DDIM is affine in the prediction, so its result is guided as the prediction is.
+
+    A model of a few steps hardly looks at relations: hence the pull of 500.
+    """
+    bare, settings = SceneGraph(SHEEP.objects), {"num_inference_steps": 1, "output_type": "latent"}
+
+    def latents(graph, **more):
+        return draw(pipeline, graph, generator=seeded(0), **settings, **more)
+
+    full, without = latents(SHEEP, guidance_scale=1.0), latents(bare, guidance_scale=1.0)
+    found = latents(SHEEP, guidance_scale=1.0, relation_guidance=500.0)
+    torch.testing.assert_close(found, full + 500 * (full - without), rtol=1e-3, atol=5e-3)
+    assert (found - full).abs().max() > 0.1
+    both, alone = (latents(SHEEP, guidance_scale=4.0, relation_guidance=r) for r in (500.0, 0.0))
+    torch.testing.assert_close(both - alone, found - full, rtol=1e-3, atol=5e-3)
+    unmoved = latents(bare, guidance_scale=4.0, relation_guidance=500.0)
+    torch.testing.assert_close(unmoved, latents(bare, guidance_scale=4.0), rtol=1e-3, atol=5e-3)
+
+
+def test_a_step_is_one_call_of_the_unet_and_graphs_are_encoded_once(pipeline):
+    calls = []
+    hooks = [
+        pipeline.unet.register_forward_pre_hook(lambda _, args: calls.append(len(args[0]))),
+        pipeline.graph_encoder.register_forward_pre_hook(lambda *_: calls.append("graphs")),
+    ]
+    try:
+        draw(pipeline, [SHEEP, SHEEP], generator=seeded(0, 1))
+        draw(pipeline, [SHEEP, SHEEP], generator=seeded(0, 1), relation_guidance=1.0)
+        draw(pipeline, [SHEEP, SHEEP], generator=seeded(0, 1), guidance_scale=1.0)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    assert calls == ["graphs", 4, 4, 4, "graphs", 6, 6, 6, "graphs", 2, 2, 2]
+
+
+def test_a_unet_in_half_precision_works_on_latents_in_full(pipeline):
+    exact = draw(pipeline, SHEEP, generator=seeded(0), output_type="latent")
+    stock = copy.deepcopy(pipeline.unet.state_dict())
+    try:
+        pipeline.unet.to(torch.bfloat16)
+        found = draw(pipeline, SHEEP, generator=seeded(0), output_type="latent")
+    finally:
+        pipeline.unet.to(torch.float32).load_state_dict(stock)
+    assert found.dtype == torch.float32 and not torch.equal(found, exact)
+    assert (found - exact).norm() < 0.05 * exact.norm()
+    assert torch.equal(draw(pipeline, SHEEP, generator=seeded(0), output_type="latent"), exact)
+
+
+def test_what_does_not_fit_into_memory_is_decoded_in_parts(pipeline, monkeypatch):
+    """Of five pictures first five, then two at a time; one that is too large in tiles, for this once."""
+    latents, sizes, decode = torch.randn(5, 4, 16, 16, generator=seeded(0)[0]), [], pipeline.vae.decode
+
+    def short_of_memory(part):
+        sizes.append(tuple(part.shape))
+        if len(part) > 2 or (part.shape[2] > 16 and not pipeline.vae.use_tiling):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(part)
+
+    with torch.no_grad():
+        whole = decode(latents).sample
+        monkeypatch.setattr(pipeline.vae, "decode", short_of_memory)
+        torch.testing.assert_close(decode_latents(pipeline.vae, latents), whole, rtol=1e-4, atol=1e-5)
+        assert [shape[0] for shape in sizes] == [5, 2, 2, 1]
+        large = torch.randn(1, 4, 24, 24, generator=seeded(0)[0])
+        assert decode_latents(pipeline.vae, large).shape == (1, 3, 96, 96) and not pipeline.vae.use_tiling
+        monkeypatch.setattr(pipeline.vae, "tile_latent_min_size", 32)
+        with pytest.raises(torch.OutOfMemoryError):
+            decode_latents(pipeline.vae, large)
 
 
 def test_a_scheduler_is_swapped_the_usual_way(pipeline):

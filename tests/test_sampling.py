@@ -7,8 +7,11 @@ import math
 import pytest
 import torch
 from diffusers import DDIMScheduler, EulerAncestralDiscreteScheduler, EulerDiscreteScheduler
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sgg_fast.diffusion.sampling import sample_latents
+from sgg_fast.diffusion.sampling import conditions, sample_latents
+from sgg_fast.nn.fuse import fuse
+from sgg_fast.toy.models import toy_unet
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
@@ -156,3 +159,86 @@ def test_after_each_step_the_latents_may_be_changed_or_the_sampling_ended():
     denoise = Denoiser(False)
     ended = sample_latents(denoise, ddim(), noise(), 4, 1.0, on_step=lambda i, t, z: z if i < 1 else None)
     assert len(denoise.calls) == 2 and torch.isfinite(ended).all()
+
+
+BARE = 0.7
+
+
+@pytest.mark.parametrize(("guidance", "relations"), [(7.5, 2.0), (1.0, 2.0), (3.0, 0.5), (7.5, 0.0)])
+def test_relation_guidance_is_a_second_term_against_the_graph_without_its_relations(guidance, relations):
+    """Against the formula, the three predictions in one call; nothing is asked for that has no part in it."""
+    calls = []
+
+    def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        calls.append(len(z))
+        known = {"null": null, "bare": lambda z, t: BARE * given(z, t), "given": given}
+        asked = conditions(guidance, relations)
+        return torch.cat([known[name](part, int(t)) for name, part in zip(asked, z.chunk(len(asked)), strict=True)])
+
+    found = sample_latents(denoise, ddim(), noise().double(), 5, guidance, relation_guidance=relations)
+    z = noise().double()
+    for t, now, after in alpha_bars(5):
+        full, without, empty = given(z, t), BARE * given(z, t), null(z, t)
+        eps = empty + guidance * (full - empty) + relations * (full - without)
+        z_0 = (z - math.sqrt(1 - now) * eps) / math.sqrt(now)
+        z = math.sqrt(after) * z_0 + math.sqrt(1 - after) * eps
+    torch.testing.assert_close(found, z, rtol=2e-5, atol=2e-5)
+    assert calls == [2 * (1 + (guidance != 1) + (relations != 0))] * 5
+
+
+class NoWaiting(TorchDispatchMode):
+    """Raises where a value would be read back, or sizes depend on values; counts those that it allows."""
+
+    READS = ("_local_scalar_dense", "nonzero", "equal", "is_nonzero", "_unique2", "masked_select")
+
+    def __init__(self, allow: bool = False) -> None:
+        super().__init__()
+        self.allow, self.reads = allow, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func._schema.name.split("::")[1] in self.READS:
+            self.reads += 1
+            assert self.allow, f"{func} makes the host wait for the device"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_within_the_loop_of_ddim_the_host_reads_no_tensor(kind):
+    """Neither of the device nor of its own, which is more than is asked of it."""
+    mode, scheduler = NoWaiting(), ddim(kind)
+
+    def track(timesteps):
+        with mode:
+            yield from timesteps
+
+    def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        assert t.shape == ()
+        return torch.tanh(z) * (1 + t / 1000)
+
+    out = sample_latents(denoise, scheduler, noise(), 4, 7.5, track, relation_guidance=1.0, on_step=lambda i, t, z: z)
+    assert torch.isfinite(out).all() and mode.reads == 0
+    with pytest.raises(AssertionError, match="wait"), mode:
+        noise().sum().item()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("fused", [False, True])
+def test_nor_does_the_unet_read_one(fused):
+    """What would end a capture."""
+    unet = toy_unet().eval()
+    if fused:
+        fuse(unet)
+    z, context = torch.randn(2, 4, 8, 8), torch.randn(2, 80, unet.config.cross_attention_dim)
+    mask, t = torch.ones(2, 80, dtype=torch.bool), torch.tensor(500)
+    with NoWaiting() as mode:
+        out = unet(z, t, context, encoder_attention_mask=mask).sample
+    assert mode.reads == 0 and out.shape == z.shape
+
+
+def test_ddim_called_with_tensors_waits_six_times_a_step():
+    """What the docstring says of the usual way, so that the test above is known to see it."""
+    scheduler = ddim()
+    scheduler.set_timesteps(4)
+    with NoWaiting(allow=True) as mode:
+        scheduler.step(noise(), scheduler.timesteps[1], noise(), eta=0.0)
+    assert mode.reads == 6

@@ -21,10 +21,12 @@ SHIPPED_NAME = "toy"
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _KINDS: dict[str, tuple[type, ...]] = {
-    "seed": (int,), "steps": (int,), "guidance": (int, float), "size": (int,), "scheduler": (str,), "model": (str,),
-    "weights": (str,),
+    "seed": (int,), "steps": (int,), "guidance": (int, float), "relation_guidance": (int, float), "size": (int,),
+    "scheduler": (str,), "model": (str,), "weights": (str,),
 }  # fmt: skip
 """Settings of a record and their types; a record holds the graph and these."""
+_OLDER: dict[str, Any] = {"relation_guidance": 0.0}
+"""What those that came later are in pictures from before them."""
 
 
 def graph_json(graph: SceneGraph) -> dict[str, Any]:
@@ -72,7 +74,7 @@ def read_record(path: Path) -> tuple[SceneGraph, dict[str, Any]]:
     (graph,) = read_document(record.get("graph"), str(path))[:1]
     settings = {}
     for name, kinds in _KINDS.items():
-        value = record.get(name)
+        value = record.get(name, _OLDER.get(name))
         usual = isinstance(value, kinds) and not isinstance(value, bool)
         if not usual or (isinstance(value, float) and not math.isfinite(value)):
             raise SceneGraphError(f"{path}: the record in the picture has no usable {name}: {shown(value)}")

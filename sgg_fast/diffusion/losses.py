@@ -91,6 +91,7 @@ class SpatialConstraint(nn.Module):
 
     `form`: "bce" `-log s(f+) - log(1 - s(f-))`; "literal" `-log s(f+) - log s(1 - f-)` as printed; "infonce"
     `-log softmax` of the positive among K negatives. X_global is brought to unit norm; image embeddings are.
+    A graph negative, the image's own graph told wrongly, adds a negative term of its own, or one more to the softmax.
     """
 
     def __init__(self, form: str) -> None:
@@ -99,26 +100,52 @@ class SpatialConstraint(nn.Module):
         self.scale = nn.Parameter(torch.tensor(math.log(10.0)))
         self.bias = nn.Parameter(torch.zeros(()))
 
-    def forward(self, x_global_BI: torch.Tensor, positive_BI: torch.Tensor, negatives: Negatives) -> torch.Tensor:
-        """Mean over the batch; "bce" and "literal" read the first negative only."""
-        x = nn.functional.normalize(x_global_BI.float(), dim=-1)
-        scale = self.scale.exp()
-        positive_B = scale * (x * positive_BI).sum(-1)
-        if self.form == "infonce":  # a softmax does not see the logits' common bias
-            return info_nce(x, positive_B, scale, negatives).mean()
-        positive_B = positive_B + self.bias
-        first_BI = negatives.table[negatives.draw(slice(None))[:, 0]]
-        negative_B = scale * (x * first_BI).sum(-1) + self.bias
-        away = logsigmoid(-negative_B) if self.form == "bce" else logsigmoid(1 - negative_B)
-        return -(logsigmoid(positive_B) + away).mean()
+    def forward(
+        self,
+        x_global_BI: torch.Tensor,
+        positive_BI: torch.Tensor,
+        negatives: Negatives,
+        wrong: tuple[torch.Tensor, torch.Tensor] | None = None,
+    ) -> torch.Tensor:
+        """Mean over the batch; "bce" and "literal" read the first negative only.
 
-    def chance(self, num_negatives: int) -> float:
-        """The lowest value that a constant logit reaches."""
+        wrong: X_global [B, I] of the graph negatives, and which of them [B] bool count.
+        """
+        x, scale = nn.functional.normalize(x_global_BI.float(), dim=-1), self.scale.exp()
+        positive_B, wrong_B = scale * (x * positive_BI).sum(-1), None
+        if wrong is not None:
+            wrong_B = scale * nn.functional.cosine_similarity(wrong[0].float(), positive_BI, dim=-1)
+        if self.form == "infonce":  # a softmax does not see the logits' common bias
+            loss_B = info_nce(x, positive_B, scale, negatives)
+            if wrong is not None and wrong_B is not None:
+                wrong_B = (wrong_B - positive_B).masked_fill(~wrong[1], -torch.inf)
+                loss_B = torch.logaddexp(loss_B, wrong_B)
+            return loss_B.mean()
+        first_BI = negatives.table[negatives.draw(slice(None))[:, 0]]
+        away_B = self._away(scale * (x * first_BI).sum(-1))
+        if wrong is not None and wrong_B is not None:
+            away_B = away_B + self._away(wrong_B) * wrong[1].to(away_B.dtype)
+        return (away_B - logsigmoid(positive_B + self.bias)).mean()
+
+    def _away(self, negative_B: torch.Tensor) -> torch.Tensor:
+        """The term of a negative pair, from its logit without the bias."""
+        negative_B = negative_B + self.bias
+        return -(logsigmoid(-negative_B) if self.form == "bce" else logsigmoid(1 - negative_B))
+
+    def chance(self, num_negatives: int, share: float | torch.Tensor = 0.0) -> float | torch.Tensor:
+        """The lowest value that a constant logit reaches; with a graph negative for that `share` of the batch."""
         if self.form == "infonce":
-            return math.log(num_negatives + 1)
-        if self.form == "bce":
-            return 2 * math.log(2)
-        return 2 * math.log1p(math.exp(-0.5))  # both terms meet at f = 1/2
+            return (1 - share) * math.log(num_negatives + 1) + share * math.log(num_negatives + 2)
+        each = 1 + share  # negatives a positive
+        if self.form == "bce":  # at s(f) = 1 / (1 + each)
+            return _log(1 + each) + each * _log(1 + 1 / each)
+        # Where the derivative of -log s(f) - each log s(1 - f) is 0: a quadratic equation in e^f.
+        odds = ((share**2 + 4 * math.e * each) ** 0.5 - share) / (2 * each)
+        return _log(1 + 1 / odds) + each * _log(1 + odds / math.e)
+
+
+def _log(x: float | torch.Tensor) -> float | torch.Tensor:
+    return torch.log(x) if isinstance(x, torch.Tensor) else math.log(x)
 
 
 def diffusion_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

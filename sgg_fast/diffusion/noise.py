@@ -1,6 +1,7 @@
 """The forward process q(z_t | z_0) and back, on a diffusers scheduler's table of alpha_bar.
 
-Every draw is a hash of (seed, step, sample): `sgg_fast.ops.hash_normal` and friends.
+Every draw is a hash of (seed, step, sample): `sgg_fast.ops.hash_normal` and friends. A step may be a device tensor [1],
+which a captured step reads anew at each replay.
 """
 
 from __future__ import annotations
@@ -11,17 +12,23 @@ from sgg_fast import ops
 
 # Words of the hash keys, so that no two uses draw the same numbers.
 STREAM_POSTERIOR, STREAM_NOISE, STREAM_TIME, STREAM_DROP, STREAM_NEGATIVE = 11, 12, 13, 14, 15
+STREAM_BARE, STREAM_GRAPH_NEGATIVE = 16, 17
 
 
-def draw_timesteps(seed: int, step: int, sample_B: torch.Tensor, num_timesteps: int) -> torch.Tensor:
+def draw_timesteps(seed: int, step: int | torch.Tensor, sample_B: torch.Tensor, num_timesteps: int) -> torch.Tensor:
     """[B] int64 uniform in 0..num_timesteps-1."""
     uniform = ops.hash_uniform(seed, step, sample_B, STREAM_TIME)
     return (uniform * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
-def draw_dropped(seed: int, step: int, sample_B: torch.Tensor, probability: float) -> torch.Tensor:
+def draw_dropped(seed: int, step: int | torch.Tensor, sample_B: torch.Tensor, probability: float) -> torch.Tensor:
     """[B] bool: images whose condition is dropped at this step."""
     return ops.hash_uniform(seed, step, sample_B, STREAM_DROP) < probability
+
+
+def draw_bare(seed: int, step: int | torch.Tensor, sample_B: torch.Tensor, probability: float) -> torch.Tensor:
+    """[B] bool: images whose graph loses its relations at this step."""
+    return ops.hash_uniform(seed, step, sample_B, STREAM_BARE) < probability
 
 
 def draw_negatives(

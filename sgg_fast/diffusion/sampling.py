@@ -1,4 +1,9 @@
-"""Sampling latents with classifier-free guidance from any denoiser and any diffusers scheduler."""
+"""Sampling latents with guidance from any denoiser and any diffusers scheduler.
+
+The host never waits for the device within the loop. Timesteps stay on the host, where schedulers index and compare
+them; the denoiser gets them from a table that is on the device before the first step. (DDIM as diffusers' pipelines
+call it, with a timestep that lies on the device, waits for it six times a step.)
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,30 @@ from typing import Any
 
 import torch
 from diffusers import SchedulerMixin
+
+
+def conditions(guidance: float, relation_guidance: float = 0.0) -> tuple[str, ...]:
+    """What a denoiser is asked about in one call, in the order of the batch.
+
+    "null": the null condition; "bare": the graph without its relations; "given": the condition itself, always last.
+    """
+    return ("null",) * (guidance != 1) + ("bare",) * (relation_guidance != 0) + ("given",)
+
+
+def guided(predicted: torch.Tensor, guidance: float, relation_guidance: float = 0.0) -> torch.Tensor:
+    """[B, ..] from the predictions [k B, ..] for the `conditions`.
+
+    `null + g (given - null) + r (given - bare)`: eq. 2 of SGG-IG, and a second term in the same way along which only
+    the relations count.
+    """
+    asked = conditions(guidance, relation_guidance)
+    parts = dict(zip(asked, predicted.chunk(len(asked)), strict=True))
+    given = out = parts["given"]
+    if "null" in parts:
+        out = torch.lerp(parts["null"], given, guidance)
+    if "bare" in parts:
+        out = torch.add(out, given - parts["bare"], alpha=relation_guidance)
+    return out
 
 
 @torch.no_grad()
@@ -20,29 +49,31 @@ def sample_latents(
     track: Callable[[torch.Tensor], Iterable[torch.Tensor]] = lambda timesteps: timesteps,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     on_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None] | None = None,
+    relation_guidance: float = 0.0,
 ) -> torch.Tensor:
     """Latents [B, c, h, w] from unit noise of the same shape, eta 0.
 
-    denoise(z [2B, c, h, w], t) predicts for the null condition (first half) and the condition (second
-    half); with guidance 1 it is called with B and predicts for the condition alone. Eq. 2 of SGG-IG:
-    `w eps(condition) + (1 - w) eps(null)`. `track` may wrap the timesteps in a progress bar.
+    denoise(z [k B, c, h, w], t) predicts for the k `conditions` of the two guidances, all in one call: for the null
+    condition and the condition by default, for the condition alone with guidance 1 and relation guidance 0. `track` may
+    wrap the timesteps in a progress bar.
 
     generator: for schedulers that draw noise at each step, one or one a sample. on_step(i, t, latents) is called after
-    each step and returns the latents to go on with, or None to stop there.
+    each step, with t on the host, and returns the latents to go on with, or None to stop there.
     """
-    scheduler.set_timesteps(num_steps, device=noise.device)
-    latents = noise * scheduler.init_noise_sigma
+    scheduler.set_timesteps(num_steps)
+    on_host: torch.Tensor = scheduler.timesteps
+    on_device = on_host.to(noise.device)
+    # Whole timesteps as plain integers, which are compared without asking torch; Euler and Heun insist on tensors.
+    steps = list(on_host) if on_host.is_floating_point() else on_host.tolist()
+    latents, copies = noise * scheduler.init_noise_sigma, len(conditions(guidance, relation_guidance))
     taken = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"eta": 0.0} if "eta" in taken else {}
     if "generator" in taken and generator is not None:
         extra["generator"] = generator if isinstance(generator, torch.Generator) else list(generator)
-    for i, t in enumerate(track(scheduler.timesteps)):
-        z = latents if guidance == 1 else torch.cat([latents, latents])
-        predicted = denoise(scheduler.scale_model_input(z, t), t)
-        if guidance != 1:
-            null, given = predicted.chunk(2)
-            predicted = null + guidance * (given - null)
-        latents = scheduler.step(predicted, t, latents, **extra).prev_sample
+    for i, t in enumerate(track(on_host)):
+        z = latents if copies == 1 else torch.cat([latents] * copies)
+        predicted = denoise(scheduler.scale_model_input(z, steps[i]), on_device[i])
+        latents = scheduler.step(guided(predicted, guidance, relation_guidance), steps[i], latents, **extra).prev_sample
         if on_step is not None:
             kept = on_step(i, t, latents)
             if kept is None:

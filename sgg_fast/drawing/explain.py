@@ -27,7 +27,7 @@ class AttentionMaps:
     """While entered, records the cross-attention of a UNet: mean over heads, layers and steps.
 
     size: (h, w) of the latents, to which every layer's map is enlarged. num_images: B; where the UNet is called with 2B
-    (guidance), the second half, that of the condition, is recorded.
+    or 3B (guidance), the last B, those of the condition, are recorded.
     """
 
     def __init__(self, unet: UNet2DConditionModel, num_images: int, size: tuple[int, int]) -> None:
@@ -65,6 +65,9 @@ class AttentionMaps:
 
 class _Recorder:
     """An attention processor that calls the one it stands for, and computes the weights once more."""
+
+    needs_calls = True
+    """A replayed UNet would pass it by (`diffusion.captured`)."""
 
     def __init__(self, processor: Any, maps: AttentionMaps) -> None:
         self.processor, self.maps = processor, maps

@@ -43,7 +43,8 @@ class Job:
     def group(self) -> tuple:
         """Jobs of one group can share a batch."""
         triples = max(len(g.objects) + len(g.relations) for g in (self.graph, self.before))
-        return context_length(triples), *(self.record[name] for name in ("size", "scheduler", "steps", "guidance"))
+        shared = ("size", "scheduler", "steps", "guidance", "relation_guidance")
+        return context_length(triples), *(self.record[name] for name in shared)
 
     def is_done(self) -> bool:
         """Whether all its files are there."""
@@ -59,7 +60,7 @@ def make_jobs(items: Sequence[Item], model: Model, options: Options) -> list[Job
     """A job for each picture. Raises ValueError for an edit or a setting that cannot be followed."""
     config, scheduler = model.pipeline.config, scheduler_name(model.pipeline)
     defaults = {"steps": config.sampling_steps, "guidance": config.guidance, "size": config.resolution,
-                "scheduler": scheduler, "seed": 0}  # fmt: skip
+                "relation_guidance": 0.0, "scheduler": scheduler, "seed": 0}  # fmt: skip
     given = {name: getattr(options, name) for name in defaults if getattr(options, name) is not None}
     paths = iter(picture_paths(items, options))
     jobs = []
@@ -74,7 +75,8 @@ def make_jobs(items: Sequence[Item], model: Model, options: Options) -> list[Job
         for number in range(options.num_images):
             record = {name: settings[name] for name in defaults}
             record |= {"seed": settings["seed"] + number, "graph": graph_json(graph)}
-            record |= {"guidance": float(record["guidance"]), "model": model.name, "weights": model.weights}
+            record |= {name: float(record[name]) for name in ("guidance", "relation_guidance")}
+            record |= {"model": model.name, "weights": model.weights}
             path = next(paths)
             kinds = [("graph", options.show_graph), ("explain", options.explain), ("edit", bool(options.edits))]
             sheets = {kind: path.with_name(f"{path.stem}-{kind}.png") for kind, wanted in kinds if wanted}
@@ -147,6 +149,7 @@ def _sample(
                 graphs,
                 num_inference_steps=record["steps"],
                 guidance_scale=record["guidance"],
+                relation_guidance=record["relation_guidance"],
                 generator=[torch.Generator().manual_seed(job.record["seed"]) for job in batch],
                 resolution=record["size"],
                 callback_on_step_end=tick,
@@ -156,8 +159,10 @@ def _sample(
 
     if not explain:
         return call(), None
-    if pipeline.graph_encoder.config.context == "global":
-        raise ValueError("--explain needs a model with a token for each triple; this one has --context global")
+    encoder = pipeline.graph_encoder.config
+    if encoder.get("context") != "triples":
+        own = "has --context global" if "context" in encoder else "is a baseline"
+        raise ValueError(f"--explain needs a model with a token for each triple; this one {own}")
     side = record["size"] // pipeline.vae_scale_factor
     with AttentionMaps(pipeline.unet, len(graphs), (side, side)) as maps:
         images = call()

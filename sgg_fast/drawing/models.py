@@ -60,7 +60,8 @@ def find_pipeline(model: Path) -> Path | None:
 def load_model(model: str | None) -> Model:
     """The model that --model names: a run, a pipeline folder, "toy" (the one that ships) or a hub id.
 
-    Without `model`: the run in runs/toy if it was fine-tuned, else the toy model that the package ships.
+    Without `model`: the run in runs/toy if it was fine-tuned, else the toy model that the package ships. On CUDA its
+    UNet computes in fp16.
     Raises ValueError for a folder that holds no pipeline.
     """
     if model is None:
@@ -73,7 +74,10 @@ def load_model(model: str | None) -> Model:
         name, description = SHIPPED_NAME, "the toy model of this package"
     else:
         name, description = model or str(DEFAULT_RUN), str(folder)
-    return Model(_load(folder).to(env.device()), name, description, fingerprint(folder))
+    pipeline, device = _load(folder), env.device()
+    if device.type == "cuda":
+        pipeline.unet.to(torch.float16)  # only the UNet runs again and again; latents and VAE stay in fp32
+    return Model(pipeline.to(device), name, description, fingerprint(folder))
 
 
 def load_pipeline(model: str | None) -> tuple[SceneGraphToImagePipeline, str]:

@@ -26,6 +26,8 @@ class Options:
     """Denoising steps."""
     guidance: float | None = None
     """Classifier-free guidance, 1 for none."""
+    relation_guidance: float | None = None
+    """How hard the relations alone pull besides, 0 for not at all."""
     seed: int | None = None
     """Of the first picture of each graph, 0 unless given; the next ones count on."""
     num_images: int = 1
@@ -55,6 +57,8 @@ class Options:
             raise ValueError(f"--steps must lie between 1 and 1000, not {self.steps}")
         if self.guidance is not None and not 1 <= self.guidance < math.inf:
             raise ValueError(f"--guidance must be a number from 1 (none), not {self.guidance}")
+        if self.relation_guidance is not None and not 0 <= self.relation_guidance < math.inf:
+            raise ValueError(f"--relation-guidance must be a number from 0 (none), not {self.relation_guidance}")
         if self.seed is not None and not 0 <= self.seed <= 2**63 - self.num_images:
             raise ValueError(f"--seed must lie between 0 and 2^63 - 1, not {self.seed}")
         if self.size is not None and (not 8 <= self.size <= 4096 or self.size % 8):

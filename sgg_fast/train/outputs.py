@@ -10,19 +10,20 @@ from PIL import Image
 
 from sgg_fast.config import Config
 from sgg_fast.data.sources import PairSource
-from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.train.run_folder import replace_folder, writing
 from sgg_fast.train.setup import make_pipeline
 
 
 def draw_sheet(
-    config: Config, foundation: Foundation, conditioner: SceneGraphConditioner, source: PairSource
+    config: Config, foundation: Foundation, conditioner: Conditioner, source: PairSource
 ) -> Image.Image:
     """Real pictures of the first graphs above, generated ones of the same graphs below."""
     num = min(config.num_samples, len(source))
     pipeline = make_pipeline(config, foundation, conditioner, with_text=False)
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.capture_unet = "off"  # few steps; and DeepSpeed's hooks gather weights at every call
     foundation.unet.eval()
     drawn = pipeline(
         source.graphs[:num],
@@ -40,7 +41,7 @@ def draw_sheet(
 
 
 def export(
-    result: Path, stage: str, config: Config, foundation: Foundation, conditioner: SceneGraphConditioner
+    result: Path, stage: str, config: Config, foundation: Foundation, conditioner: Conditioner
 ) -> None:
     """Write the result aside and rename it, so that it is whole or absent. Raises OSError where that fails."""
     aside = result.with_name(f".{result.name}.part")

@@ -1,0 +1,131 @@
+"""A UNet's call recorded as a CUDA graph, so that a denoising step costs the host one launch instead of a thousand.
+
+One graph for each shape of pictures and context; all void once a weight lies elsewhere or an attention processor is
+another. cuDNN is not told to try its algorithms out, so that a seed gives the same picture in every process.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(z [B, c, h, w], t []) -> prediction [B, c, h, w]."""
+
+MAX_GRAPHS = 8
+"""Shapes that are kept; the oldest makes room."""
+WARM_UP_CALLS = 2
+"""Before a capture: they compile kernels and allocate what is allocated once."""
+
+
+class Recording:
+    """`call` of tensors like `inputs` as one CUDA graph. Raises RuntimeError where it cannot be captured."""
+
+    def __init__(
+        self, call: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], stream: torch.cuda.Stream, pool: Any
+    ) -> None:
+        self.inputs, before = [x.clone() for x in inputs], torch.cuda.current_stream(inputs[0].device)
+        stream.wait_stream(before)
+        self.graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.stream(stream):
+                for _ in range(WARM_UP_CALLS):
+                    call(*self.inputs)
+            with torch.cuda.graph(self.graph, pool=pool, stream=stream):
+                self.output = call(*self.inputs)
+        finally:
+            torch.cuda.set_stream(before)  # a capture that fails leaves its own stream the current one
+
+    def replay(self) -> torch.Tensor:
+        """What the call gives for `inputs` as they are now; overwritten by the next replay of any graph of the pool."""
+        self.graph.replay()
+        return self.output
+
+
+class CapturedUNet:
+    """The steps of a UNet, each shape recorded at its first use. Not for threads."""
+
+    def __init__(self, record: Callable[..., Recording] = Recording) -> None:
+        self._record = record
+        self._weights: Hashable = None
+        self._graphs: dict[Hashable, Recording] = {}
+        self._refused: dict[Hashable, str] = {}
+        self._stream: Any = None
+
+    def denoiser(
+        self, unet: Any, z: torch.Tensor, context: torch.Tensor, mask: torch.Tensor, choice: str = "auto"
+    ) -> Denoise:
+        """`unet` with this context [B, T, C] and mask [B, T] as a function of (z, t), z always of the shape given here.
+
+        It works in the dtype of the context, and predicts in that of its z.
+
+        choice: "auto" replays where that is possible, "on" does or raises ValueError, "off" calls the model.
+        """
+
+        def call(z: torch.Tensor, t: torch.Tensor, context: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            return unet(z, t, context, encoder_attention_mask=mask).sample
+
+        reason = "" if choice == "off" else self._reason(unet, z)
+        if choice != "off" and not reason:
+            inputs = z.to(context.dtype), torch.zeros((), device=z.device), context, mask
+            found = self._recording(unet, call, inputs)
+            if isinstance(found, Recording):
+                return _replaying(found, context, mask)
+            reason = found
+        if choice == "on":
+            raise ValueError(f"the UNet's step cannot be captured: {reason}")
+        return lambda z, t: call(z.to(context.dtype), t, context, mask).to(z.dtype)
+
+    @staticmethod
+    def _reason(unet: Any, z: torch.Tensor) -> str:
+        """Why not even to try, or ""."""
+        if z.device.type != "cuda":
+            return "no CUDA device"
+        if any(hasattr(module, "_hf_hook") for module in unet.modules()):
+            return "its weights are offloaded"
+        if any(getattr(processor, "needs_calls", False) for processor in unet.attn_processors.values()):
+            return "an attention processor looks at every call"
+        return ""
+
+    def _recording(
+        self, unet: Any, call: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor]
+    ) -> Recording | str:
+        """The graph of these shapes, or why there is none."""
+        if self._weights != (weights := _identity(unet)):
+            self._weights, self._graphs, self._refused = weights, {}, {}
+        key = tuple((x.shape, x.dtype, x.device) for x in inputs)
+        if key not in self._graphs and key not in self._refused:
+            while len(self._graphs) >= MAX_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            pool = next((recording.graph.pool() for recording in self._graphs.values()), None)
+            self._stream = self._stream or torch.cuda.Stream(inputs[0].device)
+            try:
+                self._graphs[key] = self._record(call, inputs, self._stream, pool)
+                self._weights = _identity(unet)  # merged projections may have moved together at the first call
+            except RuntimeError as error:
+                self._refused[key] = str(error).strip().splitlines()[0]
+                logger.warning("the UNet's step runs without a CUDA graph: %s", self._refused[key])
+        return self._refused[key] if key in self._refused else self._graphs[key]
+
+
+def _identity(unet: Any) -> Hashable:
+    """Where its weights lie, and what computes its attention: a graph is of these."""
+    return tuple(p.data_ptr() for p in unet.parameters()), tuple(unet.attn_processors.values())
+
+
+def _replaying(recording: Recording, context: torch.Tensor, mask: torch.Tensor) -> Denoise:
+    kept_z, kept_t, kept_context, kept_mask = recording.inputs
+    kept_context.copy_(context)
+    kept_mask.copy_(mask)
+
+    def step(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        kept_z.copy_(z)
+        kept_t.copy_(t)
+        return recording.replay().to(z.dtype, copy=True)  # multistep schedulers keep predictions
+
+    return step

@@ -1,0 +1,148 @@
+"""Compiles a recipe's kernels before its first step has to: `python -m sgg_fast.train.warmup --recipe vg256`.
+
+Takes the settings of train.py. On random weights and graphs it takes real steps of both stages and draws a picture, so
+that it asks for what they ask for, memory included; Triton keeps what it compiled in its own cache on disk, where the
+real run finds it. A size that is a multiple of 16 and one that is not are different kernels to Triton, so batches
+without a fixed shape (`--no-cuda-graphs`) may compile a few more on the way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import gc
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sgg_fast import env
+from sgg_fast.config import Config, add_flags
+from sgg_fast.graph import SceneGraph
+from sgg_fast.nn.attention import set_attention
+from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.fuse import fuse_for
+from sgg_fast.quiet import quiet_libraries
+from sgg_fast.recipes import RECIPES, recipe
+from sgg_fast.train.blank import blank_cache, blank_conditioner, blank_foundation
+from sgg_fast.train.engine import build_engine, plan_engine
+from sgg_fast.train.setup import make_pipeline
+from sgg_fast.train.stages import FinetuneStage, PretrainStage
+
+NUM_STEPS = 2
+"""Of training: the first one allocates what the second one finds."""
+BATCHES = (1, 8)
+"""Pictures drawn at a time: one, and infer.py's --batch-size."""
+
+
+def cache_folder() -> Path:
+    """Where Triton keeps what it compiled."""
+    home = Path(os.environ.get("TRITON_HOME", Path.home()))
+    return Path(os.environ.get("TRITON_CACHE_DIR", home / ".triton" / "cache"))
+
+
+def num_compiled(folder: Path) -> int:
+    """Kernels in it."""
+    return sum(1 for _ in folder.rglob("*.cubin"))
+
+
+def _models(config: Config, device: torch.device) -> Foundation:
+    """Random weights, and tokenizers that turn any word into some tokens."""
+    from sgg_fast.toy.models import toy_tokenizer
+
+    torch.manual_seed(config.seed)
+    with device:
+        foundation = blank_foundation(config)
+    return dataclasses.replace(foundation, tokenizer=toy_tokenizer(), clip_tokenizer=toy_tokenizer())
+
+
+def _train(stage: str, config: Config, device: torch.device, ds_path: str | None) -> None:
+    """Steps of a stage, as `Trainer` takes them."""
+    foundation = _models(config, device)
+    with device:
+        conditioner = blank_conditioner(config, foundation)
+    cache = blank_cache(config, foundation, 2 * config.batch_size)
+    moved = {name: getattr(cache, name).to(device) for name in ("graphs", "names", "images", "moments")}
+    phrases = None if cache.phrases is None else cache.phrases.to(device)
+    cache = dataclasses.replace(cache, **moved, phrases=phrases)
+    ds_config = plan_engine(config, stage, device, ds_path)
+    if stage == "pretrain":
+        module: torch.nn.Module = PretrainStage(config, conditioner, cache).to(device)
+    else:
+        set_attention(foundation.unet, config.attention, device)
+        by_layer = ds_config is not None and ds_config["zero_optimization"]["stage"] == 3
+        fuse_for(device, config.fuse_unet, foundation.unet, merge=not by_layer)
+        module = FinetuneStage(config, conditioner, foundation, cache)
+    engine = build_engine(module, config, stage, device, ds_config)
+    for step in range(NUM_STEPS):
+        engine.update(np.arange(config.batch_size)[None], step)
+
+
+def _draw(config: Config, device: torch.device) -> None:
+    """One step of sampling, as infer.py takes it."""
+    foundation = _models(config, device)
+    with device:
+        conditioner = blank_conditioner(config, foundation)
+    pipeline = make_pipeline(config, foundation, conditioner)
+    if device.type == "cuda":
+        pipeline.unet.to(torch.float16)
+    pipeline.set_progress_bar_config(disable=True)
+    for batch in BATCHES:
+        pipeline([SceneGraph(("sheep", "grass"), ((0, "on", 1),))] * batch, num_inference_steps=1)
+
+
+def warm_up(config: Config, device: torch.device, ds_path: str | None, say: Callable[[str], None]) -> None:
+    """Pre-training, fine-tuning and sampling with these settings, and what each compiled and took, in a line."""
+    parts: dict[str, Callable[[], None]] = {
+        "pretrain": lambda: _train("pretrain", config, device, None),
+        "finetune": lambda: _train("finetune", config, device, ds_path),
+        "infer": lambda: _draw(config, device),
+    }
+    folder = cache_folder()
+    for name, part in parts.items():
+        before, start = num_compiled(folder), time.perf_counter()
+        part()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        say(f"{name}: {num_compiled(folder) - before} kernels compiled, {time.perf_counter() - start:.0f} s")
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+    say(f"{num_compiled(folder)} kernels in {folder}")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The settings of a recipe, as train.py takes them."""
+    about = __doc__.split("\n\n")[0]
+    parser = argparse.ArgumentParser(prog="python -m sgg_fast.train.warmup", description=about, allow_abbrev=False)
+    parser.add_argument("--recipe", default="toy", help=f"named settings: {', '.join(RECIPES)} (toy)")
+    parser.add_argument("--deepspeed", metavar="DS_JSON", help="DeepSpeed configuration of the fine-tuning")
+    add_flags(parser.add_argument_group("settings of the recipe"))
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done; 2 for settings or a machine that cannot do it (one line on stderr), 130 interrupted."""
+    args = vars(parse(argv))
+    name, ds_path = args.pop("recipe"), args.pop("deepspeed")
+    try:
+        config = recipe(name, **args)
+        if not torch.cuda.is_available():
+            raise ValueError("no CUDA device here: kernels are compiled on the machine that runs them")
+        quiet_libraries()
+        warm_up(config, env.device(), ds_path, lambda line: print(line, flush=True))
+    except (ValueError, OSError, torch.OutOfMemoryError) as error:
+        print(f"warmup: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("warmup: interrupted; what was compiled is kept", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
