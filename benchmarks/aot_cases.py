@@ -17,6 +17,7 @@ import torch
 
 LEAST_WARPS = {
     "adam_decide_kernel": 4,  # one program
+    "adam8bit_kernel": 16,
     "adam_kernel": 16,
     "adam_squares_kernel": 16,
     "column_sum_kernel": 16,
@@ -164,6 +165,33 @@ def adam(num_chunks: int, max_norm: float) -> None:
     adam_step(*buffers, index(3 * num_chunks, torch.int64).view(-1, 3), control, index(1), Hyper(max_norm=max_norm))
 
 
+def adam8bit(num_chunks: int, weight: torch.dtype, split: bool, grad: torch.dtype, bits: int) -> None:
+    from sgg_kernels.adam import BLOCK, adam_decide, adam_update
+    from sgg_kernels.adam8bit import adam8bit_update
+    from sgg_kernels.reference.adam import CONTROL_SIZE, Hyper
+    from sgg_kernels.reference.adam8bit import BLOCK_8BIT, Moments
+    from sgg_kernels.reference.weights import Weights
+
+    num = num_chunks * BLOCK
+    weights = Weights(index(num, weight), index(num, torch.int16) if split else None, seed=3)
+    table, control, hyper = index(3 * num_chunks, torch.int64).view(-1, 3), index(CONTROL_SIZE, _F32), Hyper()
+    rest = table, grad, control, index(4, _F32), index(1), hyper
+    adam_decide([table], [grad], control, index(1), hyper)
+    if bits == 32:
+        adam_update(weights, index(num, _F32), index(num, _F32), *rest)
+        return
+    codes, scales = (index(num, torch.uint8) for _ in range(2)), (index(num // BLOCK_8BIT, _F32) for _ in range(2))
+    adam8bit_update(weights, Moments(*codes, *scales, index(256, _F32), index(256, _F32)), *rest)
+
+
+ADAM_FORMS = {
+    "fp32": (_F32, False, _F32),
+    "split": (_BF16, True, _BF16),
+    "lean": (_BF16, False, _BF16),
+    "fp32 weights, bf16 gradients": (_F32, False, _BF16),
+}
+"""Weights, whether their low halves are kept, gradients."""
+
 NORMS = {
     **{f"C/G {size} {pixels}": (2, pixels, 32 * size, 32) for size, pixels in
        ((10, 1024), (20, 1024), (30, 1024), (40, 256), (60, 64), (80, 16))},
@@ -227,6 +255,11 @@ def cases() -> list[Case]:
             made.append(Case(name, functools.partial(pack, padded, masked), vectors=False))
     for name, num_chunks, max_norm in (("paper", 23_000, 1.0), ("paper unclipped", 23_000, 0.0), ("scale", 2**22, 1.0)):
         made.append(Case(f"adam {name}", functools.partial(adam, num_chunks, max_norm), vectors=True))
+    for bits, num_chunks, name in ((8, 839_000, "unet"), (8, 2**22, "scale"), (32, 700, "norms")):
+        for form, dtypes in ADAM_FORMS.items():
+            if name != "scale" or form in ("fp32", "lean"):
+                run = functools.partial(adam8bit, num_chunks, *dtypes, bits)
+                made.append(Case(f"adam8bit {bits} {name} {form}", run, vectors=True))
     for size in SIZES:
         for op in (gather_add_relu, scatter_mean, masked_pool, triple_context):
             made.append(Case(f"{op.__name__} {size.name}", functools.partial(op, size), size.width % 16 == 0))

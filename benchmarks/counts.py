@@ -24,7 +24,10 @@ from sgg_kernels.launch import intercept
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from . import baselines_torch, roofline
+from sgg_fast import ops
+from sgg_fast.train.flat8bit import FlatAdam8bit
+
+from . import baselines_torch, optimiser, roofline
 from .baselines_torch import Form
 from .readme_table import ReadmeTable
 from .registry import DTYPES, GRAPH_OPS, IMAGE_OPS, Case, Inputs, inputs
@@ -300,10 +303,48 @@ def pack_table() -> list[str]:
     return lines
 
 
+def count_optimiser(op: str, weights: str) -> int:
+    """Launches of one step of two groups, as the UNet has them: matrices, and what keeps 32-bit state."""
+    dtype = torch.float32 if weights == "fp32" else torch.bfloat16
+    groups = []
+    for bits in (8 if op == "adam8bit" else 32, 32):
+        parameters = optimiser.parameters([(5,), (300,)], dtype, torch.device("cpu"), flat=False)
+        groups.append({"params": parameters, "lr": 1e-3, "optim_bits": bits})
+    made = FlatAdam8bit(groups, seed=0, max_norm=1.0, split=weights == "split")
+    ops.use_kernels("triton")
+    try:
+        with counted_launches() as seen:
+            made.step()
+    finally:
+        ops.use_kernels("auto")
+    return len(seen)
+
+
+def optimiser_table() -> list[str]:
+    """A step of Stable Diffusion v1's UNet, the norm of its gradients included."""
+    chips = " | ".join(f"{chip.name}, ms" for chip in CHIPS)
+    num = sum(torch.Size(shape).numel() for shape in optimiser.shapes("unet"))
+    lines = [
+        f"{num:,} weights; *norm* reads each gradient once more",
+        "",
+        f"| op | weights | launches | bytes an element | and norm | GB | {chips} |",
+        "|---|---|---|---|---|---|" + "---|" * len(CHIPS),
+    ]
+    for op, forms in optimiser.BYTES.items():
+        for weights, each in forms.items():
+            norm = 4 if weights == "fp32" else 2
+            scales = num // 16 if op == "adam8bit" else 0
+            moved = roofline.Traffic(num * (each + norm) + scales)
+            times = [_number(1e3 * moved.seconds(chip)) for chip in CHIPS]
+            cells = [op, weights, str(count_optimiser(op, weights)), str(each), str(norm), _number(moved.bytes / 1e9)]
+            lines.append("| " + " | ".join([*cells, *times]) + " |")
+    return lines
+
+
 def body() -> str:
     """What stands between the markers of the README."""
     blocks = ["\n".join(table(size)) for size in TABLE_SIZES]
-    return "\n\n".join([*blocks, "\n".join(pack_table()), "\n".join(image_table())])
+    return "\n\n".join([*blocks, *("\n".join(t()) for t in (pack_table, image_table, optimiser_table))])
 
 
 TABLE = ReadmeTable("counts", "counts", body)

@@ -33,7 +33,7 @@ from sgg_fast.recipes import recipe
 from sgg_fast.toy.models import toy_foundation, toy_tokenizer
 from sgg_fast.train.blank import blank_foundation
 from sgg_fast.train.plain import PlainEngine
-from sgg_fast.train.replay import ReplayEngine
+from sgg_fast.train.replay import PretrainReplay
 from sgg_fast.train.setup import SampleOrder, new_conditioner
 from sgg_fast.train.stages import PretrainStage
 
@@ -212,7 +212,7 @@ def build(name: str, setup: Setup, batch: int) -> Naive | Ours:
     if name == "naive":
         return Naive(setup, batch)
     if name == "graphs":
-        return Ours(setup, batch, lambda stage, config: ReplayEngine(stage, config, setup.device))
+        return Ours(setup, batch, lambda stage, config: PretrainReplay(stage, config, setup.device))
     return Ours(setup, batch, lambda stage, config: PlainEngine(stage, config, "pretrain", setup.device))
 
 

@@ -10,6 +10,7 @@ import abc
 import contextlib
 import dataclasses
 import functools
+import gc
 import importlib.util
 from typing import Any
 
@@ -126,6 +127,23 @@ class Ours(Form):
         return Planner(config, self.ds, self.device.type, num_images=NUM_IMAGES, stored=False)
 
 
+class Captured(Ours):
+    """The same, replayed as CUDA graphs, which are made for one size."""
+
+    def losses(self, num: int) -> list[float]:
+        """By replays at a learning rate of 0, so that what is compared is what is timed."""
+        return [self.engine.update(self.ids[None], step, 0.0).values["loss"].item() for step in range(num)]
+
+    def prepare(self, resolution: int, batch: int) -> None:
+        """See `Form`. The graphs of the size before are given up first."""
+        super().prepare(resolution, batch)
+        del self.engine
+        gc.collect()
+        config = dataclasses.replace(self.config, batch_size=batch)
+        self.engine = build_engine(self.stage, config, "finetune", self.device, self.ds)
+        self._step = 0
+
+
 class Diffusers(Form):
     """The recipe's step: encode the images, encode the texts, predict the noise, AdamW, clip at 1."""
 
@@ -205,8 +223,10 @@ def _normal_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tens
 
 
 FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
-    "plain": ({}, None),
-    "lean": ({"weights": "lean"}, None),
+    "captured": ({}, None),
+    "captured-lean": ({"weights": "lean"}, None),
+    "plain": ({"cuda_graphs": False}, None),
+    "lean": ({"weights": "lean", "cuda_graphs": False}, None),
     "lean-in-backward": ({"weights": "lean", "optimizer_in_backward": True, "max_grad_norm": 0.0}, None),
     "ds.json": ({}, DS_JSON),
     "diffusers-adamw": ({"attention": "sdpa"}, "adamw"),
@@ -215,9 +235,17 @@ FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
 """Name -> settings that are changed, and the ds.json or the recipe's optimiser."""
 
 
+def call_of(name: str) -> str:
+    """The form's `run.Row.call`."""
+    return "replay" if name.startswith("captured") else "eager"
+
+
 def build(name: str, config: Config, resolution: int, device: torch.device, num_losses: int) -> Form:
     """The form `name`, its reference losses known. Raises `UnavailableError` where it cannot run here."""
     changes, other = FORMS[name]
+    captured = call_of(name) == "replay"
+    if captured and device.type != "cuda":
+        raise UnavailableError("skipped: CUDA graphs need a GPU")
     if other == DS_JSON and importlib.util.find_spec("deepspeed") is None:
         raise UnavailableError("skipped: deepspeed is not installed")
     if name.startswith("diffusers"):
@@ -225,4 +253,5 @@ def build(name: str, config: Config, resolution: int, device: torch.device, num_
         attention = changes["attention"] if device.type == "cuda" else "sdpa"
         sized = dataclasses.replace(config, resolution=resolution)
         return Diffusers(sized, other, attention, device, num_losses)
-    return Ours(dataclasses.replace(config, **changes), other, resolution, device, num_losses)
+    kind = Captured if captured else Ours
+    return kind(dataclasses.replace(config, **changes), other, resolution, device, num_losses)

@@ -122,7 +122,8 @@ def measure_form(name: str, config: Config, sizes: list[Size], device: torch.dev
     precision = "bf16"
 
     def row(size: Size, **changes: object) -> Row:
-        return Row("train_step", "finetune", str(size), shape, precision, name, "eager", "warm", **facts, **changes)  # type: ignore[arg-type]
+        call = train_forms.call_of(name)
+        return Row("train_step", "finetune", str(size), shape, precision, name, call, "warm", **facts, **changes)  # type: ignore[arg-type]
 
     try:
         form = train_forms.build(name, config, sizes[0].resolution, device, NUM_LOSSES)

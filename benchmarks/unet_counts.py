@@ -22,11 +22,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from diffusers import UNet2DConditionModel
-from sgg_kernels.geglu import geglu_bwd, geglu_fwd
-from sgg_kernels.group_norm_silu import group_norm_silu_fwd
-from sgg_kernels.group_norm_silu_bwd import group_norm_silu_bwd
 from sgg_kernels.launch import intercept
+from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
 
 from sgg_fast import ops
 from sgg_fast.nn import fuse
@@ -38,13 +37,6 @@ BATCH, CONTEXT, WIDTH = 2, 80, 768
 """Images, tokens and width of the context."""
 ATTENTION_LAUNCHES = (1, 2)
 """Of flash attention, forward and backward (the row sums of the gradient, then everything else)."""
-
-_LAUNCHERS: dict[str, Callable[..., Any]] = {
-    "group_norm_silu": group_norm_silu_fwd,
-    "group_norm_silu_bwd": group_norm_silu_bwd,
-    "geglu": geglu_fwd,
-    "geglu_bwd": geglu_bwd,
-}
 
 
 @torch.library.custom_op("sgg_count::attention", mutates_args=())
@@ -76,7 +68,7 @@ _attention.register_autograd(
 
 
 @contextlib.contextmanager
-def _opaque_attention() -> Iterator[None]:
+def opaque_attention() -> Iterator[None]:
     """Attention as the fused kernels do it, which on tensors without memory falls apart into its formula."""
     stock = F.scaled_dot_product_attention
 
@@ -91,8 +83,8 @@ def _opaque_attention() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cuda_autocast() -> Iterator[None]:
-    """Autocast to bf16 by CUDA's rules, where the CPU's differ: norms run in fp32 there."""
+def cuda_norms() -> Iterator[None]:
+    """Norms in fp32, as CUDA's rules of autocast have them and the CPU's have not."""
     stock = F.group_norm, F.layer_norm
 
     def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):  # type: ignore[no-untyped-def]
@@ -103,10 +95,16 @@ def _cuda_autocast() -> Iterator[None]:
 
     F.group_norm, F.layer_norm = group_norm, layer_norm  # type: ignore[assignment]
     try:
-        with torch.autocast("cpu", torch.bfloat16):
-            yield
+        yield
     finally:
         F.group_norm, F.layer_norm = stock
+
+
+@contextlib.contextmanager
+def _cuda_autocast() -> Iterator[None]:
+    """Autocast to bf16 by CUDA's rules."""
+    with cuda_norms(), torch.autocast("cpu", torch.bfloat16):
+        yield
 
 
 class UNetCounter(OpCounter):
@@ -120,7 +118,7 @@ class UNetCounter(OpCounter):
         result = super().__torch_dispatch__(func, types, args, kwargs)
         name = func._schema.name.split("::")[1]
         if func.namespace == "sgg_fast":
-            self._run(_LAUNCHERS[name], args)
+            self._run(OPDEFS[func._schema.name]._init_fn, args)
         elif func.namespace == "sgg_count":
             outputs = result if isinstance(result, tuple) else (result,)
             self.launches[name] += ATTENTION_LAUNCHES[name.endswith("bwd")]
@@ -128,17 +126,17 @@ class UNetCounter(OpCounter):
         return result
 
     def _run(self, launcher: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        """`launcher` on tensors of the same shapes and strides, its launches seen and not made."""
+        """What an operator of ours runs, on tensors of the same shapes and strides, its launches seen and not made."""
 
         def note(kernel: Any, grid: tuple[int, ...], given: tuple[Any, ...], options: dict[str, Any]) -> bool:
             self.launches[kernel.__name__] += 1
             self.moved[kernel.__name__] += sum(_bytes(t) for t in given if isinstance(t, torch.Tensor))
             return True
 
-        bare = [
-            torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device="meta") if isinstance(a, torch.Tensor) else a
-            for a in args
-        ]
+        def bare_of(a: torch.Tensor) -> torch.Tensor:
+            return torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device="meta")
+
+        bare = tree_map_only(torch.Tensor, bare_of, args)
         with torch.utils._python_dispatch._disable_current_modes(), intercept(note):
             launcher(*bare)
 
@@ -172,7 +170,7 @@ FORMS = (
 )
 
 
-def _make_channels_last(model: torch.nn.Module) -> None:
+def make_channels_last(model: torch.nn.Module) -> None:
     """`model.to(memory_format=torch.channels_last)`, which tensors without memory do not take."""
     for module in model.modules():
         for name, p in list(module._parameters.items()):
@@ -189,11 +187,11 @@ def count(form: Form, side: int, autocast: bool) -> tuple[UNetCounter, UNetCount
     ops.use_kernels("triton")
     try:
         torch.set_default_dtype(torch.float32 if autocast else torch.bfloat16)
-        with FakeTensorMode(), _opaque_attention(), interpreter_allowed():
+        with FakeTensorMode(), opaque_attention(), interpreter_allowed():
             unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=WIDTH).train()
             z = torch.empty(BATCH, 4, side, side)
             if form.channels_last:
-                _make_channels_last(unet)
+                make_channels_last(unet)
                 z = z.to(memory_format=torch.channels_last)
             if form.merge is not None:
                 fuse.fuse(unet, form.merge)

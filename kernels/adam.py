@@ -1,11 +1,13 @@
-"""`adam`: one Adam step over flat fp32 buffers, gradients read where backward left them. Definition: `reference.adam`.
+"""`adam`: one Adam step over flat buffers, gradients read where backward left them. Definition: `reference.adam`.
 
 Three launches whatever the number of parameters: squares of the gradients by chunk, one program that decides, and the
-update. Nothing is read back; everything that varies from step to step lies in device tensors, so that the launches
-can be captured. Letters: P elements of the flat buffers, K chunks.
+update (`adam8bit.py` has another, for moments in 8 bits). Nothing is read back; everything that varies from step to
+step lies in device tensors, so that the launches can be captured. Letters: P elements of the flat buffers, K chunks.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import triton
@@ -14,47 +16,49 @@ import triton.language as tl
 from .launch import launch
 from .reference.adam import (
     APPLIED,
+    BLOCK,
     CORRECTION_1,
     CORRECTION_2,
     FACTOR,
     INVERSE_SCALE,
-    LR,
     NORM,
     Hyper,
 )
+from .reference.weights import Weights
+from .weights import form_of, load_weight, store_weight
 
-BLOCK = 1024
-"""Elements of a chunk."""
 NUM_WARPS = 4
 DECIDE_BLOCK = 1024
 
-_LR, _INVERSE_SCALE, _FACTOR = tl.constexpr(LR), tl.constexpr(INVERSE_SCALE), tl.constexpr(FACTOR)
-_APPLIED, _NORM = tl.constexpr(APPLIED), tl.constexpr(NORM)
-_C1, _C2 = tl.constexpr(CORRECTION_1), tl.constexpr(CORRECTION_2)
+GRAD_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
+
+INVERSE_SCALE_PLACE, FACTOR_PLACE = tl.constexpr(INVERSE_SCALE), tl.constexpr(FACTOR)
+APPLIED_PLACE, NORM_PLACE = tl.constexpr(APPLIED), tl.constexpr(NORM)
+C1_PLACE, C2_PLACE = tl.constexpr(CORRECTION_1), tl.constexpr(CORRECTION_2)
 
 
 @triton.jit
-def _load_grad(p_table, i_k, BLOCK: tl.constexpr):
-    """Chunk i_k's gradients, 0 beyond its end, and the offsets and mask of its elements in the flat buffers.
+def load_grad(p_table, i_k, GRAD: tl.constexpr, BLOCK: tl.constexpr):
+    """Chunk i_k's gradients in fp32, 0 beyond its end; their first element's place in the flat buffers; their number.
 
-    Reads whole 16 bytes: up to three elements past a gradient's end, within its allocation.
+    Reads whole 16 bytes: a few elements past a gradient's end, within its allocation.
     """
+    LANE: tl.constexpr = 128 // GRAD.primitive_bitwidth
     address = tl.load(p_table + 3 * i_k)
     o_k = tl.multiple_of(tl.load(p_table + 3 * i_k + 1), 16)
     num = tl.load(p_table + 3 * i_k + 2).to(tl.int32)
-    p_grad = tl.multiple_of(address.to(tl.pointer_type(tl.float32)), 16)
+    p_grad = tl.multiple_of(address.to(tl.pointer_type(GRAD)), 16)
     i = tl.arange(0, BLOCK)
-    m_k = i < tl.multiple_of((num + 3) // 4 * 4, 4)
     # [BLOCK]
-    g = tl.load(p_grad + i, mask=m_k, other=0.0)
-    return tl.where(i < num, g, 0.0), o_k + i, m_k
+    g = tl.load(p_grad + i, mask=i < tl.multiple_of((num + LANE - 1) // LANE * LANE, LANE), other=0.0).to(tl.float32)
+    return tl.where(i < num, g, 0.0), o_k, num
 
 
 @triton.jit
-def adam_squares_kernel(p_table, p_squares, BLOCK: tl.constexpr):
-    """Sum of squares of each chunk's gradients. Bytes: 4 an element."""
+def adam_squares_kernel(p_table, p_squares, GRAD: tl.constexpr, BLOCK: tl.constexpr):
+    """Sum of squares of each chunk's gradients. Bytes: 4 an element, 2 in bf16."""
     i_k = tl.program_id(0).to(tl.int64)
-    g, _, _ = _load_grad(p_table, i_k, BLOCK)
+    g, _, _ = load_grad(p_table, i_k, GRAD, BLOCK)
     tl.store(p_squares + i_k, tl.sum(g * g, 0))
 
 
@@ -69,56 +73,105 @@ def adam_decide_kernel(
         k = o + tl.arange(0, BLOCK)
         m_k = k < tl.multiple_of((num_chunks + 3) // 4 * 4, 4)
         total += tl.where(k < num_chunks, tl.load(p_squares + k, mask=m_k, other=0.0), 0.0)
-    inverse_scale = tl.load(p_control + _INVERSE_SCALE)
+    inverse_scale = tl.load(p_control + INVERSE_SCALE_PLACE)
     norm = tl.sqrt(tl.sum(total, 0)) * inverse_scale
     applied = norm < float("inf")  # false for NaN as well
     factor = inverse_scale
     if CLIP:
         factor = inverse_scale * tl.minimum(max_norm / (norm + 1e-6), 1.0)
-    c_1, c_2 = tl.load(p_control + _C1), tl.load(p_control + _C2)
-    tl.store(p_control + _C1, tl.where(applied, c_1 * beta_1 + (1 - beta_1), c_1))
-    tl.store(p_control + _C2, tl.where(applied, c_2 * beta_2 + (1 - beta_2), c_2))
-    tl.store(p_control + _APPLIED, applied.to(tl.float32))
-    tl.store(p_control + _FACTOR, factor)
-    tl.store(p_control + _NORM, norm)
+    c_1, c_2 = tl.load(p_control + C1_PLACE), tl.load(p_control + C2_PLACE)
+    tl.store(p_control + C1_PLACE, tl.where(applied, c_1 * beta_1 + (1 - beta_1), c_1))
+    tl.store(p_control + C2_PLACE, tl.where(applied, c_2 * beta_2 + (1 - beta_2), c_2))
+    tl.store(p_control + APPLIED_PLACE, applied.to(tl.float32))
+    tl.store(p_control + FACTOR_PLACE, factor)
+    tl.store(p_control + NORM_PLACE, norm)
     tl.store(p_step, tl.load(p_step) + applied.to(tl.int32))
 
 
 @triton.jit
-def adam_kernel(p_param, p_m, p_v, p_table, p_control, beta_1, beta_2, eps, BLOCK: tl.constexpr):
+def adam_kernel(
+    p_param, p_low, p_m, p_v, p_table, p_control, p_rate, p_step, seed, beta_1, beta_2, eps,
+    GRAD: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
     """m += (1 - beta_1)(g - m); v += (1 - beta_2)(g^2 - v); p -= lr / c_1 m / (sqrt(v / c_2) + eps), g scaled first.
 
-    Bytes: 28 an element (16 read, 12 written). 1. Kingma and Ba, 2015, algorithm 1.
+    Bytes: 28 an element (16 read, 12 written) in fp32. 1. Kingma and Ba, 2015, algorithm 1.
     """
-    if tl.load(p_control + _APPLIED) > 0:
-        g, i, m_k = _load_grad(p_table, tl.program_id(0).to(tl.int64), BLOCK)
-        g = g * tl.load(p_control + _FACTOR)
+    if tl.load(p_control + APPLIED_PLACE) > 0:
+        g, o_k, num = load_grad(p_table, tl.program_id(0).to(tl.int64), GRAD, BLOCK)
+        g = g * tl.load(p_control + FACTOR_PLACE)
+        i = tl.arange(0, BLOCK)
+        m_i = i < tl.multiple_of((num + 15) // 16 * 16, 16)
+        i = o_k + i
         # [BLOCK]
-        m = tl.load(p_m + i, mask=m_k, other=0.0)
-        v = tl.load(p_v + i, mask=m_k, other=0.0)
-        p = tl.load(p_param + i, mask=m_k, other=0.0)
+        m = tl.load(p_m + i, mask=m_i, other=0.0)
+        v = tl.load(p_v + i, mask=m_i, other=0.0)
+        p = load_weight(p_param, p_low, i, m_i, FORM)
         m += (1 - beta_1) * (g - m)
         v = beta_2 * v + (1 - beta_2) * g * g
-        rate = tl.load(p_control + _LR) / tl.load(p_control + _C1)
-        spread = tl.sqrt(v) / tl.sqrt(tl.load(p_control + _C2)) + eps
-        tl.store(p_m + i, m, mask=m_k)
-        tl.store(p_v + i, v, mask=m_k)
-        tl.store(p_param + i, p - rate * m / spread, mask=m_k)
+        rate = tl.load(p_rate) / tl.load(p_control + C1_PLACE)
+        spread = tl.sqrt(v) / tl.sqrt(tl.load(p_control + C2_PLACE)) + eps
+        tl.store(p_m + i, m, mask=m_i)
+        tl.store(p_v + i, v, mask=m_i)
+        store_weight(p_param, p_low, i, m_i, p - rate * m / spread, seed, tl.load(p_step), FORM)
 
 
-def adam_table(addresses: list[int], offsets: list[int], numels: list[int]) -> torch.Tensor:
+def adam_table(addresses: Sequence[int], offsets: Sequence[int], numels: Sequence[int], itemsize: int) -> torch.Tensor:
     """[K, 3] int64 on the host: address of each chunk's gradients, its offset in the flat buffers, its elements.
 
-    Addresses must be multiples of 16 bytes, offsets of 16 elements.
+    Addresses must be multiples of 16 bytes, offsets of 16 elements. itemsize: bytes of an element.
     """
     assert all(address % 16 == 0 for address in addresses), "a gradient does not start on 16 bytes"
     assert all(offset % 16 == 0 for offset in offsets)
     rows = [
-        (address + 4 * first, offset + first, min(BLOCK, num - first))
+        (address + itemsize * first, offset + first, min(BLOCK, num - first))
         for address, offset, num in zip(addresses, offsets, numels, strict=True)
         for first in range(0, num, BLOCK)
     ]
     return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
+
+
+def adam_decide(
+    tables: Sequence[torch.Tensor],
+    grad_dtypes: Sequence[torch.dtype],
+    control: torch.Tensor,
+    step: torch.Tensor,
+    hyper: Hyper,
+) -> None:
+    """`reference.adam.adam_decide` from the squares of all gradients, each table's of one dtype."""
+    ends = [0]
+    for table_K3 in tables:
+        ends.append(ends[-1] + table_K3.shape[0])
+    squares_K = torch.empty(ends[-1] + 3, dtype=torch.float32, device=control.device)
+    for table_K3, dtype, first in zip(tables, grad_dtypes, ends, strict=False):
+        launch(
+            adam_squares_kernel, (table_K3.shape[0],), table_K3, squares_K[first:],
+            GRAD=GRAD_TYPES[dtype], BLOCK=BLOCK, num_warps=NUM_WARPS,
+        )  # fmt: skip
+    launch(
+        adam_decide_kernel, (1,), squares_K, control, step, ends[-1], hyper.beta_1, hyper.beta_2, hyper.max_norm,
+        CLIP=hyper.max_norm > 0, BLOCK=DECIDE_BLOCK, num_warps=NUM_WARPS,
+    )  # fmt: skip
+
+
+def adam_update(
+    weights: Weights,
+    moment_1_P: torch.Tensor,
+    moment_2_P: torch.Tensor,
+    table_K3: torch.Tensor,
+    grad_dtype: torch.dtype,
+    control: torch.Tensor,
+    rate: torch.Tensor,
+    step: torch.Tensor,
+    hyper: Hyper,
+) -> None:
+    """`reference.adam.adam_update`; the gradients are those whose addresses stand in `table` when the launch runs."""
+    param, low, seed = weights
+    launch(
+        adam_kernel, (table_K3.shape[0],), param, param if low is None else low, moment_1_P, moment_2_P, table_K3,
+        control, rate, step, seed, hyper.beta_1, hyper.beta_2, hyper.eps,
+        GRAD=GRAD_TYPES[grad_dtype], FORM=form_of(weights), BLOCK=BLOCK, num_warps=NUM_WARPS,
+    )  # fmt: skip
 
 
 def adam_step(
@@ -130,15 +183,7 @@ def adam_step(
     step: torch.Tensor,
     hyper: Hyper,
 ) -> None:
-    """`reference.adam` in place; the gradients are those whose addresses stand in `table` when the launches run."""
-    num_chunks = table_K3.shape[0]
-    squares_K = torch.empty(num_chunks + 3, dtype=torch.float32, device=param_P.device)
-    launch(adam_squares_kernel, (num_chunks,), table_K3, squares_K, BLOCK=BLOCK, num_warps=NUM_WARPS)
-    launch(
-        adam_decide_kernel, (1,), squares_K, control, step, num_chunks, hyper.beta_1, hyper.beta_2, hyper.max_norm,
-        CLIP=hyper.max_norm > 0, BLOCK=DECIDE_BLOCK, num_warps=NUM_WARPS,
-    )  # fmt: skip
-    launch(
-        adam_kernel, (num_chunks,), param_P, moment_1_P, moment_2_P, table_K3, control,
-        hyper.beta_1, hyper.beta_2, hyper.eps, BLOCK=BLOCK, num_warps=NUM_WARPS,
-    )  # fmt: skip
+    """`reference.adam.adam` in place, everything in fp32; the learning rate is the first of `control`."""
+    adam_decide([table_K3], [torch.float32], control, step, hyper)
+    weights = Weights(param_P)
+    adam_update(weights, moment_1_P, moment_2_P, table_K3, torch.float32, control, control, step, hyper)

@@ -21,17 +21,19 @@ class ConfigError(ValueError):
 CHOICES = {
     "attributes": ("none", "first"),
     "flip": ("none", "swap"),
+    "conditioner": ("sgg", "text", "sgdiff"),
+    "text_form": ("sentence", "phrases", "numbered"),
     "encoder": ("residual", "plain"),
     "triple": ("roles", "shared"),
     "context": ("triples", "global"),
     "token_init": ("none", "text"),
     "contrastive": ("bce", "literal", "infonce"),
-    "image_embedding": ("clean", "noised", "predicted"),
+    "image_embedding": ("clean", "noised", "noisy-image", "predicted", "latent"),
     "isa_weight": ("auto", "alpha_bar", "none"),
     "lr_schedule": ("constant", "cosine"),
     "optimizer": ("adam8bit", "adam"),
     "precision": ("auto", "fp32", "bf16", "fp16"),
-    "weights": ("master", "lean"),
+    "weights": ("master", "split", "lean"),
     "ema_device": ("auto", "cpu"),
     "attention": ("auto", "xformers", "sdpa", "cudnn"),
     "kernels": ("auto", "reference", "triton"),
@@ -63,6 +65,12 @@ class Config:
     num_scenes: int = 256
     """How many toy scenes are drawn, with --data toy."""
 
+    conditioner: str = "sgg"
+    """What the UNet is conditioned by: SGG-IG's graph encoder, or a baseline without pre-training: text, the graph said
+    to SD's text encoder, or sgdiff, the graph encoder of SGDiff."""
+    text_form: str = "sentence"
+    """How --conditioner text says a graph: in one sentence, in phrases that are a token each, or in one sentence with
+    numbered names where there are several of a kind."""
     width: int = 128
     """D, width of the graph encoder."""
     num_layers: int = 4
@@ -75,6 +83,8 @@ class Config:
     """What the UNet attends to: a token per triple, or X_global alone (eq. 11 as printed)."""
     token_init: str = "text"
     """Start each triple's token from SD's own text state of its phrase, the graph's share gated to zero at first."""
+    instance_codes: bool = False
+    """Tell objects of one name in a graph apart: a random code on every token that mentions the object."""
 
     mask_ratio: float = 0.3
     """Share of objects that the auto-encoder masks."""
@@ -82,6 +92,12 @@ class Config:
     """Eq. 9: binary cross-entropy with one negative, the printed form, or InfoNCE."""
     num_negatives: int = 64
     """Negatives of --contrastive infonce, from the cached image embeddings."""
+    graph_negatives: bool = False
+    """Further negatives of eq. 9: the graph itself with one relation turned round or said the opposite way."""
+    mae_weight: float = 1.0
+    """Weight of the masked auto-encoder's loss in pre-training; 0 switches it off."""
+    con_weight: float = 1.0
+    """Weight of eq. 9 in pre-training; 0 switches it off."""
 
     loss_weight: float = 0.5
     """lambda of eq. 12: share of the diffusion loss; the rest is image-scene alignment."""
@@ -89,11 +105,17 @@ class Config:
     """Weight of eq. 10 over timesteps: alpha_bar_t, or none as printed. Auto is alpha_bar, but none for
     --image-embedding noised, which carries its own."""
     image_embedding: str = "clean"
-    """I(t) of eq. 10: the clean image's embedding, its expectation under noise, or that of the predicted image."""
+    """I(t) of eq. 10: the embedding of the clean image, its expectation under noise (noised), that of the noised image
+    (noisy-image), of the image that the UNet predicts, or a small network's reading of the predicted latent."""
     condition_dropout: float = 0.1
     """Share of training images whose condition is dropped, for classifier-free guidance."""
+    relation_dropout: float = 0.0
+    """Share of training images whose graph is given without its relations, for relation guidance."""
     min_snr_gamma: float = 0.0
     """Weight the diffusion loss over timesteps by min(SNR, this) / SNR (usually 5); 0 for the paper's even weight."""
+
+    geometry: float = 0.0
+    """Weight of a loss of both stages: each relation's token predicts how the boxes of its pair lie; 0 for none."""
 
     batch_size: int = 8
     """Graphs or images per step and process; in fine-tuning per micro-batch."""
@@ -118,10 +140,11 @@ class Config:
     max_grad_norm: float = 1.0
     """Gradient norm is clipped to this; 0 leaves it alone."""
     precision: str = "auto"
-    """Precision of fine-tuning: auto is bf16 on CUDA and with --weights lean, else fp32; fp16 scales the loss."""
+    """Precision of fine-tuning: auto is bf16 on CUDA and with bf16 --weights, else fp32; fp16 scales the loss."""
     weights: str = "master"
-    """The UNet's weights in fine-tuning: in fp32, rounded for compute, or lean: in bf16 alone, updates rounded
-    stochastically so that small ones are kept on average (4 of 10 bytes a weight saved)."""
+    """The UNet's weights in fine-tuning: in fp32, cast for compute (master); in bf16, the rest of fp32 kept by the
+    optimiser, so that nothing is cast (split); or in bf16 alone, updates rounded stochastically so that small ones are
+    kept on average (lean: 4 of 10 bytes a weight saved)."""
     optimizer_in_backward: bool = False
     """Update each weight as soon as backward has its gradient, and free it: no gradient clipping, no accumulation."""
     gradient_checkpointing: bool = False
@@ -138,7 +161,8 @@ class Config:
     """The UNet with fused normalisation and gates and merged projections, under stock parameter names: auto is on for
     CUDA."""
     cuda_graphs: bool = True
-    """Pre-training on CUDA replays whole steps as CUDA graphs, one for each bucket of batch shapes."""
+    """Replay steps on CUDA as CUDA graphs instead of launching kernel by kernel; what cannot be captured (DeepSpeed,
+    --precision fp16, --optimizer-in-backward) runs eagerly."""
     seed: int = 0
     """Seed of everything random; each draw is a hash of (seed, step, sample)."""
 
@@ -182,13 +206,16 @@ class Config:
                      "rank_timeout"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{flag(name)} must be at least 1, not {getattr(self, name)}")
-        for name in ("mask_ratio", "loss_weight", "condition_dropout"):
+        for name in ("mask_ratio", "loss_weight", "condition_dropout", "relation_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(f"--{flag(name)} must lie between 0 and 1, not {getattr(self, name)}")
         for name in (
             "pretrain_lr",
             "unet_lr",
             "graph_lr",
+            "mae_weight",
+            "con_weight",
+            "geometry",
             "max_grad_norm",
             "sample_every",
             "num_samples",
@@ -211,8 +238,23 @@ class Config:
             raise ConfigError(
                 "--token-init text starts the triples' tokens, but --context global has none: use --token-init none"
             )
+        if self.conditioner != "sgg" and self.loss_weight != 1:
+            raise ConfigError(
+                f"--conditioner {self.conditioner} has no X_global for image-scene alignment: add --loss-weight 1"
+            )
+        for name in ("geometry", "instance_codes"):
+            if self.conditioner != "sgg" and getattr(self, name):
+                raise ConfigError(
+                    f"--{flag(name)} is of SGG-IG's own tokens: leave out --conditioner {self.conditioner}"
+                )
         if self.image_embedding == "noised" and self.isa_weight == "alpha_bar":
             raise ConfigError("--image-embedding noised carries its own weight: leave --isa-weight out")
+        if self.relation_dropout and self.reads_text and not self.reads_phrases:
+            raise ConfigError(f"--relation-dropout: --text-form {self.text_form} says the whole graph; use phrases")
+        if self.mae_weight == self.con_weight == 0:
+            raise ConfigError(
+                "--mae-weight 0 and --con-weight 0 leave nothing to pre-train on: give one of them weight"
+            )
         if self.early_stop and not self.validate_every:
             raise ConfigError(f"--early-stop {self.early_stop} needs validations: --validate-every above 0")
         self._check_engine()
@@ -223,10 +265,12 @@ class Config:
             raise ConfigError(f"--ema must be below 1 (such as 0.9999), not {self.ema}")
         if self.precision == "fp32" and self.attention == "cudnn":
             raise ConfigError("--attention cudnn computes in bf16 or fp16: leave out --precision fp32, or use sdpa")
-        if self.weights == "lean" and self.precision in ("fp32", "fp16"):
-            raise ConfigError(f"--weights lean keeps weights in bf16: leave out --precision {self.precision}")
+        if self.bf16_weights and self.precision in ("fp32", "fp16"):
+            raise ConfigError(f"--weights {self.weights} keeps weights in bf16: leave out --precision {self.precision}")
+        if self.weights == "split" and self.optimizer_in_backward:
+            raise ConfigError("--optimizer-in-backward steps by bitsandbytes, without --weights split: use lean")
         for name, used in (
-            ("--weights lean", self.weights == "lean"),
+            (f"--weights {self.weights}", self.bf16_weights),
             ("--optimizer-in-backward", self.optimizer_in_backward),
         ):
             if used and self.optimizer != "adam8bit":
@@ -241,6 +285,23 @@ class Config:
                 raise ConfigError(
                     "--optimizer-in-backward never has all gradients at once, so it excludes " + " and ".join(given)
                 )
+
+    @property
+    def bf16_weights(self) -> bool:
+        """Whether fine-tuning's UNet is in bf16, without autocast; not under DeepSpeed, which refuses such weights."""
+        return self.weights != "master"
+
+    @property
+    def reads_phrases(self) -> bool:
+        """Whether the context is made of SD's states of the triples' phrases."""
+        if self.conditioner == "text":
+            return self.text_form == "phrases"
+        return self.conditioner == "sgg" and self.token_init == "text"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether drawing needs SD's text encoder."""
+        return self.conditioner == "text" or self.reads_phrases
 
     @property
     def alignment_weight(self) -> str:

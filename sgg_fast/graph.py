@@ -212,6 +212,25 @@ class SceneGraphBatch:
         moved = {name: getattr(self, name).to(device, non_blocking=later) for name in _TENSORS}
         return dataclasses.replace(self, **moved)
 
+    def with_bare(self) -> SceneGraphBatch:
+        """All graphs, then all of them again without their relations but those to the image node: 2B graphs."""
+        device, num = self.object_name.device, self.num_objects
+        names, predicates, phrases, subject, object_ = (
+            getattr(self, name).cpu().numpy()
+            for name in ("object_name", "predicate_name", "phrase", "subject", "object")
+        )
+        bare = self.relation_pooled.cpu().numpy() == 0
+        sizes = np.stack([self.sizes[:, 0], self.sizes[:, 0] - 1], axis=1)
+        doubled = SceneGraphBatch.from_arrays(
+            np.concatenate([names, names]),
+            np.concatenate([predicates, predicates[bare]]),
+            np.concatenate([subject, subject[bare] + num]),
+            np.concatenate([object_, object_[bare] + num]),
+            np.concatenate([self.sizes, sizes]),
+            np.concatenate([phrases, phrases[bare]]),
+        )
+        return doubled.to(device)
+
     @classmethod
     def from_graphs(cls, graphs: Sequence[SceneGraph], table: NameTable) -> SceneGraphBatch:
         """Pack `graphs`; their names are entered into `table`. Linear in the size of the graphs."""

@@ -146,15 +146,21 @@ def encode(
     form: str = "residual",
     shared: bool = False,
     masked: Collection[int] = (),
+    codes: Mapping[int, torch.Tensor] | None = None,
 ) -> Encoded:
-    """Eqs 3-8 up to X_global on one graph, from a conditioner's weights and standardised name embeddings."""
+    """Eqs 3-8 up to X_global on one graph, from a conditioner's weights and standardised name embeddings.
+
+    codes: instance codes by object, which triples see but the pools do not.
+    """
     x, r = relation_encoder(under(w, "relation_encoder"), graph, names, form, masked)
     width, num_real = len(x[0]), len(graph.relations)
     pool = torch.cat([mean(x[:-1], width), mean(r[:num_real], width)])  # without the image node and its relations
-    tokens = []
+    tokens, told = [], list(x)
+    for i, code in (codes or {}).items():
+        told[i] = x[i] + w["f_instance.weight"] @ code
     for (s, _, o), r_e in zip(triples(graph), r, strict=True):
         f_o = "f_subject" if shared else "f_object"
-        x_rel = linear(w, "f_subject", x[s]) + linear(w, "f_relation", r_e) + linear(w, f_o, x[o]) + pool
+        x_rel = linear(w, "f_subject", told[s]) + linear(w, "f_relation", r_e) + linear(w, f_o, told[o]) + pool
         tokens.append(linear(w, "f_global.2", gelu(linear(w, "f_global.0", x_rel))))
     return Encoded(x, r, tokens, linear(w, "to_global", mean(tokens, len(tokens[0]))))
 

@@ -22,6 +22,7 @@ from benchmarks import (
     counts,
     gpu_suite,
     measure,
+    optimiser,
     registry,
     roofline,
     run,
@@ -318,6 +319,24 @@ def test_kernels_readme_holds_the_counted_table():
 @pytest.mark.slow
 def test_kernels_readme_holds_the_unets_table():
     assert unet_counts.TABLE.committed() == unet_counts.TABLE.section(), "run: python -m benchmarks.unet_counts --write"
+
+
+def test_optimiser_rows_are_of_forms_that_step_as_adam_does(tmp_path, monkeypatch):
+    backends = ["reference", "fused", "bitsandbytes-flat", "torchao"]
+    words = ["--size", "tiny", "--seconds", "0", "--backend", *backends, "--csv", str(tmp_path / "rows.csv")]
+    assert optimiser.main(words) == 0
+    rows = _read(tmp_path / "rows.csv")
+    assert list(rows[0]) == columns(run.Row)
+    named = {(row["op"], row["dtype"], row["backend"]) for row in rows if row["status"] == "ok"}
+    assert {name for *_, name in named} >= {"reference", "fused"} and ("adam8bit", "split", "reference") in named
+    assert all(float(row["ms_p50"]) > 0 for row in rows if row["status"] == "ok")
+
+    def too_far(op, weights, parameters):
+        return torch.optim.Adam(parameters, 1.1 * optimiser.LR)
+
+    monkeypatch.setitem(optimiser.FORMS, "fused", too_far)
+    (row,) = optimiser.rows("adam", "fp32", "tiny", "fused", torch.device("cpu"), 0.0)
+    assert row.status.startswith("mismatch: relative error 1.00e-01") and row.ms_p50 is None
 
 
 def _row(**changes: str) -> dict[str, str]:

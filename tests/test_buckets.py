@@ -13,9 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sgg_fast import ops
 from sgg_fast.config import Config
-from sgg_fast.train.buckets import GROWTH, Buckets
+from sgg_fast.train.buckets import GROWTH, Bucket, Buckets
 from sgg_fast.train.plain import PlainEngine
-from sgg_fast.train.replay import ReplayEngine
+from sgg_fast.train.replay import PretrainReplay, run_part
 
 CPU = torch.device("cpu")
 
@@ -49,13 +49,13 @@ def test_every_batch_fits_its_bucket_and_padding_stays_small(batch):
     largest = np.argsort(sizes[:, 0])[-batch:]
     worst = np.full(batch, sizes[:, 1].argmax())
     for ids in [*draws, largest, worst]:
-        (num_n, num_e), bucket = 2 * sizes[ids].sum(axis=0), buckets.of(ids)
+        (num_n, num_e), bucket = 2 * sizes[ids].sum(axis=0), buckets.of(ids).shape
         assert bucket[0] > num_n and bucket[1] >= num_e
         smaller = [rung for rung in buckets.ladder if rung < bucket]
         assert not smaller or smaller[-1][0] <= num_n or smaller[-1][1] < num_e, "the smallest that holds it"
         seen[bucket] += 1
     if batch >= 64:
-        waste = [b[1] / (2 * sizes[ids, 1].sum()) - 1 for ids in draws for b in [buckets.of(ids)]]
+        waste = [b[1] / (2 * sizes[ids, 1].sum()) - 1 for ids in draws for b in [buckets.of(ids).shape]]
         assert np.mean(waste) < 2 * (GROWTH - 1)
     if batch == 512:
         assert len(seen) <= 6, "few graphs to capture"
@@ -97,10 +97,10 @@ def test_replayed_pack_is_the_masked_pack(cache, backend):  # noqa: F811
         assert found.sizes.tolist() == [list(bounds)] * 5 and (found.sizes >= expected.sizes)[:4].all()
 
 
-def engines(cache, **changes) -> tuple[PlainEngine, ReplayEngine]:  # noqa: F811
+def engines(cache, **changes) -> tuple[PlainEngine, PretrainReplay]:  # noqa: F811
     """The eager engine and the replaying one, each with a stage of its own, alike."""
     made = []
-    for kind in (PlainEngine, ReplayEngine):
+    for kind in (PlainEngine, PretrainReplay):
         stage = pretrain_stage(cache, batch_size=2, pretrain_lr=1e-3, **changes)
         config = dataclasses.replace(stage.config)
         made.append(kind(stage, config, "pretrain", CPU) if kind is PlainEngine else kind(stage, config, CPU))
@@ -113,7 +113,13 @@ def batches(num: int) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "changes", [{}, {"contrastive": "infonce", "num_negatives": 5}, {"ema": 0.9, "max_grad_norm": 0.01}]
+    "changes",
+    [
+        {},
+        {"contrastive": "infonce", "num_negatives": 5},
+        {"ema": 0.9, "max_grad_norm": 0.01},
+        {"graph_negatives": True, "instance_codes": True},
+    ],
 )
 def test_the_replayed_step_trains_like_the_eager_one(cache, changes):  # noqa: F811
     plain, replayed = engines(cache, **changes)
@@ -128,15 +134,19 @@ def test_the_replayed_step_trains_like_the_eager_one(cache, changes):  # noqa: F
     with plain.exported(), replayed.exported():
         theirs = dict(plain.module.named_parameters())
         for name, parameter in replayed.module.named_parameters():
-            torch.testing.assert_close(parameter, theirs[name], rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+            found, expected = parameter, theirs[name]
+            if name.endswith("in_proj_bias"):  # that of the keys changes nothing: its gradient is rounding alone
+                found, expected = (torch.stack([q, v]) for q, _, v in (b.chunk(3) for b in (parameter, theirs[name])))
+            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
 def test_warming_up_changes_nothing(cache):  # noqa: F811
     _, replayed = engines(cache)
     before = {k: v.clone() for k, v in replayed.module.state_dict().items()}
-    bucket = replayed.buckets.of(np.array([0, 1]))
-    ops.draw_table(cache.graphs, [0, 1, 0, 1], 0, bucket=bucket, out=replayed._table)
-    replayed._warm_up(bucket)
+    ids = np.array([0, 1])
+    bucket = replayed.bucket_of(ids[None])
+    replayed.fill(replayed._table, ids, 0, bucket)
+    replayed.warm_up(bucket)
     assert all(torch.equal(v, before[k]) for k, v in replayed.module.state_dict().items())
     assert replayed.optimizer.num_steps == 0 and not any(m.any() for m in replayed.optimizer.moments)
     assert all(p.grad is None for p in replayed.module.parameters())
@@ -179,15 +189,16 @@ def test_the_step_keeps_the_rules_of_capture(cache, contrastive):  # noqa: F811
     ops.use_kernels("triton")
     _, replayed = engines(cache, contrastive=contrastive, num_negatives=5, max_grad_norm=1.0)
     ids = np.array([0, 1])
-    bucket = (32, 64)  # as little as these two take, for the interpreter
-    ops.draw_table(cache.graphs, np.concatenate([ids, ids]), 0, bucket=bucket, out=replayed._table)
-    replayed._row, replayed._names = torch.zeros(6), (["loss", "mae", "con"],) * 2
-    table_K3 = torch.zeros(1, 3, dtype=torch.int64)
+    bucket = Bucket((32, 64), replayed.buckets.bounds)  # as little as these two take, for the interpreter
+    replayed.fill(replayed._table, ids, 0, bucket)
+    replayed._sum, replayed._row, replayed._names = torch.zeros(6), torch.zeros(6), (["loss", "mae", "con"],) * 2
+    addresses = torch.zeros(1, 3, dtype=torch.int64)
     taken = torch.ones(())
     with Watcher() as watcher, pytest.MonkeyPatch.context() as patch:
         # Filled after a capture; here it must not be read before.
         patch.setattr(replayed.optimizer, "launch", lambda *args: taken.zero_())
-        replayed.body(bucket, table_K3)
+        for part in replayed.parts(bucket, addresses):
+            run_part(part)
     assert taken == 0 and watcher.seen["mm"] > 10
     assert not FORBIDDEN & set(watcher.seen), FORBIDDEN & set(watcher.seen)
 
@@ -215,7 +226,7 @@ def test_captured_and_eager_steps_agree_on_cuda(cache):  # noqa: F811
         made.load_state_dict(stage.state_dict())
         stages.append(made.to(device))
     plain = PlainEngine(stages[0], stages[0].config, "pretrain", device)
-    replayed = ReplayEngine(stages[1], stages[1].config, device)
+    replayed = PretrainReplay(stages[1], stages[1].config, device)
     for step, ids in enumerate(batches(40)):
         expected = plain.update(ids[None], step)
         if step > 8:

@@ -97,6 +97,9 @@ def test_a_word_outside_the_choices_is_refused(name):
         ("mask_ratio", 1.1),
         ("loss_weight", -0.1),
         ("condition_dropout", 2.0),
+        ("relation_dropout", -0.1),
+        ("mae_weight", -1.0),
+        ("con_weight", -1.0),
         ("unet_lr", -1e-6),
         ("unet_lr", float("nan")),
         ("pretrain_lr", float("inf")),
@@ -123,6 +126,8 @@ def test_a_number_out_of_range_is_refused_by_its_flag(name, value):
         ({"weights": "lean", "precision": "fp32"}, "--weights lean keeps weights in bf16: leave out --precision fp32"),
         ({"weights": "lean", "precision": "fp16"}, "leave out --precision fp16"),
         ({"weights": "lean", "optimizer": "adam"}, "--weights lean needs --optimizer adam8bit"),
+        ({"weights": "split", "precision": "fp32"}, "--weights split keeps weights in bf16: leave out --precision"),
+        ({"weights": "split", "optimizer_in_backward": True, "max_grad_norm": 0}, "without --weights split: use lean"),
         ({"optimizer_in_backward": True, "max_grad_norm": 0.0, "optimizer": "adam"}, "needs --optimizer adam8bit"),
         ({"optimizer_in_backward": True}, r"excludes --max-grad-norm \(set it to 0\)$"),
         (
@@ -149,6 +154,12 @@ def test_noised_alignment_takes_no_second_weight():
         recipe("toy", image_embedding="noised", isa_weight="alpha_bar")
     assert recipe("toy", image_embedding="noised").alignment_weight == "none"
     assert recipe("toy").alignment_weight == "alpha_bar"
+
+
+def test_pretraining_needs_a_loss():
+    assert recipe("toy", mae_weight=0.0).con_weight == 1
+    with pytest.raises(ConfigError, match="leave nothing to pre-train on"):
+        recipe("toy", mae_weight=0.0, con_weight=0.0)
 
 
 def test_text_initialisation_needs_the_triples_tokens():

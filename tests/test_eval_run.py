@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sgg_fast.drawing.models import load_pipeline
-from sgg_fast.eval import evaluate, pictures
+from sgg_fast.eval import evaluate, metrics, pictures
 from sgg_fast.eval.__main__ import main
 from sgg_fast.eval.detector import OpenVocabularyDetector, open_detector, overlaps
 from sgg_fast.eval.direction import measure_direction
@@ -89,6 +89,41 @@ def test_it_goes_on_where_it_was_stopped_and_refuses_other_settings(done, capsys
     assert "holds pictures with steps 1, not 2" in capsys.readouterr().err
 
 
+def test_later_seeds_another_scheduler_and_diversity(tmp_path, capsys):
+    """Two seeds from the fourth on, by another scheduler; how far their pictures lie apart, by hand."""
+    from sgg_fast.toy.features import load_features
+
+    changes = {"seeds": 2, "first-seed": 3, "scheduler": "dpm++", "pairs": 0}
+    assert main(flags(tmp_path, **changes)) == 0
+    result = json.loads((tmp_path / "eval.json").read_text())
+    assert result["scheduler"] == "dpm++"
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["seed-3", "seed-4"]
+    read = load_features().read
+    apart = []
+    for i in range(2):
+        paths = [tmp_path / "pictures" / f"seed-{s}" / f"{i:05d}.png" for s in (3, 4)]
+        a, b = read(np.stack([np.asarray(Image.open(path)) for path in paths]))
+        apart.append(float(np.sqrt(((a - b) ** 2).sum())))
+    assert result["diversity"]["values"] == pytest.approx(apart, rel=1e-4)
+    assert result["diversity"]["mean distance"] == pytest.approx(sum(apart) / 2, rel=1e-4)
+    assert "pictures of one graph lie" in (tmp_path / "tables.md").read_text()
+    capsys.readouterr()
+    assert main(flags(tmp_path, **changes | {"scheduler": "ddim"})) == 2
+    assert "holds pictures with scheduler dpm++, not ddim" in capsys.readouterr().err
+
+
+def test_repeats_are_scenes_that_words_describe_badly():
+    graphs = pictures.open_graphs("toy-repeats", 64)
+    for i in range(2):
+        graph = graphs.graph(i)
+        assert len(set(graph.objects)) < len(graph.objects), "two of a kind"
+        assert {s for s, _, _ in graph.relations} & {o for _, _, o in graph.relations}, "a chain"
+        assert metrics.counterfactual_pairs(i, graph), "a relation that could be the other way round"
+    assert graphs.graph(0) != graphs.graph(1)
+    drawn = next(k for k in range(2000) if world.draw_scene(world.HELD_OUT_SEED, k).graph == graphs.graph(0))
+    assert (graphs.image(0) == world.draw_scene(world.HELD_OUT_SEED, drawn).image).all()
+
+
 def test_against_itself_nothing_differs(done, capsys):
     assert main([*flags(done), "--against", str(done)]) == 0
     result = json.loads((done / "eval.json").read_text())
@@ -104,6 +139,8 @@ def test_against_itself_nothing_differs(done, capsys):
         ({"data": "nowhere.json"}, "--data nowhere.json: neither toy"),
         ({"detector": "./nowhere"}, "--detector ./nowhere: there is no such folder"),
         ({"model": "./nowhere"}, "--model ./nowhere"),
+        ({"first-seed": -1}, "--first-seed must not be negative"),
+        ({"scheduler": "fast"}, "--scheduler fast: there are ddim"),
         ({"guidance": 0.5}, "must be at least 1"),
     ],
 )
@@ -201,7 +238,8 @@ def test_an_evaluation_with_an_open_vocabulary_detector(owl, tmp_path):
     result = json.loads((tmp_path / "out" / "eval.json").read_text())
     assert result["detector"] == {"name": f"owlvit {owl}"}
     assert not any(row.startswith("ceiling") for row in result["rows"]), "a file of graphs has no real pictures"
-    assert result["distances"] == {}
+    assert result["distances"] == result["diversity"] == {}
+    assert "diversity: not measured" in (tmp_path / "out" / "tables.md").read_text()
 
 
 def test_another_kind_of_model_is_no_detector(tmp_path):

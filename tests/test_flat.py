@@ -130,8 +130,22 @@ def test_gradients_in_another_layout_are_put_right():
     assert torch.equal(grad, wanted.flatten()) and grad.data_ptr() % 16 == 0
 
 
+def test_the_stride_of_a_single_row_moves_nothing():
+    """1 x 1 convolutions in channels_last, whose gradients come with other strides for the same order."""
+    parameter = nn.Parameter(torch.randn(6, 4, 1, 1).to(memory_format=torch.channels_last))
+    parameter.grad = torch.randn(6, 4, 1, 1)
+    assert parameter.grad.stride() != parameter.stride()
+    flat = FlatParameters([parameter])
+    (grad,), _ = flat.gradients()
+    assert grad.data_ptr() == parameter.grad.data_ptr() and torch.equal(grad, parameter.grad.flatten())
+
+
 def test_refused():
-    with pytest.raises(ValueError, match="all in fp32"):
-        FlatParameters([nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))])
+    half = nn.Parameter(torch.zeros(3, dtype=torch.bfloat16))
+    for mixed in ([], [half, nn.Parameter(torch.zeros(3))], [nn.Parameter(torch.zeros(3).half())]):
+        with pytest.raises(ValueError, match="all in fp32 or all in bf16"):
+            FlatParameters(mixed)
+    with pytest.raises(ValueError, match="must be in fp32"):
+        FlatAdam([half], 1e-3)
     with pytest.raises(ValueError, match="not dense"):
         FlatParameters([nn.Parameter(torch.zeros(4, 4)[:, :2])])

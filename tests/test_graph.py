@@ -181,6 +181,15 @@ def test_from_arrays_checks_what_it_is_given(changes, message):
         SceneGraphBatch.from_arrays(**arrays(**changes))
 
 
+def test_bare_graphs_follow_the_whole_ones():
+    graphs = all_graphs()
+    batch, table = pack(*graphs)
+    expected, _ = pack(*graphs, *(SceneGraph(graph.objects) for graph in graphs), table=table)
+    found = batch.with_bare()
+    for field in dataclasses.fields(SceneGraphBatch):
+        assert np.array_equal(getattr(found, field.name), getattr(expected, field.name)), field.name
+
+
 def test_moving_a_batch_moves_every_tensor():
     batch, _ = pack(GRAPHS["chain"])
     moved = batch.to("meta")

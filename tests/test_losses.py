@@ -98,12 +98,38 @@ def test_spatial_constraint_falls_as_positive_and_negative_part(form):
     assert towards < constraint.chance(1) < away
 
 
+@pytest.mark.parametrize("form", ["bce", "literal", "infonce"])
+def test_a_graph_negative_is_one_more_where_there_is_one(form):
+    """Against scalars; the image of a graph that has none is pulled by nothing of it."""
+    x, positive, negative = rows(4, 5, 0), unit(rows(4, 5, 1)), unit(rows(8, 5, 2)).reshape(4, 2, 5)
+    wrong, counts = rows(4, 5, 3).requires_grad_(), torch.tensor([True, False, True, True])
+    constraint = losses.SpatialConstraint(form)
+    with torch.no_grad():
+        constraint.bias.fill_(-0.4)
+    scale = constraint.scale.exp().item()
+    found = constraint(x, positive, every(negative), (wrong, counts))
+    expected = 0.0
+    for b in range(4):
+        own = scalar_contrast(form, x[b], positive[b], negative[b], scale, -0.4)
+        f_pos, f = (scale * loops.cosine(a, positive[b]) - 0.4 for a in (x[b], wrong[b].detach()))
+        if counts[b]:
+            more = loops.softplus(f - (form == "literal"))
+            own = math.log(math.exp(own) + math.exp(f - f_pos)) if form == "infonce" else own + more
+        expected += own / 4
+    assert found.item() == pytest.approx(expected, rel=1e-5)
+    found.backward()
+    assert wrong.grad.abs().sum(dim=1).gt(0).tolist() == counts.tolist()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("form", ["bce", "literal"])
-def test_chance_is_the_best_constant_logit(form):
+def test_chance_is_the_best_constant_logit(form, share):
     grid = [i / 1000 - 10 for i in range(20_001)]
     away = {"bce": lambda f: loops.softplus(f), "literal": lambda f: loops.softplus(f - 1)}[form]
-    best = min(loops.softplus(-f) + away(f) for f in grid)
-    assert losses.SpatialConstraint(form).chance(1) == pytest.approx(best, abs=1e-6)
+    best = min(loops.softplus(-f) + (1 + share) * away(f) for f in grid)
+    constraint = losses.SpatialConstraint(form)
+    assert constraint.chance(1, share) == pytest.approx(best, abs=1e-6)
+    assert constraint.chance(1, torch.tensor(share)).item() == pytest.approx(best, abs=1e-6)
 
 
 @pytest.mark.parametrize("num", [1, 7, 64])
@@ -112,6 +138,10 @@ def test_chance_of_infonce_is_the_loss_of_equal_logits(num):
     same = unit(rows(1, 5, 3))
     found = constraint(rows(2, 5, 0), same.expand(2, -1), every(same.expand(2, num, -1)))
     assert constraint.chance(num) == pytest.approx(found.item(), rel=1e-5)
+    one_of_two = same.expand(2, -1), torch.tensor([True, False])
+    x = same.expand(2, -1)
+    found = constraint(x, x, every(same.expand(2, num, -1)), one_of_two)
+    assert constraint.chance(num, 0.5) == pytest.approx(found.item(), rel=1e-5)
 
 
 # Eqs 10-12.

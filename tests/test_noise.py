@@ -82,14 +82,17 @@ def test_timesteps_follow_the_hash_and_are_uniform():
     assert not torch.equal(t, noise.draw_timesteps(5, 7, samples, 1000))
 
 
-def test_dropping_follows_the_hash_at_its_rate():
+@pytest.mark.parametrize(
+    ("draw", "stream"), [(noise.draw_dropped, noise.STREAM_DROP), (noise.draw_bare, noise.STREAM_BARE)]
+)
+def test_dropping_follows_the_hash_at_its_rate(draw, stream):
     samples = torch.arange(20_000)
-    dropped = noise.draw_dropped(5, 6, samples, 0.1)
+    dropped = draw(5, 6, samples, 0.1)
     assert dropped.dtype == torch.bool
     assert abs(dropped.double().mean() - 0.1) < 5 * (0.09 / 20_000) ** 0.5
-    assert dropped[:200].tolist() == [loops.uniform(5, 6, i, noise.STREAM_DROP) < 0.1 for i in range(200)]
-    assert not noise.draw_dropped(5, 6, samples, 0.0).any()
-    assert noise.draw_dropped(5, 6, samples, 1.0).all()
+    assert dropped[:200].tolist() == [loops.uniform(5, 6, i, stream) < 0.1 for i in range(200)]
+    assert not draw(5, 6, samples, 0.0).any()
+    assert draw(5, 6, samples, 1.0).all()
 
 
 def test_negatives_are_uniform_over_all_but_the_sample_itself():

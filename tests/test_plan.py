@@ -57,6 +57,13 @@ def unet_groups(sd, dtype, most=math.inf):
     ]
 
 
+def test_our_kernels_update_in_place_and_bitsandbytes_needs_stand_ins():
+    group = Group((1000, 10), 8, torch.bfloat16)
+    for changes, each in (({}, 0), ({"kernels": "reference"}, 23), ({"optimizer_in_backward": True}, 23)):
+        config = recipe("vg256", weights="lean", max_grad_norm=0.0, **changes)
+        assert update_bytes(Layout(config, "cuda", None), [group]) == each * 1000
+
+
 @pytest.mark.parametrize(
     ("changes", "ds", "dtype", "gigabytes"),
     [
@@ -64,6 +71,7 @@ def unet_groups(sd, dtype, most=math.inf):
         ({"ema": 0.999}, None, torch.float32, 8.62 + 3.44),
         ({"ema": 0.999, "ema_device": "cpu"}, None, torch.float32, 8.62),
         ({"weights": "lean"}, None, torch.bfloat16, 5.19),
+        ({"weights": "split"}, None, torch.bfloat16, 5.19 + 1.72),
         ({"weights": "lean", "optimizer_in_backward": True, "max_grad_norm": 0.0}, None, torch.bfloat16, 3.47),
         ({}, "ds.json", torch.bfloat16, 8.62),
         ({"optimizer": "adam"}, None, torch.float32, 16e-9 * SD_WEIGHTS),
@@ -167,7 +175,10 @@ def test_autocast_runs_norms_in_fp32_as_on_a_gpu():
         assert types()[1] == torch.bfloat16
 
 
-@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}])
+OPTIONS = {"image_embedding": "latent", "geometry": 0.5, "instance_codes": True, "relation_dropout": 0.1}
+
+
+@pytest.mark.parametrize("changes", [{}, {"gradient_checkpointing": True}, OPTIONS])
 def test_fake_tensors_take_what_real_ones_take(changes):
     config = toy(**changes)
     planner = Planner(config, device="cpu")

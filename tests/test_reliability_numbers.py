@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -48,6 +50,25 @@ def test_a_poisoned_sample_costs_its_steps_only_and_is_named(tmp_path, stage, ds
     assert np.isfinite([value for row in log.values() for value in row.values()]).all()
     after = dict(one.engine.module.named_parameters())
     assert all(p.isfinite().all() for p in after.values()) and any(not p.equal(before[n]) for n, p in after.items())
+
+
+def test_a_skip_that_is_told_late_names_its_own_step(tmp_path, monkeypatch):
+    """As a replayed step tells it: some steps behind, the last ones when the run ends."""
+    one = trainer(tmp_path, "pretrain", pretrain_steps=8, checkpoint_every=8)
+    order, update, behind = SampleOrder(8, 2, one.config.seed, 0, 1), one.engine.update, 3
+    lost = {2: 5.0, 6: 7.0}
+
+    def late(ids_KB, step, factor):
+        told = step - behind
+        found = update(ids_KB, step, factor)
+        return dataclasses.replace(found, applied=told not in lost, behind=behind, lost=lost.get(told))
+
+    monkeypatch.setattr(one.engine, "update", late)
+    monkeypatch.setattr(one.engine, "outstanding", lambda: [(6, lost[6])])
+    one.train()
+    skipped = [line for line in lines(tmp_path / "pretrain") if line.get("event") == "skipped"]
+    assert [(line["step"], line["loss"]) for line in skipped] == [(3, "5.0"), (7, "7.0")]
+    assert [line["samples"] for line in skipped] == [order.at(2).tolist(), order.at(6).tolist()]
 
 
 def test_the_run_stops_after_so_many_in_a_row_and_keeps_the_good_checkpoint(tmp_path):

@@ -6,6 +6,7 @@ padding is inert and that T does not matter.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 
@@ -17,6 +18,7 @@ from diffusers import DDIMScheduler
 from graphs import all_graphs, by_name, embeddings, pack, shared_table
 from loops import jitter
 from sgg_kernels.reference.pack import MASK_STREAM
+from test_graph_negatives import told_wrongly
 
 from sgg_fast.config import Config
 from sgg_fast.data.cache import TrainingCache
@@ -25,6 +27,7 @@ from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.clip import embed_images
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.instances import CODE_WIDTH, STREAM_INSTANCE
 from sgg_fast.toy.models import toy_foundation
 from sgg_fast.train.stages import FinetuneStage, PretrainStage
 
@@ -57,8 +60,9 @@ def conditioner(config: Config, cache: TrainingCache) -> SceneGraphConditioner:
     """Fresh weights, with statistics that are not trivial."""
     torch.manual_seed(0)
     model = SceneGraphConditioner(
-        NAME, IMAGE, 128, config.width, config.num_layers, config.encoder, config.triple, config.context
-    )
+        NAME, IMAGE, 128, config.width, config.num_layers, config.encoder, config.triple, config.context,
+        instance_codes=config.instance_codes,
+    )  # fmt: skip
     jitter(model)
     model.calibrate_names(cache.names, cache.graphs.object_name[cache.graphs.object_pooled.bool()])
     model.image_mean.copy_(torch.nn.functional.normalize(cache.images, dim=-1).mean(0))
@@ -70,12 +74,29 @@ def settings(**changes: object) -> Config:
     return Config(width=WIDTH, num_layers=2, seed=11, condition_dropout=0.4, resolution=32, **changes)
 
 
-def encoded(stage: PretrainStage | FinetuneStage, sample: int, masked: set[int] | None = None) -> loops.Encoded:
-    """Sample's graph through eqs 3-8, by loops."""
+def encoded(
+    stage: PretrainStage | FinetuneStage, sample: int, masked: set[int] | None = None, graph: SceneGraph | None = None
+) -> loops.Encoded:
+    """Sample's graph, or that one in its place, through eqs 3-8, by loops."""
     model, config, cache = stage.conditioner, stage.config, stage.cache
     names = by_name(cache.table, model.standardise(cache.names))
     shared = config.triple == "shared"
-    return loops.encode(loops.weights(model), GRAPHS[sample], names, config.encoder, shared, masked or ())
+    graph = graph or given_graph(stage, sample)
+    codes = {}
+    if config.instance_codes:
+        seen = [name for i, name in enumerate(graph.objects) if i not in (masked or ())]
+        for i, name in enumerate(graph.objects):
+            if i not in (masked or ()) and seen.count(name) > 1:
+                codes[i] = loops.normals(CODE_WIDTH, config.seed, STEP, sample, STREAM_INSTANCE, i).double()
+    return loops.encode(loops.weights(model), graph, names, config.encoder, shared, masked or (), codes)
+
+
+def given_graph(stage: PretrainStage | FinetuneStage, sample: int) -> SceneGraph:
+    """The sample's, which fine-tuning may give without its relations at `STEP`."""
+    graph, share = GRAPHS[sample], stage.config.relation_dropout
+    if isinstance(stage, FinetuneStage) and loops.uniform(stage.config.seed, STEP, sample, noise.STREAM_BARE) < share:
+        return SceneGraph(graph.objects)
+    return graph
 
 
 # Pre-training.
@@ -105,10 +126,13 @@ def contrast(stage: PretrainStage, sample: int) -> float:
     ]
     f_pos = scale * loops.cosine(x_global, images[sample]) + bias
     f_negs = [scale * loops.cosine(x_global, images[i]) + bias for i in drawn]
+    words = set(stage.cache.table.names)
+    if config.graph_negatives and (graph := told_wrongly(GRAPHS[sample], words, config.seed, STEP, sample)):
+        f_negs.append(scale * loops.cosine(encoded(stage, sample, graph=graph).x_global, images[sample]) + bias)
     if config.contrastive == "infonce":
         return math.log(math.exp(f_pos) + sum(map(math.exp, f_negs))) - f_pos
-    away = f_negs[0] if config.contrastive == "bce" else f_negs[0] - 1
-    return loops.softplus(-f_pos) + loops.softplus(away)
+    shift = 0 if config.contrastive == "bce" else 1
+    return loops.softplus(-f_pos) + sum(loops.softplus(f - shift) for f in f_negs)
 
 
 def pretrain_stage(cache: TrainingCache, **changes: object) -> PretrainStage:
@@ -127,6 +151,9 @@ def pretrain_stage(cache: TrainingCache, **changes: object) -> PretrainStage:
         {"contrastive": "bce"},
         {"contrastive": "literal", "encoder": "plain", "triple": "shared", "mask_ratio": 0.6},
         {"contrastive": "infonce", "num_negatives": 5},
+        {"contrastive": "bce", "mae_weight": 0.25, "con_weight": 3.0},
+        {"contrastive": "bce", "graph_negatives": True, "instance_codes": True},
+        {"contrastive": "infonce", "num_negatives": 5, "graph_negatives": True},
     ],
 )
 def test_pretrain_terms(cache, changes):
@@ -135,14 +162,18 @@ def test_pretrain_terms(cache, changes):
     squares = [value for sample in IDS.tolist() for value in mae_squares(stage, sample)]
     con = [contrast(stage, sample) for sample in IDS.tolist()]
     mae, con = sum(squares) / len(squares), sum(con) / len(con)
-    expected = {"loss": mae + con, "mae": mae, "con": con}
+    of_mae, of_con = changes.get("mae_weight", 1), changes.get("con_weight", 1)
+    expected = {"loss": of_mae * mae + of_con * con, "mae": mae, "con": con}
     assert list(terms.values) == list(expected)
     for name, value in expected.items():
         assert terms.values[name].item() == pytest.approx(value, rel=2e-4), name
     chance = {"bce": 2 * math.log(2), "literal": 2 * math.log(1 + math.exp(-0.5)), "infonce": math.log(6)}
     con_chance = chance[changes["contrastive"]]
+    if stage.config.graph_negatives:  # four of the six graphs have a relation to tell wrongly
+        entropy = -math.log(3 / 8) - 5 / 3 * math.log(5 / 8)
+        con_chance = {"bce": entropy, "infonce": 1 / 3 * math.log(6) + 2 / 3 * math.log(7)}[changes["contrastive"]]
     assert {k: v.item() for k, v in terms.chance.items()} == pytest.approx(
-        {"loss": 1 + con_chance, "mae": 1.0, "con": con_chance}, rel=1e-6
+        {"loss": of_mae + of_con * con_chance, "mae": 1.0, "con": con_chance}, rel=1e-6
     )
     assert terms.total.item() == pytest.approx(terms.values["loss"].item()) and terms.total.requires_grad
 
@@ -166,6 +197,14 @@ def test_pretraining_reaches_every_weight_it_should(cache):
     stage(IDS, STEP).total.backward()
     idle = {name for name, p in stage.named_parameters() if p.grad is None or not p.grad.any()}
     assert {name.split(".")[1] for name in idle} == {"from_global", "token_norm"}, "the context is not read yet"
+
+
+@pytest.mark.parametrize(("off", "idle"), [("mae_weight", {"decoder"}), ("con_weight", {"constraint"})])
+def test_a_loss_of_weight_zero_trains_nothing(cache, off, idle):
+    stage = pretrain_stage(cache, **{off: 0.0})
+    stage(IDS, STEP).total.backward()
+    moved = {name.split(".")[0] for name, p in stage.named_parameters() if p.grad is not None and p.grad.any()}
+    assert moved == {"conditioner", "decoder", "constraint"} - idle
 
 
 def test_each_step_draws_anew(cache):
@@ -200,6 +239,13 @@ def draw(stage: FinetuneStage, foundation: Foundation, sample: int) -> Drawn:
     return Drawn(int(loops.uniform(*key, noise.STREAM_TIME) * 1000), kept, z_0, eps.double())
 
 
+@torch.no_grad()
+def seen(model: SceneGraphConditioner, foundation: Foundation, z: torch.Tensor) -> torch.Tensor:
+    """CLIP of the picture that a latent decodes to."""
+    pixels = foundation.vae.decode((z / foundation.vae.config.scaling_factor)[None].float()).sample
+    return model.centre_images(embed_images(foundation.clip, pixels))[0]
+
+
 def finetune_sample(stage: FinetuneStage, foundation: Foundation, sample: int) -> dict[str, float]:
     """diff, isa and alpha-bar weight of one sample, by eqs 10-12."""
     config, model, drawn = stage.config, stage.conditioner, draw(stage, foundation, sample)
@@ -214,19 +260,25 @@ def finetune_sample(stage: FinetuneStage, foundation: Foundation, sample: int) -
     with torch.no_grad():
         out = stage.unet(z_t[None].float(), torch.tensor([drawn.t]), rows[None].float()).sample[0].double()
     target = drawn.eps if kind == "epsilon" else signal * drawn.eps - blur * drawn.z_0
-    image = model.centre_images(stage.cache.images)[sample]
+    image = clean = model.centre_images(stage.cache.images)[sample]
+    if config.image_embedding == "noisy-image":
+        image = seen(model, foundation, z_t)
     cos = loops.cosine(image, graph.x_global)
     weight = 1.0 if config.isa_weight == "none" or config.image_embedding == "noised" else abar
     isa = weight * (1 - (signal if config.image_embedding == "noised" else 1) * cos)
-    if config.image_embedding == "predicted":
-        z_0 = (z_t - blur * out) / signal if kind == "epsilon" else signal * z_t - blur * out
-        with torch.no_grad():
-            pixels = foundation.vae.decode((z_0 / foundation.vae.config.scaling_factor)[None].float()).sample
-            seen = model.centre_images(embed_images(foundation.clip, pixels))[0]
-        isa, weight = isa + weight * (1 - loops.cosine(seen, graph.x_global)), 2 * weight
+    z_0 = (z_t - blur * out) / signal if kind == "epsilon" else signal * z_t - blur * out
+    reader = 0.0
+    if config.image_embedding in ("predicted", "latent"):
+        told = seen(model, foundation, z_0)
+        if config.image_embedding == "latent":
+            with torch.no_grad():
+                told = stage.reader(z_0[None].float(), torch.tensor([drawn.t]))[0]
+            reader = 1 - loops.cosine(told, clean)
+        isa, weight = isa + weight * (1 - loops.cosine(told, graph.x_global)), 2 * weight
     return {
         "diff": float((out - target).square().mean()),
         "isa": isa * drawn.kept,
+        "reader": reader,
         "isa_chance": weight * drawn.kept,
         "kept": drawn.kept,
     }
@@ -247,7 +299,10 @@ FORMS = [
     ({"image_embedding": "noised", "loss_weight": 0.8}, "epsilon"),
     ({"image_embedding": "predicted"}, "epsilon"),
     ({"image_embedding": "predicted", "loss_weight": 0.2}, "v_prediction"),
+    ({"image_embedding": "noisy-image"}, "epsilon"),
+    ({"image_embedding": "latent", "loss_weight": 0.2}, "v_prediction"),
     ({"context": "global", "token_init": "none"}, "v_prediction"),
+    ({"relation_dropout": 0.5, "instance_codes": True}, "v_prediction"),
 ]
 
 
@@ -259,15 +314,19 @@ def test_finetune_terms(cache, foundation, changes, kind):
         terms = stage(ids, STEP)
     samples = [finetune_sample(stage, models, sample) for sample in ids.tolist()]
     assert {sample["kept"] for sample in samples} == {True, False}
+    bare = {sample for sample in ids.tolist() if given_graph(stage, sample) != GRAPHS[sample]}
+    assert (0 < len(bare) < len(set(ids))) == (stage.config.relation_dropout > 0)
     diff, isa, chance = (sum(s[name] for s in samples) / len(samples) for name in ("diff", "isa", "isa_chance"))
     share = stage.config.loss_weight
     expected = {"loss": share * diff + (1 - share) * isa, "diff": diff, "isa": isa}
+    at_chance = {"loss": share + (1 - share) * chance, "diff": 1.0, "isa": chance}
+    if stage.reader:
+        expected["reader"], at_chance["reader"] = sum(s["reader"] for s in samples) / len(samples), 1.0
+        expected["loss"], at_chance["loss"] = expected["loss"] + expected["reader"], at_chance["loss"] + 1
     assert list(terms.values) == list(expected)
     for name, value in expected.items():
         assert terms.values[name].item() == pytest.approx(value, rel=1e-3), name
-    assert {k: v.item() for k, v in terms.chance.items()} == pytest.approx(
-        {"loss": share + (1 - share) * chance, "diff": 1.0, "isa": chance}, rel=1e-4
-    )
+    assert {k: v.item() for k, v in terms.chance.items()} == pytest.approx(at_chance, rel=1e-4)
 
 
 @pytest.mark.parametrize("embedding", ["clean", "predicted"])
@@ -322,6 +381,34 @@ def test_unets_branch_sees_x_global_detached(cache, foundation):
     assert found["unet.conv_in.weight"].abs().sum() > 0
 
 
+def test_the_reader_learns_by_its_own_loss_and_the_unet_through_it(cache, foundation):
+    """`latent`: as `predicted`, the reader in CLIP's place, whose weights the UNet's branch leaves alone."""
+    stage, models = finetune_stage(cache, foundation, image_embedding="latent", loss_weight=0.0)
+    sample = next(s for s in range(8) if draw(stage, models, s).kept)
+    drawn, model, other = draw(stage, models, sample), stage.conditioner, copy.deepcopy(stage.reader)
+    abar, t = float(models.scheduler.alphas_cumprod[drawn.t]), torch.tensor([drawn.t])
+    found = gradients(stage, stage(np.array([sample]), STEP).total)
+    assert all(p.requires_grad for p in stage.reader.parameters())
+
+    condition = model(model.standardise(cache.names), pack(GRAPHS[sample], table=cache.table)[0])
+    z_t = (math.sqrt(abar) * drawn.z_0 + math.sqrt(1 - abar) * drawn.eps)[None].float()
+    eps = stage.unet(z_t, t, condition.context[:, condition.mask[0]]).sample
+    z_0 = (z_t - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
+    clean = model.centre_images(cache.images)[sample : sample + 1]
+    cosine = torch.nn.functional.cosine_similarity
+    aligned = abar * (2 - cosine(clean, condition.x_global) - cosine(other(z_0, t), condition.x_global.detach()))
+    read = 1 - cosine(stage.reader(z_0.detach(), t), clean)
+    assert_same_gradients(found, gradients(stage, (aligned + read).sum()))
+    assert found["unet.conv_in.weight"].any() and found["reader.conv_in.weight"].any()
+
+
+def test_a_noised_image_trains_the_graph_alone(cache, foundation):
+    stage, _ = finetune_stage(cache, foundation, image_embedding="noisy-image", loss_weight=0.0)
+    found = gradients(stage, stage(IDS, STEP).total)
+    assert found["conditioner.to_global.weight"].any()
+    assert not any(gradient.any() for name, gradient in found.items() if name.startswith("unet."))
+
+
 def test_what_trains_and_what_does_not(cache, foundation):
     stage, models = finetune_stage(cache, foundation)
     trained = {name for name, p in stage.named_parameters() if p.requires_grad}
@@ -335,7 +422,7 @@ def test_what_trains_and_what_does_not(cache, foundation):
         assert all(p.grad is None and not p.requires_grad for p in frozen.parameters())
 
 
-@pytest.mark.parametrize("embedding", ["clean", "predicted"])
+@pytest.mark.parametrize("embedding", ["clean", "predicted", "latent"])
 def test_finetuning_under_bf16_autocast(cache, foundation, embedding):
     """No mixed-dtype failure; losses stay fp32 and near the fp32 ones; every gradient is finite."""
     stage, _ = finetune_stage(cache, foundation, image_embedding=embedding, encoder="plain")

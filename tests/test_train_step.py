@@ -88,6 +88,12 @@ def test_a_wrong_form_is_not_timed(form, monkeypatch):
     assert row.status.startswith("mismatch: losses off by") and row.ms_p50 is None and row.images_per_s is None
 
 
+def test_what_needs_a_gpu_says_so_here():
+    config = train_forms.settings(quick=True)
+    (row,) = train_step.measure_form("captured", config, [train_step.Size(32, 2)], CPU, 0.1)
+    assert (row.status, row.call, row.ms_p50) == ("skipped: CUDA graphs need a GPU", "replay", None)
+
+
 def test_out_of_memory_ends_the_larger_sizes(form, monkeypatch):
     monkeypatch.setattr(train_forms, "build", lambda *_: form)
     monkeypatch.setattr(train_step, "mismatch", lambda _: "")

@@ -1,4 +1,4 @@
-"""Reference of `adam`: Adam (Kingma and Ba, 2015, algorithm 1) on flat fp32 buffers, all its decisions on the device.
+"""Reference of `adam`: Adam (Kingma and Ba, 2015, algorithm 1) on flat buffers, all its decisions on the device.
 
 Parameters and both moments are flat buffers of one layout; gradients stay where backward left them and come with
 their offsets. `control` holds what changes from step to step, so that a captured step can be replayed.
@@ -12,12 +12,17 @@ from typing import NamedTuple
 
 import torch
 
+from .weights import Weights, read_weights, write_weights
+
 LR, INVERSE_SCALE, CORRECTION_1, CORRECTION_2, APPLIED, FACTOR, NORM = range(7)
 """Places in `control`, fp32 [8]. The host writes the learning rate and one over the loss scale, nobody else does; the
 two corrections `1 - beta^t` live on; the last three are this step's decision: whether it is applied (1 or 0), what
 gradients are multiplied by, and their norm before clipping."""
 
 CONTROL_SIZE = 8
+
+BLOCK = 1024
+"""Elements of a chunk, which a program of the kernels updates."""
 
 
 class Hyper(NamedTuple):
@@ -46,6 +51,36 @@ def adam_decide(squares: torch.Tensor, control: torch.Tensor, step: torch.Tensor
     step += applied.to(step.dtype)
 
 
+def adam_update(
+    weights: Weights,
+    moment_1_P: torch.Tensor,
+    moment_2_P: torch.Tensor,
+    grads: Sequence[torch.Tensor],
+    offsets: Sequence[int],
+    control: torch.Tensor,
+    rate: torch.Tensor,
+    step: torch.Tensor,
+    hyper: Hyper,
+) -> None:
+    """The step that `adam_decide` has decided to take, in place; grads: [n] each, fp32 or bf16, at `offsets`.
+
+    rate: its first element is the learning rate. Elements that no gradient covers stay as they are.
+    """
+    for grad, offset in zip(grads, offsets, strict=True):
+        part = slice(offset, offset + grad.numel())
+        grad = grad.float() * control[FACTOR]
+        m = moment_1_P[part].lerp_(grad, 1 - hyper.beta_1)
+        v = moment_2_P[part].mul_(hyper.beta_2).addcmul_(grad, grad, value=1 - hyper.beta_2)
+        spread = v.sqrt().div_(control[CORRECTION_2].sqrt()).add_(hyper.eps)
+        update = rate[0] / control[CORRECTION_1] * m / spread
+        write_weights(weights, part, read_weights(weights, part) - update, step)
+
+
+def squares_of(grads: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Sum of squares of all gradients, fp32 scalar."""
+    return torch.stack([grad.float().square().sum() for grad in grads]).sum()
+
+
 def adam(
     param_P: torch.Tensor,
     moment_1_P: torch.Tensor,
@@ -56,15 +91,8 @@ def adam(
     step: torch.Tensor,
     hyper: Hyper,
 ) -> None:
-    """One step in place. grads: [n] each, at `offsets` of the buffers; elements that none covers stay as they are."""
-    squares = torch.stack([grad.square().sum() for grad in grads]).sum()
-    adam_decide(squares, control, step, hyper)
-    if not control[APPLIED]:
-        return
-    for grad, offset in zip(grads, offsets, strict=True):
-        part = slice(offset, offset + grad.numel())
-        grad = grad * control[FACTOR]
-        m = moment_1_P[part].lerp_(grad, 1 - hyper.beta_1)
-        v = moment_2_P[part].mul_(hyper.beta_2).addcmul_(grad, grad, value=1 - hyper.beta_2)
-        spread = v.sqrt().div_(control[CORRECTION_2].sqrt()).add_(hyper.eps)
-        param_P[part] -= control[LR] / control[CORRECTION_1] * m / spread
+    """One step in place, all in fp32; the learning rate is `control[LR]`."""
+    adam_decide(squares_of(grads), control, step, hyper)
+    if control[APPLIED]:
+        rate = control[LR : LR + 1]
+        adam_update(Weights(param_P), moment_1_P, moment_2_P, grads, offsets, control, rate, step, hyper)

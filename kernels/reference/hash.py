@@ -14,9 +14,11 @@ import torch
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9
 
+_Word = int | torch.Tensor
 
-def _mix(h: torch.Tensor) -> torch.Tensor:
-    """MurmurHash3 fmix32 on int64 tensors that hold 32-bit words (a wrapped product keeps its low bits)."""
+
+def _mix(h: _Word) -> _Word:
+    """MurmurHash3 fmix32 on integers, or int64 tensors, of 32-bit words (a wrapped product keeps its low bits)."""
     h = h ^ (h >> 16)
     h = (h * 0x85EBCA6B) & _MASK
     h = h ^ (h >> 13)
@@ -24,16 +26,16 @@ def _mix(h: torch.Tensor) -> torch.Tensor:
     return h ^ (h >> 16)
 
 
-def hash_u32(*words: int | torch.Tensor) -> torch.Tensor:
+def hash_u32(*words: _Word) -> torch.Tensor:
     """32-bit hash of a key of integer words, broadcast against each other. int64 result in [0, 2^32).
 
-    At least one word must be a tensor; it decides the device.
+    At least one word must be a tensor; those before it cost the device nothing.
     """
-    device = next(w.device for w in words if isinstance(w, torch.Tensor))
-    h = torch.zeros((), dtype=torch.int64, device=device)
+    h: _Word = 0
     for word in words:
-        w = word.to(torch.int64) if isinstance(word, torch.Tensor) else torch.full((), word & _MASK, device=device)
+        w = word.to(torch.int64) if isinstance(word, torch.Tensor) else word
         h = _mix(((h ^ (w & _MASK)) + _GOLDEN) & _MASK)
+    assert isinstance(h, torch.Tensor)
     return h
 
 
@@ -43,10 +45,9 @@ def hash_uniform(*words: int | torch.Tensor) -> torch.Tensor:
 
 
 def hash_normal(shape: tuple[int, ...], *words: int | torch.Tensor) -> torch.Tensor:
-    """fp32 standard normal [B, *shape] by Box-Muller (1958); the tensor words of the key are [B]."""
-    batch, num = next(w for w in words if isinstance(w, torch.Tensor)), math.prod(shape)
-    index = torch.arange(num, device=batch.device)
+    """fp32 standard normal [B, *shape] by Box-Muller (1958); the tensor words of the key are [B], or [1] for all."""
+    device, num = next(w.device for w in words if isinstance(w, torch.Tensor)), math.prod(shape)
     key = [w[:, None] if isinstance(w, torch.Tensor) else w for w in words]
-    radius = torch.sqrt(-2 * torch.log(hash_uniform(*key, 2 * index)))
-    angle = 2 * math.pi * hash_uniform(*key, 2 * index + 1)
-    return (radius * torch.cos(angle)).reshape(batch.shape[0], *shape)
+    uniform = hash_uniform(*key, torch.arange(2 * num, device=device))
+    radius, angle = torch.sqrt(-2 * torch.log(uniform[:, ::2])), 2 * math.pi * uniform[:, 1::2]
+    return (radius * torch.cos(angle)).reshape(len(uniform), *shape)

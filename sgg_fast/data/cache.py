@@ -41,6 +41,10 @@ class TrainingCache:
     """[S, 2c, h, w] mean and log-variance of the VAE posterior; None when only pre-training."""
     phrases: torch.Tensor | None = None
     """[P, C] SD's end-of-text state of each phrase of the table; None without text initialisation."""
+    texts: torch.Tensor | None = None
+    """[S, L] token ids of what is said of each graph; None but where SD's text encoder reads whole texts."""
+    boxes: torch.Tensor | None = None
+    """[N, 4] x0, y0, x1, y1 in picture units of every object of `graphs`; None where nothing asks for them."""
 
     def __len__(self) -> int:
         return self.graphs.num_graphs
@@ -94,15 +98,20 @@ def build_cache(
     device: torch.device,
     with_latents: bool,
     with_phrases: bool = False,
+    with_boxes: bool = False,
     batch_size: int = 32,
     progress: bool = True,
 ) -> TrainingCache:
     """Run the frozen towers over the whole set. The models are moved to `device` and stay there.
 
-    A prepared cache is read instead. Raises `ConfigError` where it was made by other models.
+    A prepared cache is read instead. Raises `ConfigError` where it was made by other models, and for boxes that are
+    asked for where there are none.
     """
+    boxes = _boxes(source, device) if with_boxes else None
     if source.stored is not None:
-        return _from_stored(source.stored, foundation, device, with_latents, with_phrases)
+        return dataclasses.replace(
+            _from_stored(source.stored, foundation, device, with_latents, with_phrases), boxes=boxes
+        )
     table = NameTable()
     graphs = SceneGraphBatch.from_graphs(source.graphs, table)
     clip = foundation.clip.to(device)
@@ -125,7 +134,18 @@ def build_cache(
         phrases=phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
         if with_phrases
         else None,
+        boxes=boxes,
     )
+
+
+def _boxes(source: PairSource, device: torch.device) -> torch.Tensor:
+    """[N, 4] of every object of the packed graphs. Raises `ConfigError`."""
+    stored, cure = source.stored, "train without it, or from a set that has boxes"
+    rows = source.box_rows(range(source.num_images)) if stored is None else stored.arrays.get("boxes")
+    if rows is None:
+        cure = cure if stored is None else "prepare the cache again (--overwrite) from a set that has boxes"
+        raise ConfigError(f"--geometry: {source.name} has no boxes; {cure}")
+    return torch.from_numpy(np.array(rows)).to(device)
 
 
 def fingerprint(module: nn.Module) -> str:

@@ -65,6 +65,15 @@ def open_rgb(path: Path) -> Image.Image:
         raise ImageError(path, f"cannot be read as an image: {reason}") from error
 
 
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height as its header has them; nothing is decoded. Raises `ImageError`."""
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ImageError(path, "cannot be read as an image") from error
+
+
 def _is_deep_png(path: Path) -> bool:
     """Whether it is a PNG of 16 bits: Pillow drops the lower eight without a word."""
     with path.open("rb") as file:

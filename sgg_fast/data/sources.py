@@ -14,7 +14,7 @@ import numpy as np
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.data import jsonl
 from sgg_fast.data.formats import load_scene_graphs
-from sgg_fast.data.images import IMAGE_ENDINGS, boxes_in_square, open_rgb, to_square
+from sgg_fast.data.images import IMAGE_ENDINGS, boxes_in_square, open_rgb, size_of, to_square
 from sgg_fast.data.spatial import mirrored_graph
 from sgg_fast.data.stored import StoredCache, is_cache
 from sgg_fast.data.vg_h5 import read_boxes, read_split, read_vocabulary
@@ -46,6 +46,20 @@ class PairSource:
     def num_images(self) -> int:
         """M."""
         return len(self.graphs) // self.draws
+
+    def box_rows(self, images: Sequence[int]) -> np.ndarray | None:
+        """[N, 4] boxes of the objects of those images' graphs, each followed by the picture's own for its image node,
+        once for every draw: packed as the graphs are. None where the set has none. Raises `ConfigError`.
+        """
+        if self.boxes is None:
+            return None
+        rows = []
+        for index in images:
+            found = self.boxes(index)
+            if len(found) != len(self.graphs[index].objects):
+                raise ConfigError(f"{self.name}: image {index} has {len(found)} boxes for its objects")
+            rows += [found, np.array([[0, 0, 1, 1]], np.float32)]
+        return np.tile(np.concatenate(rows).astype(np.float32), (self.draws, 1))
 
 
 def open_source(config: Config, split: str = "train", check: bool = True) -> PairSource:
@@ -155,7 +169,7 @@ def _files_source(
 
     def boxes(index: int) -> np.ndarray:
         assert boxes_of is not None
-        return boxes_in_square(boxes_of(index), open_rgb(root / relative[index]).size, resize)
+        return boxes_in_square(boxes_of(index), size_of(root / relative[index]), resize)
 
     return PairSource(
         graphs,

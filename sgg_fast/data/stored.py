@@ -7,7 +7,8 @@ R side in pixels, c and h, w channels and sides of a latent. Files:
     shard-00000.safetensors  of its images: images [m, I], moments [m, 2c, h, w], item [m] index in the source,
                              stat [m, 2] bytes and modification time of each image's file (zeros where it is drawn)
     graphs.safetensors       the packed graphs of all samples, sizes [S, 2], names [V, I], phrases [P, C] if made,
-                             previews [k, R, R, 3] of the first images, and the words as JSON in bytes
+                             boxes [N, 4] of all objects if the set has them, previews [k, R, R, 3] of the first images,
+                             and the words as JSON in bytes
 """
 
 from __future__ import annotations

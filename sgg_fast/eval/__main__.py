@@ -21,16 +21,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data",
         default="toy",
-        help="graphs: toy (held-out scenes), toy-combinations (scenes with held-out combinations of known words), a "
-        "JSON file, or a prepared set, whose test split is read (toy)",
+        help="graphs: toy (held-out scenes), toy-combinations (scenes with held-out combinations of known words), "
+        "toy-repeats (scenes with two of a kind and a chain), a JSON file, or a prepared set, whose test split is read "
+        "(toy)",
     )
     parser.add_argument("--num", type=int, default=100, help="graphs drawn (100)")
     parser.add_argument("--pairs", type=int, default=50, help="counterfactual pairs an axis, at most (50)")
-    parser.add_argument(
-        "--seeds", type=int, default=1, help="pictures of each graph, from noise of seeds 0, 1, ... (1)"
-    )
-    parser.add_argument("--steps", type=int, help="DDIM steps (as the model's recipe)")
+    parser.add_argument("--seeds", type=int, default=1, help="pictures of each graph, from noise of as many seeds (1)")
+    parser.add_argument("--first-seed", type=int, default=0, help="the first of these seeds (0)")
+    parser.add_argument("--steps", type=int, help="sampling steps (as the model's recipe)")
+    parser.add_argument("--scheduler", help="scheduler that takes them, as infer.py names it (the model's own)")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance, 1 for none (as the model's recipe)")
+    parser.add_argument(
+        "--relation-guidance", type=float, default=0.0, help="how hard the relations alone pull besides (0: no more)"
+    )
     parser.add_argument(
         "--detector", default="toy", help="toy, or folder or hub id of an OWL-ViT or OWLv2 of transformers (toy)"
     )
@@ -48,8 +52,9 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("num", "seeds"):
             if getattr(args, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
-        if args.pairs < 0:
-            raise ValueError(f"--pairs must not be negative, not {args.pairs}")
+        for name in ("pairs", "first_seed"):
+            if getattr(args, name) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} must not be negative, not {getattr(args, name)}")
         from sgg_fast.eval.evaluate import evaluate
 
         print(evaluate(args))

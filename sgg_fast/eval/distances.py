@@ -45,17 +45,21 @@ def kernel_distance(a_MD: np.ndarray, b_MD: np.ndarray) -> float:
     return float(within(a_MD) + within(b_MD) - 2 * kernel(a_MD, b_MD).mean())
 
 
+def spread(features_SGD: np.ndarray) -> np.ndarray:
+    """Mean pairwise distance between the S pictures of each graph, [G]; NaN for a single one."""
+    num_seeds = len(features_SGD)
+    if num_seeds < 2:
+        return np.full(features_SGD.shape[1], np.nan)
+    pairs = [(i, j) for i in range(num_seeds) for j in range(i)]
+    return np.mean([np.linalg.norm(features_SGD[i] - features_SGD[j], axis=-1) for i, j in pairs], axis=0)
+
+
 def diversity(drawn_SGD: np.ndarray, real_MD: np.ndarray) -> float:
     """Mean distance between pictures of one graph from different seeds, over that between different real pictures.
 
     0 for a model that always draws the same. NaN for a single seed.
     """
-    num_seeds = len(drawn_SGD)
-    if num_seeds < 2:
-        return float("nan")
-    pairs = [(i, j) for i in range(num_seeds) for j in range(i)]
-    own = np.mean([np.linalg.norm(drawn_SGD[i] - drawn_SGD[j], axis=-1).mean() for i, j in pairs])
-    return float(own / np.linalg.norm(real_MD[1:] - real_MD[:-1], axis=-1).mean())
+    return float(spread(drawn_SGD).mean() / np.linalg.norm(real_MD[1:] - real_MD[:-1], axis=-1).mean())
 
 
 def toy_distances(drawn_SGhwc: np.ndarray, real: np.ndarray, floor: np.ndarray) -> dict[str, float | str | int]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -22,11 +23,15 @@ from tqdm import tqdm
 from sgg_fast.data.cache import to_pixels
 from sgg_fast.data.formats import load_scene_graphs
 from sgg_fast.data.sources import open_source
+from sgg_fast.eval import metrics
 from sgg_fast.graph import SceneGraph
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.recipes import recipe
+from sgg_fast.toy.world import Scene
 
-_TOY = ("toy", "toy-combinations")
+_TOY = ("toy", "toy-combinations", "toy-repeats")
+_SCAN = 20
+"""Toy graphs looked through for each counterfactual pair that is wanted."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +44,18 @@ class GraphSet:
     """Index -> uint8 [H, W, 3]."""
     size: int | None
     """Number of graphs; None for as many as one likes."""
+    scan: int = _SCAN
+    """Graphs to look through for each counterfactual pair, where there are as many as one likes."""
 
 
 def open_graphs(data: str, resolution: int) -> GraphSet:
-    """ "toy": held-out scenes; "toy-combinations": scenes with a combination that no training scene holds; a JSON file
-    of graphs; or a set that training takes, whose test split is read. Raises ValueError naming --data.
+    """ "toy": held-out scenes; "toy-combinations": scenes with a combination that no training scene holds;
+    "toy-repeats": held-out scenes that are hard to put in words (`_repeats`); a JSON file of graphs; or a set that
+    training takes, whose test split is read. Raises ValueError naming --data.
     """  # fmt: skip
+    if data == "toy-repeats":
+        repeats = _repeats(resolution)
+        return GraphSet(data, lambda i: repeats(i).graph, lambda i: repeats(i).image, None, scan=1)
     if data in _TOY:
         from sgg_fast.toy.world import HELD_OUT_SEED, draw_scene
 
@@ -57,9 +68,33 @@ def open_graphs(data: str, resolution: int) -> GraphSet:
         graphs = load_scene_graphs(path)
         return GraphSet(str(path), graphs.__getitem__, None, len(graphs))
     if not path.is_dir():
-        raise ValueError(f"--data {data}: neither toy nor toy-combinations, and there is no such file or folder")
+        raise ValueError(f"--data {data}: neither {' nor '.join(_TOY)}, and there is no such file or folder")
     source = open_source(recipe("vg128", data=data, resolution=resolution), split="test")
     return GraphSet(source.name, source.graphs.__getitem__, source.load_image, source.num_images)
+
+
+@functools.cache
+def _repeats(resolution: int) -> Callable[[int], Scene]:
+    """Index -> the held-out scene of that number among those whose graph names two things alike, has a chain (the
+    object of one relation is the subject of another) and a relation that could as well be the other way round.
+    """
+    from sgg_fast.toy.world import HELD_OUT_SEED, draw_scene
+
+    found: list[Scene] = []
+    looked = itertools.count()
+
+    def scene(index: int) -> Scene:
+        while len(found) <= index:
+            i = next(looked)
+            drawn = draw_scene(HELD_OUT_SEED, i, resolution)
+            graph = drawn.graph
+            alike = len(set(graph.objects)) < len(graph.objects)
+            chain = {s for s, _, _ in graph.relations} & {o for _, _, o in graph.relations}
+            if alike and chain and metrics.counterfactual_pairs(i, graph):
+                found.append(drawn)
+        return found[index]
+
+    return scene
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +115,8 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Notes in `out` what its pictures are drawn with. Raises ValueError where it holds those of other settings."""
     path = out / "settings.json"
     if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
+        older = {"relation_guidance": 0.0, "scheduler": "ddim"}  # of folders from before these were settings
+        there = older | json.loads(path.read_text(encoding="utf-8"))
         for key, value in settings.items():
             if there.get(key) != value:
                 raise ValueError(f"--out {out} holds pictures with {key} {there.get(key)}, not {value}: give another")
@@ -92,7 +128,12 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
 
 
 def draw_missing(
-    pipeline: SceneGraphToImagePipeline, jobs: Sequence[Job], steps: int, guidance: float, batch_size: int = 16
+    pipeline: SceneGraphToImagePipeline,
+    jobs: Sequence[Job],
+    steps: int,
+    guidance: float,
+    batch_size: int = 16,
+    relation_guidance: float = 0.0,
 ) -> int:
     """Draws the pictures that are not there yet, each file whole or not at all; returns how many were drawn."""
     todo = [job for job in jobs if not job.path.is_file()]
@@ -104,6 +145,7 @@ def draw_missing(
                 [job.graph for job in some],
                 num_inference_steps=steps,
                 guidance_scale=guidance,
+                relation_guidance=relation_guidance,
                 generator=[torch.Generator().manual_seed(job.noise_seed) for job in some],
             ).images
             for job, image in zip(some, images, strict=True):

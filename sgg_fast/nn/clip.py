@@ -15,7 +15,8 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-def _ids(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], device: torch.device) -> torch.Tensor:
+def token_ids(tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], device: torch.device) -> torch.Tensor:
+    """[V, L] int64 ids of `strings`, padded and cut to the tokenizer's length."""
     length = tokenizer.model_max_length
     tokens = tokenizer(list(strings), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     return tokens.input_ids.to(device)
@@ -28,7 +29,7 @@ def embed_names(
     """Projected text embeddings [V, I] of `strings`, fp32, neither centred nor normalised."""
     parts = []
     for start in range(0, len(strings), batch_size):
-        ids = _ids(tokenizer, strings[start : start + batch_size], clip.device)
+        ids = token_ids(tokenizer, strings[start : start + batch_size], clip.device)
         parts.append(clip.get_text_features(ids).pooler_output.float())
     return torch.cat(parts)
 
@@ -38,7 +39,7 @@ def text_states(
     text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """SD's text states [V, L, C] of `strings` (last layer, final norm) and the [V] index of their end-of-text."""
-    ids = _ids(tokenizer, strings, text_encoder.device)
+    ids = token_ids(tokenizer, strings, text_encoder.device)
     end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
     return text_encoder(ids).last_hidden_state.float(), end
 
@@ -63,9 +64,9 @@ def normalise_pixels(clip: CLIPModel, pixels_B3HW: torch.Tensor) -> torch.Tensor
     pixels = pixels_B3HW.float()
     if pixels.shape[-2:] != (size, size):
         pixels = nn.functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
-    mean = torch.tensor(CLIP_MEAN, device=pixels.device)[:, None, None]
-    std = torch.tensor(CLIP_STD, device=pixels.device)[:, None, None]
-    return ((pixels.clamp(-1, 1) + 1) / 2 - mean) / std
+    # By numbers that become launches' arguments: a constant made here would be a copy that waits for the device.
+    channels = ((pixels.clamp(-1, 1) + 1) / 2).unbind(1)
+    return torch.stack([(c - m) / s for c, m, s in zip(channels, CLIP_MEAN, CLIP_STD, strict=True)], dim=1)
 
 
 def embed_images(clip: CLIPModel, pixels_B3HW: torch.Tensor) -> torch.Tensor:

@@ -6,17 +6,21 @@ E relations, T context tokens, D graph width, C cross-attention width, V names, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
+from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from sgg_fast import ops
-from sgg_fast.graph import SceneGraphBatch
+from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 
+from .clip import phrase_states
 from .encoder import RelationEncoder
+from .instances import CODE_WIDTH, CodeKey, instance_codes
 
 MIN_TOKENS = 80
 """Context length of every graph of up to 78 triples, the null condition's 77 + 3 included."""
@@ -39,6 +43,8 @@ class GraphCondition(NamedTuple):
     """[B, T] bool, False where a token must not be attended to."""
     x_global: torch.Tensor
     """[B, I] graph embedding in the space of the centred image embeddings."""
+    tokens: torch.Tensor | None = None
+    """[E, C] the graph encoder's own token of each triple of the batch, before any text state."""
 
 
 class SceneGraphConditioner(ModelMixin, ConfigMixin):
@@ -61,6 +67,7 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         triple: str = "roles",
         context: str = "triples",
         token_init: str = "none",
+        instance_codes: bool = False,
         trained_names: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
@@ -68,6 +75,7 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         self.f_subject = nn.Linear(width, 2 * width)
         self.f_object = None if triple == "shared" else nn.Linear(width, 2 * width)  # shared: f_subject serves both
         self.f_relation = nn.Linear(width, 2 * width)
+        self.f_instance = nn.Linear(CODE_WIDTH, width, bias=False) if instance_codes else None
         self.f_global = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.GELU(), nn.Linear(2 * width, context_dim))
         self.to_global = nn.Linear(context_dim, image_dim)
         self.from_global = nn.Linear(image_dim, context_dim)
@@ -114,6 +122,22 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         """Raw CLIP name embeddings [V, name_dim] -> centred, unit RMS over the vocabulary."""
         return (raw_VD - self.name_mean) * self.name_scale
 
+    def names_of(self, table: NameTable, raw_VD: torch.Tensor) -> torch.Tensor:
+        """What `forward` takes for the names of `table`, given their raw CLIP embeddings [V, name_dim]."""
+        return self.standardise(raw_VD)
+
+    def read(
+        self,
+        graphs: Sequence[SceneGraph],
+        table: NameTable,
+        text_encoder: CLIPTextModel | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> torch.Tensor | None:
+        """What `forward` takes besides: SD's states of the table's phrases [P, C], or None where it needs none."""
+        if self.config.token_init != "text":
+            return None
+        return phrase_states(text_encoder, tokenizer, table.phrases)
+
     def targets(self, names_VD: torch.Tensor) -> torch.Tensor:
         """Standardised name embeddings -> the auto-encoder's targets, zero mean and unit variance per dimension."""
         return (names_VD - self.target_mean) / self.target_std
@@ -124,20 +148,30 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         return nn.functional.normalize(unit - self.image_mean, dim=-1)
 
     def encode(
-        self, names_VD: torch.Tensor, batch: SceneGraphBatch, masked_N: torch.Tensor | None = None
+        self,
+        names_VD: torch.Tensor,
+        batch: SceneGraphBatch,
+        masked_N: torch.Tensor | None = None,
+        code_key: CodeKey | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Eqs 3-8 up to X_global: (x [N, D], tokens [E, C], x_global [B, I]). names: [V, name_dim] standardised."""
+        """Eqs 3-8 up to X_global: (x [N, D], tokens [E, C], x_global [B, I]). names: [V, name_dim] standardised.
+
+        code_key: what instance codes are drawn by, in training.
+        """
         x_ND, r_ED = self.relation_encoder(names_VD, batch, masked_N)
         graphs = batch.object_graph, batch.relation_graph
         pool_B2D = ops.masked_pool(
             x_ND, r_ED, batch.object_ptr, batch.relation_ptr, *graphs, batch.object_pooled, batch.relation_pooled
         )
+        told_ND = x_ND
+        if self.f_instance is not None:
+            told_ND = x_ND + self.f_instance(instance_codes(batch, masked_N, code_key).to(x_ND.dtype))
         f_object = self.f_object or self.f_subject
-        s_N2D = nn.functional.linear(x_ND, self.f_subject.weight)
+        s_N2D = nn.functional.linear(told_ND, self.f_subject.weight)
         rel_E2D = ops.triple_context(
             s_N2D,
             nn.functional.linear(r_ED, self.f_relation.weight),
-            s_N2D if self.f_object is None else nn.functional.linear(x_ND, f_object.weight),
+            s_N2D if self.f_object is None else nn.functional.linear(told_ND, f_object.weight),
             pool_B2D,
             self.f_subject.bias + self.f_relation.bias + f_object.bias,
             batch.subject,
@@ -151,17 +185,22 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         return x_ND, tokens_EC, self.to_global(mean_BC)
 
     def forward(
-        self, names_VD: torch.Tensor, batch: SceneGraphBatch, phrases_PC: torch.Tensor | None = None
+        self,
+        names_VD: torch.Tensor,
+        batch: SceneGraphBatch,
+        phrases_PC: torch.Tensor | None = None,
+        code_key: CodeKey | None = None,
     ) -> GraphCondition:
         """The condition of every graph of the batch. names: [V, name_dim] standardised name embeddings.
 
+        T is that of the longest graph by the host's sizes; in a replayed batch, of the longest that it may hold.
         phrases: [P, C], with `token_init` "text": SD's own end-of-text state of each phrase of the table; a triple's
         token is that of its phrase plus the graph's token through a gate that starts at zero.
         """
-        _, tokens_EC, x_global = self.encode(names_VD, batch)
+        _, own_EC, x_global = self.encode(names_VD, batch, code_key=code_key)
         num_images, length = batch.num_graphs, context_length(int(batch.sizes[:, 1].max()))
         global_BC = self.token_norm(self.from_global(x_global))
-        tokens_EC = self.token_norm(tokens_EC)
+        tokens_EC = self.token_norm(own_EC)
         if self.gates is not None:
             assert phrases_PC is not None, "text initialisation needs the phrases' states"
             global_BC = self.gates[0].to(global_BC.dtype) * global_BC
@@ -171,12 +210,14 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         context = nn.functional.pad(context, (0, 0, 0, length - 2))
         position = torch.arange(length, device=context.device)
         if self.config.context == "global":  # eq. 11 as printed: X_global is the whole condition
-            return GraphCondition(context, (position == 1).expand(num_images, -1), x_global)
+            return GraphCondition(context, (position == 1).expand(num_images, -1), x_global, own_EC)
         within_E = torch.arange(batch.num_relations, device=context.device)
         within_E = within_E - batch.relation_ptr.long()[batch.relation_graph.long()]
+        # Only padding can be longer than its context, whose rows nobody reads.
+        within_E = within_E.clamp(max=length - 3)
         context = context.index_put((batch.relation_graph.long(), within_E + 2), tokens_EC)
         mask = position < batch.relation_ptr.long().diff()[:, None] + 2
-        return GraphCondition(context, mask, x_global)
+        return GraphCondition(context, mask, x_global, own_EC)
 
     def null_condition(self, num_images: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The empty text as SD knows it: all 77 states of "", then masked padding. ([B, T, C], [B, T] bool)."""
@@ -191,4 +232,5 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
             torch.where(dropped_B[:, None, None], null_context.to(condition.context.dtype), condition.context),
             torch.where(dropped_B[:, None], null_mask, condition.mask),
             condition.x_global,
+            condition.tokens,
         )

@@ -6,6 +6,7 @@
 from sgg_kernels.reference import hash_normal, hash_u32, hash_uniform
 
 from .dispatch import BACKENDS, backend_for, use_kernels
+from .exchange import exchange_ends
 from .graph_ops import gather_add_relu, graph_mean, masked_pool, scatter_mean, triple_context
 from .pack import MaskDraw, draw_table, pack, pack_masked, pack_replayed, table_shape
 from .unet_ops import geglu, group_norm_silu
@@ -15,6 +16,7 @@ __all__ = [
     "MaskDraw",
     "backend_for",
     "draw_table",
+    "exchange_ends",
     "gather_add_relu",
     "geglu",
     "graph_mean",

@@ -52,7 +52,7 @@ def adam_table(grads: Sequence[torch.Tensor], offsets: Sequence[int], backend: s
         return torch.empty(0, 3, dtype=torch.int64)
     from sgg_kernels.adam import adam_table as table_of
 
-    return table_of([g.data_ptr() for g in grads], list(offsets), [g.numel() for g in grads])
+    return table_of([g.data_ptr() for g in grads], offsets, [g.numel() for g in grads], 4)
 
 
 def adam_(

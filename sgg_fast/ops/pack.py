@@ -76,9 +76,12 @@ def _(store, ids, object_ptr, relation_ptr, step, num_objects, num_relations, fi
     return [*out, ids.new_empty(num_objects, dtype=torch.bool)]
 
 
-def table_shape(num_graphs: int) -> tuple[int, int]:
-    """Of the `draw_table` of a batch of so many graphs, the padding included."""
-    return 4, -(-(num_graphs + 1) // _ALIGN) * _ALIGN
+def table_shape(num_graphs: int, num_words: int = 1) -> tuple[int, int]:
+    """Of the `draw_table` of a batch of so many graphs, the padding included.
+
+    num_words: places in the last row, of which the step takes the first and the caller may use the others.
+    """
+    return 4, -(-max(num_graphs + 1, num_words) // _ALIGN) * _ALIGN
 
 
 def draw_table(
@@ -172,16 +175,16 @@ def pack_replayed(
     store: SceneGraphBatch,
     table: torch.Tensor,
     num_ids: int,
-    mask: MaskDraw,
+    mask: MaskDraw | None,
     *,
     bucket: tuple[int, int],
     bounds: tuple[int, int],
 ) -> tuple[SceneGraphBatch, torch.Tensor]:
-    """`pack_masked` from a `draw_table` on the device, whose content may change under a captured launch.
+    """`pack_masked`, or `pack`, from a `draw_table` on the device, whose content may change under a captured launch.
 
     The batch has `num_ids` graphs and the padding graph; its `sizes` are not those of the graphs, which the host does
-    not know here, but `bounds`: (objects, relations) of the largest graph of the store. An integer
-    `mask.step` is not read: the step stands in the table.
+    not know here, but `bounds`: (objects, relations) that none of them may exceed. An integer `mask.step` is not read:
+    the step stands in the table.
 
     Equivalent PyTorch: `pack_masked(store, table[0, :num_ids], mask, bucket=bucket)`
     """

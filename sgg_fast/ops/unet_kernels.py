@@ -53,8 +53,8 @@ def _save_group_norm_silu(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tenso
 
 
 def _group_norm_silu_grads(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    _, weight, bias, *_ = ctx.saved_tensors
-    grad_x, both = group_norm_silu_bwd(grad, *ctx.saved_tensors, ctx.num_groups, ctx.silu)
+    x, weight, bias, mean, rstd = ctx.saved_tensors  # once: activation checkpointing gives them only once
+    grad_x, both = group_norm_silu_bwd(grad, x, weight, bias, mean, rstd, ctx.num_groups, ctx.silu)
     of_weight, of_bias = both.split(weight.shape[0])
     return grad_x, of_weight, of_bias.to(bias.dtype), None, None, None
 

@@ -9,13 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from sgg_fast.graph import SceneGraph
-
-
-def phrases(graph: SceneGraph) -> list[str]:
-    """One phrase a relation, in order, then the names that no relation mentions."""
-    said = {i for s, _, o in graph.relations for i in (s, o)}
-    told = [f"{graph.objects[s]} {predicate} {graph.objects[o]}" for s, predicate, o in graph.relations]
-    return told + [name for i, name in enumerate(graph.objects) if i not in said]
+from sgg_fast.nn.text_baseline import phrases
 
 
 def caption(graph: SceneGraph, rng: np.random.Generator | None = None, partial: float = 0.0) -> str:

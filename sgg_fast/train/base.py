@@ -31,6 +31,10 @@ class Update:
     """What each of them is at chance."""
     applied: bool
     """False where a loss or gradient of any process was not finite: weights and optimiser are then as before."""
+    behind: int = 0
+    """How many steps ago the step was that `applied` tells of, where the host does not wait for the device."""
+    lost: float | None = None
+    """The loss of that step if it was not applied, where `values` are not its own."""
 
 
 class Engine(abc.ABC):
@@ -39,6 +43,8 @@ class Engine(abc.ABC):
     module: nn.Module
     optimizer: torch.optim.Optimizer
     average: WeightAverage | None = None
+    execution = "eager"
+    """How steps run, for people: captured, or eagerly and why."""
     sharded = False
     """Whether no process holds whole weights between steps: then every process must run what one runs (ZeRO-3)."""
 
@@ -61,6 +67,10 @@ class Engine(abc.ABC):
             for side in (0, 1)
         )
         return Update(values, chance, applied)
+
+    def outstanding(self) -> list[tuple[int, float]]:
+        """Steps not applied that no `Update` has told of yet, with their losses; waits for all of them."""
+        return []
 
     @abc.abstractmethod
     def forward(self, ids: np.ndarray, step: int) -> Terms:
@@ -101,4 +111,4 @@ def resolve_precision(config: Config, device: torch.device) -> str:
     """ "bf16", "fp16" or "fp32". Auto is bf16 on CUDA and for bf16 weights, fp32 on CPU, where bf16 is slower."""
     if config.precision != "auto":
         return config.precision
-    return "bf16" if device.type == "cuda" or config.weights == "lean" else "fp32"
+    return "bf16" if device.type == "cuda" or config.bf16_weights else "fp32"

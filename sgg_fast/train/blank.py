@@ -121,6 +121,7 @@ def blank_cache(config: Config, foundation: Foundation, num_images: int) -> Trai
         images=torch.randn(num_images, clip),
         moments=torch.randn(num_images, 2 * foundation.vae.config.latent_channels, side, side),
         phrases=torch.randn(len(table.phrases), context).half() if config.token_init == "text" else None,
+        boxes=torch.rand(graphs.num_objects, 4) if config.geometry else None,
     )
 
 
@@ -137,6 +138,7 @@ def blank_conditioner(config: Config, foundation: Foundation) -> SceneGraphCondi
         triple=config.triple,
         context=config.context,
         token_init=config.token_init,
+        instance_codes=config.instance_codes,
     )
 
 

@@ -31,6 +31,9 @@ class WeightAverage:
             return
         num_updates = self.num_steps // self.every
         decay = min(self.decay**self.every, num_updates / (num_updates + 9))
+        if all(a.device == t.device and a.dtype == t.dtype for a, t in zip(self.averages, self.tensors, strict=True)):
+            torch._foreach_lerp_(self.averages, [tensor.detach() for tensor in self.tensors], 1 - decay)
+            return
         for average, tensor in zip(self.averages, self.tensors, strict=True):
             average.lerp_(tensor.detach().to(average.device, torch.float32), 1 - decay)
 

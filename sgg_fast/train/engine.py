@@ -1,20 +1,24 @@
-"""Which engine runs a stage: plain, or DeepSpeed. One training step above both (`trainer.py`)."""
+"""Which engine runs a stage: plain, replayed as CUDA graphs, or DeepSpeed. One loop above all (`trainer.py`)."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import nn
 
-from sgg_fast import env
+from sgg_fast import env, ops
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.train.base import Engine, resolve_precision
 from sgg_fast.train.ds_config import load_ds_config
 from sgg_fast.train.ds_engine import DeepSpeedEngine
 from sgg_fast.train.plain import PlainEngine
-from sgg_fast.train.replay import ReplayEngine
-from sgg_fast.train.stages import PretrainStage
+from sgg_fast.train.replay import PretrainReplay
+from sgg_fast.train.replay_finetune import FinetuneReplay, why_eager
+from sgg_fast.train.stages import FinetuneStage, PretrainStage
+
+logger = logging.getLogger(__name__)
 
 
 def plan_engine(config: Config, stage: str, device: torch.device, ds_path: str | None) -> dict[str, Any] | None:
@@ -25,7 +29,7 @@ def plan_engine(config: Config, stage: str, device: torch.device, ds_path: str |
         raise ConfigError("several processes need DeepSpeed: add --deepspeed ds.json")
     if ds_path is None:
         return None
-    for name, used in (("--weights lean", config.weights == "lean"),
+    for name, used in ((f"--weights {config.weights}", config.bf16_weights),
                        ("--optimizer-in-backward", config.optimizer_in_backward)):  # fmt: skip
         if used:
             raise ConfigError(f"{name} runs without --deepspeed, which keeps master weights of its own: leave one out")
@@ -35,9 +39,33 @@ def plan_engine(config: Config, stage: str, device: torch.device, ds_path: str |
 def build_engine(
     module: nn.Module, config: Config, stage: str, device: torch.device, ds_config: dict[str, Any] | None
 ) -> Engine:
-    """The engine that `plan_engine` chose."""
-    if isinstance(module, PretrainStage) and config.cuda_graphs and device.type == "cuda":
-        return ReplayEngine(module, config, device)
-    if ds_config is None:
-        return PlainEngine(module, config, stage, device)
-    return DeepSpeedEngine(module, config, ds_config, device)
+    """The engine that `plan_engine` chose; without DeepSpeed, on a GPU, one that replays its steps where it can."""
+    reason = _why_eager(module, config, device, ds_config)
+    engine: Engine
+    if ds_config is not None:
+        engine = DeepSpeedEngine(module, config, ds_config, device)
+    elif reason is not None:
+        engine = PlainEngine(module, config, stage, device)
+    elif isinstance(module, FinetuneStage):
+        engine = FinetuneReplay(module, config, device)
+    else:
+        assert isinstance(module, PretrainStage)
+        engine = PretrainReplay(module, config, device)
+    if reason is not None:
+        engine.execution = f"eager ({reason})"
+    if device.type == "cuda":
+        logger.info("training steps: %s", engine.execution)
+    return engine
+
+
+def _why_eager(module: nn.Module, config: Config, device: torch.device, ds_config: dict[str, Any] | None) -> str | None:
+    """Why steps are not captured; None where they are."""
+    if device.type != "cuda":
+        return f"CUDA graphs need a GPU, not {device.type}"
+    if ds_config is not None:
+        return "DeepSpeed moves weights and runs hooks of its own"
+    if not config.cuda_graphs:
+        return "--no-cuda-graphs"
+    if ops.backend_for(device, torch.float32) != "triton":
+        return "the reference forms of the kernels wait for the device"
+    return why_eager(config, device, module.cache) if isinstance(module, FinetuneStage) else None

@@ -1,7 +1,7 @@
 """Adam whose parameters, and both moments, are flat buffers: a few launches a step however many parameters there are.
 
 Gradients are not flat: backward leaves each where it likes, and the step finds them through a table of addresses.
-Not for fine-tuning, whose state is 8-bit. Letters: P elements of the flat buffers.
+Fine-tuning's, with parameter groups and 8-bit state, is in `flat8bit.py`. Letters: P elements of the flat buffers.
 """
 
 from __future__ import annotations
@@ -24,21 +24,38 @@ def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
 
-class FlatParameters:
-    """Parameters moved into one fp32 buffer, each a view with the strides it had. Padding holds zeros."""
+def _places(parameters: list[nn.Parameter]) -> list[int]:
+    """Indices in the order in which parameters go into a buffer: as given, but views of one storage follow each other.
 
-    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Raises ValueError for parameters that are not fp32 or not dense, or none."""
+    Weights that lie end to end, so that one GEMM reads them all, then still do.
+    """
+    first: dict[int, int] = {}
+    storages = [p.untyped_storage()._cdata for p in parameters]
+    for i, storage in enumerate(storages):
+        first.setdefault(storage, i)
+    return sorted(range(len(parameters)), key=lambda i: (first[storages[i]], parameters[i].storage_offset(), i))
+
+
+class FlatParameters:
+    """Parameters moved into one buffer of their type, each a view with the strides it had. Padding holds zeros."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], pad: int = PAD) -> None:
+        """pad: elements that each one's place is a multiple of. Raises ValueError for parameters that are not all fp32
+
+        or all bf16, not dense, or none.
+        """
         self.parameters = list(parameters)
-        if not self.parameters or any(p.dtype != torch.float32 for p in self.parameters):
-            raise ValueError("flat parameters: there must be some, all in fp32")
+        dtypes = {p.dtype for p in self.parameters}
+        if dtypes not in ({torch.float32}, {torch.bfloat16}):
+            raise ValueError("flat parameters: there must be some, all in fp32 or all in bf16")
         if not all(torch.ops.aten.is_non_overlapping_and_dense(p) for p in self.parameters):
             raise ValueError("flat parameters: a parameter is not dense")
-        self.offsets, end = [], 0
-        for parameter in self.parameters:
-            self.offsets.append(end)
-            end += -(-parameter.numel() // PAD) * PAD
-        self.buffer = torch.zeros(end, dtype=torch.float32, device=self.parameters[0].device)
+        self.offsets, end = [0] * len(self.parameters), 0
+        for i in _places(self.parameters):
+            self.offsets[i] = end
+            end += -(-self.parameters[i].numel() // pad) * pad
+        first = self.parameters[0]
+        self.buffer = torch.zeros(-(-end // PAD) * PAD, dtype=first.dtype, device=first.device)
         for parameter, offset in zip(self.parameters, self.offsets, strict=True):
             place = self.buffer.as_strided(parameter.shape, parameter.stride(), offset)
             parameter.data = place.copy_(parameter.data)
@@ -57,11 +74,17 @@ def flat_gradient(parameter: torch.Tensor) -> torch.Tensor:
     """The gradient in its parameter's layout, from 16 bytes on: as backward left it, but for rare copies."""
     grad = parameter.grad
     assert grad is not None
-    if grad.stride() != parameter.stride() or grad.data_ptr() % 16:
+    if not _same_layout(grad, parameter) or grad.storage_offset() * grad.element_size() % 16:
         grad = torch.empty_strided(parameter.shape, parameter.stride(), dtype=grad.dtype, device=grad.device).copy_(
             grad
         )
     return in_memory_order(grad)
+
+
+def _same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether elements lie in one order; the stride of a dimension of size 1 (1 x 1 convolutions) says nothing."""
+    strides = zip(a.shape, a.stride(), b.stride(), strict=True)
+    return all(of_a == of_b for size, of_a, of_b in strides if size > 1)
 
 
 class FlatAdam(torch.optim.Optimizer):
@@ -71,6 +94,8 @@ class FlatAdam(torch.optim.Optimizer):
         """max_norm: the gradient norm is clipped to this; 0 leaves it alone."""
         parameters = list(parameters)
         self.flat = FlatParameters(parameters)
+        if self.flat.buffer.dtype != torch.float32:
+            raise ValueError("FlatAdam: its parameters must be in fp32")
         super().__init__(parameters, {"lr": lr})
         self.hyper = adam_op.Hyper(max_norm=max_norm)
         buffer = self.flat.buffer
@@ -84,6 +109,11 @@ class FlatAdam(torch.optim.Optimizer):
     def applied(self) -> torch.Tensor:
         """fp32 scalar on the device, 1 where the last step was applied, 0 where a gradient was not finite."""
         return self.control[adam_op.APPLIED]
+
+    @property
+    def rates(self) -> torch.Tensor:
+        """fp32 [1] on the device: the learning rate that the next launch takes."""
+        return self.control[adam_op.LR : adam_op.LR + 1]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]

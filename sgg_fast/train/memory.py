@@ -54,6 +54,9 @@ def planner(config: Config, stage: str, ds_path: str | None, device: str) -> Pla
     """The planner of a run as it is typed. Raises `ConfigError`, also for pre-training, which fits anywhere."""
     if stage != "finetune":
         raise ConfigError("--plan and --auto-batch are for --stage finetune; pre-training fits any GPU")
+    if config.conditioner != "sgg":
+        raise ConfigError(f"--plan and --auto-batch know SGG-IG's graph encoder only: leave out --conditioner "
+                          f"{config.conditioner}, whose memory is about the same")  # fmt: skip
     ds = plan_engine(config, stage, torch.device(device), ds_path)
     if config.data in ("", "toy"):
         return Planner(config, ds, device, env.world_size())

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from sgg_fast import ops
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.train.flat import FlatAdam
+from sgg_fast.train.flat8bit import FlatAdam8bit
 
 MIN_8BIT_ELEMENTS = 4096
 """Tensors below this keep 32-bit state, as bitsandbytes advises."""
@@ -54,11 +56,30 @@ def parameter_groups(module: nn.Module, config: Config, most: float = math.inf) 
     ]
 
 
-def build_optimizer(module: nn.Module, config: Config, stage: str, most: float = math.inf) -> torch.optim.Optimizer:
-    """Pre-training: Adam in fp32 on flat buffers. Fine-tuning: `--optimizer`, on `parameter_groups` of `most`."""
+def has_flat_kernels(config: Config, device: torch.device) -> bool:
+    """Whether fine-tuning without DeepSpeed steps by our kernels: where they run, and all gradients come together.
+
+    With split weights it always does, on a CPU by the reference, for nobody else has them.
+    """
+    if config.optimizer_in_backward:
+        return False
+    return config.weights == "split" or ops.backend_for(device, torch.float32) == "triton"
+
+
+def build_optimizer(
+    module: nn.Module, config: Config, stage: str, most: float = math.inf, flat: bool = False
+) -> torch.optim.Optimizer:
+    """Pre-training: Adam in fp32 on flat buffers. Fine-tuning: `--optimizer`, on `parameter_groups` of `most`.
+
+    flat: on flat buffers by our kernels, the optimiser of a replayed step too; else torch's, or bitsandbytes'.
+    """
     if stage == "pretrain":
         return FlatAdam(module.parameters(), config.pretrain_lr, config.max_grad_norm)
     groups = parameter_groups(module, config, most)
+    if flat:
+        if config.optimizer == "adam":
+            groups = [{**group, "optim_bits": 32} for group in groups]
+        return FlatAdam8bit(groups, config.seed, config.max_grad_norm, split=config.weights == "split")
     if config.optimizer == "adam":
         return torch.optim.Adam(groups)
     try:

@@ -1,4 +1,4 @@
-"""The engine of one process: fp32 weights under autocast, or bf16 weights alone (--weights lean)."""
+"""The engine of one process: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sgg_fast.config import Config
+from sgg_fast.ops import adam as adam_op
 from sgg_fast.train.base import Engine, resolve_precision
 from sgg_fast.train.ema import WeightAverage
 from sgg_fast.train.flat import FlatAdam
-from sgg_fast.train.optim import build_optimizer
+from sgg_fast.train.flat8bit import FlatAdam8bit
+from sgg_fast.train.optim import build_optimizer, has_flat_kernels
 from sgg_fast.train.stages import Terms
 
 
@@ -36,20 +38,24 @@ class LossScale:
 class PlainEngine(Engine):
     """One process, no wrapper around the module."""
 
+    has_flat_optimizer = False
+    """Whether fine-tuning's optimiser is one that a step can be replayed with."""
+
     def __init__(self, module: nn.Module, config: Config, stage: str, device: torch.device) -> None:
         finetune = stage == "finetune"
         precision = resolve_precision(config, device) if finetune else "fp32"
-        lean = finetune and config.weights == "lean"
+        narrow = finetune and config.bf16_weights
         self.module = module.to(device)
         if finetune:
             module.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if lean:
+        if narrow:
             module.unet.bfloat16()
-        self.optimizer = build_optimizer(module, config, stage)
+        by_kernels = self.has_flat_optimizer or has_flat_kernels(config, device)
+        self.optimizer = build_optimizer(module, config, stage, flat=by_kernels)
         self.max_grad_norm = config.max_grad_norm
         self.scale = LossScale() if precision == "fp16" else None
         self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        cast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if not lean else None
+        cast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if not narrow else None
         if config.ema:
             flat = self.optimizer.flat if isinstance(self.optimizer, FlatAdam) else None
             weights = [flat.buffer] if flat else self._parameters
@@ -88,10 +94,15 @@ class PlainEngine(Engine):
     def _apply(self) -> bool:
         if self._in_backward:
             return self._finite
-        if isinstance(self.optimizer, FlatAdam):  # which clips and skips by itself
+        if isinstance(self.optimizer, (FlatAdam, FlatAdam8bit)):  # which clip and skip by themselves
+            if self.scale:
+                self.optimizer.control[adam_op.INVERSE_SCALE] = 1 / self.scale.value
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
-            return bool(self.optimizer.applied)
+            applied = bool(self.optimizer.applied)
+            if self.scale:
+                self.scale.update(applied)
+            return applied
         grads = [p.grad for p in self._parameters if p.grad is not None]
         scale = self.scale.value if self.scale else 1.0
         norm = nn.utils.get_total_norm(grads) / scale

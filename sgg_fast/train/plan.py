@@ -120,12 +120,14 @@ class Planner:
         with torch.random.fork_rng(devices=[]), self._mode:
             self.foundation = blank_foundation(config)
             cache = blank_cache(config, self.foundation, 1)
-            self._stage = FinetuneStage(config, blank_conditioner(config, self.foundation), self.foundation, cache)
+            whole = dataclasses.replace(config, relation_dropout=0.0)  # graphs with their relations take the most
+            self._stage = FinetuneStage(whole, blank_conditioner(config, self.foundation), self.foundation, cache)
             self.foundation.unet.set_attn_processor(AttnProcessor2_0())
             if config.gradient_checkpointing:
                 checkpoint_activations(self.foundation.unet)
-            for module, dtype in zip((self._stage.unet, self._stage.conditioner), self.layout.dtypes(), strict=True):
-                _recast(module, dtype)
+            of_unet, of_graph = self.layout.dtypes()
+            for name, module in self._stage.named_children():
+                _recast(module, of_unet if name == "unet" else of_graph)
             self._groups = [
                 Group(tuple(p.numel() for p in group["params"]), group["optim_bits"], group["params"][0].dtype)
                 for group in parameter_groups(self._stage, config, self.layout.largest_group)

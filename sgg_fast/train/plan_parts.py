@@ -98,11 +98,11 @@ class Layout:
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
         if self.ds is not None:
             return half, half
-        return (torch.bfloat16 if self.config.weights == "lean" else torch.float32), torch.float32
+        return (torch.bfloat16 if self.config.bf16_weights else torch.float32), torch.float32
 
     def autocast(self) -> torch.dtype | None:
         """What compute is cast to; None where the weights' own type decides."""
-        if self.ds is not None or self.config.weights == "lean":
+        if self.ds is not None or self.config.bf16_weights:
             return None
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
@@ -111,7 +111,8 @@ class Layout:
         if self.stage is not None:
             offload = " with offload" if self.offloads("optimizer") or self.offloads("param") else ""
             return f"{self.precision}, DeepSpeed ZeRO-{self.stage}{offload}, {self.world_size} process(es)"
-        kind = "bf16 weights" if self.config.weights == "lean" else self.precision
+        kinds = {"lean": "bf16 weights", "split": "fp32 weights in two halves"}
+        kind = kinds.get(self.config.weights, self.precision)
         return f"{kind}, plain engine{', optimiser in backward' if self.config.optimizer_in_backward else ''}"
 
 
@@ -125,6 +126,13 @@ def state_bytes(group: Group, optimizer: str, shards: int = 1) -> int:
 
 def update_bytes_per_element(layout: Layout, group: Group) -> int:
     """What the optimiser's own arithmetic takes meanwhile, per element that it updates at once."""
+    config = layout.config
+    if (
+        layout.ds is None
+        and layout.device == "cuda"
+        and not (config.kernels == "reference" or config.optimizer_in_backward)
+    ):
+        return 0  # our kernels, in place
     if layout.config.optimizer == "adam":
         return 4 if layout.device == "cuda" else 8
     inner = CPU_UPDATE[group.bits] if layout.device == "cpu" else 0
@@ -173,6 +181,8 @@ def resident_parts(layout: Layout, groups: list[Group]) -> tuple[dict[str, int],
     if stage or (stage == 0 and layout.precision != "fp32"):
         update_side["fp32 master weights"] = 4 * numel // shards
     update_side["optimiser state"] = state
+    if layout.config.weights == "split":
+        device["low halves of the weights"] = sum(2 * g.numel for g in groups if g.dtype == torch.bfloat16)
     if layout.offloads("optimizer"):
         host["fp32 gradients and a copy of the weights"] = (4 * numel + weights) // shards
     if layout.config.ema:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,19 @@ from safetensors import SafetensorError
 
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.data.cache import TrainingCache
+from sgg_fast.graph import SceneGraph
 from sgg_fast.model_card import provenance
-from sgg_fast.nn.clip import text_states
+from sgg_fast.nn.clip import text_states, token_ids
 from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.conditioners import Baseline, Conditioner
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.sgdiff import SGDiffConditioner
+from sgg_fast.nn.text_baseline import TextConditioner, sentence
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 logger = logging.getLogger(__name__)
 
-_FIXED = ("width", "num_layers", "encoder", "triple", "context", "token_init")
+_FIXED = ("width", "num_layers", "encoder", "triple", "context", "token_init", "instance_codes")
 
 
 def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache) -> SceneGraphConditioner:
@@ -37,6 +42,7 @@ def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache
             triple=config.triple,
             context=config.context,
             token_init=config.token_init,
+            instance_codes=config.instance_codes,
             trained_names=tuple(cache.table.names),
         ).to(device)
     is_object = cache.graphs.object_pooled.bool()
@@ -45,8 +51,33 @@ def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache
     conditioner.image_mean.copy_(unit.mean(0))
     states, end = text_states(foundation.text_encoder.to(device), foundation.tokenizer, ["", *cache.table.spoken()])
     conditioner.calibrate_text(states[0], states[torch.arange(1, len(states)), end[1:]])
-    if config.token_init != "text":  # nothing reads it again
+    if not config.reads_text:  # nothing reads it again
         foundation.text_encoder.to("cpu")
+    return conditioner
+
+
+def new_baseline(
+    config: Config, foundation: Foundation, cache: TrainingCache, graphs: Sequence[SceneGraph]
+) -> Baseline:
+    """The conditioner that `--conditioner` names in SGG-IG's place, fresh from the seed; says the cache's graphs to it.
+
+    graphs: [S], those of the cache.
+    """
+    device, names = cache.names.device, tuple(cache.table.names)
+    widths = {"image_dim": cache.images.shape[1], "context_dim": foundation.unet.config.cross_attention_dim}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        conditioner: Baseline
+        if config.conditioner == "text":
+            conditioner = TextConditioner(**widths, form=config.text_form, trained_names=names)
+        else:
+            conditioner = SGDiffConditioner(**widths, width=config.width, trained_names=names)
+    unit = torch.nn.functional.normalize(cache.images, dim=-1)
+    conditioner.to(device).image_mean.copy_(unit.mean(0))
+    conditioner.calibrate_text(text_states(foundation.text_encoder.to(device), foundation.tokenizer, [""])[0][0])
+    if config.conditioner == "text" and config.text_form != "phrases":
+        said = [sentence(graph, config.text_form) for graph in graphs]
+        cache.texts = token_ids(foundation.tokenizer, said, device)
     return conditioner
 
 
@@ -89,14 +120,17 @@ def fit_conditioner(
 
 
 def make_pipeline(
-    config: Config, foundation: Foundation, conditioner: SceneGraphConditioner, with_text: bool = True
+    config: Config,
+    foundation: Foundation,
+    conditioner: Conditioner,
+    with_text: bool = True,
 ) -> SceneGraphToImagePipeline:
     """The pipeline around the models as they are now (shared, not copied).
 
     Drawing needs no text encoder, and in training it may lie on another device: `with_text` False leaves it out,
     except where the tokens start from its states.
     """
-    with_text = with_text or config.token_init == "text"
+    with_text = with_text or config.reads_text
     pipeline = SceneGraphToImagePipeline(
         vae=foundation.vae,
         text_encoder=foundation.text_encoder if with_text else None,

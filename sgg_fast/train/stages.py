@@ -18,8 +18,12 @@ from sgg_fast.diffusion import losses, noise
 from sgg_fast.graph import SceneGraphBatch
 from sgg_fast.nn.clip import embed_images
 from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.geometry import PairGeometry
+from sgg_fast.nn.latent_reader import LatentReader, frozen
 from sgg_fast.nn.mae import MaskedObjectDecoder, Places
+from sgg_fast.train.graph_negatives import GraphNegatives
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,8 +38,12 @@ class Terms:
     """What each of them is at chance."""
 
 
-def _terms(total: torch.Tensor, parts: dict[str, tuple[torch.Tensor, torch.Tensor | float]], chance: object) -> Terms:
-    parts = {"loss": (total, chance), **parts}  # type: ignore[dict-item]
+Parts = dict[str, tuple[torch.Tensor, torch.Tensor | float]]
+"""Parts of a loss by name, each with its value at chance."""
+
+
+def _terms(total: torch.Tensor, chance: torch.Tensor | float, parts: Parts) -> Terms:
+    parts = {"loss": (total, chance), **parts}
     return Terms(
         total=total,
         values={name: value.detach().float() for name, (value, _) in parts.items()},
@@ -43,23 +51,47 @@ def _terms(total: torch.Tensor, parts: dict[str, tuple[torch.Tensor, torch.Tenso
     )
 
 
+def _geometry(config: Config, conditioner: SceneGraphConditioner, cache: TrainingCache) -> PairGeometry | None:
+    """The head of --geometry; its weights come from the seed."""
+    if not config.geometry:
+        return None
+    assert cache.boxes is not None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return PairGeometry(conditioner.config.context_dim, config.width, cache.graphs, cache.boxes)
+
+
+def _with_geometry(
+    config: Config, total: torch.Tensor, chance: torch.Tensor | float, parts: Parts
+) -> tuple[torch.Tensor, torch.Tensor | float]:
+    """A stage's loss and its value at chance, that of the boxes added where it is among the `parts`."""
+    value, at_chance = parts.get("geometry", (0.0, 0.0))
+    return total + config.geometry * value, chance + config.geometry * at_chance
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A pre-training batch after eqs 3-8: B full copies, B masked ones, and perhaps padding."""
+    """A pre-training batch after eqs 3-8: B full copies, perhaps B told wrongly, B masked ones, and perhaps padding."""
 
     batch: SceneGraphBatch
     masked: torch.Tensor
     """[N] bool, objects that the encoder did not see."""
     x: torch.Tensor
     """[N, D] objects."""
+    tokens: torch.Tensor
+    """[E, C] relations."""
     x_global: torch.Tensor
-    """[2B or 2B + 1, I]."""
+    """[2B or 3B, and 1 with padding, I]."""
     num: int
     """B."""
+    first_masked: int
+    """The first graph of the masked copies."""
+    wrong: torch.Tensor | None = None
+    """[B] bool, which of the graphs B .. 2B are told wrongly; None without graph negatives."""
 
 
 class PretrainStage(nn.Module):
-    """L_pretrain = L_mae + L_con: masked auto-encoder and spatial constraint (eq. 9)."""
+    """L_pretrain = L_mae + L_con: masked auto-encoder and spatial constraint (eq. 9), weighted by the settings."""
 
     def __init__(self, config: Config, conditioner: SceneGraphConditioner, cache: TrainingCache) -> None:
         super().__init__()
@@ -71,6 +103,13 @@ class PretrainStage(nn.Module):
         # Frozen inputs in the form the losses read them; tuples keep them out of the state dict.
         names = conditioner.standardise(cache.names)
         self._frozen = (names, conditioner.targets(names), conditioner.centre_images(cache.images))
+        self.negatives = GraphNegatives(cache.table, names.device) if config.graph_negatives else None
+        self.geometry = _geometry(config, conditioner, cache)
+
+    @property
+    def copies(self) -> int:
+        """Of each graph in a batch: full, told wrongly with --graph-negatives, masked."""
+        return 3 if self.negatives else 2
 
     def forward(self, ids: np.ndarray, step: int, bucket: tuple[int, int] | None = None) -> Terms:
         """Terms of the samples `ids` [B] at `step`; with `bucket`, padded to (N, E), which changes none of them."""
@@ -78,22 +117,32 @@ class PretrainStage(nn.Module):
         return self.terms(self.encode(ids, step, bucket), sample_B, step)
 
     def encode(self, ids: np.ndarray, step: int, bucket: tuple[int, int] | None = None) -> Encoded:
-        """Full and masked copies in one batch: L_con reads the full one, L_mae the masked one and its own X_global."""
-        mask = ops.MaskDraw(len(ids), self.config.mask_ratio, self.config.seed, step)
-        packed = ops.pack_masked(self.cache.graphs, np.concatenate([ids, ids]), mask, bucket=bucket)
-        return self.encode_packed(*packed, len(ids))
+        """Copies in one batch: L_con reads the full one, L_mae the masked one and its own X_global."""
+        packed = ops.pack_masked(
+            self.cache.graphs, np.tile(ids, self.copies), self.mask_draw(len(ids), step), bucket=bucket
+        )
+        return self.encode_packed(*packed, torch.from_numpy(ids).to(self._frozen[0].device), step)
 
-    def encode_packed(self, batch: SceneGraphBatch, masked_N: torch.Tensor, num: int) -> Encoded:
-        """`num` full copies, as many masked ones, and perhaps padding."""
-        x_ND, _, x_global = self.conditioner.encode(self._frozen[0], batch, masked_N)
-        return Encoded(batch, masked_N, x_ND, x_global, num)
+    def mask_draw(self, num: int, step: int) -> ops.MaskDraw:
+        """For a batch of `num` samples."""
+        return ops.MaskDraw((self.copies - 1) * num, self.config.mask_ratio, self.config.seed, step)
+
+    def encode_packed(
+        self, batch: SceneGraphBatch, masked_N: torch.Tensor, sample_B: torch.Tensor, step: int | torch.Tensor
+    ) -> Encoded:
+        """The copies of the samples `sample`, and perhaps padding."""
+        num, key, wrong_B = len(sample_B), (self.config.seed, step, sample_B), None
+        if self.negatives:
+            batch, wrong_B = self.negatives.tell(batch, num, *key)
+        x_ND, tokens_EC, x_global = self.conditioner.encode(self._frozen[0], batch, masked_N, key)
+        return Encoded(batch, masked_N, x_ND, tokens_EC, x_global, num, (self.copies - 1) * num, wrong_B)
 
     def decode(self, encoded: Encoded) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Predicted targets [B, L, K] of the masked copies' objects, their true names [B, L], and which are masked."""
-        batch, num = encoded.batch, encoded.num
-        longest = int(batch.sizes[num : 2 * num, 0].max())
-        places = Places.of(batch.object_graph - num, batch.object_ptr[num : 2 * num + 1], longest)
-        predicted = self.decoder(places.rows(encoded.x), encoded.x_global[num : 2 * num], places.present)
+        batch, first, last = encoded.batch, encoded.first_masked, encoded.first_masked + encoded.num
+        longest = int(batch.sizes[first:last, 0].max())
+        places = Places.of(batch.object_graph - first, batch.object_ptr[first : last + 1], longest)
+        predicted = self.decoder(places.rows(encoded.x), encoded.x_global[first:last], places.present)
         return predicted, places.rows(batch.object_name), places.rows(encoded.masked)
 
     def terms(self, encoded: Encoded, sample_B: torch.Tensor, step: int | torch.Tensor) -> Terms:
@@ -108,37 +157,67 @@ class PretrainStage(nn.Module):
             return noise.draw_negatives(self.config.seed, step, sample_B[rows], num_negatives, len(self.cache))
 
         negatives = losses.Negatives(images, draw, num_negatives)
-        con = self.constraint(encoded.x_global[: encoded.num], images[sample_B], negatives)
-        con_chance = self.constraint.chance(num_negatives)
+        x_global, num, wrong = encoded.x_global, encoded.num, None
+        if encoded.wrong is not None:
+            wrong = x_global[num : 2 * num], encoded.wrong
+        con = self.constraint(x_global[:num], images[sample_B], negatives, wrong)
+        con_chance = self.constraint.chance(num_negatives, wrong[1].float().mean() if wrong else 0.0)
         mae_chance = masked_BL.any().float()  # a batch of one-object graphs masks nothing and scores 0
-        return _terms(mae + con, {"mae": (mae, mae_chance), "con": (con, con_chance)}, mae_chance + con_chance)
+        mae_weight, con_weight = self.config.mae_weight, self.config.con_weight
+        total, chance = mae_weight * mae + con_weight * con, mae_weight * mae_chance + con_weight * con_chance
+        parts: Parts = {"mae": (mae, mae_chance), "con": (con, con_chance)}
+        if self.geometry:
+            parts["geometry"] = self.geometry(encoded.tokens, encoded.batch, sample_B)
+        return _terms(*_with_geometry(self.config, total, chance, parts), parts)
 
 
 class FinetuneStage(nn.Module):
     """L = lambda L_diff + (1 - lambda) L_ISA (eqs 10-12) through the UNet and the graph modules."""
 
     def __init__(
-        self, config: Config, conditioner: SceneGraphConditioner, foundation: Foundation, cache: TrainingCache
+        self, config: Config, conditioner: Conditioner, foundation: Foundation, cache: TrainingCache
     ) -> None:
         super().__init__()
         self.config, self.cache = config, cache
         self.unet = foundation.unet.requires_grad_(True).train()
         self.conditioner = conditioner.requires_grad_(True)
-        self.conditioner.relation_encoder.mask_token.requires_grad_(False)  # only pre-training reads it
-        names = conditioner.standardise(cache.names)
+        self.graphs = cache.graphs.with_bare() if config.relation_dropout else cache.graphs
+        """What batches are packed from: the set's graphs, with --relation-dropout then each without its relations."""
+        for name, parameter in conditioner.named_parameters():
+            if name.endswith("mask_token"):  # only pre-training reads it
+                parameter.requires_grad_(False)
+        names = conditioner.names_of(cache.table, cache.names)
         alpha_bar = foundation.scheduler.alphas_cumprod.to(names.device)
         # A tuple keeps the frozen models out of the parameters and the state dict.
         self._frozen = (names, conditioner.centre_images(cache.images), alpha_bar, foundation)
+        self.geometry = _geometry(config, conditioner, cache)
+        self.reader = None
+        if config.image_embedding == "latent":
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(config.seed)
+                self.reader = LatentReader(foundation.vae.config.latent_channels, cache.images.shape[1])
 
     def forward(self, ids: np.ndarray, step: int) -> Terms:
         """Terms of the samples `ids` [B] at `step`."""
-        sample_B = torch.from_numpy(ids).to(self._frozen[0].device)
-        return self.terms(ops.pack(self.cache.graphs, ids), sample_B, step)
+        graphs = self.drawn_graphs(ids, step)
+        graph_B = torch.from_numpy(graphs).to(self._frozen[0].device)
+        return self.terms(ops.pack(self.graphs, graphs), graph_B, step)
 
-    def terms(self, batch: SceneGraphBatch, sample_B: torch.Tensor, step: int | torch.Tensor) -> Terms:
-        """The losses of samples whose graphs are `batch`."""
+    def drawn_graphs(self, ids: np.ndarray, step: int) -> np.ndarray:
+        """[B] which of `graphs` the samples `ids` have at `step`, on the host: --relation-dropout takes bare ones."""
+        if not self.config.relation_dropout:
+            return ids
+        bare = noise.draw_bare(self.config.seed, step, torch.from_numpy(ids), self.config.relation_dropout)
+        return ids + len(self.cache) * bare.numpy()
+
+    def terms(self, batch: SceneGraphBatch, graph_B: torch.Tensor, step: int | torch.Tensor) -> Terms:
+        """The losses of samples whose graphs are `batch`, number `graph` [B] of `graphs`; it may end in padding.
+
+        As a device tensor [1] the step may change under a captured launch.
+        """
         names, images, alpha_bar, foundation = self._frozen
         config, latent_shape = self.config, self.cache.latent_shape
+        sample_B = graph_B % len(self.cache)
         key = (config.seed, step, sample_B)
         z_0 = self.cache.latents(sample_B, ops.hash_normal(latent_shape, *key, noise.STREAM_POSTERIOR))
         z_0 = z_0 * foundation.vae.config.scaling_factor
@@ -147,7 +226,11 @@ class FinetuneStage(nn.Module):
         kept_B = ~noise.draw_dropped(*key, config.condition_dropout)
         abar_B, kind = alpha_bar[t_B], foundation.scheduler.config.prediction_type
 
-        condition = self.conditioner(names, batch, self.cache.phrases)
+        codes = (key,) if config.instance_codes else ()
+        condition = self.conditioner(names, batch, self._said(sample_B), *codes)
+        if batch.num_graphs > len(sample_B):
+            context, mask, x_global = (rows[: len(sample_B)] for rows in condition[:3])
+            condition = condition._replace(context=context, mask=mask, x_global=x_global)
         given = self.conditioner.drop(condition, ~kept_B)
         z_t = noise.add_noise(z_0, eps, abar_B)
         dtype = self.unet.dtype
@@ -155,25 +238,61 @@ class FinetuneStage(nn.Module):
         diff_chance_B = losses.min_snr_weight(kind, abar_B, config.min_snr_gamma)
         diff_B = diff_chance_B * losses.diffusion_loss(predicted, noise.target_of(kind, z_0, eps, abar_B))
 
-        weight_B = losses.alignment_weight(abar_B, config.alignment_weight)
-        shrink_B = abar_B.sqrt() if config.image_embedding == "noised" else 1.0
-        isa_B = weight_B * losses.alignment_loss(images[sample_B], condition.x_global, shrink_B)
-        isa_chance_B = weight_B
-        if config.image_embedding == "predicted":
-            isa_B = isa_B + weight_B * self._predicted_alignment(predicted, z_t, abar_B, kind, condition.x_global)
-            isa_chance_B = 2 * weight_B
+        told_0 = None
+        if config.image_embedding in ("predicted", "latent"):
+            told_0 = noise.predicted_z0(kind, predicted.float(), z_t, abar_B)
+        isa_B, isa_chance_B = self._alignment(sample_B, t_B, z_t, told_0, condition.x_global)
         total = losses.total_loss(diff_B, isa_B, kept_B, config.loss_weight)
         chance = losses.total_loss(diff_chance_B, isa_chance_B, kept_B, config.loss_weight)
         isa, isa_chance = (isa_B * kept_B).mean(), (isa_chance_B * kept_B).mean()
-        return _terms(total, {"diff": (diff_B.mean(), diff_chance_B.mean()), "isa": (isa, isa_chance)}, chance)
+        parts: Parts = {"diff": (diff_B.mean(), diff_chance_B.mean()), "isa": (isa, isa_chance)}
+        if self.reader and told_0 is not None:  # by its own loss, which nothing else sees
+            parts["reader"] = losses.alignment_loss(images[sample_B], self.reader(told_0.detach(), t_B)).mean(), 1.0
+            total, chance = total + parts["reader"][0], chance + 1
+        if self.geometry:
+            parts["geometry"] = self.geometry(condition.tokens, batch, sample_B)
+        return _terms(*_with_geometry(config, total, chance, parts), parts)
 
-    def _predicted_alignment(
-        self, predicted: torch.Tensor, z_t: torch.Tensor, abar_B: torch.Tensor, kind: str, x_global: torch.Tensor
-    ) -> torch.Tensor:
-        """The UNet's branch of --image-embedding predicted: CLIP of the decoded z_0 against X_global detached, [B]."""
+    def _said(self, sample_B: torch.Tensor) -> torch.Tensor | None:
+        """What the conditioner reads beside the graphs: the states of all phrases, or those of the samples' own texts,
+        which are computed here, since all of them would be too many to keep.
+        """
+        if self.cache.texts is None:
+            return self.cache.phrases
+        with torch.no_grad():
+            return self._frozen[3].text_encoder(self.cache.texts[sample_B]).last_hidden_state.float()
+
+    def _alignment(
+        self,
+        sample_B: torch.Tensor,
+        t_B: torch.Tensor,
+        z_t: torch.Tensor,
+        told_0: torch.Tensor | None,
+        x_global: torch.Tensor,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """L_ISA (eq. 10) of each image and its value at chance, both [B].
+
+        told_0: the clean latents that the UNet's predictions imply, where it has a branch of its own; in that branch
+        X_global is detached, and follows the clean image instead.
+        """
+        form, images_BI, abar_B = self.config.image_embedding, self._frozen[1][sample_B], self._frozen[2][t_B]
+        if form == "noisy-image":
+            with torch.no_grad():
+                images_BI = self._seen(z_t)
+        weight_B = losses.alignment_weight(abar_B, self.config.alignment_weight)
+        clean_B = losses.alignment_loss(images_BI, x_global, abar_B.sqrt() if form == "noised" else 1.0)
+        if told_0 is None:
+            return weight_B * clean_B, weight_B
+        if self.reader:
+            with frozen(self.reader):
+                seen_BI = self.reader(told_0, t_B)
+        else:
+            seen_BI = self._seen(told_0)
+        return weight_B * (clean_B + losses.alignment_loss(seen_BI, x_global.detach())), 2 * weight_B
+
+    def _seen(self, z: torch.Tensor) -> torch.Tensor:
+        """CLIP of the pictures that latents decode to, centred, [B, I]."""
         foundation = self._frozen[3]
-        z_0 = noise.predicted_z0(kind, predicted.float(), z_t, abar_B)
         vae = foundation.vae
-        pixels = vae.decode((z_0 / vae.config.scaling_factor).to(vae.dtype)).sample
-        image_BI = self.conditioner.centre_images(embed_images(foundation.clip, pixels))
-        return losses.alignment_loss(image_BI, x_global.detach())
+        pixels = vae.decode((z / vae.config.scaling_factor).to(vae.dtype)).sample
+        return self.conditioner.centre_images(embed_images(foundation.clip, pixels))

@@ -17,6 +17,7 @@ from sgg_fast.data.cache import TrainingCache, build_cache, open_foundation
 from sgg_fast.data.sources import PairSource, open_source
 from sgg_fast.nn.attention import checkpoint_activations, set_attention
 from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.nn.fuse import fuse_for
 from sgg_fast.train import checkpoint
@@ -33,6 +34,7 @@ from sgg_fast.train.run_folder import check_folder, check_room, clear, locked, w
 from sgg_fast.train.setup import (
     SampleOrder,
     fit_conditioner,
+    new_baseline,
     new_conditioner,
     read_conditioner,
 )
@@ -70,6 +72,8 @@ class Trainer:
         self.main = env.rank() == 0
         # Settings are refused here, before anything slow is loaded.
         ops.use_kernels(config.kernels)
+        if stage == "pretrain" and config.conditioner != "sgg":
+            raise ConfigError(f"--conditioner {config.conditioner} has no pre-training: go on with --stage finetune")
         if self.main:
             check_folder(self.run)
         self.ds_config = plan_engine(config, stage, self.device, ds_path)
@@ -95,10 +99,13 @@ class Trainer:
             self.foundation,
             self.device,
             with_latents=finetune,
-            with_phrases=finetune and config.token_init == "text",
+            with_phrases=finetune and config.reads_phrases,
+            with_boxes=config.geometry > 0,
             progress=self.main,
         )
-        if pretrained is None:
+        if config.conditioner != "sgg":
+            self.conditioner: Conditioner = new_baseline(config, self.foundation, self.cache, self.source.graphs)
+        elif pretrained is None:
             self.conditioner = new_conditioner(config, self.foundation, self.cache)
         else:
             self.conditioner = fit_conditioner(pretrained, self.foundation, self.cache)
@@ -134,6 +141,10 @@ class Trainer:
         return f"deepspeed zero-{self.ds_config['zero_optimization']['stage']} x{env.world_size()}"
 
     def _pretrained(self, out: Path, given: Path | None) -> SceneGraphConditioner | None:
+        if self.config.conditioner != "sgg":
+            if given:
+                raise ConfigError(f"--graph-encoder {given} is of SGG-IG: leave out --conditioner or the folder")
+            return None
         pretrained, model = out / "pretrain" / "graph_encoder", self.config.model
         # A result of ours as --model carries its graph encoder: so a run goes on under any engine.
         for folder in [given] if given else [pretrained, *([Path(model) / "graph_encoder"] if model else [])]:
@@ -148,6 +159,7 @@ class Trainer:
     def _engine(self) -> Engine:
         torch.manual_seed(self.config.seed)  # initial weights of the decoder
         if self.stage == "pretrain":
+            assert isinstance(self.conditioner, SceneGraphConditioner)
             module: torch.nn.Module = PretrainStage(self.config, self.conditioner, self.cache)
         else:
             self.foundation.vae.to(self.device)
@@ -196,7 +208,7 @@ class Trainer:
     def _planned_memory(self) -> int | None:
         """Bytes that a step should take, where knowing it is worth the seconds: on a GPU, or with a --model."""
         config, on_gpu = self.config, self.device.type == "cuda"
-        if self.stage == "pretrain" or not self.main or not (on_gpu or config.model):
+        if self.stage == "pretrain" or not self.main or not (on_gpu or config.model) or config.conditioner != "sgg":
             return None
         stored = self.source.stored is not None
         planner = Planner(config, self.ds_config, self.device.type, env.world_size(), len(self.source), stored=stored)
@@ -229,6 +241,7 @@ class Trainer:
             parameters=parameters,
             samples=num_trained,
             engine=self._engine_name,
+            execution=engine.execution,
             settings=dataclasses.asdict(config),
         )
         sheet_every = config.sample_every if self.stage == "finetune" and config.num_samples else 0
@@ -246,7 +259,12 @@ class Trainer:
                 row = torch.stack([*update.values.values(), *update.chance.values()])
                 sums, since = row if sums is None else sums + row, since + 1
             else:
-                health.skip(done, update.values["loss"].item(), self.trained[everybody.at(step)].tolist())
+                skipped = step - update.behind
+                samples = self.trained[everybody.at(skipped)].tolist()
+                loss = update.values["loss"].item() if update.lost is None else update.lost
+                health.skip(skipped + 1, loss, samples)
+            for skipped, loss in engine.outstanding() if last or stop else []:
+                health.skip(skipped + 1, loss, self.trained[everybody.at(skipped)].tolist())
             if sums is not None and (last or done % config.log_every == 0):
                 values, chance = self._means(update, sums, since)
                 log.record(done, values, chance)

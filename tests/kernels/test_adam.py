@@ -155,7 +155,7 @@ def test_three_launches_whatever_the_number_of_parameters(device):
 
 
 def test_table_covers_every_element_once():
-    table = adam_table([1600, 8000], [0, 2 * PAD], [300, 2 * BLOCK + 5])
+    table = adam_table([1600, 8000], [0, 2 * PAD], [300, 2 * BLOCK + 5], 4)
     assert table.tolist() == [
         [1600, 0, 300],
         [8000, 2 * PAD, BLOCK],
@@ -163,7 +163,7 @@ def test_table_covers_every_element_once():
         [8000 + 8 * BLOCK, 2 * PAD + 2 * BLOCK, 5],
     ]
     with pytest.raises(AssertionError, match="16 bytes"):
-        adam_table([4], [0], [1])
+        adam_table([4], [0], [1], 4)
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])

@@ -142,7 +142,8 @@ def _finish(
         raise ConfigError(f"--data {job.config.data}: none of {source.num_images} images can be used: "
                           f"{'; '.join(f'{len(at)} {reason}' for reason, at in faults.items())}")  # fmt: skip
     graphs = [source.graphs[d * source.num_images + i] for d in range(source.draws) for i in kept]
-    _write_graphs(job, graphs, np.stack([source.load_image(i) for i in kept[:NUM_PREVIEWS]]), foundation)
+    previews = np.stack([source.load_image(i) for i in kept[:NUM_PREVIEWS]])
+    _write_graphs(job, graphs, previews, source.box_rows(kept), foundation)
     report = {
         "data": job.config.data,
         "images": {"listed": source.num_images, "kept": len(kept), "left_out": source.num_images - len(kept)},
@@ -159,12 +160,14 @@ def _finish(
     return report
 
 
-def _write_graphs(job: CacheJob, graphs: list[SceneGraph], previews: np.ndarray, foundation: Foundation) -> None:
+def _write_graphs(
+    job: CacheJob, graphs: list[SceneGraph], previews: np.ndarray, boxes: np.ndarray | None, foundation: Foundation
+) -> None:
     device, table = env.device(), NameTable()
     batch = SceneGraphBatch.from_graphs(graphs, table)
     words = {"names": table.names, "phrases": table.phrases}
     tensors = {name: getattr(batch, name).numpy() for name in GRAPH_TENSORS}
-    tensors |= {"sizes": batch.sizes, "previews": previews}
+    tensors |= {"sizes": batch.sizes, "previews": previews, **({} if boxes is None else {"boxes": boxes})}
     clip = foundation.clip.to(device)
     tensors["names"] = embed_names(clip, foundation.clip_tokenizer, table.spoken()).cpu().numpy()
     if job.config.token_init == "text":

@@ -1,0 +1,256 @@
+"""What `benchmarks.quality` compares, and how large a budget lets it be. Runs nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+COMMON: dict[str, Any] = {
+    "unet_lr": 3e-4,
+    "graph_lr": 5e-4,
+    "lr_schedule": "cosine",
+    "warmup_steps": 20,
+    "optimizer": "adam",  # at the toy's size 8-bit Adam takes longer than it saves
+    "validation_pairs": 0,
+    "validate_every": 0,
+    "sample_every": 0,
+    "num_samples": 0,
+    "log_every": 25,
+}
+"""Fields of the toy recipe that every run of the comparison has."""
+GRAPHS = "toy-repeats"
+"""What everything is judged on: held-out scenes with two of a kind and a chain of relations."""
+SCHEDULER = "dpm++"
+NOISE_SEEDS = 2
+"""Pictures of each graph and of its turned one, per cell."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class System:
+    """A row of a table; itself and no other."""
+
+    name: str
+    tables: tuple[str, ...]
+    settings: dict[str, Any]
+    """Fields of `Config` beside `COMMON`."""
+    pretraining: tuple[bool, bool] | None = None
+    """(masked auto-encoder, spatial constraint); None without any."""
+    trained: bool = True
+
+    @property
+    def slug(self) -> str:
+        """Of folders."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+
+
+def _text(name: str, form: str, trained: bool = True) -> System:
+    return System(name, ("table1",), {"conditioner": "text", "text_form": form, "loss_weight": 1.0}, None, trained)
+
+
+def _sgg(mae: bool, con: bool, isa: bool) -> System:
+    parts = [name for name, used in (("MAE", mae), ("con", con), ("ISA", isa)) if used]
+    whole = mae and con and isa
+    return System(
+        "sgg" if whole else f"sgg, {' + '.join(parts) or 'none'}",
+        ("table1", "table2") if whole else ("table2",),
+        {"loss_weight": 0.5 if isa else 1.0},
+        (mae, con) if mae or con else None,
+    )
+
+
+SYSTEMS: tuple[System, ...] = (
+    _text("text, zero-shot", "sentence", trained=False),
+    _text("text, sentence", "sentence"),
+    _text("text, phrases", "phrases"),
+    _text("text, numbered", "numbered"),
+    System("sgdiff", ("table1",), {"conditioner": "sgdiff", "loss_weight": 1.0}),
+    *(_sgg(*parts) for parts in itertools.product((True, False), repeat=3)),
+)
+"""Table 1: SGG-IG and its baselines. Table 2: the masked auto-encoder, L_con and L_ISA, each with and without."""
+BASELINES = tuple(system for system in SYSTEMS if "table2" not in system.tables)
+
+
+def chosen(only: str | None) -> list[System]:
+    """The systems of "table1" or "table2", or all."""
+    return [system for system in SYSTEMS if only is None or only in system.tables]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One system under one seed: a run of train.py and an evaluation of it."""
+
+    system: System
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Of the run; the evaluation is in `eval` there."""
+        return out / "cells" / self.system.slug / f"seed-{self.seed}"
+
+    def done(self, out: Path) -> bool:
+        """Whether its evaluation is there."""
+        return (self.folder(out) / "eval" / "eval.json").is_file()
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretraining:
+    """What cells with the same masked auto-encoder, L_con and seed have in common."""
+
+    parts: tuple[bool, bool]
+    seed: int
+
+    def folder(self, out: Path) -> Path:
+        """Of the run."""
+        words = "-".join(name for name, used in zip(("mae", "con"), self.parts, strict=True) if used)
+        return out / "pretrained" / words / f"seed-{self.seed}"
+
+    def done(self, out: Path) -> bool:
+        """Whether its graph encoder is there."""
+        return (self.folder(out) / "pretrain" / "graph_encoder").is_dir()
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """How much every cell trains and draws."""
+
+    batch_size: int
+    pretrain_steps: int
+    finetune_steps: int
+    num_scenes: int
+    num_graphs: int
+    """Each drawn `NOISE_SEEDS` times, and as often with a relation turned."""
+    draw_steps: int
+
+    @property
+    def pictures(self) -> int:
+        """A cell's; a few graphs have a second turned one."""
+        return 2 * NOISE_SEEDS * self.num_graphs
+
+
+FULL = Sizes(32, 3000, 2000, 8000, 250, 25)
+"""What `--budget full` runs; about what the shipped model had."""
+LEAST = Sizes(8, 16, 8, 64, 4, 12)
+
+
+@dataclasses.dataclass(frozen=True)
+class Speeds:
+    """Seconds on this machine; of processor time on a CPU, so that whatever else runs there does not count."""
+
+    finetune_image: float
+    """Of a fine-tuning step, per image."""
+    pretrain_graph: float
+    draw_step: float
+    """Of a picture, per sampling step, guidance included."""
+    scene: float = 0.02
+    """To draw and encode one."""
+    run: float = 5.0
+    """To set up and save one."""
+    evaluation: float = 12.0
+    """Of one, beside the drawing: detector, tables, sheet."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """How many runs of each kind a plan has."""
+
+    finetunings: int
+    pretrainings: int
+    evaluations: int
+
+    @classmethod
+    def of(cls, systems: list[System], seeds: int) -> Work:
+        """Cells with the same pre-training share it."""
+        shared = {system.pretraining for system in systems} - {None}
+        return cls(seeds * sum(system.trained for system in systems), seeds * len(shared), seeds * len(systems))
+
+
+DRAWING = 0.3
+"""Share of the budget that goes into judging."""
+
+
+def seconds_of(sizes: Sizes, work: Work, speeds: Speeds) -> float:
+    """What a plan takes, one thing after the other."""
+    training = work.finetunings * sizes.finetune_steps * speeds.finetune_image
+    training += work.pretrainings * sizes.pretrain_steps * speeds.pretrain_graph
+    drawing = work.evaluations * sizes.pictures * sizes.draw_steps * speeds.draw_step
+    return sizes.batch_size * training + drawing + _fixed(work, speeds) + sizes.num_scenes * speeds.scene
+
+
+def _fixed(work: Work, speeds: Speeds) -> float:
+    return (work.finetunings + work.pretrainings) * speeds.run + work.evaluations * speeds.evaluation
+
+
+def fit(seconds: float, work: Work, speeds: Speeds) -> Sizes:
+    """The sizes that take `seconds` one after the other; never above `FULL`, never below `LEAST`.
+
+    The batch is the largest at which 400 steps fit, else the least: fewer than that teach the UNet nothing.
+    """
+    free = max(seconds - _fixed(work, speeds), 0.0)
+    draw_steps = FULL.draw_steps if free > 20_000 else LEAST.draw_steps
+    a_graph = 2 * NOISE_SEEDS * draw_steps * speeds.draw_step * work.evaluations
+    num_graphs = _between(LEAST.num_graphs, DRAWING * free / a_graph, FULL.num_graphs)
+    training = free - num_graphs * a_graph
+    ratio = FULL.pretrain_steps / FULL.finetune_steps
+    for batch_size in (FULL.batch_size, 16, LEAST.batch_size):
+        # A scene for every image that fine-tuning reads, as far as the full set goes.
+        an_image = work.finetunings * speeds.finetune_image + ratio * work.pretrainings * speeds.pretrain_graph
+        steps = training / (batch_size * (an_image + speeds.scene))
+        if steps >= 400:
+            break
+    finetune_steps = _between(LEAST.finetune_steps, steps, FULL.finetune_steps)
+    return Sizes(
+        batch_size,
+        _between(LEAST.pretrain_steps, ratio * finetune_steps, FULL.pretrain_steps),
+        finetune_steps,
+        _between(LEAST.num_scenes, finetune_steps * batch_size, FULL.num_scenes),
+        num_graphs,
+        draw_steps,
+    )
+
+
+def _between(low: int, value: float, high: int) -> int:
+    return max(low, min(high, math.floor(value)))
+
+
+def budget_seconds(text: str) -> float | None:
+    """ "1h", "30m", "90s" -> seconds; "full" -> None. Raises ValueError."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([hms])", text)
+    if text == "full":
+        return None
+    if not found or float(found[1]) <= 0:
+        raise ValueError(f"--budget {text}: say it as 1h, 30m or 90s, or full")
+    return float(found[1]) * {"h": 3600, "m": 60, "s": 1}[found[2]]
+
+
+def stored(out: Path, budget: str) -> Sizes | None:
+    """The sizes that the folder's cells have. Raises ValueError where they are those of another budget."""
+    path = out / "plan.json"
+    if not path.is_file():
+        return None
+    there = json.loads(path.read_text(encoding="utf-8"))
+    if there["budget"] != budget:
+        raise ValueError(f"--out {out} holds a comparison with --budget {there['budget']}, not {budget}: give another")
+    return Sizes(**there["sizes"])
+
+
+def store(out: Path, budget: str, sizes: Sizes) -> None:
+    """Keeps the sizes for every later call."""
+    out.mkdir(parents=True, exist_ok=True)
+    aside = out / "plan.json.part"
+    aside.write_text(json.dumps({"budget": budget, "sizes": dataclasses.asdict(sizes)}, indent=1) + "\n", "utf-8")
+    os.replace(aside, out / "plan.json")
+
+
+def cut(sizes: Sizes) -> list[str]:
+    """What is less than in the full comparison, in words."""
+    lines = []
+    for field in dataclasses.fields(Sizes):
+        mine, full = getattr(sizes, field.name), getattr(FULL, field.name)
+        if mine != full:
+            lines.append(f"{field.name.replace('_', ' ').removeprefix('num ')}: {mine} of {full}")
+    return lines

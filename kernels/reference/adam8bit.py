@@ -1,0 +1,113 @@
+"""Reference of `adam8bit`: Adam whose two moments are 8-bit codes with one scale for each block of 256 elements.
+
+Maps, blocks and arithmetic are bitsandbytes' (Dettmers et al., 2022, "8-bit optimizers via block-wise quantization"),
+so that its states can be read here and ours there. One thing is not: a second moment above 0 never becomes 0. The
+first moment's map reaches four decades further down than the root of the second's, so a weight whose gradient is 0 for
+once (behind a relu) would be moved by m / eps. Letters: P elements of the flat buffers, R = P / 256 blocks.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from .adam import CORRECTION_1, CORRECTION_2, FACTOR, Hyper
+from .weights import Weights, read_weights, write_weights
+
+BLOCK_8BIT = 256
+"""Elements that share a scale. Buffers are padded to it, parameter by parameter."""
+
+DECADES = 7
+ZERO_1, ZERO_2 = 127, 0
+"""The codes of 0 in the signed and in the unsigned map."""
+
+LEAST_SCALE = 2.0**-126
+"""A block whose largest element is below this, the smallest normal number, holds zeros."""
+
+
+@functools.cache
+def dynamic_map(signed: bool) -> torch.Tensor:
+    """The 256 values, ascending, fp32 [256]: 0, 1, and in each decade 10^-7 .. 1 the centres of equal parts.
+
+    Decade d (from 0) has 2^d parts of each sign, or 2^(d + 1) where there is none; -1 is missing.
+    """
+    values = [torch.tensor([0.0, 1.0])]
+    for decade in range(DECADES):
+        edges = torch.linspace(0.1, 1, 2 ** (decade + (not signed)) + 1)
+        centres = 10.0 ** (decade + 1 - DECADES) * ((edges[:-1] + edges[1:]) / 2)
+        values += [centres, -centres] if signed else [centres]
+    return torch.cat(values).sort().values
+
+
+class Moments(NamedTuple):
+    """Both moments in 8 bits: `value = map[code] * absmax of its block`."""
+
+    code_1: torch.Tensor
+    """[P] uint8, of the signed map."""
+    code_2: torch.Tensor
+    """[P] uint8, of the unsigned map."""
+    absmax_1: torch.Tensor
+    """[R] fp32."""
+    absmax_2: torch.Tensor
+    map_1: torch.Tensor
+    """`dynamic_map(True)`, fp32 [256]."""
+    map_2: torch.Tensor
+    """`dynamic_map(False)`."""
+
+
+def dequantise(code_R256: torch.Tensor, absmax_R: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+    """fp32 [R, 256]."""
+    return values[code_R256.int()] * absmax_R[:, None]
+
+
+def quantise(x_R256: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(codes uint8 [R, 256], absmax [R]): each element's nearest value of the map, the lower one on a tie.
+
+    In the unsigned map what is above 0 is not 0.
+    """
+    absmax_R = x_R256.abs().amax(1)
+    inverse_R = torch.where(absmax_R < LEAST_SCALE, 0, 1 / absmax_R)
+    middles = (values[:-1].double() + values[1:].double()) / 2
+    codes = torch.bucketize((x_R256 * inverse_R[:, None]).double(), middles)
+    if values[0] == 0:
+        codes = torch.maximum(codes, (x_R256 > 0).int())
+    return codes.to(torch.uint8), absmax_R
+
+
+def adam8bit(
+    weights: Weights,
+    moments: Moments,
+    grads: Sequence[torch.Tensor],
+    offsets: Sequence[int],
+    control: torch.Tensor,
+    rate: torch.Tensor,
+    step: torch.Tensor,
+    hyper: Hyper,
+) -> None:
+    """One step in place, which `reference.adam.adam_decide` has decided to take. grads: [n] each, fp32 or bf16.
+
+    offsets: multiples of 256, of each gradient's first element in the flat buffers. rate: its first element is the
+    learning rate. The weights are updated from the moments before these are quantised.
+    """
+    for grad, offset in zip(grads, offsets, strict=True):
+        num, blocks = grad.numel(), slice(offset // BLOCK_8BIT, -(-(offset + grad.numel()) // BLOCK_8BIT))
+        part = slice(BLOCK_8BIT * blocks.start, BLOCK_8BIT * blocks.stop)
+        g = torch.zeros(part.stop - part.start, device=grad.device)
+        g[:num] = grad.float() * control[FACTOR]
+        g = g.view(-1, BLOCK_8BIT)
+        code_1, code_2 = (code[part].view(-1, BLOCK_8BIT) for code in moments[:2])
+        absmax_1, absmax_2 = (absmax[blocks] for absmax in moments[2:4])
+        m = dequantise(code_1, absmax_1, moments.map_1).mul_(hyper.beta_1).add_(g, alpha=1 - hyper.beta_1)
+        v = dequantise(code_2, absmax_2, moments.map_2).mul_(hyper.beta_2).addcmul_(g, g, value=1 - hyper.beta_2)
+        spread = v.sqrt().div_(control[CORRECTION_2].sqrt()).add_(hyper.eps)
+        wide = read_weights(weights, part)
+        write_weights(weights, part, wide - (rate[0] / control[CORRECTION_1] * m / spread).flatten(), step)
+        for code, absmax, (codes, largest) in (
+            (code_1, absmax_1, quantise(m, moments.map_1)),
+            (code_2, absmax_2, quantise(v, moments.map_2)),
+        ):
+            code.copy_(codes)
+            absmax.copy_(largest)

@@ -1,0 +1,49 @@
+"""Reference of how the optimisers' kernels read a weight as fp32 and write it back. Letters: P elements."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .hash import hash_u32
+
+
+class Weights(NamedTuple):
+    """Weights in one flat buffer: fp32; bf16 with the low halves of fp32 values beside it; or bf16 alone."""
+
+    param: torch.Tensor
+    """[P] fp32 or bf16."""
+    low: torch.Tensor | None = None
+    """[P] int16: fp32's bits are those of the bf16 number, moved up by 16, plus this. That number is the nearest."""
+    seed: int = 0
+    """Of stochastic rounding, where there is neither; below 2^31."""
+
+
+def read_weights(weights: Weights, part: slice) -> torch.Tensor:
+    """fp32, of some of the elements."""
+    param = weights.param[part]
+    if weights.low is None:
+        return param.float()
+    return ((param.view(torch.int16).int() << 16) + weights.low[part]).view(torch.float32)
+
+
+def write_weights(weights: Weights, part: slice, wide: torch.Tensor, step: torch.Tensor) -> None:
+    """Write fp32 numbers in the buffer's form.
+
+    bf16 alone: rounded up or down such that the expectation is exact, by adding 16 random bits below bf16's last and
+    cutting them off. The bits are a hash of seed, step and the element's place in the buffer.
+    """
+    param = weights.param[part]
+    if param.dtype == torch.float32:
+        param.copy_(wide)
+        return
+    bits = wide.view(torch.int32)
+    if weights.low is not None:
+        high = (bits + 0x8000) >> 16
+        weights.low[part] = (bits - (high << 16)).to(torch.int16)
+    else:
+        place = torch.arange(part.start, part.stop, device=param.device)
+        drawn = hash_u32(weights.seed, step, place) & 0xFFFF
+        high = (bits + torch.where(wide.isfinite(), drawn, 0).int()) >> 16
+    param.copy_(high.to(torch.int16).view(torch.bfloat16))

@@ -1,0 +1,78 @@
+"""What the baselines share: conditioners that stand in SGG-IG's place before the same UNet, by `--conditioner`.
+
+They train through the same fine-tuning stage with the same null condition and dropout, by L_diff alone: X_global and
+what pre-training and L_ISA do with it are SGG-IG's own. Letters: B images, E relations, T context tokens, C
+cross-attention width, I width of image embeddings, V names, K rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import CLIPTextModel, PreTrainedTokenizerBase
+
+from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
+
+from .conditioner import MIN_TOKENS, NULL_TOKENS, GraphCondition, SceneGraphConditioner
+
+
+class BaselineConditioner(nn.Module):
+    """The frame of `SceneGraphConditioner` without its graph modules; a mixin of diffusers models.
+
+    (Each names `ModelMixin` in its own file: there diffusers looks how a part of a pipeline is loaded.)
+    """
+
+    config: Any
+    save_pretrained: Any
+    null_states: torch.Tensor
+    start_state: torch.Tensor
+    image_mean: torch.Tensor
+
+    def _add_frame(self, image_dim: int, context_dim: int) -> None:
+        self.register_buffer("image_mean", torch.zeros(image_dim))
+        self.register_buffer("start_state", torch.zeros(context_dim))
+        self.register_buffer("null_states", torch.zeros(NULL_TOKENS, context_dim))
+
+    centre_images = SceneGraphConditioner.centre_images
+    null_condition = SceneGraphConditioner.null_condition
+    drop = SceneGraphConditioner.drop
+
+    @torch.no_grad()
+    def calibrate_text(self, null_states_TC: torch.Tensor) -> None:
+        """Set the start token and the null context [77, C] from SD's text encoder."""
+        self.null_states.copy_(null_states_TC)
+        self.start_state.copy_(null_states_TC[0])
+
+    def names_of(self, table: NameTable, raw_VD: torch.Tensor) -> torch.Tensor:
+        """See `SceneGraphConditioner.names_of`; nothing is read of them here."""
+        return raw_VD
+
+    def read(
+        self,
+        graphs: Sequence[SceneGraph],
+        table: NameTable,
+        text_encoder: CLIPTextModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> torch.Tensor | None:
+        """See `SceneGraphConditioner.read`; nothing is read here."""
+        return None
+
+    def condition(self, tokens_BTC: torch.Tensor, mask_BT: torch.Tensor) -> GraphCondition:
+        """The tokens with masked padding up to a length that holds the null condition, and an X_global of zeros."""
+        missing = max(0, MIN_TOKENS - tokens_BTC.shape[1])
+        return GraphCondition(
+            nn.functional.pad(tokens_BTC, (0, 0, 0, missing)),
+            nn.functional.pad(mask_BT, (0, missing)),
+            tokens_BTC.new_zeros(len(tokens_BTC), len(self.image_mean)),
+        )
+
+
+def first_rows(batch: SceneGraphBatch, rows_EK: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The first `num` relations' rows of every graph, [B, num, K], zero where there is none; which there are."""
+    start_B1, stop_B1 = (ptr.long()[:, None] for ptr in (batch.relation_ptr[:-1], batch.relation_ptr[1:]))
+    index = start_B1 + torch.arange(num, device=rows_EK.device)
+    there = index < stop_B1
+    return rows_EK[index.clamp(max=len(rows_EK) - 1)] * there[..., None].to(rows_EK.dtype), there

@@ -1,0 +1,73 @@
+"""How the boxes of a relation's pair lie to each other, predicted from the relation's token; in training only.
+
+Nothing else asks what a predicate means in the picture; inference stays free of layouts, for the head is thrown away.
+Letters: N objects and E relations of a batch, S samples of the set, B of the batch, C token width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from sgg_fast.graph import SceneGraphBatch
+
+LEAST_SIDE = 1e-3
+"""Of a box, in picture units; a smaller one lies outside the picture, and its pairs do not count."""
+
+
+class PairGeometry(nn.Module):
+    """Tokens of relations -> (dx, dy, log of the ratio of widths, of heights), object minus subject, of their boxes.
+
+    Each of the four is brought to mean 0 and variance 1 over the set's relations. Smooth L1, mean of the four.
+    """
+
+    def __init__(self, token_dim: int, width: int, store: SceneGraphBatch, boxes_N4: torch.Tensor) -> None:
+        """boxes: x0, y0, x1, y1 in picture units of every object of `store`, the set's graphs."""
+        super().__init__()
+        self.head = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, width), nn.GELU(), nn.Linear(width, 4))
+        low_N2, high_N2 = boxes_N4.float().chunk(2, dim=1)
+        side_N2 = high_N2 - low_N2
+        place_N4 = torch.cat([(low_N2 + high_N2) / 2, side_N2.clamp(min=LEAST_SIDE).log()], dim=1)
+        seen_N = (side_N2 >= LEAST_SIDE).all(dim=1)
+        difference_E4 = place_N4[store.object] - place_N4[store.subject]
+        weight_E1 = (store.relation_pooled.bool() & seen_N[store.object] & seen_N[store.subject]).float()[:, None]
+        total = weight_E1.sum().clamp(min=1)
+        mean_4 = (difference_E4 * weight_E1).sum(0) / total
+        std_4 = ((difference_E4 - mean_4).square() * weight_E1).sum(0).div(total).sqrt().clamp(min=1e-6)
+        chance = _best_constant_loss((difference_E4 - mean_4) / std_4, weight_E1)
+        # A tuple keeps what is frozen out of the state dict.
+        self._frozen = (place_N4, seen_N, mean_4, std_4, chance, store.object_ptr)
+
+    def targets(self, batch: SceneGraphBatch, sample_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """([E, 4] targets, [E] bool which count) of a batch that begins with the graphs of the samples `sample` [B].
+
+        Relations to the image node and of what follows those graphs do not count.
+        """
+        place_N4, seen_N, mean_4, std_4, _, store_ptr = self._frozen
+        num = len(sample_B)
+        own_E = (batch.relation_graph < num) & batch.relation_pooled.bool()
+        graph_E = batch.relation_graph.long().clamp(max=num - 1)
+        shift_E = (store_ptr[sample_B] - batch.object_ptr[:num])[graph_E]
+        subject_E, object_E = ((ends + shift_E) * own_E for ends in (batch.subject, batch.object))
+        target_E4 = (place_N4[object_E] - place_N4[subject_E] - mean_4) / std_4
+        return target_E4, own_E & seen_N[subject_E] & seen_N[object_E]
+
+    def forward(
+        self, tokens_EC: torch.Tensor, batch: SceneGraphBatch, sample_B: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean loss over the relations that count, 0 without any, and what the best constants score over the set."""
+        target_E4, counts_E = self.targets(batch, sample_B)
+        loss_E = nn.functional.smooth_l1_loss(self.head(tokens_EC).float(), target_E4, reduction="none").mean(dim=1)
+        num = counts_E.sum()
+        return (loss_E * counts_E).sum() / num.clamp(min=1), self._frozen[4] * (num > 0)
+
+
+def _best_constant_loss(target_E4: torch.Tensor, weight_E1: torch.Tensor) -> torch.Tensor:
+    """Least mean smooth L1 of a constant for each of the four: its derivative grows, so halving finds its zero."""
+    low_4, high_4 = target_E4.amin(0), target_E4.amax(0)
+    for _ in range(60):
+        middle_4 = (low_4 + high_4) / 2
+        rising_4 = ((middle_4 - target_E4).clamp(-1, 1) * weight_E1).sum(0) > 0
+        low_4, high_4 = torch.where(rising_4, low_4, middle_4), torch.where(rising_4, middle_4, high_4)
+    loss_E4 = nn.functional.smooth_l1_loss(high_4.expand_as(target_E4), target_E4, reduction="none")
+    return (loss_E4 * weight_E1).sum() / (4 * weight_E1.sum().clamp(min=1))

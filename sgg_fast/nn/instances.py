@@ -1,0 +1,45 @@
+"""Instance codes: what tells two objects of one name and one graph apart.
+
+Two sheep of a graph have the same name embedding, so the tokens of their triples differ only by what else is said of
+them, and the UNet cannot see which triples speak of the same sheep. A random code, the same wherever the object is
+mentioned, says so. Letters: N objects, B graphs, L objects of the largest graph, K code width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from sgg_fast import ops
+from sgg_fast.graph import SceneGraphBatch
+
+CODE_WIDTH = 16
+"""K."""
+
+STREAM_INSTANCE = 18
+"""Word of the hash keys, apart from those of `sgg_fast.diffusion.noise`."""
+
+CodeKey = tuple[int, int | torch.Tensor, torch.Tensor]
+"""Seed, step (an integer or [1]) and samples, of which graph b of a batch is number b modulo their count."""
+
+
+def instance_codes(
+    batch: SceneGraphBatch, masked_N: torch.Tensor | None = None, key: CodeKey | None = None
+) -> torch.Tensor:
+    """[N, K] unit normal codes of objects that share their name with another of their graph, 0 of all others.
+
+    Without a key the codes depend on the object's place in its graph alone: those of inference. Masked objects have no
+    name that could be shared: neither they nor what would be told apart from them alone gets a code.
+    """
+    graph_N = batch.object_graph.long()
+    place_N = torch.arange(batch.num_objects, device=graph_N.device) - batch.object_ptr.long()[graph_N]
+    name_N = batch.object_name.long()
+    if masked_N is not None:
+        name_N = torch.where(masked_N, -1 - place_N, name_N)
+    longest = int(batch.sizes[:, 0].max())
+    row_N = place_N.clamp(max=longest - 1)  # a graph of padding may be longer in a replayed batch
+    nobody = torch.full((batch.num_graphs, longest), -1 - batch.num_objects, device=graph_N.device)
+    name_BL = nobody.index_put((graph_N, row_N), name_N)
+    alike_N = (name_BL[graph_N] == name_N[:, None]).sum(dim=1)
+    seed, step, sample_B = key or (0, 0, torch.zeros(1, dtype=torch.long, device=graph_N.device))
+    words = (seed, step, sample_B[graph_N % len(sample_B)], STREAM_INSTANCE, place_N)
+    return ops.hash_normal((CODE_WIDTH,), *words) * (alike_N > 1)[:, None]

@@ -1,0 +1,63 @@
+"""The SGDiff baseline: the graph encoder of Yang et al., "Diffusion-Based Scene Graph to Image Generation with Masked
+Contrastive Pre-Training" (2022), as its published configuration describes it, before the same UNet.
+
+Names have learned embeddings, so the vocabulary is closed: a name that training never saw is all zeros. 1 + 5 plain
+triple convolutions of one width D (512 there, --width here); a global token, the projection of
+[mean of objects | mean of predicates], and a local token for each of the first 15 triples, that of [s | p | o]; triples
+that a graph lacks are zeros before their projection, and all 16 tokens are attended to. The triples are those of the
+packed graph, relations first and then every object's to the image node, as its data has them.
+
+Where this differs: tokens are as wide as the UNet's cross-attention (there 512); a null condition, dropout and guidance
+are those of every other conditioner here (it samples without guidance); the encoder trains with the UNet, without the
+contrastive pre-training that it had. Letters: B images, N objects, E relations, D width, C cross-attention width.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from torch import nn
+
+from sgg_fast import ops
+from sgg_fast.graph import NameTable, SceneGraphBatch
+
+from .baseline import BaselineConditioner, first_rows
+from .conditioner import GraphCondition
+from .encoder import RelationEncoder
+
+NUM_LAYERS = 6
+"""One triple convolution, and a stack of five."""
+NUM_LOCAL = 15
+"""Triples that get a token."""
+
+
+class SGDiffConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
+    """Embeddings, triple convolutions, and 1 + 15 tokens."""
+
+    @register_to_config
+    def __init__(
+        self, image_dim: int = 512, context_dim: int = 768, width: int = 512, trained_names: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__()
+        self._add_frame(image_dim, context_dim)
+        self.embedding = nn.Embedding(len(trained_names) + 1, width, padding_idx=0)  # 0: never seen
+        self.relation_encoder = RelationEncoder(width, width, NUM_LAYERS, "plain")
+        self.to_global = nn.Linear(2 * width, context_dim)
+        self.to_local = nn.Linear(3 * width, context_dim)
+
+    def names_of(self, table: NameTable, raw_VD: torch.Tensor) -> torch.Tensor:
+        """Rows of the embedding [V] for the table's names."""
+        rows = {name: row for row, name in enumerate(self.config.trained_names, start=1)}
+        return torch.tensor([rows.get(name, 0) for name in table.names], device=raw_VD.device)
+
+    def forward(self, names_V: torch.Tensor, batch: SceneGraphBatch, said: None = None) -> GraphCondition:
+        """The condition of every graph. names: see `names_of`; said: not read."""
+        x_ND, r_ED = self.relation_encoder(self.embedding(names_V), batch)
+        objects_BD = ops.graph_mean(x_ND, batch.object_ptr, batch.object_graph)
+        relations_BD = ops.graph_mean(r_ED, batch.relation_ptr, batch.relation_graph)
+        global_BC = self.to_global(torch.cat([objects_BD, relations_BD], dim=1))
+        triples = torch.cat([x_ND[batch.subject.long()], r_ED, x_ND[batch.object.long()]], dim=1)
+        local_BTC = self.to_local(first_rows(batch, triples, NUM_LOCAL)[0])
+        tokens_BTC = torch.cat([global_BC[:, None], local_BTC], dim=1)
+        return self.condition(tokens_BTC, torch.ones(tokens_BTC.shape[:2], dtype=torch.bool, device=x_ND.device))

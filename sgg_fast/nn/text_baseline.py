@@ -1,0 +1,86 @@
+"""The text baseline: a graph said in words and read by SD's own frozen text encoder, with no graph module at all.
+
+Exactly what is said, of objects "sheep", "red hat", "sheep", "sun" and relations (0 wearing 1), (0 left of 2):
+
+* `sentence`: "sheep wearing red hat, sheep left of sheep, sun". A phrase a relation, "subject predicate object" in the
+  graph's order, then the names that no relation mentions; joined by ", ". The toy's foundation was trained on such.
+* `numbered`: names that the graph has more than once are numbered in its order, from 1:
+  "sheep 1 wearing red hat, sheep 1 left of sheep 2, sun".
+* `phrases`: each relation and every object's name is a text of its own, "sheep wearing red hat", "sheep left of sheep",
+  "sheep", "red hat", "sheep", "sun", and one token of the context: its end-of-text state. It is what SGG-IG's tokens
+  start from with `--token-init text`.
+
+The first two give the context as Stable Diffusion has it: all 77 states, unmasked; texts of more are cut.
+Letters: B images, L text length, C width of SD's text encoder, P phrases.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from transformers import CLIPTextModel, PreTrainedTokenizerBase
+
+from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
+
+from .baseline import BaselineConditioner, first_rows
+from .clip import phrase_states, text_states
+from .conditioner import GraphCondition, context_length
+
+
+def phrases(graph: SceneGraph) -> list[str]:
+    """One phrase a relation, in order, then the names that no relation mentions."""
+    said = {i for s, _, o in graph.relations for i in (s, o)}
+    told = [f"{graph.objects[s]} {predicate} {graph.objects[o]}" for s, predicate, o in graph.relations]
+    return told + [name for i, name in enumerate(graph.objects) if i not in said]
+
+
+def numbered(graph: SceneGraph) -> SceneGraph:
+    """The graph with a number behind every name that it has more than once: "sheep 1", "sheep 2"."""
+    total, seen, names = Counter(graph.objects), Counter[str](), []
+    for name in graph.objects:
+        seen[name] += 1
+        names.append(f"{name} {seen[name]}" if total[name] > 1 else name)
+    return SceneGraph(tuple(names), graph.relations)
+
+
+def sentence(graph: SceneGraph, form: str = "sentence") -> str:
+    """What is said of `graph`, with `form` "sentence" or "numbered"."""
+    return ", ".join(phrases(numbered(graph) if form == "numbered" else graph))
+
+
+class TextConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
+    """Nothing to train but the UNet."""
+
+    @register_to_config
+    def __init__(
+        self, image_dim: int = 512, context_dim: int = 768, form: str = "sentence", trained_names: tuple[str, ...] = ()
+    ) -> None:
+        super().__init__()
+        self._add_frame(image_dim, context_dim)
+
+    def read(
+        self,
+        graphs: Sequence[SceneGraph],
+        table: NameTable,
+        text_encoder: CLIPTextModel,
+        tokenizer: PreTrainedTokenizerBase,
+    ) -> torch.Tensor:
+        """The states of every graph's text, [B, L, C], or with "phrases" those of the table's phrases, [P, C]."""
+        if self.config.form == "phrases":
+            return phrase_states(text_encoder, tokenizer, table.phrases)
+        return text_states(text_encoder, tokenizer, [sentence(graph, self.config.form) for graph in graphs])[0]
+
+    def forward(self, names_VD: torch.Tensor, batch: SceneGraphBatch, said: torch.Tensor) -> GraphCondition:
+        """The condition of every graph. names: not read. said: see `read`."""
+        if self.config.form != "phrases":
+            return self.condition(said, torch.ones(said.shape[:2], dtype=torch.bool, device=said.device))
+        num = context_length(int(batch.sizes[:, 1].max())) - 1
+        tokens_BTC, there_BT = first_rows(batch, said[batch.phrase.long()].float(), num)
+        start = self.start_state.to(tokens_BTC.dtype).expand(len(tokens_BTC), 1, -1)
+        return self.condition(
+            torch.cat([start, tokens_BTC], dim=1), torch.cat([there_BT.new_ones(len(there_BT), 1), there_BT], dim=1)
+        )

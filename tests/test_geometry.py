@@ -1,0 +1,200 @@
+"""Boxes of a relation's pair: targets and loss by loops, what is trained by them, where the boxes come from."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import loops
+import numpy as np
+import pytest
+import torch
+from loops import under
+from PIL import Image
+from test_stages import (  # noqa: F401  (fixtures)
+    GRAPHS,
+    IDS,
+    STEP,
+    cache,
+    encoded,
+    finetune_stage,
+    foundation,
+    given_graph,
+    pretrain_stage,
+)
+
+from sgg_fast.config import Config, ConfigError
+from sgg_fast.data.cache import TrainingCache, build_cache
+from sgg_fast.data.images import ImageError, size_of
+from sgg_fast.data.prepare.cache import write_cache
+from sgg_fast.data.prepare.shard_work import CacheJob
+from sgg_fast.data.sources import PairSource, open_source, toy_source, with_mirrored
+
+WEIGHT = 0.7
+
+
+def random_boxes(num: int, seed: int) -> np.ndarray:
+    """x0, y0, x1, y1; the first has no width."""
+    corners = np.random.default_rng(seed).uniform(0, 1, (num, 2, 2))
+    boxes = np.concatenate([corners.min(axis=1), corners.max(axis=1)], axis=1).astype(np.float32)
+    if num > 4:
+        boxes[0, 2] = boxes[0, 0]
+    return boxes
+
+
+BOXES = [random_boxes(len(graph.objects), i) for i, graph in enumerate(GRAPHS)]
+
+
+@pytest.fixture(scope="module")
+def boxed(cache: TrainingCache) -> TrainingCache:  # noqa: F811
+    rows = [np.concatenate([boxes, [[0, 0, 1, 1]]]) for boxes in BOXES]
+    return dataclasses.replace(cache, boxes=torch.from_numpy(np.concatenate(rows).astype(np.float32)))
+
+
+def pairs(sample: int) -> dict[int, list[float]]:
+    """Relation -> (dx, dy, log width ratio, log height ratio), of those whose boxes are both there."""
+    found = {}
+    for k, (s, _, o) in enumerate(GRAPHS[sample].relations):
+        (sx0, sy0, sx1, sy1), (ox0, oy0, ox1, oy1) = BOXES[sample][s].tolist(), BOXES[sample][o].tolist()
+        if min(sx1 - sx0, sy1 - sy0, ox1 - ox0, oy1 - oy0) < 1e-3:
+            continue
+        dx, dy = (ox0 + ox1 - sx0 - sx1) / 2, (oy0 + oy1 - sy0 - sy1) / 2
+        found[k] = [dx, dy, math.log((ox1 - ox0) / (sx1 - sx0)), math.log((oy1 - oy0) / (sy1 - sy0))]
+    return found
+
+
+EVERY = np.array([row for sample in range(len(GRAPHS)) for row in pairs(sample).values()])
+MEAN, STD = EVERY.mean(axis=0), EVERY.std(axis=0)
+
+
+def smooth_l1(x: float) -> float:
+    return 0.5 * x * x if abs(x) < 1 else abs(x) - 0.5
+
+
+def best_constants() -> float:
+    """On a grid."""
+    standard, grid = (EVERY - MEAN) / STD, np.linspace(-2, 2, 2001)
+    best = [min(np.mean([smooth_l1(c - t) for t in column]) for c in grid[::10]) for column in standard.T]
+    return float(np.mean(best))
+
+
+def by_loops(stage, ids: list[int]) -> float:
+    """Mean over relations of the mean smooth L1 of the head's four numbers."""
+    w, losses = loops.weights(stage.geometry.head), []
+    for sample in ids:
+        if given_graph(stage, sample) != GRAPHS[sample]:
+            continue
+        tokens = encoded(stage, sample).tokens
+        for k, target in pairs(sample).items():
+            hidden = loops.gelu(loops.linear(w, "1", loops.layer_norm(w, "0", tokens[k])))
+            found = loops.linear(w, "3", hidden).tolist()
+            missed = np.array(found) - (np.array(target) - MEAN) / STD
+            losses.append(sum(map(smooth_l1, missed)) / 4)
+    return sum(losses) / len(losses)
+
+
+def test_some_pairs_do_not_count():
+    assert len(EVERY) < sum(len(graph.relations) for graph in GRAPHS)
+
+
+def check(stage, terms, ids: list[int]) -> None:
+    loops.jitter(stage.geometry, seed=3)
+    terms = terms()
+    own = {name: value.item() for name, value in terms.values.items()}
+    assert own["geometry"] == pytest.approx(by_loops(stage, ids), rel=1e-3)
+    assert terms.chance["geometry"].item() == pytest.approx(best_constants(), rel=1e-3)
+    stage.geometry, head = None, stage.geometry
+    without = terms_of = stage(np.array(ids), STEP)
+    stage.geometry = head
+    assert own["loss"] == pytest.approx(without.values["loss"].item() + WEIGHT * own["geometry"], rel=1e-5)
+    chance = terms_of.chance["loss"] + WEIGHT * terms.chance["geometry"]
+    assert terms.chance["loss"].item() == pytest.approx(chance.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("graph_negatives", [False, True])
+def test_pretraining_predicts_the_boxes_of_the_full_copies(boxed, graph_negatives):
+    stage = pretrain_stage(boxed, geometry=WEIGHT, graph_negatives=graph_negatives)
+    check(stage, lambda: stage(IDS, STEP), IDS.tolist())
+    padded = stage(IDS, STEP, (200, 380)).values["geometry"]
+    assert padded.item() == pytest.approx(stage(IDS, STEP).values["geometry"].item(), rel=1e-5)
+
+
+def test_fine_tuning_predicts_the_boxes_of_what_it_is_given(boxed, foundation):  # noqa: F811
+    stage, _ = finetune_stage(boxed, foundation, geometry=WEIGHT, relation_dropout=0.4)
+    ids = np.append(IDS, len(GRAPHS) - 1)
+    with torch.no_grad():
+        check(stage, lambda: stage(ids, STEP), ids.tolist())
+
+
+def test_a_batch_without_a_relation_scores_nothing(boxed):
+    stage = pretrain_stage(boxed, geometry=WEIGHT)
+    lonely = np.array([i for i, graph in enumerate(GRAPHS) if not graph.relations])
+    terms = stage(lonely, STEP)
+    assert terms.values["geometry"] == terms.chance["geometry"] == 0
+    terms.total.backward()
+    assert not any(p.grad.any() for p in stage.geometry.parameters())
+
+
+def test_it_trains_the_head_and_the_encoder_but_neither_x_globals_nor_the_others(boxed):
+    stage = pretrain_stage(boxed, geometry=WEIGHT)
+    stage.geometry(stage.encode(IDS, STEP).tokens, stage.encode(IDS, STEP).batch, torch.from_numpy(IDS))[0].backward()
+    moved = {name for name, p in stage.named_parameters() if p.grad is not None and p.grad.any()}
+    parts = {".".join(name.split(".")[:2]) for name in moved}
+    assert parts >= {"conditioner.relation_encoder", "conditioner.f_global", "geometry.head"}
+    assert not parts & {"conditioner.to_global", "decoder.layers", "constraint.scale"}
+
+
+def test_the_head_is_trained_by_fine_tuning_and_not_saved(boxed, foundation):  # noqa: F811
+    stage, _ = finetune_stage(boxed, foundation, geometry=WEIGHT)
+    stage(IDS, STEP).total.backward()
+    assert all(p.grad is not None for p in stage.geometry.parameters()), "DeepSpeed waits for each"
+    assert not any("geometry" in name for name in stage.conditioner.state_dict())
+    assert under(dict(stage.state_dict()), "geometry"), "but a checkpoint has it"
+
+
+# Where boxes come from.
+
+
+def test_rows_of_a_set_are_packed_as_its_graphs(foundation):  # noqa: F811
+    source = with_mirrored(toy_source(3, 4, 32))
+    built = build_cache(source, foundation, torch.device("cpu"), with_latents=False, with_boxes=True, progress=False)
+    assert built.boxes is not None and built.boxes.shape == (built.graphs.num_objects, 4)
+    for i, graph in enumerate(source.graphs):
+        first, last = built.graphs.object_ptr[i : i + 2].tolist()
+        assert np.array_equal(built.boxes[first : last - 1], source.boxes(i)) and len(graph.objects) == last - 1 - first
+        assert built.boxes[last - 1].tolist() == [0, 0, 1, 1]
+    drawn = dataclasses.replace(source, graphs=[*source.graphs, *source.graphs], draws=2)
+    assert np.array_equal(drawn.box_rows(range(8)), np.tile(source.box_rows(range(8)), (2, 1)))
+
+
+def test_a_prepared_cache_keeps_them(tmp_path, foundation, monkeypatch):  # noqa: F811
+    from sgg_fast.data.prepare import cache as writer
+
+    monkeypatch.setattr(writer, "open_foundation", lambda config: foundation)
+    config = Config(num_scenes=5, resolution=32, num_samples=1, token_init="none")
+    write_cache(CacheJob(config, tmp_path, batch_size=5), say=lambda line: None)
+    stored = open_source(dataclasses.replace(config, data=str(tmp_path)))
+    device = torch.device("cpu")
+    built = build_cache(stored, foundation, device, with_latents=False, with_boxes=True, progress=False)
+    assert np.array_equal(built.boxes, open_source(config).box_rows(range(5)))
+    del stored.stored.arrays["boxes"]
+    with pytest.raises(ConfigError, match=r"^--geometry: .* has no boxes; prepare the cache again"):
+        build_cache(stored, foundation, device, with_latents=False, with_boxes=True, progress=False)
+
+
+def test_a_set_without_boxes_is_refused_in_one_line(foundation):  # noqa: F811
+    source = toy_source(3, 2, 32)
+    bare = PairSource(source.graphs, source.load_image, "pictures")
+    with pytest.raises(ConfigError, match=r"^--geometry: pictures has no boxes; train without it[^\n]*$"):
+        build_cache(bare, foundation, torch.device("cpu"), with_latents=False, with_boxes=True, progress=False)
+    short = dataclasses.replace(source, boxes=lambda i: source.boxes(i)[:1])
+    with pytest.raises(ConfigError, match="image 0 has 1 boxes"):
+        short.box_rows([0])
+
+
+def test_the_size_of_a_picture_is_its_headers(tmp_path):
+    Image.new("RGB", (7, 5)).save(tmp_path / "a.png")
+    assert size_of(tmp_path / "a.png") == (7, 5)
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"b\.png: cannot be read"):
+        size_of(tmp_path / "b.png")
