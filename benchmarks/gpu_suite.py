@@ -62,6 +62,7 @@ def _parallel() -> tuple[str, ...]:
 
 _BENCH = _python("benchmarks.run")
 _OURS = ("--verify-only", "--backend", "ours", "--mode", "fwd_bwd", "fwd", "--csv", "{out}/verify.csv")
+_OPTIMISER = (*_python("benchmarks.optimiser"), "--csv", "{out}/bench.csv")
 _STEP = (*_python("benchmarks.train_step"), "--stage", "finetune", "--csv", "{out}/train_step.csv")
 _PRETRAIN = (*_python("benchmarks.train_step"), "--stage", "pretrain", "--csv", "{out}/pretrain_step.csv")
 _INFER = (*_python("benchmarks.infer"), "--csv", "{out}/infer.csv")
@@ -88,6 +89,13 @@ PARTS = (
         seconds=60,
         dry=(*_BENCH, *_OURS, "--size", "tiny", "--width", "32", "--dtype", "bf16"),
         interpreted=True,
+    ),
+    Part(
+        "optimiser",
+        (*_OPTIMISER, "--size", "unet", "graph"),
+        seconds=60,
+        dry=(*_OPTIMISER, "--size", "tiny", "--seconds", "0"),
+        needs=("bitsandbytes",),
     ),
     Part(
         "pretrain_step",

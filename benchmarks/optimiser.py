@@ -26,9 +26,8 @@ from sgg_fast.train.flat8bit import FlatAdam8bit
 
 from . import measure
 from .baselines_torch import UnavailableError
-from .output import Output
+from .output import Output, Row
 from .roofline import CHIPS
-from .run import Row
 
 LR, STEPS = 1e-3, 3
 FLOOR = {"adam": 1e-5, "adam8bit": 2e-2}
@@ -216,13 +215,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--backend", nargs="+", choices=list(FORMS), default=list(FORMS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=0.3, help="per timing (default %(default)s)")
-    parser.add_argument("--csv", type=pathlib.Path, help="where to write the rows (default: print only)")
+    parser.add_argument("--csv", type=pathlib.Path, help="where to append the rows (default: print only)")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
     on_cuda = device.type == "cuda"
     if not on_cuda:
         print("CPU rows: the reference and the baselines. They say nothing about a GPU.")
-    output = Output(args.csv, Row)
+    output = Output(args.csv, Row, append=True)
     for size in args.size or (["unet"] if on_cuda else ["graph"]):
         num = sum(torch.Size(s).numel() for s in shapes(size))
         for op, forms in BYTES.items():

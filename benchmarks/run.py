@@ -23,57 +23,10 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from . import baselines_torch, counts, measure, registry, roofline, verify
-from .output import Output
+from .output import Output, Row
 from .registry import Case, Inputs
 
 QUICK_COMPILE_SECONDS, COMPILE_SECONDS = 25, 240
-
-
-@dataclasses.dataclass
-class Row:
-    """One line of the CSV. An empty number means that there is none, and `status` says why."""
-
-    op: str
-    mode: str
-    size: str
-    shape: str
-    dtype: str
-    backend: str
-    call: str
-    """eager (a call from Python) or replay (inside a CUDA graph)."""
-    l2: str
-    """warm, or flushed before every repetition."""
-    status: str = "ok"
-    ms_p20: float | None = None
-    ms_p50: float | None = None
-    ms_p80: float | None = None
-    compulsory_bytes: int | None = None
-    gb_s: float | None = None
-    """Compulsory bytes over the median."""
-    copy_gb_s: float | None = None
-    """This machine's own copy of a large buffer, read plus written."""
-    copy_share: float | None = None
-    peak_bytes: int | None = None
-    launches: int | None = None
-    """GPU: by torch's profiler. CPU: aten operators that run a kernel."""
-    error: float | None = None
-    """Largest relative L2 error against float64, outputs and gradients."""
-    device: str = ""
-    gpu_clocks_mhz: str = ""
-    cpu: str = ""
-    torch: str = ""
-    triton: str = ""
-    commit: str = ""
-    date: str = ""
-
-    def line(self) -> str:
-        """For the terminal."""
-        numbers = self.status
-        if self.ms_p50 is not None:
-            share = "" if self.copy_share is None else f"{100 * self.copy_share:5.1f} % of copy"
-            numbers = f"{self.ms_p20:9.4f} {self.ms_p50:9.4f} {self.ms_p80:9.4f} ms {self.gb_s:8.1f} GB/s {share}"
-        name = f"{self.op} {self.mode} {self.size} {self.dtype}"
-        return f"{name:36} {self.backend:9} {self.call:6} {self.l2:7} {numbers}"
 
 
 @dataclasses.dataclass

@@ -61,7 +61,7 @@ class StepCount:
 
 def _engine(config: Config) -> FinetuneReplay:
     models = blank_foundation(config)
-    if config.weights == "lean":
+    if config.bf16_weights:
         _recast(models.unet, torch.bfloat16)
     make_channels_last(models.unet)
     models.unet.set_attn_processor(AttnProcessor2_0())
@@ -80,7 +80,7 @@ def count(config: Config) -> StepCount:
     try:
         for context in (FakeTensorMode(allow_non_fake_inputs=True), opaque_attention(), interpreter_allowed()):
             stack.enter_context(context)
-        if config.weights != "lean":  # which runs without autocast
+        if not config.bf16_weights:  # which run without autocast
             stack.enter_context(cuda_norms())
         engine = _engine(config)
         bucket = engine.bucket_of(np.zeros((1, config.batch_size), np.int64))
@@ -102,7 +102,7 @@ def main() -> None:
     """Print both forms of the weights."""
     base = train_forms.settings(quick=False)
     print(f"{base.resolution} x {base.resolution}, batch {base.batch_size}, fused UNet, bf16 compute")
-    for name, changes in (("fp32 master weights", {}), ("lean", {"weights": "lean"})):
+    for name, changes in (("fp32 master weights", {}), ("split", {"weights": "split"}), ("lean", {"weights": "lean"})):
         found = count(dataclasses.replace(base, **changes))
         print(f"{name:20} by the host: {found.with_bitsandbytes:,} with bitsandbytes, {found.total:,} with the flat "
               f"optimiser ({found.optimiser} of them its own), {HOST_CALLS} where these are captured")  # fmt: skip

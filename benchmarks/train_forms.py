@@ -87,8 +87,8 @@ class Ours(Form):
         self.engine = build_engine(self.stage, config, "finetune", device, self.ds)
         numel = sum(p.numel() for p in self.engine.module.parameters() if p.requires_grad)
         # Read weight, gradient and two bytes of state; write weight and state. DeepSpeed's also writes bf16 weights.
-        width = 2 if config.weights == "lean" else 4
-        self.optimiser_bytes = numel * (3 * width + 4 + (2 if self.ds else 0))
+        weight, gradient = 2 if config.weights == "lean" else 4, 2 if config.bf16_weights else 4
+        self.optimiser_bytes = numel * (2 * weight + gradient + 4 + (2 if self.ds else 0))
         self._step = 0
 
     def _cache(self, resolution: int) -> Any:
@@ -224,6 +224,7 @@ def _normal_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tens
 
 FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
     "captured": ({}, None),
+    "captured-split": ({"weights": "split"}, None),
     "captured-lean": ({"weights": "lean"}, None),
     "plain": ({"cuda_graphs": False}, None),
     "lean": ({"weights": "lean", "cuda_graphs": False}, None),

@@ -16,9 +16,7 @@ from sgg_fast.train.run_folder import replace_folder, writing
 from sgg_fast.train.setup import make_pipeline
 
 
-def draw_sheet(
-    config: Config, foundation: Foundation, conditioner: Conditioner, source: PairSource
-) -> Image.Image:
+def draw_sheet(config: Config, foundation: Foundation, conditioner: Conditioner, source: PairSource) -> Image.Image:
     """Real pictures of the first graphs above, generated ones of the same graphs below."""
     num = min(config.num_samples, len(source))
     pipeline = make_pipeline(config, foundation, conditioner, with_text=False)
@@ -40,9 +38,7 @@ def draw_sheet(
     return sheet
 
 
-def export(
-    result: Path, stage: str, config: Config, foundation: Foundation, conditioner: Conditioner
-) -> None:
+def export(result: Path, stage: str, config: Config, foundation: Foundation, conditioner: Conditioner) -> None:
     """Write the result aside and rename it, so that it is whole or absent. Raises OSError where that fails."""
     aside = result.with_name(f".{result.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
