@@ -14,7 +14,7 @@ from tiny_runs import DS_JSON, ROOT, lines, rows
 
 from sgg_fast.train.ds_engine import LAUNCHER
 
-GIB = {"deepspeed": 17, "lean": 12, "in-backward": 10}
+GIB = {"deepspeed": 11, "lean": 7, "in-backward": 7}
 """Most resident memory of each way."""
 
 WAYS = {
