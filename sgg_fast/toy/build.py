@@ -14,7 +14,7 @@ the foundation, by `train.py` like anything else, and `python -m sgg_fast.toy.bu
 What ships is not bit for bit what these commands give: the parts took 3000 (vae), 1500 (clip) and 6500 (unet) steps and
 were stopped and continued with other step counts on the way, as was the pre-training, and afterwards two details of the
 drawing were mended and some combinations held out of the scenes. The detector took 660 steps on 12 000 scenes with a
-first loss and 840 on 7 000 with the present one, the features 600 steps on 1 500 scenes.
+first loss, 840 on 7 000 and 3 400 on 10 000 with the present one, the features 600 steps on 1 500 scenes.
 """
 
 from __future__ import annotations
