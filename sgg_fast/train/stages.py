@@ -174,9 +174,7 @@ class PretrainStage(nn.Module):
 class FinetuneStage(nn.Module):
     """L = lambda L_diff + (1 - lambda) L_ISA (eqs 10-12) through the UNet and the graph modules."""
 
-    def __init__(
-        self, config: Config, conditioner: Conditioner, foundation: Foundation, cache: TrainingCache
-    ) -> None:
+    def __init__(self, config: Config, conditioner: Conditioner, foundation: Foundation, cache: TrainingCache) -> None:
         super().__init__()
         self.config, self.cache = config, cache
         self.unet = foundation.unet.requires_grad_(True).train()
