@@ -227,6 +227,7 @@ FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
     "captured-split": ({"weights": "split"}, None),
     "captured-lean": ({"weights": "lean"}, None),
     "plain": ({"cuda_graphs": False}, None),
+    "plain-unfused": ({"cuda_graphs": False, "fuse_unet": "off"}, None),
     "lean": ({"weights": "lean", "cuda_graphs": False}, None),
     "lean-in-backward": ({"weights": "lean", "optimizer_in_backward": True, "max_grad_norm": 0.0}, None),
     "ds.json": ({}, DS_JSON),
