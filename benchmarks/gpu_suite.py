@@ -31,7 +31,7 @@ import torch
 from . import measure, targets
 
 TOTAL_SECONDS = 530
-DRY_SECONDS = 210
+DRY_SECONDS = 600
 MAX_FILES, MAX_BYTES = 8, 16 * 2**20
 
 
@@ -164,7 +164,8 @@ class Suite:
         work.mkdir()
         words = part.dry if self.dry else part.command
         words = tuple(word.format(work=work, out=self.out) for word in words)
-        status = run_limited(words, self._environment(part), work / "log.txt", min(part.seconds, left))
+        limit = left if self.dry else min(part.seconds, left)  # a busy CPU says nothing about what a GPU needs
+        status = run_limited(words, self._environment(part), work / "log.txt", limit)
         return Result(part.name, status, time.monotonic() - start)
 
     def _environment(self, part: Part) -> dict[str, str]:
