@@ -142,8 +142,8 @@ class Config:
     precision: str = "auto"
     """Precision of fine-tuning: auto is bf16 on CUDA and with bf16 --weights, else fp32; fp16 scales the loss."""
     weights: str = "master"
-    """The UNet's weights in fine-tuning: in fp32, cast for compute (master); rounded to bf16 once, from then on with the
-    rest of fp32 kept by the optimiser, so that nothing is cast (split); or in bf16 alone, updates rounded
+    """The UNet's weights in fine-tuning: in fp32, cast for compute (master); rounded to bf16 once, from then on with
+    the rest of fp32 kept by the optimiser, so that nothing is cast (split); or in bf16 alone, updates rounded
     stochastically so that small ones are kept on average (lean: 4 of 10 bytes a weight saved)."""
     optimizer_in_backward: bool = False
     """Update each weight as soon as backward has its gradient, and free it: no gradient clipping, no accumulation."""
