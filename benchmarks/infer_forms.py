@@ -26,20 +26,11 @@ from sgg_fast.toy.models import toy_tokenizer
 from sgg_fast.train.blank import blank_conditioner, blank_foundation
 from sgg_fast.train.setup import make_pipeline
 
+from .train_step import Size
+
 GUIDANCE = 7.5
 NUM_OBJECTS, NUM_RELATIONS = 10, 6
 """Of a graph like the average of Visual Genome's."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """What is drawn at a time."""
-
-    resolution: int
-    batch: int
-
-    def __str__(self) -> str:
-        return f"{self.resolution}x{self.resolution} b{self.batch}"
 
 
 def graph() -> SceneGraph:
