@@ -91,13 +91,17 @@ class Row:
         return f"batch {self.batch:4} {self.form:8} {numbers}; {launches}"
 
 
+PAPERS_FORMS: dict[str, Any] = {"contrastive": "bce", "graph_negatives": False, "geometry": 0.0}
+"""What vg256 has, so that both sizes time the same step."""
+
+
 class Setup:
     """Pairs, frozen models and settings that every form shares."""
 
     def __init__(self, toy: bool, device: torch.device) -> None:
         self.device, self.sizes = device, "toy" if toy else "paper"
         if toy:
-            self.config, self.foundation = recipe("toy"), toy_foundation()
+            self.config, self.foundation = recipe("toy", **PAPERS_FORMS), toy_foundation()
             self.source = toy_source(0, NUM_PAIRS, self.config.resolution)
         else:
             self.config = recipe("vg256")

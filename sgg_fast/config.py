@@ -88,11 +88,11 @@ class Config:
 
     mask_ratio: float = 0.3
     """Share of objects that the auto-encoder masks."""
-    contrastive: str = "bce"
+    contrastive: str = "infonce"
     """Eq. 9: binary cross-entropy with one negative, the printed form, or InfoNCE."""
     num_negatives: int = 64
     """Negatives of --contrastive infonce, from the cached image embeddings."""
-    graph_negatives: bool = False
+    graph_negatives: bool = True
     """Further negatives of eq. 9: the graph itself with one relation turned round or said the opposite way."""
     mae_weight: float = 1.0
     """Weight of the masked auto-encoder's loss in pre-training; 0 switches it off."""
@@ -114,7 +114,7 @@ class Config:
     min_snr_gamma: float = 0.0
     """Weight the diffusion loss over timesteps by min(SNR, this) / SNR (usually 5); 0 for the paper's even weight."""
 
-    geometry: float = 0.0
+    geometry: float = 0.5
     """Weight of a loss of both stages: each relation's token predicts how the boxes of its pair lie; 0 for none."""
 
     batch_size: int = 8
@@ -242,10 +242,10 @@ class Config:
             raise ConfigError(
                 f"--conditioner {self.conditioner} has no X_global for image-scene alignment: add --loss-weight 1"
             )
-        for name in ("geometry", "instance_codes"):
+        for name, cure in (("geometry", "add --geometry 0"), ("instance_codes", "leave it out")):
             if self.conditioner != "sgg" and getattr(self, name):
                 raise ConfigError(
-                    f"--{flag(name)} is of SGG-IG's own tokens: leave out --conditioner {self.conditioner}"
+                    f"--conditioner {self.conditioner} has none of SGG-IG's own tokens for --{flag(name)}: {cure}"
                 )
         if self.image_embedding == "noised" and self.isa_weight == "alpha_bar":
             raise ConfigError("--image-embedding noised carries its own weight: leave --isa-weight out")

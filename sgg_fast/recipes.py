@@ -25,6 +25,8 @@ def _paper(name: str, resolution: int) -> Config:
         num_layers=6,
         mask_ratio=0.3,  # P
         contrastive="bce",
+        graph_negatives=False,
+        geometry=0.0,
         loss_weight=0.5,  # P
         batch_size=2,  # P
         pretrain_steps=700_000,  # P
@@ -71,8 +73,22 @@ def vg256_literal() -> Config:
     )
 
 
+def vg256_best() -> Config:
+    """vg256 with the forms that did best on the toy world (benchmarks/LOG.md); nobody has run it on Visual Genome."""
+    return dataclasses.replace(
+        vg256(),
+        recipe="vg256-best",
+        token_init="text",
+        contrastive="infonce",
+        num_negatives=4096,
+        graph_negatives=True,
+        geometry=0.5,
+        relation_dropout=0.1,
+    )
+
+
 RECIPES = {"toy": toy, "vg128": vg128, "vg256": vg256, "coco128": coco128, "coco256": coco256,
-           "vg256-literal": vg256_literal}  # fmt: skip
+           "vg256-literal": vg256_literal, "vg256-best": vg256_best}  # fmt: skip
 
 
 def recipe(name: str, **overrides: object) -> Config:

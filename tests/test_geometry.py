@@ -52,10 +52,15 @@ def boxed(cache: TrainingCache) -> TrainingCache:  # noqa: F811
 
 
 def pairs(sample: int) -> dict[int, list[float]]:
-    """Relation -> (dx, dy, log width ratio, log height ratio), of those whose boxes are both there."""
-    found = {}
-    for k, (s, _, o) in enumerate(GRAPHS[sample].relations):
-        (sx0, sy0, sx1, sy1), (ox0, oy0, ox1, oy1) = BOXES[sample][s].tolist(), BOXES[sample][o].tolist()
+    """Relation -> (dx, dy, log width ratio, log height ratio), of those whose boxes are both there.
+
+    After the graph's own relations come those of its objects to the image, whose box is the whole picture.
+    """
+    found, graph = {}, GRAPHS[sample]
+    ends = [(s, o) for s, _, o in graph.relations] + [(i, None) for i in range(len(graph.objects))]
+    for k, (s, o) in enumerate(ends):
+        sx0, sy0, sx1, sy1 = BOXES[sample][s].tolist()
+        ox0, oy0, ox1, oy1 = (0, 0, 1, 1) if o is None else BOXES[sample][o].tolist()
         if min(sx1 - sx0, sy1 - sy0, ox1 - ox0, oy1 - oy0) < 1e-3:
             continue
         dx, dy = (ox0 + ox1 - sx0 - sx1) / 2, (oy0 + oy1 - sy0 - sy1) / 2
@@ -63,46 +68,66 @@ def pairs(sample: int) -> dict[int, list[float]]:
     return found
 
 
-EVERY = np.array([row for sample in range(len(GRAPHS)) for row in pairs(sample).values()])
-MEAN, STD = EVERY.mean(axis=0), EVERY.std(axis=0)
+def to_image(sample: int, k: int) -> bool:
+    return k >= len(GRAPHS[sample].relations)
+
+
+def every(image: bool) -> np.ndarray:
+    """Of all relations of one kind."""
+    found = [(sample, k, row) for sample in range(len(GRAPHS)) for k, row in pairs(sample).items()]
+    return np.array([row for sample, k, row in found if to_image(sample, k) == image])
+
+
+EVERY = {image: every(image) for image in (False, True)}
+MEAN = {image: rows.mean(axis=0) for image, rows in EVERY.items()}
+STD = {image: rows.std(axis=0) for image, rows in EVERY.items()}
 
 
 def smooth_l1(x: float) -> float:
     return 0.5 * x * x if abs(x) < 1 else abs(x) - 0.5
 
 
-def best_constants() -> float:
+def best_constants(image: bool) -> float:
     """On a grid."""
-    standard, grid = (EVERY - MEAN) / STD, np.linspace(-2, 2, 2001)
+    standard, grid = (EVERY[image] - MEAN[image]) / STD[image], np.linspace(-2, 2, 2001)
     best = [min(np.mean([smooth_l1(c - t) for t in column]) for c in grid[::10]) for column in standard.T]
     return float(np.mean(best))
 
 
-def by_loops(stage, ids: list[int]) -> float:
-    """Mean over relations of the mean smooth L1 of the head's four numbers."""
-    w, losses = loops.weights(stage.geometry.head), []
+CONSTANTS = {image: best_constants(image) for image in (False, True)}
+
+
+def by_loops(stage, ids: list[int]) -> tuple[float, float]:
+    """Mean over relations of the mean smooth L1 of the head's four numbers, and of what constants score."""
+    w, losses, chances = loops.weights(stage.geometry.head), [], []
     for sample in ids:
-        if given_graph(stage, sample) != GRAPHS[sample]:
-            continue
-        tokens = encoded(stage, sample).tokens
+        tokens, given = encoded(stage, sample).tokens, given_graph(stage, sample)
+        own = range(len(GRAPHS[sample].relations)) if given == GRAPHS[sample] else []
         for k, target in pairs(sample).items():
-            hidden = loops.gelu(loops.linear(w, "1", loops.layer_norm(w, "0", tokens[k])))
+            image = to_image(sample, k)
+            if not image and k not in own:
+                continue
+            token = tokens[k if not image else k - len(GRAPHS[sample].relations) + len(own)]
+            hidden = loops.gelu(loops.linear(w, "1", loops.layer_norm(w, "0", token)))
             found = loops.linear(w, "3", hidden).tolist()
-            missed = np.array(found) - (np.array(target) - MEAN) / STD
+            missed = np.array(found) - (np.array(target) - MEAN[image]) / STD[image]
             losses.append(sum(map(smooth_l1, missed)) / 4)
-    return sum(losses) / len(losses)
+            chances.append(CONSTANTS[image])
+    return sum(losses) / len(losses), sum(chances) / len(chances)
 
 
 def test_some_pairs_do_not_count():
-    assert len(EVERY) < sum(len(graph.relations) for graph in GRAPHS)
+    assert len(EVERY[False]) < sum(len(graph.relations) for graph in GRAPHS)
+    assert len(EVERY[True]) < sum(len(graph.objects) for graph in GRAPHS)
 
 
 def check(stage, terms, ids: list[int]) -> None:
     loops.jitter(stage.geometry, seed=3)
     terms = terms()
     own = {name: value.item() for name, value in terms.values.items()}
-    assert own["geometry"] == pytest.approx(by_loops(stage, ids), rel=1e-3)
-    assert terms.chance["geometry"].item() == pytest.approx(best_constants(), rel=1e-3)
+    loss, chance = by_loops(stage, ids)
+    assert own["geometry"] == pytest.approx(loss, rel=1e-3)
+    assert terms.chance["geometry"].item() == pytest.approx(chance, rel=1e-3)
     stage.geometry, head = None, stage.geometry
     without = terms_of = stage(np.array(ids), STEP)
     stage.geometry = head
@@ -126,9 +151,13 @@ def test_fine_tuning_predicts_the_boxes_of_what_it_is_given(boxed, foundation): 
         check(stage, lambda: stage(ids, STEP), ids.tolist())
 
 
-def test_a_batch_without_a_relation_scores_nothing(boxed):
-    stage = pretrain_stage(boxed, geometry=WEIGHT)
+def test_a_batch_without_boxes_scores_nothing(boxed):
+    nowhere = dataclasses.replace(boxed, boxes=boxed.boxes.clone())
     lonely = np.array([i for i, graph in enumerate(GRAPHS) if not graph.relations])
+    rows = boxed.graphs.object_ptr
+    for i in lonely:
+        nowhere.boxes[rows[i] : rows[i + 1] - 1] = 0.5
+    stage = pretrain_stage(nowhere, geometry=WEIGHT)
     terms = stage(lonely, STEP)
     assert terms.values["geometry"] == terms.chance["geometry"] == 0
     terms.total.backward()
@@ -171,7 +200,7 @@ def test_a_prepared_cache_keeps_them(tmp_path, foundation, monkeypatch):  # noqa
     from sgg_fast.data.prepare import cache as writer
 
     monkeypatch.setattr(writer, "open_foundation", lambda config: foundation)
-    config = Config(num_scenes=5, resolution=32, num_samples=1, token_init="none")
+    config = Config(num_scenes=5, resolution=32, num_samples=1, token_init="none", geometry=0.0)
     write_cache(CacheJob(config, tmp_path, batch_size=5), say=lambda line: None)
     stored = open_source(dataclasses.replace(config, data=str(tmp_path)))
     device = torch.device("cpu")
@@ -185,7 +214,7 @@ def test_a_prepared_cache_keeps_them(tmp_path, foundation, monkeypatch):  # noqa
 def test_a_set_without_boxes_is_refused_in_one_line(foundation):  # noqa: F811
     source = toy_source(3, 2, 32)
     bare = PairSource(source.graphs, source.load_image, "pictures")
-    with pytest.raises(ConfigError, match=r"^--geometry: pictures has no boxes; train without it[^\n]*$"):
+    with pytest.raises(ConfigError, match=r"^--geometry: pictures has no boxes; train with --geometry 0[^\n]*$"):
         build_cache(bare, foundation, torch.device("cpu"), with_latents=False, with_boxes=True, progress=False)
     short = dataclasses.replace(source, boxes=lambda i: source.boxes(i)[:1])
     with pytest.raises(ConfigError, match="image 0 has 1 boxes"):

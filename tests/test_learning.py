@@ -93,7 +93,8 @@ NUM_TRAINED, NUM_HELD_OUT = 128, 64
 
 def pretrain(foundation: Foundation, shuffled: bool) -> tuple[dict[str, float], dict[str, float], dict[str, float]]:
     """Measures before and after training on the trained scenes, and after it on those held out."""
-    config = recipe("toy", num_scenes=NUM_TRAINED + NUM_HELD_OUT, width=64, num_layers=3, batch_size=16)
+    own = {"contrastive": "bce", "graph_negatives": False, "geometry": 0.0}
+    config = recipe("toy", num_scenes=NUM_TRAINED + NUM_HELD_OUT, width=64, num_layers=3, batch_size=16, **own)
     cache = cache_of(config, foundation, with_latents=False)
     torch.manual_seed(config.seed)
     stage = PretrainStage(config, new_conditioner(config, foundation, cache), cache)
@@ -125,7 +126,8 @@ def test_pretraining_learns_and_the_shuffled_control_does_not(foundation):
 
 
 def test_fine_tuning_learns(foundation):
-    config = recipe("toy", num_scenes=32, width=64, num_layers=3, batch_size=8, unet_lr=1e-3, token_init="none")
+    own = {"token_init": "none", "geometry": 0.0, "unet_lr": 1e-3}
+    config = recipe("toy", num_scenes=32, width=64, num_layers=3, batch_size=8, **own)
     cache = cache_of(config, foundation, with_latents=True)
     stage = FinetuneStage(config, new_conditioner(config, foundation, cache), foundation, cache)
     ids = np.arange(len(cache))

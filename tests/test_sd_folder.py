@@ -15,7 +15,10 @@ from tiny_runs import ROOT, rows, weights
 
 import infer
 import train
+from sgg_fast.data.cache import fingerprint
+from sgg_fast.drawing import SHIPPED
 from sgg_fast.nn.foundation import load_foundation
+from sgg_fast.toy.models import toy_foundation
 
 # What is shrunk for the test; every other setting is vg256's.
 SHRUNK = ["--recipe", "vg256", "--resolution", "64", "--width", "32", "--num-layers", "2", "--log-every", "1",
@@ -67,6 +70,15 @@ def test_it_is_loaded_as_published(folders):
     assert (scheduler.prediction_type, scheduler.beta_schedule) == ("epsilon", "scaled_linear")
     assert foundation.vae.config.scaling_factor == 0.18215
     assert not any(p.requires_grad for m in (foundation.unet, foundation.vae, foundation.clip) for p in m.parameters())
+
+
+def test_the_models_that_ship_in_half_precision_are_the_ones_that_a_cache_knows():
+    """As --model they are those that prepared caches were made by without one: by fingerprint, so in fp32 too."""
+    shipped, toy = load_foundation(str(SHIPPED), ""), toy_foundation()
+    for part in ("vae", "clip", "text_encoder"):
+        assert fingerprint(getattr(shipped, part)) == fingerprint(getattr(toy, part)), part
+    parts = (shipped.unet, shipped.vae, shipped.clip, shipped.text_encoder)
+    assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
 
 
 def test_both_stages_train_from_it(run):

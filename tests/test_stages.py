@@ -71,7 +71,9 @@ def conditioner(config: Config, cache: TrainingCache) -> SceneGraphConditioner:
 
 
 def settings(**changes: object) -> Config:
-    return Config(width=WIDTH, num_layers=2, seed=11, condition_dropout=0.4, resolution=32, **changes)
+    plain = {"contrastive": "bce", "graph_negatives": False, "geometry": 0.0}
+    sizes = {"width": WIDTH, "num_layers": 2, "seed": 11, "condition_dropout": 0.4, "resolution": 32}
+    return Config(**{**plain, **sizes, **changes})
 
 
 def encoded(

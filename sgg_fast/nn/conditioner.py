@@ -25,6 +25,10 @@ from .instances import CODE_WIDTH, CodeKey, instance_codes
 MIN_TOKENS = 80
 """Context length of every graph of up to 78 triples, the null condition's 77 + 3 included."""
 
+GATE_SPEED = 10.0
+"""A gate is this times its parameter, so that it opens as many times faster than other weights move. Without it the
+toy's gates stood at 0.04 after 2 000 steps, and the UNet saw hardly more than the text."""
+
 NULL_TOKENS = 77
 """Length of CLIP's text context."""
 
@@ -203,8 +207,9 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         tokens_EC = self.token_norm(own_EC)
         if self.gates is not None:
             assert phrases_PC is not None, "text initialisation needs the phrases' states"
-            global_BC = self.gates[0].to(global_BC.dtype) * global_BC
-            tokens_EC = phrases_PC[batch.phrase].to(tokens_EC.dtype) + self.gates[1].to(tokens_EC.dtype) * tokens_EC
+            global_gate_C, token_gate_C = (GATE_SPEED * self.gates).to(tokens_EC.dtype)
+            global_BC = global_gate_C * global_BC
+            tokens_EC = phrases_PC[batch.phrase].to(tokens_EC.dtype) + token_gate_C * tokens_EC
         start_BC = self.start_state.to(global_BC.dtype).expand(num_images, -1)
         context = torch.stack([start_BC, global_BC], dim=1)
         context = nn.functional.pad(context, (0, 0, 0, length - 2))

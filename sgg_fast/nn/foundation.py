@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
@@ -48,9 +49,9 @@ def load_foundation(model: str, clip: str) -> Foundation:
     """`model`: SD v1 folder or hub id in diffusers format; `clip`: CLIP folder or hub id.
 
     `clip` may be empty where `model` is a pipeline of ours, which carries it. Raises ValueError that names
-    the missing part.
+    the missing part. Weights stored in half precision are brought to fp32.
     """
-    folder = Path(model)
+    folder, full = Path(model), torch.float32  # transformers, unlike diffusers, would keep the stored type
     _check_place("--model", model)
     if clip:
         _check_place("--clip", clip)
@@ -67,10 +68,12 @@ def load_foundation(model: str, clip: str) -> Foundation:
         return Foundation(
             unet=UNet2DConditionModel.from_pretrained(model, subfolder="unet", use_safetensors=True),
             vae=AutoencoderKL.from_pretrained(model, subfolder="vae", use_safetensors=True),
-            text_encoder=CLIPTextModel.from_pretrained(model, subfolder="text_encoder", use_safetensors=True),
+            text_encoder=CLIPTextModel.from_pretrained(
+                model, subfolder="text_encoder", use_safetensors=True, dtype=full
+            ),
             tokenizer=CLIPTokenizer.from_pretrained(model, subfolder="tokenizer"),
             scheduler=DDIMScheduler.from_pretrained(model, subfolder="scheduler", clip_sample=False),
-            clip=CLIPModel.from_pretrained(clip_at, subfolder=clip_sub, use_safetensors=True),
+            clip=CLIPModel.from_pretrained(clip_at, subfolder=clip_sub, use_safetensors=True, dtype=full),
             clip_tokenizer=CLIPTokenizer.from_pretrained(clip_at, subfolder=tokenizer_sub),
             source=model,
         ).freeze()

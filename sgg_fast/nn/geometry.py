@@ -1,7 +1,10 @@
 """How the boxes of a relation's pair lie to each other, predicted from the relation's token; in training only.
 
 Nothing else asks what a predicate means in the picture; inference stays free of layouts, for the head is thrown away.
-Letters: N objects and E relations of a batch, S samples of the set, B of the batch, C token width.
+The image node's box is the whole picture, so an object's own token, that of its relation to the image, is asked where
+in the picture the object lies: what the rest of the graph tells about it has to arrive there.
+Letters: N objects and E relations of a batch, S samples of the set, B of the batch, C token width, K = 2 kinds of
+relations: to the image node, and between objects.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ LEAST_SIDE = 1e-3
 class PairGeometry(nn.Module):
     """Tokens of relations -> (dx, dy, log of the ratio of widths, of heights), object minus subject, of their boxes.
 
-    Each of the four is brought to mean 0 and variance 1 over the set's relations. Smooth L1, mean of the four.
+    Each of the four has mean 0 and variance 1 over the set's relations of a kind. Smooth L1, mean of the four.
     """
 
     def __init__(self, token_dim: int, width: int, store: SceneGraphBatch, boxes_N4: torch.Tensor) -> None:
@@ -30,26 +33,25 @@ class PairGeometry(nn.Module):
         place_N4 = torch.cat([(low_N2 + high_N2) / 2, side_N2.clamp(min=LEAST_SIDE).log()], dim=1)
         seen_N = (side_N2 >= LEAST_SIDE).all(dim=1)
         difference_E4 = place_N4[store.object] - place_N4[store.subject]
-        weight_E1 = (store.relation_pooled.bool() & seen_N[store.object] & seen_N[store.subject]).float()[:, None]
-        total = weight_E1.sum().clamp(min=1)
-        mean_4 = (difference_E4 * weight_E1).sum(0) / total
-        std_4 = ((difference_E4 - mean_4).square() * weight_E1).sum(0).div(total).sqrt().clamp(min=1e-6)
-        chance = _best_constant_loss((difference_E4 - mean_4) / std_4, weight_E1)
+        seen_E = seen_N[store.object] & seen_N[store.subject]
+        found = [_statistics(difference_E4, seen_E & (store.relation_pooled == kind)) for kind in (0, 1)]
+        mean_K4, std_K4, chance_K = (torch.stack(each) for each in zip(*found, strict=True))
         # A tuple keeps what is frozen out of the state dict.
-        self._frozen = (place_N4, seen_N, mean_4, std_4, chance, store.object_ptr)
+        self._frozen = (place_N4, seen_N, mean_K4, std_K4, chance_K, store.object_ptr)
 
     def targets(self, batch: SceneGraphBatch, sample_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """([E, 4] targets, [E] bool which count) of a batch that begins with the graphs of the samples `sample` [B].
 
-        Relations to the image node and of what follows those graphs do not count.
+        Relations of what follows those graphs do not count.
         """
-        place_N4, seen_N, mean_4, std_4, _, store_ptr = self._frozen
+        place_N4, seen_N, mean_K4, std_K4, _, store_ptr = self._frozen
         num = len(sample_B)
-        own_E = (batch.relation_graph < num) & batch.relation_pooled.bool()
+        own_E = batch.relation_graph < num
         graph_E = batch.relation_graph.long().clamp(max=num - 1)
         shift_E = (store_ptr[sample_B] - batch.object_ptr[:num])[graph_E]
         subject_E, object_E = ((ends + shift_E) * own_E for ends in (batch.subject, batch.object))
-        target_E4 = (place_N4[object_E] - place_N4[subject_E] - mean_4) / std_4
+        kind_E = batch.relation_pooled.long()
+        target_E4 = (place_N4[object_E] - place_N4[subject_E] - mean_K4[kind_E]) / std_K4[kind_E]
         return target_E4, own_E & seen_N[subject_E] & seen_N[object_E]
 
     def forward(
@@ -58,8 +60,18 @@ class PairGeometry(nn.Module):
         """Mean loss over the relations that count, 0 without any, and what the best constants score over the set."""
         target_E4, counts_E = self.targets(batch, sample_B)
         loss_E = nn.functional.smooth_l1_loss(self.head(tokens_EC).float(), target_E4, reduction="none").mean(dim=1)
-        num = counts_E.sum()
-        return (loss_E * counts_E).sum() / num.clamp(min=1), self._frozen[4] * (num > 0)
+        num = counts_E.sum().clamp(min=1)
+        chance_E = self._frozen[4][batch.relation_pooled.long()]
+        return (loss_E * counts_E).sum() / num, (chance_E * counts_E).sum() / num
+
+
+def _statistics(difference_E4: torch.Tensor, counts_E: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean [4] and standard deviation [4] of the relations that count, and the loss of the best constants."""
+    weight_E1 = counts_E.float()[:, None]
+    total = weight_E1.sum().clamp(min=1)
+    mean_4 = (difference_E4 * weight_E1).sum(0) / total
+    std_4 = ((difference_E4 - mean_4).square() * weight_E1).sum(0).div(total).sqrt().clamp(min=1e-6)
+    return mean_4, std_4, _best_constant_loss((difference_E4 - mean_4) / std_4, weight_E1)
 
 
 def _best_constant_loss(target_E4: torch.Tensor, weight_E1: torch.Tensor) -> torch.Tensor:
