@@ -82,7 +82,10 @@ class Config:
     context: str = "triples"
     """What the UNet attends to: a token per triple, or X_global alone (eq. 11 as printed)."""
     token_init: str = "text"
-    """Start each triple's token from SD's own text state of its phrase, the graph's share gated to zero at first."""
+    """Start each triple's token from SD's own text state of its phrase, the graph's share added through a gate."""
+    gate_init: float = 1.0
+    """Where the gates of --token-init text start: at 0 the tokens are SD's own text states at first, and the gates have
+    to open at --graph-lr; at 1 the graph's share counts as much from the first step."""
     instance_codes: bool = False
     """Tell objects of one name in a graph apart: a random code on every token that mentions the object."""
 

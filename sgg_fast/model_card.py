@@ -20,9 +20,10 @@ KNOWN_LICENCES = {
 """Licences of the base weights, by hub id; a folder's own card tells it otherwise."""
 
 _TOLD = (
-    "resolution", "conditioner", "width", "num_layers", "encoder", "triple", "context", "token_init", "contrastive",
-    "image_embedding", "alignment_weight", "batch_size", "pretrain_steps", "finetune_steps", "pretrain_lr", "unet_lr",
-    "graph_lr", "optimizer", "precision", "seed",
+    "resolution", "conditioner", "width", "num_layers", "encoder", "triple", "context", "token_init", "gate_init",
+    "contrastive", "graph_negatives", "geometry", "image_embedding", "alignment_weight", "relation_dropout",
+    "batch_size", "pretrain_steps", "finetune_steps", "pretrain_lr", "unet_lr", "graph_lr", "optimizer", "precision",
+    "seed",
 )  # fmt: skip
 _LOADER = '''"""Lets stock diffusers load this folder; the classes are those of the installed package sgg_fast."""
 

@@ -22,6 +22,7 @@ def _paper(name: str, resolution: int) -> Config:
         resolution=resolution,  # P: 128 and 256
         width=512,  # P
         token_init="none",
+        gate_init=0.0,
         num_layers=6,
         mask_ratio=0.3,  # P
         contrastive="bce",

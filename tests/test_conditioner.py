@@ -11,7 +11,7 @@ from loops import assert_rows, jitter, split
 
 from sgg_fast import ops
 from sgg_fast.graph import SceneGraph
-from sgg_fast.nn.conditioner import GATE_SPEED, SceneGraphConditioner, context_length
+from sgg_fast.nn.conditioner import SceneGraphConditioner, context_length
 
 WIDTH, NAME, IMAGE, CONTEXT = 8, 5, 6, 12
 FORMS = [("residual", "roles"), ("plain", "shared")]
@@ -124,7 +124,7 @@ def test_text_initialised_tokens_start_at_the_phrases_and_open_to_the_graph():
     found.context.square().sum().backward()
     assert model.gates.grad[1].abs().min() > 0, "the gate opens although the graph's share is nothing yet"
     with torch.no_grad():
-        model.gates.copy_(torch.tensor([[0.5], [2.0]]).expand(2, CONTEXT) / GATE_SPEED)
+        model.gates.copy_(torch.tensor([[0.5], [2.0]]).expand(2, CONTEXT))
     opened = model(names, batch, phrases)
     with torch.no_grad():
         tokens = model.token_norm(model.encode(names, batch)[1])[: ends[1]]

@@ -25,10 +25,6 @@ from .instances import CODE_WIDTH, CodeKey, instance_codes
 MIN_TOKENS = 80
 """Context length of every graph of up to 78 triples, the null condition's 77 + 3 included."""
 
-GATE_SPEED = 10.0
-"""A gate is this times its parameter, so that it opens as many times faster than other weights move. Without it the
-toy's gates stood at 0.04 after 2 000 steps, and the UNet saw hardly more than the text."""
-
 NULL_TOKENS = 77
 """Length of CLIP's text context."""
 
@@ -71,6 +67,7 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         triple: str = "roles",
         context: str = "triples",
         token_init: str = "none",
+        gate_init: float = 0.0,
         instance_codes: bool = False,
         trained_names: tuple[str, ...] = (),
     ) -> None:
@@ -84,8 +81,8 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         self.to_global = nn.Linear(context_dim, image_dim)
         self.from_global = nn.Linear(image_dim, context_dim)
         self.token_norm = nn.LayerNorm(context_dim)
-        # With text initialisation the graph's share of the tokens (X_global's, the triples') starts at nothing.
-        self.gates = nn.Parameter(torch.zeros(2, context_dim)) if token_init == "text" else None
+        # With text initialisation: the graph's share of the tokens, X_global's and the triples'.
+        self.gates = nn.Parameter(torch.full((2, context_dim), gate_init)) if token_init == "text" else None
         for name, size in (
             ("name_mean", (name_dim,)),
             ("target_mean", (name_dim,)),
@@ -199,7 +196,7 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
 
         T is that of the longest graph by the host's sizes; in a replayed batch, of the longest that it may hold.
         phrases: [P, C], with `token_init` "text": SD's own end-of-text state of each phrase of the table; a triple's
-        token is that of its phrase plus the graph's token through a gate that starts at zero.
+        token is that of its phrase plus the graph's token through a gate that starts at `gate_init`.
         """
         _, own_EC, x_global = self.encode(names_VD, batch, code_key=code_key)
         num_images, length = batch.num_graphs, context_length(int(batch.sizes[:, 1].max()))
@@ -207,9 +204,8 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         tokens_EC = self.token_norm(own_EC)
         if self.gates is not None:
             assert phrases_PC is not None, "text initialisation needs the phrases' states"
-            global_gate_C, token_gate_C = (GATE_SPEED * self.gates).to(tokens_EC.dtype)
-            global_BC = global_gate_C * global_BC
-            tokens_EC = phrases_PC[batch.phrase].to(tokens_EC.dtype) + token_gate_C * tokens_EC
+            global_BC = self.gates[0].to(global_BC.dtype) * global_BC
+            tokens_EC = phrases_PC[batch.phrase].to(tokens_EC.dtype) + self.gates[1].to(tokens_EC.dtype) * tokens_EC
         start_BC = self.start_state.to(global_BC.dtype).expand(num_images, -1)
         context = torch.stack([start_BC, global_BC], dim=1)
         context = nn.functional.pad(context, (0, 0, 0, length - 2))

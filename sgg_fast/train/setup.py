@@ -24,7 +24,7 @@ from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 logger = logging.getLogger(__name__)
 
-_FIXED = ("width", "num_layers", "encoder", "triple", "context", "token_init", "instance_codes")
+_FIXED = ("width", "num_layers", "encoder", "triple", "context", "token_init", "gate_init", "instance_codes")
 
 
 def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache) -> SceneGraphConditioner:
@@ -42,6 +42,7 @@ def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache
             triple=config.triple,
             context=config.context,
             token_init=config.token_init,
+            gate_init=config.gate_init,
             instance_codes=config.instance_codes,
             trained_names=tuple(cache.table.names),
         ).to(device)
