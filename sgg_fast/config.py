@@ -120,6 +120,9 @@ class Config:
     geometry: float = 0.5
     """Weight of a loss of both stages: each relation's token predicts how the boxes of its pair lie; 0 for none."""
 
+    attention_loss: float = 0.0
+    """Weight of a loss of fine-tuning: the UNet's attention to an object's token belongs into its box; 0 for none."""
+
     batch_size: int = 8
     """Graphs or images per step and process; in fine-tuning per micro-batch."""
     accumulation_steps: int = 1
@@ -219,6 +222,7 @@ class Config:
             "mae_weight",
             "con_weight",
             "geometry",
+            "attention_loss",
             "max_grad_norm",
             "sample_every",
             "num_samples",
@@ -245,7 +249,8 @@ class Config:
             raise ConfigError(
                 f"--conditioner {self.conditioner} has no X_global for image-scene alignment: add --loss-weight 1"
             )
-        for name, cure in (("geometry", "add --geometry 0"), ("instance_codes", "leave it out")):
+        cures = {"geometry": "add --geometry 0", "attention_loss": "leave it out", "instance_codes": "leave it out"}
+        for name, cure in cures.items():
             if self.conditioner != "sgg" and getattr(self, name):
                 raise ConfigError(
                     f"--conditioner {self.conditioner} has none of SGG-IG's own tokens for --{flag(name)}: {cure}"
@@ -288,6 +293,10 @@ class Config:
                 raise ConfigError(
                     "--optimizer-in-backward never has all gradients at once, so it excludes " + " and ".join(given)
                 )
+
+    def needs_boxes(self, stage: str) -> bool:
+        """Whether the stage learns from where objects lie in the pictures."""
+        return self.geometry > 0 or (stage == "finetune" and self.attention_loss > 0)
 
     @property
     def bf16_weights(self) -> bool:

@@ -195,7 +195,7 @@ def test_a_baselines_loss_is_the_diffusion_loss_alone(tmp_path):
     ("changes", "message"),
     [
         ({"conditioner": "text"}, "--conditioner text has no X_global.*add --loss-weight 1"),
-        ({"conditioner": "text", "loss_weight": 1.0}, "--conditioner text has none .* --geometry: add --geometry 0"),
+        ({"conditioner": "text", "loss_weight": 1.0}, r"--conditioner text has none .* --geometry: add --geometry 0"),
         ({"conditioner": "words"}, "--conditioner must be one of sgg, text, sgdiff"),
         ({"text_form": "poem"}, "--text-form must be one of sentence, phrases, numbered"),
     ],

@@ -140,11 +140,11 @@ def build_cache(
 
 def _boxes(source: PairSource, device: torch.device) -> torch.Tensor:
     """[N, 4] of every object of the packed graphs. Raises `ConfigError`."""
-    stored, cure = source.stored, "train with --geometry 0, or from a set that has boxes"
+    stored, cure = source.stored, "train with --geometry 0 --attention-loss 0, or from a set that has boxes"
     rows = source.box_rows(range(source.num_images)) if stored is None else stored.arrays.get("boxes")
     if rows is None:
         cure = cure if stored is None else "prepare the cache again (--overwrite) from a set that has boxes"
-        raise ConfigError(f"--geometry: {source.name} has no boxes; {cure}")
+        raise ConfigError(f"--geometry and --attention-loss: {source.name} has no boxes; {cure}")
     return torch.from_numpy(np.array(rows)).to(device)
 
 

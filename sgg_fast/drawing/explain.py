@@ -15,12 +15,11 @@ from PIL import Image
 
 from sgg_fast.data.text_form import object_labels
 from sgg_fast.graph import SceneGraph
+from sgg_fast.nn.conditioner import FIRST_TRIPLE
 from sgg_fast.pictures.sheets import tiles, zoomed
 
 _RAMP = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=float)
 """Dark to bright, in equal steps of heat."""
-FIRST_TRIPLE = 2
-"""Context tokens before the triples': the start token and X_global's."""
 
 
 class AttentionMaps:

@@ -25,6 +25,9 @@ from .instances import CODE_WIDTH, CodeKey, instance_codes
 MIN_TOKENS = 80
 """Context length of every graph of up to 78 triples, the null condition's 77 + 3 included."""
 
+FIRST_TRIPLE = 2
+"""Context tokens before the triples': the start token and X_global's."""
+
 NULL_TOKENS = 77
 """Length of CLIP's text context."""
 

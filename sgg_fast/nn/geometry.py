@@ -45,10 +45,7 @@ class PairGeometry(nn.Module):
         Relations of what follows those graphs do not count.
         """
         place_N4, seen_N, mean_K4, std_K4, _, store_ptr = self._frozen
-        num = len(sample_B)
-        own_E = batch.relation_graph < num
-        graph_E = batch.relation_graph.long().clamp(max=num - 1)
-        shift_E = (store_ptr[sample_B] - batch.object_ptr[:num])[graph_E]
+        own_E, _, shift_E = set_rows(batch, sample_B, store_ptr)
         subject_E, object_E = ((ends + shift_E) * own_E for ends in (batch.subject, batch.object))
         kind_E = batch.relation_pooled.long()
         target_E4 = (place_N4[object_E] - place_N4[subject_E] - mean_K4[kind_E]) / std_K4[kind_E]
@@ -63,6 +60,18 @@ class PairGeometry(nn.Module):
         num = counts_E.sum().clamp(min=1)
         chance_E = self._frozen[4][batch.relation_pooled.long()]
         return (loss_E * counts_E).sum() / num, (chance_E * counts_E).sum() / num
+
+
+def set_rows(
+    batch: SceneGraphBatch, sample_B: torch.Tensor, store_ptr: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of each relation of a batch that begins with the samples' graphs: whether it is of one of them, of which, and how
+
+    far its objects' rows in the set lie behind those in the batch. store_ptr: the set's `object_ptr`.
+    """
+    num = len(sample_B)
+    graph_E = batch.relation_graph.long().clamp(max=num - 1)
+    return batch.relation_graph < num, graph_E, (store_ptr[sample_B] - batch.object_ptr[:num])[graph_E]
 
 
 def _statistics(difference_E4: torch.Tensor, counts_E: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -121,7 +121,7 @@ def blank_cache(config: Config, foundation: Foundation, num_images: int) -> Trai
         images=torch.randn(num_images, clip),
         moments=torch.randn(num_images, 2 * foundation.vae.config.latent_channels, side, side),
         phrases=torch.randn(len(table.phrases), context).half() if config.token_init == "text" else None,
-        boxes=torch.rand(graphs.num_objects, 4) if config.geometry else None,
+        boxes=torch.rand(graphs.num_objects, 4) if config.needs_boxes("finetune") else None,
     )
 
 

@@ -5,6 +5,7 @@ An engine (`engine.py`) runs them forward and backward. Letters: B samples, N ob
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 
 import numpy as np
@@ -23,6 +24,7 @@ from sgg_fast.nn.foundation import Foundation
 from sgg_fast.nn.geometry import PairGeometry
 from sgg_fast.nn.latent_reader import LatentReader, frozen
 from sgg_fast.nn.mae import MaskedObjectDecoder, Places
+from sgg_fast.nn.placement import AttentionPlacement
 from sgg_fast.train.graph_negatives import GraphNegatives
 
 
@@ -189,6 +191,10 @@ class FinetuneStage(nn.Module):
         # A tuple keeps the frozen models out of the parameters and the state dict.
         self._frozen = (names, conditioner.centre_images(cache.images), alpha_bar, foundation)
         self.geometry = _geometry(config, conditioner, cache)
+        self.placement = None
+        if config.attention_loss:
+            assert cache.boxes is not None
+            self.placement = AttentionPlacement(foundation.unet, cache.graphs, cache.boxes)
         self.reader = None
         if config.image_embedding == "latent":
             with torch.random.fork_rng(devices=[]):
@@ -232,7 +238,8 @@ class FinetuneStage(nn.Module):
         given = self.conditioner.drop(condition, ~kept_B)
         z_t = noise.add_noise(z_0, eps, abar_B)
         dtype = self.unet.dtype
-        predicted = self.unet(z_t.to(dtype), t_B, given.context.to(dtype), encoder_attention_mask=given.mask).sample
+        with self.placement.looking() if self.placement else contextlib.nullcontext():
+            predicted = self.unet(z_t.to(dtype), t_B, given.context.to(dtype), encoder_attention_mask=given.mask).sample
         diff_chance_B = losses.min_snr_weight(kind, abar_B, config.min_snr_gamma)
         diff_B = diff_chance_B * losses.diffusion_loss(predicted, noise.target_of(kind, z_0, eps, abar_B))
 
@@ -247,6 +254,11 @@ class FinetuneStage(nn.Module):
         if self.reader and told_0 is not None:  # by its own loss, which nothing else sees
             parts["reader"] = losses.alignment_loss(images[sample_B], self.reader(told_0.detach(), t_B)).mean(), 1.0
             total, chance = total + parts["reader"][0], chance + 1
+        if self.placement:
+            attended = given.context.to(dtype), given.mask, batch, sample_B, kept_B, tuple(z_t.shape[2:])
+            parts["attention"] = self.placement.loss(*attended)
+            total = total + config.attention_loss * parts["attention"][0]
+            chance = chance + config.attention_loss * parts["attention"][1]
         if self.geometry:
             parts["geometry"] = self.geometry(condition.tokens, batch, sample_B)
         return _terms(*_with_geometry(config, total, chance, parts), parts)

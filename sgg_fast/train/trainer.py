@@ -100,7 +100,7 @@ class Trainer:
             self.device,
             with_latents=finetune,
             with_phrases=finetune and config.reads_phrases,
-            with_boxes=config.geometry > 0,
+            with_boxes=config.needs_boxes(stage),
             progress=self.main,
         )
         if config.conditioner != "sgg":

@@ -1,0 +1,101 @@
+"""Holds the UNet's cross-attention of each object's token to the object's box; in training only.
+
+A picture that is mostly noise does not show yet what lies where: whatever attends to an object's token then decides
+where it will be. Without help the UNet learns that last, for its places would have to tell left from right before a
+token that says so is of any use. So the share of a token's attention that falls into its box is trained directly (after
+the token loss of TokenCompose, Wang et al., CVPR 2024, with boxes for masks). Drawing needs no boxes.
+Letters: B images, T context tokens, H heads, P = h w places of a layer, E relations of the batch, N objects of the set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from sgg_fast.graph import SceneGraphBatch
+
+from .conditioner import FIRST_TRIPLE
+from .geometry import LEAST_SIDE, set_rows
+
+
+class AttentionPlacement:
+    """Minus log of the share of a token's attention in its object's box, mean over objects and cross-attentions.
+
+    What layers attend with is seen by hooks and the weights are computed once more, beside whichever kernel the model's
+    own attention is.
+    """
+
+    def __init__(self, unet: UNet2DConditionModel, store: SceneGraphBatch, boxes_N4: torch.Tensor) -> None:
+        """boxes: x0, y0, x1, y1 in picture units of every object of `store`, the set's graphs."""
+        self.boxes_N4, self.store_ptr = boxes_N4.float(), store.object_ptr
+        self._seen: list[tuple[nn.Module, torch.Tensor]] | None = None
+        for name, module in unet.named_modules():
+            if name.endswith(".attn2"):
+                module.register_forward_pre_hook(self._look)
+
+    def _look(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+        if self._seen is not None:
+            self._seen.append((module, args[0]))
+
+    @contextlib.contextmanager
+    def looking(self) -> Iterator[None]:
+        """Around the call of the UNet that `loss` is about; what runs again in backward is not looked at."""
+        self._seen = seen = []
+        try:
+            yield
+        finally:
+            self._seen, self._last = None, seen
+
+    def loss(
+        self,
+        context_BTC: torch.Tensor,
+        mask_BT: torch.Tensor,
+        batch: SceneGraphBatch,
+        sample_B: torch.Tensor,
+        kept_B: torch.Tensor,
+        size: tuple[int, int],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean loss of the last call, 0 without an object, and that of attention that is even over the picture.
+
+        context, mask: what the UNet was given. kept: bool, whose condition was not dropped. size: of the latents.
+        """
+        own_E, graph_E, shift_E = set_rows(batch, sample_B, self.store_ptr)
+        box_E4 = self.boxes_N4[(batch.subject + shift_E) * own_E]
+        visible_E = ((box_E4[:, 2:] - box_E4[:, :2]) >= LEAST_SIDE).all(dim=1)
+        counts_E = own_E & (batch.relation_pooled == 0) & visible_E & kept_B[graph_E]
+        within_E = torch.arange(batch.num_relations, device=graph_E.device) - batch.relation_ptr.long()[graph_E]
+        token_E = (within_E + FIRST_TRIPLE).clamp(0, context_BTC.shape[1] - 1)
+        num = counts_E.sum().clamp(min=1)
+        loss, even = context_BTC.new_zeros((), dtype=torch.float32), context_BTC.new_zeros((), dtype=torch.float32)
+        for module, x_BPC in self._last:
+            width = round((x_BPC.shape[1] * size[1] / size[0]) ** 0.5)
+            inside_EP = _coverage(box_E4, x_BPC.shape[1] // width, width)
+            map_EP = _weights(module, x_BPC, context_BTC, mask_BT)[graph_E, :, token_E]
+            share_E = (map_EP * inside_EP).sum(1) / map_EP.sum(1).clamp(min=1e-6)
+            loss = loss - (share_E.clamp(min=1e-4).log() * counts_E).sum() / num
+            even = even - (inside_EP.mean(1).clamp(min=1e-4).log() * counts_E).sum() / num
+        return loss / len(self._last), even / len(self._last)
+
+
+def _weights(attn: nn.Module, x_BPC: torch.Tensor, context_BTC: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+    """[B, P, T] fp32 attention weights, mean over heads."""
+    # By the weights: where layers are merged, a call of ours would pass for the model's own.
+    query = nn.functional.linear(x_BPC, attn.to_q.weight, attn.to_q.bias)
+    key = nn.functional.linear(context_BTC, attn.to_k.weight, attn.to_k.bias)
+    query_BHPC, key_BHTC = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).float() for x in (query, key))
+    score_BHPT = query_BHPC @ key_BHTC.transpose(-1, -2) * attn.scale
+    return score_BHPT.masked_fill(~mask_BT[:, None, None], -torch.inf).softmax(dim=-1).mean(dim=1)
+
+
+def _coverage(box_E4: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """[E, h w]: the share of each place that lies in the box."""
+    sides = []
+    for low_E, high_E, num in ((box_E4[:, 1], box_E4[:, 3], height), (box_E4[:, 0], box_E4[:, 2], width)):
+        edge = torch.arange(num + 1, device=box_E4.device)
+        high = torch.minimum(high_E[:, None] * num, edge[1:])
+        sides.append((high - torch.maximum(low_E[:, None] * num, edge[:-1])).clamp(min=0))
+    return (sides[0][:, :, None] * sides[1][:, None, :]).flatten(1)
