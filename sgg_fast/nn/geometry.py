@@ -54,12 +54,11 @@ class PairGeometry(nn.Module):
     def forward(
         self, tokens_EC: torch.Tensor, batch: SceneGraphBatch, sample_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean loss over the relations that count, 0 without any, and what the best constants score over the set."""
+        """Mean over the samples of that over their relations that count, and what the best constants score."""
         target_E4, counts_E = self.targets(batch, sample_B)
         loss_E = nn.functional.smooth_l1_loss(self.head(tokens_EC).float(), target_E4, reduction="none").mean(dim=1)
-        num = counts_E.sum().clamp(min=1)
-        chance_E = self._frozen[4][batch.relation_pooled.long()]
-        return (loss_E * counts_E).sum() / num, (chance_E * counts_E).sum() / num
+        share_E = sample_shares(counts_E, batch, len(sample_B))
+        return (loss_E * share_E).sum(), (self._frozen[4][batch.relation_pooled.long()] * share_E).sum()
 
 
 def set_rows(
@@ -72,6 +71,15 @@ def set_rows(
     num = len(sample_B)
     graph_E = batch.relation_graph.long().clamp(max=num - 1)
     return batch.relation_graph < num, graph_E, (store_ptr[sample_B] - batch.object_ptr[:num])[graph_E]
+
+
+def sample_shares(counts_E: torch.Tensor, batch: SceneGraphBatch, num: int) -> torch.Tensor:
+    """[E] share of each relation in a mean over the first `num` graphs of the mean over their relations that count.
+
+    A graph without any adds nothing to that mean; so a batch in parts has the mean of the parts' means.
+    """
+    so_far = nn.functional.pad(counts_E.long().cumsum(0), (1, 0))[batch.relation_ptr.long()]
+    return counts_E / (so_far.diff()[batch.relation_graph.long()].clamp(min=1) * num)
 
 
 def _statistics(difference_E4: torch.Tensor, counts_E: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -19,11 +19,11 @@ from torch import nn
 from sgg_fast.graph import SceneGraphBatch
 
 from .conditioner import FIRST_TRIPLE
-from .geometry import LEAST_SIDE, set_rows
+from .geometry import LEAST_SIDE, sample_shares, set_rows
 
 
 class AttentionPlacement:
-    """Minus log of the share of a token's attention in its object's box, mean over objects and cross-attentions.
+    """Minus log of the share of a token's attention in its object's box: a mean over cross-attentions, images, objects.
 
     What layers attend with is seen by hooks and the weights are computed once more, beside whichever kernel the model's
     own attention is.
@@ -59,7 +59,7 @@ class AttentionPlacement:
         kept_B: torch.Tensor,
         size: tuple[int, int],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean loss of the last call, 0 without an object, and that of attention that is even over the picture.
+        """Loss of the last call, an image without objects adding 0, and that of attention even over the picture.
 
         context, mask: what the UNet was given. kept: bool, whose condition was not dropped. size: of the latents.
         """
@@ -69,15 +69,15 @@ class AttentionPlacement:
         counts_E = own_E & (batch.relation_pooled == 0) & visible_E & kept_B[graph_E]
         within_E = torch.arange(batch.num_relations, device=graph_E.device) - batch.relation_ptr.long()[graph_E]
         token_E = (within_E + FIRST_TRIPLE).clamp(0, context_BTC.shape[1] - 1)
-        num = counts_E.sum().clamp(min=1)
+        weight_E = sample_shares(counts_E, batch, len(sample_B))
         loss, even = context_BTC.new_zeros((), dtype=torch.float32), context_BTC.new_zeros((), dtype=torch.float32)
         for module, x_BPC in self._last:
             width = round((x_BPC.shape[1] * size[1] / size[0]) ** 0.5)
             inside_EP = _coverage(box_E4, x_BPC.shape[1] // width, width)
             map_EP = _weights(module, x_BPC, context_BTC, mask_BT)[graph_E, :, token_E]
             share_E = (map_EP * inside_EP).sum(1) / map_EP.sum(1).clamp(min=1e-6)
-            loss = loss - (share_E.clamp(min=1e-4).log() * counts_E).sum() / num
-            even = even - (inside_EP.mean(1).clamp(min=1e-4).log() * counts_E).sum() / num
+            loss = loss - (share_E.clamp(min=1e-4).log() * weight_E).sum()
+            even = even - (inside_EP.mean(1).clamp(min=1e-4).log() * weight_E).sum()
         return loss / len(self._last), even / len(self._last)
 
 
