@@ -198,7 +198,7 @@ def test_train_refuses(tmp_path, capsys, monkeypatch, stage, more, reason):
 @pytest.mark.parametrize("image", [b"", b"GIF89a", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
 def test_train_names_an_image_that_cannot_be_read(tmp_path, capsys, image):
     data = data_folder(tmp_path, image)
-    argv = ["--stage", "pretrain", *flags(data=data), "--out", str(tmp_path / "run")]
+    argv = ["--stage", "pretrain", *flags(data=data, geometry=0.0), "--out", str(tmp_path / "run")]
     refused(train.main, argv, capsys, tmp_path, f"{data}/b.png: cannot be read as an image")
 
 
@@ -208,14 +208,14 @@ def test_train_names_an_image_that_breaks_off(tmp_path, capsys):
     whole = (data / "b.png").read_bytes()
     for at in (40, len(whole) // 2, len(whole) - 30):
         (data / "b.png").write_bytes(whole[:at])
-        argv = ["--stage", "pretrain", *flags(data=data), "--out", str(tmp_path / "run")]
+        argv = ["--stage", "pretrain", *flags(data=data, geometry=0.0), "--out", str(tmp_path / "run")]
         refused(train.main, argv, capsys, tmp_path, f"{data}/b.png: cannot be read as an image")
 
 
 def test_train_names_a_bad_graph_of_the_set(tmp_path, capsys):
     data = data_folder(tmp_path)
     (data / "b.json").write_text(json.dumps([GRAPH, GRAPH]))
-    argv = ["--stage", "pretrain", *flags(data=data), "--out", str(tmp_path / "run")]
+    argv = ["--stage", "pretrain", *flags(data=data, geometry=0.0), "--out", str(tmp_path / "run")]
     refused(train.main, argv, capsys, tmp_path, f"{data}/b.json: must hold one graph, that of b.png")
 
 

@@ -98,9 +98,10 @@ CONSTANTS = {image: best_constants(image) for image in (False, True)}
 
 
 def by_loops(stage, ids: list[int]) -> tuple[float, float]:
-    """Mean over relations of the mean smooth L1 of the head's four numbers, and of what constants score."""
-    w, losses, chances = loops.weights(stage.geometry.head), [], []
+    """Mean over samples and their relations of the mean smooth L1 of the head's four, and of what constants score."""
+    w, of_samples, at_chance = loops.weights(stage.geometry.head), [], []
     for sample in ids:
+        losses, chances = [], []
         tokens, given = encoded(stage, sample).tokens, given_graph(stage, sample)
         own = range(len(GRAPHS[sample].relations)) if given == GRAPHS[sample] else []
         for k, target in pairs(sample).items():
@@ -113,7 +114,9 @@ def by_loops(stage, ids: list[int]) -> tuple[float, float]:
             missed = np.array(found) - (np.array(target) - MEAN[image]) / STD[image]
             losses.append(sum(map(smooth_l1, missed)) / 4)
             chances.append(CONSTANTS[image])
-    return sum(losses) / len(losses), sum(chances) / len(chances)
+        of_samples.append(sum(losses) / max(len(losses), 1))
+        at_chance.append(sum(chances) / max(len(losses), 1))
+    return sum(of_samples) / len(ids), sum(at_chance) / len(ids)
 
 
 def test_some_pairs_do_not_count():
@@ -207,14 +210,14 @@ def test_a_prepared_cache_keeps_them(tmp_path, foundation, monkeypatch):  # noqa
     built = build_cache(stored, foundation, device, with_latents=False, with_boxes=True, progress=False)
     assert np.array_equal(built.boxes, open_source(config).box_rows(range(5)))
     del stored.stored.arrays["boxes"]
-    with pytest.raises(ConfigError, match=r"^--geometry: .* has no boxes; prepare the cache again"):
+    with pytest.raises(ConfigError, match=r"^--geometry and --attention-loss: .* has no boxes; prepare the cache again"):
         build_cache(stored, foundation, device, with_latents=False, with_boxes=True, progress=False)
 
 
 def test_a_set_without_boxes_is_refused_in_one_line(foundation):  # noqa: F811
     source = toy_source(3, 2, 32)
     bare = PairSource(source.graphs, source.load_image, "pictures")
-    with pytest.raises(ConfigError, match=r"^--geometry: pictures has no boxes; train with --geometry 0[^\n]*$"):
+    with pytest.raises(ConfigError, match=r"^--geometry and --attention-loss: pictures has no boxes; train with [^\n]*$"):
         build_cache(bare, foundation, torch.device("cpu"), with_latents=False, with_boxes=True, progress=False)
     short = dataclasses.replace(source, boxes=lambda i: source.boxes(i)[:1])
     with pytest.raises(ConfigError, match="image 0 has 1 boxes"):

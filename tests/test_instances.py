@@ -83,7 +83,7 @@ def test_codes_are_drawn_anew_in_training_and_fixed_at_inference(tmp_path):
     drawn = [conditioner(names, batch, None, (1, step, torch.tensor([4, 5]))).context for step in (0, 1)]
     assert not torch.allclose(drawn[0][0], drawn[1][0], atol=1e-3)
     torch.testing.assert_close(drawn[0][1], drawn[1][1])
-    settings = {"width": 8, "num_layers": 2, "token_init": "none"}
+    settings = {"width": 8, "num_layers": 2, "token_init": "none", "gate_init": 0.0}
     assert read_conditioner(tmp_path, Config(instance_codes=True, **settings)).config.instance_codes
     with pytest.raises(ConfigError, match="pre-trained with instance_codes True, not False"):
         read_conditioner(tmp_path, Config(**settings))

@@ -86,9 +86,9 @@ def test_the_share_of_attention_within_the_boxes(boxed, foundation, relation_dro
         kept = [sample for sample in IDS.tolist() if draw(stage, models, sample).kept]
         assert 0 < len(kept) < len(IDS), "what was dropped has no token to attend to"
         found = [by_loops(stage, sample) for sample in kept]
-        losses, evens = ([value for pair in found for value in pair[k]] for k in (0, 1))
-        assert terms.values["attention"].item() == pytest.approx(sum(losses) / len(losses), rel=1e-3)
-        assert terms.chance["attention"].item() == pytest.approx(sum(evens) / len(evens), rel=1e-3)
+        loss, even = (sum(sum(pair[k]) / max(len(pair[k]), 1) for pair in found) / len(IDS) for k in (0, 1))
+        assert terms.values["attention"].item() == pytest.approx(loss, rel=1e-3)
+        assert terms.chance["attention"].item() == pytest.approx(even, rel=1e-3)
         stage.placement = None
         without = stage(IDS, STEP)
     total = without.values["loss"].item() + WEIGHT * terms.values["attention"].item()

@@ -326,6 +326,7 @@ def test_the_log_has_planned_beside_measured(tmp_path):
         "clip": str(write_clip(tmp_path / "clip")),
         "data": str(write_pairs(tmp_path / "pairs")),
         "token_init": "none",
+        "geometry": 0.0,
         "finetune_steps": 1,
     }
     train(tmp_path / "run", "finetune", **settings)

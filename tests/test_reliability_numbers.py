@@ -28,13 +28,14 @@ def poison(one, ids: set[int], value: float) -> None:
 
 @pytest.mark.parametrize(("stage", "ds_path"), [("pretrain", None), ("finetune", None), ("finetune", DS_JSON)])
 def test_a_poisoned_sample_costs_its_steps_only_and_is_named(tmp_path, stage, ds_path):
-    settings = {f"{stage}_steps": 8, "resolution": 32, "num_scenes": 8, "checkpoint_every": 8}
+    settings = {f"{stage}_steps": 8, "resolution": 32, "num_scenes": 8, "checkpoint_every": 8, "num_negatives": 1}
     one = trainer(tmp_path / "poisoned", stage, ds_path, **settings)
     order = SampleOrder(8, 2, one.config.seed, 0, 1)
     read = [set(order.at(step).tolist()) for step in range(8)]
     if stage == "pretrain":  # which also reads other samples' images, as negatives
         for step, ids in enumerate(read):
-            ids |= set(draw_negatives(one.config.seed, step, torch.from_numpy(order.at(step)), 1, 8).flatten().tolist())
+            own = torch.from_numpy(order.at(step))
+            ids |= set(draw_negatives(one.config.seed, step, own, one.config.num_negatives, 8).flatten().tolist())
     bad = [step + 1 for step, ids in enumerate(read) if 5 in ids]
     assert 2 <= len(bad) < 8
     poison(one, {5}, float("nan"))

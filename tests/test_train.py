@@ -20,7 +20,7 @@ from sgg_fast.train import log as logs
 from sgg_fast.train.checkpoint import MANIFEST, checkpoint_dir, checkpoint_steps
 from sgg_fast.train.setup import SampleOrder
 
-TERMS = {"pretrain": {"loss", "mae", "con"}, "finetune": {"loss", "diff", "isa"}}
+TERMS = {"pretrain": {"loss", "mae", "con", "geometry"}, "finetune": {"loss", "diff", "isa", "geometry"}}
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
@@ -34,9 +34,9 @@ def test_log_holds_every_term_with_its_chance_speed_and_memory(trained_run, stag
         assert all(line[name] > 0 for name in TERMS[stage])
     if stage == "pretrain":
         assert all(line["mae_at_chance"] == 1 for line in log)
-        assert all(abs(line["loss"] - line["mae"] - line["con"]) < 1e-5 for line in log)
+        assert all(abs(line["loss"] - line["mae"] - line["con"] - 0.5 * line["geometry"]) < 1e-5 for line in log)
     else:
-        assert all(abs(line["loss"] - 0.5 * (line["diff"] + line["isa"])) < 1e-5 for line in log)
+        assert all(abs(line["loss"] - 0.5 * (line["diff"] + line["isa"] + line["geometry"])) < 1e-5 for line in log)
 
 
 def test_log_says_what_was_run_and_what_it_left(trained_run):

@@ -30,16 +30,17 @@ def rows(num: int, width: int, seed: int) -> torch.Tensor:
 
 
 def cache() -> TrainingCache:
-    """Every awkward graph; the last row of the names belongs to no graph."""
+    """Every awkward graph; the last name belongs to no graph."""
     table = NameTable()
     graphs = SceneGraphBatch.from_graphs(all_graphs(), table)
-    return TrainingCache(graphs, table, rows(len(table) + 1, WIDTH, 0), rows(graphs.num_graphs, 6, 1), None)
+    table.add("of no graph")
+    return TrainingCache(graphs, table, rows(len(table), WIDTH, 0), rows(graphs.num_graphs, 6, 1), None)
 
 
 def stage() -> PretrainStage:
     torch.manual_seed(0)
     conditioner = SceneGraphConditioner(name_dim=WIDTH, image_dim=6, context_dim=8, width=WIDTH, num_layers=2)
-    return PretrainStage(Config(width=WIDTH, num_layers=2), conditioner, cache())
+    return PretrainStage(Config(width=WIDTH, num_layers=2, geometry=0.0), conditioner, cache())
 
 
 def bucket_for(store: SceneGraphBatch, ids: np.ndarray, room: tuple[int, int]) -> tuple[int, int]:
@@ -65,8 +66,7 @@ def test_pretraining_step(room, garbage, backend, monkeypatch):
     model = stage()
     loss, grads = step_of(model)
     assert len(grads) > 30
-    twice = np.concatenate([IDS, IDS])
-    plain, bucket = ops.pack_masked, bucket_for(model.cache.graphs, twice, room)
+    plain, bucket = ops.pack_masked, bucket_for(model.cache.graphs, np.tile(IDS, model.copies), room)
 
     def padded(*args, **options) -> tuple[SceneGraphBatch, torch.Tensor]:
         batch, masked_N = plain(*args, **options)
