@@ -120,7 +120,7 @@ class Config:
     geometry: float = 0.5
     """Weight of a loss of both stages: each relation's token predicts how the boxes of its pair lie; 0 for none."""
 
-    attention_loss: float = 0.0
+    attention_loss: float = 0.1
     """Weight of a loss of fine-tuning: the UNet's attention to an object's token belongs into its box; 0 for none."""
 
     batch_size: int = 8
@@ -247,13 +247,12 @@ class Config:
             )
         if self.conditioner != "sgg" and self.loss_weight != 1:
             raise ConfigError(
-                f"--conditioner {self.conditioner} has no X_global for image-scene alignment: add --loss-weight 1"
+                f"--conditioner {self.conditioner} has no X_global for image-scene alignment: leave out --loss-weight"
             )
-        cures = {"geometry": "add --geometry 0", "attention_loss": "leave it out", "instance_codes": "leave it out"}
-        for name, cure in cures.items():
+        for name in ("geometry", "attention_loss", "instance_codes"):
             if self.conditioner != "sgg" and getattr(self, name):
                 raise ConfigError(
-                    f"--conditioner {self.conditioner} has none of SGG-IG's own tokens for --{flag(name)}: {cure}"
+                    f"--conditioner {self.conditioner} has none of SGG-IG's own tokens for --{flag(name)}: leave it out"
                 )
         if self.image_embedding == "noised" and self.isa_weight == "alpha_bar":
             raise ConfigError("--image-embedding noised carries its own weight: leave --isa-weight out")

@@ -28,6 +28,7 @@ def _paper(name: str, resolution: int) -> Config:
         contrastive="bce",
         graph_negatives=False,
         geometry=0.0,
+        attention_loss=0.0,
         loss_weight=0.5,  # P
         batch_size=2,  # P
         pretrain_steps=700_000,  # P
@@ -93,7 +94,12 @@ RECIPES = {"toy": toy, "vg128": vg128, "vg256": vg256, "coco128": coco128, "coco
 
 
 def recipe(name: str, **overrides: object) -> Config:
-    """The recipe `name` with fields replaced. Raises `ConfigError` for an unknown name or a bad value."""
+    """The recipe `name` with fields replaced. Raises `ConfigError` for an unknown name or a bad value.
+
+    A baseline has none of SGG-IG's own losses, unless they are asked for, which is refused.
+    """
     if name not in RECIPES:
         raise ConfigError(f"--recipe {name}: there is no such recipe; there are {', '.join(RECIPES)}")
+    if overrides.get("conditioner", "sgg") != "sgg":
+        overrides = {"loss_weight": 1.0, "geometry": 0.0, "attention_loss": 0.0, **overrides}
     return dataclasses.replace(RECIPES[name](), **overrides)  # type: ignore[arg-type]

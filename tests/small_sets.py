@@ -61,7 +61,9 @@ def derived(names: list[str]) -> list[dict[str, Any]]:
 
 def small_config(data: Path, **changes: Any) -> Config:
     """The toy recipe at `SIDE` on a set."""
-    return recipe("toy", data=str(data), resolution=SIDE, num_samples=2, **{"geometry": 0.0, **changes})
+    return recipe(
+        "toy", data=str(data), resolution=SIDE, num_samples=2, **{"geometry": 0.0, "attention_loss": 0.0, **changes}
+    )
 
 
 def cache_of(data: Path, out: Path, shard_size: int = 5, batch_size: int = 4, **changes: Any) -> Path:

@@ -132,7 +132,7 @@ def test_sgdiff_against_loops():
 
 def test_zero_shot_is_the_foundation_called_with_that_text(foundation):
     """The pipeline's picture against diffusers' parts alone: 77 states, no mask, guidance written out."""
-    config = recipe("toy", **ALONE, conditioner="text", num_scenes=2)
+    config = recipe("toy", conditioner="text", num_scenes=2)
     cache = trainer_cache(config, foundation)
     pipeline = make_pipeline(config, foundation, new_baseline(config, foundation, cache, [GRAPH, LONE]))
     pipeline.set_progress_bar_config(disable=True)
@@ -157,8 +157,6 @@ def trainer_cache(config, foundation):
     return build_cache(source, foundation, torch.device("cpu"), with_latents=False, progress=False)
 
 
-ALONE = {"loss_weight": 1.0, "geometry": 0.0}
-"""Without the losses of SGG-IG."""
 BASELINES = {
     "text": {"conditioner": "text", "text_form": "numbered"},
     "sgdiff": {"conditioner": "sgdiff"},
@@ -167,7 +165,7 @@ BASELINES = {
 
 @pytest.mark.parametrize("name", BASELINES)
 def test_a_baseline_trains_and_draws_and_one_resumes(tmp_path, name):
-    settings = {**BASELINES[name], **ALONE}
+    settings = {**BASELINES[name]}
     result = train(tmp_path / "once", "finetune", **settings)
     if name == "sgdiff":
         train(tmp_path / "twice", "finetune", **settings, finetune_steps=2)
@@ -183,7 +181,7 @@ def test_a_baseline_trains_and_draws_and_one_resumes(tmp_path, name):
 
 
 def test_a_baselines_loss_is_the_diffusion_loss_alone(tmp_path):
-    run = trainer(tmp_path, "finetune", conditioner="sgdiff", **ALONE)
+    run = trainer(tmp_path, "finetune", conditioner="sgdiff")
     terms = run.engine.module(np.arange(2), 0)
     torch.testing.assert_close(terms.values["loss"], terms.values["diff"])
     terms.total.backward()
@@ -194,8 +192,8 @@ def test_a_baselines_loss_is_the_diffusion_loss_alone(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"conditioner": "text"}, "--conditioner text has no X_global.*add --loss-weight 1"),
-        ({"conditioner": "text", "loss_weight": 1.0}, r"--conditioner text has none .* --geometry: add --geometry 0"),
+        ({"conditioner": "text", "loss_weight": 0.5}, "--conditioner text has no X_global.*leave out --loss-weight"),
+        ({"conditioner": "text", "geometry": 0.5}, r"--conditioner text has none .* --geometry: leave it out"),
         ({"conditioner": "words"}, "--conditioner must be one of sgg, text, sgdiff"),
         ({"text_form": "poem"}, "--text-form must be one of sentence, phrases, numbered"),
     ],
@@ -207,7 +205,7 @@ def test_settings_that_do_not_fit_are_refused(changes, message):
 
 def test_a_baseline_has_no_pretraining(tmp_path):
     with pytest.raises(ConfigError, match="--conditioner sgdiff has no pre-training"):
-        trainer(tmp_path, "pretrain", conditioner="sgdiff", **ALONE)
+        trainer(tmp_path, "pretrain", conditioner="sgdiff")
     with pytest.raises(ConfigError, match="is of SGG-IG: leave out --conditioner"):
-        trainer(tmp_path, "finetune", conditioner="sgdiff", **ALONE, graph_encoder=tmp_path)
+        trainer(tmp_path, "finetune", conditioner="sgdiff", graph_encoder=tmp_path)
     assert dataclasses.asdict(recipe("toy"))["conditioner"] == "sgg"

@@ -126,7 +126,7 @@ def test_pretraining_learns_and_the_shuffled_control_does_not(foundation):
 
 
 def test_fine_tuning_learns(foundation):
-    own = {"token_init": "none", "geometry": 0.0, "unet_lr": 1e-3}
+    own = {"token_init": "none", "geometry": 0.0, "attention_loss": 0.0, "unet_lr": 1e-3}
     config = recipe("toy", num_scenes=32, width=64, num_layers=3, batch_size=8, **own)
     cache = cache_of(config, foundation, with_latents=True)
     stage = FinetuneStage(config, new_conditioner(config, foundation, cache), foundation, cache)

@@ -191,7 +191,13 @@ def without_data(**changes: object) -> FinetuneReplay:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"accumulation_steps": 2, "image_embedding": "latent", "geometry": 0.5, "instance_codes": True},
+        {
+            "accumulation_steps": 2,
+            "image_embedding": "latent",
+            "geometry": 0.5,
+            "attention_loss": 0.1,
+            "instance_codes": True,
+        },
         {"image_embedding": "predicted", "weights": "lean", "optimizer": "adam8bit", "gradient_checkpointing": True},
     ],
 )

@@ -20,7 +20,7 @@ from sgg_fast.train import log as logs
 from sgg_fast.train.checkpoint import MANIFEST, checkpoint_dir, checkpoint_steps
 from sgg_fast.train.setup import SampleOrder
 
-TERMS = {"pretrain": {"loss", "mae", "con", "geometry"}, "finetune": {"loss", "diff", "isa", "geometry"}}
+TERMS = {"pretrain": {"loss", "mae", "con", "geometry"}, "finetune": {"loss", "diff", "isa", "geometry", "attention"}}
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
@@ -36,7 +36,8 @@ def test_log_holds_every_term_with_its_chance_speed_and_memory(trained_run, stag
         assert all(line["mae_at_chance"] == 1 for line in log)
         assert all(abs(line["loss"] - line["mae"] - line["con"] - 0.5 * line["geometry"]) < 1e-5 for line in log)
     else:
-        assert all(abs(line["loss"] - 0.5 * (line["diff"] + line["isa"] + line["geometry"])) < 1e-5 for line in log)
+        total = [0.5 * (line["diff"] + line["isa"] + line["geometry"]) + 0.1 * line["attention"] for line in log]
+        assert all(abs(line["loss"] - each) < 1e-5 for line, each in zip(log, total, strict=True))
 
 
 def test_log_says_what_was_run_and_what_it_left(trained_run):

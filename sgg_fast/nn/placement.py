@@ -25,34 +25,34 @@ from .geometry import LEAST_SIDE, sample_shares, set_rows
 class AttentionPlacement:
     """Minus log of the share of a token's attention in its object's box: a mean over cross-attentions, images, objects.
 
-    What layers attend with is seen by hooks and the weights are computed once more, beside whichever kernel the model's
-    own attention is.
+    Hooks see the queries and keys that the layers made; the weights are computed from these beside whichever kernel the
+    model's own attention is.
     """
 
     def __init__(self, unet: UNet2DConditionModel, store: SceneGraphBatch, boxes_N4: torch.Tensor) -> None:
         """boxes: x0, y0, x1, y1 in picture units of every object of `store`, the set's graphs."""
         self.boxes_N4, self.store_ptr = boxes_N4.float(), store.object_ptr
-        self._seen: list[tuple[nn.Module, torch.Tensor]] | None = None
-        for name, module in unet.named_modules():
-            if name.endswith(".attn2"):
-                module.register_forward_pre_hook(self._look)
+        self.layers = [module for name, module in unet.named_modules() if name.endswith(".attn2")]
+        self._looking, self._seen = False, dict[nn.Module, torch.Tensor]()
+        for layer in self.layers:
+            layer.to_q.register_forward_hook(self._look)
+            layer.to_k.register_forward_hook(self._look)
 
-    def _look(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        if self._seen is not None:
-            self._seen.append((module, args[0]))
+    def _look(self, module: nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
+        if self._looking:
+            self._seen[module] = out
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:
         """Around the call of the UNet that `loss` is about; what runs again in backward is not looked at."""
-        self._seen = seen = []
+        self._looking = True
         try:
             yield
         finally:
-            self._seen, self._last = None, seen
+            self._looking = False
 
     def loss(
         self,
-        context_BTC: torch.Tensor,
         mask_BT: torch.Tensor,
         batch: SceneGraphBatch,
         sample_B: torch.Tensor,
@@ -61,33 +61,32 @@ class AttentionPlacement:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss of the last call, an image without objects adding 0, and that of attention even over the picture.
 
-        context, mask: what the UNet was given. kept: bool, whose condition was not dropped. size: of the latents.
+        mask: of the context that the UNet was given. kept: bool, whose condition was not dropped. size: of the latents.
         """
         own_E, graph_E, shift_E = set_rows(batch, sample_B, self.store_ptr)
         box_E4 = self.boxes_N4[(batch.subject + shift_E) * own_E]
         visible_E = ((box_E4[:, 2:] - box_E4[:, :2]) >= LEAST_SIDE).all(dim=1)
         counts_E = own_E & (batch.relation_pooled == 0) & visible_E & kept_B[graph_E]
         within_E = torch.arange(batch.num_relations, device=graph_E.device) - batch.relation_ptr.long()[graph_E]
-        token_E = (within_E + FIRST_TRIPLE).clamp(0, context_BTC.shape[1] - 1)
+        token_E = (within_E + FIRST_TRIPLE).clamp(0, mask_BT.shape[1] - 1)
         weight_E = sample_shares(counts_E, batch, len(sample_B))
-        loss, even = context_BTC.new_zeros((), dtype=torch.float32), context_BTC.new_zeros((), dtype=torch.float32)
-        for module, x_BPC in self._last:
-            width = round((x_BPC.shape[1] * size[1] / size[0]) ** 0.5)
-            inside_EP = _coverage(box_E4, x_BPC.shape[1] // width, width)
-            map_EP = _weights(module, x_BPC, context_BTC, mask_BT)[graph_E, :, token_E]
+        loss, even = weight_E.new_zeros(()), weight_E.new_zeros(())
+        for layer in self.layers:
+            map_BPT = _weights(self._seen.pop(layer.to_q), self._seen.pop(layer.to_k), layer, mask_BT)
+            map_EP = map_BPT[graph_E, :, token_E]
+            num_places = map_EP.shape[1]
+            width = round((num_places * size[1] / size[0]) ** 0.5)
+            inside_EP = _coverage(box_E4, num_places // width, width)
             share_E = (map_EP * inside_EP).sum(1) / map_EP.sum(1).clamp(min=1e-6)
             loss = loss - (share_E.clamp(min=1e-4).log() * weight_E).sum()
             even = even - (inside_EP.mean(1).clamp(min=1e-4).log() * weight_E).sum()
-        return loss / len(self._last), even / len(self._last)
+        return loss / len(self.layers), even / len(self.layers)
 
 
-def _weights(attn: nn.Module, x_BPC: torch.Tensor, context_BTC: torch.Tensor, mask_BT: torch.Tensor) -> torch.Tensor:
+def _weights(q_BPC: torch.Tensor, k_BTC: torch.Tensor, layer: nn.Module, mask_BT: torch.Tensor) -> torch.Tensor:
     """[B, P, T] fp32 attention weights, mean over heads."""
-    # By the weights: where layers are merged, a call of ours would pass for the model's own.
-    query = nn.functional.linear(x_BPC, attn.to_q.weight, attn.to_q.bias)
-    key = nn.functional.linear(context_BTC, attn.to_k.weight, attn.to_k.bias)
-    query_BHPC, key_BHTC = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).float() for x in (query, key))
-    score_BHPT = query_BHPC @ key_BHTC.transpose(-1, -2) * attn.scale
+    query_BHPC, key_BHTC = (x.unflatten(-1, (layer.heads, -1)).transpose(1, 2).float() for x in (q_BPC, k_BTC))
+    score_BHPT = query_BHPC @ key_BHTC.transpose(-1, -2) * layer.scale
     return score_BHPT.masked_fill(~mask_BT[:, None, None], -torch.inf).softmax(dim=-1).mean(dim=1)
 
 

@@ -33,11 +33,7 @@ def plan_engine(config: Config, stage: str, device: torch.device, ds_path: str |
                        ("--optimizer-in-backward", config.optimizer_in_backward)):  # fmt: skip
         if used:
             raise ConfigError(f"{name} runs without --deepspeed, which keeps master weights of its own: leave one out")
-    ds_config = load_ds_config(ds_path, config, resolve_precision(config, device), env.world_size())
-    if config.attention_loss and ds_config["zero_optimization"]["stage"] == 3:
-        raise ConfigError("--attention-loss reads weights outside their layers, where ZeRO-3 has not gathered them: "
-                          "use stage 2 (ds.json) or leave it out")  # fmt: skip
-    return ds_config
+    return load_ds_config(ds_path, config, resolve_precision(config, device), env.world_size())
 
 
 def build_engine(
