@@ -25,7 +25,15 @@ def test_the_rows_of_both_tables():
     used = {((s.pretraining or (False, False)), s.settings["loss_weight"] < 1) for s in second}
     assert used == {((m, c), i) for m in (True, False) for c in (True, False) for i in (True, False)}
     first = [s.name for s in SYSTEMS if "table1" in s.tables]
-    assert first == ["text, zero-shot", "text, sentence", "text, phrases", "text, numbered", "sgdiff", "sgg, no attention loss", "sgg"]
+    assert first == [
+        "text, zero-shot",
+        "text, sentence",
+        "text, phrases",
+        "text, numbered",
+        "sgdiff",
+        "sgg, no attention loss",
+        "sgg",
+    ]
     assert [s.name for s in SYSTEMS if len(s.tables) == 2] == ["sgg"], "what both tables have runs once"
     # 13 systems train; pre-trainings are shared by cells that differ in L_ISA alone.
     assert Work.of(list(SYSTEMS), 3) == Work(finetunings=39, pretrainings=9, evaluations=42)

@@ -30,7 +30,7 @@ from sgg_fast.recipes import recipe
 from sgg_fast.toy.world import Scene
 
 _TOY = ("toy", "toy-combinations", "toy-repeats")
-_SCAN = 20
+_SCAN = 80
 """Toy graphs looked through for each counterfactual pair that is wanted."""
 
 

@@ -35,8 +35,8 @@ _SLACK = 0.03
 _REACH = 0.11
 """Greatest distance between the two spots that should be joined."""
 _GROUNDS = {*itertools.chain(*layout.BACKDROPS.values()), *layout.COVERS}
-_ZONES = ({"sun", "cloud", "kite", "bird"}, {"boat"})
-"""Heights of the toy world at which some categories live; everything else stands on the ground."""
+_ALOFT = {"sun", "cloud", "kite", "bird"}
+"""What the toy world has at any height of the sky; of other kinds the taller stands higher, on the ground or water."""
 _WIDE = 0.9
 """Grounds and skies: between them and others only above and below mean anything."""
 
@@ -58,11 +58,11 @@ def is_ground(name: str) -> bool:
 
 
 def exchangeable(a: str, b: str, axis: int) -> bool:
-    """Whether two things may stand in either order along `axis`: up and down, a sun over a house may not."""
+    """Whether two things may stand in either order along `axis`: no ball is above a house, nor a house below it."""
     if is_ground(a) or is_ground(b):
         return False
-    zones = [next((z for z in _ZONES if name.split()[-1] in z), None) for name in (a, b)]
-    return axis == 0 or zones[0] == zones[1]
+    kinds = {name.split()[-1] for name in (a, b)}
+    return axis == 0 or len(kinds) == 1 or kinds <= _ALOFT
 
 
 def holds(predicate: str, s: Instance, o: Instance) -> bool | None:
