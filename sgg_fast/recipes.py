@@ -85,6 +85,7 @@ def vg256_best() -> Config:
         num_negatives=4096,
         graph_negatives=True,
         geometry=0.5,
+        attention_loss=0.1,
         relation_dropout=0.1,
     )
 
