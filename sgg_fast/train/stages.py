@@ -255,8 +255,8 @@ class FinetuneStage(nn.Module):
             parts["reader"] = losses.alignment_loss(images[sample_B], self.reader(told_0.detach(), t_B)).mean(), 1.0
             total, chance = total + parts["reader"][0], chance + 1
         if self.placement:
-            attended = given.mask, batch, sample_B, kept_B, tuple(z_t.shape[2:])
-            parts["attention"] = self.placement.loss(*attended)
+            size = z_t.shape[2], z_t.shape[3]
+            parts["attention"] = self.placement.loss(given.mask, batch, sample_B, kept_B, size)
             total = total + config.attention_loss * parts["attention"][0]
             chance = chance + config.attention_loss * parts["attention"][1]
         if self.geometry:
