@@ -22,9 +22,7 @@ KNOWN_LICENCES = {
 _TOLD = (
     "resolution", "conditioner", "width", "num_layers", "encoder", "triple", "context", "token_init", "gate_init",
     "contrastive", "graph_negatives", "geometry", "attention_loss", "image_embedding", "alignment_weight",
-    "relation_dropout",
-    "batch_size", "pretrain_steps", "finetune_steps", "pretrain_lr", "unet_lr", "graph_lr", "optimizer", "precision",
-    "seed",
+    "relation_dropout", "batch_size", "finetune_steps", "unet_lr", "graph_lr", "optimizer", "precision", "seed",
 )  # fmt: skip
 _LOADER = '''"""Lets stock diffusers load this folder; the classes are those of the installed package sgg_fast."""
 
