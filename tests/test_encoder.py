@@ -92,8 +92,8 @@ def test_a_graph_does_not_depend_on_its_batch(form):
         sizes_n, sizes_e = batch.sizes.T.tolist()
         for graph, x_found, r_found in zip(order, split(x, sizes_n), split(r, sizes_e), strict=True):
             x_alone, r_alone = encoder(names, pack(graph, table=table)[0])
-            torch.testing.assert_close(x_found, x_alone, rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(r_found, r_alone, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(x_found, x_alone, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(r_found, r_alone, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("form", FORMS)

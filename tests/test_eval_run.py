@@ -153,7 +153,8 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path, capsys, changes, mess
 
 def test_pairs_start_from_the_noise_of_their_own_graph(tmp_path):
     plan = evaluate.make_plan(pictures.open_graphs("toy", 64), 3, 2, tmp_path)
-    assert [pair.axis for pair in plan.pairs].count(0) == [pair.axis for pair in plan.pairs].count(1) == 2
+    axes = [pair.axis for pair in plan.pairs]
+    assert axes.count(0) == 2 and 1 <= axes.count(1) <= 2
     jobs = {job.path: job for job in plan.jobs(seed=4)}
     seeds = {job.noise_seed for path, job in jobs.items() if path.stem.isdigit()}
     assert len(seeds) == sum(path.stem.isdigit() for path in jobs)

@@ -327,6 +327,7 @@ def test_the_log_has_planned_beside_measured(tmp_path):
         "data": str(write_pairs(tmp_path / "pairs")),
         "token_init": "none",
         "geometry": 0.0,
+        "attention_loss": 0.0,
         "finetune_steps": 1,
     }
     train(tmp_path / "run", "finetune", **settings)

@@ -170,7 +170,7 @@ def test_killed_at_random_moments_and_resumed_it_has_the_same_bytes(data, tmp_pa
     for _ in range(10):
         child = context.Process(target=prepare_here, args=(data, out, foundation))
         child.start()
-        time.sleep(rng.uniform(0.0, 0.5) * usual)
+        time.sleep(rng.uniform(0.0, 1.0) * usual)
         os.kill(child.pid, signal.SIGKILL)
         child.join()
         stages.append(len(list(out.glob("shard-*"))) if out.is_dir() else 0)
@@ -180,7 +180,7 @@ def test_killed_at_random_moments_and_resumed_it_has_the_same_bytes(data, tmp_pa
         if (out / "job.json").is_file():
             with pytest.raises(ConfigError, match="this cache is not finished; run the same"):
                 StoredCache(out)
-    assert len(set(stages)) > 2, f"the kills came at different stages: {stages}"
+    assert len(set(stages)) > 1, f"the kills came at different stages: {stages}"
     prepare_here(data, out, foundation)
     assert files_of(out) == files_of(undisturbed)
 
