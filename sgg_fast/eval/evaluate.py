@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from sgg_fast.data.cache import fingerprint
 from sgg_fast.drawing.models import SCHEDULERS, load_model, scheduler_name, set_scheduler
@@ -64,7 +65,7 @@ def make_plan(graph_set: GraphSet, num: int, num_pairs: int, folder: Path) -> Pl
     last = max(num, graph_set.scan * num_pairs) if graph_set.size is None else graph_set.size
     pairs: list[metrics.CounterfactualPair] = []
     wanted = [num_pairs, num_pairs]
-    for i in range(last):
+    for i in tqdm(range(last), desc="look for pairs", leave=False):
         if wanted == [0, 0]:
             break
         for pair in metrics.counterfactual_pairs(i, graph_set.graph(i)):
