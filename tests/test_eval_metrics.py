@@ -193,6 +193,7 @@ def test_counterfactual_pairs_differ_in_one_free_relation(scenes):
         (("dog", "ball"), ((0, "above", 1),), 0),
         (("red ball", "ball"), ((0, "above", 1),), 1),
         (("cloud", "bird"), ((0, "above", 1),), 1),
+        (("table lamp", "shelf"), ((0, "above", 1),), 1),
         (("sky", "dog"), ((0, "above", 1),), 0),
     ],
 )

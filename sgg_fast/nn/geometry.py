@@ -64,9 +64,10 @@ class PairGeometry(nn.Module):
 def set_rows(
     batch: SceneGraphBatch, sample_B: torch.Tensor, store_ptr: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each relation of a batch that begins with the samples' graphs: whether it is of one of them, of which, and how
+    """Where the relations of a batch that begins with the graphs of the samples `sample` belong in the set, each [E].
 
-    far its objects' rows in the set lie behind those in the batch. store_ptr: the set's `object_ptr`.
+    Bool, whether it is of one of those graphs; which; how far its objects' rows in the set lie behind those in the
+    batch. store_ptr: the set's `object_ptr`.
     """
     num = len(sample_B)
     graph_E = batch.relation_graph.long().clamp(max=num - 1)

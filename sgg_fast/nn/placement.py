@@ -71,12 +71,15 @@ class AttentionPlacement:
         token_E = (within_E + FIRST_TRIPLE).clamp(0, mask_BT.shape[1] - 1)
         weight_E = sample_shares(counts_E, batch, len(sample_B))
         loss, even = weight_E.new_zeros(()), weight_E.new_zeros(())
+        coverage: dict[int, torch.Tensor] = {}  # by number of places: layers of one size share it
         for layer in self.layers:
             map_BPT = _weights(self._seen.pop(layer.to_q), self._seen.pop(layer.to_k), layer, mask_BT)
             map_EP = map_BPT[graph_E, :, token_E]
             num_places = map_EP.shape[1]
-            width = round((num_places * size[1] / size[0]) ** 0.5)
-            inside_EP = _coverage(box_E4, num_places // width, width)
+            if num_places not in coverage:
+                width = round((num_places * size[1] / size[0]) ** 0.5)
+                coverage[num_places] = _coverage(box_E4, num_places // width, width)
+            inside_EP = coverage[num_places]
             share_E = (map_EP * inside_EP).sum(1) / map_EP.sum(1).clamp(min=1e-6)
             loss = loss - (share_E.clamp(min=1e-4).log() * weight_E).sum()
             even = even - (inside_EP.mean(1).clamp(min=1e-4).log() * weight_E).sum()

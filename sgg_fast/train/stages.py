@@ -63,12 +63,14 @@ def _geometry(config: Config, conditioner: SceneGraphConditioner, cache: Trainin
         return PairGeometry(conditioner.config.context_dim, config.width, cache.graphs, cache.boxes)
 
 
-def _with_geometry(
+def _with_boxes(
     config: Config, total: torch.Tensor, chance: torch.Tensor | float, parts: Parts
 ) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """A stage's loss and its value at chance, that of the boxes added where it is among the `parts`."""
-    value, at_chance = parts.get("geometry", (0.0, 0.0))
-    return total + config.geometry * value, chance + config.geometry * at_chance
+    """A stage's loss and its value at chance, those of the boxes added where they are among the `parts`."""
+    for name, weight in (("geometry", config.geometry), ("attention", config.attention_loss)):
+        value, at_chance = parts.get(name, (0.0, 0.0))
+        total, chance = total + weight * value, chance + weight * at_chance
+    return total, chance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +172,7 @@ class PretrainStage(nn.Module):
         parts: Parts = {"mae": (mae, mae_chance), "con": (con, con_chance)}
         if self.geometry:
             parts["geometry"] = self.geometry(encoded.tokens, encoded.batch, sample_B)
-        return _terms(*_with_geometry(self.config, total, chance, parts), parts)
+        return _terms(*_with_boxes(self.config, total, chance, parts), parts)
 
 
 class FinetuneStage(nn.Module):
@@ -257,11 +259,9 @@ class FinetuneStage(nn.Module):
         if self.placement:
             size = z_t.shape[2], z_t.shape[3]
             parts["attention"] = self.placement.loss(given.mask, batch, sample_B, kept_B, size)
-            total = total + config.attention_loss * parts["attention"][0]
-            chance = chance + config.attention_loss * parts["attention"][1]
         if self.geometry:
             parts["geometry"] = self.geometry(condition.tokens, batch, sample_B)
-        return _terms(*_with_geometry(config, total, chance, parts), parts)
+        return _terms(*_with_boxes(config, total, chance, parts), parts)
 
     def _said(self, sample_B: torch.Tensor) -> torch.Tensor | None:
         """What the conditioner reads beside the graphs: the states of all phrases, or those of the samples' own texts,
