@@ -141,18 +141,24 @@ def test_the_reference_form_of_a_fused_unet(images):
 
 def test_under_autocast():
     """bf16 compute, fp32 weights, as in training."""
-    exact, results = unet_results(sd_unet().double(), torch.float64), []
+    # At 16 x 16 every level has more than a pixel: of a stride-2 convolution on one pixel, torch 2.13's bf16 weight
+    # gradient on the CPU is whatever the memory held, with no code of ours in the call.
+    exact, results = unet_results(sd_unet().double(), torch.float64, size=16), []
     for prepare in (lambda model: None, fuse):
         unet = sd_unet()
         prepare(unet)
         with torch.autocast("cpu", torch.bfloat16):
-            results.append(unet_results(unet))
+            results.append(unet_results(unet, size=16))
     low, found = results
     assert found["out"].dtype == torch.bfloat16
-    # Gradients as one vector: of a few elements in bf16 chance decides which form is closer.
-    errors = [torch.cat([(r[k].double() - exact[k]).flatten() for k in exact if k != "out"]).norm() for r in results]
-    assert errors[1] <= 2 * errors[0]
     assert_same({"out": found["out"]}, {"out": low["out"]}, {"out": exact["out"]})
+    # Gradients as one vector: in the few elements of a bias chance decides which form is closer in bf16.
+    errors = [{k: (r[k].double() - exact[k]).norm() for k in exact if k != "out"} for r in results]
+    stock, fused = (torch.stack(list(e.values())).norm() for e in errors)
+    size = torch.stack([exact[k].norm() for k in errors[0]]).norm()
+    assert fused <= 2 * stock <= 0.1 * size
+    for name, error in errors[1].items():
+        assert error <= 0.1 * exact[name].norm(), name
 
 
 def test_a_fused_vae_with_both_forms_of_the_kernels():
