@@ -18,6 +18,8 @@ class ConfigError(ValueError):
     """Settings that cannot work together or do not exist; the message is one line and names the cure."""
 
 
+TOY_DATA = ("toy", "toy-rare")
+"""Values of --data that are no folder."""
 CHOICES = {
     "attributes": ("none", "first"),
     "flip": ("none", "swap"),
@@ -52,7 +54,8 @@ class Config:
     clip: str = ""
     """CLIP ViT-B/32 for names and images: folder or hub id. Empty: the one that --model carries."""
     data: str = "toy"
-    """Training set: "toy" (drawn on the spot), a folder that `sgg_fast.data.prepare` made (a set, or a cache of one),
+    """Training set: "toy" or "toy-rare" (drawn on the spot; in every third scene of the latter one thing is above another
+    that is elsewhere below it, or somebody holds something), a folder that `sgg_fast.data.prepare` made (a set, or a cache of one),
     or a folder of images, each with its graph in a .json beside it."""
     attributes: str = "none"
     """Of a Visual Genome set (train.h5): objects by name alone, or with the first of their attributes in front."""

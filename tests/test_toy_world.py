@@ -7,15 +7,17 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from sgg_fast.eval.relations import exchangeable
 from sgg_fast.toy import world
 
 NUM_SCENES = 1200
 PIXEL = 1 / 64
 
 
-@pytest.fixture(scope="module")
-def scenes() -> list[world.Scene]:
-    return [world.draw_scene(3, index) for index in range(NUM_SCENES)]
+@pytest.fixture(scope="module", params=["toy", "toy-rare"])
+def scenes(request) -> list[world.Scene]:
+    """What `--data` of that name trains on."""
+    return [world.draw_scene(3, i, rare=request.param == "toy-rare" and i % 3 == 2) for i in range(NUM_SCENES)]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,31 @@ def test_duplicates_with_different_colours_and_chains_occur(scenes):
         chains += any((s, "wearing") in told for s in riders)
     assert twins > 0.1 * len(scenes)
     assert chains > 0.01 * len(scenes)
+
+
+def test_rare_scenes_show_what_others_hardly_do():
+    """Either order of things that the evaluation turns upside down, and holding."""
+    orders: Counter[tuple[frozenset[str], bool]] = Counter()
+    numbers = {}
+    for rare in (False, True):
+        upright = holding = 0
+        for i in range(400):
+            graph = world.draw_scene(3, i, rare=rare).graph
+            held = [p == "holding" for _, p, _ in graph.relations]
+            turned = [
+                (category(graph.objects[s]), p, category(graph.objects[o]))
+                for s, p, o in graph.relations
+                if p in ("above", "below") and exchangeable(graph.objects[s], graph.objects[o], 1)
+            ]
+            upright, holding = upright + any(turned), holding + any(held)
+            if rare:
+                for s, p, o in turned:
+                    orders[frozenset((s, o)), (s if p == "above" else o) == max(s, o)] += 1
+        numbers[rare] = upright / 400, holding / 400
+    assert numbers[True][0] > 0.5 > 10 * numbers[False][0] and numbers[True][1] > 2 * numbers[False][1], numbers
+    for kinds in {kinds for kinds, _ in orders if len(kinds) == 2}:
+        both = orders[kinds, True], orders[kinds, False]
+        assert min(both) >= 3 and min(both) >= 0.2 * max(both), (kinds, both)
 
 
 def test_interactions_and_geometry_are_mixed(scenes, triples):

@@ -1,7 +1,7 @@
 """A look at a training set: `python -m sgg_fast.data.show DIR --n 16` writes a sheet of pictures, boxes and graphs.
 
 DIR is anything that train.py --data takes: a prepared set, a cache (its set is opened, or where that is gone the
-pictures that the cache keeps), a folder of pictures with graphs beside them, or "toy".
+pictures that the cache keeps), a folder of pictures with graphs beside them, "toy" or "toy-rare".
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from sgg_fast.config import ConfigError
+from sgg_fast.config import TOY_DATA, ConfigError
 from sgg_fast.data.images import ImageError
 from sgg_fast.data.sources import PairSource, open_source, stored_source
 from sgg_fast.data.stored import SETTINGS, StoredCache, is_cache
@@ -44,13 +44,13 @@ def open_for_show(data: str, split: str, resolution: int = SIDE, num_scenes: int
     """The set and what is to be said of it. Raises `ConfigError`."""
     folder = Path(data)
     config = recipe("toy", data=data, resolution=resolution, num_scenes=num_scenes, sample_every=0)
-    if data == "toy" or not is_cache(folder):
+    if data in TOY_DATA or not is_cache(folder):
         source = open_source(config, split, check=False)
         return source, source.name
     stored = StoredCache(folder)
     settings = {name: stored.index["settings"][name] for name in SETTINGS}
     origin = stored.index["data"]
-    if origin == "toy" or Path(origin).is_dir():
+    if origin in TOY_DATA or Path(origin).is_dir():
         seen = dataclasses.replace(config, **{**settings, "resolution": resolution, "data": origin})
         source = open_source(seen, stored.index["split"], check=False)
         return source, f"{folder}, a cache of {source.name}"

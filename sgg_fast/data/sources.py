@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import TOY_DATA, Config, ConfigError
 from sgg_fast.data import jsonl
 from sgg_fast.data.formats import load_scene_graphs
 from sgg_fast.data.images import IMAGE_ENDINGS, boxes_in_square, open_rgb, size_of, to_square
@@ -65,8 +65,8 @@ class PairSource:
 def open_source(config: Config, split: str = "train", check: bool = True) -> PairSource:
     """The set that --data names. Raises `ConfigError` for one that cannot be used; with `check`, for absent images."""
     folder = Path(config.data)
-    if config.data == "toy":
-        source = toy_source(config.seed, config.num_scenes, config.resolution)
+    if config.data in TOY_DATA:
+        source = toy_source(config.seed, config.num_scenes, config.resolution, rare=config.data == "toy-rare")
     elif not config.data:
         raise ConfigError(
             f"--recipe {config.recipe} needs --data: a folder that `python -m sgg_fast.data.prepare` wrote, or one of "
@@ -83,12 +83,12 @@ def open_source(config: Config, split: str = "train", check: bool = True) -> Pai
     return with_mirrored(source) if config.flip == "swap" else source
 
 
-def toy_source(seed: int, num_scenes: int, resolution: int) -> PairSource:
-    """The first `num_scenes` toy scenes of `seed`."""
+def toy_source(seed: int, num_scenes: int, resolution: int, rare: bool = False) -> PairSource:
+    """The first `num_scenes` toy scenes of `seed`; with `rare` every third one begins with what is rare (`draw_scene`)."""
     from sgg_fast.toy.world import draw_scene
 
-    scenes = [draw_scene(seed, i, resolution) for i in range(num_scenes)]
-    name = f"toy({num_scenes} scenes, seed {seed})"
+    scenes = [draw_scene(seed, i, resolution, rare=rare and i % 3 == 2) for i in range(num_scenes)]
+    name = f"toy{'-rare' * rare}({num_scenes} scenes, seed {seed})"
     return PairSource([s.graph for s in scenes], lambda i: scenes[i].image, name, boxes=lambda i: scenes[i].boxes)
 
 

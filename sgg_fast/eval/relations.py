@@ -35,8 +35,6 @@ _SLACK = 0.03
 _REACH = 0.11
 """Greatest distance between the two spots that should be joined."""
 _GROUNDS = {*itertools.chain(*layout.BACKDROPS.values()), *layout.COVERS}
-_ALOFT = {"sun", "cloud", "kite", "bird"}
-"""What the toy world has at any height of the sky; of other kinds the taller stands higher, on the ground or water."""
 _WIDE = 0.9
 """Grounds and skies: between them and others only above and below mean anything."""
 
@@ -65,7 +63,7 @@ def exchangeable(a: str, b: str, axis: int) -> bool:
     if is_ground(a) or is_ground(b):
         return False
     kinds = {name.split()[-1] for name in (a, b)}
-    return axis == 0 or len(kinds) == 1 or kinds <= _ALOFT or kinds.isdisjoint(layout.SIZES)
+    return axis == 0 or len(kinds) == 1 or kinds <= set(layout.ALOFT) or kinds.isdisjoint(layout.SIZES)
 
 
 def holds(predicate: str, s: Instance, o: Instance) -> bool | None:

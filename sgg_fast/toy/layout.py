@@ -35,6 +35,9 @@ USUAL = {
 COVERS = ("snow", "leaves", "flowers")
 BACKDROPS = {"land": ("sky", "grass"), "sea": ("sky", "sea"), "beach": ("sky", "sea", "sand")}
 
+ALOFT = ("sun", "cloud", "kite", "bird")
+"""What is found at any height of the sky; of other kinds the taller mostly stands higher, on the ground or water."""
+
 MAX_OBJECTS = 8
 
 SIZES: dict[str, tuple[float, float]] = {
@@ -135,7 +138,7 @@ class Group:
 class Plan:
     """The scene while it is being thought up: what there is and where; nothing is drawn yet."""
 
-    def __init__(self, rng: np.random.Generator) -> None:
+    def __init__(self, rng: np.random.Generator, rare: bool = False) -> None:
         self.rng = rng
         self.kind = self.pick("land", *BACKDROPS)
         self.backdrop = [Thing(category) for category in BACKDROPS[self.kind]]
@@ -147,6 +150,8 @@ class Plan:
         self.links: list[Link] = []
         self.covers: list[Thing] = []
         self.taken: list[np.ndarray] = []
+        if rare:
+            self._start_rare()
         self._fill()
         self._name_colours()
 
@@ -196,6 +201,30 @@ class Plan:
             make = menu[self.rng.integers(len(menu))]
             self._settle(make(), zone={self._sky: "sky", self._boats: "sea"}.get(make, "ground"))
 
+    def _start_rare(self) -> None:
+        """Begins with what few scenes show: one thing above another in either order, or somebody holding something."""
+        self.target = max(self.target, len(self.backdrop) + 2)
+        topic = self.rng.random()
+        if self.kind == "land" and topic < 0.25:
+            lower, upper = (Thing(self.pick("sheep", "dog", "car", "ball")) for _ in range(2))
+            group = self._column(lower, upper.resize(0.85), gap=self.rng.uniform(-0.02, 0.05))
+            group.feet = [thing for thing in group.things if thing.category != "ball"]
+            self._settle(group, zone="front")
+        elif self.kind != "sea" and topic < 0.6:
+            self._settle(self._holder(), zone="ground")
+        else:
+            lower = Thing(self.pick(*ALOFT))
+            upper = Thing(self.pick(*(ALOFT[1:] if lower.category == "sun" else ALOFT)))
+            self._settle(self._column(lower, upper, gap=self.rng.uniform(0.0, 0.12)), zone="sky")
+
+    def _column(self, lower: Thing, upper: Thing, gap: float) -> Group:
+        """Two things, the feet of `upper` by `gap` above the top of `lower`; the graph may say it either way."""
+        _, _, w, h = upper.frame
+        rise = lower.frame[3] + gap
+        upper.frame = (self.rng.uniform(-0.25, 0.25) * rise - w / 2, -rise - h, w, h)
+        link = (upper, "above", lower) if self.chance(0.5) else (lower, "below", upper)
+        return Group([upper, lower], [link])
+
     def _settle(self, group: Group, zone: str) -> None:
         """Looks for a free place for the group; a crowded picture goes without it."""
         ground = self.shore if self.kind == "beach" else self.horizon
@@ -207,7 +236,7 @@ class Plan:
             elif zone == "sea" and self.kind == "beach":
                 scale, y = 0.62, self.rng.uniform(self.horizon + 0.1, self.shore)
             else:
-                depth = self.rng.uniform(0.3, 1.0)
+                depth = self.rng.uniform(0.8 if zone == "front" else 0.3, 1.0)
                 scale, y = 0.72 + 0.33 * depth, ground + depth * (0.96 - ground)
             scale *= 0.92 if self.target > 6 else 1.0
             low, high = 0.01 - x0 * scale, 0.99 - x1 * scale
@@ -265,14 +294,17 @@ class Plan:
             self._rider(group, horse)
             return group
         if self.room > 1 and self.chance(0.6):
-            person, held = Thing("person", "person holding"), Thing(self.pick("kite", "umbrella", "ball"))
-            held.attach(GRIP[held.category], person, (1.0, 0.42))
-            group = Group([person, held], [(person, "holding", held)], [person])
-            self._hat(group, person, 0.0 if held.category == "umbrella" else 0.6)
-            return group
+            return self._holder()
         person = Thing("person")
         group = Group([person], feet=[person])
         self._hat(group, person, 0.7)
+        return group
+
+    def _holder(self) -> Group:
+        person, held = Thing("person", "person holding"), Thing(self.pick("kite", "umbrella", "ball"))
+        held.attach(GRIP[held.category], person, (1.0, 0.42))
+        group = Group([person, held], [(person, "holding", held)], [person])
+        self._hat(group, person, 0.0 if held.category == "umbrella" else 0.6)
         return group
 
     def _animal(self) -> Group:

@@ -156,9 +156,9 @@ def held_out_relations(graph: SceneGraph) -> list[int]:
     return [k for k, (s, p, o) in enumerate(graph.relations) if (category[s], p, category[o]) in HELD_OUT]
 
 
-def _try_scene(rng: np.random.Generator, size: int, held_out: bool) -> Scene | None:
+def _try_scene(rng: np.random.Generator, size: int, held_out: bool, rare: bool) -> Scene | None:
     """One attempt; None when something ended up hidden, too little is going on or `held_out` is not met."""
-    plan = Plan(rng)
+    plan = Plan(rng, rare)
     if not plan.groups:
         return None
     if not held_out and any((s.category, p, o.category) in HELD_OUT for s, p, o in plan.links):
@@ -189,13 +189,14 @@ def _try_scene(rng: np.random.Generator, size: int, held_out: bool) -> Scene | N
     return Scene(graph, image, boxes, seen_NHW)
 
 
-def draw_scene(seed: int, index: int, size: int = 64, held_out: bool = False) -> Scene:
+def draw_scene(seed: int, index: int, size: int = 64, held_out: bool = False, rare: bool = False) -> Scene:
     """Scene `index` of the world `seed`, `size` pixels a side; a pure function of its arguments.
 
-    No scene holds a combination of `HELD_OUT`, but with `held_out` every graph says at least one.
+    No scene holds a combination of `HELD_OUT`, but with `held_out` every graph says at least one. With `rare` a scene
+    begins with what few show of themselves (`Plan`): training on some of those teaches it sooner.
     """
     rng = np.random.Generator(np.random.PCG64([seed, index]))
-    while (scene := _try_scene(rng, size, held_out)) is None:
+    while (scene := _try_scene(rng, size, held_out, rare)) is None:
         pass
     return scene
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from sgg_fast import env
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import TOY_DATA, Config, ConfigError
 from sgg_fast.data.sources import open_source
 from sgg_fast.train.engine import plan_engine
 from sgg_fast.train.plan import GIB, OUTSIDE, Plan, Planner
@@ -58,7 +58,7 @@ def planner(config: Config, stage: str, ds_path: str | None, device: str) -> Pla
         raise ConfigError(f"--plan and --auto-batch know SGG-IG's graph encoder only: leave out --conditioner "
                           f"{config.conditioner}, whose memory is about the same")  # fmt: skip
     ds = plan_engine(config, stage, torch.device(device), ds_path)
-    if config.data in ("", "toy"):
+    if config.data in ("", *TOY_DATA):
         return Planner(config, ds, device, env.world_size())
     source = open_source(config)
     return Planner(config, ds, device, env.world_size(), len(source), stored=source.stored is not None)

@@ -20,7 +20,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sgg_fast import ops
-from sgg_fast.config import Config
+from sgg_fast.config import TOY_DATA, Config
 from sgg_fast.data.cache import RESIDENT_SHARE
 from sgg_fast.nn.attention import checkpoint_activations
 from sgg_fast.train.blank import NUM_IMAGES, blank_cache, blank_conditioner, blank_foundation, latent_factor
@@ -251,6 +251,6 @@ def _recast(module: nn.Module, dtype: torch.dtype) -> None:
 
 def _published(config: Config) -> int:
     """Training images that the recipe stands for."""
-    if config.data == "toy":
+    if config.data in TOY_DATA:
         return config.num_scenes
     return next((num for name, num in NUM_IMAGES.items() if config.recipe.startswith(name)), 0)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sgg_fast import env
-from sgg_fast.config import ConfigError, flag
+from sgg_fast.config import TOY_DATA, ConfigError, flag
 from sgg_fast.data.cache import fingerprint, open_foundation
 from sgg_fast.data.prepare.shard_work import CacheJob, is_done, make_shards, shard_path
 from sgg_fast.data.shards import INDEX, entry_of, read_tensors, write_index, write_tensors, write_whole
@@ -153,7 +153,7 @@ def _finish(
     write_whole(job.out / "report.json", (json.dumps(report, indent=1) + "\n").encode("ascii"))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         entries = list(pool.map(lambda k: entry_of(shard_path(job.out, k)), range(num_shards)))
-    data = job.config.data if job.config.data == "toy" else str(Path(job.config.data).resolve())
+    data = job.config.data if job.config.data in TOY_DATA else str(Path(job.config.data).resolve())
     index = {**described, "data": data, "draws": source.draws, "images": len(kept), "shards": entries,
              "graphs": entry_of(job.out / GRAPHS)}  # fmt: skip
     write_index(job.out, index)
