@@ -54,9 +54,9 @@ class Config:
     clip: str = ""
     """CLIP ViT-B/32 for names and images: folder or hub id. Empty: the one that --model carries."""
     data: str = "toy"
-    """Training set: "toy" or "toy-rare" (drawn on the spot; in every third scene of the latter one thing is above another
-    that is elsewhere below it, or somebody holds something), a folder that `sgg_fast.data.prepare` made (a set, or a cache of one),
-    or a folder of images, each with its graph in a .json beside it."""
+    """Training set: "toy" or "toy-rare" (drawn on the spot; in a third of the latter one thing is above another
+    that is elsewhere below it, or somebody holds something), a folder that `sgg_fast.data.prepare` made (a set, or a
+    cache of one), or a folder of images, each with its graph in a .json beside it."""
     attributes: str = "none"
     """Of a Visual Genome set (train.h5): objects by name alone, or with the first of their attributes in front."""
     flip: str = "none"

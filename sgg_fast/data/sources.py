@@ -84,7 +84,7 @@ def open_source(config: Config, split: str = "train", check: bool = True) -> Pai
 
 
 def toy_source(seed: int, num_scenes: int, resolution: int, rare: bool = False) -> PairSource:
-    """The first `num_scenes` toy scenes of `seed`; with `rare` every third one begins with what is rare (`draw_scene`)."""
+    """The first `num_scenes` toy scenes of `seed`; with `rare` a third of them begin with what is rare."""
     from sgg_fast.toy.world import draw_scene
 
     scenes = [draw_scene(seed, i, resolution, rare=rare and i % 3 == 2) for i in range(num_scenes)]
