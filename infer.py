@@ -48,7 +48,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--explain", action="store_true", help="also write -explain.png, where each object and relation had attention")
     add("--grid", action="store_true", help="also write all pictures on one sheet")
     add("--batch-size", type=int, default=8, metavar="N", help="pictures at a time (8); fewer take less memory")
-    add("--overwrite", action="store_true", help="draw again what is there already")
+    add("--overwrite", action="store_true", help="draw again what is there already, and replace files of others")
     add("--quiet", action="store_true", help="no notices, no progress; errors and paths only")
     add("--json", action="store_true", help="print a JSON object a picture in place of its path; implies --quiet")
     return parser.parse_args(argv)
@@ -86,8 +86,8 @@ def draw(args: argparse.Namespace) -> None:
     drawing.picture_paths(items, options)
     talk = Talk(quiet)
     model = drawing.load_model(args.model or model_of(items))
-    talk.begin(items, model)
     jobs = drawing.make_jobs(items, model, options)
+    talk.begin(items, jobs, model)
     with talk.progress(len(jobs) * drawing.work(options)) as progress:
         for job in drawing.draw_jobs(jobs, model, options, progress):
             files = [str(path) for path in (job.path, *job.sheets.values())]

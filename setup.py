@@ -10,7 +10,7 @@ BENCH = ["matplotlib", "torch_geometric"]
 setup(
     name="sgg_fast",
     version="0.1.0",
-    description="Scene graph to image on Stable Diffusion: the fast reference implementation of SGG-IG",
+    description="Scene graph to image on Stable Diffusion: SGG-IG, built for speed on one GPU",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",

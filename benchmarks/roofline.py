@@ -81,10 +81,10 @@ def _triple_context(z: Shape, s: int, backward: bool) -> Traffic:
 
 
 def _pack(z: Shape, s: int, backward: bool) -> Traffic:
-    """Names, predicates, ends, plan, pooled flags copied; graph numbers and the mask written."""
+    """Names, predicates, phrases, ends, plan, pooled flags copied; graph numbers and the mask written."""
     assert not backward, "integers have no gradient"
     objects = z.objects * (2 * (3 * INT + 1) + INT + 1)
-    relations = z.relations * (2 * (5 * INT + 1) + INT)
+    relations = z.relations * (2 * (6 * INT + 1) + INT)
     return Traffic(objects + relations + 6 * INT * (z.graphs + 1))
 
 

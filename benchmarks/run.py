@@ -171,6 +171,16 @@ def measure_form(
         yield dataclasses.replace(row, status=f"failed: {type(error).__name__}: {_first_line(error)}")
 
 
+def _form(case: Case, backend: str, device: torch.device) -> baselines_torch.Form | None:
+    """None where the backend has none. Raises UnavailableError where it cannot run here, or not on `device`."""
+    form = baselines_torch.form(case.op, backend)
+    if form is not None and backend == "ours" and device.type != "cuda" and not verify.interpreted():
+        raise baselines_torch.UnavailableError(
+            "skipped: needs a CUDA device, or TRITON_INTERPRET=1 to verify it in the interpreter"
+        )
+    return form
+
+
 def measure_case(case: Case, plan: Plan) -> Iterator[Row]:
     """Rows of every form of one case."""
     device = plan.device
@@ -198,7 +208,7 @@ def measure_case(case: Case, plan: Plan) -> Iterator[Row]:
                 yield dataclasses.replace(row, status="skipped: the time for compilation is spent")
             continue
         try:
-            form = baselines_torch.form(case.op, backend)
+            form = _form(case, backend, device)
         except baselines_torch.UnavailableError as error:
             yield dataclasses.replace(row, status=str(error))
             continue

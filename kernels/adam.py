@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -28,7 +29,7 @@ from .reference.weights import Weights
 from .weights import form_of, load_weight, store_weight
 
 NUM_WARPS = 4
-DECIDE_BLOCK = 1024
+DECIDE_BLOCK, DECIDE_WARPS = 16384, 32
 
 GRAD_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
 
@@ -62,7 +63,7 @@ def adam_squares_kernel(p_table, p_squares, GRAD: tl.constexpr, BLOCK: tl.conste
     tl.store(p_squares + i_k, tl.sum(g * g, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_chunks"])
 def adam_decide_kernel(
     p_squares, p_control, p_step, num_chunks, beta_1, beta_2, max_norm, CLIP: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -88,7 +89,7 @@ def adam_decide_kernel(
     tl.store(p_step, tl.load(p_step) + applied.to(tl.int32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def adam_kernel(
     p_param, p_low, p_m, p_v, p_table, p_control, p_rate, p_step, seed, beta_1, beta_2, eps,
     GRAD: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr,
@@ -123,12 +124,12 @@ def adam_table(addresses: Sequence[int], offsets: Sequence[int], numels: Sequenc
     """
     assert all(address % 16 == 0 for address in addresses), "a gradient does not start on 16 bytes"
     assert all(offset % 16 == 0 for offset in offsets)
-    rows = [
-        (address + itemsize * first, offset + first, min(BLOCK, num - first))
-        for address, offset, num in zip(addresses, offsets, numels, strict=True)
-        for first in range(0, num, BLOCK)
-    ]
-    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 3)
+    address, offset, num = (np.asarray(x, dtype=np.int64) for x in (addresses, offsets, numels))
+    chunks = -(-num // BLOCK)
+    first = BLOCK * (np.arange(chunks.sum()) - np.repeat(chunks.cumsum() - chunks, chunks))
+    rest = np.repeat(num, chunks) - first
+    rows = np.repeat(address, chunks) + itemsize * first, np.repeat(offset, chunks) + first, np.minimum(rest, BLOCK)
+    return torch.from_numpy(np.stack(rows, axis=1))
 
 
 def adam_decide(
@@ -150,7 +151,7 @@ def adam_decide(
         )  # fmt: skip
     launch(
         adam_decide_kernel, (1,), squares_K, control, step, ends[-1], hyper.beta_1, hyper.beta_2, hyper.max_norm,
-        CLIP=hyper.max_norm > 0, BLOCK=DECIDE_BLOCK, num_warps=NUM_WARPS,
+        CLIP=hyper.max_norm > 0, BLOCK=DECIDE_BLOCK, num_warps=DECIDE_WARPS,
     )  # fmt: skip
 
 

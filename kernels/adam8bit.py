@@ -60,7 +60,7 @@ def _code(x, LINES: tl.constexpr, TOP: tl.constexpr):
     return tl.where(level >= TOP - 0.25, TOP, code)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed"])
 def adam8bit_kernel(
     p_param, p_low, p_code_1, p_code_2, p_absmax_1, p_absmax_2, p_map_1, p_map_2, p_table, p_control, p_rate, p_step,
     seed, beta_1, beta_2, eps, GRAD: tl.constexpr, FORM: tl.constexpr,

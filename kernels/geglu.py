@@ -59,7 +59,7 @@ def geglu_bwd_kernel(
 
 def _options(width: int, itemsize: int, rows: int) -> dict[str, int]:
     """16 bytes a lane, a row across all lanes. 256 divides every width of Stable Diffusion (1280, 2560, 5120)."""
-    block_d = min(triton.next_power_of_2(width), 256)
+    block_d = max(1, min(triton.next_power_of_2(width), 256))
     return {"BLOCK_R": rows, "BLOCK_D": block_d, "num_warps": max(1, block_d * itemsize // 512)}
 
 

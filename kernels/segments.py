@@ -35,7 +35,7 @@ def as_rows(x: torch.Tensor) -> torch.Tensor:
 
 def width_block(num_rows: int, width: int) -> int:
     """BLOCK_D: columns a program works on."""
-    return min(triton.next_power_of_2(width), 128 if num_rows * width <= SMALL_ELEMENTS else 512)
+    return max(1, min(triton.next_power_of_2(width), 128 if num_rows * width <= SMALL_ELEMENTS else 512))
 
 
 def run_options(num_rows: int, width: int, itemsize: int, fp32_residual: bool = False) -> dict[str, int]:
@@ -46,7 +46,7 @@ def run_options(num_rows: int, width: int, itemsize: int, fp32_residual: bool = 
     rows keep it from spilling where rows are many, and let 16 warps in where y is half as wide.
     """
     block_d = width_block(num_rows, width)
-    deep = block_d <= 128 and width % 16 == 0  # Triton proves alignment from multiples of 16 alone
+    deep = num_rows * width <= SMALL_ELEMENTS and width % 16 == 0  # Triton proves alignment from multiples of 16 alone
     rows = 16 if deep else 4
     if fp32_residual and (deep or itemsize < 4):
         rows //= 2

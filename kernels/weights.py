@@ -50,7 +50,8 @@ def store_weight(p_param, p_low, i, m_i, wide, seed, step, FORM: tl.constexpr):
     else:
         bits = wide.to(tl.int32, bitcast=True)
         if FORM == _SPLIT:
-            high = (bits + 0x8000) >> 16
+            # A NaN stays one: a GPU's is 0x7FFFFFFF, which would carry into the sign and be stored as -0.
+            high = (bits + tl.where(wide == wide, 0x8000, 0)) >> 16
             tl.store(p_low + i, (bits - (high << 16)).to(tl.int16), mask=m_i)
         else:
             drawn = hash_word(hash_word(hash_start(seed), step), i) & 0xFFFF

@@ -128,11 +128,13 @@ def _vocabulary(encoder: Any) -> str:
 
 
 def _metrics(metrics: dict[str, float]) -> str:
-    rest = "FID, IS, how well pictures follow their graphs, and any comparison with other systems"
     if not metrics:
-        return f"Nothing. Not measured for these weights: {rest}."
+        return (
+            "Nothing. Not measured for these weights: FID, IS, how well pictures follow their graphs, and any "
+            "comparison with other systems."
+        )
     rows = [f"| {name} | {value:.4g} |" for name, value in metrics.items()]
-    return "\n".join(["| | |", "|---|---|", *rows, "", f"What does not stand here was not measured ({rest})."])
+    return "\n".join(["| | |", "|---|---|", *rows, "", "What does not stand here was not measured."])
 
 
 def _licence(licence: str, base: str) -> str:

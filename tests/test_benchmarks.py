@@ -16,6 +16,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from sgg_kernels import reference
+from sgg_kernels.reference.pack import STORE_FIELDS
 
 from benchmarks import (
     baselines_torch,
@@ -402,3 +404,15 @@ def test_dry_suite_runs_end_to_end(tmp_path):
     assert {row["op"] for row in verified} == set(registry.OPS)
     assert {(row["backend"], row["status"], row["ms_p50"]) for row in verified} == {("ours", "verified", "")}
     assert not any(row["backend"] == "ours" for row in _read(tmp_path / "bench.csv"))
+
+
+@pytest.mark.parametrize("size", ["paper", "vg64"])
+def test_the_bytes_of_pack_are_those_of_its_fields(size):
+    given = registry.inputs(_case("pack", size=size), "cpu")
+    draw = given.draw
+    out, masked = reference.pack(draw.store, draw.ids, draw.object_ptr, draw.relation_ptr, draw.mask)
+    written = sum(t.nbytes for t in (*out.values(), masked))
+    read = sum(t.nbytes for name, t in out.items() if name in STORE_FIELDS)
+    graphs = 6 * 4 * (given.shape.graphs + 1)  # each one's place in the store and in the batch
+    last = 2 * 4  # message_ptr has an element more than there are objects
+    assert roofline.compulsory("pack", "fwd", given.shape, 4).bytes == written + read - last + graphs

@@ -6,6 +6,7 @@ import doctest
 import io
 import itertools
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ from PIL import Image
 
 import sgg_fast.drawing
 from sgg_fast.data.inputs import Item, model_of, read_inputs
+from sgg_fast.data.png_record import save_png
 from sgg_fast.data.text_form import parse_text, to_text
 from sgg_fast.drawing import Options, picture_paths
 from sgg_fast.drawing.edit import apply_edit
 from sgg_fast.drawing.explain import AttentionMaps, explain_sheet, token_labels
-from sgg_fast.drawing.models import fingerprint
+from sgg_fast.drawing.models import fingerprint, untaught_notice
 from sgg_fast.drawing.talk import Talk
 from sgg_fast.graph import SceneGraph, SceneGraphError
 from sgg_fast.pictures import graph_picture as drawer
@@ -97,6 +99,47 @@ def test_names_of_the_files(tmp_path, monkeypatch):
         names(["g", "g", "g-0"])
     with pytest.raises(ValueError, match="over 1000000 pictures"):
         names(["g"] * 11, num_images=100_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("h.png", {}),
+        ("g-graph.png", {"show_graph": True}),
+        ("h-explain.png", {"explain": True}),
+        ("g-edit.png", {"edits": ("add boat",)}),
+        ("grid.png", {"grid": True}),
+    ],
+)
+def test_every_kind_of_file_is_replaced_unasked_only_where_it_is_ours(tmp_path, name, options):
+    path, given = tmp_path / name, {"out": tmp_path, **options}
+    save_png(Image.new("RGB", (64, 64)), path, None)
+    theirs = path.read_bytes()
+    for content in (theirs, theirs[:60], b"sgg_fast"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=f"{path}: not drawn by .*--overwrite .*another --out"):
+            names(["g", "h"], **given)
+        assert len(names(["g", "h"], overwrite=True, **given)) == 2
+        assert not options or len(names(["g", "h"], out=tmp_path)) == 2, "not written without the flag"
+    save_png(Image.new("RGB", (64, 64)), path, {"seed": 0})
+    ours = path.read_bytes()
+    for content in (ours, ours[:60], b""):
+        path.write_bytes(content)
+        assert len(names(["g", "h"], **given)) == 2
+
+
+def test_a_sheet_that_would_be_another_graphs_picture_is_refused(tmp_path):
+    assert len(names(["g", "g-graph"], out=tmp_path)) == 2
+    with pytest.raises(ValueError, match=r"two pictures would be called .*/g-graph\.png"):
+        names(["g", "g-graph"], out=tmp_path, show_graph=True)
+
+
+@pytest.mark.parametrize("provenance", [None, {}, {"settings": {"seed": 0}}, {"settings": {"relation_dropout": 0.1}}])
+def test_relation_guidance_is_called_a_guess_only_where_training_is_known_to_lack_it(provenance):
+    pipeline = types.SimpleNamespace(config={"provenance": provenance})
+    assert untaught_notice(pipeline, 2.0) == "" == untaught_notice(types.SimpleNamespace(config={}), 2.0)
+    pipeline.config["provenance"] = {"settings": {"relation_dropout": 0.0}}
+    assert "--relation-dropout" in untaught_notice(pipeline, 2.0) and untaught_notice(pipeline, 0.0) == ""
 
 
 def test_words_that_look_like_files_are_files(tmp_path):

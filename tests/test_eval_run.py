@@ -164,6 +164,16 @@ def test_pairs_start_from_the_noise_of_their_own_graph(tmp_path):
         assert sum(a != b for a, b in zip(own.graph.relations, turned.graph.relations, strict=True)) == 1
 
 
+def test_one_graph_of_a_file_without_num_and_no_floor_of_other_graphs(tmp_path, capsys):
+    graph = Path(__file__).parents[1] / "graph.json"
+    words = flags(tmp_path / "out", data=graph, pairs=0)
+    assert main([*words[:2], *words[4:]]) == 0, "without --num"
+    result = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert list(result["rows"]) == ["drawn", "floor: every relation flipped"]
+    assert main(flags(tmp_path / "more", data=graph)) == 2
+    assert "graph.json has 1 graphs" in capsys.readouterr().err
+
+
 def test_held_out_combinations_are_in_every_scene_of_their_set():
     graphs = pictures.open_graphs("toy-combinations", 64)
     for i in range(3):

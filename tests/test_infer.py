@@ -167,7 +167,7 @@ def test_a_stopped_job_goes_on_to_the_same_bytes(draw, tmp_path, capsys, monkeyp
     assert "interrupted; the same command goes on" in capsys.readouterr().err
     assert sorted(p.name for p in (tmp_path / "part").iterdir()) == [f"g-{i}.png" for i in range(4)]
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "part").iterdir()}
-    (tmp_path / "part" / "g-0.png").write_bytes(b"cut short")
+    (tmp_path / "part" / "g-0.png").write_bytes(whole[0].read_bytes()[:200])
     monkeypatch.setattr(jobs_module, "save_png", save)
     assert infer.main(argv) == 0
     capsys.readouterr()
@@ -227,8 +227,48 @@ def test_without_a_run_it_draws_with_the_shipped_model(tmp_path, capsys, monkeyp
     graph = ROOT / "graph.json"
     printed, err = run(capsys, graph, "--steps", 1)
     assert printed == [Path("outputs/graph.png")] and pixels(printed[0]).shape == (64, 64, 3)
-    assert "the toy model of this package" in err and "never saw in training" not in err
+    assert "model: the toy model of this package\n" in err and "never saw in training" not in err
     assert [p.name for p in tmp_path.iterdir()] == ["outputs"]
+
+
+def test_the_run_taken_by_default_names_the_model_that_ships(trained_run, tmp_path, capsys, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "toy").symlink_to(trained_run)
+    monkeypatch.chdir(tmp_path)
+    line, more = "model: runs/toy/finetune/pipeline", "; --model toy is the one that ships, trained for hours"
+    (path,), err = run(capsys, "sheep", "--steps", 1)
+    assert f"{line}{more}\n" in err
+    for argv in (("sheep", "--model", "runs/toy"), (path,)):  # asked for, by the flag and by a picture
+        assert f"{line}\n" in run(capsys, *argv, "--steps", 1)[1]
+
+
+def test_relation_guidance_of_a_model_that_was_not_taught_it_is_called_a_guess(trained_run, tmp_path, capsys):
+    said = "relation guidance is a guess: without --relation-dropout this model never saw graphs without relations\n"
+    for model, pull, told in ((trained_run, 2, 1), (trained_run, 0, 0), ("toy", 2, 0)):
+        argv = ("sheep on grass", "--steps", 1, "--relation-guidance", pull, "--model", model)
+        _, err = run(capsys, *argv, "--out", tmp_path / f"{told}.png")
+        assert err.count(said) == told, (model, pull)
+    _, err = run(capsys, tmp_path / "1.png", "--steps", 1, "--out", tmp_path)
+    assert said in err, "a picture brings its model and its pull"
+
+
+def test_a_file_that_was_not_drawn_here_is_kept(graph_file, trained_run, tmp_path, capsys, monkeypatch):
+    """Refused before a model is loaded, beside its json too; --overwrite replaces it, and then it is ours."""
+    photo = graph_file.with_suffix(".png")
+    Image.new("RGB", (9, 9)).save(photo)
+    theirs = photo.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("sgg_fast.drawing.load_model", lambda _: pytest.fail("a model was loaded"))
+        for out in (photo, tmp_path):
+            assert infer.main([str(graph_file), "--out", str(out)]) == 2
+            said = f"infer.py: {photo}: not drawn by infer.py: give --overwrite to replace it, or another --out\n"
+            assert capsys.readouterr() == ("", said)
+    assert photo.read_bytes() == theirs
+    argv = (graph_file, "--model", trained_run, "--out", tmp_path, "--grid", "--steps")
+    run(capsys, *argv, 1, "--overwrite")
+    grid = tmp_path / "g-grid.png"
+    assert run(capsys, *argv, 2)[0] == [photo, grid] and read_record(photo)[1]["steps"] == 2
+    assert infer.main([str(grid)]) == 2 and capsys.readouterr().err.startswith(f"infer.py: {grid}: ")
 
 
 def test_help_names_every_flag_with_examples(capsys):

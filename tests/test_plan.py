@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -274,6 +277,50 @@ def test_plan_prints_and_runs_nothing(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
+def plan_of_one(budget, *more):
+    """The last two lines of --plan for a tiny run within `budget` bytes."""
+    argv = ["--stage", "finetune", *flags(batch_size=1, num_layers=1, token_init="none"), "--plan", *more]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert command.main([*argv, "--budget", f"{budget / 2**20:.7f}MiB"]) == 0
+    return out.getvalue().splitlines()[-2:]
+
+
+def test_a_plan_that_does_not_fit_names_settings_that_do():
+    budget = OUTSIDE + Planner(toy(batch_size=1, num_scenes=8)).plan(1).peak - 1
+    fits, refusal = plan_of_one(budget)
+    assert fits.startswith("does not fit") and refusal.startswith("not even a batch of 1 fits; it does with --")
+    found = re.findall(r"with (--.+?) \(batch (\d+)\)", refusal)
+    assert "--weights lean" in dict(found)
+    for words, batch in found:
+        fits, largest = plan_of_one(budget, *words.split())
+        assert fits.startswith("fits") and largest == f"largest batch that fits: {batch}", words
+
+
+def saves(config):
+    return sum((config.gradient_checkpointing, config.weights == "lean", config.optimizer_in_backward))
+
+
+@pytest.mark.parametrize(
+    ("needed", "words"),
+    [
+        (1, ["--gradient-checkpointing", "--weights lean", "--optimizer-in-backward --max-grad-norm 0 --batch-size 3"]),
+        (2, ["--gradient-checkpointing --weights lean"]),
+    ],
+)
+def test_settings_that_fit_only_together_are_named_together(monkeypatch, needed, words):
+    """A batch of 3 wherever enough of them save memory; 12 images at once cannot be accumulated in backward."""
+    monkeypatch.setattr(Planner, "largest_batch", lambda self, budget: 3 if saves(self.config) >= needed else 0)
+    with pytest.raises(ConfigError, match="--auto-batch: not even one image fits 24") as refused:
+        memory.auto_batch(toy(batch_size=12), "finetune", None, "24GiB")
+    assert str(refused.value).endswith(f"; it does with {' or with '.join(f'{each} (batch 3)' for each in words)}")
+
+
+def test_checkpointing_is_planned_under_autocast_as_well():
+    """Its recomputation is in backward, outside of the forward's autocast."""
+    plain, recomputed = (Planner(toy(gradient_checkpointing=on)).plan(16) for on in (False, True))
+    assert recomputed.parts["activations"] < plain.parts["activations"]
+
+
 @pytest.mark.parametrize(
     ("more", "reason"),
     [
@@ -282,7 +329,10 @@ def test_plan_prints_and_runs_nothing(tmp_path, capsys):
         (["--stage", "finetune", "--plan", "--budget", "0GiB"], "--budget 0GiB: say it as 24GiB"),
         (["--stage", "finetune", "--budget", "24GiB"], "--budget is for --plan and --auto-batch"),
         (["--stage", "finetune", "--plan", "--model", "{folder}"], "its configuration cannot be read"),
-        (["--stage", "finetune", "--auto-batch", "--budget", "1000MiB"], "not even one image fits 0.98 GiB"),
+        (
+            ["--stage", "finetune", "--auto-batch", "--budget", "1000MiB"],
+            "; nor with all that saves memory together: take a",
+        ),
     ],
 )
 def test_plan_refuses(tmp_path, capsys, more, reason):

@@ -40,7 +40,8 @@ def write_weights(weights: Weights, part: slice, wide: torch.Tensor, step: torch
         return
     bits = wide.view(torch.int32)
     if weights.low is not None:
-        high = (bits + 0x8000) >> 16
+        # A NaN stays one: a GPU's is 0x7FFFFFFF, which would carry into the sign and be stored as -0.
+        high = (bits + torch.where(wide.isnan(), 0, 0x8000).int()) >> 16
         weights.low[part] = (bits - (high << 16)).to(torch.int16)
     else:
         place = torch.arange(part.start, part.stop, device=param.device)

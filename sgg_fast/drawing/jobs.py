@@ -15,7 +15,7 @@ from sgg_fast.data.png_record import graph_json, is_drawn, save_png
 from sgg_fast.drawing.edit import apply_edit
 from sgg_fast.drawing.explain import AttentionMaps, explain_sheet
 from sgg_fast.drawing.models import Model, scheduler_name, set_scheduler
-from sgg_fast.drawing.options import Options, grid_path, picture_paths
+from sgg_fast.drawing.options import Options, grid_path, picture_paths, sheet_paths
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import context_length
 from sgg_fast.pictures.graph_picture import draw_graph
@@ -78,9 +78,7 @@ def make_jobs(items: Sequence[Item], model: Model, options: Options) -> list[Job
             record |= {name: float(record[name]) for name in ("guidance", "relation_guidance")}
             record |= {"model": model.name, "weights": model.weights}
             path = next(paths)
-            kinds = [("graph", options.show_graph), ("explain", options.explain), ("edit", bool(options.edits))]
-            sheets = {kind: path.with_name(f"{path.stem}-{kind}.png") for kind, wanted in kinds if wanted}
-            jobs.append(Job(graph, item.graph, path, record, sheets, options.edits))
+            jobs.append(Job(graph, item.graph, path, record, sheet_paths(path, options), options.edits))
     return jobs
 
 
@@ -174,5 +172,5 @@ def draw_grid(items: Sequence[Item], jobs: Sequence[Job], options: Options) -> P
     paths = [job.path for job in jobs]
     columns = options.num_images if options.num_images > 1 and len(items) > 1 else None
     path = grid_path(paths, items, options)
-    save_png(grid(paths, columns), path, None)
+    save_png(grid(paths, columns), path, {"sheet": "grid"})  # no graph of its own, but known as ours
     return path

@@ -50,6 +50,8 @@ class Model:
     description: str
     weights: str
     """Fingerprint of the files."""
+    notice: str = ""
+    """What to know of a model that nobody asked for by name."""
 
 
 def find_pipeline(model: Path) -> Path | None:
@@ -74,10 +76,12 @@ def load_model(model: str | None) -> Model:
         name, description = SHIPPED_NAME, "the toy model of this package"
     else:
         name, description = model or str(DEFAULT_RUN), str(folder)
+    by_default = model is None and folder != SHIPPED
+    notice = f"--model {SHIPPED_NAME} is the one that ships, trained for hours" if by_default else ""
     pipeline, device = _load(folder), env.device()
     if device.type == "cuda":
         pipeline.unet.to(torch.float16)  # only the UNet runs again and again; latents and VAE stay in fp32
-    return Model(pipeline.to(device), name, description, fingerprint(folder))
+    return Model(pipeline.to(device), name, description, fingerprint(folder), notice)
 
 
 def load_pipeline(model: str | None) -> tuple[SceneGraphToImagePipeline, str]:
@@ -146,3 +150,11 @@ def unseen_notice(pipeline: SceneGraphToImagePipeline, graphs: Sequence[SceneGra
     hints = [f"{word} (did you mean {found[0]}?)" if found else word for word, found in near]
     more = f", and {len(unseen) - most} more" if len(unseen) > most else ""
     return f"words that the model never saw in training: {', '.join(hints)}{more}"
+
+
+def untaught_notice(pipeline: SceneGraphToImagePipeline, relation_guidance: float) -> str:
+    """One line where relation guidance asks for what training is known to have left out; "" if it does not."""
+    told = (pipeline.config.get("provenance") or {}).get("settings") or {}
+    if not relation_guidance or told.get("relation_dropout") != 0:
+        return ""
+    return "relation guidance is a guess: without --relation-dropout this model never saw graphs without relations"

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sgg_fast.data.inputs import Item
+from sgg_fast.data.png_record import KEYWORD, raw_record
 from sgg_fast.drawing.models import SCHEDULERS
 
 MAX_PICTURES = 1_000_000
@@ -70,7 +71,8 @@ class Options:
 def picture_paths(items: Sequence[Item], options: Options) -> list[Path]:
     """A file for each picture, graph by graph: outputs/STEM.png, or outputs/STEM-0.png, -1, ... for several of a stem.
 
-    Raises ValueError for a place that cannot be written to, before anything is drawn.
+    Raises ValueError, before anything is drawn, for a place that cannot be written to and, without `overwrite`, for a
+    file not drawn here where a picture, one of its sheets or the grid would go.
     """
     out = options.out
     single = out is not None and out.suffix != "" and not out.is_dir()
@@ -90,12 +92,35 @@ def picture_paths(items: Sequence[Item], options: Options) -> list[Path]:
         number = f"-{taken[stem]:0{len(str(totals[stem] - 1))}d}" if totals[stem] > 1 else ""
         taken[stem] += 1
         paths.append(folder / f"{stem}{number}.png")
-    if clash := next((path for path in paths if path.is_dir()), None):
-        raise ValueError(f"--out {clash}: is a folder")
-    if len(set(paths)) < len(paths):
-        double = next(path for path in paths if paths.count(path) > 1)
-        raise ValueError(f"--out: two pictures would be called {double}; name the inputs apart")
+    targets = [target for path in paths for target in (path, *sheet_paths(path, options).values())]
+    _check_free([*targets, grid_path(paths, items, options)] if options.grid else targets, options.overwrite)
     return paths
+
+
+def _check_free(targets: Sequence[Path], overwrite: bool) -> None:
+    """Raise ValueError for a folder, a file that would be written twice, and unasked for one that is not ours."""
+    if clash := next((path for path in targets if path.is_dir()), None):
+        raise ValueError(f"--out {clash}: is a folder")
+    if len(set(targets)) < len(targets):
+        double = next(path for path, count in Counter(targets).items() if count > 1)
+        raise ValueError(f"--out: two pictures would be called {double}; name the inputs apart")
+    if not overwrite and (others := next((path for path in targets if path.exists() and not _is_ours(path)), None)):
+        raise ValueError(f"{others}: not drawn by infer.py: give --overwrite to replace it, or another --out")
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is empty or carries a record, which stands before the pixels and so outlasts a cut in them."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        head = file.read(64)
+    return not head or f"tEXt{KEYWORD}\0".encode() in head or raw_record(path) is not None
+
+
+def sheet_paths(path: Path, options: Options) -> dict[str, Path]:
+    """Kind ("graph", "explain", "edit") -> file of each further sheet of the picture at `path`."""
+    kinds = [("graph", options.show_graph), ("explain", options.explain), ("edit", bool(options.edits))]
+    return {kind: path.with_name(f"{path.stem}-{kind}.png") for kind, wanted in kinds if wanted}
 
 
 def grid_path(paths: Sequence[Path], items: Sequence[Item], options: Options) -> Path:

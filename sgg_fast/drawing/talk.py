@@ -10,8 +10,8 @@ from tqdm import tqdm
 
 from sgg_fast.data.inputs import Item
 from sgg_fast.data.text_form import to_text
-from sgg_fast.drawing.jobs import Progress
-from sgg_fast.drawing.models import Model, unseen_notice
+from sgg_fast.drawing.jobs import Job, Progress
+from sgg_fast.drawing.models import Model, unseen_notice, untaught_notice
 
 
 class Talk:
@@ -24,16 +24,17 @@ class Talk:
         if line and not self.quiet:
             print(line, file=sys.stderr)
 
-    def begin(self, items: Sequence[Item], model: Model) -> None:
+    def begin(self, items: Sequence[Item], jobs: Sequence[Job], model: Model) -> None:
         """The model, the reading of graphs given in words, and what to expect little of."""
         model.pipeline.set_progress_bar_config(disable=True)
-        self.say(f"model: {model.description}")
+        self.say("; ".join(filter(None, (f"model: {model.description}", model.notice))))
         for item in items:
             if item.typed:
                 self.say(f"read as: {to_text(item.graph)}")
             if item.settings.get("weights", model.weights) != model.weights:
                 self.say(f"{item.stem}: drawn with other weights than {model.description}: it will differ")
         self.say(unseen_notice(model.pipeline, [item.graph for item in items]))
+        self.say(untaught_notice(model.pipeline, max(job.record["relation_guidance"] for job in jobs)))
 
     def result(self, line: str) -> None:
         """A line on stdout, above the bar."""

@@ -21,11 +21,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data",
         default="toy",
-        help="graphs: toy (held-out scenes), toy-combinations (scenes with held-out combinations of known words), "
+        help="graphs: toy (held-out scenes), toy-combinations (scenes with combinations that no training graph has), "
         "toy-repeats (scenes with two of a kind and a chain), a JSON file, or a prepared set, whose test split is read "
         "(toy)",
     )
-    parser.add_argument("--num", type=int, default=100, help="graphs drawn (100)")
+    parser.add_argument("--num", type=int, help="graphs drawn (100, or all where there are fewer)")
     parser.add_argument("--pairs", type=int, default=50, help="counterfactual pairs an axis, at most (50)")
     parser.add_argument("--seeds", type=int, default=1, help="pictures of each graph, from noise of as many seeds (1)")
     parser.add_argument("--first-seed", type=int, default=0, help="the first of these seeds (0)")
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
     quiet_libraries()
     try:
         for name in ("num", "seeds"):
-            if getattr(args, name) < 1:
+            if getattr(args, name) is not None and getattr(args, name) < 1:
                 raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
         for name in ("pairs", "first_seed"):
             if getattr(args, name) < 0:

@@ -49,7 +49,7 @@ class GraphSet:
 
 
 def open_graphs(data: str, resolution: int) -> GraphSet:
-    """ "toy": held-out scenes; "toy-combinations": scenes with a combination that no training scene holds;
+    """ "toy": held-out scenes; "toy-combinations": scenes with a combination of `world.HELD_OUT`;
     "toy-repeats": held-out scenes that are hard to put in words (`_repeats`); a JSON file of graphs; or a set that
     training takes, whose test split is read. Raises ValueError naming --data.
     """  # fmt: skip

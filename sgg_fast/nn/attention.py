@@ -64,6 +64,10 @@ def set_attention(unet: UNet2DConditionModel, choice: str, device: torch.device)
     return chosen
 
 
-def checkpoint_activations(unet: UNet2DConditionModel) -> None:
-    """Recompute each block in backward. Nothing in the UNet is random, so no generator state is kept for it."""
-    unet.enable_gradient_checkpointing(partial(checkpoint, use_reentrant=False, preserve_rng_state=False))
+def checkpoint_activations(unet: UNet2DConditionModel, **options: Any) -> None:
+    """Recompute each block in backward. Nothing in the UNet is random, so no generator state is kept for it.
+
+    options: further ones of `torch.utils.checkpoint.checkpoint`.
+    """
+    recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, **options)
+    unet.enable_gradient_checkpointing(recompute)

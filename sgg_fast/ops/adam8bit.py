@@ -146,12 +146,12 @@ for _op in (_decide, _update, _update_8bit):
     _op.register_fake(lambda *args: None)
 
 
-def _checked(param: torch.Tensor, group: GroupGrads) -> str:
+def _checked(name: str, param: torch.Tensor, group: GroupGrads) -> str:
     """The backend. Raises ValueError for gradients that the kernels do not take."""
     if not group.grads or any(g.dtype not in GRAD_DTYPES or g.ndim != 1 for g in group.grads):
-        raise ValueError("adam8bit_: needs at least one gradient, each flat and in fp32 or bf16")
+        raise ValueError(f"{name}: needs at least one gradient, each flat and in fp32 or bf16")
     if len({g.dtype for g in group.grads}) > 1 or param.dtype not in GRAD_DTYPES:
-        raise ValueError("adam8bit_: the gradients of a group are of one dtype, its weights in fp32 or bf16")
+        raise ValueError(f"{name}: the gradients of a group are of one dtype, its weights in fp32 or bf16")
     return backend_for(param.device, param.dtype)
 
 
@@ -188,7 +188,7 @@ def adam_update_(
 
     Equivalent PyTorch: `torch.optim.Adam(params, lr, betas, eps).step()`
     """
-    backend = _checked(weights.param, group)
+    backend = _checked("adam_update_", weights.param, group)
     param, low, seed = weights
     _update(param, low, moment_1_P, moment_2_P, *group, control, rate, step, seed, *hyper[:3], backend)
 
@@ -208,6 +208,6 @@ def adam8bit_(
 
     Equivalent PyTorch: `bitsandbytes.optim.Adam8bit(params, lr, betas, eps).step()`
     """
-    backend = _checked(weights.param, group)
+    backend = _checked("adam8bit_", weights.param, group)
     param, low, seed = weights
     _update_8bit(param, low, *moments, *group, control, rate, step, seed, *hyper[:3], backend)

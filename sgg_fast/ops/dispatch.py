@@ -67,5 +67,5 @@ def backend_for(device: torch.device, *dtypes: torch.dtype) -> str:
             reason = obstacle
     if (backend, reason) not in _announced:
         _announced.add((backend, reason))
-        logger.info("graph kernels: %s (%s)", backend, reason)
+        logger.info("kernels: %s (%s)", backend, reason)
     return backend

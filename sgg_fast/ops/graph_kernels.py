@@ -151,6 +151,7 @@ def _(grad, count, object_graph, relation_graph, object_mask, relation_mask, x_d
 
 def _save_masked_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], *inputs[4:])
     ctx.dtypes = (inputs[0].dtype, inputs[1].dtype)
 
@@ -191,6 +192,7 @@ def _(grad, count, graph, dtype):
 
 def _save_graph_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], inputs[2])
     ctx.dtype = inputs[0].dtype
 

@@ -17,25 +17,25 @@ Plan = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """(ptr [N+1], mid [N], slot [2E])."""
 
 
-def _check(name: str, condition: bool, message: str) -> None:
+def check(name: str, condition: bool, message: str) -> None:
     if not condition:
         raise ValueError(f"{name}: {message}")
 
 
 def _check_plan(name: str, plan: Plan, num_relations: int) -> None:
     ptr, mid, slot = plan
-    _check(name, slot.shape[0] == 2 * num_relations, "the plan must hold two messages a relation")
-    _check(name, ptr.shape[0] == mid.shape[0] + 1, "ptr must be [N+1] and mid [N]")
+    check(name, slot.shape[0] == 2 * num_relations, "the plan must hold two messages a relation")
+    check(name, ptr.shape[0] == mid.shape[0] + 1, "ptr must be [N+1] and mid [N]")
 
 
 def _on_kernels(name: str, values: tuple[torch.Tensor, ...], index: tuple[torch.Tensor, ...]) -> bool:
     """Whether the Triton kernels run. Both kinds of tensors must share a device, and the latter be int32 or a mask."""
     device = values[0].device
-    _check(name, all(x.device == device for x in (*values, *index)), f"all tensors must be on {device}")
+    check(name, all(x.device == device for x in (*values, *index)), f"all tensors must be on {device}")
     if backend_for(device, *(x.dtype for x in values)) == "reference":
         return False
-    _check(name, all(x.dtype in (torch.int32, torch.uint8, torch.bool) for x in index), "index tensors must be int32")
-    _check(name, all(x.is_contiguous() for x in index), "index tensors must be contiguous")
+    check(name, all(x.dtype in (torch.int32, torch.uint8, torch.bool) for x in index), "index tensors must be int32")
+    check(name, all(x.is_contiguous() for x in index), "index tensors must be contiguous")
     return True
 
 
@@ -56,11 +56,11 @@ def gather_add_relu(
     Equivalent PyTorch: `a, c = ac.chunk(2, 1); (a[subject] + b + c[object] + bias).relu()`
     """
     name = "gather_add_relu"
-    _check(name, ac_N2H.ndim == 2 and ac_N2H.shape[1] == 2 * bias_H.shape[0], "ac must be [N, 2H] and bias [H]")
-    _check(name, b_EH.shape == (len(subject_E), bias_H.shape[0]), "b must be [E, H]")
-    _check(name, subject_E.shape == object_E.shape, "subject and object must both be [E]")
+    check(name, ac_N2H.ndim == 2 and ac_N2H.shape[1] == 2 * bias_H.shape[0], "ac must be [N, 2H] and bias [H]")
+    check(name, b_EH.shape == (len(subject_E), bias_H.shape[0]), "b must be [E, H]")
+    check(name, subject_E.shape == object_E.shape, "subject and object must both be [E]")
     _check_plan(name, plan, len(subject_E))
-    _check(name, ac_N2H.shape[0] == plan[1].shape[0], "ac must have a row for each object of the plan")
+    check(name, ac_N2H.shape[0] == plan[1].shape[0], "ac must have a row for each object of the plan")
     if _on_kernels(name, (ac_N2H, b_EH, bias_H), (subject_E, object_E, *plan)):
         return graph_kernels.gather_add_relu(ac_N2H, b_EH, bias_H, subject_E, object_E, *plan)
     a_NH, c_NH = ac_N2H.chunk(2, dim=1)
@@ -85,13 +85,13 @@ def scatter_mean(
     zeros(N, D).index_reduce_(0, cat([subject, object]), cat([m_s, m_o]), "mean", include_self=False), residual + r`
     """
     name = "scatter_mean"
-    _check(name, y_E3D.ndim == 2 and y_E3D.shape[1] % 3 == 0, "y must be [E, 3D]")
-    _check(name, bias_3D.shape == y_E3D.shape[1:], "bias must be [3D]")
-    _check(name, subject_E.shape == object_E.shape == y_E3D.shape[:1], "subject and object must be [E]")
+    check(name, y_E3D.ndim == 2 and y_E3D.shape[1] % 3 == 0, "y must be [E, 3D]")
+    check(name, bias_3D.shape == y_E3D.shape[1:], "bias must be [3D]")
+    check(name, subject_E.shape == object_E.shape == y_E3D.shape[:1], "subject and object must be [E]")
     _check_plan(name, plan, y_E3D.shape[0])
     values: tuple[torch.Tensor, ...] = (y_E3D, bias_3D)
     if residual_ED is not None:
-        _check(name, residual_ED.shape == (y_E3D.shape[0], y_E3D.shape[1] // 3), "the residual must be [E, D]")
+        check(name, residual_ED.shape == (y_E3D.shape[0], y_E3D.shape[1] // 3), "the residual must be [E, D]")
         values = (*values, residual_ED)
     if _on_kernels(name, values, (subject_E, object_E, *plan)):
         return graph_kernels.scatter_mean(y_E3D, bias_3D, residual_ED, subject_E, object_E, *plan)
@@ -116,10 +116,10 @@ def masked_pool(
     Equivalent PyTorch: `stack([cat([x[a:b][mx[a:b] > 0].mean(0), r[c:d][mr[c:d] > 0].mean(0)]) for each graph])`
     """
     name = "masked_pool"
-    _check(name, x_ND.ndim == 2 and x_ND.shape[1:] == r_ED.shape[1:], "x and r must have one width")
-    _check(name, object_ptr.shape == relation_ptr.shape, "both ptrs must be [B+1]")
-    _check(name, object_mask_N.shape == object_graph_N.shape == x_ND.shape[:1], "object graph and mask must be [N]")
-    _check(name, relation_mask_E.shape == relation_graph_E.shape == r_ED.shape[:1], "relation ones must be [E]")
+    check(name, x_ND.ndim == 2 and x_ND.shape[1:] == r_ED.shape[1:], "x and r must have one width")
+    check(name, object_ptr.shape == relation_ptr.shape, "both ptrs must be [B+1]")
+    check(name, object_mask_N.shape == object_graph_N.shape == x_ND.shape[:1], "object graph and mask must be [N]")
+    check(name, relation_mask_E.shape == relation_graph_E.shape == r_ED.shape[:1], "relation ones must be [E]")
     graphs, masks = (object_graph_N, relation_graph_E), (object_mask_N, relation_mask_E)
     if _on_kernels(name, (x_ND, r_ED), (object_ptr, relation_ptr, *graphs, *masks)):
         return graph_kernels.masked_pool(x_ND, r_ED, object_ptr, relation_ptr, *graphs, *masks)[0]
@@ -133,7 +133,7 @@ def graph_mean(rows_ED: torch.Tensor, ptr_B1: torch.Tensor, graph_E: torch.Tenso
 
     Equivalent PyTorch: `stack([rows[a:b].mean(0) for each graph])`
     """
-    _check("graph_mean", rows_ED.ndim == 2 and graph_E.shape == rows_ED.shape[:1], "rows must be [E, D], graph [E]")
+    check("graph_mean", rows_ED.ndim == 2 and graph_E.shape == rows_ED.shape[:1], "rows must be [E, D], graph [E]")
     if _on_kernels("graph_mean", (rows_ED,), (ptr_B1, graph_E)):
         return graph_kernels.graph_mean(rows_ED, ptr_B1, graph_E)[0]
     return reference.graph_mean(rows_ED, ptr_B1)
@@ -160,13 +160,13 @@ def triple_context(
     Equivalent PyTorch: `s[subject] + r + o[object] + pool[graph] + bias`
     """
     name = "triple_context"
-    _check(name, s_NH.ndim == 2 and s_NH.shape == o_NH.shape, "s and o must both be [N, H]")
-    _check(name, r_EH.shape == (len(subject_E), s_NH.shape[1]), "r must be [E, H]")
-    _check(name, pool_BH.shape == (relation_ptr.shape[0] - 1, s_NH.shape[1]), "pool must be [B, H]")
-    _check(name, bias_H.shape == s_NH.shape[1:], "bias must be [H]")
-    _check(name, subject_E.shape == object_E.shape == graph_E.shape, "subject, object and graph must be [E]")
+    check(name, s_NH.ndim == 2 and s_NH.shape == o_NH.shape, "s and o must both be [N, H]")
+    check(name, r_EH.shape == (len(subject_E), s_NH.shape[1]), "r must be [E, H]")
+    check(name, pool_BH.shape == (relation_ptr.shape[0] - 1, s_NH.shape[1]), "pool must be [B, H]")
+    check(name, bias_H.shape == s_NH.shape[1:], "bias must be [H]")
+    check(name, subject_E.shape == object_E.shape == graph_E.shape, "subject, object and graph must be [E]")
     _check_plan(name, plan, len(subject_E))
-    _check(name, s_NH.shape[0] == plan[1].shape[0], "s must have a row for each object of the plan")
+    check(name, s_NH.shape[0] == plan[1].shape[0], "s must have a row for each object of the plan")
     values, index = (s_NH, r_EH, o_NH, pool_BH, bias_H), (subject_E, object_E, graph_E)
     if _on_kernels(name, values, (*index, *plan, relation_ptr)):
         return graph_kernels.triple_context(*values, *index, *plan, relation_ptr)

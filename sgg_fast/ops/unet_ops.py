@@ -11,7 +11,7 @@ from sgg_kernels import reference
 
 from . import unet_kernels
 from .dispatch import backend_for
-from .graph_ops import _check as check
+from .graph_ops import check
 
 
 def group_norm_silu(

@@ -9,7 +9,7 @@ the foundation, by `train.py` like anything else, and `python -m sgg_fast.toy.bu
     train.py --stage finetune --out RUN --num-scenes 16000 --batch-size 32 --steps 4600 --lr-schedule cosine --seed 6
         --warmup-steps 50 --unet-lr 1e-3 --graph-lr 5e-4 --optimizer adam --ema 0.999 --relation-dropout 0.1
 
-`sheet` draws the README's picture.
+`card --eval DIR --data WORDS` puts what `sgg_fast.eval` measured on its card, `sheet` draws the README's picture.
 
 What ships is not bit for bit what these commands give: the parts took 3000 (vae), 1500 (clip) and 6500 (unet) steps and
 were stopped and continued with other step counts on the way, and afterwards two details of the drawing were mended and
@@ -40,8 +40,10 @@ from transformers import CLIPModel, CLIPTokenizer
 from sgg_fast.data.cache import to_pixels
 from sgg_fast.diffusion import noise
 from sgg_fast.diffusion.sampling import sample_latents
-from sgg_fast.drawing import SHIPPED, load_pipeline
+from sgg_fast.drawing import SHIPPED, load_model, load_pipeline
 from sgg_fast.eval.pictures import through_vae
+from sgg_fast.eval.report import contact_sheet
+from sgg_fast.model_card import write_card
 from sgg_fast.nn.clip import normalise_pixels, text_states
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.pipeline import SceneGraphToImagePipeline
@@ -230,13 +232,32 @@ def ship(run: Path, folder: Path) -> None:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def contact_sheet(path: Path, num: int = 12) -> None:
-    """The first held-out scenes, and below them what the shipped model draws from their graphs, unselected."""
+def put_on_card(folder: Path, evaluation: Path, data: str) -> None:
+    """Says on the card of the model that ships what `python -m sgg_fast.eval --out EVALUATION` measured of it."""
+    result = json.loads((evaluation / "eval.json").read_text(encoding="utf-8"))
+    if result["weights"] != load_model(str(folder)).weights:
+        raise ValueError(f"{evaluation} is an evaluation of other weights")
+    drawn = result["rows"]["drawn"]
+    metrics = {f"{name}, {len(result['per picture']['entity recall'][0])} held-out toy graphs": drawn[name] for name in
+               ("entity recall", "entity precision", "relations if present")}  # fmt: skip
+    for axis, pairs in result["counterfactual pairs"].items():
+        seen = round(pairs["pairs"] * pairs["both seen"])
+        metrics[f"{axis} as asked, {seen} pairs of graphs that differ in it alone (chance 0.5)"] = pairs["follows"]
+    index = folder / "model_index.json"
+    content = json.loads(index.read_text(encoding="utf-8"))
+    content["provenance"] |= {"base": "toy models (trained: unet, vae, clip)", "data": data, "metrics": metrics}
+    index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_card(load_pipeline(str(folder))[0], folder)
+
+
+def draw_sheet(path: Path, num: int = 8) -> None:
+    """The graphs of the first held-out scenes, unselected, each beside its scene and what the shipped model draws."""
     pipeline, _ = load_pipeline(str(SHIPPED))
     scenes = [world.draw_scene(HELD_OUT_SEED, i) for i in range(num)]
     generators = [torch.Generator().manual_seed(i) for i in range(num)]
     drawn = pipeline([s.graph for s in scenes], generator=generators, output_type="np").images
-    sheet([np.stack([s.image for s in scenes]), (drawn * 255).round().astype(np.uint8)], path, zoom=2)
+    drawn = (drawn * 255).round().astype(np.uint8)
+    contact_sheet(path, [(s.graph, {"scene": s.image, "drawn": d}) for s, d in zip(scenes, drawn, strict=True)])
 
 
 def build_judge(out: Path, num_steps: int, num_scenes: int, part: str) -> None:
@@ -258,19 +279,24 @@ STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000, "detector": 2400, "features"
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=[*PARTS, "ship", "sheet"])
+    parser.add_argument("part", choices=[*PARTS, "ship", "card", "sheet"])
     parser.add_argument(
         "--out", type=Path, default=Path("runs/toy-build"), help="folder of the parts; of the run to ship"
     )
     parser.add_argument("--steps", type=int, help=f"optimiser steps ({STEPS})")
     parser.add_argument("--scenes", type=int, default=20_000, help="training scenes to draw")
+    parser.add_argument("--eval", type=Path, default=Path("outputs/eval"), help="--out of the evaluation for the card")
+    parser.add_argument("--data", default="toy", help="what the card says that the run was trained on")
     parser.add_argument("--install", action="store_true", help="copy the weights into the package when done")
     args = parser.parse_args(argv)
     if args.part == "ship":
         ship(args.out, SHIPPED)
         return 0
+    if args.part == "card":
+        put_on_card(SHIPPED, args.eval, args.data)
+        return 0
     if args.part == "sheet":
-        contact_sheet(SHEET)
+        draw_sheet(SHEET)
         return 0
     PARTS[args.part](args.out, args.steps or STEPS[args.part], args.scenes)
     if args.install:

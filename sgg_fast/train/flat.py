@@ -117,7 +117,7 @@ class FlatAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Clip and step, unless a gradient is not finite: see `applied`. Waits for nothing."""
+        """Clip and step, unless a gradient is not finite: see `applied`. Copies a table to the device."""
         assert closure is None
         lr = self.param_groups[0]["lr"]
         if lr != self._lr:

@@ -189,7 +189,7 @@ class FlatAdam8bit(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Clip and step, unless a gradient is not finite: see `applied`. Waits for nothing."""
+        """Clip and step, unless a gradient is not finite: see `applied`. Copies a table to the device."""
         assert closure is None
         rates = [group["lr"] for group in self.param_groups]
         if rates != self._known_rates:

@@ -6,9 +6,11 @@ The numbers come from `plan.py`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import os
 import re
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,10 @@ from sgg_fast.train.plan import GIB, OUTSIDE, Plan, Planner
 
 logger = logging.getLogger(__name__)
 
-REMEDIES: tuple[tuple[str, dict[str, Any], str | None], ...] = (
+Remedy = tuple[str, dict[str, Any], str | None]
+"""What may help, as it is typed; the fields it sets; the ds.json it brings."""
+
+REMEDIES: tuple[Remedy, ...] = (
     ("--gradient-checkpointing", {"gradient_checkpointing": True}, None),
     ("--weights lean", {"weights": "lean", "precision": "auto"}, None),
     ("--optimizer-in-backward --max-grad-norm 0", {"optimizer_in_backward": True, "max_grad_norm": 0.0}, None),
@@ -30,7 +35,6 @@ REMEDIES: tuple[tuple[str, dict[str, Any], str | None], ...] = (
     ("--ema-device cpu", {"ema_device": "cpu"}, None),
     ("--deepspeed ds_offload.json", {}, "ds_offload.json"),
 )
-"""What may help, as it is typed; the fields it sets; the ds.json it brings."""
 
 NUM_REMEDIES = 3
 
@@ -74,7 +78,8 @@ def show_plan(config: Config, stage: str, ds_path: str | None, device: str, budg
         *plan.lines(),
         f"{'fits' if plan.fits(budget) else 'does not fit'} {budget / GIB:.2f} GiB, of which {OUTSIDE / GIB:.0f} GiB "
         "is left to what is not counted (CUDA context, workspaces, gaps)",
-        f"largest batch that fits: {most}" if most else "not even a batch of 1 fits",
+        f"largest batch that fits: {most}" if most else
+        f"not even a batch of 1 fits{_what_fits(config, stage, ds_path, device, budget)}",
     ])  # fmt: skip
 
 
@@ -90,7 +95,8 @@ def auto_batch(config: Config, stage: str, ds_path: str | None, budget_text: str
     images, most = config.batch_size * config.accumulation_steps, planned.largest_batch(budget)
     if not most:
         plan = planned.plan(1, budget)
-        raise ConfigError(f"--auto-batch: not even one image fits {budget / GIB:.2f} GiB: {_peak(plan)}")
+        cure = _what_fits(config, stage, ds_path, device.type, budget)
+        raise ConfigError(f"--auto-batch: not even one image fits {budget / GIB:.2f} GiB: {_peak(plan)}{cure}")
     micro = max(n for n in range(1, min(most, images) + 1) if images % n == 0)
     logger.info("--auto-batch: %d images a step as %d x %d; %d would fit", images, images // micro, micro, most)
     return dataclasses.replace(config, batch_size=micro, accumulation_steps=images // micro)
@@ -111,24 +117,62 @@ def out_of_memory(config: Config, stage: str, ds_path: str | None, device: str) 
     planned = planner(config, stage, ds_path, device)
     plan = planned.plan(config.batch_size)
     lower = {}
-    for words, changes, ds in [*_smaller_batch(config), *REMEDIES]:
+    for (words, *_), other in _changed(config, stage, ds_path, device, [*_smaller_batch(config), *REMEDIES]):
+        peak = other.plan(other.config.batch_size).peak
+        if peak < plan.peak:
+            lower[words] = peak
+    best = sorted(lower, key=lambda words: lower[words])[:NUM_REMEDIES]
+    helps = ", ".join(f"{words} ({lower[words] / GIB:.2f} GiB)" for words in best)
+    return f"out of memory: {_peak(plan)}. Each of these would help: {helps or 'a lower --resolution'}"
+
+
+def _changed(
+    config: Config, stage: str, ds_path: str | None, device: str, remedies: Iterable[Remedy]
+) -> Iterator[tuple[Remedy, Planner]]:
+    """Those remedies that change something and go with the settings, each with the planner of the changed run."""
+    for remedy in remedies:
+        _, changes, ds = remedy
         if ds and (ds_path or not Path(ds).is_file()):
             continue
         try:
             changed = dataclasses.replace(config, **changes)
             if not ds and (changed == config or (not config.ema and "ema_device" in changes)):
                 continue
-            other = planner(changed, stage, ds or ds_path, device).plan(changed.batch_size)
+            other = planner(changed, stage, ds or ds_path, device)
         except ConfigError:  # settings that exclude each other
             continue
-        if other.peak < plan.peak:
-            lower[words] = other.peak
-    best = sorted(lower, key=lambda words: lower[words])[:NUM_REMEDIES]
-    helps = ", ".join(f"{words} ({lower[words] / GIB:.2f} GiB)" for words in best)
-    return f"out of memory: {_peak(plan)}. Each of these would help: {helps or 'a lower --resolution'}"
+        yield remedy, other
 
 
-def _smaller_batch(config: Config) -> list[tuple[str, dict[str, Any], None]]:
+def _added_up(config: Config, stage: str, ds_path: str | None, device: str) -> Iterator[tuple[str, Planner]]:
+    """More and more remedies together: from the first one on, then from the last one back."""
+    for remedies in (REMEDIES, REMEDIES[::-1]):
+        typed, now, now_ds = "", config, ds_path
+        for remedy in remedies:
+            for (words, _, ds), other in _changed(now, stage, now_ds, device, [remedy]):
+                typed, now, now_ds = f"{typed} {words}".strip(), other.config, ds or now_ds
+                yield typed, other
+
+
+def _what_fits(config: Config, stage: str, ds_path: str | None, device: str, budget: int) -> str:
+    """The first settings with which a batch of at least 1 fits: single ones, or the fewest of `_added_up`."""
+    logger.info("not even a batch of 1 fits: looking for settings with which it does")
+
+    def fitting(tried: Iterable[tuple[str, Planner]]) -> Iterator[str]:
+        for words, other in tried:
+            if most := other.largest_batch(budget):
+                alone = other.config.optimizer_in_backward and most < other.config.batch_size  # cannot accumulate
+                yield f"{words}{f' --batch-size {most}' if alone else ''} (batch {most})"
+
+    single = ((words, other) for (words, *_), other in _changed(config, stage, ds_path, device, REMEDIES))
+    found = list(itertools.islice(fitting(single), NUM_REMEDIES))
+    found = found or list(itertools.islice(fitting(_added_up(config, stage, ds_path, device)), 1))
+    if not found:
+        return "; nor with all that saves memory together: take a larger GPU or --budget, or a lower --resolution"
+    return f"; it does with {' or with '.join(found)}"
+
+
+def _smaller_batch(config: Config) -> list[Remedy]:
     """Half the micro-batch, twice as often; or half the images where accumulation is excluded."""
     if config.batch_size == 1:
         return []

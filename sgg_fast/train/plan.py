@@ -124,7 +124,7 @@ class Planner:
             self._stage = FinetuneStage(whole, blank_conditioner(config, self.foundation), self.foundation, cache)
             self.foundation.unet.set_attn_processor(AttnProcessor2_0())
             if config.gradient_checkpointing:
-                checkpoint_activations(self.foundation.unet)
+                checkpoint_activations(self.foundation.unet, context_fn=self._recomputing)
             of_unet, of_graph = self.layout.dtypes()
             for name, module in self._stage.named_children():
                 _recast(module, of_unet if name == "unet" else of_graph)
@@ -218,6 +218,10 @@ class Planner:
                     parameter.grad = None
             self._traces[batch] = meter.peaks
         return self._traces[batch]
+
+    def _recomputing(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+        """Around a block's forward and its recomputation: backward is outside of `_trace`'s autocast."""
+        return contextlib.nullcontext(), autocast_like_cuda(self.layout.autocast())
 
     @contextlib.contextmanager
     def _reference_kernels(self) -> Iterator[None]:

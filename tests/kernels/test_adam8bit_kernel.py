@@ -144,6 +144,21 @@ def test_is_adam(backend, form, dtype, device):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, -1, 0x7FC00000], ids=["gpu", "negative", "cpu"])
+def test_a_weight_that_is_no_number_is_not_rounded_to_one(backend, bits, device):
+    """0x7FFFFFFF, in bf16 with the half that it lacks: adding half of the last place would carry into the sign."""
+    ops.use_kernels(backend)
+    given = weights("split", device)
+    low = (bits & 0xFFFF ^ 0x8000) - 0x8000  # the signed lower half; the upper one makes up for its sign
+    given.param.view(torch.int16)[OFFSETS[1]] = ((bits - low >> 16) & 0xFFFF ^ 0x8000) - 0x8000
+    given.low[OFFSETS[1]] = low
+    assert ops_read(given).isnan().nonzero().tolist() == [[OFFSETS[1]]]
+    control, step = decided(device, 1)
+    op.adam8bit_(given, moments(device), gradients(device, torch.float32), control, rate(device), step, op.Hyper())
+    assert given.param.isnan().nonzero().tolist() == ops_read(given).isnan().nonzero().tolist() == [[OFFSETS[1]]]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_padding_stays_zero(backend, device):
     ops.use_kernels(backend)
     given, state = op.Weights(torch.zeros(NUM, device=device)), moments(device)

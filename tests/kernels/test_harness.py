@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import dataclasses
 import os
 import sys
@@ -102,3 +103,28 @@ def test_what_reads_sizes_back_is_never_captured(monkeypatch):
     rows = list(run._time_on_cuda(row, form, case, registry.inputs(case, "cpu"), None, plan))
     assert [(r.call, r.status) for r in rows[:2]] == [("eager", "ok")] * 2
     assert (rows[2].call, rows[2].status) == ("replay", "not capturable: reads sizes back to the host")
+
+
+@pytest.mark.parametrize(
+    ("interpret", "wrong", "status", "code"),
+    [
+        ("0", False, "skipped: needs a CUDA device, or TRITON_INTERPRET=1 to verify it in the interpreter", 0),
+        ("1", False, "verified", 0),
+        ("1", True, "failed: RuntimeError: broken", 1),
+    ],
+)
+@pytest.mark.parametrize("op", ["graph_mean", "pack"])
+def test_ours_is_skipped_where_it_cannot_run_and_fails_where_it_is_broken(
+    monkeypatch, tmp_path, op, interpret, wrong, status, code
+):
+    def broken(*_):
+        raise RuntimeError("broken")
+
+    monkeypatch.setenv("TRITON_INTERPRET", interpret)
+    if wrong:
+        monkeypatch.setitem(baselines_torch.FORMS, (op, "ours"), broken)
+    words = f"--device cpu --quick --verify-only --size tiny --mode fwd --backend ours reference --op {op} --csv"
+    assert run.main([*words.split(), str(tmp_path / "bench.csv")]) == code
+    with (tmp_path / "bench.csv").open(newline="") as file:
+        rows = {row["backend"]: row["status"] for row in csv.DictReader(file)}
+    assert rows == {"ours": status, "reference": "verified"}
