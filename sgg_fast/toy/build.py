@@ -8,15 +8,17 @@ the foundation, by `train.py` like anything else, and `python -m sgg_fast.toy.bu
     train.py --stage pretrain --out RUN --num-scenes 16000 --batch-size 32 --steps 2500 --lr-schedule cosine --seed 6
     train.py --stage finetune --out RUN --num-scenes 16000 --batch-size 32 --steps 4600 --lr-schedule cosine --seed 6
         --warmup-steps 50 --unet-lr 1e-3 --graph-lr 5e-4 --optimizer adam --ema 0.999 --relation-dropout 0.1
+    train.py --stage finetune --out NEXT --model RUN/finetune/pipeline --data CACHE --steps 6400 --seed 7 ... as before
 
+CACHE is what `python -m sgg_fast.data.prepare cache --data toy-rare --num-scenes 16000 --seed 6 --out CACHE` makes.
 `card --eval DIR --data WORDS` puts what `sgg_fast.eval` measured on its card, `sheet` draws the README's picture.
 
 What ships is not bit for bit what these commands give: the parts took 3000 (vae), 1500 (clip) and 6500 (unet) steps and
 were stopped and continued with other step counts on the way, and afterwards two details of the drawing were mended and
 some combinations held out of the scenes. Fine-tuning began (`--model`) from the UNet of an earlier model of 2000 steps
-with `--gate-init 0` and without the losses about boxes; its last step was set to 3000, 5000, 4000 and 4600 on the way.
-The detector took 660 steps on 12 000 scenes with a first loss, 840 on 7 000 and 3 400 on 10 000 with the present one,
-the features 600 steps on 1 500 scenes.
+with `--gate-init 0` and without the losses about boxes; its last step was set to 3000, 5000, 4000 and 4600 on the way,
+that of its second part to 4500, 8000, 7000 and 6400. The detector took 660 steps on 12 000 scenes with a first loss,
+840 on 7 000 and 3 400 on 10 000 with the present one, the features 600 steps on 1 500 scenes.
 """
 
 from __future__ import annotations
