@@ -7,6 +7,7 @@ import io
 import itertools
 import sys
 import types
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -115,7 +116,9 @@ def test_every_kind_of_file_is_replaced_unasked_only_where_it_is_ours(tmp_path, 
     path, given = tmp_path / name, {"out": tmp_path, **options}
     save_png(Image.new("RGB", (64, 64)), path, None)
     theirs = path.read_bytes()
-    for content in (theirs, theirs[:60], b"sgg_fast"):
+    huge = theirs[:16] + bytes([0, 0, 80, 0]) * 2 + theirs[24:]
+    huge = huge[:29] + zlib.crc32(huge[12:29]).to_bytes(4, "big") + huge[33:]  # refused unseen, as a bomb
+    for content in (theirs, theirs[:60], b"sgg_fast", huge):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=f"{path}: not drawn by .*--overwrite .*another --out"):
             names(["g", "h"], **given)

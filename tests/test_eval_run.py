@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from sgg_fast.drawing.models import load_pipeline
+from sgg_fast.drawing.models import SHIPPED, load_pipeline
 from sgg_fast.eval import evaluate, metrics, pictures
 from sgg_fast.eval.__main__ import main
 from sgg_fast.eval.detector import OpenVocabularyDetector, open_detector, overlaps
 from sgg_fast.eval.direction import measure_direction
 from sgg_fast.graph import SceneGraph
-from sgg_fast.toy import world
+from sgg_fast.toy import build, world
 
 GRAPHS = [
     SceneGraph(("dog", "house"), ((0, "left of", 1),)),
@@ -162,6 +163,19 @@ def test_pairs_start_from_the_noise_of_their_own_graph(tmp_path):
         own, turned = (jobs[plan.path(4, pair.graph_index, side)] for side in (None, pair.axis))
         assert own.noise_seed == turned.noise_seed
         assert sum(a != b for a, b in zip(own.graph.relations, turned.graph.relations, strict=True)) == 1
+
+
+def test_the_card_says_what_was_measured_of_these_weights(done, tmp_path):
+    folder = shutil.copytree(SHIPPED, tmp_path / "pipeline")
+    build.put_on_card(folder, done)
+    result = json.loads((done / "eval.json").read_text())
+    card = (folder / "README.md").read_text()
+    assert f"| entity recall, 2 held-out toy graphs | {result['rows']['drawn']['entity recall']:.4g} |" in card
+    assert "| data | toy for 4 600 steps, then toy-rare; 16 000 scenes each |" in card, "as it stood there"
+    for name, value in (("weights", "0" * 16), ("data", "toy-repeats")):
+        (tmp_path / "eval.json").write_text(json.dumps({**result, name: value}))
+        with pytest.raises(ValueError, match="of other weights or on other graphs"):
+            build.put_on_card(folder, tmp_path)
 
 
 def test_one_graph_of_a_file_without_num_and_no_floor_of_other_graphs(tmp_path, capsys):

@@ -243,7 +243,7 @@ def test_the_run_taken_by_default_names_the_model_that_ships(trained_run, tmp_pa
 
 
 def test_relation_guidance_of_a_model_that_was_not_taught_it_is_called_a_guess(trained_run, tmp_path, capsys):
-    said = "relation guidance is a guess: without --relation-dropout this model never saw graphs without relations\n"
+    said = "relation guidance is a guess: this model was last trained without --relation-dropout\n"
     for model, pull, told in ((trained_run, 2, 1), (trained_run, 0, 0), ("toy", 2, 0)):
         argv = ("sheep on grass", "--steps", 1, "--relation-guidance", pull, "--model", model)
         _, err = run(capsys, *argv, "--out", tmp_path / f"{told}.png")

@@ -53,7 +53,8 @@ def raw_record(path: Path) -> str | None:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             text = getattr(image, "text", {}).get(KEYWORD)
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError):
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError,
+            Image.DecompressionBombError):  # fmt: skip
         return None
     return text if isinstance(text, str) else None
 

@@ -153,8 +153,8 @@ def unseen_notice(pipeline: SceneGraphToImagePipeline, graphs: Sequence[SceneGra
 
 
 def untaught_notice(pipeline: SceneGraphToImagePipeline, relation_guidance: float) -> str:
-    """One line where relation guidance asks for what training is known to have left out; "" if it does not."""
+    """One line where relation guidance asks for what its last training is known to have left out; "" if it does not."""
     told = (pipeline.config.get("provenance") or {}).get("settings") or {}
     if not relation_guidance or told.get("relation_dropout") != 0:
         return ""
-    return "relation guidance is a guess: without --relation-dropout this model never saw graphs without relations"
+    return "relation guidance is a guess: this model was last trained without --relation-dropout"

@@ -21,7 +21,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--data",
         default="toy",
-        help="graphs: toy (held-out scenes), toy-combinations (scenes with combinations that no training graph has), "
+        help="graphs: toy (held-out scenes), toy-combinations (scenes with combinations held out of training scenes), "
         "toy-repeats (scenes with two of a kind and a chain), a JSON file, or a prepared set, whose test split is read "
         "(toy)",
     )

@@ -156,7 +156,9 @@ def _save_masked_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, T
     ctx.dtypes = (inputs[0].dtype, inputs[1].dtype)
 
 
-def _masked_pool_grads(ctx: Any, grad: Tensor, _: Any) -> Grads:
+def _masked_pool_grads(ctx: Any, grad: Tensor | None, _: Any) -> Grads:
+    if grad is None:
+        return (None,) * 8
     return *masked_pool_bwd(grad, *ctx.saved_tensors, *ctx.dtypes), *[None] * 6
 
 
@@ -197,7 +199,9 @@ def _save_graph_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Te
     ctx.dtype = inputs[0].dtype
 
 
-def _graph_mean_grads(ctx: Any, grad: Tensor, _: Any) -> Grads:
+def _graph_mean_grads(ctx: Any, grad: Tensor | None, _: Any) -> Grads:
+    if grad is None:
+        return None, None, None
     return graph_mean_bwd(grad, *ctx.saved_tensors, ctx.dtype), None, None
 
 

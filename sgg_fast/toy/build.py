@@ -8,10 +8,11 @@ the foundation, by `train.py` like anything else, and `python -m sgg_fast.toy.bu
     train.py --stage pretrain --out RUN --num-scenes 16000 --batch-size 32 --steps 2500 --lr-schedule cosine --seed 6
     train.py --stage finetune --out RUN --num-scenes 16000 --batch-size 32 --steps 4600 --lr-schedule cosine --seed 6
         --warmup-steps 50 --unet-lr 1e-3 --graph-lr 5e-4 --optimizer adam --ema 0.999 --relation-dropout 0.1
-    train.py --stage finetune --out NEXT --model RUN/finetune/pipeline --data CACHE --steps 6400 --seed 7 ... as before
+    train.py --stage finetune --out NEXT --model sgg_fast/toy/pipeline --data CACHE --steps 6400 --seed 7 ... as before
 
-CACHE is what `python -m sgg_fast.data.prepare cache --data toy-rare --num-scenes 16000 --seed 6 --out CACHE` makes.
-`card --eval DIR --data WORDS` puts what `sgg_fast.eval` measured on its card, `sheet` draws the README's picture.
+The second part goes on from what shipped after the first, in fp16, without validation (`--validation-pairs 0`). CACHE:
+`python -m sgg_fast.data.prepare cache --data toy-rare --num-scenes 16000 --seed 6 --out CACHE`. `card --eval DIR` puts
+what `sgg_fast.eval` measured on the card, `sheet` draws the README's picture.
 
 What ships is not bit for bit what these commands give: the parts took 3000 (vae), 1500 (clip) and 6500 (unet) steps and
 were stopped and continued with other step counts on the way, and afterwards two details of the drawing were mended and
@@ -234,20 +235,22 @@ def ship(run: Path, folder: Path) -> None:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def put_on_card(folder: Path, evaluation: Path, data: str) -> None:
+def put_on_card(folder: Path, evaluation: Path, data: str = "") -> None:
     """Says on the card of the model that ships what `python -m sgg_fast.eval --out EVALUATION` measured of it."""
     result = json.loads((evaluation / "eval.json").read_text(encoding="utf-8"))
-    if result["weights"] != load_model(str(folder)).weights:
-        raise ValueError(f"{evaluation} is an evaluation of other weights")
+    if result["data"] != "toy" or result["weights"] != load_model(str(folder)).weights:
+        raise ValueError(f"{evaluation} is an evaluation of other weights or on other graphs than toy")
     drawn = result["rows"]["drawn"]
     metrics = {f"{name}, {len(result['per picture']['entity recall'][0])} held-out toy graphs": drawn[name] for name in
                ("entity recall", "entity precision", "relations if present")}  # fmt: skip
     for axis, pairs in result["counterfactual pairs"].items():
-        seen = round(pairs["pairs"] * pairs["both seen"])
+        seen = round(pairs["pairs"] * (pairs["both seen"] or 0))
         metrics[f"{axis} as asked, {seen} pairs of graphs that differ in it alone (chance 0.5)"] = pairs["follows"]
+    metrics = {name: value for name, value in metrics.items() if value is not None}  # no case of it was seen
     index = folder / "model_index.json"
     content = json.loads(index.read_text(encoding="utf-8"))
-    content["provenance"] |= {"base": "toy models (trained: unet, vae, clip)", "data": data, "metrics": metrics}
+    told = content["provenance"]
+    told |= {"base": "toy models (trained: unet, vae, clip)", "data": data or told["data"], "metrics": metrics}
     index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     write_card(load_pipeline(str(folder))[0], folder)
 
@@ -288,7 +291,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, help=f"optimiser steps ({STEPS})")
     parser.add_argument("--scenes", type=int, default=20_000, help="training scenes to draw")
     parser.add_argument("--eval", type=Path, default=Path("outputs/eval"), help="--out of the evaluation for the card")
-    parser.add_argument("--data", default="toy", help="what the card says that the run was trained on")
+    parser.add_argument("--data", default="", help="what the card says that it was trained on (as it stands there)")
     parser.add_argument("--install", action="store_true", help="copy the weights into the package when done")
     args = parser.parse_args(argv)
     if args.part == "ship":

@@ -43,8 +43,9 @@ HELD_OUT: frozenset[tuple[str, str, str]] = frozenset(
         ("tree", "right of", "car"),
     }
 )
-"""Combinations of known words that no scene shows unless it is asked for: SGG-IG of this package never saw them in
-training. The parts below it, trained before they were held out, did (CLIP, the text-conditioned UNet)."""
+"""Combinations of known words that no scene shows unless it is asked for. The model that ships is older in part: its
+CLIP and the UNet that it began from (text, then 2 000 steps of SGG-IG) still saw them; its graph encoder and all later
+steps did not."""
 
 MAX_RELATIONS = 8
 MIN_VISIBLE = 0.3
