@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import triton
 import triton.language as tl
@@ -124,12 +123,13 @@ def adam_table(addresses: Sequence[int], offsets: Sequence[int], numels: Sequenc
     """
     assert all(address % 16 == 0 for address in addresses), "a gradient does not start on 16 bytes"
     assert all(offset % 16 == 0 for offset in offsets)
-    address, offset, num = (np.asarray(x, dtype=np.int64) for x in (addresses, offsets, numels))
-    chunks = -(-num // BLOCK)
-    first = BLOCK * (np.arange(chunks.sum()) - np.repeat(chunks.cumsum() - chunks, chunks))
-    rest = np.repeat(num, chunks) - first
-    rows = np.repeat(address, chunks) + itemsize * first, np.repeat(offset, chunks) + first, np.minimum(rest, BLOCK)
-    return torch.from_numpy(np.stack(rows, axis=1))
+    address, offset, num = (torch.tensor(x, dtype=torch.int64) for x in (addresses, offsets, numels))
+    chunks = (num + BLOCK - 1) // BLOCK
+    address, offset, num, before = (
+        x.repeat_interleave(chunks) for x in (address, offset, num, chunks.cumsum(0) - chunks)
+    )
+    first = BLOCK * (torch.arange(len(num)) - before)
+    return torch.stack([address + itemsize * first, offset + first, (num - first).clamp(max=BLOCK)], dim=1)
 
 
 def adam_decide(
