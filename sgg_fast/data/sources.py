@@ -95,7 +95,7 @@ def toy_source(seed: int, num_scenes: int, resolution: int, rare: bool = False) 
 def folder_source(folder: Path, resolution: int) -> PairSource:
     """Images of `folder` with sg2im JSON of the same stem beside them; centre-cropped squares, antialiased."""
     if not folder.is_dir():
-        raise ConfigError(f"--data {folder}: there is no such folder")
+        raise ConfigError(f"--data {folder}: there is no such folder, and it is not {' or '.join(TOY_DATA)}")
     images = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
     paths = [p for p in images if p.with_suffix(".json").is_file()]
     if not paths:

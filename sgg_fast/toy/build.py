@@ -282,7 +282,7 @@ STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000, "detector": 2400, "features"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Exit code 0."""
+    """Exit code 0, 2 for an evaluation that is not of what ships."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=[*PARTS, "ship", "card", "sheet"])
     parser.add_argument(
@@ -298,7 +298,10 @@ def main(argv: list[str] | None = None) -> int:
         ship(args.out, SHIPPED)
         return 0
     if args.part == "card":
-        put_on_card(SHIPPED, args.eval, args.data)
+        try:
+            put_on_card(SHIPPED, args.eval, args.data)
+        except (ValueError, OSError) as error:
+            parser.error(str(error))
         return 0
     if args.part == "sheet":
         draw_sheet(SHEET)
