@@ -22,6 +22,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from sgg_fast.ops.dispatch import why_not_triton
+
 from . import baselines_torch, counts, measure, registry, roofline, verify
 from .output import Output, Row
 from .registry import Case, Inputs
@@ -174,10 +176,8 @@ def measure_form(
 def _form(case: Case, backend: str, device: torch.device) -> baselines_torch.Form | None:
     """None where the backend has none. Raises UnavailableError where it cannot run here, or not on `device`."""
     form = baselines_torch.form(case.op, backend)
-    if form is not None and backend == "ours" and device.type != "cuda" and not verify.interpreted():
-        raise baselines_torch.UnavailableError(
-            "skipped: needs a CUDA device, or TRITON_INTERPRET=1 to verify it in the interpreter"
-        )
+    if form is not None and backend == "ours" and (reason := why_not_triton(device)):
+        raise baselines_torch.UnavailableError(f"skipped: {reason}")
     return form
 
 

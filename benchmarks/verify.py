@@ -31,14 +31,10 @@ FLIPPED_UNITS, MANY_UNITS = 4, 10**5
 the other way moves a gradient's norm by about the root of its share."""
 
 
-def interpreted() -> bool:
-    """Whether our kernels run in Triton's interpreter."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
-
-
 def _cut_off(backend: str, dtype: str) -> float:
     """What Triton's interpreter is forgiven: it cuts fp32 off where it stores bf16, which hardware rounds."""
-    return torch.finfo(torch.bfloat16).eps if backend == "ours" and interpreted() and dtype == "bf16" else 0.0
+    interpreted = backend == "ours" and os.environ.get("TRITON_INTERPRET") == "1"
+    return torch.finfo(torch.bfloat16).eps if interpreted and dtype == "bf16" else 0.0
 
 
 def run(form: Form, inputs: Inputs, tensors: Tensors, mode: str) -> list[torch.Tensor]:

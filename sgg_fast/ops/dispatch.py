@@ -37,7 +37,7 @@ def use_kernels(choice: str) -> None:
     _requested = choice
 
 
-def _obstacle(device: torch.device, dtypes: tuple[torch.dtype, ...]) -> str | None:
+def why_not_triton(device: torch.device, dtypes: tuple[torch.dtype, ...] = ()) -> str | None:
     """Why Triton cannot compute with such tensors, or None."""
     if not _has_triton():
         return "the package triton is not installed"
@@ -54,7 +54,7 @@ def backend_for(device: torch.device, *dtypes: torch.dtype) -> str:
     The automatic choice falls back to the reference; raises ValueError where "triton" was asked for and cannot be.
     A compiled caller keeps the answer it was traced with.
     """
-    obstacle = _obstacle(device, dtypes)
+    obstacle = why_not_triton(device, dtypes)
     if _requested == "triton" and obstacle is not None:
         raise ValueError(f"--kernels triton: {obstacle}")
     if _requested != "auto":

@@ -43,7 +43,8 @@ from transformers import CLIPModel, CLIPTokenizer
 from sgg_fast.data.cache import to_pixels
 from sgg_fast.diffusion import noise
 from sgg_fast.diffusion.sampling import sample_latents
-from sgg_fast.drawing import SHIPPED, load_model, load_pipeline
+from sgg_fast.drawing import SHIPPED, load_pipeline
+from sgg_fast.drawing.models import fingerprint
 from sgg_fast.eval.pictures import through_vae
 from sgg_fast.eval.report import contact_sheet
 from sgg_fast.model_card import write_card
@@ -238,7 +239,7 @@ def ship(run: Path, folder: Path) -> None:
 def put_on_card(folder: Path, evaluation: Path, data: str = "") -> None:
     """Says on the card of the model that ships what `python -m sgg_fast.eval --out EVALUATION` measured of it."""
     result = json.loads((evaluation / "eval.json").read_text(encoding="utf-8"))
-    if result["data"] != "toy" or result["weights"] != load_model(str(folder)).weights:
+    if result["data"] != "toy" or result["weights"] != fingerprint(folder):
         raise ValueError(f"{evaluation} is an evaluation of other weights or on other graphs than toy")
     drawn = result["rows"]["drawn"]
     metrics = {f"{name}, {len(result['per picture']['entity recall'][0])} held-out toy graphs": drawn[name] for name in
