@@ -1,4 +1,4 @@
-"""Packaging. `kernels/` is installed as `sgg_kernels`: a package called `kernels` would shadow Hugging Face's."""
+"""Packaging. `kernels/` holds the package `sgg_kernels`: one called `kernels` would shadow Hugging Face's."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["sgg_fast", "sgg_fast.*"]), "sgg_kernels", "sgg_kernels.reference"],
-    package_dir={"sgg_kernels": "kernels"},
+    packages=[*find_packages(include=["sgg_fast", "sgg_fast.*"]), *find_packages("kernels")],
+    package_dir={"sgg_kernels": "kernels/sgg_kernels"},
     package_data={"sgg_fast.toy": ["weights/*.safetensors", "pipeline/*", "pipeline/*/*"]},
     install_requires=[
         "torch>=2.10,<2.14",

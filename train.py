@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     from sgg_fast.config import ConfigError
     from sgg_fast.quiet import quiet_libraries
     from sgg_fast.recipes import recipe
-    from sgg_fast.train.stops import Signalled, Stop
+    from sgg_fast.train.run.interrupts import Signalled, Stop
 
     try:
         try:
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
             if budget and not (plan or auto_batch):
                 raise ConfigError("--budget is for --plan and --auto-batch: add one of them")
             quiet_libraries(verbose=env.rank() == 0)
-            from sgg_fast.train import memory
+            from sgg_fast.train.memory import advice as memory
             from sgg_fast.train.trainer import Trainer
 
             if plan:
@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
         except (ConfigError, OSError) as error:  # a run in use, a full disk; any other from here on is a bug
             return refuse(error)
     except (RuntimeError, MemoryError) as error:
-        from sgg_fast.train import memory
+        from sgg_fast.train.memory import advice as memory
 
         if not memory.is_out_of_memory(error):
             raise

@@ -28,7 +28,8 @@ import time
 
 import torch
 
-from . import measure, targets
+from benchmarks import targets
+from benchmarks.harness import measure
 
 TOTAL_SECONDS = 530
 DRY_SECONDS = 600

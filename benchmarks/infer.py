@@ -27,13 +27,14 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from benchmarks import run, train_step
+from benchmarks.counts import kernels as counts
+from benchmarks.harness import measure
+from benchmarks.harness.output import Output
+from benchmarks.steps.infer_forms import FORMS, GUIDANCE, Form, Size, latents, open_models, reference
 from sgg_fast.config import ConfigError
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.quiet import quiet_libraries
-
-from . import counts, measure, run, train_step
-from .infer_forms import FORMS, GUIDANCE, Form, Size, latents, open_models, reference
-from .output import Output
 
 CHECK_STEPS = 2
 FLOOR = 1e-4

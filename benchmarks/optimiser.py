@@ -21,13 +21,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from benchmarks.counts.roofline import CHIPS
+from benchmarks.harness import measure
+from benchmarks.harness.output import Output, Row
+from benchmarks.ops.baselines import UnavailableError
 from sgg_fast import ops
-from sgg_fast.train.flat8bit import FlatAdam8bit
-
-from . import measure
-from .baselines_torch import UnavailableError
-from .output import Output, Row
-from .roofline import CHIPS
+from sgg_fast.train.optim.adam_flat import FlatAdam8bit
 
 LR, STEPS = 1e-3, 3
 FLOOR = {"adam": 1e-5, "adam8bit": 2e-2}

@@ -22,11 +22,14 @@ from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
+from benchmarks.counts import kernels as counts
+from benchmarks.counts import roofline
+from benchmarks.harness import measure, verify
+from benchmarks.harness.output import Output, Row
+from benchmarks.ops import baselines as baselines_torch
+from benchmarks.ops import registry
+from benchmarks.ops.registry import Case, Inputs
 from sgg_fast.ops.dispatch import why_not_triton
-
-from . import baselines_torch, counts, measure, registry, roofline, verify
-from .output import Output, Row
-from .registry import Case, Inputs
 
 QUICK_COMPILE_SECONDS, COMPILE_SECONDS = 25, 240
 
@@ -293,7 +296,7 @@ def main(argv: list[str] | None = None) -> int:
     if device.type != "cuda" and not args.verify_only:
         print_predictions(cases)
     if args.out and not args.verify_only:
-        from . import plots
+        from benchmarks.harness import plots
 
         plots.draw(path, args.out)
     return int(any(row.backend == "ours" and row.status.startswith(("mismatch", "failed")) for row in output.rows))

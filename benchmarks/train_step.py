@@ -26,13 +26,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import run
+from benchmarks.counts import roofline
+from benchmarks.harness import measure
+from benchmarks.harness.output import Output
+from benchmarks.steps import pretrain as pretrain_step
+from benchmarks.steps import train_forms
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.quiet import quiet_libraries
-from sgg_fast.train.blank import LARGEST_GRAPH, blank_foundation, latent_factor
-from sgg_fast.train.memory import budget_bytes
-
-from . import measure, pretrain_step, roofline, run, train_forms
-from .output import Output
+from sgg_fast.train.memory.advice import budget_bytes
+from sgg_fast.train.memory.blank import LARGEST_GRAPH, blank_foundation, latent_factor
 
 CHIPS = (*roofline.CHIPS, roofline.Chip("H100", 3.35e12, 990e12))
 

@@ -13,11 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_runs import DS_JSON, ROOT, flags
+from support import DS_JSON, ROOT
+from support.tiny_runs import flags
 
 import infer
 import train
-from sgg_fast.train.checkpoint import checkpoint_steps
+from sgg_fast.train.run.checkpoint import checkpoint_steps
 
 GRAPH = {"objects": ["sky", "sheep"], "relationships": [[0, "above", 1]]}
 
@@ -271,7 +272,7 @@ def test_each_command_names_the_next_one_and_that_runs(tmp_path, capsys, monkeyp
 
 
 def test_an_interrupt_is_one_line_and_the_run_continues(tmp_path, capsys, monkeypatch):
-    from sgg_fast.train.engine import PlainEngine
+    from sgg_fast.train.engines.choose import PlainEngine
 
     update, calls = PlainEngine.update, []
 

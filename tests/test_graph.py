@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from graphs import GRAPHS, all_graphs, nodes, pack, shared_table, triples
+from support.graphs import GRAPHS, all_graphs, nodes, pack, shared_table, triples
 
 from sgg_fast import ops
 from sgg_fast.graph import IMAGE_OBJECT, IN_IMAGE, NameTable, SceneGraph, SceneGraphBatch, SceneGraphError

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_runs import ROOT
+from support import ROOT
 
 NOUNS = ("sgg_fast.graph", "sgg_fast.config", "sgg_fast.recipes", "sgg_fast.env")
 
@@ -104,7 +104,9 @@ FILES = sorted(
 
 def test_the_walk_finds_the_house():
     assert len(FILES) > 40
-    assert {"train.py", "infer.py", "kernels/reference/hash.py", "sgg_fast/train/engine.py"} <= set(FILES)
+    assert {"train.py", "infer.py", "kernels/sgg_kernels/reference/hash.py", "sgg_fast/train/engines/choose.py"} <= set(
+        FILES
+    )
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -123,7 +125,7 @@ def test_imports_follow_the_table(path):
         ("sgg_fast/ops/x.py", "import triton.language as tl", ["triton.language"]),
         ("sgg_fast/graph.py", "import diffusers", ["diffusers"]),
         ("sgg_fast/nn/x.py", "def f():\n    import xformers.ops", ["xformers.ops"]),
-        ("sgg_fast/nn/x.py", "from ..train import engine", ["sgg_fast.train.engine"]),
+        ("sgg_fast/nn/x.py", "from ..train import engine", ["sgg_fast.train.engines.choose"]),
         ("sgg_fast/nn/x.py", "from sgg_kernels import reference", ["sgg_kernels.reference"]),
         ("sgg_fast/diffusion/x.py", "from transformers import CLIPModel", ["transformers.CLIPModel"]),
         ("sgg_fast/data/sources.py", "from diffusers import AutoencoderKL", ["diffusers.AutoencoderKL"]),
@@ -131,7 +133,7 @@ def test_imports_follow_the_table(path):
         ("sgg_fast/pipeline.py", "from sgg_fast.data.cache import build_cache", ["sgg_fast.data.cache.build_cache"]),
         ("sgg_fast/eval/x.py", "import deepspeed", ["deepspeed"]),
         ("sgg_fast/toy/x.py", "import bitsandbytes as bnb", ["bitsandbytes"]),
-        ("sgg_fast/train/x.py", "from benchmarks import registry", ["benchmarks.registry"]),
+        ("sgg_fast/train/x.py", "from benchmarks import registry", ["benchmarks.ops.registry"]),
         ("sgg_fast/train/x.py", "import kernels", ["kernels"]),
         ("benchmarks/x.py", "from kernels import launch", ["kernels.launch"]),
         ("train.py", "import deepspeed", ["deepspeed"]),
@@ -203,7 +205,7 @@ def test_hugging_faces_kernels_wins_its_name(tmp_path):
     )
     theirs, ours = out.split()
     assert Path(theirs) == package / "__init__.py"
-    assert Path(ours) == ROOT / "kernels" / "reference" / "__init__.py"
+    assert Path(ours) == ROOT / "kernels" / "sgg_kernels" / "reference" / "__init__.py"
 
 
 def test_our_folder_is_no_regular_package():

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tiny_runs import ROOT
+from support import PUBLISHED, ROOT
 
 import infer
 from sgg_fast.data.formats import load_scene_graphs
@@ -19,7 +19,6 @@ from sgg_fast.drawing import jobs as jobs_module
 from sgg_fast.graph import SceneGraph
 from sgg_fast.toy.world import draw_scene
 
-PUBLISHED = ROOT.parent / "shared" / "data"
 FILES = [*sorted(PUBLISHED.glob("sg2im_scene_graphs/*.json")), *PUBLISHED.glob("*v1.2_sample/relationships.json")]
 MORE = [pytest.param(path, marks=pytest.mark.slow) for path in sorted(PUBLISHED.glob("*v1.2_sample/[ao]*s.json"))]
 SHEEP = '{"objects": ["sheep", "grass"], "relationships": [[0, "standing on", 1]]}'

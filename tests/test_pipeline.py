@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
-from graphs import all_graphs
+from support.graphs import all_graphs
 
 from sgg_fast.config import Config
 from sgg_fast.drawing import load_pipeline

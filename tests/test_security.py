@@ -15,15 +15,16 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny_runs import DS_JSON, ROOT, trainer
+from support import DS_JSON, ROOT
+from support.tiny_runs import trainer
 
 from sgg_fast import drawing
 from sgg_fast.config import ConfigError
 from sgg_fast.data.sources import folder_source
 from sgg_fast.nn.foundation import load_foundation
 from sgg_fast.recipes import recipe
-from sgg_fast.train import checkpoint
-from sgg_fast.train.checkpoint import MANIFEST, _digest, _sealed, checkpoint_dir, newest_checkpoint
+from sgg_fast.train.run import checkpoint
+from sgg_fast.train.run.checkpoint import MANIFEST, _digest, _sealed, checkpoint_dir, newest_checkpoint
 from sgg_fast.train.setup import read_conditioner
 
 

@@ -12,7 +12,7 @@ from sgg_fast.config import Config
 from sgg_fast.data.sources import PairSource
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
-from sgg_fast.train.run_folder import replace_folder, writing
+from sgg_fast.train.run.folder import replace_folder, writing
 from sgg_fast.train.setup import make_pipeline
 
 

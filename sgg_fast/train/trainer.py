@@ -20,17 +20,19 @@ from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.nn.fuse import fuse_for
-from sgg_fast.train import checkpoint
-from sgg_fast.train.base import Update
-from sgg_fast.train.engine import Engine, build_engine, plan_engine
-from sgg_fast.train.health import Health
-from sgg_fast.train.log import RunLog
-from sgg_fast.train.memory import device_memory
-from sgg_fast.train.optim import lr_factor
+from sgg_fast.train.engines.base import Update
+from sgg_fast.train.engines.choose import Engine, build_engine, plan_engine
+from sgg_fast.train.memory.advice import device_memory
+from sgg_fast.train.memory.planner import Planner
+from sgg_fast.train.optim.groups import lr_factor
 from sgg_fast.train.outputs import draw_sheet, export
-from sgg_fast.train.peers import lost_process
-from sgg_fast.train.plan import Planner
-from sgg_fast.train.run_folder import check_folder, check_room, clear, locked, writing
+from sgg_fast.train.run import checkpoint
+from sgg_fast.train.run.folder import check_folder, check_room, clear, locked, writing
+from sgg_fast.train.run.health import Health
+from sgg_fast.train.run.interrupts import Signalled
+from sgg_fast.train.run.log import RunLog
+from sgg_fast.train.run.peers import lost_process
+from sgg_fast.train.run.signals import StopSignals
 from sgg_fast.train.setup import (
     SampleOrder,
     fit_conditioner,
@@ -38,9 +40,7 @@ from sgg_fast.train.setup import (
     new_conditioner,
     read_conditioner,
 )
-from sgg_fast.train.signals import StopSignals
 from sgg_fast.train.stages import FinetuneStage, PretrainStage
-from sgg_fast.train.stops import Signalled
 from sgg_fast.train.validation import Watch, ended, split_pairs
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ import torch
 
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.data.sources import PairSource
-from sgg_fast.train.log import RunLog
+from sgg_fast.train.run.log import RunLog
 from sgg_fast.train.stages import PretrainStage
 
 CHUNK = 256

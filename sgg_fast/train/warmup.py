@@ -28,8 +28,8 @@ from sgg_fast.nn.foundation import Foundation
 from sgg_fast.nn.fuse import fuse_for
 from sgg_fast.quiet import quiet_libraries
 from sgg_fast.recipes import RECIPES, recipe
-from sgg_fast.train.blank import blank_cache, blank_conditioner, blank_foundation
-from sgg_fast.train.engine import build_engine, plan_engine
+from sgg_fast.train.engines.choose import build_engine, plan_engine
+from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
 from sgg_fast.train.setup import make_pipeline
 from sgg_fast.train.stages import FinetuneStage, PretrainStage
 

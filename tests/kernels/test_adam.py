@@ -10,7 +10,7 @@ from torch import nn
 
 from sgg_fast import ops
 from sgg_fast.ops import adam as adam_op
-from sgg_fast.train.flat import PAD, FlatAdam
+from sgg_fast.train.optim.flat import PAD, FlatAdam
 
 NUMELS = [1, 3, 4, 256, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 5]
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from sgg_fast import ops
 from sgg_fast.ops import adam8bit as op
-from sgg_fast.train.flat8bit import FlatAdam8bit
+from sgg_fast.train.optim.adam_flat import FlatAdam8bit
 
 BACKENDS = ["reference", "triton"]
 FORMS = ["fp32", "split", "rounded"]

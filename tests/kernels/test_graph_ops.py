@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 
-import graphs
 import pytest
 import torch
-from graph_cases import BATCHES, OPS, call, inputs_of
 from sgg_kernels import launch
+from support import graphs
+from support.graph_cases import BATCHES, OPS, call, inputs_of
 
 from sgg_fast import ops
 from sgg_fast.nn.conditioner import SceneGraphConditioner

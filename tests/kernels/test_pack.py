@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 
-import loops
 import numpy as np
 import pytest
 import torch
-from graphs import GRAPHS, all_graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sgg_kernels import launch as launching
 from sgg_kernels.reference.pack import MASK_STREAM, STORE_FIELDS
+from support import loops
+from support.graphs import GRAPHS, all_graphs
 
 from sgg_fast import ops
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from graphs import all_graphs
+from support.graphs import all_graphs
 
 from sgg_fast import ops
 from sgg_fast.config import Config

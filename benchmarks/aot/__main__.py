@@ -1,0 +1,171 @@
+"""Compiles every shipped kernel configuration for five GPUs, without one, and checks what came out.
+
+    python -m benchmarks.aot                       # every chip: the table, and what breaks a rule
+    python -m benchmarks.aot --arch sm_89 --check  # also against the committed baseline
+    python -m benchmarks.aot --update              # write the baselines
+
+Rules (`aot_rules.py`, `aot_ir.py`): no stack, local memory, atomics or double precision; shared memory within the
+opt-in limit; 64-bit addressing; accesses contiguous within a warp, 16 bytes a lane where rows are aligned; the
+declared occupancy. The baseline holds registers and shared memory; registers may differ by 10 %. Says nothing about
+results (the tests do) nor about time. Exit code 1 where anything is wrong or could not be checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.aot.rules import CHIPS, AotError
+
+TOLERANCE = 0.10
+"""Of registers, against the baseline."""
+
+PROCESSES = 2
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+BASELINES = ROOT / "benchmarks" / "baselines"
+
+
+def compile_in_process(arch: str) -> list:
+    """Every case compiled for `arch` by a process of its own, without the interpreter. Raises `AotError`."""
+    from benchmarks.aot.compile import Compiled
+
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    with tempfile.TemporaryDirectory() as folder:
+        out = pathlib.Path(folder) / "compiled.json"
+        command = [sys.executable, "-m", "benchmarks.aot", "--arch", arch, "--worker", str(out)]
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        if done.returncode or not out.is_file():
+            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            raise AotError(f"{arch}: exit {done.returncode}: {last}")
+        rows = json.loads(out.read_text())
+    return [Compiled(**{**row, "problems": tuple(row["problems"])}) for row in rows]
+
+
+def work(arch: str, out: pathlib.Path) -> None:
+    """One worker: compile, judge, write."""
+    from benchmarks.aot.cases import LEAST_WARPS, cases
+    from benchmarks.aot.compile import compile_cases, use_chip
+
+    use_chip(arch)
+    found = compile_cases(arch, cases(), LEAST_WARPS)
+    out.write_text(json.dumps([dataclasses.asdict(row) for row in found]))
+
+
+def baseline_path(arch: str) -> pathlib.Path:
+    """Where the baseline of a chip is committed."""
+    return BASELINES / f"aot_{arch}.json"
+
+
+def write_baseline(arch: str, compiled: list, path: pathlib.Path) -> None:
+    """Registers and shared bytes of every kernel, one a line."""
+    import triton
+
+    rows = [f"  {json.dumps(c.key)}: {json.dumps({'registers': c.registers, 'shared': c.shared})}" for c in compiled]
+    head = f' "arch": "{arch}",\n "triton": "{triton.__version__}",\n "kernels": {{\n'
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{\n" + head + ",\n".join(rows) + "\n }\n}\n")
+
+
+def baseline_diff(arch: str, compiled: list, path: pathlib.Path) -> list[str]:
+    """One line for each kernel that differs from the baseline by more than it may."""
+    import triton
+
+    if not path.is_file():
+        return [f"{arch}: no baseline at {path}: python -m benchmarks.aot --update"]
+    stored = json.loads(path.read_text())
+    made_by, old, lines = stored["triton"], stored["kernels"], []
+    for c in compiled:
+        was = old.get(c.key)
+        if was is None:
+            lines.append(f"{arch} {c.key}: not in the baseline (--update)")
+            continue
+        if abs(c.registers - was["registers"]) > TOLERANCE * was["registers"]:
+            change = 100 * (c.registers / max(was["registers"], 1) - 1)
+            lines.append(f"{arch} {c.key}: registers {was['registers']} -> {c.registers} ({change:+.0f} %)")
+        if c.shared != was["shared"]:
+            lines.append(f"{arch} {c.key}: shared {was['shared']} -> {c.shared} bytes")
+    keys = {c.key for c in compiled}
+    lines += [f"{arch} {key}: in the baseline, but no longer launched (--update)" for key in old if key not in keys]
+    if lines and made_by != triton.__version__:
+        lines.append(f"{arch}: the baseline was made with triton {made_by}, this is {triton.__version__}")
+    return lines
+
+
+def violations(compiled: list, shipped: set[str]) -> list[str]:
+    """One line for each broken rule: chip, case, kernel, reason."""
+    lines = [f"{c.arch} {c.key}: {problem}" for c in compiled for problem in c.problems]
+    missing = shipped - {c.kernel.split()[0] for c in compiled}
+    arch = compiled[0].arch if compiled else "?"
+    return lines + [
+        f"{arch} {name}: a kernel that no case launches (benchmarks/aot/cases.py)" for name in sorted(missing)
+    ]
+
+
+def table(compiled: list) -> str:
+    """What was compiled for one chip."""
+    wide = max(len(c.case) for c in compiled), max(len(c.kernel) for c in compiled)
+    lines = [f"{'case':{wide[0]}}  {'kernel':{wide[1]}}  regs  shared  warps  resident  B/lane"]
+    lines += [
+        f"{c.case:{wide[0]}}  {c.kernel:{wide[1]}}  {c.registers:4}  {c.shared:6}  {c.num_warps:5}  {c.resident:8}"
+        f"  {c.lane_bytes:6}{'  !' * bool(c.problems)}"
+        for c in compiled
+    ]
+    return "\n".join(lines)
+
+
+def report(arch: str, compiled: list, args: argparse.Namespace, shipped: set[str]) -> list[str]:
+    """Print what concerns one chip; every line of what is wrong."""
+    wrong = violations(compiled, shipped)
+    if args.update:
+        write_baseline(arch, compiled, baseline_path(arch))
+    if args.check:
+        wrong += baseline_diff(arch, compiled, baseline_path(arch))
+    else:
+        print(table(compiled))
+    cases = len({c.case for c in compiled})
+    print(f"{arch}: {cases} cases, {len(compiled)} launches, {len({c.kernel.split()[0] for c in compiled})} kernels, "
+          f"{len(wrong)} wrong", flush=True)  # fmt: skip
+    return wrong
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.aot", description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", nargs="+", choices=list(CHIPS), default=list(CHIPS), help="chips (all)")
+    parser.add_argument("--check", action="store_true", help="compare with the committed baselines; no table")
+    parser.add_argument("--update", action="store_true", help="write the baselines")
+    parser.add_argument("--worker", type=pathlib.Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.worker:
+        try:
+            work(args.arch[0], args.worker)
+        except AotError as error:
+            print(f"AotError: {error}", file=sys.stderr)
+            return 2
+        return 0
+    from benchmarks.aot.cases import shipped_kernels
+
+    started, shipped, wrong = time.perf_counter(), shipped_kernels(), []
+    with concurrent.futures.ThreadPoolExecutor(PROCESSES) as pool:
+        running = {arch: pool.submit(compile_in_process, arch) for arch in args.arch}
+        for arch, future in running.items():
+            try:
+                wrong += report(arch, future.result(), args, shipped)
+            except AotError as error:
+                wrong.append(f"not checked: {error}")
+    for line in wrong:
+        print(f"  {line}")
+    print(f"{'FAILED' if wrong else 'ok'} in {time.perf_counter() - started:.0f} s")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,288 @@
+"""The launches that ship: every launcher of `kernels/` at the sizes, widths and dtypes that training uses.
+
+Tensors are on the meta device: shapes, strides and alignment, no memory, so the large cases are as large as they
+say (more than 2^31 elements). A kernel that no case launches fails the check.
+Letters: B graphs, N objects, E relations, D width.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable
+
+import torch
+
+LEAST_WARPS = {
+    "adam_decide_kernel": 4,  # one program
+    "adam8bit_kernel": 16,
+    "adam_kernel": 16,
+    "adam_squares_kernel": 16,
+    "column_sum_kernel": 16,
+    "gather_add_relu_fwd_kernel": 16,
+    "geglu_bwd_kernel": 16,
+    "geglu_fwd_kernel": 16,
+    "group_norm_silu_apply_kernel": 16,
+    "group_norm_silu_bwd_apply_kernel": 16,
+    "group_norm_silu_bwd_kernel": 16,
+    "group_norm_silu_bwd_merge_kernel": 16,
+    "group_norm_silu_bwd_stats_kernel": 16,
+    "group_norm_silu_fwd_kernel": 16,
+    "group_norm_silu_merge_kernel": 16,
+    "group_norm_silu_stats_kernel": 16,
+    "masked_pool_bwd_kernel": 16,
+    "masked_pool_fwd_hub_kernel": 16,
+    "masked_pool_fwd_kernel": 16,
+    "pack_fwd_kernel": 16,
+    "role_sums_hub_kernel": 16,
+    "role_sums_kernel": 16,
+    "scatter_mean_bwd_kernel": 8,  # two rows of three thirds at once: 12 KB or more in flight a block
+    "scatter_mean_fwd_hub_kernel": 16,
+    "scatter_mean_fwd_kernel": 16,
+    "triple_context_fwd_kernel": 16,
+}
+"""Occupancy that each kernel declares: warps that must fit on an SM at once, where the grid has as many.
+
+These kernels live on memory: what counts is bytes in flight. 16 warps with 16 bytes a lane and four loads under way
+are 32 KB an SM; an H100 hides its latency with about 20. It is also every block slot of sm_86 with one warp each.
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One launcher at one size."""
+
+    name: str
+    run: Callable[[], object]
+    vectors: bool
+    """Whether rows are aligned, so that loads must be 16 bytes a lane."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Shapes and dtypes of the graph ops."""
+
+    name: str
+    graphs: int
+    objects: int
+    relations: int
+    width: int
+    dtype: torch.dtype
+    wide: torch.dtype
+    """Of biases, residuals and pools: fp32 under autocast, else as `dtype`."""
+
+    def rows(self, num: int, width: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """[num, width] values."""
+        return torch.empty(num, width, dtype=dtype or self.dtype, device="meta")
+
+    def bias(self, num: int) -> torch.Tensor:
+        """[num] values."""
+        return torch.empty(num, dtype=self.wide, device="meta")
+
+
+def index(num: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+    """[num] indices, or a mask of uint8."""
+    return torch.empty(num, dtype=dtype, device="meta")
+
+
+_F32, _F16, _BF16 = torch.float32, torch.float16, torch.bfloat16
+_BUCKET = (5, 128, 256)  # batch 2, full and masked copies, and the padding graph
+_SCALE = (65, 2_500_001, 10_000_003)
+SIZES = (
+    Size("bucket fp32", *_BUCKET, 512, _F32, _F32),
+    Size("bucket fp16", *_BUCKET, 512, _F16, _F16),
+    Size("bucket bf16", *_BUCKET, 512, _BF16, _BF16),
+    Size("bucket autocast", *_BUCKET, 512, _BF16, _F32),
+    Size("bucket fp16 autocast", *_BUCKET, 512, _F16, _F32),
+    Size("scale fp32", *_SCALE, 512, _F32, _F32),
+    Size("scale autocast", *_SCALE, 512, _BF16, _F32),
+    Size("toy fp32", 17, 208, 512, 128, _F32, _F32),
+    Size("narrow fp32", 65, 4096, 9000, 128, _F32, _F32),
+    Size("odd bf16", 3, 31, 77, 77, _BF16, _BF16),
+)
+"""The pre-training bucket of the paper's recipes, ten million relations, the toy's, narrow rows, and odd ones."""
+
+
+def gather_add_relu(z: Size) -> None:
+    from sgg_kernels.gather_add_relu import gather_add_relu_bwd, gather_add_relu_fwd
+
+    n, e, d = z.objects, z.relations, z.width
+    ends = index(e), index(e)
+    gather_add_relu_fwd(z.rows(n, 2 * d), z.rows(e, d), z.bias(d), *ends)
+    gather_add_relu_bwd(z.rows(e, d), z.rows(e, d), *ends, index(n + 1), index(n), index(2 * e), z.wide)
+
+
+def scatter_mean(z: Size) -> None:
+    from sgg_kernels.scatter_mean import scatter_mean_bwd, scatter_mean_fwd
+
+    n, e, d = z.objects, z.relations, z.width
+    y, bias, ends = z.rows(e, 3 * d), z.bias(3 * d), (index(e), index(e))
+    plan = index(n + 1), index(n), index(2 * e)
+    for residual in (z.rows(e, d, z.wide), None):  # the residual encoder and the plain one
+        _, r = scatter_mean_fwd(y, bias, residual, *ends, *plan)
+    scatter_mean_bwd(z.rows(n, d), z.rows(e, d, r.dtype), y, bias, *ends, plan[0])
+
+
+def masked_pool(z: Size) -> None:
+    from sgg_kernels.masked_pool import Rows, graph_mean_fwd, masked_pool_fwd, pool_bwd
+
+    b, n, e, d = z.graphs, z.objects, z.relations, z.width
+    sets = [Rows(z.rows(num, d, z.wide), index(b + 1), index(num), index(num, torch.uint8)) for num in (n, e)]
+    out, count = masked_pool_fwd(*sets)
+    pool_bwd(torch.empty_like(out), count, [(s.graph, s.mask, z.wide) for s in sets])
+    tokens = Rows(z.rows(e, d), index(b + 1), index(e))
+    out, count = graph_mean_fwd(tokens)
+    pool_bwd(torch.empty_like(out), count, [(tokens.graph, None, z.dtype)])
+
+
+def triple_context(z: Size) -> None:
+    from sgg_kernels.triple_context import triple_context_bwd, triple_context_fwd
+
+    b, n, e, h = z.graphs, z.objects, z.relations, 2 * z.width
+    graph_and_ends = index(e), index(e), index(e)
+    values = z.rows(n, h), z.rows(e, h), z.rows(n, h), z.rows(b, h, z.wide)
+    triple_context_fwd(*values, z.bias(h), *graph_and_ends)
+    plan = index(n + 1), index(n), index(2 * e), index(b + 1)
+    triple_context_bwd(z.rows(e, h), *graph_and_ends, *plan, z.wide, z.wide)
+
+
+def pack(padded: bool, masked: bool) -> None:
+    from sgg_kernels.pack import pack_fwd
+    from sgg_kernels.reference.pack import STORE_FIELDS, MaskKey
+
+    store = {name: index(2**26, torch.uint8 if name.endswith("pooled") else torch.int32) for name in STORE_FIELDS}
+    mask = MaskKey(2, 300_000, 1, index(1)) if masked else None
+    num_graphs = 5 if padded else 4
+    pack_fwd(store, index(4), index(num_graphs + 1), index(num_graphs + 1), *_BUCKET[1:], mask)
+
+
+def adam(num_chunks: int, max_norm: float) -> None:
+    from sgg_kernels.adam import BLOCK, adam_step
+    from sgg_kernels.reference.adam import CONTROL_SIZE, Hyper
+
+    buffers = (torch.empty(num_chunks * BLOCK, device="meta") for _ in range(3))
+    control = torch.empty(CONTROL_SIZE, device="meta")
+    adam_step(*buffers, index(3 * num_chunks, torch.int64).view(-1, 3), control, index(1), Hyper(max_norm=max_norm))
+
+
+def adam8bit(num_chunks: int, weight: torch.dtype, split: bool, grad: torch.dtype, bits: int) -> None:
+    from sgg_kernels.adam import BLOCK, adam_decide, adam_update
+    from sgg_kernels.adam8bit import adam8bit_update
+    from sgg_kernels.reference.adam import CONTROL_SIZE, Hyper
+    from sgg_kernels.reference.adam8bit import BLOCK_8BIT, Moments
+    from sgg_kernels.reference.weights import Weights
+
+    num = num_chunks * BLOCK
+    weights = Weights(index(num, weight), index(num, torch.int16) if split else None, seed=3)
+    table, control, hyper = index(3 * num_chunks, torch.int64).view(-1, 3), index(CONTROL_SIZE, _F32), Hyper()
+    rest = table, grad, control, index(4, _F32), index(1), hyper
+    adam_decide([table], [grad], control, index(1), hyper)
+    if bits == 32:
+        adam_update(weights, index(num, _F32), index(num, _F32), *rest)
+        return
+    codes, scales = (index(num, torch.uint8) for _ in range(2)), (index(num // BLOCK_8BIT, _F32) for _ in range(2))
+    adam8bit_update(weights, Moments(*codes, *scales, index(256, _F32), index(256, _F32)), *rest)
+
+
+ADAM_FORMS = {
+    "fp32": (_F32, False, _F32),
+    "split": (_BF16, True, _BF16),
+    "lean": (_BF16, False, _BF16),
+    "fp32 weights, bf16 gradients": (_F32, False, _BF16),
+}
+"""Weights, whether their low halves are kept, gradients."""
+
+NORMS = {
+    **{f"C/G {size} {pixels}": (2, pixels, 32 * size, 32) for size, pixels in
+       ((10, 1024), (20, 1024), (30, 1024), (40, 256), (60, 64), (80, 16))},
+    "512px": (16, 4096, 640, 32),
+    "vae": (16, 512 * 512, 256, 32),
+    "toy": (32, 256, 96, 16),
+    "odd": (3, 77, 21, 3),
+    "odd large": (3, 1100, 21, 3),
+    "wide group": (2, 64, 1280, 1),
+}  # fmt: skip
+"""Images, pixels, channels and groups: the UNet's at 256 x 256 and batch 2, larger ones, and shapes nothing divides."""
+
+_ODD_NORMS = ("odd", "odd large", "wide group")
+"""Rows are not aligned, or too few for it to matter."""
+
+GATES = {"320": (2048, 1280), "640": (512, 2560), "1280": (128, 5120), "512px": (65536, 1280), "toy": (8192, 128),
+         "odd": (77, 77), "scale": (10_000_003, 1280)}  # fmt: skip
+"""Rows and width: by the width of the UNet's level at 256 x 256 and batch 2, and others."""
+
+
+def group_norm_silu(shape: tuple[int, int, int, int], dtype: torch.dtype, wide: torch.dtype, silu: bool) -> None:
+    from sgg_kernels.group_norm_silu import group_norm_silu_fwd
+    from sgg_kernels.group_norm_silu_bwd import group_norm_silu_bwd
+
+    *sizes, num_groups = shape
+    x = torch.empty(sizes, dtype=dtype, device="meta")
+    weight, bias = (torch.empty(sizes[2], dtype=wide, device="meta") for _ in range(2))
+    out, *stats = group_norm_silu_fwd(x, weight, bias, num_groups, 1e-5, silu)
+    group_norm_silu_bwd(torch.empty_like(out), x, weight, bias, *stats, num_groups, silu)
+
+
+def geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
+    from sgg_kernels.geglu import geglu_bwd, geglu_fwd
+
+    x = torch.empty(num_rows, 2 * width, dtype=dtype, device="meta")
+    geglu_bwd(torch.empty_like(geglu_fwd(x)), x)
+
+
+def unet_cases() -> list[Case]:
+    """Normalisation and gate, each in bf16 under autocast; the first of each kind in every dtype."""
+    made = []
+    autocast = (_BF16, _F32), (_F16, _F32)
+    for name, shape in NORMS.items():
+        most = {"C/G 10 1024": ((_F32, _F32), (_F16, _F16), *autocast), "C/G 20 1024": autocast}
+        for dtype, wide in most.get(name, autocast[:1]):
+            run = functools.partial(group_norm_silu, shape, dtype, wide, True)
+            title = f"group_norm_silu {name} {str(dtype)[6:]}{' autocast' * ((dtype, wide) == (_F16, _F32))}"
+            made.append(Case(title, run, vectors=name not in _ODD_NORMS))
+    run = functools.partial(group_norm_silu, NORMS["C/G 20 1024"], _BF16, _F32, False)
+    made.append(Case("group_norm C/G 20 1024 bfloat16", run, vectors=True))
+    for name, (num_rows, width) in GATES.items():
+        for dtype in (_F32, _F16, _BF16) if name == "320" else (_BF16,):
+            run = functools.partial(geglu, num_rows, width, dtype)
+            made.append(Case(f"geglu {name} {str(dtype)[6:]}", run, vectors=name != "odd"))
+    return made
+
+
+def cases() -> list[Case]:
+    """Every case, the paper's first."""
+    made = []
+    for padded in (True, False):
+        for masked in (True, False):
+            name = f"pack{' padded' * padded}{' masked' * masked}"
+            made.append(Case(name, functools.partial(pack, padded, masked), vectors=False))
+    for name, num_chunks, max_norm in (
+        ("paper", 23_000, 1.0),
+        ("paper unclipped", 23_000, 0.0),
+        ("scale", 2**22, 1.0),
+        ("one chunk", 1, 1.0),
+    ):
+        made.append(Case(f"adam {name}", functools.partial(adam, num_chunks, max_norm), vectors=True))
+    for bits, num_chunks, name in ((8, 839_000, "unet"), (8, 2**22, "scale"), (32, 700, "norms")):
+        for form, dtypes in ADAM_FORMS.items():
+            if name != "scale" or form in ("fp32", "lean"):
+                run = functools.partial(adam8bit, num_chunks, *dtypes, bits)
+                made.append(Case(f"adam8bit {bits} {name} {form}", run, vectors=True))
+    for size in SIZES:
+        for op in (gather_add_relu, scatter_mean, masked_pool, triple_context):
+            made.append(Case(f"{op.__name__} {size.name}", functools.partial(op, size), size.width % 16 == 0))
+    return made + unet_cases()
+
+
+def shipped_kernels(folder: pathlib.Path | None = None) -> set[str]:
+    """Every kernel of `kernels/`: its jit functions, less those that jit functions of any of its files call."""
+    folder = folder or pathlib.Path(__file__).resolve().parents[2] / "kernels" / "sgg_kernels"
+    trees = [ast.parse(path.read_text()) for path in sorted(folder.glob("*.py"))]
+    jit = [
+        node for tree in trees for node in tree.body
+        if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(d) for d in node.decorator_list)
+    ]  # fmt: skip
+    called = {n.id for node in jit for child in node.body for n in ast.walk(child) if isinstance(n, ast.Name)}
+    return {node.name for node in jit} - called

@@ -1,0 +1,355 @@
+"""Counts the launches and bytes of every form, and writes the table in kernels/README.md from them.
+
+    python -m benchmarks.counts            # print
+    python -m benchmarks.counts --write    # put the table into kernels/README.md
+    python -m benchmarks.counts --check    # exit 1 where the committed table differs
+
+Counts, not measurements: no time here was seen on a GPU. A plain torch form runs on shapes alone (meta tensors) under
+a dispatch mode that sees every aten operator; ours runs with its launches intercepted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+from sgg_kernels.launch import intercept
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from benchmarks import optimiser
+from benchmarks.counts import roofline
+from benchmarks.counts.roofline import CHIPS
+from benchmarks.harness.readme_table import ReadmeTable
+from benchmarks.ops import baselines as baselines_torch
+from benchmarks.ops.baselines import Form
+from benchmarks.ops.registry import DTYPES, GRAPH_OPS, IMAGE_OPS, Case, Inputs, inputs
+from sgg_fast import ops
+from sgg_fast.train.optim.adam_flat import FlatAdam8bit
+
+TABLE_DTYPE = "bf16"
+TABLE_SIZES = ("paper", "1e6")
+
+_NO_KERNEL = {
+    "_unsafe_view", "_reshape_alias", "alias", "detach", "empty", "empty_like", "empty_strided", "lift_fresh",
+    "new_empty", "new_empty_strided", "sym_size", "sym_stride", "_local_scalar_dense", "resolve_conj",
+}  # fmt: skip
+_WRITES_ONLY = {"zeros", "ones", "full", "arange", "zeros_like", "ones_like", "full_like", "new_zeros", "new_ones",
+                "new_full", "zero_", "fill_"}  # fmt: skip
+_GATHERS = {"index", "index_select", "gather", "embedding"}
+_ADDS = {"index_add", "index_add_", "scatter_add", "scatter_add_", "index_put", "index_put_", "_index_put_impl_"}
+
+
+def _bytes(tensor: torch.Tensor) -> int:
+    """Bytes that differ: an expanded dimension is read once."""
+    num = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        num *= size if stride != 0 or size == 0 else 1
+    return num * tensor.element_size()
+
+
+def operator_bytes(name: str, arguments: list[torch.Tensor], outputs: list[torch.Tensor]) -> int:
+    """Bytes that one aten operator reads and writes, each different element once.
+
+    A gather reads what it returns, not its whole table. A scattered sum reads its source and its indices, copies its
+    destination unless it works in place, and reads and writes the rows that it adds to.
+    """
+    written = sum(map(_bytes, outputs))
+    if name in _WRITES_ONLY:
+        return written
+    if name in _GATHERS:
+        return 2 * written + sum(_bytes(t) for t in arguments[1:])
+    if name in _ADDS:
+        target, given = arguments[0], sum(map(_bytes, arguments[1:]))
+        source = max((t for t in arguments[1:] if t.dtype == target.dtype), key=_bytes)
+        touched = 2 * min(_bytes(source), _bytes(target))
+        return given + touched + (0 if name.endswith("_") else 2 * _bytes(target))
+    return sum(map(_bytes, arguments)) + written
+
+
+@dataclasses.dataclass(frozen=True)
+class Count:
+    """What one pass launches and moves."""
+
+    launches: int
+    bytes: int
+
+    def __add__(self, other: Count) -> Count:
+        return Count(self.launches + other.launches, self.bytes + other.bytes)
+
+
+class OpCounter(TorchDispatchMode):
+    """Counts operators that run at least one kernel, by name, and their bytes; operators of ours by name alone.
+
+    A lower bound of the launches: `index_put` with accumulation sorts first, an out-of-place sum copies first.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+        self.moved: Counter[str] = Counter()
+        """Bytes by operator."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = func._schema.name.split("::")[1]
+        if func.namespace != "aten":
+            self.names[func._schema.name] += 1
+        elif not func.is_view and name not in _NO_KERNEL:
+            tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+            outputs = [t for t in tree_leaves(result) if isinstance(t, torch.Tensor)]
+            self.names[name] += 1
+            self.moved[name] += operator_bytes(name, tensors, outputs)
+        return result
+
+    def count(self, names: Iterable[str] | None = None) -> Count:
+        """Aten operators with a kernel, all or those of `names`."""
+        chosen = [name for name in self.names if "::" not in name and (names is None or name in names)]
+        return Count(sum(self.names[name] for name in chosen), sum(self.moved[name] for name in chosen))
+
+    @property
+    def ours(self) -> list[str]:
+        """Operators of `sgg_fast`, as often as they were called, without the namespace."""
+        return [name.split("::")[1] for name, num in self.names.items() if "::" in name for _ in range(num)]
+
+
+def observe(form: Form, given: Inputs, backward: bool) -> list[OpCounter]:
+    """`form` on `given` under a counter: forward and, apart from it, backward to every tensor."""
+    leaves = {name: t.detach().requires_grad_(backward) for name, t in given.tensors.items()}
+    forward, behind = OpCounter(), OpCounter()
+    with forward:
+        outputs = form(given, leaves)
+    if not backward:
+        return [forward]
+    arriving = [torch.empty_like(o, requires_grad=False) for o in outputs]
+    with behind:
+        torch.autograd.grad(outputs, list(leaves.values()), arriving)
+    return [forward, behind]
+
+
+@functools.cache
+def count_plain(op: str, backend: str, size: str) -> list[Count] | None:
+    """[forward, backward] of a plain torch form, by its shapes; None where there is no such form."""
+    form = baselines_torch.form(op, backend)
+    if form is None:
+        return None
+    given = inputs(Case(op, "fwd_bwd", size, TABLE_DTYPE), "meta")
+    return [counter.count() for counter in observe(form, given, backward=True)]
+
+
+@contextlib.contextmanager
+def interpreter_allowed() -> Iterator[None]:
+    """What `sgg_fast.ops` asks before it gives Triton tensors that are not CUDA's."""
+    before = os.environ.get("TRITON_INTERPRET")
+    os.environ["TRITON_INTERPRET"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["TRITON_INTERPRET"]
+        else:
+            os.environ["TRITON_INTERPRET"] = before
+
+
+@contextlib.contextmanager
+def counted_launches() -> Iterator[list[str]]:
+    """The names of the Triton kernels launched inside the block, none of which runs, wherever the tensors are."""
+    seen: list[str] = []
+
+    def take_over(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> bool:
+        seen.append(getattr(kernel, "__name__", str(kernel)))
+        return True
+
+    with interpreter_allowed(), intercept(take_over):
+        yield seen
+
+
+@functools.cache
+def count_kernels(op: str, size: str) -> list[Count]:
+    """[forward, backward] of one op of ours: its launches, seen, and the bytes that they ask for, by formula.
+
+    Memory is reserved but never touched, so that E = 1e6 costs nothing.
+    """
+    given = inputs(Case(op, "fwd_bwd", size, TABLE_DTYPE), "cpu", drawn=False)
+    form, itemsize = baselines_torch.form(op, "ours"), DTYPES[TABLE_DTYPE].itemsize
+    assert form is not None
+    leaves = {name: t.detach().requires_grad_() for name, t in given.tensors.items()}
+    with counted_launches() as seen:
+        outputs = form(given, leaves)
+        num_forward = len(seen)
+        if leaves:
+            torch.autograd.grad(outputs, list(leaves.values()), [torch.empty_like(o) for o in outputs])
+    forward = Count(num_forward, roofline.issued(op, False, given.shape, itemsize))
+    if not leaves:
+        return [forward]
+    return [forward, Count(len(seen) - num_forward, roofline.issued(op, True, given.shape, itemsize))]
+
+
+GEMMS = ("mm", "addmm", "bmm")
+
+
+@functools.cache
+def count_layer(size: str) -> tuple[list[Count], list[Count]]:
+    """([forward, backward] of the whole layer on our ops, the share of its GEMMs)."""
+    form, case = baselines_torch.form("layer", "ours"), Case("layer", "fwd_bwd", size, TABLE_DTYPE)
+    assert form is not None
+    given = inputs(case, "meta")
+    with counted_launches():
+        form(given, given.tensors)  # the module is built on first use
+        counters = observe(form, given, backward=True)
+    totals = []
+    for number, counter in enumerate(counters):
+        kernels = [count_kernels(name.removesuffix("_bwd"), size)[number] for name in counter.ours]
+        totals.append(sum(kernels, counter.count()))
+    return totals, [counter.count(GEMMS) for counter in counters]
+
+
+def _number(value: float) -> str:
+    """Three digits, and no exponent: 0.0414, 9.58, 4,361."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _cell(count: Count | None) -> str:
+    return "" if count is None else f"{count.launches} / {_number(count.bytes / 1e6)}"
+
+
+def _times(least: roofline.Traffic) -> list[str]:
+    return [_number(1e6 * least.seconds(chip)) for chip in CHIPS]
+
+
+def _line(op: str, number: int, size: str, ours: Count, gemms: Count | None) -> str:
+    given = inputs(Case(op, "fwd", size, TABLE_DTYPE), "meta")
+    least = roofline.compulsory(op, ("fwd", "bwd")[number], given.shape, DTYPES[TABLE_DTYPE].itemsize)
+    plain = {name: count_plain(op, name, size) for name in ("sg2im", "eager")}
+    cells = [_cell(found[number] if found else None) for found in plain.values()]
+    least_cell = _cell(Count(1, least.bytes)) if gemms is None else _number(least.bytes / 1e6)
+    times = _times(least)
+    return " | ".join([f"| {op}", ("forward", "backward")[number], *cells, _cell(ours), least_cell, *times]) + " |"
+
+
+def table(size: str) -> list[str]:
+    """One size's table, as lines of Markdown."""
+    given = inputs(Case("scatter_mean", "fwd", size, TABLE_DTYPE), "meta")
+    chips = " | ".join(f"{chip.name}, us" for chip in CHIPS)
+    lines = [
+        f"{given.shape}, {TABLE_DTYPE}; each cell: launches / MB",
+        "",
+        f"| op | pass | sg2im's form | eager | ours | least | {chips} |",
+        "|---|---|---|---|---|---|" + "---|" * len(CHIPS),
+    ]
+    for op in GRAPH_OPS:
+        if op == "pack":
+            continue
+        totals, gemms = count_layer(size) if op == "layer" else (count_kernels(op, size), None)
+        for number, total in enumerate(totals):
+            lines.append(_line(op, number, size, total, gemms and gemms[number]))
+            if gemms:
+                share = _cell(gemms[number])
+                lines.append(
+                    f"| of which GEMMs | {('forward', 'backward')[number]} |  |  | {share} |  |" + "  |" * len(CHIPS)
+                )
+    return lines
+
+
+IMAGE_TABLE_SIZES = ("paper", "512px")
+
+
+def image_table() -> list[str]:
+    """Normalisation and gate of the UNet's top level."""
+    chips = " | ".join(f"{chip.name}, us" for chip in CHIPS)
+    lines = [
+        f"{TABLE_DTYPE}; each cell: launches / MB",
+        "",
+        f"| op | shape | pass | eager | ours | least | {chips} |",
+        "|---|---|---|---|---|---|" + "---|" * len(CHIPS),
+    ]
+    for op in IMAGE_OPS:
+        for size in IMAGE_TABLE_SIZES:
+            shape, eager = inputs(Case(op, "fwd", size, TABLE_DTYPE), "meta").shape, count_plain(op, "eager", size)
+            for number, ours in enumerate(count_kernels(op, size)):
+                least = roofline.compulsory(op, ("fwd", "bwd")[number], shape, DTYPES[TABLE_DTYPE].itemsize)
+                cells = [_cell(eager and eager[number]), _cell(ours), _cell(Count(1, least.bytes)), *_times(least)]
+                lines.append(" | ".join([f"| {op}", str(shape), ("forward", "backward")[number], *cells]) + " |")
+    return lines
+
+
+def pack_table() -> list[str]:
+    """`pack` at both sizes: integers, one pass, and nothing that others call by one name to compare it with."""
+    chips = " | ".join(f"{chip.name}, us" for chip in CHIPS)
+    lines = [
+        f"| pack | reference, aten operators | ours | least | {chips} |",
+        "|---|---|---|---|" + "---|" * len(CHIPS),
+    ]
+    for size in TABLE_SIZES:
+        given = inputs(Case("pack", "fwd", size, "int32"), "cpu")
+        (ours,) = count_kernels("pack", size)
+        plain = ""
+        if size == "paper":
+            form = baselines_torch.form("pack", "reference")
+            assert form is not None
+            plain = _cell(observe(form, given, backward=False)[0].count())
+        least = roofline.compulsory("pack", "fwd", given.shape, 4)
+        shape = f"B={given.shape.graphs} N={given.shape.objects} E={given.shape.relations}"
+        lines.append(
+            " | ".join([f"| {shape}", plain, _cell(ours), _cell(Count(1, least.bytes)), *_times(least)]) + " |"
+        )
+    return lines
+
+
+def count_optimiser(op: str, weights: str) -> int:
+    """Launches of one step of two groups, as the UNet has them: matrices, and what keeps 32-bit state."""
+    dtype = torch.float32 if weights == "fp32" else torch.bfloat16
+    groups = []
+    for bits in (8 if op == "adam8bit" else 32, 32):
+        parameters = optimiser.parameters([(5,), (300,)], dtype, torch.device("cpu"), flat=False)
+        groups.append({"params": parameters, "lr": 1e-3, "optim_bits": bits})
+    made = FlatAdam8bit(groups, seed=0, max_norm=1.0, split=weights == "split")
+    ops.use_kernels("triton")
+    try:
+        with counted_launches() as seen:
+            made.step()
+    finally:
+        ops.use_kernels("auto")
+    return len(seen)
+
+
+def optimiser_table() -> list[str]:
+    """A step of Stable Diffusion v1's UNet, the norm of its gradients included."""
+    chips = " | ".join(f"{chip.name}, ms" for chip in CHIPS)
+    num = sum(torch.Size(shape).numel() for shape in optimiser.shapes("unet"))
+    lines = [
+        f"{num:,} weights; *norm* reads each gradient once more",
+        "",
+        f"| op | weights | launches | bytes an element | and norm | GB | {chips} |",
+        "|---|---|---|---|---|---|" + "---|" * len(CHIPS),
+    ]
+    for op, forms in optimiser.BYTES.items():
+        for weights, each in forms.items():
+            norm = 4 if weights == "fp32" else 2
+            scales = num // 16 if op == "adam8bit" else 0
+            moved = roofline.Traffic(num * (each + norm) + scales)
+            times = [_number(1e3 * moved.seconds(chip)) for chip in CHIPS]
+            cells = [op, weights, str(count_optimiser(op, weights)), str(each), str(norm), _number(moved.bytes / 1e9)]
+            lines.append("| " + " | ".join([*cells, *times]) + " |")
+    return lines
+
+
+def body() -> str:
+    """What stands between the markers of the README."""
+    blocks = ["\n".join(table(size)) for size in TABLE_SIZES]
+    return "\n\n".join([*blocks, *("\n".join(t()) for t in (pack_table, image_table, optimiser_table))])
+
+
+TABLE = ReadmeTable("counts", "counts", body)
+
+
+def main() -> int:
+    """Exit code of the command: 0, or 1 where `--check` finds a difference."""
+    return TABLE.main(__doc__.split("\n\n")[0])

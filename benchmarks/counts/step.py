@@ -1,0 +1,111 @@
+"""Counts the launches of a whole fine-tuning step at Stable Diffusion v1's size: the GPU's, and what the host does.
+
+    python -m benchmarks.counts.step
+
+Counts, not measurements: the replaying engine's own step runs on tensors without memory, as `unet_counts.py` runs the
+UNet. Eagerly the host launches each of these kernels; with bitsandbytes, one for each weight in place of the flat
+optimiser's few. Replayed, the host launches a graph and two copies, whatever is inside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.attention_processor import AttnProcessor2_0
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.counts.kernels import interpreter_allowed
+from benchmarks.counts.unet import UNetCounter, cuda_norms, make_channels_last, opaque_attention
+from benchmarks.steps import train_forms
+from sgg_fast import ops
+from sgg_fast.config import Config
+from sgg_fast.nn import fuse
+from sgg_fast.ops.adam8bit import num_chunks
+from sgg_fast.train.engines.captured_finetune import FinetuneReplay
+from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
+from sgg_fast.train.memory.planner import _recast
+from sgg_fast.train.stages import FinetuneStage
+
+HOST_CALLS = 3
+"""Of a replayed step: the table's copy, the graph, the copy of whether it was applied."""
+
+NORM_AND_CLIP = 3
+"""Launches of torch's fused norm and scaling over a list of gradients, at the least."""
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCount:
+    """Launches of a step with one micro-batch."""
+
+    unet_and_losses: int
+    optimiser: int
+    """Of the replayed step."""
+    weights: int
+    """Tensors that are trained."""
+
+    @property
+    def total(self) -> int:
+        """Kernels in the graph, or launched one by one without it."""
+        return self.unet_and_losses + self.optimiser
+
+    @property
+    def with_bitsandbytes(self) -> int:
+        """Launched one by one with an optimiser that takes each weight by itself."""
+        return self.unet_and_losses + NORM_AND_CLIP + self.weights
+
+
+def _engine(config: Config) -> FinetuneReplay:
+    models = blank_foundation(config)
+    if config.bf16_weights:
+        _recast(models.unet, torch.bfloat16)
+    make_channels_last(models.unet)
+    models.unet.set_attn_processor(AttnProcessor2_0())
+    fuse.fuse(models.unet)
+    cache = blank_cache(config, models, 1)
+    stage = FinetuneStage(config, blank_conditioner(config, models), models, cache)
+    for module in (stage, models.unet):  # all is done, and tensors without memory cannot be moved
+        module.to = module.bfloat16 = lambda *args, module=module, **kwargs: module
+    return FinetuneReplay(stage, config, torch.device("cpu"))
+
+
+def count(config: Config) -> StepCount:
+    """Of the step that these settings run on a GPU, with the fused UNet."""
+    ops.use_kernels("triton")
+    stack = contextlib.ExitStack()
+    try:
+        for context in (FakeTensorMode(allow_non_fake_inputs=True), opaque_attention(), interpreter_allowed()):
+            stack.enter_context(context)
+        if not config.bf16_weights:  # which run without autocast
+            stack.enter_context(cuda_norms())
+        engine = _engine(config)
+        bucket = engine.bucket_of(np.zeros((1, config.batch_size), np.int64))
+        numels = [[p.numel() for p in group["params"]] for group in engine.optimizer.param_groups]
+        addresses = torch.zeros(sum(num_chunks(group, "triton") for group in numels), 3, dtype=torch.int64)
+        counters: list[Any] = []
+        for function in engine.parts(bucket, addresses)[0]:
+            counters.append(UNetCounter())
+            with counters[-1]:
+                function()
+    finally:
+        stack.close()
+        ops.use_kernels("auto")
+    add, apply = (counter.total.launches for counter in counters)
+    return StepCount(add, apply, sum(map(len, numels)))
+
+
+def main() -> None:
+    """Print both forms of the weights."""
+    base = train_forms.settings(quick=False)
+    print(f"{base.resolution} x {base.resolution}, batch {base.batch_size}, fused UNet, bf16 compute")
+    for name, changes in (("fp32 master weights", {}), ("split", {"weights": "split"}), ("lean", {"weights": "lean"})):
+        found = count(dataclasses.replace(base, **changes))
+        print(f"{name:20} by the host: {found.with_bitsandbytes:,} with bitsandbytes, {found.total:,} with the flat "
+              f"optimiser ({found.optimiser} of them its own), {HOST_CALLS} where these are captured")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

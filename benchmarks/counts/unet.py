@@ -1,0 +1,234 @@
+"""Counts the launches and bytes of a training step of Stable Diffusion v1's UNet, stock and fused, at full size.
+
+    python -m benchmarks.counts.unet            # print
+    python -m benchmarks.counts.unet --write    # put the table into kernels/README.md
+    python -m benchmarks.counts.unet --check    # exit 1 where the committed table differs
+
+Counts, not measurements: the model runs on tensors without memory, forward and backward, and every operator that runs
+a kernel is seen, as is every launch of ours. Each launch is taken to touch each different element of its tensors once.
+The optimiser is not part of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from diffusers import UNet2DConditionModel
+from sgg_kernels.launch import intercept
+from torch._library.custom_ops import OPDEFS
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map_only
+
+from benchmarks.counts.kernels import Count, OpCounter, _bytes, interpreter_allowed
+from benchmarks.harness.readme_table import ReadmeTable
+from sgg_fast import ops
+from sgg_fast.nn import fuse
+
+BATCH, CONTEXT, WIDTH = 2, 80, 768
+"""Images, tokens and width of the context."""
+ATTENTION_LAUNCHES = (1, 2)
+"""Of flash attention, forward and backward (the row sums of the gradient, then everything else)."""
+
+
+@torch.library.custom_op("sgg_count::attention", mutates_args=())
+def _attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    raise NotImplementedError("for counting only")
+
+
+@torch.library.custom_op("sgg_count::attention_bwd", mutates_args=())
+def _attention_bwd(
+    grad: torch.Tensor, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    raise NotImplementedError("for counting only")
+
+
+@_attention.register_fake
+def _(q, k, v):
+    return q.new_empty(q.shape[0], q.shape[2], q.shape[1], q.shape[3]).transpose(1, 2)
+
+
+@_attention_bwd.register_fake
+def _(grad, q, k, v):
+    return tuple(x.new_empty(x.shape[0], x.shape[2], x.shape[1], x.shape[3]).transpose(1, 2) for x in (q, k, v))
+
+
+_attention.register_autograd(
+    lambda ctx, grad: _attention_bwd(grad, *ctx.saved_tensors),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+)
+
+
+@contextlib.contextmanager
+def opaque_attention() -> Iterator[None]:
+    """Attention as the fused kernels do it, which on tensors without memory falls apart into its formula."""
+    stock = F.scaled_dot_product_attention
+
+    def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):  # type: ignore[no-untyped-def]
+        return _attention(q, k, v)
+
+    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = stock
+
+
+@contextlib.contextmanager
+def cuda_norms() -> Iterator[None]:
+    """Norms in fp32, as CUDA's rules of autocast have them and the CPU's have not."""
+    stock = F.group_norm, F.layer_norm
+
+    def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):  # type: ignore[no-untyped-def]
+        return stock[0](input.float(), num_groups, weight, bias, eps)
+
+    def layer_norm(input, shape, weight=None, bias=None, eps=1e-5):  # type: ignore[no-untyped-def]
+        return stock[1](input.float(), shape, weight, bias, eps)
+
+    F.group_norm, F.layer_norm = group_norm, layer_norm  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        F.group_norm, F.layer_norm = stock
+
+
+@contextlib.contextmanager
+def _cuda_autocast() -> Iterator[None]:
+    """Autocast to bf16 by CUDA's rules."""
+    with cuda_norms(), torch.autocast("cpu", torch.bfloat16):
+        yield
+
+
+class UNetCounter(OpCounter):
+    """Counts, beside aten's operators, what ours launch for the shapes that they are called with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        result = super().__torch_dispatch__(func, types, args, kwargs)
+        name = func._schema.name.split("::")[1]
+        if func.namespace == "sgg_fast":
+            self._run(OPDEFS[func._schema.name]._init_fn, args)
+        elif func.namespace == "sgg_count":
+            outputs = result if isinstance(result, tuple) else (result,)
+            self.launches[name] += ATTENTION_LAUNCHES[name.endswith("bwd")]
+            self.moved[name] += sum(map(_bytes, (*args, *outputs)))
+        return result
+
+    def _run(self, launcher: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        """What an operator of ours runs, on tensors of the same shapes and strides, its launches seen and not made."""
+
+        def note(kernel: Any, grid: tuple[int, ...], given: tuple[Any, ...], options: dict[str, Any]) -> bool:
+            self.launches[kernel.__name__] += 1
+            self.moved[kernel.__name__] += sum(_bytes(t) for t in given if isinstance(t, torch.Tensor))
+            return True
+
+        def bare_of(a: torch.Tensor) -> torch.Tensor:
+            return torch.empty_strided(a.shape, a.stride(), dtype=a.dtype, device="meta")
+
+        bare = tree_map_only(torch.Tensor, bare_of, args)
+        with torch.utils._python_dispatch._disable_current_modes(), intercept(note):
+            launcher(*bare)
+
+    @property
+    def total(self) -> Count:
+        """Aten's and ours."""
+        ours = Count(sum(self.launches.values()), sum(self.moved[name] for name in self.launches))
+        return self.count() + ours
+
+    def named(self) -> Counter[str]:
+        """Launches by operator or kernel."""
+        aten = {name: num for name, num in self.names.items() if "::" not in name}
+        return Counter(aten) + self.launches
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """A way to run the UNet."""
+
+    name: str
+    channels_last: bool
+    merge: bool | None
+    """Of `fuse`; None for the stock model."""
+
+
+FORMS = (
+    Form("stock", False, None),
+    Form("stock, channels last", True, None),
+    Form("fused kernels", True, False),
+    Form("fused kernels, merged GEMMs", True, True),
+)
+
+
+def make_channels_last(model: torch.nn.Module) -> None:
+    """`model.to(memory_format=torch.channels_last)`, which tensors without memory do not take."""
+    for module in model.modules():
+        for name, p in list(module._parameters.items()):
+            if p is not None and p.ndim == 4:
+                laid_out = p.detach().contiguous(memory_format=torch.channels_last)
+                module._parameters[name] = torch.nn.Parameter(laid_out)
+
+
+@functools.cache
+def count(form: Form, side: int, autocast: bool) -> tuple[UNetCounter, UNetCounter]:
+    """Forward and backward of one call at batch 2; bf16 weights, or fp32 ones under autocast to bf16."""
+    forward, behind = UNetCounter(), UNetCounter()
+    before = torch.get_default_dtype()
+    ops.use_kernels("triton")
+    try:
+        torch.set_default_dtype(torch.float32 if autocast else torch.bfloat16)
+        with FakeTensorMode(), opaque_attention(), interpreter_allowed():
+            unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=WIDTH).train()
+            z = torch.empty(BATCH, 4, side, side)
+            if form.channels_last:
+                make_channels_last(unet)
+                z = z.to(memory_format=torch.channels_last)
+            if form.merge is not None:
+                fuse.fuse(unet, form.merge)
+            context = torch.empty(BATCH, CONTEXT, WIDTH, requires_grad=True)
+            t, mask = torch.zeros(BATCH, dtype=torch.int64), torch.ones(BATCH, CONTEXT, dtype=torch.bool)
+            with forward, _cuda_autocast() if autocast else contextlib.nullcontext():
+                out = unet(z, t, context, encoder_attention_mask=mask).sample
+            with behind:
+                out.backward(torch.empty_like(out))
+    finally:
+        torch.set_default_dtype(before)
+        ops.use_kernels("auto")
+    return forward, behind
+
+
+def _row(name: str, forward: Count, behind: Count) -> str:
+    total = forward + behind
+    cells = [f"{c.launches:,} / {c.bytes / 1e9:.2f}" for c in (forward, behind, total)]
+    return " | ".join([f"| {name}", *cells]) + " |"
+
+
+def table(title: str, side: int, autocast: bool) -> list[str]:
+    """One setting, as lines of Markdown."""
+    lines = [f"{title}; each cell: launches / GB", "", "| UNet | forward | backward | both |", "|---|---|---|---|"]
+    return lines + [_row(form.name, *(c.total for c in count(form, side, autocast))) for form in FORMS]
+
+
+def body() -> str:
+    """What stands between the markers of the README."""
+    tables = [
+        table("256 x 256, batch 2, bf16 weights", 32, autocast=False),
+        table("256 x 256, batch 2, fp32 weights under autocast to bf16", 32, autocast=True),
+        table("512 x 512, batch 2, bf16 weights", 64, autocast=False),
+    ]
+    return "\n\n".join("\n".join(lines) for lines in tables)
+
+
+TABLE = ReadmeTable("counts.unet", "unet", body)
+
+if __name__ == "__main__":
+    sys.exit(TABLE.main(__doc__.split("\n\n")[0]))

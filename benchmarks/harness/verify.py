@@ -1,0 +1,150 @@
+"""Is a form's result right? Asked before it is timed; a form that fails gets no number.
+
+The truth is `sgg_kernels.reference` in float64 (the layer's: the published formulation in float64), outputs and all
+gradients. Tolerance by rule: a form may be off by twice what the plain form in the same dtype is off, plus a floor.
+For ours that form is the reference (sums in fp32), for baselines eager torch, which sums in the input's dtype.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import torch
+
+from benchmarks.ops import baselines as baselines_torch
+from benchmarks.ops.baselines import Form, Tensors
+from benchmarks.ops.registry import DTYPES, Case, Inputs, upstream
+
+FLOOR = 1e-6
+"""Relative; eight units in the last place of fp32."""
+
+FEW_COLUMNS = 32
+MANY_ELEMENTS = 2**26
+"""Above as many input elements only FEW_COLUMNS columns are compared; NaN is looked for in all."""
+
+MIXES_COLUMNS = ("layer", "group_norm_silu")
+"""Ops whose columns cannot be compared apart."""
+
+FLIPPED_UNITS, MANY_UNITS = 4, 10**5
+"""Relu units of the layer whose input is so near 0 that rounding may decide, where there are many: each that falls
+the other way moves a gradient's norm by about the root of its share."""
+
+
+def _cut_off(backend: str, dtype: str) -> float:
+    """What Triton's interpreter is forgiven: it cuts fp32 off where it stores bf16, which hardware rounds."""
+    interpreted = backend == "ours" and os.environ.get("TRITON_INTERPRET") == "1"
+    return torch.finfo(torch.bfloat16).eps if interpreted and dtype == "bf16" else 0.0
+
+
+def run(form: Form, inputs: Inputs, tensors: Tensors, mode: str) -> list[torch.Tensor]:
+    """Outputs of `form`, followed by the gradients of every tensor unless `mode` is "fwd"."""
+    if mode == "fwd":
+        with torch.no_grad():
+            return list(form(inputs, tensors))
+    leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
+    outputs = form(inputs, leaves)
+    arriving = [upstream(o.shape, o.dtype, o.device, i) for i, o in enumerate(outputs)]
+    return [*(o.detach() for o in outputs), *torch.autograd.grad(outputs, list(leaves.values()), arriving)]
+
+
+def _columns(tensor: torch.Tensor, width: int, columns: torch.Tensor) -> torch.Tensor:
+    """The columns k, width + k, 2 width + k .. of the last dimension for each k in `columns`."""
+    return tensor.unflatten(-1, (-1, width))[..., columns].flatten(-2)
+
+
+def _true_form(op: str) -> Form:
+    return baselines_torch.FORMS[op, "sg2im" if op == "layer" else "reference"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What comparing a form with the truth gave."""
+
+    reason: str
+    """Empty where it passed."""
+    error: float
+    """Largest relative L2 error of its tensors."""
+
+
+class Judge:
+    """The truth of one case, computed once, and the errors that it forgives."""
+
+    def __init__(self, case: Case, inputs: Inputs) -> None:
+        self.case, self.inputs = case, inputs
+        self.exact = case.op == "pack"
+        if self.exact:
+            self.truth = run(_true_form("pack"), inputs, inputs.tensors, "fwd")
+            return
+        self.columns = self._choose_columns()
+        self.truth = self._plain(_true_form(case.op), torch.float64)
+        dtype = DTYPES[case.dtype]
+        self.allowed = {
+            name: self._errors(self._plain(baselines_torch.form(case.op, name), dtype))
+            for name in ("reference", "eager")
+        }
+
+    def _choose_columns(self) -> torch.Tensor | None:
+        if self.case.op in MIXES_COLUMNS or sum(t.numel() for t in self.inputs.tensors.values()) <= MANY_ELEMENTS:
+            return None
+        width = self.inputs.shape.width
+        step = -(-width // FEW_COLUMNS)
+        device = self.inputs.batch.subject.device
+        return (torch.arange(0, width, step, device=device) + torch.randint(step, (1,)).item()).clamp(max=width - 1)
+
+    def _select(self, tensor: torch.Tensor) -> torch.Tensor:
+        return tensor if self.columns is None else _columns(tensor, self.inputs.shape.width, self.columns)
+
+    def _plain(self, form: Form, dtype: torch.dtype) -> list[torch.Tensor]:
+        """`form` on the compared columns in `dtype`, with the gradients that the whole would have got."""
+        given = next(iter(self.inputs.tensors.values())).dtype
+        tensors = {name: self._select(t).to(dtype) for name, t in self.inputs.tensors.items()}
+        width = self.inputs.shape.width if self.columns is None else len(self.columns)
+        if self.case.mode == "fwd":
+            return run(form, self.inputs, tensors, "fwd")
+        leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
+        outputs, arriving = form(self.inputs, leaves), []
+        for i, output in enumerate(outputs):
+            shape = (*output.shape[:-1], output.shape[-1] // width * self.inputs.shape.width)
+            arriving.append(self._select(upstream(shape, given, output.device, i)).to(dtype))
+        return [*(o.detach() for o in outputs), *torch.autograd.grad(outputs, list(leaves.values()), arriving)]
+
+    def _errors(self, results: list[torch.Tensor]) -> list[tuple[float, float]]:
+        """(largest absolute, relative L2) error of each tensor, all of the compared columns."""
+        errors = []
+        for result, truth in zip(results, self.truth, strict=True):
+            off = result.double() - truth
+            scale = torch.linalg.vector_norm(truth).clamp(min=1e-30)
+            errors.append((off.abs().max().item(), (torch.linalg.vector_norm(off) / scale).item()))
+        return errors
+
+    def verdict(self, results: list[torch.Tensor], backend: str) -> Verdict:
+        """Compare what `run` gave for `backend`."""
+        if len(results) != len(self.truth):
+            return Verdict(f"{len(results)} tensors instead of {len(self.truth)}", float("nan"))
+        if self.exact:
+            wrong = [i for i, (r, t) in enumerate(zip(results, self.truth, strict=True)) if not torch.equal(r, t)]
+            return Verdict(f"tensors {wrong} differ" if wrong else "", float(bool(wrong)))
+        for i, result in enumerate(results):
+            if result.numel() and not torch.isfinite(torch.stack(torch.aminmax(result))).all():
+                return Verdict(f"tensor {i} is not finite", float("nan"))
+        results = [self._select(r) for r in results]
+        for i, (result, truth) in enumerate(zip(results, self.truth, strict=True)):
+            if result.shape != truth.shape:
+                return Verdict(f"tensor {i}: shape {tuple(result.shape)}, not {tuple(truth.shape)}", float("nan"))
+        errors = self._errors(results)
+        allowed = self.allowed["reference" if backend in ("ours", "reference") else "eager"]
+        worst = max(l2 for _, l2 in errors)
+        is_layer, shape = self.case.op == "layer", self.inputs.shape
+        cut_off = _cut_off(backend, self.case.dtype)
+        num_units = (4 * shape.relations + 2 * shape.objects) * shape.width if is_layer else 0
+        floor = FLOOR + cut_off + (FLIPPED_UNITS / num_units**0.5 if num_units > MANY_UNITS else 0.0)
+        for i, ((absolute, l2), (base_absolute, base_l2), truth) in enumerate(
+            zip(errors, allowed, self.truth, strict=True)
+        ):
+            if l2 > 2 * base_l2 + floor:
+                return Verdict(f"tensor {i}: relative error {l2:.2e}, plain form {base_l2:.2e}", worst)
+            limit = 2 * base_absolute + (FLOOR + cut_off) * max(truth.abs().max().item(), 1.0)
+            if not is_layer and absolute > limit:
+                return Verdict(f"tensor {i}: off by {absolute:.2e}, plain form {base_absolute:.2e}", worst)
+        return Verdict("", worst)

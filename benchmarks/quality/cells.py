@@ -1,0 +1,264 @@
+"""Runs the cells of `benchmarks.quality`, each as train.py and `sgg_fast.eval` would, several at a time.
+
+What is finished is left alone, what was cut goes on: training from its checkpoint, an evaluation from its pictures.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import ctypes
+import json
+import multiprocessing
+import os
+import shlex
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from benchmarks.quality.plan import COMMON, GRAPHS, LEAST, NOISE_SEEDS, SCHEDULER, Cell, Pretraining, Sizes, Speeds
+
+DATA_SEED = 7
+"""Of the scenes that everything trains on; held out are those of another world."""
+_PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl
+
+
+@contextlib.contextmanager
+def _written_to(log: Path) -> Iterator[None]:
+    """What is printed meanwhile goes to the end of a file."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        yield
+
+
+def prepare(out: Path, sizes: Sizes) -> Path:
+    """The training set, with everything frozen computed once for all cells. Raises ValueError or OSError."""
+    folder = out / "set"
+    if not (folder / "index.json").is_file():
+        from sgg_fast.data.prepare.__main__ import main
+
+        words = ["cache", "--out", str(folder), "--data", "toy", "--num-scenes", str(sizes.num_scenes)]
+        with _written_to(out / "set.log"):
+            code = main([*words, "--seed", str(DATA_SEED), "--workers", "1"])
+        if code:
+            raise ValueError(f"the training set could not be prepared: see {out / 'set.log'}")
+    return folder
+
+
+def settings(out: Path, sizes: Sizes, seed: int) -> dict[str, Any]:
+    """Fields of the toy recipe for a run."""
+    sized = {name: getattr(sizes, name) for name in ("batch_size", "pretrain_steps", "finetune_steps")}
+    every = max(50, sizes.finetune_steps // 4)
+    return {**COMMON, **sized, "data": str(out / "set"), "seed": seed, "checkpoint_every": every}
+
+
+def pretrain(out: Path, sizes: Sizes, task: Pretraining) -> None:
+    """One pre-training."""
+    mae, con = task.parts
+    own = {"mae_weight": float(mae), "con_weight": float(con)}
+    _train(task.folder(out), "pretrain", {**settings(out, sizes, task.seed), **own}, None)
+
+
+def run_cell(out: Path, sizes: Sizes, cell: Cell) -> None:
+    """One cell: fine-tuning, then the evaluation."""
+    folder, system = cell.folder(out), cell.system
+    own = {**settings(out, sizes, cell.seed), **system.settings}
+    if system.trained:
+        encoder = None
+        if system.pretraining is not None:
+            encoder = Pretraining(system.pretraining, cell.seed).folder(out) / "pretrain" / "graph_encoder"
+        _train(folder, "finetune", own, encoder)
+    else:
+        _untrained(folder, own)
+    _evaluate(folder, sizes, cell.seed)
+    shutil.rmtree(folder / "finetune" / "checkpoints", ignore_errors=True)
+
+
+def _train(folder: Path, stage: str, own: dict[str, Any], encoder: Path | None) -> None:
+    from sgg_fast.config import as_flags
+    from sgg_fast.recipes import recipe
+    from sgg_fast.train.trainer import Trainer
+
+    words = ["python", "train.py", "--stage", stage, "--out", str(folder), *as_flags(own)]
+    folder.mkdir(parents=True, exist_ok=True)
+    words += ["--graph-encoder", str(encoder)] if encoder else []
+    (folder / f"{stage}.command").write_text(shlex.join(words) + "\n", encoding="utf-8")
+    Trainer(recipe("toy", **own), stage, folder, graph_encoder=encoder).train()
+
+
+def _untrained(folder: Path, own: dict[str, Any]) -> None:
+    """The foundation as it is, saved like the result of a fine-tuning."""
+    from sgg_fast import env
+    from sgg_fast.data.cache import build_cache, open_foundation
+    from sgg_fast.data.sources import open_source
+    from sgg_fast.recipes import recipe
+    from sgg_fast.train.outputs import export
+    from sgg_fast.train.setup import new_baseline
+
+    result = folder / "finetune" / "pipeline"
+    if result.is_dir():
+        return
+    result.parent.mkdir(parents=True, exist_ok=True)
+    config = recipe("toy", **own)
+    source, foundation = open_source(config), open_foundation(config)
+    cache = build_cache(source, foundation, env.device(), with_latents=False, progress=False)
+    export(result, "finetune", config, foundation, new_baseline(config, foundation, cache, source.graphs))
+
+
+def _evaluate(folder: Path, sizes: Sizes, seed: int) -> None:
+    """With noise that other seeds do not have, and every system of this seed has."""
+    from sgg_fast.eval.__main__ import parse
+    from sgg_fast.eval.evaluate import evaluate
+
+    words = ["--model", folder, "--out", folder / "eval", "--data", GRAPHS, "--num", sizes.num_graphs, "--pairs",
+             sizes.num_graphs, "--seeds", NOISE_SEEDS, "--first-seed", NOISE_SEEDS * seed, "--steps", sizes.draw_steps,
+             "--scheduler", SCHEDULER]  # fmt: skip
+    told = [str(word) for word in words]
+    (folder / "eval.command").write_text(shlex.join(["python", "-m", "sgg_fast.eval", *told]) + "\n", encoding="utf-8")
+    print(evaluate(parse(told)))
+
+
+Task = Pretraining | Cell
+
+
+def run_task(out: Path, sizes: Sizes, task: Task) -> float:
+    """One task in this process; the seconds it took. Raises what training and evaluating raise."""
+    begun = time.monotonic()
+    with _written_to(task.folder(out) / "log.txt"):
+        (run_cell if isinstance(task, Cell) else pretrain)(out, sizes, task)  # type: ignore[operator]
+    return time.monotonic() - begun
+
+
+def _begin_worker(parent: int) -> None:
+    """Of a process that runs tasks: it ends with the one that started it."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGTERM)
+    if os.getppid() != parent:
+        sys.exit(1)
+    from sgg_fast.quiet import quiet_libraries
+
+    quiet_libraries()
+
+
+class _Here(concurrent.futures.Executor):
+    """Runs a task at once in this process."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
+        future: concurrent.futures.Future[Any] = concurrent.futures.Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except (ValueError, OSError, RuntimeError) as error:
+            future.set_exception(error)
+        return future
+
+
+def _executor(jobs: int) -> concurrent.futures.Executor:
+    if jobs == 1:
+        return _Here()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, cores // jobs)))  # before the workers load torch
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return concurrent.futures.ProcessPoolExecutor(
+        jobs, multiprocessing.get_context("spawn"), initializer=_begin_worker, initargs=(os.getpid(),)
+    )
+
+
+def run_all(out: Path, sizes: Sizes, cells: list[Cell], jobs: int, after: Callable[[Task, float], None]) -> list[str]:
+    """Runs every cell and what they need, `jobs` at a time, seed after seed; returns a line for each that failed.
+
+    after(task, seconds) is called as each ends well.
+    """
+    todo: list[Task] = []
+    for cell in cells:
+        if not cell.done(out):
+            before = cell.system.pretraining and Pretraining(cell.system.pretraining, cell.seed)
+            todo += [before] if before and before not in todo and not before.done(out) else []
+            todo.append(cell)
+    failed: list[str] = []
+    running: dict[concurrent.futures.Future[Any], Task] = {}
+    with _executor(jobs) as pool:
+        try:
+            while todo or running:
+                while len(running) < jobs and (task := _next(out, todo)) is not None:
+                    todo.remove(task)
+                    running[pool.submit(run_task, out, sizes, task)] = task
+                if not running:  # what is left waits for something that failed
+                    break
+                done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    task = running.pop(future)
+                    error = future.exception()
+                    if error is None:
+                        after(task, future.result())
+                    else:
+                        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                        failed.append(f"{task.folder(out)}: {reason}")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return failed
+
+
+def _next(out: Path, todo: list[Task]) -> Task | None:
+    """The first task whose pre-training is there, if it has one."""
+    for task in todo:
+        parts = task.system.pretraining if isinstance(task, Cell) else None
+        if parts is None or Pretraining(parts, task.seed).done(out):
+            return task
+    return None
+
+
+def measure(folder: Path) -> Speeds:
+    """Seconds of a fine-tuning image, a pre-training graph and a sampling step, by doing a few of each."""
+    import torch
+
+    from sgg_fast import env
+    from sgg_fast.data.prepare.__main__ import main  # noqa: F401  (its import is not what is timed)
+    from sgg_fast.drawing.models import load_pipeline
+    from sgg_fast.graph import SceneGraph
+    from sgg_fast.recipes import recipe
+    from sgg_fast.train.trainer import Trainer
+
+    on_gpu, batch = env.device().type == "cuda", 8
+
+    def clock() -> float:
+        if on_gpu:
+            torch.cuda.synchronize()
+            return time.perf_counter()
+        return time.process_time() / torch.get_num_threads()
+
+    def timed(act: Callable[[int], object], times: int) -> float:
+        act(0)
+        begun = clock()
+        for step in range(1, times + 1):
+            act(step)
+        return (clock() - begun) / times
+
+    found = []
+    for stage in ("finetune", "pretrain"):
+        with _written_to(folder / "measure.log"):
+            config = recipe("toy", **COMMON, num_scenes=16, batch_size=batch)
+            trainer = Trainer(config, stage, folder / "measure", overwrite=True)
+            ids = trainer.trained[:batch][None]
+            found.append(timed(lambda step, t=trainer, i=ids: t.engine.update(i, step), 3) / batch)  # type: ignore[misc]
+    pipeline, _ = load_pipeline("toy")
+    pipeline.set_progress_bar_config(disable=True)
+    graphs = [SceneGraph(("dog", "house", "sun"), ((0, "left of", 1),))] * batch
+
+    def draw(step: int) -> object:
+        return pipeline(
+            graphs, num_inference_steps=LEAST.draw_steps, guidance_scale=4.0, generator=torch.Generator().manual_seed(0)
+        )
+
+    found.append(timed(draw, 1) / (LEAST.draw_steps * batch))
+    shutil.rmtree(folder / "measure", ignore_errors=True)
+    return Speeds(*found)
+
+
+def result_of(out: Path, cell: Cell) -> dict[str, Any]:
+    """What the cell's evaluation wrote."""
+    return json.loads((cell.folder(out) / "eval" / "eval.json").read_text(encoding="utf-8"))

@@ -1,0 +1,76 @@
+"""Curves of a pre-training run's validations from its log: a picture, and the numbers as CSV.
+
+    python -m benchmarks.steps.curves runs/toy/pretrain/log.jsonl --out benchmarks/results/pretrain_cpu
+
+Draws what `train.py --stage pretrain` wrote; trains nothing. The picture needs matplotlib.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib.util
+import json
+import pathlib
+import sys
+from typing import Any
+
+CHANCE = "_at_chance"
+PANELS = {
+    "graph to image, top 1 and 5": ("graph_to_image_top1", "graph_to_image_top5"),
+    "image to graph, top 1 and 5": ("image_to_graph_top1", "image_to_graph_top5"),
+    "masked object's name": ("masked_object",),
+}
+
+
+def validations(log: pathlib.Path) -> list[dict[str, Any]]:
+    """The log's validations, step by step."""
+    lines = (json.loads(line) for line in log.read_text(encoding="utf-8").splitlines())
+    return [{k: v for k, v in line.items() if k != "event"} for line in lines if line.get("event") == "validation"]
+
+
+def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+    """A panel for each kind of accuracy, chance dashed."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(PANELS), figsize=(10, 2.8), sharey=True)
+    steps = [row["step"] for row in rows]
+    for axis, (title, names) in zip(axes, PANELS.items(), strict=True):
+        for number, name in enumerate(names):
+            colour = f"C{number}"
+            axis.plot(steps, [row[name] for row in rows], color=colour, marker=".", label=name.rsplit("_", 1)[-1])
+            axis.plot(steps, [row[name + CHANCE] for row in rows], color=colour, linestyle="--")
+        axis.set_title(title, fontsize=9)
+        axis.set_xlabel("step")
+        axis.set_ylim(0, 1)
+    axes[0].set_ylabel("held-out pairs (dashed: chance)")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit status 2 for a log without validations."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps.curves", description=__doc__.split("\n\n")[0])
+    parser.add_argument("log", type=pathlib.Path)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="path of the files without their ending")
+    args = parser.parse_args(argv)
+    rows = validations(args.log) if args.log.is_file() else []
+    if not rows:
+        print(f"pretrain_curves: {args.log}: no validations in it; train with --validate-every", file=sys.stderr)
+        return 2
+    with args.out.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no picture: matplotlib is not installed (pip install matplotlib)")
+    else:
+        draw(rows, args.out.with_suffix(".png"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,199 @@
+"""The ways of drawing that `infer.py` measures: our pipeline, and diffusers' for Stable Diffusion on the same models.
+
+Diffusers' pipeline gets the context of the graphs as its prompt embeddings, computed beforehand, while ours computes it
+in every call; the mask of the padding, for which that pipeline has no argument, reaches its UNet by a hook. Everything
+else is what its users run, the VAE in the UNet's precision too, where ours decodes in fp32.
+"""
+
+from __future__ import annotations
+
+import abc
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler
+
+from benchmarks.train_step import Size
+from sgg_fast.diffusion.captured import CapturedUNet
+from sgg_fast.drawing import load_pipeline
+from sgg_fast.graph import SceneGraph
+from sgg_fast.nn.fuse import fuse_for, unfuse
+from sgg_fast.pipeline import SceneGraphToImagePipeline
+from sgg_fast.recipes import recipe
+from sgg_fast.toy.models import toy_tokenizer
+from sgg_fast.train.memory.blank import blank_conditioner, blank_foundation
+from sgg_fast.train.setup import make_pipeline
+
+GUIDANCE = 7.5
+NUM_OBJECTS, NUM_RELATIONS = 10, 6
+"""Of a graph like the average of Visual Genome's."""
+
+
+def graph() -> SceneGraph:
+    """The graph of every picture."""
+    names = ("sheep", "grass", "sky", "house", "tree", "person", "hat", "boat", "sea", "dog")
+    relations = [(k, "left of", (k + 1) % NUM_OBJECTS) for k in range(NUM_RELATIONS)]
+    return SceneGraph(names, tuple(relations))
+
+
+def open_models(model: str | None, device: torch.device, dtype: torch.dtype) -> SceneGraphToImagePipeline:
+    """The pipeline of --model, or one of Stable Diffusion v1.4's sizes with random weights; its UNet in `dtype`."""
+    if model:
+        pipeline = load_pipeline(model)[0]
+    else:
+        config = recipe("vg256", precision="fp32", token_init="none")
+        torch.manual_seed(0)
+        with device:
+            foundation = blank_foundation(config)
+            conditioner = blank_conditioner(config, foundation).eval()
+        foundation = dataclasses.replace(foundation, clip_tokenizer=toy_tokenizer())
+        pipeline = make_pipeline(config, foundation, conditioner, with_text=False)
+    # What diffusers' pipeline insists on; it changes the scheduler that it is given otherwise.
+    fixed = {"steps_offset": 1, "clip_sample": False}
+    pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **fixed)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline.to(device).unet.to(dtype)
+    return pipeline
+
+
+class Form(abc.ABC):
+    """A way to draw. `call` says how the host runs the UNet: eager, replay or compiled."""
+
+    call = "eager"
+
+    def __init__(self, pipeline: SceneGraphToImagePipeline, size: Size) -> None:
+        self.pipeline, self.size = pipeline, size
+        draw, side = torch.Generator().manual_seed(0), size.resolution // pipeline.vae_scale_factor
+        self.noise = torch.randn(size.batch, pipeline.unet.config.in_channels, side, side, generator=draw)
+        self.graphs = [graph()] * size.batch
+
+    @abc.abstractmethod
+    def draw(self, num_steps: int, output_type: str = "np") -> Any:
+        """The pictures [B, H, W, 3] on the host, or with "latent" their latents [B, c, h, w]."""
+
+    @torch.no_grad()
+    def unet_call(self) -> Callable[[], object]:
+        """One call of the UNet as this form makes it: with guidance, the context computed."""
+        context, mask = self.pipeline.encode_graphs(self.graphs)
+        unet = self.pipeline.unet
+        z, t = self.noise.to(unet.device, unet.dtype).repeat(2, 1, 1, 1), torch.zeros((), device=unet.device)
+        context = context.to(unet.dtype)
+
+        def call() -> object:
+            with torch.no_grad():
+                return unet(z, t, context, encoder_attention_mask=mask)
+
+        return call
+
+    def close(self) -> None:
+        """Leave the models as they were: stock and contiguous."""
+        for model in (self.pipeline.unet, self.pipeline.vae):
+            unfuse(model)
+            model.to(memory_format=torch.contiguous_format)
+
+
+class Ours(Form):
+    """Our pipeline, by the settings of its users."""
+
+    def __init__(
+        self, pipeline: SceneGraphToImagePipeline, size: Size, fused: bool, captured: bool, compiled: bool = False
+    ) -> None:
+        super().__init__(pipeline, size)
+        pipeline.fuse_unet, pipeline.capture_unet = ("on" if fused else "off"), ("on" if captured else "off")
+        self.call = "replay" if captured else "compiled" if compiled else "eager"
+        pipeline.vae.float()
+        self.stock = pipeline.unet
+        fuse_for(pipeline.unet.device, pipeline.fuse_unet, pipeline.unet, pipeline.vae, channels_last=True)
+        if compiled:
+            pipeline.unet = torch.compile(pipeline.unet)
+
+    def draw(self, num_steps: int, output_type: str = "np") -> Any:
+        """See `Form`."""
+        return self.pipeline(
+            self.graphs, num_inference_steps=num_steps, guidance_scale=GUIDANCE, latents=self.noise,
+            resolution=self.size.resolution, output_type=output_type,
+        ).images  # fmt: skip
+
+    def close(self) -> None:
+        """See `Form`."""
+        self.pipeline.unet, self.pipeline._captured = self.stock, CapturedUNet()
+        super().close()
+
+
+class Diffusers(Form):
+    """StableDiffusionPipeline around the same UNet and VAE."""
+
+    def __init__(self, pipeline: SceneGraphToImagePipeline, size: Size, compiled: bool = False) -> None:
+        from diffusers import StableDiffusionPipeline  # talks while it is imported, so after `quiet_libraries`
+
+        super().__init__(pipeline, size)
+        self.call = "compiled" if compiled else "eager"
+        dtype, device = pipeline.unet.dtype, pipeline.unet.device
+        pipeline.vae.to(dtype)
+        with torch.no_grad():
+            context, mask = pipeline.encode_graphs(self.graphs)
+        self.null, self.given = context.to(dtype).chunk(2)
+        self.hook = pipeline.unet.register_forward_pre_hook(
+            lambda module, args, kwargs: (args, {**kwargs, "encoder_attention_mask": mask}), with_kwargs=True
+        )
+        self.stock = StableDiffusionPipeline(
+            vae=pipeline.vae, text_encoder=None, tokenizer=None, unet=pipeline.unet,
+            scheduler=DDIMScheduler.from_config(pipeline.scheduler.config), safety_checker=None,
+            feature_extractor=None, requires_safety_checker=False,
+        ).to(device)  # fmt: skip
+        self.stock.set_progress_bar_config(disable=True)
+        if compiled:  # as diffusers' documentation advises
+            self.stock.unet = torch.compile(self.stock.unet)
+            self.stock.vae.decode = torch.compile(self.stock.vae.decode)
+
+    def draw(self, num_steps: int, output_type: str = "np") -> Any:
+        """See `Form`."""
+        side = self.size.resolution
+        return self.stock(
+            prompt_embeds=self.given, negative_prompt_embeds=self.null, num_inference_steps=num_steps,
+            guidance_scale=GUIDANCE, latents=self.noise.to(self.given), height=side, width=side,
+            output_type=output_type,
+        ).images  # fmt: skip
+
+    def close(self) -> None:
+        """See `Form`."""
+        self.hook.remove()
+        vars(self.pipeline.vae).pop("decode", None)
+        self.pipeline.vae.float()
+        super().close()
+
+
+FORMS: dict[str, Callable[[SceneGraphToImagePipeline, Size], Form]] = {
+    "captured": lambda pipeline, size: Ours(pipeline, size, fused=True, captured=True),
+    "fused": lambda pipeline, size: Ours(pipeline, size, fused=True, captured=False),
+    "eager": lambda pipeline, size: Ours(pipeline, size, fused=False, captured=False),
+    "diffusers": Diffusers,
+    "compiled": lambda pipeline, size: Ours(pipeline, size, fused=False, captured=False, compiled=True),
+    "diffusers-compiled": lambda pipeline, size: Diffusers(pipeline, size, compiled=True),
+}
+"""By name; those that compile for minutes come last."""
+
+
+def latents(form: Form, num_steps: int) -> np.ndarray:
+    """Latents after `num_steps`, float64, on the host."""
+    return form.draw(num_steps, "latent").double().cpu().numpy()
+
+
+def reference(pipeline: SceneGraphToImagePipeline, size: Size, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Latents that diffusers' pipeline gives in fp32, without TF32, and in the UNet's own precision."""
+    dtype, allowed = pipeline.unet.dtype, torch.backends.cudnn.allow_tf32
+    found = []
+    for precision in dict.fromkeys((torch.float32, dtype)):
+        torch.backends.cudnn.allow_tf32 = precision == dtype and allowed
+        pipeline.unet.to(precision)
+        form = Diffusers(pipeline, size)
+        try:
+            found.append(latents(form, num_steps))
+        finally:  # memory may be out
+            form.close()
+            pipeline.unet.to(dtype)
+            torch.backends.cudnn.allow_tf32 = allowed
+    return found[0], found[-1]

@@ -1,0 +1,258 @@
+"""The forms of a fine-tuning step that `train_step.py` measures: ours, and diffusers' text-to-image recipe.
+
+Ours run through the trainer's own engines. The recipe (diffusers' `examples/text_to_image/train_text_to_image.py`) is
+re-expressed in its own library calls: autoencoder and text encoder in the loop, fp32 UNet under autocast, AdamW.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import dataclasses
+import functools
+import gc
+import importlib.util
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from benchmarks.harness import measure
+from sgg_fast.config import Config
+from sgg_fast.nn.attention import set_attention
+from sgg_fast.recipes import recipe
+from sgg_fast.train.engines.choose import build_engine, plan_engine
+from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
+from sgg_fast.train.memory.planner import Planner
+from sgg_fast.train.stages import FinetuneStage
+
+NUM_IMAGES = 32
+"""Of the random training set."""
+
+DS_JSON = str(measure.ROOT / "ds.json")
+
+
+class UnavailableError(Exception):
+    """This form cannot run here; the message says why."""
+
+
+def settings(quick: bool) -> Config:
+    """The recipe that every form takes its settings from: bf16, at SD v1.4's sizes or the toy's."""
+    if quick:
+        return recipe("toy", precision="bf16", token_init="none", batch_size=2)
+    return recipe("vg256", precision="bf16")
+
+
+class Form(abc.ABC):
+    """A step at a size that may change. `reference_losses`: the first ones in fp32 and in plain bf16."""
+
+    reference_losses: tuple[list[float], list[float]]
+    optimiser_bytes: int
+    """What the update must read and write."""
+
+    @abc.abstractmethod
+    def prepare(self, resolution: int, batch: int) -> None:
+        """Work on images of this size from now on."""
+
+    @abc.abstractmethod
+    def step(self) -> None:
+        """One training step."""
+
+    @abc.abstractmethod
+    def losses(self, num: int) -> list[float]:
+        """Losses of the first steps with the weights as they are, computed as this form computes."""
+
+    def planned(self, resolution: int, batch: int) -> int | None:
+        """Bytes at the peak as the planner sees it; None where it knows nothing of the form."""
+        return None
+
+
+class Ours(Form):
+    """The trainer's engine with some settings changed."""
+
+    def __init__(self, config: Config, ds_path: str | None, resolution: int, device: torch.device, num: int) -> None:
+        self.config, self.device, self.ids = config, device, np.arange(config.batch_size)
+        self.ds = plan_engine(config, "finetune", device, ds_path)
+        torch.manual_seed(config.seed)
+        with device:
+            foundation = self.foundation = blank_foundation(config)
+            conditioner = blank_conditioner(config, foundation)
+        self.stage = FinetuneStage(config, conditioner, foundation, self._cache(resolution))
+        set_attention(foundation.unet, "sdpa", device)
+        exact, low = self._stage_losses(num, None), self._stage_losses(num, torch.bfloat16)
+        self.reference_losses = exact, low
+        set_attention(foundation.unet, config.attention, device)
+        self.engine = build_engine(self.stage, config, "finetune", device, self.ds)
+        numel = sum(p.numel() for p in self.engine.module.parameters() if p.requires_grad)
+        # Read weight, gradient and two bytes of state; write weight and state. DeepSpeed's also writes bf16 weights.
+        weight, gradient = 2 if config.weights == "lean" else 4, 2 if config.bf16_weights else 4
+        self.optimiser_bytes = numel * (2 * weight + gradient + 4 + (2 if self.ds else 0))
+        self._step = 0
+
+    def _cache(self, resolution: int) -> Any:
+        torch.manual_seed(self.config.seed)
+        cache = blank_cache(dataclasses.replace(self.config, resolution=resolution), self.foundation, NUM_IMAGES)
+        moved = {name: getattr(cache, name).to(self.device) for name in ("graphs", "names", "images", "moments")}
+        return dataclasses.replace(cache, **moved)
+
+    @torch.no_grad()
+    def _stage_losses(self, num: int, cast: torch.dtype | None) -> list[float]:
+        with torch.autocast(self.device.type, cast) if cast else contextlib.nullcontext():
+            return [self.stage(self.ids, step).total.item() for step in range(num)]
+
+    def prepare(self, resolution: int, batch: int) -> None:
+        """See `Form`."""
+        self.stage.cache = self._cache(resolution)
+        self.ids = np.arange(batch) % NUM_IMAGES
+
+    def step(self) -> None:
+        """See `Form`."""
+        self.engine.update(self.ids[None], self._step)
+        self._step += 1
+
+    @torch.no_grad()
+    def losses(self, num: int) -> list[float]:
+        """See `Form`."""
+        return [self.engine.forward(self.ids, step).total.item() for step in range(num)]
+
+    def planned(self, resolution: int, batch: int) -> int | None:
+        """See `Form`."""
+        return self._planner(resolution).plan(batch).peak
+
+    @functools.cache  # noqa: B019 - as long-lived as the form
+    def _planner(self, resolution: int) -> Planner:
+        config = dataclasses.replace(self.config, resolution=resolution)
+        return Planner(config, self.ds, self.device.type, num_images=NUM_IMAGES, stored=False)
+
+
+class Captured(Ours):
+    """The same, replayed as CUDA graphs, which are made for one size."""
+
+    def losses(self, num: int) -> list[float]:
+        """By replays at a learning rate of 0, so that what is compared is what is timed."""
+        return [self.engine.update(self.ids[None], step, 0.0).values["loss"].item() for step in range(num)]
+
+    def prepare(self, resolution: int, batch: int) -> None:
+        """See `Form`. The graphs of the size before are given up first."""
+        super().prepare(resolution, batch)
+        del self.engine
+        gc.collect()
+        config = dataclasses.replace(self.config, batch_size=batch)
+        self.engine = build_engine(self.stage, config, "finetune", self.device, self.ds)
+        self._step = 0
+
+
+class Diffusers(Form):
+    """The recipe's step: encode the images, encode the texts, predict the noise, AdamW, clip at 1."""
+
+    def __init__(self, config: Config, optimiser: str, attention: str, device: torch.device, num: int) -> None:
+        self.device, self.cast = device, torch.bfloat16
+        torch.manual_seed(config.seed)
+        with device:
+            models = blank_foundation(config)
+        self.vae, self.text_encoder, self.scheduler = models.vae, models.text_encoder, models.scheduler
+        self.unet = models.unet.requires_grad_(True).train()
+        del models.clip
+        self.prepare(config.resolution, config.batch_size)
+        set_attention(self.unet, "sdpa", device)
+        exact = self._first_losses(num, torch.float32)
+        self.vae.to(self.cast)
+        self.text_encoder.to(self.cast)
+        self.reference_losses = exact, self._first_losses(num, self.cast)
+        set_attention(self.unet, attention, device)
+        self.optimizer = self._optimizer(optimiser)
+        numel, state = sum(p.numel() for p in self.unet.parameters()), 2 if optimiser == "adamw8bit" else 8
+        self.optimiser_bytes = numel * (3 * 4 + 2 * state)
+        self._step = 0
+
+    def _optimizer(self, kind: str) -> torch.optim.Optimizer:
+        arguments = {"lr": 1e-6, "betas": (0.9, 0.999), "weight_decay": 1e-2, "eps": 1e-8}
+        if kind == "adamw":
+            return torch.optim.AdamW(self.unet.parameters(), **arguments)
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise UnavailableError("skipped: bitsandbytes is not installed")
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(self.unet.parameters(), **arguments)
+
+    def prepare(self, resolution: int, batch: int) -> None:
+        """See `Form`."""
+        generator = torch.Generator(self.device).manual_seed(0)
+        self.pixels = torch.rand(batch, 3, resolution, resolution, device=self.device, generator=generator) * 2 - 1
+        vocabulary, length = self.text_encoder.config.vocab_size, self.text_encoder.config.max_position_embeddings
+        self.tokens = torch.randint(vocabulary, (batch, length), device=self.device, generator=generator)
+
+    def _loss(self, step: int, cast: torch.dtype) -> torch.Tensor:
+        generator = torch.Generator(self.device).manual_seed(step)
+        posterior = self.vae.encode(self.pixels.to(cast)).latent_dist
+        latents = posterior.mean + posterior.std * _normal_like(posterior.mean, generator)
+        latents = latents * self.vae.config.scaling_factor
+        noise = _normal_like(latents, generator)
+        num_steps = self.scheduler.config.num_train_timesteps
+        t_B = torch.randint(num_steps, (len(latents),), device=self.device, generator=generator)
+        noisy = self.scheduler.add_noise(latents.float(), noise.float(), t_B).to(cast)
+        context = self.text_encoder(self.tokens, return_dict=False)[0]
+        target = noise
+        if self.scheduler.config.prediction_type == "v_prediction":
+            target = self.scheduler.get_velocity(latents, noise, t_B)
+        with torch.autocast(self.device.type, cast, enabled=cast != torch.float32):
+            predicted = self.unet(noisy, t_B, context, return_dict=False)[0]
+        return nn.functional.mse_loss(predicted.float(), target.float())
+
+    @torch.no_grad()
+    def _first_losses(self, num: int, cast: torch.dtype) -> list[float]:
+        return [self._loss(step, cast).item() for step in range(num)]
+
+    def losses(self, num: int) -> list[float]:
+        """See `Form`."""
+        return self._first_losses(num, self.cast)
+
+    def step(self) -> None:
+        """See `Form`."""
+        self._loss(self._step, self.cast).backward()
+        nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._step += 1
+
+
+def _normal_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    return torch.randn(tensor.shape, device=tensor.device, generator=generator).to(tensor.dtype)
+
+
+FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "captured": ({}, None),
+    "captured-split": ({"weights": "split"}, None),
+    "captured-lean": ({"weights": "lean"}, None),
+    "plain": ({"cuda_graphs": False}, None),
+    "plain-unfused": ({"cuda_graphs": False, "fuse_unet": "off"}, None),
+    "lean": ({"weights": "lean", "cuda_graphs": False}, None),
+    "lean-in-backward": ({"weights": "lean", "optimizer_in_backward": True, "max_grad_norm": 0.0}, None),
+    "ds.json": ({}, DS_JSON),
+    "diffusers-adamw": ({"attention": "sdpa"}, "adamw"),
+    "diffusers-8bit-xformers": ({"attention": "xformers"}, "adamw8bit"),
+}
+"""Name -> settings that are changed, and the ds.json or the recipe's optimiser."""
+
+
+def call_of(name: str) -> str:
+    """The form's `run.Row.call`."""
+    return "replay" if name.startswith("captured") else "eager"
+
+
+def build(name: str, config: Config, resolution: int, device: torch.device, num_losses: int) -> Form:
+    """The form `name`, its reference losses known. Raises `UnavailableError` where it cannot run here."""
+    changes, other = FORMS[name]
+    captured = call_of(name) == "replay"
+    if captured and device.type != "cuda":
+        raise UnavailableError("skipped: CUDA graphs need a GPU")
+    if other == DS_JSON and importlib.util.find_spec("deepspeed") is None:
+        raise UnavailableError("skipped: deepspeed is not installed")
+    if name.startswith("diffusers"):
+        assert other is not None
+        attention = changes["attention"] if device.type == "cuda" else "sdpa"
+        sized = dataclasses.replace(config, resolution=resolution)
+        return Diffusers(sized, other, attention, device, num_losses)
+    kind = Captured if captured else Ours
+    return kind(dataclasses.replace(config, **changes), other, resolution, device, num_losses)

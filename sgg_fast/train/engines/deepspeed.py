@@ -1,0 +1,222 @@
+"""DeepSpeed's engine: ZeRO with the recipe's optimiser as client optimiser, with a launcher or without.
+
+The only place that knows of DeepSpeed, with `ds_config.py`.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import datetime
+import importlib.util
+import io
+import itertools
+import logging
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from sgg_fast import env
+from sgg_fast.config import Config, ConfigError
+from sgg_fast.train.engines.base import Engine
+from sgg_fast.train.engines.build_lock import remove_stale_locks
+from sgg_fast.train.engines.ds_config import GROUP_ELEMENTS
+from sgg_fast.train.optim.ema import WeightAverage
+from sgg_fast.train.optim.groups import build_optimizer
+from sgg_fast.train.stages import Terms
+
+logger = logging.getLogger(__name__)
+
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""What torchrun and DeepSpeed's launcher set for each process."""
+ALONE = ("0", "0", "1", "127.0.0.1", "29500")
+"""The same for the only process; nothing listens at that port."""
+
+
+class DeepSpeedEngine(Engine):
+    """DeepSpeed ZeRO 0 to 3, with fp32 master weights below bf16 or fp16 ones."""
+
+    _wrapper: Any  # DeepSpeed's optimiser around ours; None where it puts none there
+
+    def __init__(self, module: nn.Module, config: Config, ds_config: dict[str, Any], device: torch.device) -> None:
+        if device.type == "cpu":
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        deepspeed = _import_deepspeed()
+        alone = "RANK" not in os.environ
+        if alone:  # what a launcher would set for one process; without it DeepSpeed looks for MPI
+            os.environ.update({**dict(zip(LAUNCHER, ALONE, strict=True)), **os.environ})
+        try:
+            with _held_output():
+                if not torch.distributed.is_initialized():
+                    atexit.register(_leave)
+                backend = "nccl" if device.type == "cuda" else "gloo"
+                remove_stale_locks()
+                timeout = datetime.timedelta(seconds=config.rank_timeout)
+                if alone and not torch.distributed.is_initialized():  # no port, so none that is taken
+                    store = torch.distributed.HashStore()
+                    torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+                deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
+                module.to(device)
+                self.optimizer = build_optimizer(module, config, "finetune", GROUP_ELEMENTS)
+                self.engine, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=ds_config)
+        except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
+            reason = " ".join(str(error).split())
+            raise ConfigError(f"--deepspeed: DeepSpeed refuses these settings: {reason}") from error
+        self.module = self.engine.module
+        self.stage = ds_config["zero_optimization"].get("stage", 0)
+        self.sharded = self.stage == 3
+        own = self.engine.optimizer
+        self._wrapper = None if own is self.optimizer else own
+        self._micro = 0
+        self.optimizer.state.clear()  # some wrappers have taken a step on zeros, which would count
+        if self.stage in (1, 2):
+            own.check_grad_overflow = True  # in fp32 too, where DeepSpeed would not look
+        if config.ema:
+            self.average = WeightAverage(self._masters(), config.ema, config.ema_device == "cpu")
+
+    def forward(self, ids: np.ndarray, step: int) -> Terms:
+        """See `Engine`."""
+        return self.engine(ids, step)
+
+    def _backward(self, total: torch.Tensor) -> None:
+        if self._micro:
+            self.engine.step()  # ends the micro-batch before; DeepSpeed updates at the last one only
+        self._micro += 1
+        # A loss that is not finite goes through backward all the same: a process that left it out would let the
+        # others wait for its gradients. Times NaN, all of those are NaN, and the step is skipped everywhere.
+        poison = torch.where(total.isfinite(), 1.0, torch.nan)
+        self.engine.backward(total * poison, scale_wrt_gas=False)
+
+    def _apply(self) -> bool:
+        self._micro = 0
+        if self.stage == 3 and self._wrapper.dtype != torch.float16:
+            self._wrapper.check_overflow()  # its step skips for this flag, but sets it in fp16 only
+        if self._wrapper is None:  # ZeRO 0 in fp32, where nothing looks; the gradients are reduced by now
+            grads = [p.grad for p in self.module.parameters() if p.grad is not None]
+            if not nn.utils.get_total_norm(grads).isfinite():
+                self.engine.zero_grad()
+                self.engine.micro_steps += 1  # what its step would have counted
+                return False
+        self.engine.step()
+        return self.engine.was_step_applied()
+
+    def _masters(self) -> list[torch.Tensor]:
+        """The fp32 tensors that the optimiser steps; under ZeRO this process's parts."""
+        wrapper = self._wrapper
+        if self.stage in (1, 2):
+            return wrapper.single_partition_of_fp32_groups
+        if self.stage == 3:
+            return wrapper.fp32_partitioned_groups_flat
+        groups = wrapper.fp32_groups if wrapper else [group["params"] for group in self.optimizer.param_groups]
+        return [p for group in groups for p in group]
+
+    def _whole(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+        """Each weight with its whole fp32 value in CPU memory. Every process must run through it."""
+        import deepspeed
+
+        if self.stage == 0:
+            lower = itertools.chain(*self._wrapper.fp16_groups) if self._wrapper else self._masters()
+            yield from ((p, master.detach().cpu()) for p, master in zip(lower, self._masters(), strict=True))
+            return
+        for parameter in self.module.parameters():
+            if parameter.requires_grad:
+                yield parameter, deepspeed.utils.safe_get_full_fp32_param(parameter).cpu()
+            elif self.sharded:
+                with deepspeed.zero.GatheredParameters([parameter]):
+                    yield parameter, parameter.detach().to("cpu", torch.float32, copy=True)
+
+    @contextlib.contextmanager
+    def exported(self) -> Iterator[None]:
+        """See `Engine`; the weights are the fp32 masters, not their bf16 roundings."""
+        with super().exported():
+            whole = {p: value for p, value in self._whole() if env.rank() == 0}
+        held = {p: p.data for p in whole}
+        try:
+            for parameter, value in whole.items():
+                parameter.data = value
+            yield
+        finally:
+            for parameter, value in held.items():
+                parameter.data = value
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        """See `Engine`."""
+        torch.distributed.all_reduce(values)
+        return values / env.world_size()
+
+    def barrier(self) -> None:
+        """See `Engine`."""
+        torch.distributed.barrier()
+
+    def save(self, folder: Path) -> None:
+        """DeepSpeed's own checkpoint; our manifest beside it holds the hashes of its files."""
+        self.engine.save_checkpoint(str(folder), tag="deepspeed")
+        if self.average:
+            save_file(self.average.state_dict(), folder / f"average-{env.rank()}.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """See `Engine`; the caller has checked the manifest."""
+        with _no_pickles():
+            path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed")
+        if path is None:
+            raise ConfigError(f"{folder}: DeepSpeed cannot read this checkpoint")
+        if self.average:
+            self.average.load_state_dict(load_file(folder / f"average-{env.rank()}.safetensors"))
+
+
+@contextlib.contextmanager
+def _no_pickles() -> Iterator[None]:
+    """Inside, torch.load makes tensors and DeepSpeed's own records only, though DeepSpeed asks it to run any pickle."""
+    from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(
+            torch.serialization.safe_globals([DynamicLossScaler, LossScaler, ZeroStageEnum, fragment_address])
+        )
+        stack.enter_context(mock.patch.dict(os.environ, TORCH_FORCE_WEIGHTS_ONLY_LOAD="1"))
+        yield
+
+
+def _import_deepspeed() -> Any:
+    """The package, its log led to ours. One warning is left out: the optimiser is tested, by our own suite."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise ConfigError("--deepspeed: the package deepspeed is not installed (pip install deepspeed)")
+    with _held_output():
+        import deepspeed
+
+    chatter = deepspeed.utils.logger
+    if chatter.handlers:
+        chatter.handlers.clear()
+        chatter.propagate = True
+        chatter.addFilter(lambda record: "untested optimizer" not in record.getMessage())
+    return deepspeed
+
+
+def _leave() -> None:
+    """At exit and not before: DeepSpeed keeps the group for every later engine of the process."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _held_output() -> Iterator[None]:
+    """DeepSpeed prints to stdout what is a log line; it goes to our log, or to stderr if the block fails."""
+    held = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(held):
+            yield
+    except BaseException:
+        sys.stderr.write(held.getvalue())
+        raise
+    if held.getvalue().strip():
+        logger.debug("%s", held.getvalue().strip())

@@ -1,0 +1,191 @@
+"""What a user sees of memory: `--plan`, `--budget`, `--auto-batch`, and what is said when there was not enough.
+
+The numbers come from `plan.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import logging
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sgg_fast import env
+from sgg_fast.config import TOY_DATA, Config, ConfigError
+from sgg_fast.data.sources import open_source
+from sgg_fast.train.engines.choose import plan_engine
+from sgg_fast.train.memory.planner import GIB, OUTSIDE, Plan, Planner
+
+logger = logging.getLogger(__name__)
+
+Remedy = tuple[str, dict[str, Any], str | None]
+"""What may help, as it is typed; the fields it sets; the ds.json it brings."""
+
+REMEDIES: tuple[Remedy, ...] = (
+    ("--gradient-checkpointing", {"gradient_checkpointing": True}, None),
+    ("--weights lean", {"weights": "lean", "precision": "auto"}, None),
+    ("--optimizer-in-backward --max-grad-norm 0", {"optimizer_in_backward": True, "max_grad_norm": 0.0}, None),
+    ("--optimizer adam8bit", {"optimizer": "adam8bit"}, None),
+    ("--ema-device cpu", {"ema_device": "cpu"}, None),
+    ("--deepspeed configs/ds_offload.json", {}, "configs/ds_offload.json"),
+)
+
+NUM_REMEDIES = 3
+
+
+def budget_bytes(text: str) -> int:
+    """ "24GiB", "24 GB", "900MiB" -> bytes. Raises `ConfigError`."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GM])(i?)B\s*", text)
+    if not found or float(found[1]) <= 0:
+        raise ConfigError(f"--budget {text}: say it as 24GiB, 24GB or 900MiB")
+    return int(float(found[1]) * (1024 if found[3] else 1000) ** {"G": 3, "M": 2}[found[2]])
+
+
+def device_memory(device: torch.device) -> int:
+    """Bytes of the card, or of this machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[1]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def planner(config: Config, stage: str, ds_path: str | None, device: str) -> Planner:
+    """The planner of a run as it is typed. Raises `ConfigError`, also for pre-training, which fits anywhere."""
+    if stage != "finetune":
+        raise ConfigError("--plan and --auto-batch are for --stage finetune; pre-training fits any GPU")
+    if config.conditioner != "sgg":
+        raise ConfigError(f"--plan and --auto-batch know SGG-IG's graph encoder only: leave out --conditioner "
+                          f"{config.conditioner}, whose memory is about the same")  # fmt: skip
+    ds = plan_engine(config, stage, torch.device(device), ds_path)
+    if config.data in ("", *TOY_DATA):
+        return Planner(config, ds, device, env.world_size())
+    source = open_source(config)
+    return Planner(config, ds, device, env.world_size(), len(source), stored=source.stored is not None)
+
+
+def show_plan(config: Config, stage: str, ds_path: str | None, device: str, budget_text: str | None) -> str:
+    """The plan at the settings' batch, whether it fits the budget (24GiB), and the largest batch that does."""
+    budget = budget_bytes(budget_text or "24GiB")
+    planned = planner(config, stage, ds_path, device)
+    plan = planned.plan(config.batch_size, budget)
+    most = planned.largest_batch(budget)
+    return "\n".join([
+        *plan.lines(),
+        f"{'fits' if plan.fits(budget) else 'does not fit'} {budget / GIB:.2f} GiB, of which {OUTSIDE / GIB:.0f} GiB "
+        "is left to what is not counted (CUDA context, workspaces, gaps)",
+        f"largest batch that fits: {most}" if most else
+        f"not even a batch of 1 fits{_what_fits(config, stage, ds_path, device, budget)}",
+    ])  # fmt: skip
+
+
+def auto_batch(config: Config, stage: str, ds_path: str | None, budget_text: str | None) -> Config:
+    """The settings with the largest micro-batch that fits the budget (the whole device); accumulation keeps the images
+    of a step.
+
+    Raises `ConfigError` where not even one image fits, or where accumulation is excluded and needed.
+    """
+    device = env.device()
+    budget = budget_bytes(budget_text) if budget_text else device_memory(device)
+    planned = planner(config, stage, ds_path, device.type)
+    images, most = config.batch_size * config.accumulation_steps, planned.largest_batch(budget)
+    if not most:
+        plan = planned.plan(1, budget)
+        cure = _what_fits(config, stage, ds_path, device.type, budget)
+        raise ConfigError(f"--auto-batch: not even one image fits {budget / GIB:.2f} GiB: {_peak(plan)}{cure}")
+    micro = max(n for n in range(1, min(most, images) + 1) if images % n == 0)
+    logger.info("--auto-batch: %d images a step as %d x %d; %d would fit", images, images // micro, micro, most)
+    return dataclasses.replace(config, batch_size=micro, accumulation_steps=images // micro)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether it is for want of memory, on a GPU or not: torch has no class of its own for the CPU's."""
+    said = str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
+        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+    )
+
+
+def out_of_memory(config: Config, stage: str, ds_path: str | None, device: str) -> str:
+    """One line for a run that had not enough: the planned peak, its largest part, and the settings that help most."""
+    if stage != "finetune":
+        return "out of memory: lower --batch-size"
+    planned = planner(config, stage, ds_path, device)
+    plan = planned.plan(config.batch_size)
+    lower = {}
+    for (words, *_), other in _changed(config, stage, ds_path, device, [*_smaller_batch(config), *REMEDIES]):
+        peak = other.plan(other.config.batch_size).peak
+        if peak < plan.peak:
+            lower[words] = peak
+    best = sorted(lower, key=lambda words: lower[words])[:NUM_REMEDIES]
+    helps = ", ".join(f"{words} ({lower[words] / GIB:.2f} GiB)" for words in best)
+    return f"out of memory: {_peak(plan)}. Each of these would help: {helps or 'a lower --resolution'}"
+
+
+def _changed(
+    config: Config, stage: str, ds_path: str | None, device: str, remedies: Iterable[Remedy]
+) -> Iterator[tuple[Remedy, Planner]]:
+    """Those remedies that change something and go with the settings, each with the planner of the changed run."""
+    for remedy in remedies:
+        _, changes, ds = remedy
+        if ds and (ds_path or not Path(ds).is_file()):
+            continue
+        try:
+            changed = dataclasses.replace(config, **changes)
+            if not ds and (changed == config or (not config.ema and "ema_device" in changes)):
+                continue
+            other = planner(changed, stage, ds or ds_path, device)
+        except ConfigError:  # settings that exclude each other
+            continue
+        yield remedy, other
+
+
+def _added_up(config: Config, stage: str, ds_path: str | None, device: str) -> Iterator[tuple[str, Planner]]:
+    """More and more remedies together: from the first one on, then from the last one back."""
+    for remedies in (REMEDIES, REMEDIES[::-1]):
+        typed, now, now_ds = "", config, ds_path
+        for remedy in remedies:
+            for (words, _, ds), other in _changed(now, stage, now_ds, device, [remedy]):
+                typed, now, now_ds = f"{typed} {words}".strip(), other.config, ds or now_ds
+                yield typed, other
+
+
+def _what_fits(config: Config, stage: str, ds_path: str | None, device: str, budget: int) -> str:
+    """The first settings with which a batch of at least 1 fits: single ones, or the fewest of `_added_up`."""
+    logger.info("not even a batch of 1 fits: looking for settings with which it does")
+
+    def fitting(tried: Iterable[tuple[str, Planner]]) -> Iterator[str]:
+        for words, other in tried:
+            if most := other.largest_batch(budget):
+                alone = other.config.optimizer_in_backward and most < other.config.batch_size  # cannot accumulate
+                yield f"{words}{f' --batch-size {most}' if alone else ''} (batch {most})"
+
+    single = ((words, other) for (words, *_), other in _changed(config, stage, ds_path, device, REMEDIES))
+    found = list(itertools.islice(fitting(single), NUM_REMEDIES))
+    found = found or list(itertools.islice(fitting(_added_up(config, stage, ds_path, device)), 1))
+    if not found:
+        return "; nor with all that saves memory together: take a larger GPU or --budget, or a lower --resolution"
+    return f"; it does with {' or with '.join(found)}"
+
+
+def _smaller_batch(config: Config) -> list[Remedy]:
+    """Half the micro-batch, twice as often; or half the images where accumulation is excluded."""
+    if config.batch_size == 1:
+        return []
+    half = config.batch_size // 2
+    if config.optimizer_in_backward:
+        return [(f"--batch-size {half}", {"batch_size": half}, None)]
+    steps = config.accumulation_steps * config.batch_size // half
+    changes = {"batch_size": half, "accumulation_steps": steps}
+    return [(f"--batch-size {half} --accumulation-steps {steps}", changes, None)]
+
+
+def _peak(plan: Plan) -> str:
+    part, size = next(iter(plan.parts.items()))
+    return (
+        f"the planned peak is {plan.peak / GIB:.2f} GiB in {plan.when}, its largest part {part}, {size / GIB:.2f} GiB"
+    )

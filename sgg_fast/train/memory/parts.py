@@ -1,0 +1,211 @@
+"""The arithmetic of memory: what an engine keeps and what its update takes meanwhile, from the sizes of its groups.
+
+Letters: N trained weights, W processes. Sources: bitsandbytes' states (a byte an element and a float every 256, twice),
+`plain.py`, `adam8bit.py`, and DeepSpeed 0.19's `stage_1_and_2.py` and `stage3.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from sgg_fast.config import Config
+from sgg_fast.train.engines.base import resolve_precision
+from sgg_fast.train.engines.ds_config import GROUP_ELEMENTS
+from sgg_fast.train.memory.meter import rounded
+
+QUANTISED_BLOCK = 256
+"""Elements that share a scale in 8-bit state."""
+
+CPU_UPDATE = {8: 20, 32: 12}
+"""Bytes an element that bitsandbytes' CPU update takes meanwhile, by the width of its state; on CUDA none."""
+
+STOCHASTIC_ROUNDING = 15
+"""Bytes an element that it takes meanwhile: random bits, their sum, its cut, and where it was not finite."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A parameter group."""
+
+    sizes: tuple[int, ...]
+    """Elements of each parameter."""
+    bits: int
+    """Width of its state under adam8bit."""
+    dtype: torch.dtype
+    """Of its weights while training."""
+
+    @property
+    def numel(self) -> int:
+        """Elements in all."""
+        return sum(self.sizes)
+
+    def weight_bytes(self) -> int:
+        """Bytes of its weights, and of their gradients."""
+        return sum(rounded(n * self.dtype.itemsize) for n in self.sizes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a run keeps and updates its weights."""
+
+    config: Config
+    device: str
+    """ "cuda" or "cpu"."""
+    ds: dict[str, Any] | None
+    """Resolved DeepSpeed configuration; None for the plain engine."""
+    world_size: int = 1
+
+    @property
+    def precision(self) -> str:
+        """ "fp32", "bf16" or "fp16"."""
+        return resolve_precision(self.config, torch.device(self.device))
+
+    @property
+    def largest_group(self) -> float:
+        """Elements of a parameter group at most."""
+        return math.inf if self.ds is None else GROUP_ELEMENTS
+
+    @property
+    def stage(self) -> int | None:
+        """ZeRO's; None for the plain engine."""
+        return None if self.ds is None else self.ds.get("zero_optimization", {}).get("stage", 0)
+
+    def zero(self, key: str, default: Any) -> Any:
+        """A value of ds.json's zero_optimization."""
+        return (self.ds or {}).get("zero_optimization", {}).get(key, default)
+
+    def offloads(self, what: str) -> bool:
+        """Whether "optimizer" or "param" lies in CPU memory."""
+        return (self.zero(f"offload_{what}", None) or {}).get("device", "none") != "none"
+
+    @property
+    def shards(self) -> int:
+        """Processes that the optimiser's state is split over."""
+        return self.world_size if self.stage else 1
+
+    @property
+    def bucket(self) -> int:
+        """Elements of ZeRO's reduction bucket; 0 without."""
+        return int(self.zero("reduce_bucket_size", 5e8)) if self.stage else 0
+
+    def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
+        """Of the UNet's weights and of the graph modules'."""
+        half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
+        if self.ds is not None:
+            return half, half
+        return (torch.bfloat16 if self.config.bf16_weights else torch.float32), torch.float32
+
+    def autocast(self) -> torch.dtype | None:
+        """What compute is cast to; None where the weights' own type decides."""
+        if self.ds is not None or self.config.bf16_weights:
+            return None
+        return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
+
+    def describe(self) -> str:
+        """In words."""
+        if self.stage is not None:
+            offload = " with offload" if self.offloads("optimizer") or self.offloads("param") else ""
+            return f"{self.precision}, DeepSpeed ZeRO-{self.stage}{offload}, {self.world_size} process(es)"
+        kinds = {"lean": "bf16 weights", "split": "fp32 weights in two halves"}
+        kind = kinds.get(self.config.weights, self.precision)
+        return f"{kind}, plain engine{', optimiser in backward' if self.config.optimizer_in_backward else ''}"
+
+
+def state_bytes(group: Group, optimizer: str, shards: int = 1) -> int:
+    """Both moments of Adam."""
+    numel = -(-group.numel // shards)
+    if optimizer == "adam" or group.bits == 32:
+        return 8 * numel
+    return 2 * (numel + 4 * -(-numel // QUANTISED_BLOCK))
+
+
+def update_bytes_per_element(layout: Layout, group: Group) -> int:
+    """What the optimiser's own arithmetic takes meanwhile, per element that it updates at once."""
+    config = layout.config
+    if (
+        layout.ds is None
+        and layout.device == "cuda"
+        and not (config.kernels == "reference" or config.optimizer_in_backward)
+    ):
+        return 0  # our kernels, in place
+    if layout.config.optimizer == "adam":
+        return 4 if layout.device == "cuda" else 8
+    inner = CPU_UPDATE[group.bits] if layout.device == "cpu" else 0
+    if layout.ds is None and group.dtype != torch.float32:  # an fp32 stand-in of weight and gradient
+        return 8 + max(inner, STOCHASTIC_ROUNDING)
+    return inner
+
+
+def update_bytes(layout: Layout, groups: list[Group]) -> int:
+    """What the update takes meanwhile beside weights, state and gradients."""
+    at_highest = 0
+    for group in groups:
+        numel = -(-group.numel // layout.shards)
+        each, width = update_bytes_per_element(layout, group), group.dtype.itemsize
+        to_fp32 = 4 if width < 4 else 0
+        if layout.stage is None:  # torch's Adam takes a group at once on CUDA; everything else a parameter
+            whole = layout.config.optimizer == "adam" and layout.device == "cuda"
+            needs = each * (numel if whole else max(group.sizes))
+        elif layout.offloads("optimizer"):
+            needs = 0 if layout.device == "cuda" else each * numel
+        elif layout.stage in (1, 2):  # gradients flattened, then in fp32; then the flat ones are dropped
+            needs = max(width + to_fp32, 4 + each) * numel
+        elif layout.stage == 3:
+            needs = (to_fp32 + each) * min(numel, int(layout.zero("sub_group_size", 1e9)))
+        else:
+            needs = (to_fp32 + each) * numel
+        at_highest = max(at_highest, needs)
+    if layout.stage == 0 and layout.precision != "fp32":  # all gradients in fp32 at once
+        at_highest = max(at_highest, 4 * sum(group.numel for group in groups))
+    return at_highest
+
+
+def resident_parts(layout: Layout, groups: list[Group]) -> tuple[dict[str, int], dict[str, int]]:
+    """What is there all the time, by name: (on the device, in CPU memory)."""
+    numel = sum(group.numel for group in groups)
+    weights = sum(group.weight_bytes() for group in groups)
+    shards, stage = layout.shards, layout.stage
+    device: dict[str, int] = {}
+    host: dict[str, int] = {}
+    state = sum(state_bytes(group, layout.config.optimizer, shards) for group in groups)
+    update_side = host if layout.offloads("optimizer") else device
+    (host if layout.offloads("param") else device)["weights"] = weights // (shards if stage == 3 else 1)
+    if stage == 3 and (layout.world_size > 1 or layout.offloads("param")):
+        live = min(numel, int(layout.zero("stage3_max_live_parameters", 1e9)))
+        device["gathered weights"] = live * groups[0].dtype.itemsize
+    if stage or (stage == 0 and layout.precision != "fp32"):
+        update_side["fp32 master weights"] = 4 * numel // shards
+    update_side["optimiser state"] = state
+    if layout.config.weights == "split":
+        device["low halves of the weights"] = sum(2 * g.numel for g in groups if g.dtype == torch.bfloat16)
+    if layout.offloads("optimizer"):
+        host["fp32 gradients and a copy of the weights"] = (4 * numel + weights) // shards
+    if layout.config.ema:
+        (host if layout.config.ema_device == "cpu" else device)["average of the weights (EMA)"] = 4 * numel // shards
+    return device, host
+
+
+def bucket_bytes(layout: Layout, groups: list[Group]) -> int:
+    """ZeRO's reduction buckets, there during backward."""
+    if not layout.bucket or not layout.zero("contiguous_gradients", True):
+        return 0
+    twice = 2 if layout.stage != 3 and layout.zero("overlap_comm", False) else 1
+    return twice * layout.bucket * groups[0].dtype.itemsize
+
+
+def gradient_bytes(layout: Layout, groups: list[Group]) -> int:
+    """All gradients that this process keeps until the update."""
+    if layout.config.optimizer_in_backward or layout.offloads("optimizer"):
+        return 0
+    whole = sum(group.weight_bytes() for group in groups)
+    return whole // layout.shards if (layout.stage or 0) >= 2 else whole
+
+
+def parameters_of(module: nn.Module) -> list[nn.Parameter]:
+    """The trained ones."""
+    return [p for p in module.parameters() if p.requires_grad]

@@ -1,0 +1,68 @@
+"""bitsandbytes' 8-bit Adam for weights of any layout and width. The only place that knows of bitsandbytes.
+
+Three things that it does not do by itself: the width of the state comes from the parameter group (DeepSpeed flattens a
+group into one tensor, so a rule by size would not find the norms in it); weights in channels_last stay so (it would
+make every parameter contiguous at its first step); bf16 weights are rounded stochastically, since at a learning rate of
+1e-6 an update is less than half of their last digit and rounding to nearest would lose it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import bitsandbytes
+import numpy as np
+import torch
+
+from sgg_fast.train.optim.flat import flat_gradient, in_memory_order
+
+
+def stochastic_round(wide: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """fp32 -> bf16: up or down with the probability that makes the expectation exact; infinities and NaN stay.
+
+    Adds 16 uniform bits below bf16's last and cuts them off. What bf16 holds exactly comes back unchanged.
+    """
+    low = torch.randint(0, 1 << 16, wide.shape, dtype=torch.int32, device=wide.device, generator=generator)
+    rounded = (wide.view(torch.int32) + low).bitwise_and_(-(1 << 16)).view(torch.float32)
+    return torch.where(wide.isfinite(), rounded, wide).to(torch.bfloat16)
+
+
+class GroupedAdam8bit(bitsandbytes.optim.Adam8bit):
+    """Adam with `optim_bits` (8 or 32) per group. State is flat, in the order of the weight's memory."""
+
+    def __init__(self, groups: Iterable[dict[str, Any]], seed: int) -> None:
+        """seed: of stochastic rounding, which also depends on the parameter and its step and on nothing else."""
+        super().__init__(groups)
+        self._seed = seed
+        self._places = {p: (i, k) for i, group in enumerate(self.param_groups) for k, p in enumerate(group["params"])}
+
+    def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
+        """The state's width from the group."""
+        return {**super().get_config(gindex, pindex, group), "optim_bits": group["optim_bits"]}
+
+    def get_state_buffer(self, p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        """Zeros for a parameter's state, flat."""
+        return super().get_state_buffer(in_memory_order(p.data), dtype)
+
+    def step_one(self, parameter: torch.nn.Parameter) -> None:
+        """The step of one parameter, for hooks in backward."""
+        gindex, pindex = self._places[parameter]
+        group = self.param_groups[gindex]
+        if not self.state[parameter]:
+            self.init_state(group, parameter, gindex, pindex)
+        self.update_step(group, parameter, gindex, pindex)
+
+    @torch.no_grad()
+    def update_step(self, group: dict[str, Any], p: torch.Tensor, gindex: int, pindex: int) -> None:
+        """bitsandbytes' step on a flat fp32 stand-in: the weight's own memory, or a copy that is rounded back."""
+        flat = in_memory_order(p.data)
+        stand_in = flat.float()
+        stand_in.grad = flat_gradient(p).float()
+        self.state[stand_in] = self.state[p]
+        super().update_step(group, stand_in, gindex, pindex)
+        del self.state[stand_in]
+        if p.dtype == torch.bfloat16:
+            draw = np.random.SeedSequence([self._seed, gindex, pindex, self.state[p]["step"]])
+            generator = torch.Generator(p.device).manual_seed(int(draw.generate_state(1, np.uint32)[0]))
+            flat.copy_(stochastic_round(stand_in, generator))

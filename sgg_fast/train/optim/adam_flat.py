@@ -1,0 +1,259 @@
+"""Fine-tuning's Adam on flat buffers: 8-bit or 32-bit state by parameter group, a few launches a step.
+
+Does what `adam8bit.GroupedAdam8bit` does through bitsandbytes, on our kernels: weights in fp32 or in bf16 (rounded
+stochastically, or with their low halves kept), gradients read where backward left them, nothing read back, so that the
+step can be captured. Its checkpoints are bitsandbytes', and either loads the other's. Letters: G groups, K chunks.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from sgg_fast import ops
+from sgg_fast.ops import adam as adam_op
+from sgg_fast.ops import adam8bit as op
+from sgg_fast.train.optim.flat import FlatParameters, in_memory_order
+
+QUANT_STATE = "__bnb_optimizer_quant_state__"
+"""Under which bitsandbytes' state_dict keeps a parameter's tensors."""
+
+PAD_32BIT = 16
+"""Elements that a place in a buffer with 32-bit state is a multiple of."""
+
+
+class _Group:
+    """A parameter group's weights and moments in flat buffers."""
+
+    def __init__(self, group: dict[str, Any], seed: int, split: bool) -> None:
+        self.bits = group["optim_bits"]
+        self.flat = FlatParameters(group["params"], op.BLOCK_8BIT if self.bits == 8 else PAD_32BIT)
+        buffer = self.flat.buffer
+        low = torch.zeros_like(buffer, dtype=torch.int16) if split and buffer.dtype == torch.bfloat16 else None
+        self.weights = op.Weights(buffer, low, seed)
+        if self.bits == 32:
+            self.moments: op.Moments | tuple[torch.Tensor, torch.Tensor] = (
+                torch.zeros_like(buffer, dtype=torch.float32),
+                torch.zeros_like(buffer, dtype=torch.float32),
+            )
+            return
+        scale = torch.zeros(buffer.numel() // op.BLOCK_8BIT, device=buffer.device)
+        self.moments = op.Moments(
+            torch.full_like(buffer, op.ZERO_1, dtype=torch.uint8),
+            torch.full_like(buffer, op.ZERO_2, dtype=torch.uint8),
+            scale,
+            scale.clone(),
+            op.dynamic_map(True).to(buffer.device),
+            op.dynamic_map(False).to(buffer.device),
+        )
+
+    def step(self, grads: op.GroupGrads, *rest: Any) -> None:
+        """The step that was decided on."""
+        if isinstance(self.moments, op.Moments):
+            op.adam8bit_(self.weights, self.moments, grads, *rest)
+        else:
+            op.adam_update_(self.weights, *self.moments, grads, *rest)
+
+    def state_of(self, index: int) -> dict[str, torch.Tensor]:
+        """Views of a parameter's moments under bitsandbytes' names, flat in the order of the weight's memory."""
+        offset, num = self.flat.offsets[index], self.flat.parameters[index].numel()
+        state = {name: self.moments[k][offset : offset + num] for k, name in enumerate(("state1", "state2"))}
+        if isinstance(self.moments, op.Moments):
+            blocks = slice(offset // op.BLOCK_8BIT, -(-(offset + num) // op.BLOCK_8BIT))
+            state |= {"absmax1": self.moments.absmax_1[blocks], "absmax2": self.moments.absmax_2[blocks]}
+            state |= {"qmap1": self.moments.map_1, "qmap2": self.moments.map_2}
+        if self.weights.low is not None:
+            state["low"] = self.weights.low[offset : offset + num]
+        return state
+
+    def torch_state_of(self, index: int) -> dict[str, torch.Tensor]:
+        """32-bit moments once more, under the names and in the shape that torch's Adam has them; none in 8 bits."""
+        if self.bits == 8:
+            return {}
+        parameter, offset = self.flat.parameters[index], self.flat.offsets[index]
+        names = zip(("exp_avg", "exp_avg_sq"), self.moments, strict=True)
+        return {name: m.as_strided(parameter.shape, parameter.stride(), offset) for name, m in names}
+
+    def load(self, index: int, saved: dict[str, torch.Tensor]) -> None:
+        """What `state_of` gave, or bitsandbytes (small tensors with 32-bit state in any group), or torch's Adam."""
+        own = self.state_of(index)
+        if "state1" not in saved:
+            stride = self.flat.parameters[index].stride()
+            names = {"state1": "exp_avg", "state2": "exp_avg_sq"}
+            saved = {name: _in_layout(saved[theirs], stride) for name, theirs in names.items()}
+        if self.bits == 8 and saved["state1"].dtype != torch.uint8:
+            saved = {**saved, **_quantised(saved, own)}
+        for name in own.keys() & {"qmap1", "qmap2"}:
+            if not torch.equal(saved[name].cpu(), own[name].cpu()):
+                raise ValueError(f"optimiser state: {name} is not bitsandbytes' dynamic map, which 8-bit state needs")
+        for name, tensor in own.items():
+            if name == "low" and name not in saved:  # the weights were whole: they are their nearest bf16 numbers
+                tensor.zero_()
+                continue
+            if saved[name].numel() != tensor.numel() or saved[name].dtype != tensor.dtype:
+                raise ValueError(f"optimiser state: {name} is {saved[name].dtype} {list(saved[name].shape)}, which "
+                                 f"does not fit {tensor.dtype} {list(tensor.shape)}")  # fmt: skip
+            tensor.copy_(saved[name].flatten())
+
+
+def _in_layout(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
+    """Flat, in the memory order of a tensor with this stride."""
+    return in_memory_order(torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor))
+
+
+def _quantised(saved: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """32-bit moments as codes and scales."""
+    made = {}
+    for k in "12":
+        flat = saved[f"state{k}"].float().flatten().cpu()
+        rows = torch.nn.functional.pad(flat, (0, -len(flat) % op.BLOCK_8BIT)).view(-1, op.BLOCK_8BIT)
+        codes, made[f"absmax{k}"] = op.quantise(rows, own[f"qmap{k}"].cpu())
+        made[f"state{k}"], made[f"qmap{k}"] = codes.flatten()[: len(flat)], own[f"qmap{k}"]
+    return made
+
+
+class FlatGroups:
+    """The gradients of several groups as one list: their offsets go on from group to group."""
+
+    def __init__(self, groups: list[FlatParameters]) -> None:
+        self.groups, self.bases = groups, [0]
+        for flat in groups:
+            self.bases.append(self.bases[-1] + flat.buffer.numel())
+
+    def gradients(self) -> tuple[list[torch.Tensor], list[int]]:
+        """As `FlatParameters.gradients`, in the order of the groups."""
+        grads: list[torch.Tensor] = []
+        offsets: list[int] = []
+        for flat, base in zip(self.groups, self.bases, strict=False):
+            found, places = flat.gradients()
+            grads += found
+            offsets += [base + place for place in places]
+        return grads, offsets
+
+    def divide(self, grads: list[torch.Tensor], offsets: list[int]) -> list[tuple[list[torch.Tensor], list[int]]]:
+        """What `gradients` gave, by group, with the offsets in each group's buffers."""
+        parts: list[tuple[list[torch.Tensor], list[int]]] = [([], []) for _ in self.groups]
+        for grad, offset in zip(grads, offsets, strict=True):
+            g = bisect.bisect_right(self.bases, offset) - 1
+            parts[g][0].append(grad)
+            parts[g][1].append(offset - self.bases[g])
+        return parts
+
+
+class FlatAdam8bit(torch.optim.Optimizer):
+    """Adam over the groups of `optim.parameter_groups`, with clipping by the norm of all gradients and a skip flag.
+
+    What a captured step needs, as `flat.FlatAdam` has it:
+
+    * `grads, offsets = flat.gradients()` after backward; `table(grads, offsets)` gives the host's table [K, 3];
+      `launch(grads, offsets, table)`, with the table on the device, is the step itself and may be captured with a
+      table that is filled later. Both lists are in the order of the groups and mean nothing else to the caller.
+    * `rates`: fp32 [G] on the device, a learning rate for each of `param_groups`. `step()` fills it from there; who
+      calls `launch` fills it himself (`rates.copy_(..)`).
+    * `control`: fp32 [8] on the device by the places of `ops.adam` (INVERSE_SCALE: NaN makes a step that changes
+      nothing; LR is not read), `applied` and `num_steps` as there.
+    """
+
+    def __init__(self, groups: Iterable[dict[str, Any]], seed: int, max_norm: float = 0.0, split: bool = False) -> None:
+        """groups: with "params", "lr" and "optim_bits", each of one dtype, fp32 or bf16. seed: of stochastic rounding.
+
+        max_norm: the norm of all gradients is clipped to this; 0 leaves it alone. split: keep the low halves of bf16
+        weights, which then are fp32 master weights in two parts. Raises ValueError as `FlatParameters`.
+        """
+        self.hyper = adam_op.Hyper(max_norm=max_norm)
+        betas = (self.hyper.beta_1, self.hyper.beta_2)
+        super().__init__(groups, {"betas": betas, "eps": self.hyper.eps, "weight_decay": 0.0})
+        # Each group rounds by draws of its own.
+        self._groups = [_Group(group, (64 * seed + g) % 2**31, split) for g, group in enumerate(self.param_groups)]
+        self.flat = FlatGroups([group.flat for group in self._groups])
+        device = self._groups[0].flat.buffer.device
+        self.num_steps = torch.zeros(1, dtype=torch.int32, device=device)
+        self.control = torch.zeros(adam_op.CONTROL_SIZE, device=device)
+        self.control[adam_op.INVERSE_SCALE] = 1
+        self._rates_G4 = torch.zeros(len(self._groups), 4, device=device)  # 16 bytes each, as the kernels want them
+        self._known_rates: list[float] = []
+
+    @property
+    def rates(self) -> torch.Tensor:
+        """fp32 [G] on the device: the learning rates that the next launch takes."""
+        return self._rates_G4[:, 0]
+
+    @property
+    def applied(self) -> torch.Tensor:
+        """fp32 scalar on the device, 1 where the last step was applied, 0 where a gradient was not finite."""
+        return self.control[adam_op.APPLIED]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """Clip and step, unless a gradient is not finite: see `applied`. Copies a table to the device."""
+        assert closure is None
+        rates = [group["lr"] for group in self.param_groups]
+        if rates != self._known_rates:
+            self.rates.copy_(torch.tensor(rates))
+            self._known_rates = rates
+        grads, offsets = self.flat.gradients()
+        self.launch(grads, offsets, self.table(grads, offsets).to(self.control.device, non_blocking=True))
+
+    def _backend(self) -> str:
+        return ops.backend_for(self.control.device, torch.float32)
+
+    def table(self, grads: list[torch.Tensor], offsets: list[int]) -> torch.Tensor:
+        """On the host: where the kernels find `grads`."""
+        backend = self._backend()
+        return torch.cat([op.chunk_table(*part, backend) for part in self.flat.divide(grads, offsets)])
+
+    def launch(self, grads: list[torch.Tensor], offsets: list[int], table: torch.Tensor) -> None:
+        """The step itself, from what lies on the device: may be captured, with a table that is filled later."""
+        backend = self._backend()
+        parts = self.flat.divide(grads, offsets)
+        tables = table.split([op.num_chunks([g.numel() for g in found], backend) for found, _ in parts])
+        given = [op.GroupGrads(*part, table) for part, table in zip(parts, tables, strict=True)]
+        op.adam_decide_([part for part in given if part.grads], self.control, self.num_steps, self.hyper)
+        for group, part, rate in zip(self._groups, given, self._rates_G4, strict=True):
+            if part.grads:
+                group.step(part, self.control, rate, self.num_steps, self.hyper)
+
+    def _parameters(self) -> list[tuple[_Group, int, nn.Parameter]]:
+        """All in the order of a state_dict's numbers: group, index in it, parameter."""
+        return [(group, i, p) for group in self._groups for i, p in enumerate(group.flat.parameters)]
+
+    def state_dict(self) -> dict[str, Any]:
+        """bitsandbytes', of views, and `control`."""
+        packed, step = super().state_dict(), int(self.num_steps)
+        packed["state"] = {
+            number: {"step": step, QUANT_STATE: group.state_of(i), **group.torch_state_of(i)}
+            for number, (group, i, _) in enumerate(self._parameters())
+        } if step else {}  # fmt: skip
+        return {**packed, "control": self.control}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """What `state_dict` gave, or bitsandbytes' Adam8bit, of parameters of the same sizes in the same groups.
+
+        A parameter that has no state there starts from zero; all go on from the largest number of steps. Raises
+        ValueError where it does not fit.
+        """
+        saved_groups = state_dict["param_groups"]
+        if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in self.param_groups]:
+            raise ValueError("optimiser state: other parameter groups than here")
+        numbers = [number for group in saved_groups for number in group["params"]]
+        steps = [0]
+        for number, (group, i, _) in zip(numbers, self._parameters(), strict=True):
+            saved = dict(state_dict["state"].get(number, {}))
+            saved |= saved.pop(QUANT_STATE, {})
+            if saved:
+                steps.append(int(saved["step"]))
+                group.load(i, saved)
+        for own, saved_group in zip(self.param_groups, saved_groups, strict=True):
+            own.update({name: saved_group[name] for name in ("lr", "base_lr") if name in saved_group})
+        self.num_steps.fill_(max(steps))
+        betas = (adam_op.CORRECTION_1, self.hyper.beta_1), (adam_op.CORRECTION_2, self.hyper.beta_2)
+        for place, beta in betas:
+            self.control[place] = 1 - beta ** max(steps)
+        if "control" in state_dict:
+            self.control.copy_(state_dict["control"])
+        self._known_rates = []

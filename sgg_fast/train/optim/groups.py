@@ -1,0 +1,91 @@
+"""Learning rates, parameter groups and the choice of optimiser."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from sgg_fast import ops
+from sgg_fast.config import Config, ConfigError
+from sgg_fast.train.optim.adam_flat import FlatAdam8bit
+from sgg_fast.train.optim.flat import FlatAdam
+
+MIN_8BIT_ELEMENTS = 4096
+"""Tensors below this keep 32-bit state, as bitsandbytes advises."""
+
+
+def lr_factor(config: Config, step: int, num_steps: int) -> float:
+    """Share of the learning rates at `step` (from 0) of `num_steps`; a pure function, so resume needs no state."""
+    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    if config.lr_schedule == "constant":
+        return warm
+    done = max(0, step - config.warmup_steps) / max(1, num_steps - 1 - config.warmup_steps)
+    return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+
+
+def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Bring every group's learning rate to `factor` times what it was built with."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
+
+
+def parameter_groups(module: nn.Module, config: Config, most: float = math.inf) -> list[dict[str, Any]]:
+    """Fine-tuning groups: UNet and graph modules apart (learning rates), matrices and the rest apart (state width).
+
+    Norms, biases, embeddings and small tensors get 32-bit state by group, not by size alone, because ZeRO
+    flattens a group into one tensor. most: elements of a group, beyond which another one of its kind begins.
+    """
+    embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    groups: dict[tuple[str, int], list[list[nn.Parameter]]] = {}
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            small = parameter.ndim < 2 or parameter.numel() < MIN_8BIT_ELEMENTS or id(parameter) in embeddings
+            part = "unet" if name.startswith("unet.") else "graph"
+            same = groups.setdefault((part, 32 if small else 8), [[]])
+            if same[-1] and sum(p.numel() for p in same[-1]) + parameter.numel() > most:
+                same.append([])
+            same[-1].append(parameter)
+    lr = {"unet": config.unet_lr, "graph": config.graph_lr}
+    return [
+        {"params": parameters, "lr": lr[part], "optim_bits": bits, "name": f"{part}/{bits}"}
+        for (part, bits), same in groups.items()
+        for parameters in same
+    ]
+
+
+def has_flat_kernels(config: Config, device: torch.device) -> bool:
+    """Whether fine-tuning without DeepSpeed steps by our kernels: where they run, and all gradients come together.
+
+    With split weights it always does, on a CPU by the reference, for nobody else has them.
+    """
+    if config.optimizer_in_backward:
+        return False
+    return config.weights == "split" or ops.backend_for(device, torch.float32) == "triton"
+
+
+def build_optimizer(
+    module: nn.Module, config: Config, stage: str, most: float = math.inf, flat: bool = False
+) -> torch.optim.Optimizer:
+    """Pre-training: Adam in fp32 on flat buffers. Fine-tuning: `--optimizer`, on `parameter_groups` of `most`.
+
+    flat: on flat buffers by our kernels, the optimiser of a replayed step too; else torch's, or bitsandbytes'.
+    """
+    if stage == "pretrain":
+        return FlatAdam(module.parameters(), config.pretrain_lr, config.max_grad_norm)
+    groups = parameter_groups(module, config, most)
+    if flat:
+        if config.optimizer == "adam":
+            groups = [{**group, "optim_bits": 32} for group in groups]
+        return FlatAdam8bit(groups, config.seed, config.max_grad_norm, split=config.weights == "split")
+    if config.optimizer == "adam":
+        return torch.optim.Adam(groups)
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ConfigError("--optimizer adam8bit: bitsandbytes cannot be imported; install it or use adam") from error
+    from sgg_fast.train.optim.adam_bnb import GroupedAdam8bit
+
+    return GroupedAdam8bit(groups, config.seed)

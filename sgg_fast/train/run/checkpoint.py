@@ -1,0 +1,154 @@
+"""Checkpoints on disk: written aside, synced, renamed; each with a manifest of its files' SHA-256.
+
+A checkpoint holds weights, optimiser and position. Randomness is a hash of (seed, step, sample), so there is no
+generator state. What is in the files is the engine's business (`engine.py`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import nn
+
+from sgg_fast.config import Config, ConfigError
+from sgg_fast.train.run.folder import discard, replace_folder, writing
+
+MANIFEST = "manifest.json"
+KEEP = 2
+"""Checkpoints that stay on disk; older ones go once a new one is whole."""
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """Steps that have a checkpoint in `run`, ascending. Whether they are undamaged is `read_manifest`'s to say."""
+    names = (p.parent.name for p in (run / "checkpoints").glob(f"step-*/{MANIFEST}"))
+    return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdecimal())
+
+
+def checkpoint_dir(run: Path, step: int) -> Path:
+    """Folder of the checkpoint after `step` steps."""
+    return run / "checkpoints" / f"step-{step:07d}"
+
+
+def checkpoint_bytes(module: nn.Module, config: Config, stage: str, deepspeed: bool) -> int:
+    """About what one takes on disk: weights, two moments, DeepSpeed's master weights, an average of the weights."""
+    weights = sum(tensor.nbytes for tensor in module.state_dict().values())
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    moments = 2 if stage == "finetune" and config.optimizer == "adam8bit" else 8
+    return weights + trained * (moments + 4 * deepspeed + 4 * (config.ema > 0))
+
+
+def save_checkpoint(
+    run: Path, step: int, meta: dict[str, Any], write: Callable[[Path], None], barrier: Callable[[], None], rank: int
+) -> Path:
+    """Let every rank `write` into a folder aside, then let rank 0 make it whole and drop the oldest.
+
+    Raises OSError where it cannot be written; what was written of it is then deleted, the ones before it stay.
+    """
+    final = checkpoint_dir(run, step)
+    aside = final.with_name(f".{final.name}.part")
+    try:
+        with writing(final):
+            if rank == 0:
+                for left in (run / "checkpoints").glob(".step-*"):  # by a killed run
+                    shutil.rmtree(left)
+                aside.mkdir(parents=True)
+        barrier()
+        with writing(final):
+            write(aside)
+        barrier()
+        with writing(final):
+            if rank == 0:
+                _publish(aside, final, {"step": step, **meta})
+                for old in checkpoint_steps(run)[:-KEEP]:
+                    discard(checkpoint_dir(run, old))
+    except OSError:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    barrier()
+    return final
+
+
+def _publish(aside: Path, final: Path, meta: dict[str, Any]) -> None:
+    files = sorted(p for p in aside.rglob("*") if p.is_file())
+    digests = {str(p.relative_to(aside)): _digest(p) for p in files}
+    (aside / MANIFEST).write_text(_sealed({**meta, "sha256": digests}), encoding="utf-8")
+    replace_folder(aside, final)
+
+
+def _sealed(manifest: dict[str, Any]) -> str:
+    """As JSON text with its own SHA-256 in it."""
+    seal = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
+    return json.dumps({**manifest, "seal": seal}, indent=1)
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files, and no others, have the recorded hashes.
+
+    Raises `ConfigError` naming the file that is damaged, missing or does not belong there.
+    """
+    path = folder / MANIFEST
+    try:
+        text = path.read_text(encoding="utf-8")
+        manifest = json.loads(text)
+        del manifest["seal"]
+        digests = dict(manifest["sha256"])
+        if _sealed(manifest) != text:
+            raise ValueError("damaged, or not written by this version")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error!r}") from error
+    for name, digest in digests.items():
+        path = folder / name
+        if not path.is_file() or _digest(path) != digest:
+            raise ConfigError(f"{path}: missing or damaged")
+    for path in sorted(folder.rglob("*")):
+        if path.is_file() and str(path.relative_to(folder)) not in (MANIFEST, *digests):
+            raise ConfigError(f"{path}: does not belong to this checkpoint")
+    return manifest
+
+
+def newest_checkpoint(run: Path) -> tuple[int, dict[str, Any]] | None:
+    """Step and manifest of the newest checkpoint, None where there is none.
+
+    Raises `ConfigError` for a damaged one, with the newest older one that is whole: to fall back is the user's to say.
+    """
+    steps = checkpoint_steps(run)
+    if not steps:
+        return None
+    newest = checkpoint_dir(run, steps[-1])
+    try:
+        return steps[-1], read_manifest(newest)
+    except ConfigError as error:
+        whole = next((step for step in reversed(steps[:-1]) if _is_whole(checkpoint_dir(run, step))), None)
+        cure = "no older one is whole: --overwrite starts over"
+        if whole is not None:
+            cure = f"delete {newest} to go on from step {whole}"
+        raise ConfigError(f"{error}; {cure}") from error
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        read_manifest(folder)
+    except ConfigError:
+        return False
+    return True
+
+
+def load(read: Callable[[Path], None], folder: Path) -> None:
+    """Let the engine `read` a checkpoint. Raises `ConfigError` for files that are whole but not what it writes."""
+    try:
+        read(folder)
+    except (UnpicklingError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ConfigError(f"{folder}: cannot be loaded, it was not written by train.py: {reason}") from error

@@ -1,0 +1,121 @@
+"""The record of a run: a progress bar, TensorBoard, and JSON lines."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from sgg_fast import env
+from sgg_fast.train.run.folder import writing
+
+
+class RunLog:
+    """Writes in `folder`: log.jsonl and tensorboard/. Rank 0 only; other ranks hold a silent one.
+
+    A resumed run goes on in the same files: what a run that was killed had logged of later steps than its checkpoint
+    is taken out first, so no step is there twice. A "start" line is written at each start.
+    """
+
+    def __init__(
+        self, folder: Path, stage: str, first_step: int, num_steps: int, batch: int, planned: int | None = None
+    ) -> None:
+        """planned: bytes of memory that the planner expects, to be written beside those measured."""
+        self.silent = env.rank() != 0
+        self.planned = planned
+        self.batch, self.num_steps = batch, num_steps
+        self._last = (first_step, time.perf_counter())
+        if self.silent:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        self._path = folder / "log.jsonl"
+        with writing(self._path):
+            _forget_after(self._path, first_step)
+            self._lines = self._path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._bar = tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=0.5)
+
+    def advance(self) -> None:
+        """One step is done."""
+        if not self.silent:
+            self._bar.update(1)
+
+    def record(self, step: int, values: dict[str, float], chance: dict[str, float]) -> None:
+        """Means of every loss term since the last record, with their values at chance, as of step number `step`."""
+        if self.silent:
+            return
+        (then_step, then), now = self._last, time.perf_counter()
+        self._last = (step, now)
+        fields = {
+            **values,
+            **{f"{name}_at_chance": value for name, value in chance.items()},
+            "images_per_s": self.batch * (step - then_step) / (now - then),
+            "remaining_s": (self.num_steps - step) * (now - then) / (step - then_step),
+            "peak_memory_gib": env.peak_memory() / 2**30,
+            **({} if self.planned is None else {"planned_memory_gib": self.planned / 2**30}),
+        }
+        first, *parts = (f"{name} {values[name]:.2f}/{chance[name]:.2f}" for name in values)
+        self._bar.set_postfix_str(", ".join([f"{first} (now/chance)", *parts]))
+        for name, value in fields.items():
+            self._board.add_scalar(name, value, step)
+        self._write({"step": step, **{name: round(value, 6) for name, value in fields.items()}})
+
+    def validated(self, step: int, values: dict[str, float], chance: dict[str, float]) -> None:
+        """Accuracies on held-out pairs beside what they are at chance."""
+        if self.silent:
+            return
+        for name, value in values.items():
+            self._board.add_scalar(f"validation/{name}", value, step)
+            self._board.add_scalar(f"validation/{name}_at_chance", chance[name], step)
+        shown = ", ".join(f"{name} {value:.3f}/{chance[name]:.3f}" for name, value in values.items())
+        self._bar.write(f"held-out pairs at step {step} (now/chance): {shown}", file=sys.stderr)
+        fields = {**values, **{f"{name}_at_chance": value for name, value in chance.items()}}
+        self._write({"event": "validation", "step": step, **{name: round(x, 6) for name, x in fields.items()}})
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside (sample sheets, checkpoints) does not count in images_per_s."""
+        began = time.perf_counter()
+        yield
+        step, then = self._last
+        self._last = (step, then + time.perf_counter() - began)
+
+    def event(self, **fields: Any) -> None:
+        """A line that is not a step: the run's settings, a checkpoint, a sample sheet."""
+        if not self.silent:
+            self._write(fields)
+
+    def _write(self, fields: dict[str, Any]) -> None:
+        with writing(self._path):
+            self._lines.write(json.dumps(fields) + "\n")
+            self._lines.flush()
+
+    def close(self) -> None:
+        """Flush and close everything."""
+        if not self.silent:
+            self._bar.close()
+            self._lines.close()
+            self._board.close()
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drop the lines of steps above `step`, and a last line that a kill cut off."""
+    if not path.exists():
+        return
+    aside = path.with_name(f".{path.name}.part")
+    with path.open(encoding="utf-8", errors="replace") as lines, aside.open("w", encoding="utf-8") as kept:
+        for line in lines:
+            try:
+                fields = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(fields, dict) and fields.get("step", 0) <= step:
+                kept.write(line)
+    aside.replace(path)

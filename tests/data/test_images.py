@@ -1,0 +1,80 @@
+"""Usable pictures are read as Pillow has them; what cannot be used says why; boxes follow the resizing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.small_sets import png_of, unusable
+
+from sgg_fast.data.images import ImageError, boxes_in_square, open_rgb, to_square
+
+UNUSABLE = unusable()
+
+
+@pytest.mark.parametrize("name", UNUSABLE)
+def test_what_cannot_be_used_is_refused_by_name_and_reason(tmp_path, name):
+    content, said = UNUSABLE[name]
+    path = tmp_path / name
+    path.write_bytes(content)
+    with pytest.raises(ImageError) as caught:
+        open_rgb(path)
+    assert said in caught.value.reason and str(caught.value) == f"{path}: {caught.value.reason}"
+    assert str(tmp_path) not in caught.value.reason, "reasons are counted: they must not name the file"
+
+
+def test_a_missing_file_and_a_folder(tmp_path):
+    with pytest.raises(ImageError, match="there is no such file"):
+        open_rgb(tmp_path / "none.png")
+    with pytest.raises(ImageError, match="cannot be read as an image"):
+        open_rgb(tmp_path)
+
+
+def test_the_bound_holds_before_anything_is_decoded(tmp_path, monkeypatch):
+    """At the limit a picture is read, one pixel more is refused."""
+    path = tmp_path / "a.png"
+    path.write_bytes(png_of(40, 30))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1200)
+    assert open_rgb(path).size == (40, 30)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1199)
+    monkeypatch.setattr(Image.Image, "convert", lambda *a: pytest.fail("decoded"))
+    with pytest.raises(ImageError, match="more than 1199 pixels"):
+        open_rgb(path)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "RGBA", "LA"])
+@pytest.mark.parametrize("form", ["png", "webp"])
+def test_usable_forms_lose_nothing(tmp_path, mode, form):
+    rng = np.random.default_rng(1)
+    picture = Image.fromarray(rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)).convert(mode)
+    picture = picture if form == "png" else picture.convert("RGBA" if "A" in mode else "RGB")
+    picture.save(tmp_path / f"a.{form}", **({"lossless": True, "exact": True} if form == "webp" else {}))
+    found = open_rgb(tmp_path / f"a.{form}")
+    assert found.mode == "RGB" and (np.asarray(found) == np.asarray(picture.convert("RGB"))).all()
+
+
+def test_squash_keeps_the_whole_picture_and_crop_its_middle():
+    ramp = np.tile(np.linspace(0, 255, 300).astype(np.uint8)[None, :, None], (100, 1, 3))
+    squashed, cropped = (to_square(Image.fromarray(ramp), 50, how)[:, :, 0].astype(float) for how in ("squash", "crop"))
+    assert squashed.shape == (50, 50) and abs(squashed[0] - np.linspace(2.5, 252.5, 50)).max() < 3
+    assert abs(cropped[0] - np.linspace(85.8, 169.2, 50)).max() < 3
+
+
+@pytest.mark.parametrize("size", [(300, 100), (100, 300), (64, 64)])
+def test_boxes_lie_on_the_same_pixels_after_resizing(size):
+    """A white box on black is found where the box says, for both ways of resizing."""
+    box = np.array([[size[0] // 2 - 12, size[1] // 2 - 20, 24, 30]])
+    picture = Image.new("RGB", size)
+    x, y, w, h = box[0].tolist()
+    picture.paste((255, 255, 255), (x, y, x + w, y + h))
+    for how in ("squash", "crop"):
+        white = to_square(picture, 128, how)[:, :, 0] > 127
+        x0, y0, x1, y1 = boxes_in_square(box, size, how)[0] * 128
+        columns, rows = np.flatnonzero(white.any(0)), np.flatnonzero(white.any(1))
+        assert abs(np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]) - [x0, y0, x1, y1]).max() <= 1
+
+
+def test_boxes_over_the_edge_are_clipped():
+    assert boxes_in_square(np.array([[-10, -5, 1000, 20]]), (100, 50), "squash").tolist() == [
+        [0, 0, 1, pytest.approx(0.3)]
+    ]

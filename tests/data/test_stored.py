@@ -1,0 +1,396 @@
+"""Caches: what is read is what the models gave; every damaged byte is noticed; killed and resumed they are the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import ROOT
+from support.small_sets import SIDE, cache_of, derived, draw, files_of, small_config, unusable, write_small
+
+from sgg_fast.config import ConfigError
+from sgg_fast.data import jsonl
+from sgg_fast.data.cache import build_cache
+from sgg_fast.data.prepare import cache as writer
+from sgg_fast.data.prepare.__main__ import main
+from sgg_fast.data.prepare.cache import write_cache
+from sgg_fast.data.prepare.shard_work import CacheJob
+from sgg_fast.data.shards import DamagedError, read_tensors, write_tensors
+from sgg_fast.data.sources import open_source
+from sgg_fast.data.stored import StoredCache
+from sgg_fast.toy.models import toy_foundation
+from sgg_fast.train.setup import SampleOrder
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_small(tmp_path_factory.mktemp("set"))
+
+
+@pytest.fixture(scope="module")
+def made(data, tmp_path_factory) -> Path:
+    return cache_of(data, tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="module")
+def foundation():
+    return toy_foundation()
+
+
+@pytest.mark.parametrize("flip", ["none", "swap"])
+def test_what_is_read_is_what_the_models_give(data, tmp_path, foundation, flip):
+    """Same batches in memory and on disk: same bits, for images, latents, names, phrases and packed graphs."""
+    config = small_config(data, flip=flip)
+    out = cache_of(data, tmp_path / "cache", shard_size=4, flip=flip)
+    direct, stored = (
+        build_cache(open_source(c), foundation, CPU, True, True, batch_size=4, progress=False)
+        for c in (config, small_config(out, flip=flip))
+    )
+    assert len(stored) == len(direct) == (24 if flip == "swap" else 12)
+    assert stored.table.names == direct.table.names and stored.table.phrases == direct.table.phrases
+    for name in ("names", "images", "phrases"):
+        assert getattr(stored, name).equal(getattr(direct, name)), name
+    every = torch.arange(len(direct))
+    assert stored.moments[every].equal(direct.moments)
+    assert stored.latents(every, torch.zeros(1)).equal(direct.latents(every, torch.zeros(1)))
+    for name, value in vars(direct.graphs).items():
+        assert (np.asarray(getattr(stored.graphs, name)) == np.asarray(value)).all(), name
+    assert list(open_source(small_config(out, flip=flip)).graphs) == list(open_source(config).graphs)
+
+
+def test_a_mirrored_sample_is_the_mirrored_picture_with_its_words_swapped(data):
+    source = open_source(small_config(data, flip="swap"))
+    for i in range(12):
+        assert (source.load_image(12 + i) == source.load_image(i)[:, ::-1]).all()
+        assert source.graphs[12 + i].objects == source.graphs[i].objects
+        assert source.graphs[12 + i].relations == ((0, "right of", 2), (0, "standing on", 1))
+        left, right = source.boxes(i), source.boxes(12 + i)
+        assert np.allclose(left[:, 0], 1 - right[:, 2]) and np.allclose(left[:, [1, 3]], right[:, [1, 3]])
+        assert (left[:, 2] > left[:, 0]).all() and (right[:, 2] > right[:, 0]).all()
+
+
+def test_each_draw_of_relations_is_a_sample_of_the_same_image(tmp_path, foundation):
+    rows = derived(draw(tmp_path / "set" / "images", 6))
+    header = {"kind": "coco", "resize": "squash", "relations": "derived"}
+    jsonl.write_set(tmp_path / "set", header, {"train": rows}, lambda: "{}")
+    out = cache_of(tmp_path / "set", tmp_path / "cache", shard_size=4, relation_draws=3, flip="swap")
+    cache = build_cache(open_source(small_config(out, relation_draws=3, flip="swap")), foundation, CPU, True)
+    source = open_source(small_config(tmp_path / "set", relation_draws=3, flip="swap"))
+    assert len(source) == len(cache) == 3 * 2 * 6 and source.num_images == 12
+    assert cache.images[:12].equal(cache.images[12:24]) and cache.images[:12].equal(cache.images[24:])
+    index = torch.tensor([1, 13, 25])
+    assert cache.moments[index][0].equal(cache.moments[index][1]) and cache.moments[index][0].equal(
+        cache.moments[index][2]
+    )
+    assert not cache.moments[index][0].equal(cache.moments[torch.tensor([7])][0]), "7 is 1 mirrored"
+    drawn = [source.graphs[d * 12 : d * 12 + 6] for d in range(3)]
+    assert all(a != b for k, a in enumerate(drawn) for b in drawn[:k]), "draws differ"
+    assert all(len(set(g.relations)) == len(g.relations) > 0 for graphs in drawn for g in graphs)
+    with pytest.raises(ConfigError, match=r"prepared with --relation-draws 3, not 1; give that flag"):
+        open_source(small_config(out, flip="swap"))
+
+
+def test_a_changed_or_missing_byte_anywhere_is_noticed_and_the_file_named(made, tmp_path):
+    """Hundreds of random places in every file that is read; then cuts, growth, absence and exchanged files."""
+    folder = tmp_path / "cache"
+    shutil.copytree(made, folder)
+    assert len(StoredCache(folder).graphs) == 12
+    rng = random.Random(0)
+    files = sorted(p for p in folder.iterdir() if p.suffix == ".safetensors" or p.name == "index.json")
+    assert len(files) == 3 + 2
+    for path in files:
+        whole = path.read_bytes()
+        for _ in range(120):
+            spoilt = bytearray(whole)
+            spoilt[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+            path.write_bytes(spoilt)
+            with pytest.raises(DamagedError) as caught:
+                StoredCache(folder)
+            assert str(caught.value).startswith(f"{path}: ") and "run the same `prepare cache` command" in str(
+                caught.value
+            )
+        for length in {0, 1, 7, 8, 9, len(whole) - 1, *(rng.randrange(len(whole)) for _ in range(40))}:
+            path.write_bytes(whole[:length])
+            with pytest.raises(DamagedError) as caught:
+                StoredCache(folder)
+            assert str(caught.value).startswith(f"{path}: ")
+        path.write_bytes(whole + b"\0")
+        with pytest.raises(DamagedError, match=path.name):
+            StoredCache(folder)
+        path.write_bytes(whole)
+    first, second = files[2], files[3]
+    assert first.stat().st_size == second.stat().st_size
+    held = first.read_bytes()
+    shutil.copy(second, first)
+    with pytest.raises(DamagedError, match=first.name):
+        StoredCache(folder)
+    first.unlink()
+    with pytest.raises(DamagedError, match=f"{first.name}: cannot be read: No such file"):
+        StoredCache(folder)
+    first.write_bytes(held)
+    assert len(StoredCache(folder).graphs) == 12
+
+
+def test_the_cure_that_the_message_names_works(data, made, tmp_path):
+    folder = tmp_path / "cache"
+    shutil.copytree(made, folder)
+    (folder / "shard-00001.safetensors").unlink()
+    (folder / "index.json").write_bytes(b"{")
+    assert files_of(cache_of(data, folder)) == files_of(made)
+
+
+def prepare_here(data: Path, out: Path, foundation) -> None:
+    """The child that gets killed. Its models are loaded already: kills shall come while files are written."""
+    writer.open_foundation = lambda config: foundation
+    cache_of(data, out, shard_size=2, token_init="none")
+
+
+def test_killed_at_random_moments_and_resumed_it_has_the_same_bytes(data, tmp_path, foundation, monkeypatch):
+    """Ten kills, each at a random moment; nothing that an undisturbed run does not have is left behind."""
+    monkeypatch.setattr(writer, "open_foundation", writer.open_foundation)  # put back at the end
+    began, undisturbed = time.monotonic(), tmp_path / "whole"
+    prepare_here(data, undisturbed, foundation)
+    usual = time.monotonic() - began
+    context, rng, out = multiprocessing.get_context("fork"), random.Random(1), tmp_path / "killed"
+    stages = []
+    for _ in range(10):
+        child = context.Process(target=prepare_here, args=(data, out, foundation))
+        child.start()
+        time.sleep(rng.uniform(0.0, 1.0) * usual)
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+        stages.append(len(list(out.glob("shard-*"))) if out.is_dir() else 0)
+        if (out / "index.json").is_file():  # it was finished: begin again somewhere in the middle
+            for name in ("index.json", "shard-00001.safetensors", "shard-00004.safetensors"):
+                (out / name).unlink()
+        if (out / "job.json").is_file():
+            with pytest.raises(ConfigError, match="this cache is not finished; run the same"):
+                StoredCache(out)
+    assert len(set(stages)) > 1, f"the kills came at different stages: {stages}"
+    prepare_here(data, out, foundation)
+    assert files_of(out) == files_of(undisturbed)
+
+
+@pytest.mark.slow
+def test_several_workers_make_the_same_bytes(data, tmp_path):
+    """Real processes: the command line with --workers 2, beside the same in this process."""
+    argv = ["cache", "--data", str(data), "--resolution", str(SIDE), "--shard-size", "5", "--batch-size", "4"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "sgg_fast.data.prepare", *argv, "--workers", "2", "--out", str(tmp_path / "two")]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "12 of 12 images, 12 samples" in done.stdout and "encode images" in done.stderr and "12/12" in done.stderr
+    assert main([*argv, "--out", str(tmp_path / "one")]) == 0
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_workers_end_when_their_parent_is_killed_and_the_same_command_goes_on(data, tmp_path):
+    argv = ["cache", "--data", str(data), "--resolution", str(SIDE), "--shard-size", "2", "--batch-size", "4"]
+    command = [sys.executable, "-m", "sgg_fast.data.prepare", *argv, "--workers", "2", "--out", str(tmp_path / "two")]
+    parent = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    while not list((tmp_path / "two").glob("shard-*")):
+        assert parent.poll() is None
+        time.sleep(0.05)
+    workers = [int(pid) for pid in Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()]
+    parent.kill()
+    parent.wait()
+    until = time.monotonic() + 60
+    while any(Path(f"/proc/{pid}").exists() for pid in workers):
+        assert time.monotonic() < until, "nobody would wait for what they make"
+        time.sleep(0.1)
+    assert len(workers) >= 2
+    assert main([*argv, "--out", str(tmp_path / "two")]) == 0
+    assert main([*argv, "--out", str(tmp_path / "one")]) == 0
+    assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+
+
+def test_pictures_that_cannot_be_used_are_counted_named_and_left_out(tmp_path, capsys):
+    folder, names = tmp_path / "set", draw(tmp_path / "set" / "images", 4)
+    bad = unusable()
+    for name, (content, _) in bad.items():
+        (folder / "images" / name).write_bytes(content)
+    listed = [names[0], *bad, names[1], "gone.png", names[2], names[3]]
+    rows = [{"id": i, "image": name, "objects": [f"thing {i}", "grass"], "relationships": [[0, "on", 1]]}
+            for i, name in enumerate(listed)]  # fmt: skip
+    jsonl.write_set(folder, {"kind": "folder", "resize": "squash"}, {"train": rows}, lambda: "{}")
+    argv = [
+        "cache",
+        "--data",
+        str(folder),
+        "--resolution",
+        str(SIDE),
+        "--shard-size",
+        "5",
+        "--out",
+        str(tmp_path / "c"),
+    ]
+    assert main(argv) == 0
+    out = capsys.readouterr().out
+    assert f"4 of {len(listed)} images, 4 samples" in out and "left out: there is no such file: 1 (" in out
+    report = json.loads((tmp_path / "c" / "report.json").read_text())
+    assert report["images"] == {"listed": len(listed), "kept": 4, "left_out": len(bad) + 1}
+    named = {Path(image).name: fault["reason"] for fault in report["faults"] for image in fault["images"]}
+    assert named.keys() == {*bad, "gone.png"} and all(said in named[name] for name, (_, said) in bad.items())
+    cache = StoredCache(tmp_path / "c")
+    kept = [i for i, name in enumerate(listed) if name in names]
+    assert [graph.objects[0] for graph in cache.graphs] == [f"thing {i}" for i in kept], "graphs stay with their images"
+    assert cache.num_images == 4 and cache.moments().shape[0] == 4
+    source = open_source(small_config(folder), check=False)
+    for k, i in enumerate(kept):
+        assert (cache.picture(k) == source.load_image(i)).all()
+    with pytest.raises(ConfigError, match=r"images missing, first .*gone\.png"):
+        open_source(small_config(folder))
+
+
+def test_a_set_without_a_usable_picture_says_why(tmp_path, capsys):
+    folder = write_small(tmp_path / "set", 3)
+    for path in (folder / "images").iterdir():
+        path.write_bytes(b"")
+    assert main(["cache", "--data", str(folder), "--out", str(tmp_path / "c"), "--resolution", str(SIDE)]) == 2
+    assert "none of 3 images can be used: 3 cannot be read as an image: the file is empty" in capsys.readouterr().err
+
+
+def test_changes_are_noticed(data, tmp_path, capsys, foundation, monkeypatch):
+    """An image: its shard is made again. A graph, a model, a setting: refused, by name."""
+    monkeypatch.setattr(writer, "open_foundation", lambda config: foundation)  # loaded once: five runs follow
+    folder = tmp_path / "set"
+    shutil.copytree(data, folder)
+    out = cache_of(folder, tmp_path / "cache")
+    before = files_of(out)
+    said: list[str] = []
+    write_cache(CacheJob(small_config(folder), out, shard_size=5, batch_size=4), say=said.append)
+    assert said == [f"{out} is complete; the set, its images and the settings are as they were"]
+    assert files_of(out) == before
+
+    pixels = np.asarray(open_source(small_config(folder)).load_image(0))
+    draw(tmp_path / "other", 1, size=(60, 60))
+    shutil.copy(tmp_path / "other" / "p0.png", folder / "images" / "p7.png")
+    said.clear()
+    write_cache(CacheJob(small_config(folder), out, shard_size=5, batch_size=4), say=said.append)
+    assert said == ["2 of 3 shards are there already",
+                    "1 shards are made again: files of their images changed, or they are damaged"]  # fmt: skip
+    after = files_of(out)
+    assert {name for name in before if before[name] != after[name]} == {
+        "shard-00001.safetensors", "graphs.safetensors", "index.json"}  # fmt: skip
+    assert (StoredCache(out).picture(0) == pixels).all()
+
+    argv = ["cache", "--data", str(folder), "--out", str(out), "--shard-size", "5", "--batch-size", "4"]
+    for change, reason in (
+        (["--resolution", "40"], "--resolution 32, now 40"),
+        (["--resolution", "32", "--flip", "swap"], "other graphs, --flip none, now swap"),
+        (["--resolution", "32", "--batch-size", "3"], "batch_size 4, now 3"),
+    ):
+        assert main([*argv, *change]) == 2
+        err = capsys.readouterr().err
+        assert f"was begun from something else ({reason}); give another --out, or --overwrite" in err
+    lines = (folder / "train.jsonl").read_text()
+    (folder / "train.jsonl").write_text(lines.replace("standing on", "near", 1))
+    assert main([*argv, "--resolution", "32"]) == 2 and "other graphs" in capsys.readouterr().err
+    assert main([*argv, "--resolution", "32", "--overwrite"]) == 0
+    assert StoredCache(out).graphs[0].relations[1] == (0, "near", 1)
+
+
+def test_a_cache_of_other_models_is_refused(data, made, tmp_path, monkeypatch):
+    other = toy_foundation(seed=1, weights=None)
+    source = open_source(small_config(made))
+    with pytest.raises(ConfigError, match="prepared with another clip; give the same --clip"):
+        build_cache(source, other, CPU, False)
+    mixed = toy_foundation()
+    mixed.vae = other.vae
+    assert len(build_cache(source, mixed, CPU, False)) == 12, "pre-training does not read latents"
+    with pytest.raises(ConfigError, match="prepared with another vae; give the same --model"):
+        build_cache(source, mixed, CPU, True)
+    monkeypatch.setattr("sgg_fast.data.prepare.cache.open_foundation", lambda config: other)
+    with pytest.raises(ConfigError, match="another clip, another vae"):
+        write_cache(CacheJob(small_config(data), made, shard_size=5, batch_size=4))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"resolution": 64}, "prepared with --resolution 32, not 64"),
+        ({"flip": "swap"}, "prepared with --flip none, not swap"),
+        ({"attributes": "first"}, "prepared with --attributes none, not first"),
+    ],
+)
+def test_settings_of_a_run_must_be_those_of_the_cache(made, change, reason):
+    with pytest.raises(ConfigError, match=reason):
+        open_source(dataclasses.replace(small_config(made), **change))
+    with pytest.raises(ConfigError, match="is a cache already"):
+        CacheJob(small_config(made), made)
+
+
+def test_two_preparations_of_one_folder_do_not_meet(data, tmp_path):
+    out = tmp_path / "cache"
+    out.mkdir()
+    with writer._alone_in(out), pytest.raises(ConfigError, match="another process is preparing this cache"):
+        cache_of(data, out)
+
+
+def test_reading_is_sharded_over_ranks_shuffled_by_seed_and_resumes_where_it_was(made, foundation):
+    """What the trainer does: each rank's ids of a step, and the cache's rows of them."""
+    moments = StoredCache(made).moments()
+    world, batch, epochs = 2, 3, 4
+    orders = [SampleOrder(12, batch, 5, rank, world) for rank in range(world)]
+    steps = epochs * 12 // (world * batch)
+    read = [[order.at(step) for order in orders] for step in range(steps)]
+    flat = np.concatenate([ids for step in read for ids in step])
+    epochs_of = flat.reshape(epochs, 12)
+    assert (np.sort(epochs_of, axis=1) == np.arange(12)).all(), "each epoch has every sample once"
+    assert len({tuple(epoch) for epoch in epochs_of.tolist()}) == epochs, "in another order"
+    assert (np.concatenate([SampleOrder(12, 6, 5, 0, 1).at(s) for s in range(steps)]) == flat).all()
+    assert (SampleOrder(12, batch, 6, 0, world).at(0) != orders[0].at(0)).any(), "another seed, another order"
+    for step in (3, 7, 0, 5):  # a resumed run begins anywhere
+        for rank in range(world):
+            ids = SampleOrder(12, batch, 5, rank, world).at(step)
+            assert (ids == read[step][rank]).all()
+            assert moments[torch.from_numpy(ids)].equal(torch.stack([moments[torch.tensor([i])][0] for i in ids]))
+
+
+def test_memory_does_not_grow_with_the_cache(tmp_path):
+    """All of 74 MB of latents read at random: the process's own memory (not the page cache) stays as it was."""
+    rows = np.zeros((40, 8, 120, 120), np.float32)
+    for k in range(4):
+        rows[:] = np.arange(40 * k, 40 * k + 40)[:, None, None, None]
+        write_tensors(tmp_path / f"{k}.safetensors", {"moments": rows}, {})
+    code = (
+        "import sys, torch, numpy as np; from pathlib import Path\n"
+        "from sgg_fast.data.shards import read_tensors; from sgg_fast.data.stored import MomentRows\n"
+        "def own(): return int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1])\n"
+        "shards = [read_tensors(Path(sys.argv[1]) / f'{k}.safetensors')[0]['moments'] for k in range(4)]\n"
+        "moments = MomentRows(shards, 1); order = np.random.default_rng(0).permutation(160)\n"
+        "moments[torch.from_numpy(order[:8])]; before = own()\n"
+        "for i in range(0, 160, 8):\n"
+        "    ids = torch.from_numpy(order[i:i+8]); assert (moments[ids][:, 3, 4, 5].long() == ids).all()\n"
+        "print(own() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < 9_000, "KiB, of 72 000 read"
+
+
+def test_the_same_tensors_give_the_same_bytes_and_read_back(tmp_path):
+    tensors = {"b": np.arange(6).reshape(2, 3), "a": np.float32([1.5]), "c": np.zeros((0, 4), np.float32)}
+    for name in ("x", "y"):
+        write_tensors(tmp_path / name, dict(sorted(tensors.items(), reverse=name == "y")), {"z": 1, "y": ["é"]})
+    assert (tmp_path / "x").read_bytes() == (tmp_path / "y").read_bytes()
+    found, note = read_tensors(tmp_path / "x")
+    assert note == {"z": 1, "y": ["é"]}
+    assert all(
+        (found[k] == v).all() and found[k].dtype == v.dtype and found[k].shape == v.shape for k, v in tensors.items()
+    )

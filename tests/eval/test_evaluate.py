@@ -1,0 +1,276 @@
+"""`python -m sgg_fast.eval` from start to end with the model that ships; detectors for real pictures; the plan."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import ROOT
+
+from sgg_fast.drawing.models import SHIPPED, load_pipeline
+from sgg_fast.eval import evaluate, metrics, pictures
+from sgg_fast.eval.__main__ import main
+from sgg_fast.eval.detector import OpenVocabularyDetector, open_detector, overlaps
+from sgg_fast.eval.direction import measure_direction
+from sgg_fast.graph import SceneGraph
+from sgg_fast.toy import build, world
+
+GRAPHS = [
+    SceneGraph(("dog", "house"), ((0, "left of", 1),)),
+    SceneGraph(("sun", "boat", "sea"), ((0, "above", 1),)),
+]
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch):
+    monkeypatch.setattr(evaluate, "NUM_ACCURACY", 4)
+
+
+def flags(out: Path, **changes: object) -> list[str]:
+    values = {"model": "toy", "num": 2, "pairs": 1, "steps": 1, "out": out, **changes}
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory) -> Path:
+    """An evaluation of two graphs, one pair an axis and one step; read only."""
+    out = tmp_path_factory.mktemp("eval")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "NUM_ACCURACY", 4)
+        assert main(flags(out)) == 0
+    return out
+
+
+def test_every_figure_has_its_floor_and_ceiling(done):
+    result = json.loads((done / "eval.json").read_text())
+    floors = ["floor: another graph's picture", "floor: every relation flipped"]
+    ceilings = ["ceiling: real pictures", "ceiling: real, through the VAE"]
+    assert list(result["rows"]) == ["drawn", *floors, *ceilings]
+    rows = result["rows"]
+    # One step draws next to nothing; real pictures have nearly everything.
+    assert rows["drawn"]["entity recall"] < rows["ceiling: real pictures"]["entity recall"]
+    assert set(result["detector"]["accuracy"]) == {"real", "through the VAE"}
+    assert result["distances"]["toy"]["features"].startswith("toy features")
+    assert {entry["chance"] for entry in result["counterfactual pairs"].values()} == {0.5}
+    text = (done / "tables.md").read_text()
+    for words in (*result["rows"], "toy detector", "toy features", "left/right", "above/below", "gate"):
+        assert words in text
+    with Image.open(done / "sheet.png") as sheet:
+        assert sheet.width > 800
+
+
+def test_figures_can_be_recomputed_from_the_pictures(done):
+    """The pictures are what counts: entity recall from them, by hand."""
+    result = json.loads((done / "eval.json").read_text())
+    graphs = [world.draw_scene(world.HELD_OUT_SEED, i).graph for i in range(2)]
+    images = np.stack([np.asarray(Image.open(done / "pictures" / "seed-0" / f"{i:05d}.png")) for i in range(2)])
+    found = num = 0
+    for graph, instances in zip(graphs, open_detector("toy").find(images, graphs), strict=True):
+        there = [instance.category for instance in instances]
+        for category in {name.split()[-1] for name in graph.objects}:
+            asked = sum(name.split()[-1] == category for name in graph.objects)
+            found, num = found + min(asked, there.count(category)), num + asked
+    assert result["rows"]["drawn"]["entity recall"] == pytest.approx(found / num, abs=1e-6)
+
+
+def test_it_goes_on_where_it_was_stopped_and_refuses_other_settings(done, capsys):
+    drawn = sorted((done / "pictures").rglob("*.png"))
+    before = {path: path.read_bytes() for path in drawn}
+    drawn[0].unlink()
+    kept = {path: path.stat().st_mtime_ns for path in drawn[1:]}
+    assert main(flags(done)) == 0
+    assert {path: path.stat().st_mtime_ns for path in drawn[1:]} == kept
+    assert drawn[0].read_bytes() == before[drawn[0]], "the same noise, the same picture"
+    capsys.readouterr()
+    assert main(flags(done, steps=2)) == 2
+    assert "holds pictures with steps 1, not 2" in capsys.readouterr().err
+
+
+def test_later_seeds_another_scheduler_and_diversity(tmp_path, capsys):
+    """Two seeds from the fourth on, by another scheduler; how far their pictures lie apart, by hand."""
+    from sgg_fast.toy.features import load_features
+
+    changes = {"seeds": 2, "first-seed": 3, "scheduler": "dpm++", "pairs": 0}
+    assert main(flags(tmp_path, **changes)) == 0
+    result = json.loads((tmp_path / "eval.json").read_text())
+    assert result["scheduler"] == "dpm++"
+    assert sorted(p.name for p in (tmp_path / "pictures").iterdir()) == ["seed-3", "seed-4"]
+    read = load_features().read
+    apart = []
+    for i in range(2):
+        paths = [tmp_path / "pictures" / f"seed-{s}" / f"{i:05d}.png" for s in (3, 4)]
+        a, b = read(np.stack([np.asarray(Image.open(path)) for path in paths]))
+        apart.append(float(np.sqrt(((a - b) ** 2).sum())))
+    assert result["diversity"]["values"] == pytest.approx(apart, rel=1e-4)
+    assert result["diversity"]["mean distance"] == pytest.approx(sum(apart) / 2, rel=1e-4)
+    assert "pictures of one graph lie" in (tmp_path / "tables.md").read_text()
+    capsys.readouterr()
+    assert main(flags(tmp_path, **changes | {"scheduler": "ddim"})) == 2
+    assert "holds pictures with scheduler dpm++, not ddim" in capsys.readouterr().err
+
+
+def test_repeats_are_scenes_that_words_describe_badly():
+    graphs = pictures.open_graphs("toy-repeats", 64)
+    for i in range(2):
+        graph = graphs.graph(i)
+        assert len(set(graph.objects)) < len(graph.objects), "two of a kind"
+        assert {s for s, _, _ in graph.relations} & {o for _, _, o in graph.relations}, "a chain"
+        assert metrics.counterfactual_pairs(i, graph), "a relation that could be the other way round"
+    assert graphs.graph(0) != graphs.graph(1)
+    drawn = next(k for k in range(2000) if world.draw_scene(world.HELD_OUT_SEED, k).graph == graphs.graph(0))
+    assert (graphs.image(0) == world.draw_scene(world.HELD_OUT_SEED, drawn).image).all()
+
+
+def test_against_itself_nothing_differs(done, capsys):
+    assert main([*flags(done), "--against", str(done)]) == 0
+    result = json.loads((done / "eval.json").read_text())
+    differences = result["against"]["differences"]
+    assert differences["SG IoU"] == "0.000 [0.000, 0.000]"
+    assert "follows, left/right" in differences
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num": 0}, "--num must be at least 1"),
+        ({"data": "nowhere.json"}, "--data nowhere.json: neither toy"),
+        ({"detector": "./nowhere"}, "--detector ./nowhere: there is no such folder"),
+        ({"model": "./nowhere"}, "--model ./nowhere"),
+        ({"first-seed": -1}, "--first-seed must not be negative"),
+        ({"scheduler": "fast"}, "--scheduler fast: there are ddim"),
+        ({"guidance": 0.5}, "must be at least 1"),
+    ],
+)
+def test_what_cannot_be_used_is_said_in_one_line(tmp_path, capsys, changes, message):
+    assert main(flags(tmp_path / "out", **changes)) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1
+    assert message in error[0]
+
+
+def test_pairs_start_from_the_noise_of_their_own_graph(tmp_path):
+    plan = evaluate.make_plan(pictures.open_graphs("toy", 64), 3, 2, tmp_path)
+    axes = [pair.axis for pair in plan.pairs]
+    assert axes.count(0) == 2 and 1 <= axes.count(1) <= 2
+    jobs = {job.path: job for job in plan.jobs(seed=4)}
+    seeds = {job.noise_seed for path, job in jobs.items() if path.stem.isdigit()}
+    assert len(seeds) == sum(path.stem.isdigit() for path in jobs)
+    for pair in plan.pairs:
+        own, turned = (jobs[plan.path(4, pair.graph_index, side)] for side in (None, pair.axis))
+        assert own.noise_seed == turned.noise_seed
+        assert sum(a != b for a, b in zip(own.graph.relations, turned.graph.relations, strict=True)) == 1
+
+
+def test_the_card_says_what_was_measured_of_these_weights(done, tmp_path):
+    folder = shutil.copytree(SHIPPED, tmp_path / "pipeline")
+    build.put_on_card(folder, done)
+    result = json.loads((done / "eval.json").read_text())
+    card = (folder / "README.md").read_text()
+    assert f"| entity recall, 2 held-out toy graphs | {result['rows']['drawn']['entity recall']:.4g} |" in card
+    assert "| data | toy for 4 600 steps, then toy-rare; 16 000 scenes each |" in card, "as it stood there"
+    for name, value in (("weights", "0" * 16), ("data", "toy-repeats")):
+        (tmp_path / "eval.json").write_text(json.dumps({**result, name: value}))
+        with pytest.raises(ValueError, match="of other weights or on other graphs"):
+            build.put_on_card(folder, tmp_path)
+
+
+def test_one_graph_of_a_file_without_num_and_no_floor_of_other_graphs(tmp_path, capsys):
+    graph = ROOT / "graph.json"
+    words = flags(tmp_path / "out", data=graph, pairs=0)
+    assert main([*words[:2], *words[4:]]) == 0, "without --num"
+    result = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert list(result["rows"]) == ["drawn", "floor: every relation flipped"]
+    assert main(flags(tmp_path / "more", data=graph)) == 2
+    assert "graph.json has 1 graphs" in capsys.readouterr().err
+
+
+def test_held_out_combinations_are_in_every_scene_of_their_set():
+    graphs = pictures.open_graphs("toy-combinations", 64)
+    for i in range(3):
+        assert world.held_out_relations(graphs.graph(i))
+        assert not world.held_out_relations(pictures.open_graphs("toy", 64).graph(i))
+
+
+def test_the_direction_gate_sees_a_blind_encoder():
+    """With the encoder's relation weights and roles made equal, nothing moves; the shipped one moves."""
+    pipeline, _ = load_pipeline("toy")
+    found = measure_direction(pipeline, GRAPHS)
+    assert found.num_relations == 2
+    assert found.graph_flipped > 0
+    with torch.no_grad():
+        for parameter in pipeline.graph_encoder.parameters():
+            parameter.zero_()
+    blind = measure_direction(pipeline, [GRAPHS[0]])
+    assert not blind.passed
+    assert not measure_direction(pipeline, [SceneGraph(("dog",))]).passed
+
+
+@pytest.fixture(scope="module")
+def owl(tmp_path_factory) -> Path:
+    """A tiny OWL-ViT with random weights and the toy's tokenizer, as transformers saves it."""
+    from transformers import OwlViTConfig, OwlViTForObjectDetection
+
+    from sgg_fast.toy.models import toy_tokenizer
+
+    folder = tmp_path_factory.mktemp("owl")
+    tokenizer = toy_tokenizer()
+    tokenizer.model_max_length = 16
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**size, "vocab_size": len(tokenizer), "max_position_embeddings": 16, "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}  # fmt: skip
+    config = OwlViTConfig(
+        text_config=text, vision_config={**size, "image_size": 48, "patch_size": 16}, projection_dim=32
+    )
+    torch.manual_seed(0)
+    OwlViTForObjectDetection(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_an_open_vocabulary_detector_looks_for_the_graphs_own_names(owl):
+    detector = OpenVocabularyDetector(str(owl), threshold=0.0, same=0.5)
+    image = world.draw_scene(0, 0).image
+    graph = SceneGraph(("red hat", "dog", "dog"), ((1, "left of", 2),))
+    (found,) = detector.find(image[None], [graph])
+    assert {instance.category for instance in found} == {"red hat", "dog"}
+    assert detector.parse("red hat") == ("red hat", None)
+    for instance in found:
+        assert instance.box.shape == (4,)
+        assert (instance.box >= 0).all() and (instance.box <= 1).all()
+    for name in ("red hat", "dog"):
+        boxes = np.stack([i.box for i in found if i.category == name])
+        shared = overlaps(boxes, boxes) - np.eye(len(boxes))
+        assert shared.max(initial=0.0) <= 0.5
+        scores = [i.confidence for i in found if i.category == name]
+        assert scores == sorted(scores, reverse=True)
+    # Another name's presence changes nothing of a name's own scores.
+    (alone,) = detector.find(image[None], [SceneGraph(("dog",))])
+    np.testing.assert_allclose(
+        [i.confidence for i in alone], [i.confidence for i in found if i.category == "dog"], atol=1e-5
+    )
+    none = OpenVocabularyDetector(str(owl), threshold=1.1)
+    assert none.find(image[None], [graph]) == [[]]
+
+
+def test_an_evaluation_with_an_open_vocabulary_detector(owl, tmp_path):
+    file = tmp_path / "graphs.json"
+    file.write_text(json.dumps([{"objects": g.objects, "relationships": g.relations} for g in GRAPHS]))
+    assert main(flags(tmp_path / "out", data=file, detector=owl)) == 0
+    result = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert result["detector"] == {"name": f"owlvit {owl}"}
+    assert not any(row.startswith("ceiling") for row in result["rows"]), "a file of graphs has no real pictures"
+    assert result["distances"] == result["diversity"] == {}
+    assert "diversity: not measured" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_another_kind_of_model_is_no_detector(tmp_path):
+    from sgg_fast.toy.models import toy_clip, toy_tokenizer
+
+    toy_clip(toy_tokenizer()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"it is a clip; OWL-ViT and OWLv2 are supported"):
+        open_detector(str(tmp_path))

@@ -1,0 +1,193 @@
+"""Which attention runs, and that the context mask reaches every cross-attention layer."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from support.tiny_runs import trainer
+
+from sgg_fast.drawing import load_pipeline
+from sgg_fast.nn import attention
+from sgg_fast.nn.attention import CudnnAttnProcessor, set_attention
+from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.toy.world import draw_scene
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def unet():
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        layers_per_block=1,
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        norm_num_groups=8,
+    ).eval()
+
+
+@pytest.mark.parametrize("choice", ["sdpa", "auto"])
+def test_cpu_runs_sdpa_in_every_layer(unet, choice, caplog):
+    unet.set_attn_processor(AttnProcessor())
+    with caplog.at_level("INFO", logger="sgg_fast"):
+        assert set_attention(unet, choice, CPU) == "sdpa"
+    assert len(unet.attn_processors) > 4
+    assert {type(p) for p in unet.attn_processors.values()} == {AttnProcessor2_0}
+    assert "UNet attention: sdpa (" in caplog.text, "said once, with the reason"
+
+
+@pytest.mark.parametrize("choice", ["xformers", "cudnn"])
+def test_what_needs_cuda_is_refused_on_cpu_in_one_line(unet, choice):
+    with pytest.raises(ValueError, match=f"--attention {choice} needs a CUDA device") as caught:
+        set_attention(unet, choice, CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_where_xformers_fails_auto_falls_back_and_says_why_but_a_request_raises(unet, monkeypatch, caplog):
+    def fail(self):
+        raise ValueError("no operator\nfor this card")
+
+    monkeypatch.setattr(UNet2DConditionModel, "enable_xformers_memory_efficient_attention", fail)
+    unet.set_attn_processor(AttnProcessor())
+    with caplog.at_level("INFO", logger="sgg_fast"):
+        assert set_attention(unet, "auto", torch.device("cuda")) == "sdpa"
+    assert {type(p) for p in unet.attn_processors.values()} == {AttnProcessor2_0}
+    assert "sdpa (xformers: no operator)" in caplog.text
+    with pytest.raises(ValueError, match=r"^--attention xformers: no operator$"):
+        set_attention(unet, "xformers", torch.device("cuda"))
+
+
+def test_a_cudnn_that_cannot_attend_is_refused_and_what_it_cannot_take_runs_elsewhere(unet, monkeypatch):
+    """On this device the kernel is missing, which the probe finds; the processor itself falls back for single calls."""
+    with pytest.raises(RuntimeError):
+        attention._probe_cudnn(CPU)
+
+    def fail(device):
+        raise RuntimeError("No available kernel.\nAborting")
+
+    monkeypatch.setattr(attention, "_probe_cudnn", fail)
+    with pytest.raises(ValueError, match=r"^--attention cudnn: No available kernel.; use sdpa$"):
+        set_attention(unet, "cudnn", torch.device("cuda"))
+    z, context, mask = inputs()
+    set_attention(unet, "sdpa", CPU)
+    wanted = unet(z, 10, context, encoder_attention_mask=mask).sample
+    unet.set_attn_processor(CudnnAttnProcessor())
+    torch.testing.assert_close(unet(z, 10, context, encoder_attention_mask=mask).sample, wanted)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("choice", ["xformers", "cudnn"])
+def test_cuda_attends_with_the_mask_as_sdpa_does(unet, choice):
+    device = torch.device("cuda")
+    z, context, mask = (x.to(device, x.dtype if x.dtype == torch.bool else torch.bfloat16) for x in inputs())
+    on, results = copy.deepcopy(unet).to(device, torch.bfloat16), {}
+    for name in (choice, "sdpa"):
+        assert set_attention(on, name, device) == name
+        results[name] = on(z, 10, context, encoder_attention_mask=mask).sample
+    torch.testing.assert_close(results[choice], results["sdpa"], rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_the_choice_reaches_every_attention_layer_of_a_run(tmp_path, monkeypatch, lean):
+    """In a real fine-tuning step every layer calls the processor that --attention put there."""
+    one = trainer(tmp_path, "finetune", attention="sdpa", weights="lean" if lean else "master")
+    layers = {name for name, m in one.foundation.unet.named_modules() if name.endswith(("attn1", "attn2"))}
+    ran, call = [], AttnProcessor2_0.__call__
+
+    def noted(self, attn, *args, **kwargs):
+        ran.append(attn)
+        return call(self, attn, *args, **kwargs)
+
+    monkeypatch.setattr(AttnProcessor2_0, "__call__", noted)
+    assert one.engine.update(np.array([[0, 1]]), 0).applied
+    of = {id(m): name for name, m in one.foundation.unet.named_modules()}
+    assert len(ran) == len(layers) >= 4 and {of[id(attn)] for attn in ran} == layers
+
+
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    mask = torch.ones(2, 16, dtype=torch.bool)
+    mask[0, 5:], mask[1, 9:] = False, False
+    return torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 16, 12, generator=generator), mask
+
+
+def test_masked_tokens_change_nothing_in_value_or_gradient(unet):
+    set_attention(unet, "sdpa", CPU)
+    z, context, mask = inputs()
+    context.requires_grad_(True)
+    out = unet(z, torch.tensor([10, 900]), context, encoder_attention_mask=mask).sample
+    out.square().sum().backward()
+    assert context.grad[~mask].abs().max() == 0
+    assert (context.grad[mask].abs().amax(-1) > 0).all()
+    changed = torch.where(mask[..., None], context.detach(), 1e3)
+    again = unet(z, torch.tensor([10, 900]), changed, encoder_attention_mask=mask).sample
+    assert torch.equal(again, out)
+    other = unet(z, torch.tensor([10, 900]), changed).sample
+    assert not torch.allclose(other, out), "without the mask they are attended to"
+
+
+def test_the_mask_reaches_every_cross_attention_layer(unet):
+    """Each attn2 is called with a bias that shuts exactly the masked tokens out."""
+    set_attention(unet, "sdpa", CPU)
+    z, context, mask = inputs()
+    seen = {}
+
+    def note(name):
+        def hook(module, args, kwargs):
+            seen[name] = kwargs["attention_mask"]
+
+        return hook
+
+    layers = {name: m for name, m in unet.named_modules() if name.endswith("attn2")}
+    hooks = [m.register_forward_pre_hook(note(name), with_kwargs=True) for name, m in layers.items()]
+    unet(z, 10, context, encoder_attention_mask=mask)
+    for hook in hooks:
+        hook.remove()
+    assert seen.keys() == layers.keys() and len(layers) >= 4
+    for bias in seen.values():
+        assert torch.equal(bias.squeeze(1) < -1e3, ~mask)
+
+
+def fill_padding(module: SceneGraphConditioner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on `module` writes large numbers where its mask says that nobody looks."""
+    forward, null = module.forward, module.null_condition
+
+    def filled(context: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        assert not mask.all(), "there is padding"
+        return torch.where(mask[..., None], context, 50.0)
+
+    def forward_filled(*args):
+        condition = forward(*args)
+        return condition._replace(context=filled(condition.context, condition.mask))
+
+    def null_filled(*args):
+        context, mask = null(*args)
+        return filled(context, mask), mask
+
+    monkeypatch.setattr(module, "forward", forward_filled)
+    monkeypatch.setattr(module, "null_condition", null_filled)
+
+
+def test_padding_reaches_neither_the_picture_nor_the_loss(trained_run, tmp_path, monkeypatch):
+    """Through our own callers: the pipeline with guidance, and the fine-tuning step with dropped conditions."""
+    pipeline, _ = load_pipeline(str(trained_run))
+    pipeline.set_progress_bar_config(disable=True)
+    graph = draw_scene(0, 0).graph
+    before = pipeline(graph, 2, generator=torch.Generator().manual_seed(0), output_type="np").images
+    fill_padding(pipeline.graph_encoder, monkeypatch)
+    after = pipeline(graph, 2, generator=torch.Generator().manual_seed(0), output_type="np").images
+    assert (before == after).all()
+
+    stage = trainer(tmp_path, "finetune", condition_dropout=0.5).engine.module
+    loss = [stage(np.arange(8), step).total for step in range(2)]
+    fill_padding(stage.conditioner, monkeypatch)
+    assert [stage(np.arange(8), step).total for step in range(2)] == loss

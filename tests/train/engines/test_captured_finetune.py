@@ -1,0 +1,314 @@
+"""The captured fine-tuning step: what it computes is the plain engine's, and nothing in it waits for the device."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+
+import numpy as np
+import pytest
+import torch
+from support.capture_cases import FORBIDDEN, Watcher, visual_genome
+from support.stage_cases import GRAPHS, cache, conditioner, foundation, settings  # noqa: F401  (fixtures)
+from torch.overrides import TorchFunctionMode
+
+from sgg_fast import ops
+from sgg_fast.data.cache import TrainingCache
+from sgg_fast.data.stored import MomentRows
+from sgg_fast.nn.attention import checkpoint_activations, set_attention
+from sgg_fast.nn.conditioner import context_length
+from sgg_fast.nn.fuse import fuse
+from sgg_fast.ops.adam8bit import num_chunks
+from sgg_fast.toy.models import toy_foundation
+from sgg_fast.train.engines import captured as replay
+from sgg_fast.train.engines import choose as engines
+from sgg_fast.train.engines.buckets import ContextBuckets
+from sgg_fast.train.engines.captured import SLOTS, run_part
+from sgg_fast.train.engines.captured_finetune import FinetuneReplay, why_eager
+from sgg_fast.train.engines.eager import PlainEngine
+from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
+from sgg_fast.train.stages import FinetuneStage
+
+CPU, CUDA, META = (torch.device(name) for name in ("cpu", "cuda", "meta"))
+
+SETTINGS = {"batch_size": 2, "unet_lr": 1e-3, "graph_lr": 3e-3, "optimizer": "adam", "min_snr_gamma": 5.0}
+
+
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch, request):
+    """One step of warm-up where nothing is compiled; kernels as they were."""
+    if "gpu" not in request.keywords:
+        monkeypatch.setattr(replay, "WARM_UP_STEPS", 1)
+    yield
+    ops.use_kernels("auto")
+
+
+def engine(cache: TrainingCache, replayed: bool, **changes: object) -> PlainEngine:
+    """An engine on the CPU with models of its own, always the same."""
+    torch.manual_seed(0)
+    config = settings(**{**SETTINGS, **changes})
+    models = toy_foundation(weights=None)
+    stage = FinetuneStage(config, conditioner(config, cache), models, cache)
+    return FinetuneReplay(stage, config, CPU) if replayed else PlainEngine(stage, config, "finetune", CPU)
+
+
+def draws(num: int, micro: int) -> list[np.ndarray]:
+    """[K, 2] samples of the first steps, of very different sizes; the largest graph needs a longer context."""
+    rng = np.random.default_rng(0)
+    drawn = [rng.permutation(len(GRAPHS))[: 2 * micro].reshape(micro, 2) for _ in range(num)]
+    drawn[1][0, 0] = len(GRAPHS) - 1
+    return drawn
+
+
+def assert_same_weights(found: PlainEngine, expected: PlainEngine, start: dict[str, torch.Tensor]) -> None:
+    """Every weight moved the same way: errors beside the distance that the weights of a tensor went."""
+    theirs, moved = dict(expected.module.named_parameters()), 0
+    for name, parameter in found.module.named_parameters():
+        way = (theirs[name] - start[name]).norm()
+        moved += int(way > 0)
+        assert (parameter - theirs[name]).norm() <= 2e-2 * way + 1e-6, name
+    assert moved > 0.9 * len(theirs)
+
+
+@pytest.mark.parametrize(
+    ("steps", "micro", "changes"),
+    [(3, 1, {"ema": 0.9, "relation_dropout": 0.5}), (2, 3, {"max_grad_norm": 0.05})],
+)
+def test_a_replayed_step_trains_like_the_plain_one(cache, steps, micro, changes):
+    """Several steps over both context lengths: losses, chances and weights; the oracle is torch's Adam."""
+    made = {"accumulation_steps": micro, **changes}
+    plain, replayed = engine(cache, False, **made), engine(cache, True, **made)
+    assert isinstance(plain.optimizer, torch.optim.Adam)
+    start = {name: p.detach().clone() for name, p in plain.module.named_parameters()}
+    for step, ids_KB in enumerate(draws(steps, micro)):
+        expected, found = (one.update(ids_KB, step, 1 / (1 + step)) for one in (plain, replayed))
+        assert found.applied and found.behind == 0 and list(found.values) == list(expected.values)
+        for side in ("values", "chance"):
+            for name, value in getattr(expected, side).items():
+                torch.testing.assert_close(getattr(found, side)[name], value, rtol=1e-3, atol=1e-5)
+    assert len(replayed._runs) == 2, "graphs of both context lengths were met"
+    assert int(replayed.optimizer.num_steps) == steps, "steps of the warm-up do not count"
+    with plain.exported(), replayed.exported():
+        assert_same_weights(replayed, plain, start)
+
+
+def test_a_padded_batch_has_the_terms_of_the_bare_one(cache):
+    """The same losses in the smallest bucket, in the largest, and without one, whatever stands in the padding."""
+    one = engine(cache, True)
+    ids, step = np.array([0, 4]), 7
+    expected = one.forward(ids, step)
+    for bucket in one.buckets.ladder.values():
+        one.fill(one._table, ids, step, bucket)
+        found = one.packed_terms(bucket)
+        for name, value in expected.values.items():
+            torch.testing.assert_close(found.values[name], value, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(found.chance[name], expected.chance[name])
+
+
+def test_warming_up_changes_nothing(cache):
+    one = engine(cache, True, accumulation_steps=2)
+    before = {name: value.clone() for name, value in one.module.state_dict().items()}
+    ids_KB = np.array([[0, 1], [2, 3]])
+    bucket = one.bucket_of(ids_KB)
+    one.fill(one._table, ids_KB[0], 0, bucket)
+    one.warm_up(bucket)
+    assert all(torch.equal(value, before[name]) for name, value in one.module.state_dict().items())
+    assert one.optimizer.num_steps == 0 and all(p.grad is None for p in one.module.parameters())
+
+
+def test_one_bad_micro_batch_skips_the_step_which_repeats_the_values(cache):
+    one = engine(cache, True, accumulation_steps=2)
+    first = one.update(np.array([[0, 1], [2, 3]]), 0).values["loss"].item()
+    names, images, *rest = one.module._frozen
+    poisoned = images.clone()
+    poisoned[5] = torch.inf
+    one.module._frozen = (names, poisoned, *rest)
+    before = {name: p.detach().clone() for name, p in one.module.named_parameters()}
+    update = one.update(np.array([[4, 5], [2, 3]]), 1)
+    assert not update.applied and update.values["loss"].item() == first and not np.isfinite(update.lost)
+    assert all(torch.equal(p, before[name]) for name, p in one.module.named_parameters())
+    assert one.update(np.array([[4, 0], [2, 3]]), 2).applied
+
+
+def test_each_context_length_has_one_worst_case():
+    """Of the published sets T is 80 throughout: one bucket, of two graphs N 64 and E 128."""
+    sizes = visual_genome()
+    assert {length: bucket.shape for length, bucket in ContextBuckets(sizes, 2).ladder.items()} == {80: (64, 128)}
+    rng = np.random.default_rng(0)
+    sizes = np.concatenate([sizes, [[40, 79], [45, 95]]])
+    buckets = ContextBuckets(sizes, 8)
+    assert list(buckets.ladder) == [80, 96, 112]
+    for ids_KB in (rng.integers(0, len(sizes), (3, 8)) for _ in range(50)):
+        bucket = buckets.of(ids_KB)
+        assert context_length(bucket.bounds[1]) == max(context_length(e) for e in sizes[ids_KB, 1].flatten().tolist())
+        num_n, num_e = sizes[ids_KB].sum(axis=1).max(axis=0)
+        assert bucket.shape[0] > num_n and bucket.shape[1] >= num_e
+        assert (sizes[ids_KB].max(axis=(0, 1)) <= bucket.bounds).all()
+
+
+class NoConstants(TorchFunctionMode):
+    """Refuses to make a tensor of numbers of the host, which on a GPU is a copy that waits."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in (torch.tensor, torch.as_tensor, torch.asarray, torch.from_numpy):
+            assert isinstance(args[0], torch.Tensor), f"{func.__name__}({args[0]})"
+        return func(*args, **(kwargs or {}))
+
+
+class NoData(Watcher):
+    """Where tensors have no data: every operator that runs, and those that met a tensor with data."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        tensors = [t for t in torch.utils._pytree.tree_leaves((args, kwargs, out)) if isinstance(t, torch.Tensor)]
+        if any(t.device.type != "meta" for t in tensors):
+            self.seen["on the host"] += 1
+        return out
+
+
+def without_data(**changes: object) -> FinetuneReplay:
+    """The engine of the toy's sizes on tensors that have no data, as a GPU's have none for the host.
+
+    Reading one, sizing a tensor by one and copying one to the host are errors there.
+    """
+    config = settings(**{**SETTINGS, "token_init": "text", **changes})
+    models = blank_foundation(config)
+    data = blank_cache(config, models, 4)
+    moved = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
+    moved = {name: value.to(META) for name, value in moved.items() if isinstance(value, torch.Tensor)}
+    graphs = {name: value.to(META) for name, value in vars(data.graphs).items() if isinstance(value, torch.Tensor)}
+    data = dataclasses.replace(data, **moved, graphs=dataclasses.replace(data.graphs, **graphs))
+    graph_encoder = blank_conditioner(config, models).to(META)
+    for model in (models.unet, models.vae, models.clip):
+        model.to(META)
+    set_attention(models.unet, "sdpa", META)
+    if config.gradient_checkpointing:
+        checkpoint_activations(models.unet)
+    fuse(models.unet)
+    return FinetuneReplay(FinetuneStage(config, graph_encoder, models, data), config, META)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {
+            "accumulation_steps": 2,
+            "image_embedding": "latent",
+            "geometry": 0.5,
+            "attention_loss": 0.1,
+            "instance_codes": True,
+        },
+        {"image_embedding": "predicted", "weights": "lean", "optimizer": "adam8bit", "gradient_checkpointing": True},
+    ],
+)
+def test_a_captured_step_reads_nothing_back(changes):
+    """The whole step, the kernels as operators, forward, backward and the optimiser."""
+    ops.use_kernels("triton")
+    one = without_data(**changes)
+    bucket = one.bucket_of(np.array([[0, 1]] * one.num_micro))
+    groups = ([p.numel() for p in group["params"]] for group in one.optimizer.param_groups)
+    addresses = torch.zeros(sum(num_chunks(numels, "triton") for numels in groups), 3, dtype=torch.int64, device=META)
+    for part in one.parts(bucket, addresses):
+        with NoConstants(), NoData() as watcher:
+            run_part(part)
+        assert not {*FORBIDDEN, "on the host"} & set(watcher.seen), part
+    assert all(p.grad is None for p in one.module.parameters())
+
+
+def test_tensors_without_data_show_what_waits():
+    x = torch.ones(3, device=META)
+    for wait in (lambda: x[0].item(), lambda: x.cpu(), lambda: x.nonzero(), lambda: bool(x.sum() > 0), x.tolist):
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            wait()
+    with NoConstants(), pytest.raises(AssertionError, match=r"tensor\(\[1.0, 2.0\]\)"):
+        torch.tensor([1.0, 2.0], device=META)
+    with NoData() as watcher:
+        x.copy_(torch.ones(3))
+    assert watcher.seen["on the host"]
+
+
+def test_what_stays_eager_says_why(cache):
+    on_disk = dataclasses.replace(cache, moments=MomentRows([np.zeros((4, 8, 8, 8), np.float32)], 1))
+    base = settings(**SETTINGS)
+    assert why_eager(base, CUDA, cache) is None
+    assert why_eager(dataclasses.replace(base, precision="fp16"), CUDA, cache).startswith("--precision fp16")
+    in_backward = settings(weights="lean", optimizer_in_backward=True, max_grad_norm=0.0)
+    assert why_eager(in_backward, CUDA, cache).startswith("--optimizer-in-backward")
+    assert "disk" in why_eager(base, CUDA, on_disk)
+    said = dataclasses.replace(cache, texts=torch.zeros(len(cache), 77, dtype=torch.int64))
+    assert "text encoder" in why_eager(base, CUDA, said)
+    stage = types.SimpleNamespace(cache=cache)
+    assert engines._why_eager(stage, dataclasses.replace(base, cuda_graphs=False), CUDA, None) == "--no-cuda-graphs"
+    assert engines._why_eager(stage, base, CUDA, {}).startswith("DeepSpeed")
+    assert engines._why_eager(stage, base, CUDA, None) is None
+    ops.use_kernels("reference")
+    assert engines._why_eager(stage, base, CUDA, None).startswith("the reference forms")
+
+
+def test_a_cpu_run_is_eager_and_says_so(cache, foundation):
+    config = settings(**SETTINGS)
+    stage = FinetuneStage(config, conditioner(config, cache), foundation, cache)
+    made = engines.build_engine(stage, config, "finetune", CPU, None)
+    assert type(made) is PlainEngine and made.execution == "eager (CUDA graphs need a GPU, not cpu)"
+
+
+def on_card(cache: TrainingCache, **changes: object) -> tuple[PlainEngine, FinetuneReplay]:
+    """The eager engine and the capturing one on the GPU, with models of their own, alike."""
+    moved = {name: getattr(cache, name).to(CUDA) for name in ("graphs", "names", "images", "moments")}
+    data, made = dataclasses.replace(cache, **moved), []
+    for cuda_graphs in (False, True):
+        torch.manual_seed(0)
+        # Rates at which rounding does not decide where training goes.
+        rates = {"unet_lr": 1e-5, "graph_lr": 1e-4, "cuda_graphs": cuda_graphs}
+        config = settings(**{**SETTINGS, **rates, **changes})
+        models = toy_foundation(weights=None)
+        set_attention(models.unet, config.attention, CUDA)
+        fuse(models.unet)
+        stage = FinetuneStage(config, conditioner(config, cache).to(CUDA), models, data)
+        made.append(engines.build_engine(stage, config, "finetune", CUDA, None))
+    assert isinstance(made[1], FinetuneReplay) and made[0].execution == "eager (--no-cuda-graphs)"
+    return made[0], made[1]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("changes", "tolerance"),
+    [
+        ({"precision": "fp32"}, 1e-2),  # convolutions in TF32
+        ({"precision": "fp32", "accumulation_steps": 3, "ema": 0.9}, 1e-2),
+        ({"precision": "bf16"}, 3e-2),
+        ({"precision": "bf16", "weights": "lean", "optimizer": "adam8bit"}, 3e-2),
+    ],
+)
+def test_captured_and_eager_steps_agree_on_cuda(cache, changes, tolerance):
+    """Both context lengths, losses as the eager engine's at every step; once captured, no step waits for the device."""
+    eager, captured = on_card(cache, **changes)
+    for step, ids_KB in enumerate(draws(3 * SLOTS, captured.num_micro)):
+        expected = eager.update(ids_KB, step)
+        known = captured.bucket_of(ids_KB) in captured._runs
+        torch.cuda.set_sync_debug_mode("error" if known else "default")
+        found = captured.update(ids_KB, step)
+        torch.cuda.set_sync_debug_mode("default")
+        assert found.behind == SLOTS and found.applied
+        for name, value in expected.values.items():
+            torch.testing.assert_close(found.values[name], value, rtol=tolerance, atol=tolerance)
+    assert len(captured._runs) == 2 and int(captured.optimizer.num_steps) == 3 * SLOTS
+
+
+@pytest.mark.gpu
+def test_a_skipped_step_is_told_slots_steps_later(cache):
+    _, captured = on_card(cache)
+    ids_KB = np.array([[0, 1]])
+    captured.update(ids_KB, 0)
+    images = captured.module._frozen[1]
+    kept = images[1].clone()
+    images[1] = torch.nan
+    captured.update(ids_KB, 1)
+    images[1] = kept
+    told = [captured.update(ids_KB, step) for step in range(2, 2 + SLOTS)]
+    assert [update.applied for update in told] == [True] * (SLOTS - 1) + [False]
+    assert np.isnan(told[-1].lost) and told[-1].values["loss"].isfinite()
+    images[1] = torch.nan
+    captured.update(ids_KB, 10)
+    ((step, loss),) = captured.outstanding()
+    assert step == 10 and np.isnan(loss) and captured.outstanding() == []

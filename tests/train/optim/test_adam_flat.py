@@ -1,0 +1,293 @@
+"""Fine-tuning's flat Adam: its checkpoints are bitsandbytes', its weights keep their layout, engines choose it."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from support.tiny_runs import TINY, trainer
+from torch import nn
+
+from sgg_fast import ops
+from sgg_fast.config import Config
+from sgg_fast.nn.merge import adjacent, adjoin
+from sgg_fast.recipes import recipe
+from sgg_fast.train.engines.eager import LossScale, PlainEngine
+from sgg_fast.train.optim.adam_flat import FlatAdam8bit
+from sgg_fast.train.optim.groups import build_optimizer, has_flat_kernels
+from sgg_fast.train.stages import FinetuneStage
+
+pytest.importorskip("bitsandbytes")
+from sgg_fast.train.optim.adam_bnb import GroupedAdam8bit
+
+
+def network(dtype: torch.dtype = torch.float32, seed: int = 0) -> nn.Module:
+    """A convolution in channels_last, odd sizes, a matrix below bitsandbytes' 4 096 elements, an unused weight."""
+    torch.manual_seed(seed)
+    made = nn.ModuleDict({"conv": nn.Conv2d(8, 70, 3), "norm": nn.GroupNorm(1, 70), "linear": nn.Linear(70, 99),
+                          "small": nn.Linear(99, 3), "idle": nn.Linear(3, 3)})  # fmt: skip
+    return made.to(dtype, memory_format=torch.channels_last)
+
+
+def groups(module: nn.Module, lr: float = 1e-3) -> list[dict[str, object]]:
+    matrices = [p for p in module.parameters() if p.ndim > 1]
+    rest = [p for p in module.parameters() if p.ndim <= 1]
+    return [
+        {"params": matrices, "lr": lr, "optim_bits": 8, "name": "unet/8"},
+        {"params": rest, "lr": lr / 2, "optim_bits": 32, "name": "unet/32"},
+    ]
+
+
+def loss(net: nn.Module, step: int) -> torch.Tensor:
+    dtype = net["conv"].weight.dtype
+    x = torch.randn(4, 8, 5, 5, generator=torch.Generator().manual_seed(step)).to(dtype)
+    h = net["norm"](net["conv"](x)).relu().mean((2, 3))
+    return (net["small"](net["linear"](h).relu()).float() - step % 3).square().mean()
+
+
+def steps(net: nn.Module, optimizer: torch.optim.Optimizer, numbers: range) -> None:
+    for step in numbers:
+        loss(net, step).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+
+def saved(state: dict, path) -> dict:
+    torch.save(state, path)
+    return torch.load(path, weights_only=True)
+
+
+def distance(a: nn.Module, b: nn.Module) -> float:
+    return sum((p.double() - q.double()).square().sum() for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    return all(p.equal(q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
+
+
+def test_stays_as_near_to_adam_as_bitsandbytes_does():
+    """60 steps. Its quantiser on CPUs is coarser than ours, so ours may be nearer, not twice as far."""
+    exact, ours, theirs = network(), network(), network()
+    steps(exact, torch.optim.Adam(groups(exact)), range(60))
+    steps(ours, FlatAdam8bit(groups(ours), seed=0), range(60))
+    steps(theirs, GroupedAdam8bit(groups(theirs), seed=0), range(60))
+    assert 0 < distance(ours, exact) < 4 * distance(theirs, exact) < 0.05 * distance(ours, network()), "squares"
+
+
+def test_a_gradient_of_zero_after_a_small_one_moves_nothing_far():
+    """Its second moment is below the map's least value, its first far above: at most a step, not m / eps."""
+    weight = nn.Parameter(torch.zeros(20, 256))
+    optimizer = FlatAdam8bit([{"params": [weight], "lr": 1e-3, "optim_bits": 8}], seed=0)
+    for step in range(4):
+        weight.grad = torch.zeros(20, 256)
+        weight.grad[:, 0] = 1.0
+        if step == 0:
+            weight.grad[:, 1:] = torch.logspace(-6, -2, 20)[:, None]
+        optimizer.step()
+    assert weight.abs().max() < 4.1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_takes_over_from_bitsandbytes(dtype, tmp_path):
+    """The step after loading moves weights by moments that are not quantised anew: its own step, but for rounding."""
+    theirs = network(dtype)
+    optimizer = GroupedAdam8bit(groups(theirs), seed=0)
+    steps(theirs, optimizer, range(3))
+    ours = copy.deepcopy(theirs)
+    ours.zero_grad()
+    flat = FlatAdam8bit(groups(ours), seed=0)
+    flat.load_state_dict(saved(optimizer.state_dict(), tmp_path / "state.pt"))
+    assert flat.num_steps == 3
+    steps(theirs, optimizer, range(3, 4))
+    steps(ours, flat, range(3, 4))
+    _assert_same_step(ours, theirs, dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bitsandbytes_takes_over(dtype, tmp_path):
+    ours = network(dtype)
+    flat = FlatAdam8bit(groups(ours), seed=0)
+    steps(ours, flat, range(3))
+    theirs = network(dtype)
+    theirs.load_state_dict(ours.state_dict())
+    optimizer = GroupedAdam8bit(groups(theirs), seed=0)
+    optimizer.load_state_dict(saved(flat.state_dict(), tmp_path / "state.pt"))
+    steps(theirs, optimizer, range(3, 4))
+    steps(ours, flat, range(3, 4))
+    _assert_same_step(theirs, ours, dtype)
+    assert all(state["step"] == 4 for p, state in optimizer.state.items() if p.grad is not None)
+
+
+def _assert_same_step(a: nn.Module, b: nn.Module, dtype: torch.dtype) -> None:
+    """The small matrix's moments may have been quantised on the way, 1 % of an update of 1e-3."""
+    for (name, p), q in zip(a.named_parameters(), b.parameters(), strict=True):
+        if dtype == torch.bfloat16:  # each rounds by draws of its own, to a neighbour
+            torch.testing.assert_close(p, q, rtol=2**-7, atol=2e-5)
+        elif name == "small.weight":
+            torch.testing.assert_close(p, q, rtol=0, atol=3e-4)
+        else:
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=2e-7, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_torchs_adam_takes_over_and_gives_back(tmp_path):
+    """With 32-bit state in every group, which `--optimizer adam` has."""
+    ours, theirs = network(), network()
+    flat = FlatAdam8bit([{**g, "optim_bits": 32} for g in groups(ours)], seed=0)
+    steps(ours, flat, range(3))
+    theirs.load_state_dict(ours.state_dict())
+    adam = torch.optim.Adam(groups(theirs))
+    adam.load_state_dict(saved(flat.state_dict(), tmp_path / "state.pt"))
+    again = network()
+    steps(theirs, adam, range(3, 6))
+    again.load_state_dict(theirs.state_dict())
+    back = FlatAdam8bit([{**g, "optim_bits": 32} for g in groups(again)], seed=0)
+    back.load_state_dict(saved(adam.state_dict(), tmp_path / "state.pt"))
+    steps(again, back, range(6, 8))
+    steps(ours, flat, range(3, 8))
+    for p, q in zip(again.parameters(), ours.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["fp32", "split", "rounded"])
+def test_resumes_bit_for_bit(form, tmp_path):
+    """Corrections and draws included, over a skipped step."""
+    dtype = torch.float32 if form == "fp32" else torch.bfloat16
+    net, other = network(dtype), network(dtype, seed=1)
+    first, second = (FlatAdam8bit(groups(n), 7, 1.0, split=form == "split") for n in (net, other))
+    steps(net, first, range(4))
+    loss(net, 4).backward()
+    net["small"].bias.grad.fill_(torch.nan)
+    first.step()
+    first.zero_grad()
+    assert first.applied == 0 and first.num_steps == 4
+    other.load_state_dict(net.state_dict())
+    second.load_state_dict(saved(first.state_dict(), tmp_path / "state.pt"))
+    steps(net, first, range(5, 8))
+    steps(other, second, range(5, 8))
+    assert same(net, other)
+
+
+def test_split_weights_are_fp32_weights():
+    """bf16 weights with their low halves follow fp32 weights that get the same gradients, bit for bit."""
+    start = torch.randn(3, 700).bfloat16()
+    whole, split = nn.Parameter(start.float()), nn.Parameter(start.clone())
+    one = FlatAdam8bit([{"params": [whole], "lr": 1e-5, "optim_bits": 8}], seed=0)
+    other = FlatAdam8bit([{"params": [split], "lr": 1e-5, "optim_bits": 8}], seed=0, split=True)
+    for step in range(6):
+        split.grad = torch.randn(3, 700, generator=torch.Generator().manual_seed(step)).bfloat16()
+        whole.grad = split.grad.float()
+        one.step()
+        other.step()
+        assert torch.equal(split, whole.bfloat16())
+    assert not torch.equal(whole, start.float()) and (split != start).float().mean() < 0.1
+
+
+def test_weights_keep_layout_and_merged_ones_stay_end_to_end():
+    """q, k, v and their biases, whose numbers of elements no block divides, between others in the order of names."""
+    net = network()
+    first, second = ([nn.Linear(16, 16) for _ in range(3)] for _ in range(2))
+    weights = [layer.weight for layer in (first[0], second[0], first[1], second[1], first[2], second[2])]
+    biases = [layer.bias for layer in (first[0], second[0], first[1], second[1], first[2], second[2])]
+    for layers in (first, second):
+        adjoin([layer.weight for layer in layers])
+        adjoin([layer.bias for layer in layers])
+    before = [p.detach().clone() for p in (*net.parameters(), *weights, *biases)]
+    strides = [p.stride() for p in net.parameters()]
+    given = groups(net)
+    given[0]["params"] += weights
+    given[1]["params"] += biases
+    FlatAdam8bit(given, seed=0)
+    assert all(map(torch.equal, before, (*net.parameters(), *weights, *biases)))
+    assert [p.stride() for p in net.parameters()] == strides
+    for layers in (first, second):
+        assert adjacent([layer.weight for layer in layers]) and adjacent([layer.bias for layer in layers])
+
+
+def test_refused(tmp_path):
+    net = network()
+    flat = FlatAdam8bit(groups(net), seed=0)
+    steps(net, flat, range(1))
+    state = flat.state_dict()
+    with pytest.raises(ValueError, match="other parameter groups"):
+        FlatAdam8bit(groups(net)[:1], seed=0).load_state_dict(state)
+    for name, wrong, reason in (
+        ("qmap1", torch.linspace(-1, 1, 256), "qmap1 is not bitsandbytes' dynamic map"),
+        ("absmax2", torch.zeros(3), r"absmax2 is torch.float32 \[3\]"),
+    ):
+        broken = copy.deepcopy(state)
+        broken["state"][0]["__bnb_optimizer_quant_state__"][name] = wrong
+        with pytest.raises(ValueError, match=reason):
+            flat.load_state_dict(broken)
+    mixed = [nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(4, 4).bfloat16())]
+    with pytest.raises(ValueError, match="all in fp32 or all in bf16"):
+        FlatAdam8bit([{"params": mixed, "lr": 1.0, "optim_bits": 8}], seed=0)
+
+
+def test_engines_choose_it_where_the_kernels_run():
+    module = nn.ModuleDict({"unet": nn.Linear(70, 99), "graph": nn.Linear(9, 9)})
+    cpu = torch.device("cpu")
+    assert not has_flat_kernels(Config(), cpu) and has_flat_kernels(Config(weights="split"), cpu)
+    assert type(build_optimizer(module, Config(), "finetune")) is GroupedAdam8bit
+    ops.use_kernels("triton")
+    try:
+        assert has_flat_kernels(Config(), cpu)
+        in_backward = Config(optimizer_in_backward=True, max_grad_norm=0.0, accumulation_steps=1)
+        assert not has_flat_kernels(in_backward, cpu)
+    finally:
+        ops.use_kernels("auto")
+    made = build_optimizer(module, Config(max_grad_norm=0.5), "finetune", flat=True)
+    assert type(made) is FlatAdam8bit and made.hyper.max_norm == 0.5
+    assert {g["name"]: g["optim_bits"] for g in made.param_groups} == {"unet/8": 8, "unet/32": 32, "graph/32": 32}
+    exact = build_optimizer(module, Config(optimizer="adam"), "finetune", flat=True)
+    assert {g["optim_bits"] for g in exact.param_groups} == {32}
+
+
+@pytest.fixture(scope="module")
+def stage(tmp_path_factory) -> FinetuneStage:
+    """The toy's fine-tuning stage; copied by every test."""
+    return trainer(tmp_path_factory.mktemp("stage"), "finetune").engine.module
+
+
+def engine_of(stage: FinetuneStage, flat: bool = False, **changes: object) -> PlainEngine:
+    """A plain engine on a fresh copy; flat: with the optimiser that it has on a GPU, here in its reference form."""
+    module, config = copy.deepcopy(stage), recipe("toy", **{**TINY, **changes})
+    module.config = config
+    kind = type("OnKernels", (PlainEngine,), {"has_flat_optimizer": True}) if flat else PlainEngine
+    return kind(module, config, "finetune", torch.device("cpu"))
+
+
+IDS = np.array([[0, 1]])
+
+
+def test_split_weights_train_without_casts_and_resume(stage, tmp_path):
+    """The UNet in bf16, its low halves moving where bf16 cannot; a resumed run continues bit for bit."""
+    one, other = (engine_of(stage, weights="split", unet_lr=1e-6) for _ in range(2))
+    assert type(one.optimizer) is FlatAdam8bit
+    assert {p.dtype for p in one.module.unet.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in one.module.conditioner.parameters()} == {torch.float32}
+    before = [p.clone() for p in one.module.unet.parameters()]
+    first = one.update(IDS, 0)
+    lows = [group.weights.low for group in one.optimizer._groups if group.weights.low is not None]
+    assert first.applied and len(lows) == 2 and all(low.count_nonzero() > 0.5 * low.numel() for low in lows)
+    moved = [(p != q).float().mean().item() for p, q in zip(one.module.unet.parameters(), before, strict=True)]
+    assert sum(moved) / len(moved) < 0.1, "at 1e-6 few bf16 numbers change"
+    one.save(tmp_path)
+    other.load(tmp_path)
+    for engine in (one, other):
+        engine.update(IDS, 1)
+    assert same(one.module, other.module)
+
+
+def test_loss_scale_overflow_is_skipped_as_the_plain_optimiser_skips_it(stage):
+    """The scale that fp16 has, in fp32, where nothing is rounded away: an overflow halves it, and it is taken out."""
+    ours, theirs = (engine_of(stage, flat, max_grad_norm=0.1) for flat in (True, False))
+    assert type(ours.optimizer) is FlatAdam8bit and type(theirs.optimizer) is GroupedAdam8bit
+    ours.scale, theirs.scale = LossScale(), LossScale()
+    ours.scale.value = 2.0**127
+    assert not ours.update(IDS, 0).applied and ours.scale.value == 2.0**126
+    ours.scale.value = theirs.scale.value = 2.0**20
+    assert ours.update(IDS, 1).applied and theirs.update(IDS, 1).applied
+    for p, q in zip(ours.module.parameters(), theirs.module.parameters(), strict=True):
+        torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
