@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
 
-# Before torch loads OpenMP: on a busy machine spinning threads made the toy's steps 20 times slower than sleeping ones.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+from sgg_fast.commands import command
 
 EXAMPLES = """examples:
   python infer.py graph.json                                  draws outputs/graph.png
@@ -54,18 +52,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("infer.py", interrupted="the same command goes on where it stopped")
+def main(argv: list[str] | None) -> None:
     """Exit code: 0 done, 2 for input that cannot be used (one line on stderr), 130 interrupted."""
-    args = parse(argv)
-    try:
-        draw(args)
-    except (ValueError, OSError) as error:
-        print(f"infer.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("infer.py: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
+    draw(parse(argv))
 
 
 def draw(args: argparse.Namespace) -> None:

@@ -30,6 +30,9 @@ import torch
 
 from benchmarks import targets
 from benchmarks.harness import measure
+from sgg_fast.commands import command
+from sgg_fast.config import ConfigError
+from sgg_fast.files import write_aside
 
 TOTAL_SECONDS = 530
 DRY_SECONDS = 600
@@ -186,10 +189,8 @@ class Suite:
         findings = [dataclasses.asdict(f) for f in targets.findings(_rows(self.out / "bench.csv"))]
         parts = [dataclasses.asdict(result) for result in self.results]
         self._write_json("summary", {"dry": self.dry, "parts": parts, "targets": findings})
-        aside = self.out / ".logs.tar.gz"
-        with tarfile.open(aside, "w:gz") as archive:
+        with write_aside(self.out / "logs.tar.gz") as aside, tarfile.open(aside, "w:gz") as archive:
             archive.add(self.logs, arcname="logs", filter=lambda info: info if info.size < MAX_BYTES else None)
-        aside.rename(self.out / "logs.tar.gz")
 
     def _print_table(self) -> None:
         print("\npart        status                                     seconds")
@@ -267,7 +268,8 @@ def _rows(path: pathlib.Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("gpu_suite", refused=(ConfigError, OSError))
+def main(argv: list[str] | None) -> int:
     """Exit status 1 where a part did not pass."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for at most eight files")
@@ -275,11 +277,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry", action="store_true", help="on a CPU, tiny; kernels interpreted, never timed")
     args = parser.parse_args(argv)
     if importlib.util.find_spec("sgg_kernels") is None:
-        print("sgg_fast is not installed: pip install --no-index --no-deps --no-build-isolation -e .")
-        return 2
+        raise ConfigError("sgg_fast is not installed: pip install --no-index --no-deps --no-build-isolation -e .")
     if not args.dry and not torch.cuda.is_available():
-        print("no CUDA device here: use --dry (make gpu-suite-dry)")
-        return 2
+        raise ConfigError("no CUDA device here: use --dry (make gpu-suite-dry)")
     chosen = tuple(part for part in PARTS if args.parts is None or part.name in args.parts)
     return Suite(args.out, args.dry, chosen).run()
 

@@ -32,6 +32,7 @@ from benchmarks.counts import kernels as counts
 from benchmarks.harness import measure
 from benchmarks.harness.output import Output
 from benchmarks.steps.infer_forms import FORMS, GUIDANCE, Form, Size, latents, open_models, reference
+from sgg_fast.commands import command
 from sgg_fast.config import ConfigError
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.quiet import quiet_libraries
@@ -224,14 +225,10 @@ def _against_diffusers(found: list[Row]) -> None:
                 print(f"{row.size:14} {row.backend:19} {stock.s_per_image / row.s_per_image:6.2f} x diffusers")
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("infer", refused=(ConfigError, OSError))
+def main(argv: list[str] | None) -> int:
     """Exit status 1 where a form did not match, 2 for a wrong command line."""
-    start = time.perf_counter()
-    try:
-        args = parse(argv)
-    except ConfigError as error:
-        print(f"infer: {error}", file=sys.stderr)
-        return 2
+    start, args = time.perf_counter(), parse(argv)
     device = torch.device(args.device)
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)

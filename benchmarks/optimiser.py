@@ -26,6 +26,8 @@ from benchmarks.harness import measure
 from benchmarks.harness.output import Output, Row
 from benchmarks.ops.baselines import UnavailableError
 from sgg_fast import ops
+from sgg_fast.commands import command
+from sgg_fast.config import ConfigError
 from sgg_fast.train.optim.adam_flat import FlatAdam8bit
 
 LR, STEPS = 1e-3, 3
@@ -207,7 +209,8 @@ def rows(op: str, weights: str, size: str, name: str, device: torch.device, seco
         yield timed(replay.times(seconds, flushed=False), call="replay")
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("optimiser", refused=(ConfigError, OSError))
+def main(argv: list[str] | None) -> int:
     """Exit status 1 where a form of ours is wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.optimiser", description=__doc__.split("\n\n")[0])
     parser.add_argument("--size", nargs="+", choices=("tiny", "graph", "unet"), help="default: unet, on a CPU graph")

@@ -18,6 +18,8 @@ import pathlib
 import sys
 from collections.abc import Iterable
 
+from sgg_fast.commands import command
+
 KIND = ("op", "mode", "size", "shape", "dtype", "backend", "call", "l2", "form", "sizes", "batch", "device")
 """Columns in which two rows agree that may be compared; empty where a table has no such."""
 NEEDED = {"ms_p50", "device", "commit", "date"}
@@ -90,16 +92,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("regress")
+def main(argv: list[str] | None) -> int:
     """Exit status 1 where something became slower, 2 for what cannot be read."""
     args = parse(argv)
-    try:
-        if not args.new.exists():
-            raise ValueError(f"{args.new}: there is no such file or folder")
-        new, old = read(args.new), read(args.against)
-    except ValueError as error:
-        print(f"regress: {error}", file=sys.stderr)
-        return 2
+    if not args.new.exists():
+        raise ValueError(f"{args.new}: there is no such file or folder")
+    new, old = read(args.new), read(args.against)
     found = pairs(new, old)
     slower = sorted((p for p in found if p.ratio > 1 + args.more_than / 100), key=lambda p: -p.ratio)
     print(f"{len(new)} new GPU rows, {len(found)} with a committed row of the same kind and GPU")

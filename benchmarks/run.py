@@ -29,6 +29,8 @@ from benchmarks.harness.output import Output, Row
 from benchmarks.ops import baselines as baselines_torch
 from benchmarks.ops import registry
 from benchmarks.ops.registry import Case, Inputs
+from sgg_fast.commands import command
+from sgg_fast.config import ConfigError
 from sgg_fast.ops.dispatch import why_not_triton
 
 QUICK_COMPILE_SECONDS, COMPILE_SECONDS = 25, 240
@@ -268,7 +270,8 @@ def defaults(args: argparse.Namespace, device: torch.device) -> tuple[list[Case]
     return cases, Plan(device, args.backend, seconds, compile_seconds, args.verify_only)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("benchmarks.run", refused=(ConfigError, OSError))
+def main(argv: list[str] | None) -> int:
     """Exit status 1 where a form of ours failed or did not match."""
     args = parse(argv)
     device = torch.device(args.device)

@@ -32,6 +32,7 @@ from benchmarks.harness import measure
 from benchmarks.harness.output import Output
 from benchmarks.steps import pretrain as pretrain_step
 from benchmarks.steps import train_forms
+from sgg_fast.commands import command
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.quiet import quiet_libraries
 from sgg_fast.train.memory.advice import budget_bytes
@@ -196,7 +197,8 @@ def _cap(text: str, device: torch.device) -> None:
     torch.cuda.set_per_process_memory_fraction(min(budget_bytes(text) / total, 1.0), device)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("train_step", refused=(ConfigError, OSError))
+def main(argv: list[str] | None) -> int:
     """Exit status 1 where a form did not match or could not be measured for another reason than memory, 2 for a wrong
     command line."""
     args = parse(argv)
@@ -204,20 +206,14 @@ def main(argv: list[str] | None = None) -> int:
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
     elif not args.quick and args.stage == "finetune":
-        print("train_step: the true sizes need a GPU; --quick runs the toy's here", file=sys.stderr)
-        return 2
-    try:
-        if args.memory_cap:
-            _cap(args.memory_cap, device)
-    except ConfigError as error:
-        print(f"train_step: {error}", file=sys.stderr)
-        return 2
+        raise ConfigError("the true sizes need a GPU; --quick runs the toy's here")
+    if args.memory_cap:
+        _cap(args.memory_cap, device)
     if args.stage == "pretrain":
         quiet_libraries(verbose=False)
         return pretrain_step.run(device, args.quick, args.form, args.batch, args.csv, INTERPRETED)
     if unknown := [name for name in args.form or () if name not in train_forms.FORMS]:
-        print(f"train_step: --form {unknown[0]} is not of --stage finetune", file=sys.stderr)
-        return 2
+        raise ConfigError(f"--form {unknown[0]} is not of --stage finetune")
     config, start = train_forms.settings(args.quick), time.perf_counter()
     resolutions = args.resolution or ([32] if args.quick else [128, 256, 512])
     batches = args.batch or ([2] if args.quick else [2, 16])

@@ -348,8 +348,3 @@ def body() -> str:
 
 
 TABLE = ReadmeTable("counts", "counts", body)
-
-
-def main() -> int:
-    """Exit code of the command: 0, or 1 where `--check` finds a difference."""
-    return TABLE.main(__doc__.split("\n\n")[0])

@@ -15,6 +15,8 @@ import pathlib
 import sys
 from typing import Any
 
+from sgg_fast.commands import command
+
 CHANCE = "_at_chance"
 PANELS = {
     "graph to image, top 1 and 5": ("graph_to_image_top1", "graph_to_image_top5"),
@@ -51,7 +53,8 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("curves")
+def main(argv: list[str] | None) -> None:
     """Exit status 2 for a log without validations."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steps.curves", description=__doc__.split("\n\n")[0])
     parser.add_argument("log", type=pathlib.Path)
@@ -59,8 +62,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rows = validations(args.log) if args.log.is_file() else []
     if not rows:
-        print(f"pretrain_curves: {args.log}: no validations in it; train with --validate-every", file=sys.stderr)
-        return 2
+        raise ValueError(f"{args.log}: no validations in it; train with --validate-every")
     with args.out.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
@@ -69,7 +71,6 @@ def main(argv: list[str] | None = None) -> int:
         print("no picture: matplotlib is not installed (pip install matplotlib)")
     else:
         draw(rows, args.out.with_suffix(".png"))
-    return 0
 
 
 if __name__ == "__main__":

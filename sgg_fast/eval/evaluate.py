@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from sgg_fast.data.cache import fingerprint
+from sgg_fast.data.png_record import save_png
 from sgg_fast.drawing.models import SCHEDULERS, load_model, scheduler_name, set_scheduler
 from sgg_fast.eval import bootstrap, distances, metrics, pictures, report
 from sgg_fast.eval.detector import Detector, Instance, open_detector
@@ -251,7 +253,7 @@ def _distances(
         folder = args.out / "real"
         folder.mkdir(exist_ok=True)
         for i, image in enumerate(real):
-            report.save_picture(folder / f"{i:05d}.png", image)
+            save_png(Image.fromarray(image), folder / f"{i:05d}.png", None)
         found["Inception"] = distances.inception_distances(args.out / "pictures", folder, args.inception)
     return found
 

@@ -10,9 +10,10 @@ from PIL import Image
 
 from sgg_fast.config import Config
 from sgg_fast.data.sources import PairSource
+from sgg_fast.files import replace_folder
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
-from sgg_fast.train.run.folder import replace_folder, writing
+from sgg_fast.train.run.folder import writing
 from sgg_fast.train.setup import make_pipeline
 
 
