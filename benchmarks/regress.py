@@ -18,6 +18,7 @@ import pathlib
 import sys
 from collections.abc import Iterable
 
+from benchmarks.harness.output import CsvRow
 from sgg_fast.commands import command
 
 KIND = ("op", "mode", "size", "shape", "dtype", "backend", "call", "l2", "form", "sizes", "batch", "device")
@@ -26,15 +27,13 @@ NEEDED = {"ms_p50", "device", "commit", "date"}
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 LISTED = 40
 
-Row = dict[str, str]
-
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """A new row and the old one of its kind."""
 
-    new: Row
-    old: Row
+    new: CsvRow
+    old: CsvRow
 
     @property
     def ratio(self) -> float:
@@ -49,15 +48,15 @@ class Pair:
         return f"{self.ratio:6.2f} x  {before:.4f} -> {now:.4f} ms  {name} ({was})"
 
 
-def _kind(row: Row) -> tuple[str, ...]:
+def _kind(row: CsvRow) -> tuple[str, ...]:
     return tuple(row.get(column) or "" for column in KIND)
 
 
-def _counts(row: Row) -> bool:
+def _counts(row: CsvRow) -> bool:
     return bool(row["ms_p50"]) and not row["device"].startswith("CPU") and row.get("mode") != "cold start"
 
 
-def read(path: pathlib.Path) -> list[Row]:
+def read(path: pathlib.Path) -> list[CsvRow]:
     """The rows that count, of a file or of every CSV in a folder. Raises ValueError for a file that is not of rows."""
     files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
     rows = []
@@ -75,9 +74,9 @@ def read(path: pathlib.Path) -> list[Row]:
     return rows
 
 
-def pairs(new: Iterable[Row], old: Iterable[Row]) -> list[Pair]:
+def pairs(new: Iterable[CsvRow], old: Iterable[CsvRow]) -> list[Pair]:
     """Every new row that has an old one of its kind."""
-    newest: dict[tuple[str, ...], Row] = {}
+    newest: dict[tuple[str, ...], CsvRow] = {}
     for row in sorted(old, key=lambda row: row["date"]):
         newest[_kind(row)] = row
     return [Pair(row, newest[_kind(row)]) for row in new if _kind(row) in newest]

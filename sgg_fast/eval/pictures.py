@@ -99,7 +99,7 @@ def _repeats(resolution: int) -> Callable[[int], Scene]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class EvalJob:
     """One picture to draw."""
 
     path: Path
@@ -127,7 +127,7 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
 
 def draw_missing(
     pipeline: SceneGraphToImagePipeline,
-    jobs: Sequence[Job],
+    jobs: Sequence[EvalJob],
     steps: int,
     guidance: float,
     batch_size: int = 16,
