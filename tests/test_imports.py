@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-NOUNS = ("sgg_fast.graph", "sgg_fast.config", "sgg_fast.recipes", "sgg_fast.env", "sgg_fast.files", "sgg_fast.commands",
+NOUNS = ("sgg_fast.graph", "sgg_fast.config", "sgg_fast.recipes", "sgg_fast.env", "sgg_fast.files", "sgg_fast.commands.command",
          "sgg_fast.SceneGraph", "sgg_fast.NameTable")  # fmt: skip
 MODELS = ("torch", "numpy", "PIL", "safetensors", "tqdm", "diffusers", "transformers")
 
@@ -22,7 +22,9 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "kernels/sgg_kernels/": ("torch", "triton", "sgg_kernels"),
     "kernels/sgg_kernels/reference/": ("torch", "sgg_kernels.reference"),
     "sgg_fast/": ("torch", "numpy", *NOUNS),
-    "sgg_fast/commands.py": (),
+    "sgg_fast/commands/": (),
+    "sgg_fast/commands/train.py": ("sgg_fast",),
+    "sgg_fast/commands/infer.py": ("sgg_fast",),
     "sgg_fast/files.py": ("filelock",),
     "sgg_fast/quiet.py": ("diffusers", "transformers"),
     "sgg_fast/model_card.py": NOUNS,
@@ -218,7 +220,8 @@ def test_folders_are_small_and_not_deep():
         ("sgg_fast/ops/x.py", "from sgg_fast.nn import clip", ["sgg_fast.nn.clip"]),
         ("sgg_fast/ops/x.py", "import triton.language as tl", ["triton.language"]),
         ("sgg_fast/graph.py", "import diffusers", ["diffusers"]),
-        ("sgg_fast/commands.py", "import torch", ["torch"]),
+        ("sgg_fast/commands/__init__.py", "import torch", ["torch"]),
+        ("sgg_fast/commands/train.py", "import torch", ["torch"]),
         ("sgg_fast/config/x.py", "from sgg_fast.nn import clip", ["sgg_fast.nn.clip"]),
         ("sgg_fast/nn/x.py", "def f():\n    import xformers.ops", ["xformers.ops"]),
         ("sgg_fast/nn/x.py", "from ..train import engines", ["sgg_fast.train.engines"]),

@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 REFUSED, INTERRUPTED = 2, 130
 """Exit codes: settings or input that cannot be used; SIGINT. argparse has 2 for a wrong command line, too."""
@@ -17,6 +18,11 @@ def refuse(name: str, reason: Exception | str) -> int:
     """Print `name: reason` as one line on stderr; returns the exit code."""
     print(f"{name}: {' '.join(str(reason).split())}", file=sys.stderr)
     return REFUSED
+
+
+def typed(name: str) -> list[str]:
+    """How to type `train` or `infer`: as the running command was typed, installed or in a checkout."""
+    return [f"sgg-{name}"] if Path(sys.argv[0]).name.startswith("sgg-") else ["python", f"{name}.py"]
 
 
 def command(
