@@ -82,10 +82,8 @@ def test_installed_commands_are_those_of_the_scripts():
         module, function = place.split(":")
         assert callable(getattr(__import__(module, fromlist=[function]), function)), name
     for script in ("train", "infer"):
-        assert (
-            f"from {project['scripts'][f'sgg-{script}'].split(':')[0]} import main"
-            in (ROOT / f"{script}.py").read_text()
-        )
+        module = project["scripts"][f"sgg-{script}"].split(":")[0]
+        assert f"from {module} import main" in (ROOT / f"{script}.py").read_text()
 
 
 def test_the_version_is_said_once_and_cited():

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-NOUNS = ("sgg_fast.graph", "sgg_fast.config", "sgg_fast.recipes", "sgg_fast.env", "sgg_fast.files", "sgg_fast.commands.command",
-         "sgg_fast.SceneGraph", "sgg_fast.NameTable")  # fmt: skip
+NOUNS = ("sgg_fast.graph", "sgg_fast.config", "sgg_fast.recipes", "sgg_fast.env", "sgg_fast.files",
+         "sgg_fast.commands.command", "sgg_fast.SceneGraph", "sgg_fast.NameTable")  # fmt: skip
 MODELS = ("torch", "numpy", "PIL", "safetensors", "tqdm", "diffusers", "transformers")
 
 # Folder or file -> what it may import beside the standard library; the longest entry that fits a path holds.

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2]
 """The checkout."""
 
 PUBLISHED = Path(os.environ.get("SGG_PUBLISHED") or "$SGG_PUBLISHED")
-"""Folder of published annotations and graphs. Where the variable is not set there is no such folder, and tests that read
-it skip with its name as the reason."""
+"""Folder of published annotations and graphs. Where the variable is not set there is no such folder: tests that read it
+skip, and the reason has its name."""
 
 DS_JSON = str(ROOT / "ds.json")
