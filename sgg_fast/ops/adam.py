@@ -7,7 +7,16 @@ from typing import NamedTuple
 
 import torch
 from sgg_kernels.reference import adam as reference
-from sgg_kernels.reference.adam import Hyper
+from sgg_kernels.reference.adam import (
+    APPLIED,
+    CONTROL_SIZE,
+    CORRECTION_1,
+    CORRECTION_2,
+    FACTOR,
+    INVERSE_SCALE,
+    NORM,
+    Hyper,
+)
 from sgg_kernels.reference.adam8bit import BLOCK_8BIT, ZERO_1, ZERO_2, Moments, dynamic_map, quantise
 from sgg_kernels.reference.adam8bit import adam8bit as reference_adam8bit
 from sgg_kernels.reference.weights import Weights
@@ -15,8 +24,9 @@ from sgg_kernels.reference.weights import Weights
 from .dispatch import backend_for
 
 __all__ = [
-    "BLOCK_8BIT", "ZERO_1", "ZERO_2", "GroupGrads", "Hyper", "Moments", "Weights", "adam8bit_", "adam_decide_",
-    "adam_update_", "chunk_table", "dynamic_map", "num_chunks", "quantise",
+    "APPLIED", "BLOCK_8BIT", "CONTROL_SIZE", "CORRECTION_1", "CORRECTION_2", "FACTOR", "INVERSE_SCALE", "NORM",
+    "ZERO_1", "ZERO_2", "GroupGrads", "Hyper", "Moments", "Weights", "adam8bit_", "adam_decide_", "adam_update_",
+    "chunk_table", "dynamic_map", "num_chunks", "quantise",
 ]  # fmt: skip
 
 GRAD_DTYPES = (torch.float32, torch.bfloat16)

@@ -1,84 +1,81 @@
-"""Everything between a `Config` and the first step: models, data, calibrated graph encoder."""
+"""The one way to set a run up: from settings, models and data to the module that an engine steps.
+
+The trainer, the warm-up, the planner and every benchmark build their stage here, so that all of them run, plan and time
+the same thing; `summary` reads from a stage what it was made into.
+"""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
+from torch import nn
 
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.graph import SceneGraph
-from sgg_fast.model_card import provenance
+from sgg_fast.nn import fuse
+from sgg_fast.nn.attention import checkpoint_activations, set_attention
 from sgg_fast.nn.clip import text_states, token_ids
 from sgg_fast.nn.conditioner import SceneGraphConditioner
-from sgg_fast.nn.conditioners import Baseline, Conditioner
+from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.nn.sgdiff import SGDiffConditioner
 from sgg_fast.nn.text_baseline import TextConditioner, sentence
-from sgg_fast.pipeline import SceneGraphToImagePipeline
+from sgg_fast.train.stages import FinetuneStage, PretrainStage, Stage
 
-logger = logging.getLogger(__name__)
+Module = TypeVar("Module", bound=nn.Module)
 
-_FIXED = ("width", "num_layers", "encoder", "triple", "context", "token_init", "gate_init", "instance_codes")
-
-
-def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache) -> SceneGraphConditioner:
-    """A graph encoder with fresh weights (from the seed) and statistics measured on the cache."""
-    device = cache.names.device
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        conditioner = SceneGraphConditioner(
-            name_dim=cache.names.shape[1],
-            image_dim=cache.images.shape[1],
-            context_dim=foundation.unet.config.cross_attention_dim,
-            width=config.width,
-            num_layers=config.num_layers,
-            encoder=config.encoder,
-            triple=config.triple,
-            context=config.context,
-            token_init=config.token_init,
-            gate_init=config.gate_init,
-            instance_codes=config.instance_codes,
-            trained_names=tuple(cache.table.names),
-        ).to(device)
-    is_object = cache.graphs.object_pooled.bool()
-    conditioner.calibrate_names(cache.names, cache.graphs.object_name[is_object])
-    unit = torch.nn.functional.normalize(cache.images, dim=-1)
-    conditioner.image_mean.copy_(unit.mean(0))
-    states, end = text_states(foundation.text_encoder.to(device), foundation.tokenizer, ["", *cache.table.spoken()])
-    conditioner.calibrate_text(states[0], states[torch.arange(1, len(states)), end[1:]])
-    if not config.reads_text:  # nothing reads it again
-        foundation.text_encoder.to("cpu")
-    return conditioner
+GRAPH_FIELDS = ("width", "num_layers", "encoder", "triple", "context", "token_init", "gate_init", "instance_codes")
+"""Settings that a graph encoder is built with and keeps."""
 
 
-def new_baseline(
-    config: Config, foundation: Foundation, cache: TrainingCache, graphs: Sequence[SceneGraph]
-) -> Baseline:
-    """The conditioner that `--conditioner` names in SGG-IG's place, fresh from the seed; says the cache's graphs to it.
+def conditioner_of(
+    config: Config, name_dim: int, image_dim: int, context_dim: int, names: Sequence[str] = ()
+) -> Conditioner:
+    """The conditioner of `--conditioner` with fresh weights, its statistics not measured yet.
 
-    graphs: [S], those of the cache.
+    names: strings that it is trained on.
     """
-    device, names = cache.names.device, tuple(cache.table.names)
-    widths = {"image_dim": cache.images.shape[1], "context_dim": foundation.unet.config.cross_attention_dim}
+    widths: dict[str, Any] = {"image_dim": image_dim, "context_dim": context_dim, "trained_names": tuple(names)}
+    if config.conditioner == "text":
+        return TextConditioner(**widths, form=config.text_form)
+    if config.conditioner == "sgdiff":
+        return SGDiffConditioner(**widths, width=config.width)
+    own = {name: getattr(config, name) for name in GRAPH_FIELDS}
+    return SceneGraphConditioner(name_dim=name_dim, **widths, **own)
+
+
+def new_conditioner(
+    config: Config, foundation: Foundation, cache: TrainingCache, graphs: Sequence[SceneGraph] = ()
+) -> Conditioner:
+    """The conditioner with fresh weights (from the seed) and statistics measured on the cache.
+
+    graphs: [S], those of the cache; a baseline that reads sentences has them said into `cache.texts`.
+    """
+    device = cache.names.device
+    widths = cache.names.shape[1], cache.images.shape[1], foundation.unet.config.cross_attention_dim
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        conditioner: Baseline
-        if config.conditioner == "text":
-            conditioner = TextConditioner(**widths, form=config.text_form, trained_names=names)
-        else:
-            conditioner = SGDiffConditioner(**widths, width=config.width, trained_names=names)
-    unit = torch.nn.functional.normalize(cache.images, dim=-1)
-    conditioner.to(device).image_mean.copy_(unit.mean(0))
-    conditioner.calibrate_text(text_states(foundation.text_encoder.to(device), foundation.tokenizer, [""])[0][0])
+        conditioner = conditioner_of(config, *widths, cache.table.names).to(device)
+    conditioner.image_mean.copy_(torch.nn.functional.normalize(cache.images, dim=-1).mean(0))
+    is_own = isinstance(conditioner, SceneGraphConditioner)
+    spoken = cache.table.spoken() if is_own else []
+    states, end = text_states(foundation.text_encoder.to(device), foundation.tokenizer, ["", *spoken])
+    if isinstance(conditioner, SceneGraphConditioner):
+        conditioner.calibrate_names(cache.names, cache.graphs.object_name[cache.graphs.object_pooled.bool()])
+        conditioner.calibrate_text(states[0], states[torch.arange(1, len(states)), end[1:]])
+    else:
+        conditioner.calibrate_text(states[0])
     if config.conditioner == "text" and config.text_form != "phrases":
         said = [sentence(graph, config.text_form) for graph in graphs]
         cache.texts = token_ids(foundation.tokenizer, said, device)
+    if is_own and not config.reads_text:  # nothing reads it again
+        foundation.text_encoder.to("cpu")
     return conditioner
 
 
@@ -88,7 +85,7 @@ def read_conditioner(folder: Path, config: Config) -> SceneGraphConditioner:
         conditioner = SceneGraphConditioner.from_pretrained(folder, use_safetensors=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{folder}: not a graph encoder: {str(error).strip().splitlines()[0]}") from error
-    for name in _FIXED:
+    for name in GRAPH_FIELDS:
         if conditioner.config[name] != getattr(config, name):
             raise ConfigError(
                 f"{folder} was pre-trained with {name} {conditioner.config[name]}, not {getattr(config, name)}; "
@@ -120,56 +117,75 @@ def fit_conditioner(
     return conditioner.to(cache.names.device)
 
 
-def make_pipeline(
+def assemble(
     config: Config,
+    stage: str,
     foundation: Foundation,
     conditioner: Conditioner,
-    with_text: bool = True,
-) -> SceneGraphToImagePipeline:
-    """The pipeline around the models as they are now (shared, not copied).
+    cache: TrainingCache,
+    device: torch.device,
+    ds_config: Mapping[str, Any] | None = None,
+    **checkpointing: Any,
+) -> Stage:
+    """The module of a stage on `device`: its data, attention, checkpointing, and fused or merged layers.
 
-    Drawing needs no text encoder, and in training it may lie on another device: `with_text` False leaves it out,
-    except where the tokens start from its states.
+    Weights that the stage adds come from the seed. ds_config: the resolved DeepSpeed configuration. checkpointing:
+    further options of `torch.utils.checkpoint.checkpoint`. Raises ValueError for an attention that cannot run here.
     """
-    with_text = with_text or config.reads_text
-    pipeline = SceneGraphToImagePipeline(
-        vae=foundation.vae,
-        text_encoder=foundation.text_encoder if with_text else None,
-        tokenizer=foundation.tokenizer if with_text else None,
-        unet=foundation.unet,
-        scheduler=foundation.scheduler,
-        graph_encoder=conditioner,
-        graph_clip=foundation.clip,
-        graph_tokenizer=foundation.clip_tokenizer,
-        resolution=config.resolution,
-        sampling_steps=config.sampling_steps,
-        guidance=config.guidance,
-        provenance=provenance(config, foundation.source),
+    torch.manual_seed(config.seed)
+    cache = cache.to(device)
+    _move(conditioner, device)
+    if stage == "pretrain":
+        assert isinstance(conditioner, SceneGraphConditioner)
+        return _move(PretrainStage(config, conditioner, cache), device)
+    unet = foundation.unet
+    _move(foundation.vae, device)
+    _move(foundation.clip, device)
+    set_attention(unet, config.attention, device)
+    if config.gradient_checkpointing:
+        checkpoint_activations(unet, **checkpointing)
+    # ZeRO-3 gathers a layer's weights when that layer is called.
+    by_layer = ds_config is not None and ds_config["zero_optimization"]["stage"] == 3
+    fuse.fuse_for(device, config.fuse_unet, unet, merge=not by_layer)
+    return _move(FinetuneStage(config, conditioner, foundation, cache), device)
+
+
+def _move(module: Module, device: torch.device) -> Module:
+    """To the device, unless it lies there: the planner's weights have no memory and cannot be moved."""
+    held = (*module.parameters(), *module.buffers())
+    return module.to(device) if any(t.device.type != device.type for t in held) else module
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a stage was made into, read from its modules and tensors."""
+
+    fused: int
+    """Modules of the UNet that run a fused kernel."""
+    merged: int
+    """GEMMs that serve several layers of the UNet."""
+    attention: str
+    """Class of the processor of the UNet's attention; "" in pre-training, as the others are 0."""
+    checkpointed: bool
+    """Whether the UNet's activations are recomputed in backward."""
+    devices: frozenset[str]
+    """Kinds of devices of weights, data and the frozen models that a step calls."""
+
+
+def summary(stage: Stage) -> Summary:
+    """Of a stage from `assemble`."""
+    held: list[torch.Tensor] = [*stage.parameters(), *stage.buffers(), *stage.cache.tensors()]
+    if not isinstance(stage, FinetuneStage):
+        return Summary(0, 0, "", False, frozenset(t.device.type for t in held))
+    foundation, unet = stage.foundation, stage.unet
+    for model in (foundation.vae, foundation.clip):
+        held += model.parameters()
+    found = fuse.summary(unet)
+    processors = {type(processor).__name__ for processor in unet.attn_processors.values()}
+    return Summary(
+        fused=sum(number for name, number in found.items() if name.startswith("Fused")),
+        merged=found.get("GEMMs", 0),
+        attention=" ".join(sorted(processors)),
+        checkpointed=unet.is_gradient_checkpointing,
+        devices=frozenset(t.device.type for t in held),
     )
-    pipeline.fuse_unet = config.fuse_unet
-    return pipeline
-
-
-class SampleOrder:
-    """Which samples a process reads at a step: epoch after epoch, each a permutation from the seed.
-
-    Process r of W reads positions (step W + r) B .. + B, so W processes with batch B read what one
-    process reads with batch W B.
-    """
-
-    def __init__(self, num_samples: int, batch: int, seed: int, rank: int, world_size: int) -> None:
-        self.num_samples, self.batch, self.seed = num_samples, batch, seed
-        self.rank, self.world_size = rank, world_size
-        self._epochs: dict[int, np.ndarray] = {}
-
-    def _epoch(self, number: int) -> np.ndarray:
-        if number not in self._epochs:
-            self._epochs = {k: v for k, v in self._epochs.items() if k >= number - 1}
-            self._epochs[number] = np.random.default_rng([self.seed, number]).permutation(self.num_samples)
-        return self._epochs[number]
-
-    def at(self, step: int) -> np.ndarray:
-        """[B] int64 sample ids of `step` (from 0)."""
-        first = (step * self.world_size + self.rank) * self.batch
-        epoch, place = np.divmod(np.arange(first, first + self.batch), self.num_samples)
-        return np.concatenate([self._epoch(k)[place[epoch == k]] for k in range(epoch[0], epoch[-1] + 1)])
