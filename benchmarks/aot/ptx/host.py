@@ -84,8 +84,9 @@ class Host:
         self.names: dict[str, str] = {}
         """Digest -> name of the Triton kernel."""
         self.launches = 0
+        self.launched: set[str] = set()
+        """Digests of what has run; for the caller to clear."""
         self.fresh = Fresh()
-        self._tables: dict[int, int] = {}
 
     def run(self, kernel: Any, compiled: Any, grid: tuple[int, ...], args: tuple, options: dict) -> None:
         """One launch. Raises `PtxError` with everything that the machine found wrong."""
@@ -96,20 +97,18 @@ class Host:
         program = self.kernels[name]
         values, tensors = _parameters(kernel, compiled, args, options)
         memory = Memory(self.check, program.notes)
-        memory.resolve = self._resolve
+        memory.resolve = storage_at
         for tensor_name, x in tensors:
             storage = x.untyped_storage()
             written = self.fresh.written.get(storage.data_ptr())
             memory.add(storage.data_ptr(), storage.nbytes(), tensor_name, x.element_size(), written)
         self.launches += 1
+        self.launched.add(name)
         program.launch((*grid, 1, 1)[:3], values, memory, count=self.count)
         if program.notes:
             notes = "; ".join(f"{what} ({times} times)" for what, times in program.notes.most_common(3))
             program.notes.clear()
             raise PtxError(f"{kernel.__name__} ({self.arch}): {notes}")
-
-    def _resolve(self, address: int) -> tuple[int, int] | None:
-        return storage_at(address)
 
     @contextlib.contextmanager
     def taking_over(self) -> Iterator[Host]:

@@ -77,12 +77,9 @@ class Kernel:
         if count:
             self.counted += self.executed - executed
 
-    def row(self, name: str) -> Row:
-        """What the launches with `count` took."""
-        made = Row(name)
-        if self.num_warps:
-            made.add(self.program.blocks, self.counted, self.num_warps, self.traffic)
-        return made
+    def add_to(self, row: Row) -> None:
+        """Add what the launches with `count` took to a line of the table."""
+        row.add(self.program.blocks, self.counted, self.num_warps, self.traffic)
 
     def _run(self, machine: Machine) -> None:
         """One batch of CTAs, to its end."""

@@ -25,7 +25,10 @@ def size_of(type_: str) -> int:
 
 def home(name: str) -> str:
     """Type in which a register lives between blocks."""
-    return HOMES[name.rstrip("0123456789")]
+    stem = name.rstrip("0123456789")
+    if stem not in HOMES:
+        raise PtxError(f"register %{name} is not known")
+    return HOMES[stem]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

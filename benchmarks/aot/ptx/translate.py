@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.aot.ptx.arithmetic import UNSIGNED, f4, f8, u4
 from benchmarks.aot.ptx.forms import Arithmetic
-from benchmarks.aot.ptx.program import HOMES, TYPES, Instruction, Program, PtxError, home, size_of, split_operands
+from benchmarks.aot.ptx.program import TYPES, Instruction, Program, PtxError, home, size_of, split_operands
 
 SPECIAL = {"%tid.x": "E.tid", "%ctaid.x": "E.cta_x", "%ctaid.y": "E.cta_y", "%ctaid.z": "E.cta_z",
            "%nctaid.x": "E.grid_x", "%nctaid.y": "E.grid_y", "%nctaid.z": "E.grid_z", "%ntid.x": "E.num_threads",
@@ -55,9 +55,7 @@ class Translator(Arithmetic):
         if not text.startswith("%") and text != "tmp":
             return self.constant(text, t)
         name = text.lstrip("%")
-        have = self.type.get(name, home(name) if name.rstrip("0123456789") in HOMES else None)
-        if have is None:
-            raise PtxError(f"register {text} is not known")
+        have = self.type.get(name) or home(name)
         if have == t:
             return name
         if "b" in (t, have) or size_of(have) < size_of(t):
@@ -146,7 +144,7 @@ class Translator(Arithmetic):
             return
         if a[1].startswith("%") and a[1] not in SPECIAL and t != "b":
             name = a[1].lstrip("%")
-            t = self.type.get(name, home(name))  # it stays what it is known as
+            t = self.type.get(name) or home(name)  # it stays what it is known as
         self.set(a[0], self.get(a[1], t), t, inst)
 
     def op_cvta(self, inst: Instruction, parts: list[str], a: tuple[str, ...]) -> None:
