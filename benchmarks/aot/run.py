@@ -42,7 +42,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("scatter_mean_fwd_hub_kernel", "for start in range("): _LOOP + "a chunk has rows",
     ("scatter_mean_fwd_hub_kernel", "tl.store(partial_ptr"): _LOOP + "a chunk has rows",
     ("group_norm_silu_", "in range("): _LOOP + "an image has a pixel, a group a chunk",
-    ("group_norm_silu_", "tl.store("): _LOOP + "an image has a pixel, a group a chunk",
+    ("group_norm_silu_", "o_out = "): _LOOP + "an image has a pixel, a group a chunk",
 }
 """(start of a kernel's name, text in the Python line of a block) -> why no run enters that block."""
 

@@ -306,13 +306,13 @@ def _group_norm(name: str, dtype: torch.dtype, wide: torch.dtype, silu: bool) ->
         )
 
 
-_ROWS = {True: 32, False: 77}
-"""Rows of a gate, by whether 16 divides them in the case."""
-
-
 def _geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
-    x = 3 * _randn(0, _ROWS[num_rows % 16 == 0], 2 * width, dtype=dtype)  # erf has two branches, below 1 and above
-    check(lambda x: (ops.geglu(x),), {"x": x})
+    """Rows that 16 divides or not, as in the case; an odd width fills its block, so that every lane has a column.
+
+    Threefold normal numbers, since erf has two branches, below 1 and above.
+    """
+    rows, width = 32 if num_rows % 16 == 0 else 77, width if width % 16 == 0 else 127
+    check(lambda x: (ops.geglu(x),), {"x": 3 * _randn(0, rows, 2 * width, dtype=dtype)})
 
 
 _SMALL_OF = {"pack": _pack, "group_norm_silu": _group_norm, "geglu": _geglu}
