@@ -13,7 +13,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def command_line() -> argparse.ArgumentParser:
     """Flags of this script and, from the fields of `Config`, of the recipe."""
     from sgg_fast.config import add_flags
     from sgg_fast.recipes import RECIPES
@@ -33,7 +33,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         "accumulated to the same images a step")  # fmt: skip
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     add_flags(parser.add_argument_group("settings of the recipe"))
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line's words."""
+    return command_line().parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,6 +65,8 @@ def main(argv: list[str] | None = None) -> int:
             config = recipe(name, **args)  # refused before the libraries are loaded, which takes seconds
             if budget and not (plan or auto_batch):
                 raise ConfigError("--budget is for --plan and --auto-batch: add one of them")
+            if not plan:
+                config.check_given()
             quiet_libraries(verbose=env.rank() == 0)
             from sgg_fast.train.memory import advice as memory
             from sgg_fast.train.trainer import Trainer

@@ -104,7 +104,7 @@ def _untrained(folder: Path, own: dict[str, Any]) -> None:
         return
     result.parent.mkdir(parents=True, exist_ok=True)
     config = recipe("toy", **own)
-    source, foundation = open_source(config), open_foundation(config)
+    source, foundation = open_source(config.data, config.run.seed), open_foundation(config.model)
     cache = build_cache(source, foundation, env.device(), with_latents=False, progress=False)
     export(result, "finetune", config, foundation, new_baseline(config, foundation, cache, source.graphs))
 

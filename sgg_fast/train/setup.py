@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import SETTINGS, Config, ConfigError
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.graph import SceneGraph
 from sgg_fast.model_card import provenance
@@ -23,8 +23,6 @@ from sgg_fast.nn.text_baseline import TextConditioner, sentence
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 logger = logging.getLogger(__name__)
-
-_FIXED = ("width", "num_layers", "encoder", "triple", "context", "token_init", "gate_init", "instance_codes")
 
 
 def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache) -> SceneGraphConditioner:
@@ -88,10 +86,10 @@ def read_conditioner(folder: Path, config: Config) -> SceneGraphConditioner:
         conditioner = SceneGraphConditioner.from_pretrained(folder, use_safetensors=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise ConfigError(f"{folder}: not a graph encoder: {str(error).strip().splitlines()[0]}") from error
-    for name in _FIXED:
-        if conditioner.config[name] != getattr(config, name):
+    for name, setting in SETTINGS.items():
+        if setting.rules.in_encoder and conditioner.config[name] != setting.of(config):
             raise ConfigError(
-                f"{folder} was pre-trained with {name} {conditioner.config[name]}, not {getattr(config, name)}; "
+                f"{folder} was pre-trained with {name} {conditioner.config[name]}, not {setting.of(config)}; "
                 "pre-train again or change the flag"
             )
     return conditioner

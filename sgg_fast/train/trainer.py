@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import signal
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import torch
 
 from sgg_fast import env, ops
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import SETTINGS, Config, ConfigError
 from sgg_fast.data.cache import TrainingCache, build_cache, open_foundation
 from sgg_fast.data.sources import PairSource, open_source
 from sgg_fast.nn.attention import checkpoint_activations, set_attention
@@ -45,13 +44,6 @@ from sgg_fast.train.validation import Watch, ended, split_pairs
 
 logger = logging.getLogger(__name__)
 
-# A resumed run may change these; everything else must be as it was.
-FREE_ON_RESUME = {
-    "pretrain_steps", "finetune_steps", "log_every", "sample_every", "checkpoint_every", "num_samples",
-    "sheet_steps", "sampling_steps", "guidance", "kernels", "attention", "fuse_unet", "max_skipped", "rank_timeout",
-    "gradient_checkpointing", "validate_every", "early_stop", "cuda_graphs",
-}  # fmt: skip
-
 
 class Trainer:
     """One run of one stage in `out/stage`. Raises `ConfigError` for settings that cannot run, before it writes."""
@@ -79,20 +71,22 @@ class Trainer:
         self.ds_config = plan_engine(config, stage, self.device, ds_path)
         self._watched: dict[str, float] | None = None
         self.first_step = 0 if overwrite else self._check_resume()
-        if self._watched and ended(config, self._watched):
+        if self._watched and ended(config.run, self._watched):
             self.num_steps = self.first_step
         self.complete = self.first_step >= self.num_steps and self.result.is_dir()
         if self.complete:
             return
         ops.backend_for(self.device)  # raises now where an explicit --kernels cannot be met
         pretrained = self._pretrained(out, graph_encoder) if stage == "finetune" else None
-        self.source: PairSource = open_source(config)
+        self.source: PairSource = open_source(config.data, config.run.seed)
+        if self.source.stored is not None and config.run.sample_every:
+            self.source.stored.check_pictures(config.run.num_samples)
         if len(self.source) < 2:
-            raise ConfigError(f"--data {config.data}: {len(self.source)} image; training needs at least 2")
+            raise ConfigError(f"--data {config.data.source}: {len(self.source)} image; training needs at least 2")
         self.trained, held_out = np.arange(len(self.source)), np.arange(0)
         if stage == "pretrain":
-            self.trained, held_out = split_pairs(config, self.source)
-        self.foundation: Foundation = open_foundation(config)
+            self.trained, held_out = split_pairs(config.run, self.source, config.data.flip == "swap")
+        self.foundation: Foundation = open_foundation(config.model)
         finetune = stage == "finetune"
         self.cache: TrainingCache = build_cache(
             self.source,
@@ -112,7 +106,7 @@ class Trainer:
         with lost_process(config.rank_timeout):
             self.engine = self._engine()
         module = self.engine.module
-        self.watch = Watch(config, module, held_out) if isinstance(module, PretrainStage) else None
+        self.watch = Watch(config.run, module, held_out) if isinstance(module, PretrainStage) else None
         if self.watch and self._watched:
             self.watch.load_state_dict(self._watched)
         if self.first_step:
@@ -124,9 +118,10 @@ class Trainer:
         if newest is None:
             return 0
         step, manifest = newest
-        now = {**dataclasses.asdict(self.config), "engine": self._engine_name}
+        now = {**self.config.flat(), "engine": self._engine_name}
+        free = {name for name, setting in SETTINGS.items() if setting.rules.may_change}
         for name, was in manifest["settings"].items():
-            if name not in FREE_ON_RESUME and now.get(name) != was:
+            if name not in free and now.get(name) != was:
                 raise ConfigError(
                     f"{self.run} holds a run with {name.replace('_', '-')} {was!r}, not {now.get(name)!r}: "
                     "use the same settings to continue it, another --out, or --overwrite"
@@ -145,7 +140,7 @@ class Trainer:
             if given:
                 raise ConfigError(f"--graph-encoder {given} is of SGG-IG: leave out --conditioner or the folder")
             return None
-        pretrained, model = out / "pretrain" / "graph_encoder", self.config.model
+        pretrained, model = out / "pretrain" / "graph_encoder", self.config.model.source
         # A result of ours as --model carries its graph encoder: so a run goes on under any engine.
         for folder in [given] if given else [pretrained, *([Path(model) / "graph_encoder"] if model else [])]:
             if folder.is_dir():
@@ -207,8 +202,8 @@ class Trainer:
 
     def _planned_memory(self) -> int | None:
         """Bytes that a step should take, where knowing it is worth the seconds: on a GPU, or with a --model."""
-        config, on_gpu = self.config, self.device.type == "cuda"
-        if self.stage == "pretrain" or not self.main or not (on_gpu or config.model) or config.conditioner != "sgg":
+        config, worthwhile = self.config, self.device.type == "cuda" or self.config.model.source
+        if self.stage == "pretrain" or not self.main or not worthwhile or config.model.conditioner != "sgg":
             return None
         stored = self.source.stored is not None
         planner = Planner(config, self.ds_config, self.device.type, env.world_size(), len(self.source), stored=stored)
@@ -242,7 +237,7 @@ class Trainer:
             samples=num_trained,
             engine=self._engine_name,
             execution=engine.execution,
-            settings=dataclasses.asdict(config),
+            settings=config.flat(),
         )
         sheet_every = config.sample_every if self.stage == "finetune" and config.num_samples else 0
         health = Health(log, config.max_skipped)
@@ -297,7 +292,7 @@ class Trainer:
         return dict(zip(update.values, means[:half], strict=True)), dict(zip(update.chance, means[half:], strict=True))
 
     def _checkpoint(self, step: int, log: RunLog) -> None:
-        meta = {"stage": self.stage, "settings": {**dataclasses.asdict(self.config), "engine": self._engine_name}}
+        meta = {"stage": self.stage, "settings": {**self.config.flat(), "engine": self._engine_name}}
         if self.watch:
             meta["validation"] = self.watch.state_dict()
         engine = self.engine

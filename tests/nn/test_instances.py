@@ -84,9 +84,9 @@ def test_codes_are_drawn_anew_in_training_and_fixed_at_inference(tmp_path):
     assert not torch.allclose(drawn[0][0], drawn[1][0], atol=1e-3)
     torch.testing.assert_close(drawn[0][1], drawn[1][1])
     settings = {"width": 8, "num_layers": 2, "token_init": "none", "gate_init": 0.0}
-    assert read_conditioner(tmp_path, Config(instance_codes=True, **settings)).config.instance_codes
+    assert read_conditioner(tmp_path, Config().replace(instance_codes=True, **settings)).config.instance_codes
     with pytest.raises(ConfigError, match="pre-trained with instance_codes True, not False"):
-        read_conditioner(tmp_path, Config(**settings))
+        read_conditioner(tmp_path, Config().replace(**settings))
 
 
 def test_without_the_option_there_is_no_weight_for_it():

@@ -70,7 +70,7 @@ def conditioner(config: Config, cache: TrainingCache) -> SceneGraphConditioner:
 def settings(**changes: object) -> Config:
     plain = {"contrastive": "bce", "graph_negatives": False, "geometry": 0.0, "attention_loss": 0.0}
     sizes = {"width": WIDTH, "num_layers": 2, "seed": 11, "condition_dropout": 0.4, "resolution": 32}
-    return Config(**{**plain, **sizes, **changes})
+    return Config().replace(**{**plain, **sizes, **changes})
 
 
 def given_graph(stage: PretrainStage | FinetuneStage, sample: int) -> SceneGraph:

@@ -85,7 +85,7 @@ def foundation() -> Foundation:
 
 
 def cache_of(config: Config, foundation: Foundation, with_latents: bool) -> TrainingCache:
-    return build_cache(open_source(config), foundation, CPU, with_latents, progress=False)
+    return build_cache(open_source(config.data, config.run.seed), foundation, CPU, with_latents, progress=False)
 
 
 NUM_TRAINED, NUM_HELD_OUT = 128, 64

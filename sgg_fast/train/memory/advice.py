@@ -5,38 +5,54 @@ The numbers come from `plan.py`.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from sgg_fast import env
-from sgg_fast.config import TOY_DATA, Config, ConfigError
+from sgg_fast.config import SETTINGS, Config, ConfigError, as_flags
 from sgg_fast.data.sources import open_source
 from sgg_fast.train.engines.choose import plan_engine
 from sgg_fast.train.memory.planner import GIB, OUTSIDE, Plan, Planner
 
 logger = logging.getLogger(__name__)
 
-Remedy = tuple[str, dict[str, Any], str | None]
-"""What may help, as it is typed; the fields it sets; the ds.json it brings."""
+DS_OFFLOAD = "configs/ds_offload.json"
+"""The DeepSpeed configuration that takes the least memory."""
 
-REMEDIES: tuple[Remedy, ...] = (
-    ("--gradient-checkpointing", {"gradient_checkpointing": True}, None),
-    ("--weights lean", {"weights": "lean", "precision": "auto"}, None),
-    ("--optimizer-in-backward --max-grad-norm 0", {"optimizer_in_backward": True, "max_grad_norm": 0.0}, None),
-    ("--optimizer adam8bit", {"optimizer": "adam8bit"}, None),
-    ("--ema-device cpu", {"ema_device": "cpu"}, None),
-    ("--deepspeed configs/ds_offload.json", {}, "configs/ds_offload.json"),
-)
+NUM_SHOWN = 3
+"""Remedies in a message."""
 
-NUM_REMEDIES = 3
+
+class Remedy(NamedTuple):
+    """Something that may take less memory."""
+
+    settings: Mapping[str, Any]
+    """Flat settings."""
+    ds_path: str | None = None
+    """The DeepSpeed configuration that it brings."""
+
+    def typed(self, config: Config) -> str:
+        """The words that change `config` so."""
+        words = as_flags({name: to for name, to in self.settings.items() if SETTINGS[name].of(config) != to})
+        return " ".join(words + (["--deepspeed", self.ds_path] if self.ds_path else []))
+
+
+def remedies(config: Config) -> list[Remedy]:
+    """Every setting that saves memory and has an effect beside the others, then DeepSpeed with offload."""
+    known = [
+        Remedy(setting.rules.saves_memory)
+        for setting in SETTINGS.values()
+        if setting.rules.saves_memory
+        and (not setting.rules.only_with or getattr(getattr(config, setting.part), setting.rules.only_with))
+    ]
+    return [*known, Remedy({}, DS_OFFLOAD)]
 
 
 def budget_bytes(text: str) -> int:
@@ -58,13 +74,13 @@ def planner(config: Config, stage: str, ds_path: str | None, device: str) -> Pla
     """The planner of a run as it is typed. Raises `ConfigError`, also for pre-training, which fits anywhere."""
     if stage != "finetune":
         raise ConfigError("--plan and --auto-batch are for --stage finetune; pre-training fits any GPU")
-    if config.conditioner != "sgg":
+    if config.model.conditioner != "sgg":
         raise ConfigError(f"--plan and --auto-batch know SGG-IG's graph encoder only: leave out --conditioner "
-                          f"{config.conditioner}, whose memory is about the same")  # fmt: skip
+                          f"{config.model.conditioner}, whose memory is about the same")  # fmt: skip
     ds = plan_engine(config, stage, torch.device(device), ds_path)
-    if config.data in ("", *TOY_DATA):
+    if not config.data.source or config.data.is_drawn:
         return Planner(config, ds, device, env.world_size())
-    source = open_source(config)
+    source = open_source(config.data, config.run.seed)
     return Planner(config, ds, device, env.world_size(), len(source), stored=source.stored is not None)
 
 
@@ -72,7 +88,7 @@ def show_plan(config: Config, stage: str, ds_path: str | None, device: str, budg
     """The plan at the settings' batch, whether it fits the budget (24GiB), and the largest batch that does."""
     budget = budget_bytes(budget_text or "24GiB")
     planned = planner(config, stage, ds_path, device)
-    plan = planned.plan(config.batch_size, budget)
+    plan = planned.plan(config.optim.batch_size, budget)
     most = planned.largest_batch(budget)
     return "\n".join([
         *plan.lines(),
@@ -92,14 +108,14 @@ def auto_batch(config: Config, stage: str, ds_path: str | None, budget_text: str
     device = env.device()
     budget = budget_bytes(budget_text) if budget_text else device_memory(device)
     planned = planner(config, stage, ds_path, device.type)
-    images, most = config.batch_size * config.accumulation_steps, planned.largest_batch(budget)
+    images, most = config.optim.batch_size * config.optim.accumulation_steps, planned.largest_batch(budget)
     if not most:
         plan = planned.plan(1, budget)
         cure = _what_fits(config, stage, ds_path, device.type, budget)
         raise ConfigError(f"--auto-batch: not even one image fits {budget / GIB:.2f} GiB: {_peak(plan)}{cure}")
     micro = max(n for n in range(1, min(most, images) + 1) if images % n == 0)
     logger.info("--auto-batch: %d images a step as %d x %d; %d would fit", images, images // micro, micro, most)
-    return dataclasses.replace(config, batch_size=micro, accumulation_steps=images // micro)
+    return config.replace(batch_size=micro, accumulation_steps=images // micro)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -115,28 +131,28 @@ def out_of_memory(config: Config, stage: str, ds_path: str | None, device: str) 
     if stage != "finetune":
         return "out of memory: lower --batch-size"
     planned = planner(config, stage, ds_path, device)
-    plan = planned.plan(config.batch_size)
+    plan = planned.plan(config.optim.batch_size)
     lower = {}
-    for (words, *_), other in _changed(config, stage, ds_path, device, [*_smaller_batch(config), *REMEDIES]):
-        peak = other.plan(other.config.batch_size).peak
+    for remedy, other in _changed(config, stage, ds_path, device, [*_smaller_batch(config), *remedies(config)]):
+        peak = other.plan(other.config.optim.batch_size).peak
         if peak < plan.peak:
-            lower[words] = peak
-    best = sorted(lower, key=lambda words: lower[words])[:NUM_REMEDIES]
+            lower[remedy.typed(config)] = peak
+    best = sorted(lower, key=lambda words: lower[words])[:NUM_SHOWN]
     helps = ", ".join(f"{words} ({lower[words] / GIB:.2f} GiB)" for words in best)
     return f"out of memory: {_peak(plan)}. Each of these would help: {helps or 'a lower --resolution'}"
 
 
 def _changed(
-    config: Config, stage: str, ds_path: str | None, device: str, remedies: Iterable[Remedy]
+    config: Config, stage: str, ds_path: str | None, device: str, tried: Iterable[Remedy]
 ) -> Iterator[tuple[Remedy, Planner]]:
     """Those remedies that change something and go with the settings, each with the planner of the changed run."""
-    for remedy in remedies:
-        _, changes, ds = remedy
+    for remedy in tried:
+        ds = remedy.ds_path
         if ds and (ds_path or not Path(ds).is_file()):
             continue
         try:
-            changed = dataclasses.replace(config, **changes)
-            if not ds and (changed == config or (not config.ema and "ema_device" in changes)):
+            changed = config.replace(**remedy.settings)
+            if not ds and changed == config:
                 continue
             other = planner(changed, stage, ds or ds_path, device)
         except ConfigError:  # settings that exclude each other
@@ -146,11 +162,12 @@ def _changed(
 
 def _added_up(config: Config, stage: str, ds_path: str | None, device: str) -> Iterator[tuple[str, Planner]]:
     """More and more remedies together: from the first one on, then from the last one back."""
-    for remedies in (REMEDIES, REMEDIES[::-1]):
+    for ordered in (remedies(config), remedies(config)[::-1]):
         typed, now, now_ds = "", config, ds_path
-        for remedy in remedies:
-            for (words, _, ds), other in _changed(now, stage, now_ds, device, [remedy]):
-                typed, now, now_ds = f"{typed} {words}".strip(), other.config, ds or now_ds
+        for remedy in ordered:
+            for _, other in _changed(now, stage, now_ds, device, [remedy]):
+                typed = f"{typed} {remedy.typed(now)}".strip()
+                now, now_ds = other.config, remedy.ds_path or now_ds
                 yield typed, other
 
 
@@ -161,11 +178,12 @@ def _what_fits(config: Config, stage: str, ds_path: str | None, device: str, bud
     def fitting(tried: Iterable[tuple[str, Planner]]) -> Iterator[str]:
         for words, other in tried:
             if most := other.largest_batch(budget):
-                alone = other.config.optimizer_in_backward and most < other.config.batch_size  # cannot accumulate
+                optim = other.config.optim
+                alone = optim.optimizer_in_backward and most < optim.batch_size  # cannot accumulate
                 yield f"{words}{f' --batch-size {most}' if alone else ''} (batch {most})"
 
-    single = ((words, other) for (words, *_), other in _changed(config, stage, ds_path, device, REMEDIES))
-    found = list(itertools.islice(fitting(single), NUM_REMEDIES))
+    changed = _changed(config, stage, ds_path, device, remedies(config))
+    found = list(itertools.islice(fitting((one.typed(config), other) for one, other in changed), NUM_SHOWN))
     found = found or list(itertools.islice(fitting(_added_up(config, stage, ds_path, device)), 1))
     if not found:
         return "; nor with all that saves memory together: take a larger GPU or --budget, or a lower --resolution"
@@ -174,14 +192,13 @@ def _what_fits(config: Config, stage: str, ds_path: str | None, device: str, bud
 
 def _smaller_batch(config: Config) -> list[Remedy]:
     """Half the micro-batch, twice as often; or half the images where accumulation is excluded."""
-    if config.batch_size == 1:
+    optim = config.optim
+    if optim.batch_size == 1:
         return []
-    half = config.batch_size // 2
-    if config.optimizer_in_backward:
-        return [(f"--batch-size {half}", {"batch_size": half}, None)]
-    steps = config.accumulation_steps * config.batch_size // half
-    changes = {"batch_size": half, "accumulation_steps": steps}
-    return [(f"--batch-size {half} --accumulation-steps {steps}", changes, None)]
+    half = optim.batch_size // 2
+    if optim.optimizer_in_backward:
+        return [Remedy({"batch_size": half})]
+    return [Remedy({"batch_size": half, "accumulation_steps": optim.accumulation_steps * optim.batch_size // half})]
 
 
 def _peak(plan: Plan) -> str:

@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import Config, ConfigError, ModelConfig
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.nn.conditioner import SceneGraphConditioner
@@ -53,26 +53,25 @@ SD_TEXT: dict[str, Any] = {
 LARGEST_GRAPH = (30, 30)
 """Objects and relations of the largest graphs that the published sets keep."""
 
-NUM_IMAGES = {"vg": 62_565, "coco": 24_972}
-"""Training images of the published sets, by the first letters of their recipes."""
-
 
 def blank_foundation(config: Config) -> Foundation:
-    """The models of `config` with random weights. Sizes: --model's and --clip's config.json, the toy's, or SD v1.4's.
+    """The models with random weights, without tokenizers.
 
-    There are no tokenizers. Raises `ConfigError` for a --model whose configuration cannot be read.
+    Sizes: --model's and --clip's config.json, the toy's where they stand in, else SD v1.4's. Raises `ConfigError` for
+    a --model whose configuration cannot be read.
     """
-    if config.recipe == "toy" and not config.model:
+    model = config.model
+    if model.embedded and not model.source:
         from sgg_fast.toy import models as toy
 
         clip = toy.toy_clip(toy.toy_tokenizer())
         parts = (toy.toy_unet(), toy.toy_vae(), CLIPTextModel(clip.config.text_config), toy.toy_scheduler(), clip)
         return _foundation("toy sizes", *parts)
-    if not config.model:
+    if not model.source:
         sizes = SD_UNET, SD_VAE, CLIPTextConfig(**SD_TEXT), CLIPConfig()
         source = "Stable Diffusion v1.4 sizes"
     else:
-        sizes, source = _read_sizes(config), config.model
+        sizes, source = _read_sizes(model), model.source
     unet_config, vae_config, text_config, clip_config = sizes
     return _foundation(
         source,
@@ -89,8 +88,8 @@ def _foundation(source: str, *parts: Any) -> Foundation:
     return Foundation(unet, vae, text_encoder, None, scheduler, clip, None, source).freeze()
 
 
-def _read_sizes(config: Config) -> tuple[dict[str, Any], dict[str, Any], CLIPTextConfig, CLIPConfig]:
-    model, clip, folder = config.model, config.clip, ""
+def _read_sizes(given: ModelConfig) -> tuple[dict[str, Any], dict[str, Any], CLIPTextConfig, CLIPConfig]:
+    model, clip, folder = given.source, given.clip, ""
     if not clip and (Path(model) / "graph_clip").is_dir():
         clip, folder = model, "graph_clip"
     try:

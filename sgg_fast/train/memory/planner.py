@@ -20,11 +20,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sgg_fast import ops
-from sgg_fast.config import TOY_DATA, Config
+from sgg_fast.config import Config
 from sgg_fast.data.cache import RESIDENT_SHARE
 from sgg_fast.nn.attention import checkpoint_activations
 from sgg_fast.train.memory.blank import (
-    NUM_IMAGES,
     blank_cache,
     blank_conditioner,
     blank_foundation,
@@ -116,7 +115,7 @@ class Planner:
         num_images: int | None = None,
         stored: bool | None = None,
     ) -> None:
-        """num_images: of the training set (the published set's by the recipe's name); stored: whether it is a prepared
+        """num_images: of the training set (as many as the settings expect); stored: whether it is a prepared
         cache, whose latents may stay on disk; by default where --data is not given. Raises `ConfigError` where
         --model's configuration cannot be read.
         """
@@ -126,7 +125,7 @@ class Planner:
         with torch.random.fork_rng(devices=[]), self._mode:
             self.foundation = blank_foundation(config)
             cache = blank_cache(config, self.foundation, 1)
-            whole = dataclasses.replace(config, relation_dropout=0.0)  # graphs with their relations take the most
+            whole = config.replace(relation_dropout=0.0)  # graphs with their relations take the most
             self._stage = FinetuneStage(whole, blank_conditioner(config, self.foundation), self.foundation, cache)
             self.foundation.unet.set_attn_processor(AttnProcessor2_0())
             if config.gradient_checkpointing:
@@ -138,8 +137,8 @@ class Planner:
                 Group(tuple(p.numel() for p in group["params"]), group["optim_bits"], group["params"][0].dtype)
                 for group in parameter_groups(self._stage, config, self.layout.largest_group)
             ]
-        self._num_images = num_images if num_images is not None else _published(config)
-        self._stored = stored if stored is not None else not config.data
+        self._num_images = num_images if num_images is not None else config.data.num_expected
+        self._stored = stored if stored is not None else not config.data.source
 
     def plan(self, batch: int, budget: int = 24 * GIB) -> Plan:
         """At `batch` images a micro-batch and process."""
@@ -257,10 +256,3 @@ def _recast(module: nn.Module, dtype: torch.dtype) -> None:
         for name, buffer in owner._buffers.items():
             if buffer is not None and buffer.is_floating_point():
                 owner._buffers[name] = torch.empty_like(buffer, dtype=dtype)
-
-
-def _published(config: Config) -> int:
-    """Training images that the recipe stands for."""
-    if config.data in TOY_DATA:
-        return config.num_scenes
-    return next((num for name, num in NUM_IMAGES.items() if config.recipe.startswith(name)), 0)
