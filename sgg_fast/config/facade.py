@@ -32,6 +32,10 @@ class Config:
         """Transitional."""
         if name in SETTINGS:
             return SETTINGS[name].of(self)
+        derived = {"needs_boxes": "objective", "alignment_weight": "objective", "bf16_weights": "optim",
+                   "reads_phrases": "model", "reads_text": "model"}  # fmt: skip
+        if name in derived:
+            return getattr(getattr(self, derived[name]), name)
         raise AttributeError(name)
 
     def flat(self) -> dict[str, Any]:

@@ -9,9 +9,13 @@
 outputs/sheep-standing-on-grass-sky-above-grass.png ('horse', 'grass', 'sky') 0
 """
 
-from sgg_fast.drawing.jobs import Job, draw_grid, draw_jobs, make_jobs, work
-from sgg_fast.drawing.models import SHIPPED, Model, find_pipeline, load_model, load_pipeline
+from typing import TYPE_CHECKING, Any
+
 from sgg_fast.drawing.options import Options, picture_paths
+
+if TYPE_CHECKING:
+    from sgg_fast.drawing.jobs import Job, draw_grid, draw_jobs, make_jobs, work
+    from sgg_fast.drawing.models import SHIPPED, Model, find_pipeline, load_model, load_pipeline
 
 __all__ = [
     "SHIPPED",
@@ -27,3 +31,12 @@ __all__ = [
     "picture_paths",
     "work",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs models, on first use: their libraries take seconds, which a refusal does not wait for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sgg_fast.drawing import jobs, models
+
+    return getattr(jobs if hasattr(jobs, name) else models, name)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from sgg_fast.data.inputs import Item
 from sgg_fast.data.png_record import graph_json, is_drawn, save_png
-from sgg_fast.drawing.edit import apply_edit
+from sgg_fast.drawing.edit import edited
 from sgg_fast.drawing.explain import AttentionMaps, explain_sheet
 from sgg_fast.drawing.models import Model, scheduler_name, set_scheduler
 from sgg_fast.drawing.options import Options, grid_path, picture_paths, sheet_paths
@@ -65,9 +65,7 @@ def make_jobs(items: Sequence[Item], model: Model, options: Options) -> list[Job
     paths = iter(picture_paths(items, options))
     jobs = []
     for item in items:
-        graph = item.graph
-        for edit in options.edits:
-            graph = apply_edit(graph, edit)
+        graph = edited(item.graph, options.edits)
         settings = {**defaults, **item.settings, **given}
         # A picture's own settings are checked as the flags are.
         checked = [name for name in defaults if name != "scheduler" or settings[name] != scheduler]

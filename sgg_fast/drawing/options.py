@@ -11,8 +11,19 @@ from pathlib import Path
 
 from sgg_fast.data.inputs import Item
 from sgg_fast.data.png_record import KEYWORD, raw_record
-from sgg_fast.drawing.models import SCHEDULERS
 
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+"""Short names of diffusers' schedulers."""
 MAX_PICTURES = 1_000_000
 """Of one command."""
 
