@@ -72,10 +72,10 @@ def main(argv: list[str] | None = None) -> int:
             from sgg_fast.train.trainer import Trainer
 
             if plan:
-                print(memory.show_plan(config, stage, ds_path, plan, budget))
+                print(memory.show_plan(memory.TypedRun(config, stage, ds_path, plan), budget))
                 return 0
             if auto_batch:
-                config = memory.auto_batch(config, stage, ds_path, budget)
+                config = memory.auto_batch(memory.TypedRun(config, stage, ds_path, env.device().type), budget)
             trainer = Trainer(config, stage, out, ds_path, graph_encoder, overwrite)
         except (ValueError, OSError) as error:
             return refuse(error)
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         trainer = None
         traceback.clear_frames(error.__traceback__)  # and with them what the run had allocated
-        return refuse(memory.out_of_memory(config, stage, ds_path, env.device().type))
+        return refuse(memory.out_of_memory(memory.TypedRun(config, stage, ds_path, env.device().type)))
     except Stop as stop:
         if env.rank() == 0 or not isinstance(stop, Signalled):
             print(f"train.py: {stop}", file=sys.stderr)

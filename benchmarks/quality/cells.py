@@ -97,7 +97,7 @@ def _untrained(folder: Path, own: dict[str, Any]) -> None:
     from sgg_fast.data.sources import open_source
     from sgg_fast.recipes import recipe
     from sgg_fast.train.assemble import new_conditioner
-    from sgg_fast.train.outputs import export
+    from sgg_fast.train.outputs import export, make_pipeline
 
     result = folder / "finetune" / "pipeline"
     if result.is_dir():
@@ -106,7 +106,8 @@ def _untrained(folder: Path, own: dict[str, Any]) -> None:
     config = recipe("toy", **own)
     source, foundation = open_source(config.data, config.run.seed), open_foundation(config.model)
     cache = build_cache(source, foundation, env.device(), with_latents=False, progress=False)
-    export(result, "finetune", config, foundation, new_conditioner(config, foundation, cache, source.graphs))
+    conditioner = new_conditioner(config.model, config.run.seed, foundation, cache, source.graphs)
+    export(result, make_pipeline(config, foundation, conditioner))
 
 
 def _evaluate(folder: Path, sizes: Sizes, seed: int) -> None:

@@ -28,16 +28,6 @@ class Config:
         self.objective.check_model(self.model)
         self.optim.check_model(self.model)
 
-    def __getattr__(self, name: str) -> Any:
-        """Transitional."""
-        if name in SETTINGS:
-            return SETTINGS[name].of(self)
-        derived = {"needs_boxes": "objective", "alignment_weight": "objective", "bf16_weights": "optim",
-                   "reads_phrases": "model", "reads_text": "model"}  # fmt: skip
-        if name in derived:
-            return getattr(getattr(self, derived[name]), name)
-        raise AttributeError(name)
-
     def flat(self) -> dict[str, Any]:
         """Every setting by its flat name: what logs and checkpoints keep."""
         return {setting.name: setting.of(self) for setting in SETTINGS.values()}

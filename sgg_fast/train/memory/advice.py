@@ -5,6 +5,7 @@ The numbers come from `plan.py`.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import logging
 import os
@@ -16,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sgg_fast import env
-from sgg_fast.config import SETTINGS, Config, ConfigError, as_flags
+from sgg_fast.config import SETTINGS, Config, ConfigError, OptimConfig, as_flags
 from sgg_fast.data.sources import open_source
 from sgg_fast.train.engines.choose import plan_engine
 from sgg_fast.train.memory.planner import GIB, OUTSIDE, Plan, Planner
@@ -70,52 +71,102 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def planner(config: Config, stage: str, ds_path: str | None, device: str) -> Planner:
-    """The planner of a run as it is typed. Raises `ConfigError`, also for pre-training, which fits anywhere."""
-    if stage != "finetune":
-        raise ConfigError("--plan and --auto-batch are for --stage finetune; pre-training fits any GPU")
-    if config.model.conditioner != "sgg":
-        raise ConfigError(f"--plan and --auto-batch know SGG-IG's graph encoder only: leave out --conditioner "
-                          f"{config.model.conditioner}, whose memory is about the same")  # fmt: skip
-    ds = plan_engine(config, stage, torch.device(device), ds_path)
-    if not config.data.source or config.data.is_drawn:
-        return Planner(config, ds, device, env.world_size())
-    source = open_source(config.data, config.run.seed)
-    return Planner(config, ds, device, env.world_size(), len(source), stored=source.stored is not None)
+@dataclasses.dataclass(frozen=True)
+class TypedRun:
+    """A run as it is typed, which the advice is about."""
+
+    config: Config
+    stage: str
+    ds_path: str | None
+    device: str
+    """ "cuda" or "cpu"."""
+
+    def planner(self) -> Planner:
+        """Its planner. Raises `ConfigError`, also for pre-training, which fits anywhere."""
+        config, device = self.config, self.device
+        if self.stage != "finetune":
+            raise ConfigError("--plan and --auto-batch are for --stage finetune; pre-training fits any GPU")
+        if config.model.conditioner != "sgg":
+            raise ConfigError(f"--plan and --auto-batch know SGG-IG's graph encoder only: leave out --conditioner "
+                              f"{config.model.conditioner}, whose memory is about the same")  # fmt: skip
+        ds = plan_engine(config.optim, self.stage, torch.device(device), self.ds_path)
+        if not config.data.source or config.data.is_drawn:
+            return Planner(config, ds, device, env.world_size())
+        source = open_source(config.data, config.run.seed)
+        return Planner(config, ds, device, env.world_size(), len(source), stored=source.stored is not None)
+
+    def changed(self, tried: Iterable[Remedy]) -> Iterator[tuple[str, TypedRun, Planner]]:
+        """Those remedies that change something and go with the settings: as typed, the changed run, its planner."""
+        for remedy in tried:
+            ds = remedy.ds_path
+            if ds and (self.ds_path or not Path(ds).is_file()):
+                continue
+            try:
+                config = self.config.replace(**remedy.settings)
+                if not ds and config == self.config:
+                    continue
+                run = dataclasses.replace(self, config=config, ds_path=ds or self.ds_path)
+                yield remedy.typed(self.config), run, run.planner()
+            except ConfigError:  # settings that exclude each other
+                continue
+
+    def added_up(self) -> Iterator[tuple[str, Planner]]:
+        """More and more remedies together: from the first one on, then from the last one back."""
+        for ordered in (remedies(self.config), remedies(self.config)[::-1]):
+            typed, run = "", self
+            for remedy in ordered:
+                for words, changed, planner in run.changed([remedy]):
+                    typed, run = f"{typed} {words}".strip(), changed
+                    yield typed, planner
+
+    def what_fits(self, budget: int) -> str:
+        """The first settings with which a batch of at least 1 fits: single ones, or the fewest of `added_up`."""
+        logger.info("not even a batch of 1 fits: looking for settings with which it does")
+
+        def fitting(tried: Iterable[tuple[str, Planner]]) -> Iterator[str]:
+            for words, planner in tried:
+                if most := planner.largest_batch(budget):
+                    optim = planner.config.optim
+                    alone = optim.optimizer_in_backward and most < optim.batch_size  # cannot accumulate
+                    yield f"{words}{f' --batch-size {most}' if alone else ''} (batch {most})"
+
+        single = ((words, planner) for words, _, planner in self.changed(remedies(self.config)))
+        found = list(itertools.islice(fitting(single), NUM_SHOWN))
+        found = found or list(itertools.islice(fitting(self.added_up()), 1))
+        if not found:
+            return "; nor with all that saves memory together: take a larger GPU or --budget, or a lower --resolution"
+        return f"; it does with {' or with '.join(found)}"
 
 
-def show_plan(config: Config, stage: str, ds_path: str | None, device: str, budget_text: str | None) -> str:
+def show_plan(run: TypedRun, budget_text: str | None) -> str:
     """The plan at the settings' batch, whether it fits the budget (24GiB), and the largest batch that does."""
     budget = budget_bytes(budget_text or "24GiB")
-    planned = planner(config, stage, ds_path, device)
-    plan = planned.plan(config.optim.batch_size, budget)
-    most = planned.largest_batch(budget)
+    planner = run.planner()
+    plan = planner.plan(run.config.optim.batch_size, budget)
+    most = planner.largest_batch(budget)
     return "\n".join([
         *plan.lines(),
         f"{'fits' if plan.fits(budget) else 'does not fit'} {budget / GIB:.2f} GiB, of which {OUTSIDE / GIB:.0f} GiB "
         "is left to what is not counted (CUDA context, workspaces, gaps)",
-        f"largest batch that fits: {most}" if most else
-        f"not even a batch of 1 fits{_what_fits(config, stage, ds_path, device, budget)}",
+        f"largest batch that fits: {most}" if most else f"not even a batch of 1 fits{run.what_fits(budget)}",
     ])  # fmt: skip
 
 
-def auto_batch(config: Config, stage: str, ds_path: str | None, budget_text: str | None) -> Config:
+def auto_batch(run: TypedRun, budget_text: str | None) -> Config:
     """The settings with the largest micro-batch that fits the budget (the whole device); accumulation keeps the images
     of a step.
 
     Raises `ConfigError` where not even one image fits, or where accumulation is excluded and needed.
     """
-    device = env.device()
-    budget = budget_bytes(budget_text) if budget_text else device_memory(device)
-    planned = planner(config, stage, ds_path, device.type)
-    images, most = config.optim.batch_size * config.optim.accumulation_steps, planned.largest_batch(budget)
+    budget = budget_bytes(budget_text) if budget_text else device_memory(torch.device(run.device))
+    planner, optim = run.planner(), run.config.optim
+    images, most = optim.batch_size * optim.accumulation_steps, planner.largest_batch(budget)
     if not most:
-        plan = planned.plan(1, budget)
-        cure = _what_fits(config, stage, ds_path, device.type, budget)
+        plan, cure = planner.plan(1, budget), run.what_fits(budget)
         raise ConfigError(f"--auto-batch: not even one image fits {budget / GIB:.2f} GiB: {_peak(plan)}{cure}")
     micro = max(n for n in range(1, min(most, images) + 1) if images % n == 0)
     logger.info("--auto-batch: %d images a step as %d x %d; %d would fit", images, images // micro, micro, most)
-    return config.replace(batch_size=micro, accumulation_steps=images // micro)
+    return run.config.replace(batch_size=micro, accumulation_steps=images // micro)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -126,73 +177,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(config: Config, stage: str, ds_path: str | None, device: str) -> str:
+def out_of_memory(run: TypedRun) -> str:
     """One line for a run that had not enough: the planned peak, its largest part, and the settings that help most."""
-    if stage != "finetune":
+    if run.stage != "finetune":
         return "out of memory: lower --batch-size"
-    planned = planner(config, stage, ds_path, device)
-    plan = planned.plan(config.optim.batch_size)
+    plan = run.planner().plan(run.config.optim.batch_size)
     lower = {}
-    for remedy, other in _changed(config, stage, ds_path, device, [*_smaller_batch(config), *remedies(config)]):
-        peak = other.plan(other.config.optim.batch_size).peak
+    for words, changed, planner in run.changed([*_smaller_batch(run.config.optim), *remedies(run.config)]):
+        peak = planner.plan(changed.config.optim.batch_size).peak
         if peak < plan.peak:
-            lower[remedy.typed(config)] = peak
+            lower[words] = peak
     best = sorted(lower, key=lambda words: lower[words])[:NUM_SHOWN]
     helps = ", ".join(f"{words} ({lower[words] / GIB:.2f} GiB)" for words in best)
     return f"out of memory: {_peak(plan)}. Each of these would help: {helps or 'a lower --resolution'}"
 
 
-def _changed(
-    config: Config, stage: str, ds_path: str | None, device: str, tried: Iterable[Remedy]
-) -> Iterator[tuple[Remedy, Planner]]:
-    """Those remedies that change something and go with the settings, each with the planner of the changed run."""
-    for remedy in tried:
-        ds = remedy.ds_path
-        if ds and (ds_path or not Path(ds).is_file()):
-            continue
-        try:
-            changed = config.replace(**remedy.settings)
-            if not ds and changed == config:
-                continue
-            other = planner(changed, stage, ds or ds_path, device)
-        except ConfigError:  # settings that exclude each other
-            continue
-        yield remedy, other
-
-
-def _added_up(config: Config, stage: str, ds_path: str | None, device: str) -> Iterator[tuple[str, Planner]]:
-    """More and more remedies together: from the first one on, then from the last one back."""
-    for ordered in (remedies(config), remedies(config)[::-1]):
-        typed, now, now_ds = "", config, ds_path
-        for remedy in ordered:
-            for _, other in _changed(now, stage, now_ds, device, [remedy]):
-                typed = f"{typed} {remedy.typed(now)}".strip()
-                now, now_ds = other.config, remedy.ds_path or now_ds
-                yield typed, other
-
-
-def _what_fits(config: Config, stage: str, ds_path: str | None, device: str, budget: int) -> str:
-    """The first settings with which a batch of at least 1 fits: single ones, or the fewest of `_added_up`."""
-    logger.info("not even a batch of 1 fits: looking for settings with which it does")
-
-    def fitting(tried: Iterable[tuple[str, Planner]]) -> Iterator[str]:
-        for words, other in tried:
-            if most := other.largest_batch(budget):
-                optim = other.config.optim
-                alone = optim.optimizer_in_backward and most < optim.batch_size  # cannot accumulate
-                yield f"{words}{f' --batch-size {most}' if alone else ''} (batch {most})"
-
-    changed = _changed(config, stage, ds_path, device, remedies(config))
-    found = list(itertools.islice(fitting((one.typed(config), other) for one, other in changed), NUM_SHOWN))
-    found = found or list(itertools.islice(fitting(_added_up(config, stage, ds_path, device)), 1))
-    if not found:
-        return "; nor with all that saves memory together: take a larger GPU or --budget, or a lower --resolution"
-    return f"; it does with {' or with '.join(found)}"
-
-
-def _smaller_batch(config: Config) -> list[Remedy]:
+def _smaller_batch(optim: OptimConfig) -> list[Remedy]:
     """Half the micro-batch, twice as often; or half the images where accumulation is excluded."""
-    optim = config.optim
     if optim.batch_size == 1:
         return []
     half = optim.batch_size // 2

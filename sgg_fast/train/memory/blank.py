@@ -55,13 +55,12 @@ LARGEST_GRAPH = (30, 30)
 """Objects and relations of the largest graphs that the published sets keep."""
 
 
-def blank_foundation(config: Config) -> Foundation:
+def blank_foundation(model: ModelConfig) -> Foundation:
     """The models with random weights, without tokenizers.
 
     Sizes: --model's and --clip's config.json, the toy's where they stand in, else SD v1.4's. Raises `ConfigError` for
     a --model whose configuration cannot be read.
     """
-    model = config.model
     if model.embedded and not model.source:
         from sgg_fast.toy import models as toy
 
@@ -112,7 +111,7 @@ def blank_cache(config: Config, foundation: Foundation, num_images: int) -> Trai
     relations = [(i % num_objects, "by", (i + 1) % num_objects) for i in range(num_relations)]
     graph, table = SceneGraph(tuple(names), tuple(relations)), NameTable()
     graphs = SceneGraphBatch.from_graphs([graph] * num_images, table)
-    clip, side = foundation.clip.config.projection_dim, config.resolution // latent_factor(foundation)
+    clip, side = foundation.clip.config.projection_dim, config.data.resolution // latent_factor(foundation)
     context = foundation.unet.config.cross_attention_dim
     return TrainingCache(
         graphs=graphs,
@@ -120,15 +119,15 @@ def blank_cache(config: Config, foundation: Foundation, num_images: int) -> Trai
         names=torch.randn(len(table), clip),
         images=torch.randn(num_images, clip),
         moments=torch.randn(num_images, 2 * foundation.vae.config.latent_channels, side, side),
-        phrases=torch.randn(len(table.phrases), context).half() if config.token_init == "text" else None,
-        boxes=torch.rand(graphs.num_objects, 4) if config.needs_boxes("finetune") else None,
+        phrases=torch.randn(len(table.phrases), context).half() if config.model.token_init == "text" else None,
+        boxes=torch.rand(graphs.num_objects, 4) if config.objective.needs_boxes("finetune") else None,
     )
 
 
-def blank_conditioner(config: Config, foundation: Foundation) -> Conditioner:
+def blank_conditioner(model: ModelConfig, foundation: Foundation) -> Conditioner:
     """The conditioner of the models' widths with random weights."""
     clip = foundation.clip.config.projection_dim
-    return conditioner_of(config, clip, clip, foundation.unet.config.cross_attention_dim)
+    return conditioner_of(model, clip, clip, foundation.unet.config.cross_attention_dim)
 
 
 def latent_factor(foundation: Foundation) -> int:
