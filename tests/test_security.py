@@ -22,7 +22,6 @@ from sgg_fast import drawing
 from sgg_fast.config import ConfigError, ModelConfig
 from sgg_fast.data.sources import folder_source
 from sgg_fast.nn.foundation import load_foundation
-from sgg_fast.recipes import recipe
 from sgg_fast.train.assemble import read_conditioner
 from sgg_fast.train.run import checkpoint
 from sgg_fast.train.run.checkpoint import MANIFEST, _digest, _sealed, checkpoint_dir, newest_checkpoint

@@ -56,9 +56,10 @@ def cache() -> TrainingCache:
 def conditioner(config: Config, cache: TrainingCache) -> SceneGraphConditioner:
     """Fresh weights, with statistics that are not trivial."""
     torch.manual_seed(0)
+    own = config.model
     model = SceneGraphConditioner(
-        NAME, IMAGE, 128, config.model.width, config.model.num_layers, config.model.encoder, config.model.triple, config.model.context,
-        instance_codes=config.model.instance_codes,
+        NAME, IMAGE, 128, own.width, own.num_layers, own.encoder, own.triple, own.context,
+        instance_codes=own.instance_codes,
     )  # fmt: skip
     jitter(model)
     model.calibrate_names(cache.names, cache.graphs.object_name[cache.graphs.object_pooled.bool()])
