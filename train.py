@@ -58,6 +58,7 @@ def main(argv: list[str] | None = None) -> int:
     from sgg_fast.config import ConfigError
     from sgg_fast.quiet import quiet_libraries
     from sgg_fast.recipes import recipe
+    from sgg_fast.train.preflight import preflight
     from sgg_fast.train.run.interrupts import Signalled, Stop
 
     try:
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> int:
             if budget and not (plan or auto_batch):
                 raise ConfigError("--budget is for --plan and --auto-batch: add one of them")
             if not plan:
-                config.check_given()
+                preflight(config, stage, out, ds_path, graph_encoder)
             quiet_libraries(verbose=env.rank() == 0)
             from sgg_fast.train.memory import advice as memory
             from sgg_fast.train.trainer import Trainer

@@ -55,7 +55,6 @@ def test_an_import_of_torch_would_be_seen(tmp_path):
         "sgg_fast.data.prepare",
         "sgg_fast.data.show",
         "sgg_fast.eval",
-        "sgg_fast.train.warmup",
         "benchmarks.quality",
         "benchmarks.aot",
         "benchmarks.regress",
@@ -77,14 +76,21 @@ def test_help(command):
         (["--steps", "0"], "--pretrain-steps must be at least 1, not 0"),
         (["--conditioner", "text", "--geometry", "0.5"], "has none of SGG-IG's own tokens for --geometry"),
         (["--budget", "24GiB"], "--budget is for --plan and --auto-batch"),
+        (["--conditioner", "text"], "--conditioner text has no pre-training: go on with --stage finetune"),
+        (["--deepspeed", "{folder}/absent.json"], "--stage pretrain runs in one process and without --deepspeed"),
+        (["--out", "{folder}/file"], "file is a file, not a folder"),
+        (["--stage", "finetune", "--graph-encoder", "{folder}/absent"], "absent: there is no such folder"),
+        (["--stage", "finetune", "--deepspeed", "{folder}/absent.json"], "absent.json: cannot be read: No such file"),
+        (["--stage", "finetune", "--deepspeed", "{folder}/file"], "file: not JSON"),
     ],
 )
 def test_train_refuses(tmp_path, words, reason):
+    (tmp_path / "file").touch()
     words = [word.format(folder=tmp_path) for word in words]
     done = run("train.py", "--stage", "pretrain", "--out", str(tmp_path / "run"), *words, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("train.py: ") and reason in done.stderr and done.stderr.count("\n") == 1
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,9 @@ from sgg_fast.train.memory.planner import Planner
 from sgg_fast.train.optim.groups import lr_factor
 from sgg_fast.train.order import SampleOrder
 from sgg_fast.train.outputs import draw_sheet, export, make_pipeline
+from sgg_fast.train.preflight import preflight
 from sgg_fast.train.run import checkpoint
-from sgg_fast.train.run.folder import check_folder, check_room, clear, locked, writing
+from sgg_fast.train.run.folder import check_room, clear, locked, writing
 from sgg_fast.train.run.health import Health
 from sgg_fast.train.run.interrupts import Signalled, StopSignals, lost_process
 from sgg_fast.train.run.log import RunLog
@@ -54,13 +55,8 @@ class Trainer:
         self.num_steps = config.optim.num_steps(stage)
         self.device = env.device()
         self.main = env.rank() == 0
-        # Settings are refused here, before anything slow is loaded.
+        preflight(config, stage, out, ds_path, graph_encoder)
         ops.use_kernels(config.model.kernels)
-        if stage == "pretrain" and config.model.conditioner != "sgg":
-            own = config.model.conditioner
-            raise ConfigError(f"--conditioner {own} has no pre-training: go on with --stage finetune")
-        if self.main:
-            check_folder(self.run)
         self.ds_config = plan_engine(config.optim, stage, self.device, ds_path)
         self._watched: dict[str, float] | None = None
         self.first_step = 0 if overwrite else self._check_resume()
@@ -130,16 +126,12 @@ class Trainer:
 
     def _pretrained(self, out: Path, given: Path | None) -> SceneGraphConditioner | None:
         if self.config.model.conditioner != "sgg":
-            if given:
-                raise ConfigError(f"--graph-encoder {given} is of SGG-IG: leave out --conditioner or the folder")
             return None
         pretrained, model = out / "pretrain" / "graph_encoder", self.config.model.source
         # A result of ours as --model carries its graph encoder: so a run goes on under any engine.
         for folder in [given] if given else [pretrained, *([Path(model) / "graph_encoder"] if model else [])]:
             if folder.is_dir():
                 return read_conditioner(folder, self.config.model)
-        if given:
-            raise ConfigError(f"--graph-encoder {given}: there is no such folder")
         if self.main:
             logger.warning("no pre-trained graph encoder in %s: it starts from fresh weights", pretrained)
         return None

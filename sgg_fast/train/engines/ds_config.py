@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from sgg_fast import env
 from sgg_fast.config import ConfigError, OptimConfig
 
 ZERO_AUTO = {
@@ -20,8 +21,23 @@ GROUP_ELEMENTS = 50_000_000
 """Most of a parameter group: at its update ZeRO 1 and 2 hold the group's gradients twice more, flat and in fp32."""
 
 
-def load_ds_config(path: str | Path, optim: OptimConfig, precision: str, world_size: int) -> dict[str, Any]:
-    """The dictionary for `deepspeed.initialize`. precision: "bf16", "fp16" or "fp32".
+def check_engine(optim: OptimConfig, stage: str, ds_path: str | None) -> None:
+    """Raises `ConfigError` for an engine that cannot run the stage on any device, and for a bad DeepSpeed file."""
+    if stage == "pretrain" and (ds_path is not None or env.world_size() > 1):
+        raise ConfigError("--stage pretrain runs in one process and without --deepspeed; it fits any GPU as it is")
+    if ds_path is None:
+        if env.world_size() > 1:
+            raise ConfigError("several processes need DeepSpeed: add --deepspeed ds.json")
+        return
+    for name, used in ((f"--weights {optim.weights}", optim.bf16_weights),
+                       ("--optimizer-in-backward", optim.optimizer_in_backward)):  # fmt: skip
+        if used:
+            raise ConfigError(f"{name} runs without --deepspeed, which keeps master weights of its own: leave one out")
+    load_ds_config(ds_path, optim, None, env.world_size())
+
+
+def load_ds_config(path: str | Path, optim: OptimConfig, precision: str | None, world_size: int) -> dict[str, Any]:
+    """The dictionary for `deepspeed.initialize`. precision: "bf16", "fp16", "fp32", or None while the device is open.
 
     "auto" takes the recipe's value, as users of Accelerate and transformers expect; a number that
     contradicts the recipe raises `ConfigError`.
@@ -30,8 +46,9 @@ def load_ds_config(path: str | Path, optim: OptimConfig, precision: str, world_s
     try:
         _resolve_zero(ds["zero_optimization"])
         _resolve_sizes(ds, optim, world_size)
-        _resolve_precision(ds, precision)
-        if unresolved := list(_autos(ds)):
+        if precision is not None:
+            _resolve_precision(ds, precision)
+        if unresolved := [name for name in _autos(ds) if precision or not name.endswith("16.enabled")]:
             raise ConfigError(f'"auto" is not known for {unresolved[0]}; give a value')
     except ConfigError as error:
         raise ConfigError(f"--deepspeed {path}: {error}") from error
