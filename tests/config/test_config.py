@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-import train
+from sgg_fast.commands import train
 from sgg_fast.config import SETTINGS, Config, ConfigError, add_flags, as_flags, flag
 from sgg_fast.recipes import RECIPES, recipe
 
