@@ -17,7 +17,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["sgg_fast", "sgg_fast.*"]), *find_packages("kernels")],
     package_dir={"sgg_kernels": "kernels/sgg_kernels"},
-    package_data={"sgg_fast.toy": ["weights/*.safetensors", "pipeline/*", "pipeline/*/*"]},
+    package_data={"sgg_fast.toy": ["weights/*", "pipeline/*", "pipeline/*/*"]},
     install_requires=[
         "torch>=2.10,<2.14",
         "triton>=3.6",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,9 +17,11 @@ from sgg_fast.diffusion.captured import CapturedUNet
 from sgg_fast.diffusion.sampling import conditions, sample_latents
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.model_card import write_card
+from sgg_fast.nn import loading
 from sgg_fast.nn.clip import embed_names
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.fuse import fuse_for
+from sgg_fast.nn.pipeline_parts import PARTS, load_pipeline_parts
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -215,14 +219,35 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         decoded = decode_latents(self.vae, latents / self.vae.config.scaling_factor)
         return self.image_processor.postprocess(decoded.float(), output_type=output_type)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """The pipeline in a folder, or that of a hub id. Parts and settings in `kwargs` take the place of the folder's.
+
+        Raises `ModelError`, one line that names file and cause, for a part that is missing, damaged or of another kind.
+        Arguments of diffusers other than `torch_dtype` are left to diffusers, which looks less closely.
+        """
+        dtype = kwargs.pop("torch_dtype", None)
+        kwargs.pop("use_safetensors", None)
+        if kwargs.keys() - inspect.signature(cls).parameters.keys():
+            more = {} if dtype is None else {"torch_dtype": dtype}
+            return super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **more, **kwargs)
+        place = str(pretrained_model_name_or_path)
+        root = loading.find_folder("model", place, ("", *PARTS))
+        with loading.border(f"{place}: cannot be loaded"):
+            pipeline = cls(**{**load_pipeline_parts(root, kwargs), **kwargs})
+        return pipeline if dtype is None else pipeline.to(dtype=dtype)
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """A diffusers folder, with a model card (README.md) and the `pipeline.py` that stock diffusers loads it by."""
+        """A diffusers folder, with a model card (README.md), the `pipeline.py` that stock diffusers loads it by, and
+        the SHA-256 of each file."""
         super().save_pretrained(save_directory, *args, **kwargs)
         write_card(self, save_directory)
+        loading.seal(Path(save_directory))
 
     def _upload_folder(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         """Of `push_to_hub`, which has put an empty card into the folder: ours goes up in its place."""
         write_card(self, working_dir)
+        loading.seal(Path(working_dir))
         return super()._upload_folder(working_dir, *args, **kwargs)
 
 

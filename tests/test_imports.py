@@ -25,7 +25,7 @@ ALLOWED = {
     "sgg_fast/pipeline.py": ("torch", "numpy", "diffusers", "transformers", "sgg_fast.graph", "sgg_fast.nn",
                              "sgg_fast.diffusion", "sgg_fast.data.formats", "sgg_fast.model_card"),
     "sgg_fast/ops/": ("torch", "numpy", "sgg_kernels", "sgg_fast.ops", "sgg_fast.graph"),
-    "sgg_fast/nn/": ("torch", "numpy", "safetensors", "diffusers", "transformers", "sgg_fast.nn", "sgg_fast.ops",
+    "sgg_fast/nn/": ("torch", "numpy", "safetensors", "diffusers", "transformers", "huggingface_hub", "sgg_fast.nn", "sgg_fast.ops",
                      "sgg_fast.graph"),
     "sgg_fast/nn/attention.py": ("torch", "diffusers", "xformers"),
     # Its draws are hashes, which are operators.

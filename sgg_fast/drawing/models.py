@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import hashlib
 import importlib
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 
 from sgg_fast import env
 from sgg_fast.data.png_record import SHIPPED_NAME
 from sgg_fast.graph import SceneGraph
-from sgg_fast.nn.foundation import missing_file
+from sgg_fast.nn import loading
+from sgg_fast.nn.pipeline_parts import PARTS
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 DEFAULT_RUN = Path("runs/toy")
@@ -91,14 +89,8 @@ def load_pipeline(model: str | None) -> tuple[SceneGraphToImagePipeline, str]:
 
 
 def _load(folder: Path) -> SceneGraphToImagePipeline:
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        parts = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
-        if lacking := missing_file(folder, parts):
-            raise ValueError(f"the folder lacks {lacking}")
+    with loading.border("--model"):
         return SceneGraphToImagePipeline.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
-    except (OSError, ValueError, AttributeError, TypeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"--model {folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
 
 
 def _downloaded(model: str) -> Path:
@@ -107,24 +99,13 @@ def _downloaded(model: str) -> Path:
         raise ValueError(
             f"--model {model}: no pipeline there (model_index.json); give the folder of a finished fine-tuning run"
         )
-    try:
-        return Path(SceneGraphToImagePipeline.download(model, use_safetensors=True))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--model {model}: no such folder, and as a hub id it cannot be loaded: {reason}") from error
+    return loading.find_folder("--model", model, ("", *PARTS))
 
 
-def fingerprint(folder: Path, samples: int = 16, block: int = 1 << 14) -> str:
-    """Tells weights apart: a hash of sizes and of evenly spaced blocks of every safetensors file."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-        with path.open("rb") as file:
-            for i in range(samples):
-                file.seek(max(size - block, 0) * i // (samples - 1))
-                digest.update(file.read(block))
-    return digest.hexdigest()[:16]
+def fingerprint(folder: Path) -> str:
+    """Tells models apart: a hash of all that drawing reads, configurations, tokenizers and scheduler included."""
+    with loading.border(f"--model {folder}"):
+        return loading.digest(folder)
 
 
 def set_scheduler(pipeline: SceneGraphToImagePipeline, name: str) -> None:

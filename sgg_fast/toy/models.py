@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.loading import border, check, load_weights
 
 from . import world
 
@@ -116,11 +116,13 @@ def toy_foundation(seed: int = 0, weights: Path | None = WEIGHTS) -> Foundation:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = {"unet": toy_unet(), "vae": toy_vae(), "clip": toy_clip(clip_tokenizer)}
+    if weights:
+        with border(f"{weights}"):
+            check(weights)
     found = [name for name in parts if weights and (weights / f"{name}.safetensors").is_file()]
     for name in found:
         assert weights is not None
-        state = load_file(weights / f"{name}.safetensors")
-        parts[name].load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        load_weights(weights / f"{name}.safetensors", parts[name], f"train it by `python -m sgg_fast.toy.build {name}`")
     # As in SD: the text encoder is CLIP's text tower.
     text_encoder = CLIPTextModel(parts["clip"].config.text_config)
     text_encoder.load_state_dict(parts["clip"].text_model.state_dict())

@@ -8,16 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.graph import SceneGraph
 from sgg_fast.model_card import provenance
+from sgg_fast.nn import loading
 from sgg_fast.nn.clip import text_states, token_ids
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.conditioners import Baseline, Conditioner
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.pipeline_parts import load_conditioner
 from sgg_fast.nn.sgdiff import SGDiffConditioner
 from sgg_fast.nn.text_baseline import TextConditioner, sentence
 from sgg_fast.pipeline import SceneGraphToImagePipeline
@@ -85,9 +86,13 @@ def new_baseline(
 def read_conditioner(folder: Path, config: Config) -> SceneGraphConditioner:
     """A pre-trained graph encoder. Raises `ConfigError` where it was built with other settings."""
     try:
-        conditioner = SceneGraphConditioner.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{folder}: not a graph encoder: {str(error).strip().splitlines()[0]}") from error
+        with loading.border(f"{folder}: not a graph encoder"):
+            loading.check(folder)
+            conditioner = load_conditioner(folder, "")
+            if not isinstance(conditioner, SceneGraphConditioner):
+                raise loading.ModelError("it is a baseline's")
+    except loading.ModelError as error:
+        raise ConfigError(str(error)) from error
     for name in _FIXED:
         if conditioner.config[name] != getattr(config, name):
             raise ConfigError(
