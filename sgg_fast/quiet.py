@@ -7,12 +7,26 @@ import os
 import warnings
 
 
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        from sgg_fast.graph import plain
+
+        return "\n".join(plain(line) for line in super().format(record).split("\n"))
+
+
+def speak_plainly() -> None:
+    """Log lines go to stderr as they are, but for what a terminal would obey; nothing where a handler is there."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
 def quiet_libraries(verbose: bool = False) -> None:
     """Errors still show; progress bars and notices of loading, and xformers' note about its extension, do not.
 
     Our own log goes to stderr: warnings, with `verbose` also what was chosen and why.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    speak_plainly()
     logging.getLogger("sgg_fast").setLevel(logging.INFO if verbose else logging.WARNING)
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
     for name in ("xformers", "bitsandbytes", "torch.distributed"):

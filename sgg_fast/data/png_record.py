@@ -20,6 +20,8 @@ KEYWORD = "sgg_fast"
 SHIPPED_NAME = "toy"
 """What a record, and --model, call the model that comes with the package."""
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_END = b"\0\0\0\0IEND\xaeB`\x82"
+"""The last chunk of a PNG: one that was cut lacks it."""
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "seed": (int,), "steps": (int,), "guidance": (int, float), "relation_guidance": (int, float), "size": (int,),
@@ -39,9 +41,14 @@ def encode_png(image: Image.Image, record: dict[str, Any] | None) -> bytes:
     """The PNG file of `image`, with its record if it has one."""
     info, file = PngImagePlugin.PngInfo(), io.BytesIO()
     if record is not None:
-        info.add_text(KEYWORD, json.dumps(record, sort_keys=True))
+        info.add_text(KEYWORD, record_text(record))
     image.save(file, format="PNG", pnginfo=info)
     return file.getvalue()
+
+
+def record_text(record: dict[str, Any]) -> str:
+    """A record as the picture holds it."""
+    return json.dumps(record, sort_keys=True)
 
 
 def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> None:
@@ -67,8 +74,13 @@ def raw_record(file: Path | BinaryIO) -> str | None:
 
 
 def is_drawn(path: Path, record: dict[str, Any]) -> bool:
-    """Whether the file is there and carries exactly this record."""
-    return path.is_file() and raw_record(path) == json.dumps(record, sort_keys=True)
+    """Whether the file is there to its end and carries exactly this record."""
+    if not path.is_file() or raw_record(path) != record_text(record):
+        return False
+    with path.open("rb") as file:
+        file.seek(0, io.SEEK_END)
+        file.seek(-min(file.tell(), len(_END)), io.SEEK_END)
+        return file.read() == _END
 
 
 def read_record(file: Path | BinaryIO, source: str = "") -> tuple[SceneGraph, dict[str, Any]]:

@@ -9,20 +9,36 @@
 outputs/sheep-standing-on-grass-sky-above-grass.png ('horse', 'grass', 'sky') 0
 """
 
-from sgg_fast.drawing.jobs import Job, OnStep, Step, draw_grid, draw_jobs, make_jobs, make_records, sample, work
+from sgg_fast.drawing.jobs import (
+    Job,
+    NotFiniteError,
+    OnStep,
+    Step,
+    draw_grid,
+    draw_jobs,
+    edited,
+    make_jobs,
+    make_records,
+    sample,
+    work,
+)
 from sgg_fast.drawing.models import SHIPPED, Model, find_pipeline, load_model, load_pipeline
+from sgg_fast.drawing.notices import graph_notices
 from sgg_fast.drawing.options import Options, picture_paths
 
 __all__ = [
     "SHIPPED",
     "Job",
     "Model",
+    "NotFiniteError",
     "OnStep",
     "Options",
     "Step",
     "draw_grid",
     "draw_jobs",
+    "edited",
     "find_pipeline",
+    "graph_notices",
     "load_model",
     "load_pipeline",
     "make_jobs",

@@ -51,6 +51,9 @@ def load_foundation(model: str, clip: str) -> Foundation:
         raise loading.ModelError(f"--model {model}: the folder lacks {lacking}; it must be in diffusers format")
     if not clip and loading.lacking_file(root, _OWN_CLIP):
         raise loading.ModelError(f"--model {model} has no CLIP for names and images: give --clip (CLIP ViT-B/32)")
+    at = loading.find_folder("--clip", clip, ("",)) if clip else root
+    if clip and (lacking := loading.lacking(at, "model") or loading.lacking(at, "tokenizer")):
+        raise loading.ModelError(f"--clip {clip}: the folder lacks {lacking}")
     with loading.border(f"--model {model}: cannot be loaded"):
         loading.check(root, (*_SD_PARTS, *(() if clip else _OWN_CLIP)))
         parts = load_sd_parts(root)
@@ -58,7 +61,6 @@ def load_foundation(model: str, clip: str) -> Foundation:
         if not clip:
             parts |= load_clip(root, *_OWN_CLIP)
     if clip:
-        at = loading.find_folder("--clip", clip, ("",))
         with loading.border(f"--clip {clip}: cannot be loaded"):
             loading.check(at, ("",))
             parts |= load_clip(at, "", "")

@@ -6,7 +6,16 @@ schedulers, detectors, and the weights that ship. A folder that we exported is c
 
 from .border import ModelError, border
 from .files import MANIFEST, VERIFY, check, check_file, digest, read_json, seal
-from .parts import find_folder, lacking_file, load_config, load_part, load_scheduler, load_tokenizer, load_weights
+from .parts import (
+    find_folder,
+    lacking,
+    lacking_file,
+    load_config,
+    load_part,
+    load_scheduler,
+    load_tokenizer,
+    load_weights,
+)
 from .report import loaded
 
 __all__ = [
@@ -18,6 +27,7 @@ __all__ = [
     "check_file",
     "digest",
     "find_folder",
+    "lacking",
     "lacking_file",
     "load_config",
     "load_part",

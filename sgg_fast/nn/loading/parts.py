@@ -59,12 +59,13 @@ def lacking_file(root: Path, parts: Iterable[str]) -> str | None:
     """PART/FILE that a diffusers folder lacks of `parts`, or None. The last word of a part's name is its kind."""
     for part in parts:
         kind = part.rpartition("_")[2]
-        if file := _lacking(root / part, kind if kind in _KNOWN_BY else "model"):
+        if file := lacking(root / part, kind if kind in _KNOWN_BY else "model"):
             return f"{part}/{file}"
     return None
 
 
-def _lacking(folder: Path, kind: str) -> str | None:
+def lacking(folder: Path, kind: str) -> str | None:
+    """The file that a part of this kind ("model", "tokenizer", "scheduler") lacks to be known by, or None."""
     there = (all((folder / file).is_file() for file in files) for files in _KNOWN_BY[kind])
     return None if any(there) else _KNOWN_BY[kind][0][0]
 
@@ -119,7 +120,7 @@ def load_weights(path: Path, module: nn.Module, cure: str) -> None:
 
 def load_tokenizer(root: Path, part: str, tower: PretrainedConfig | None = None) -> CLIPTokenizer:
     """CLIP's tokenizer, its length that of the text `tower` where it says none. Raises `ModelError`."""
-    if file := _lacking(root / part, "tokenizer"):
+    if file := lacking(root / part, "tokenizer"):
         raise ModelError(f"the folder lacks {_named(part, file)}")
     for file in ("tokenizer.json", "vocab.json", "tokenizer_config.json", "special_tokens_map.json",
                  "added_tokens.json"):  # fmt: skip
