@@ -26,7 +26,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--graph-encoder", type=Path, help="pre-trained graph encoder (OUT/pretrain/graph_encoder)")
     parser.add_argument("--steps", type=int, default=argparse.SUPPRESS, help="iterations of the chosen stage")
     parser.add_argument("--overwrite", action="store_true", help="start over instead of continuing the run in OUT")
-    parser.add_argument("--verify", action="store_true", help="read every byte of the models, also what was found whole")
+    parser.add_argument("--verify", action="store_true", help="read every byte of the models, also if whole before")
     parser.add_argument("--plan", nargs="?", const="cuda", choices=("cuda", "cpu"), help="print what memory "
                         "fine-tuning will take on a GPU (or in CPU memory), part by part, and run nothing")  # fmt: skip
     parser.add_argument("--budget", help="memory that there is, for --plan (24GiB) and --auto-batch (the device's)")

@@ -241,6 +241,7 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         """A diffusers folder, with a model card (README.md), the `pipeline.py` that stock diffusers loads it by, and
         the SHA-256 of each file."""
         super().save_pretrained(save_directory, *args, **kwargs)
+        loading.forget_places(Path(save_directory))
         write_card(self, save_directory)
         loading.seal(Path(save_directory))
 

@@ -13,7 +13,7 @@ import torch
 from sgg_fast import env
 from sgg_fast.data.png_record import SHIPPED_NAME
 from sgg_fast.nn import loading
-from sgg_fast.nn.pipeline_parts import PARTS
+from sgg_fast.nn.pipeline_parts import PARTS, load_pipeline_parts
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 DEFAULT_RUN = Path("runs/toy")
@@ -90,8 +90,8 @@ def load_pipeline(model: str | None) -> tuple[SceneGraphToImagePipeline, str]:
 
 
 def _load(folder: Path) -> SceneGraphToImagePipeline:
-    with loading.border("--model"):
-        return SceneGraphToImagePipeline.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
+    with loading.border(f"--model {folder}: cannot be loaded"):
+        return SceneGraphToImagePipeline(**load_pipeline_parts(folder, {}))
 
 
 def _downloaded(model: str) -> Path:

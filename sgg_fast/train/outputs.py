@@ -12,7 +12,7 @@ from sgg_fast.config import Config
 from sgg_fast.data.sources import PairSource
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
-from sgg_fast.nn.loading import seal
+from sgg_fast.nn.loading import forget_places, seal
 from sgg_fast.train.run.folder import replace_folder, writing
 from sgg_fast.train.setup import make_pipeline
 
@@ -46,6 +46,7 @@ def export(result: Path, stage: str, config: Config, foundation: Foundation, con
     with writing(result):
         if stage == "pretrain":
             conditioner.save_pretrained(aside)
+            forget_places(aside)
             seal(aside)
         else:
             foundation.unet.eval()

@@ -5,7 +5,7 @@ schedulers, detectors, and the weights that ship. A folder that we exported is c
 """
 
 from .border import ModelError, border
-from .files import MANIFEST, VERIFY, check, check_file, digest, read_json, seal
+from .files import MANIFEST, VERIFY, check, check_file, digest, forget_places, read_json, seal
 from .parts import (
     find_folder,
     lacking,
@@ -27,6 +27,7 @@ __all__ = [
     "check_file",
     "digest",
     "find_folder",
+    "forget_places",
     "lacking",
     "lacking_file",
     "load_config",

@@ -150,7 +150,7 @@ def load_scheduler(root: Path, part: str, as_ddim: bool = False) -> Any:
     config = read_json(root / name, name)
     with border(name):
         kind = config.get("_class_name")
-        if kind not in _schedulers():
+        if not isinstance(kind, str) or kind not in _schedulers():
             kinds.check_class(config, "_class_name", ("DDIMScheduler", "PNDMScheduler", "another with beta_schedule"))
         kinds.check_scheduler(config)
         own = getattr(diffusers, str(kind))
