@@ -18,8 +18,8 @@ from PIL import Image
 from support.pipeline_folder import write_pipeline
 from transformers import CLIPTextModel
 
-import infer
 from sgg_fast import drawing
+from sgg_fast.commands import infer
 from sgg_fast.data.png_record import read_record
 from sgg_fast.drawing.models import load_model
 from sgg_fast.nn import loading

@@ -32,7 +32,8 @@ def refused(main, argv: list[str], capsys, folder: Path, reason: str) -> None:
     before = files(folder)
     code = main(argv)
     out, err = capsys.readouterr()
-    said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith(f"{main.__module__}.py:")]
+    name = main.__module__.rpartition(".")[2]
+    said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith(f"{name}.py:")]
     assert code == 2
     assert len(said) == 1 and reason in said[0], err
     assert "Traceback" not in err and out == ""
@@ -273,9 +274,9 @@ def test_each_command_names_the_next_one_and_that_runs(tmp_path, capsys, monkeyp
 
 
 def test_an_interrupt_is_one_line_and_the_run_continues(tmp_path, capsys, monkeypatch):
-    from sgg_fast.train.engines.choose import PlainEngine
+    from sgg_fast.train.engines.choose import EagerEngine
 
-    update, calls = PlainEngine.update, []
+    update, calls = EagerEngine.update, []
 
     def interrupted(self, ids, step, lr_factor):
         if len(calls) == 3:
@@ -283,12 +284,12 @@ def test_an_interrupt_is_one_line_and_the_run_continues(tmp_path, capsys, monkey
         calls.append(step)
         return update(self, ids, step, lr_factor)
 
-    monkeypatch.setattr(PlainEngine, "update", interrupted)
+    monkeypatch.setattr(EagerEngine, "update", interrupted)
     argv = ["--stage", "pretrain", *flags(), "--out", str(tmp_path)]
     assert train.main(argv) == 130
     err = capsys.readouterr().err
     assert "Traceback" not in err and "train.py: interrupted; the same command continues" in err
-    monkeypatch.setattr(PlainEngine, "update", update)
+    monkeypatch.setattr(EagerEngine, "update", update)
     assert train.main(argv) == 0
     assert "saved" in capsys.readouterr().out
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 from support import ROOT
 
-import infer
 from sgg_fast import drawing
+from sgg_fast.commands import infer
 from sgg_fast.data.inputs import read_inputs
 from sgg_fast.data.png_record import is_drawn, read_record
 from sgg_fast.drawing import models

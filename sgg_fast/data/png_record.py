@@ -14,6 +14,7 @@ from PIL import Image, PngImagePlugin
 
 from sgg_fast.data.formats import parse_json
 from sgg_fast.data.layouts import read_document
+from sgg_fast.files import write_aside
 from sgg_fast.graph import SceneGraph, SceneGraphError, shown
 
 KEYWORD = "sgg_fast"
@@ -51,13 +52,8 @@ def record_text(record: dict[str, Any]) -> str:
 
 def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> None:
     """Write `encode_png`; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    try:
+    with write_aside(path) as aside:
         aside.write_bytes(encode_png(image, record))
-        aside.rename(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def raw_record(file: Path | BinaryIO) -> str | None:

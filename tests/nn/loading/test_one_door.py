@@ -10,10 +10,10 @@ LOADS = ("from_pretrained", "load_file", "safe_open", "snapshot_download", "load
 DOOR = "sgg_fast/nn/loading/"
 ELSEWHERE = {
     "sgg_fast/pipeline.py": {"from_pretrained"},  # diffusers' own way, for arguments of its own
-    "sgg_fast/eval/detector.py": {"from_pretrained"},  # within a border, its report read
+    "sgg_fast/eval/detectors.py": {"from_pretrained"},  # within a border, its report read
     "sgg_fast/toy/build.py": {"from_pretrained"},  # our pipeline's own, which is the door
     # Checkpoints, which a manifest of SHA-256s vouches for.
-    "sgg_fast/train/engines/eager.py": {"load_file"},
+    "sgg_fast/train/engines/state.py": {"load_file"},
     "sgg_fast/train/engines/deepspeed.py": {"load_file"},
     "sgg_fast/toy/fit.py": {"load_file"},
 }

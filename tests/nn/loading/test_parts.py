@@ -29,8 +29,8 @@ from sgg_fast.nn.loading.__main__ import main as command
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.recipes import recipe
 from sgg_fast.toy.models import WEIGHTS, toy_foundation
+from sgg_fast.train.assemble import read_conditioner
 from sgg_fast.train.memory.blank import blank_foundation
-from sgg_fast.train.setup import read_conditioner
 
 
 @pytest.fixture(scope="module")
