@@ -32,7 +32,7 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->graph_clip->graph_encoder->unet->vae"
     _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer"]
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "pred_x0"]
 
     fuse_unet: str = "auto"
     """Fused kernels and merged projections in UNet and VAE, in place, from the next call on: auto (CUDA), on, off."""
@@ -135,7 +135,8 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         latents: [B, c, height / f, width / f] unit noise in place of drawn noise. height, width: pixels;
         `resolution` is both at once, the trained one unless given. output_type: "pil", "np" for float [B, H, W, 3] in
         0..1, "pt" for [B, 3, H, W], or "latent". return_dict: False gives (images,).
-        callback_on_step_end(pipe, step, timestep, {"latents": ...}) returns one whose latents are gone on with.
+        callback_on_step_end(pipe, step, timestep, {"latents": ...}) returns one whose latents are gone on with. With
+        "pred_x0" among callback_on_step_end_tensor_inputs it is also given the clean latents that the step predicts.
         relation_guidance: how hard the relations alone pull besides, 0 for not at all (`sampling.guided`); otherwise
         the UNet sees every picture once more a step, in the same batch.
         Raises ValueError for what does not fit.
@@ -157,10 +158,15 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
             raise ValueError(f"latents of shape {tuple(noise.shape)}, not {(num_images, *shape)}")
         noise = noise.to(device, torch.promote_types(self.unet.dtype, torch.float32))
         denoise = self._denoiser(graphs, num_images_per_prompt, noise, relation_guidance)
+        further: dict[str, torch.Tensor] = {}
+
+        def on_x0(pred_x0: torch.Tensor) -> None:
+            further["pred_x0"] = pred_x0
 
         def on_step(step: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor | None:
             if callback_on_step_end is not None:
-                latents = (callback_on_step_end(self, step, t, {"latents": latents}) or {}).get("latents", latents)
+                tensors = {"latents": latents, **further}
+                latents = (callback_on_step_end(self, step, t, tensors) or {}).get("latents", latents)
             return None if self.interrupt else latents
 
         latents = sample_latents(
@@ -173,8 +179,9 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
             generator,
             on_step,
             relation_guidance,
+            on_x0 if "pred_x0" in callback_on_step_end_tensor_inputs else None,
         )
-        images = latents if output_type == "latent" else self._decode(latents, output_type)
+        images = latents if output_type == "latent" else self.decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -202,7 +209,9 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
             raise ValueError(f"{len(generators)} generators for {num_images} pictures")
         return torch.stack([torch.randn(shape, generator=g) for g in generators])
 
-    def _decode(self, latents: torch.Tensor, output_type: str) -> Any:
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
+        """Pictures of latents [B, c, h, w] in the form `output_type`, as `__call__` returns them."""
         decoded = decode_latents(self.vae, latents / self.vae.config.scaling_factor)
         return self.image_processor.postprocess(decoded.float(), output_type=output_type)
 

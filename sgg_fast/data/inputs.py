@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import re
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sgg_fast.data import layouts
-from sgg_fast.data.formats import load_scene_graphs, read_scene_graphs
+from sgg_fast.data.formats import read_scene_graphs
 from sgg_fast.data.png_record import SHIPPED_NAME, SIGNATURE, read_record
 from sgg_fast.data.text_form import parse_text
 from sgg_fast.graph import SceneGraph, SceneGraphError, shown
@@ -67,12 +68,22 @@ def _read(word: str) -> list[Item]:
         return [Item(graph, "stdin") for graph in read_scene_graphs(data, "standard input", as_text=True)]
     if not _is_file(word):
         return [Item(parse_text(word, "INPUT"), _slug(word), typed=True)]
-    path = Path(word)
-    if _is_png(path):
-        graph, settings = read_record(path)
+    try:
+        data = Path(word).read_bytes()
+    except OSError as error:
+        raise SceneGraphError(f"{word}: cannot be read: {error.strerror or error}") from error
+    return read_content(data, word)
+
+
+def read_content(data: bytes, name: str) -> list[Item]:
+    """Every graph of a file called `name`: a picture drawn here, or graphs in any form. Raises `SceneGraphError`."""
+    path = Path(name)
+    if data.startswith(SIGNATURE):
+        graph, settings = read_record(io.BytesIO(data), str(path))
         # Not the picture's own name: it would be overwritten.
         return [Item(graph, f"{path.stem}-again", settings)]
-    return [Item(graph, path.stem) for graph in load_scene_graphs(path)]
+    graphs = read_scene_graphs(data, str(path), as_text=path.suffix.lower() == ".txt")
+    return [Item(graph, path.stem) for graph in graphs]
 
 
 def _is_file(word: str) -> bool:
@@ -82,14 +93,6 @@ def _is_file(word: str) -> bool:
     except UnicodeEncodeError as error:
         raise SceneGraphError("INPUT: not UTF-8 text") from error
     return os.path.exists(word) or bool(_FILE.search(word)) or (os.sep in word and " " not in word)
-
-
-def _is_png(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            return file.read(len(SIGNATURE)) == SIGNATURE
-    except OSError:
-        return False  # the reader of graphs says why
 
 
 def _slug(text: str) -> str:

@@ -9,7 +9,7 @@
 outputs/sheep-standing-on-grass-sky-above-grass.png ('horse', 'grass', 'sky') 0
 """
 
-from sgg_fast.drawing.jobs import Job, draw_grid, draw_jobs, make_jobs, work
+from sgg_fast.drawing.jobs import Job, OnStep, Step, draw_grid, draw_jobs, make_jobs, make_records, sample, work
 from sgg_fast.drawing.models import SHIPPED, Model, find_pipeline, load_model, load_pipeline
 from sgg_fast.drawing.options import Options, picture_paths
 
@@ -17,13 +17,17 @@ __all__ = [
     "SHIPPED",
     "Job",
     "Model",
+    "OnStep",
     "Options",
+    "Step",
     "draw_grid",
     "draw_jobs",
     "find_pipeline",
     "load_model",
     "load_pipeline",
     "make_jobs",
+    "make_records",
     "picture_paths",
+    "sample",
     "work",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,25 @@ from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import context_length
 from sgg_fast.pictures.graph_picture import draw_graph
 from sgg_fast.pictures.sheets import beside, grid, tiles, zoomed
+from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 Progress = Callable[[float], None]
 """Told after each denoising step how many pictures' worth of work it was."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A denoising step that a batch has just taken."""
+
+    number: int
+    """From 1."""
+    total: int
+    preview: Callable[[], Image.Image]
+    """Decodes the first picture as this step predicts it; costs one pass of the VAE."""
+
+
+OnStep = Callable[[Step], None]
+"""Told after each denoising step; whatever it raises ends the drawing there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,27 +72,34 @@ class Job:
         return {**self.record, "sheet": kind, "edits": list(self.edits)}
 
 
-def make_jobs(items: Sequence[Item], model: Model, options: Options) -> list[Job]:
-    """A job for each picture. Raises ValueError for an edit or a setting that cannot be followed."""
+def make_records(graph: SceneGraph, settings: Mapping[str, Any], model: Model, options: Options) -> list[dict]:
+    """The record of each picture of `graph`: the options, else `settings` that came with it, else the model's own.
+
+    Raises ValueError for a setting that cannot be followed.
+    """
     config, scheduler = model.pipeline.config, scheduler_name(model.pipeline)
     defaults = {"steps": config.sampling_steps, "guidance": config.guidance, "size": config.resolution,
                 "relation_guidance": 0.0, "scheduler": scheduler, "seed": 0}  # fmt: skip
     given = {name: getattr(options, name) for name in defaults if getattr(options, name) is not None}
+    used = {**defaults, **settings, **given}
+    # A picture's own settings are checked as the flags are.
+    checked = [name for name in defaults if name != "scheduler" or used[name] != scheduler]
+    Options(num_images=options.num_images, **{name: used[name] for name in checked})
+    record = {name: used[name] for name in defaults} | {"graph": graph_json(graph)}
+    record |= {name: float(record[name]) for name in ("guidance", "relation_guidance")}
+    record |= {"model": model.name, "weights": model.weights}
+    return [{**record, "seed": used["seed"] + number} for number in range(options.num_images)]
+
+
+def make_jobs(items: Sequence[Item], model: Model, options: Options) -> list[Job]:
+    """A job for each picture. Raises ValueError for an edit or a setting that cannot be followed."""
     paths = iter(picture_paths(items, options))
     jobs = []
     for item in items:
         graph = item.graph
         for edit in options.edits:
             graph = apply_edit(graph, edit)
-        settings = {**defaults, **item.settings, **given}
-        # A picture's own settings are checked as the flags are.
-        checked = [name for name in defaults if name != "scheduler" or settings[name] != scheduler]
-        Options(num_images=options.num_images, **{name: settings[name] for name in checked})
-        for number in range(options.num_images):
-            record = {name: settings[name] for name in defaults}
-            record |= {"seed": settings["seed"] + number, "graph": graph_json(graph)}
-            record |= {name: float(record[name]) for name in ("guidance", "relation_guidance")}
-            record |= {"model": model.name, "weights": model.weights}
+        for record in make_records(graph, item.settings, model, options):
             path = next(paths)
             jobs.append(Job(graph, item.graph, path, record, sheet_paths(path, options), options.edits))
     return jobs
@@ -110,8 +133,12 @@ def work(options: Options) -> int:
 def _draw_batch(
     batch: Sequence[Job], missing: Sequence[bool], model: Model, options: Options, progress: Progress
 ) -> None:
-    images, maps = _sample([job.graph for job in batch], batch, model, progress, explain=options.explain)
-    befores = _sample([job.before for job in batch], batch, model, progress)[0] if options.edits else images
+    def on_step(step: Step) -> None:
+        progress(len(batch) / step.total)
+
+    records = [job.record for job in batch]
+    images, maps = sample([job.graph for job in batch], records, model, on_step, explain=options.explain)
+    befores = sample([job.before for job in batch], records, model, on_step)[0] if options.edits else images
     for i, job in enumerate(batch):
         if missing[i]:
             save_png(images[i], job.path, job.record)
@@ -129,16 +156,26 @@ def _sheet(kind: str, job: Job, before: Image.Image, image: Image.Image, maps: A
     return tiles([zoomed(before, 256), zoomed(image, 256)], ["before", "; ".join(job.edits)], columns=2)
 
 
-def _sample(
-    graphs: Sequence[SceneGraph], batch: Sequence[Job], model: Model, progress: Progress, explain: bool = False
-) -> tuple[list[Image.Image], Any]:
-    """The pictures of `graphs` with the jobs' seeds and settings, and with `explain` their attention maps."""
-    pipeline, record = model.pipeline, batch[0].record
+def sample(
+    graphs: Sequence[SceneGraph],
+    records: Sequence[Mapping[str, Any]],
+    model: Model,
+    on_step: OnStep,
+    explain: bool = False,
+) -> tuple[list[Image.Image], torch.Tensor | None]:
+    """The pictures of `graphs`, each with its record's seed; all have the first record's other settings.
+
+    With `explain` their attention maps too, [B, T, h, w] (`AttentionMaps`). Raises ValueError where there are none.
+    """
+    pipeline, record = model.pipeline, records[0]
     if record["scheduler"] != scheduler_name(pipeline):
         set_scheduler(pipeline, record["scheduler"])
 
     def tick(pipe: Any, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-        progress(len(graphs) / len(pipe.scheduler.timesteps))
+        def preview() -> Image.Image:
+            return pipe.decode(tensors["pred_x0"][:1])[0]
+
+        on_step(Step(step + 1, len(pipe.scheduler.timesteps), preview))
         return tensors
 
     def call() -> list[Image.Image]:
@@ -148,23 +185,31 @@ def _sample(
                 num_inference_steps=record["steps"],
                 guidance_scale=record["guidance"],
                 relation_guidance=record["relation_guidance"],
-                generator=[torch.Generator().manual_seed(job.record["seed"]) for job in batch],
+                generator=[torch.Generator().manual_seed(each["seed"]) for each in records],
                 resolution=record["size"],
                 callback_on_step_end=tick,
+                callback_on_step_end_tensor_inputs=("latents", "pred_x0"),
             ).images
         except torch.OutOfMemoryError as error:
             raise ValueError("out of GPU memory: lower --batch-size or --size") from error
 
     if not explain:
         return call(), None
-    encoder = pipeline.graph_encoder.config
-    if encoder.get("context") != "triples":
-        own = "has --context global" if "context" in encoder else "is a baseline"
-        raise ValueError(f"--explain needs a model with a token for each triple; this one {own}")
+    if refusal := unexplained(pipeline):
+        raise ValueError(refusal)
     side = record["size"] // pipeline.vae_scale_factor
     with AttentionMaps(pipeline.unet, len(graphs), (side, side)) as maps:
         images = call()
     return images, maps.maps()
+
+
+def unexplained(pipeline: SceneGraphToImagePipeline) -> str:
+    """Why this model has no attention map for each object and relation; "" if it has them."""
+    encoder = pipeline.graph_encoder.config
+    if encoder.get("context") == "triples":
+        return ""
+    own = "has --context global" if "context" in encoder else "is a baseline"
+    return f"--explain needs a model with a token for each triple; this one {own}"
 
 
 def draw_grid(items: Sequence[Item], jobs: Sequence[Job], options: Options) -> Path:
