@@ -4,7 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest", "pytest-xdist", "hypothesis"]
+APP = ["starlette", "uvicorn"]
+TEST = ["pytest", "pytest-xdist", "hypothesis", *APP]
+BROWSER = ["playwright>=1.65,<1.66", "axe-playwright-python"]
 BENCH = ["matplotlib", "torch_geometric"]
 
 setup(
@@ -17,7 +19,11 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["sgg_fast", "sgg_fast.*"]), "sgg_kernels", "sgg_kernels.reference"],
     package_dir={"sgg_kernels": "kernels"},
-    package_data={"sgg_fast.toy": ["weights/*.safetensors", "pipeline/*", "pipeline/*/*"]},
+    package_data={
+        "sgg_fast.toy": ["weights/*.safetensors", "pipeline/*", "pipeline/*/*"],
+        "sgg_fast.app": ["static/*"],
+    },
+    entry_points={"console_scripts": ["sgg-app = sgg_fast.app.__main__:main"]},
     install_requires=[
         "torch>=2.10,<2.14",
         "triton>=3.6",
@@ -36,8 +42,9 @@ setup(
         "ninja",
     ],
     extras_require={
+        "app": APP,
         "test": TEST,
-        "dev": [*TEST, *BENCH, "ruff", "mypy"],
+        "dev": [*TEST, *BENCH, *BROWSER, "ruff", "mypy"],
         "bench": BENCH,
         "eval": ["torch-fidelity"],
     },

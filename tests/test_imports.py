@@ -20,6 +20,8 @@ ALLOWED = {
     "sgg_fast/": ("torch", "numpy", *NOUNS),
     "sgg_fast/quiet.py": ("diffusers", "transformers"),
     "sgg_fast/drawing/": ("torch", "numpy", "PIL", "safetensors", "diffusers", "tqdm", "sgg_fast"),
+    "sgg_fast/app/": ("starlette", "uvicorn", "sgg_fast.app", "sgg_fast.drawing", "sgg_fast.pipeline", "sgg_fast.quiet",
+                      "sgg_fast.data", "sgg_fast.graph"),
     "sgg_fast/pictures/": ("numpy", "PIL", "networkx", "sgg_fast.pictures", "sgg_fast.data.text_form",
                            "sgg_fast.graph"),
     "sgg_fast/pipeline.py": ("torch", "numpy", "diffusers", "transformers", "sgg_fast.graph", "sgg_fast.nn",

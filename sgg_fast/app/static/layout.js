@@ -10,6 +10,9 @@ const DIRECTIONS = [
   [/\bright\b/, 1, 0],
 ];
 
+/** Pixels of a relation's name, about. */
+const label = (name) => 7 * Math.min(name.length, 32) + 24;
+
 const direction = (name) => DIRECTIONS.find(([words]) => words.test(name))?.slice(1) ?? [0, 0];
 
 /** Map of id -> {x, y} (centres). width(node): pixels. fixed: ids that stay. The same graph gives the same places. */
@@ -27,7 +30,7 @@ export function layout(state, width, fixed = new Set()) {
   const links = edges.map((e) => {
     const [dx, dy] = direction(e.name);
     const reach = (width(nodes[index.get(e.from)]) + width(nodes[index.get(e.to)])) / 2 + 110;
-    return { a: index.get(e.from), b: index.get(e.to), dx: dx * reach, dy: dy * 130, reach };
+    return { a: index.get(e.from), b: index.get(e.to), dx: dx * reach, dy: dy * 140, reach, wide: label(e.name) };
   });
   const free = nodes.map((n) => !fixed.has(n.id));
   const rounds = num > 400 ? 0 : num > 120 ? 40 : 260;
@@ -35,6 +38,7 @@ export function layout(state, width, fixed = new Set()) {
     const heat = 0.5 * (1 - round / rounds) + 0.05;
     const push = nodes.map(() => ({ x: 0, y: 0 }));
     repel(nodes, at, push, width);
+    part(links, at, push);
     for (const { a, b, dx, dy, reach } of links) {
       const from = at[a];
       const to = at[b];
@@ -79,6 +83,22 @@ function repel(nodes, at, push, width) {
       push[j].x -= (x / wide / length) * force;
       push[i].y += (y / (HEIGHT + GAP) / length) * force;
       push[j].y -= (y / (HEIGHT + GAP) / length) * force;
+    }
+  }
+}
+
+/** Names of relations that would cover each other push their objects apart sideways. */
+function part(links, at, push) {
+  const middle = ({ a, b }) => ({ x: (at[a].x + at[b].x) / 2, y: (at[a].y + at[b].y) / 2 });
+  const places = links.map(middle);
+  for (let i = 0; i < links.length; i++) {
+    for (let j = 0; j < i; j++) {
+      const x = places[i].x - places[j].x;
+      const room = (links[i].wide + links[j].wide) / 2 + 12;
+      if (Math.abs(x) >= room || Math.abs(places[i].y - places[j].y) >= 32) continue;
+      const force = (room - Math.abs(x)) * (x < 0 ? -0.5 : 0.5);
+      for (const end of [links[i].a, links[i].b]) push[end].x += force;
+      for (const end of [links[j].a, links[j].b]) push[end].x -= force;
     }
   }
 }

@@ -133,6 +133,8 @@ drawer.addEventListener("begin", () => {
   $("progress").removeAttribute("value");
   $("step").textContent = model ? "Starting" : "Waiting for the model";
   tell("");
+  // On a narrow page the picture lies below the graph.
+  if (matchMedia("(max-width: 900px)").matches) $("picture").scrollIntoView({ behavior: "smooth" });
 });
 
 drawer.addEventListener("progress", ({ detail: at }) => {
