@@ -14,7 +14,7 @@ AXE = resources.files("axe_playwright_python").joinpath("axe.min.js")
 
 
 def test_an_inline_script_does_not_run(tabs):
-    tab = tabs(faults=("Content Security Policy",))
+    tab = tabs(faults=("Content Security Policy", "404"))
     for html in ("<script>window.ran = 1</script>", "<img src=x onerror='window.ran = 1'>"):
         tab.page.evaluate(
             """(html) => {
