@@ -64,7 +64,10 @@ export function layout(state, width, fixed = new Set()) {
       p.y += Math.max(-60, Math.min(60, push[i].y * heat));
     });
   }
-  return new Map(nodes.map((n, i) => [n.id, { x: Math.round(at[i].x), y: Math.round(at[i].y) }]));
+  // On a grid, so that what is nearly level is level.
+  const snap = (value) => Math.round(value / 20) * 20;
+  const put = ({ x, y }, i) => (free[i] ? { x: snap(x), y: snap(y) } : { x, y });
+  return new Map(nodes.map((n, i) => [n.id, put(at[i], i)]));
 }
 
 /** Objects that are near push each other away; those that overlap the more so. */

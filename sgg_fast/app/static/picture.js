@@ -39,7 +39,7 @@ export class Picture {
       this.before.src = earlier.urls[Math.min(index, earlier.urls.length - 1)];
       this.before.alt = `The earlier picture: ${earlier.text}`;
       this.before.classList.toggle("small", earlier.records[0].size < 192);
-      this.changes.textContent = changed(earlier.records[0], entry.records[0]);
+      this.changes.textContent = changed(earlier, entry);
     }
     this.slider.value = 0;
     this.slide();
@@ -91,7 +91,7 @@ export class Picture {
     paint(this.heat, bytes(maps.heat[this.index][place]), maps.width, maps.height);
     this.heat.dataset.item = id;
     const share = (100 * maps.share[this.index][place]).toFixed(1);
-    this.caption.textContent = `Where “${entry.labels[place]}” had the attention: ${share} % of it in the mean`;
+    this.caption.textContent = `Where “${entry.labels[place]}” had the attention (${share} % overall)`;
   }
 }
 
@@ -109,25 +109,28 @@ function paint(canvas, heat, width, height) {
   context.putImageData(image, 0, 0);
 }
 
-/** What differs between two records, in a few words. */
+/** What differs between two history entries, in a few words. */
 export function changed(before, after) {
-  const said = ({ graph }) => {
-    const relations = graph.relationships.map(([s, p, o]) => `${graph.objects[s]} ${p} ${graph.objects[o]}`);
-    return [...graph.objects, ...relations];
-  };
-  const minus = (from, out) => {
-    const left = [...out];
-    return from.filter((item) => {
-      const at = left.indexOf(item);
-      if (at >= 0) left.splice(at, 1);
-      return at < 0;
-    });
-  };
-  const [old, now] = [said(before), said(after)];
-  const parts = [...minus(old, now).map((item) => `− ${item}`), ...minus(now, old).map((item) => `+ ${item}`)];
+  const parts = [];
+  const kept = (list, { id }) => list.find((item) => item.id === id);
+  for (const kind of ["nodes", "edges"]) {
+    const [old, now] = [before.state[kind], after.state[kind]];
+    for (const item of old) {
+      const same = kept(now, item);
+      const moved = same && (same.from !== item.from || same.to !== item.to);
+      if (!same) parts.push(`− ${said(before, item)}`);
+      else if (moved) parts.push(`${said(before, item)} → ${said(after, same)}`);
+      else if (same.name !== item.name) parts.push(`${item.name} → ${same.name}`);
+    }
+    parts.push(...now.filter((item) => !kept(old, item)).map((item) => `+ ${said(after, item)}`));
+  }
   for (const name of ["seed", "steps", "guidance", "relation_guidance", "scheduler", "size"]) {
-    if (before[name] !== after[name]) parts.push(`${name.replace("_", " ")} ${before[name]} → ${after[name]}`);
+    const [old, now] = [before.records[0][name], after.records[0][name]];
+    if (old !== now) parts.push(`${name.replace("_", " ")} ${old} → ${now}`);
   }
   if (!parts.length) return "Nothing has changed.";
   return parts.length > 4 ? `${parts.slice(0, 4).join(", ")} and ${parts.length - 4} more` : parts.join(", ");
 }
+
+/** An item of an entry's graph, as its labels say it. */
+const said = (entry, item) => entry.labels[entry.ids.indexOf(item.id)];

@@ -27,6 +27,7 @@ function textWidth(text, font) {
 }
 
 const FONT = "system-ui, sans-serif";
+const BUTTONS = 68; // pixels of the canvas's edge that they take
 const brief = (name) => (name.length > 32 ? `${name.slice(0, 30)}…` : name);
 
 /** Pixels of an object's box. */
@@ -240,9 +241,10 @@ export class View extends EventTarget {
     const right = Math.max(...nodes.map((n) => n.x + width(n) / 2));
     const top = Math.min(...nodes.map((n) => n.y - HEIGHT / 2));
     const bottom = Math.max(...nodes.map((n) => n.y + HEIGHT / 2));
+    // Clear of the buttons that float above and below.
     const margin = Math.min(56, box.width / 12);
-    const space = Math.max(120, box.height - 2 * margin - 40);
-    const k = Math.min(1, (box.width - 2 * margin) / (right - left), space / (bottom - top));
+    const tall = box.height - 2 * BUTTONS;
+    const k = Math.min(1, (box.width - 2 * margin) / (right - left), tall / (bottom - top));
     this.camera = { k, x: box.width / 2 - (k * (left + right)) / 2, y: box.height / 2 - (k * (top + bottom)) / 2 };
     this.aim();
     this.dispatchEvent(new Event("camera"));
@@ -254,7 +256,7 @@ export class View extends EventTarget {
     const at = this.toScreen(this.centre(id));
     const over = (value, low, high) => (value < low ? low - value : value > high ? high - value : 0);
     const dx = over(at.x, box.left + 50, box.right - 50);
-    const dy = over(at.y, box.top + 34, box.bottom - 34);
+    const dy = over(at.y, box.top + BUTTONS, box.bottom - BUTTONS);
     if (dx || dy) this.pan(dx, dy);
   }
 
