@@ -14,7 +14,8 @@ export class Combo {
     this.close = null;
     this.input.addEventListener("input", () => this.refresh());
     this.input.addEventListener("keydown", (event) => this.key(event));
-    this.input.addEventListener("blur", () => this.settle(clean(this.input.value)));
+    // Another window in front is no answer.
+    this.input.addEventListener("blur", () => document.hasFocus() && this.settle(clean(this.input.value)));
     // Before the blur that a press would cause.
     this.list.addEventListener("pointerdown", (event) => {
       event.preventDefault();
@@ -81,6 +82,7 @@ export class Combo {
 
   key(event) {
     const num = this.list.children.length;
+    if (event.ctrlKey || event.metaKey) return;
     event.stopPropagation();
     if (event.key === "ArrowDown" || event.key === "ArrowUp") {
       event.preventDefault();

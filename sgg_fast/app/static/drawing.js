@@ -2,7 +2,8 @@
 
 import { Gone, get, post, send } from "./api.js";
 
-const PAGE = crypto.randomUUID();
+// Not randomUUID, which browsers keep from pages without TLS.
+const PAGE = Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16)).join("");
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 export class Drawer extends EventTarget {
@@ -39,9 +40,9 @@ export class Drawer extends EventTarget {
   }
 
   async one(request) {
-    const { graph, settings } = request;
+    const { graph, settings, maps } = request;
     this.tell("begin", request);
-    let at = await post("/api/drawings", { graph, settings, page: PAGE, maps: true });
+    let at = await post("/api/drawings", { graph, settings, page: PAGE, maps });
     this.id = at.id;
     let seen = 0;
     while (at.state === "waiting" || at.state === "drawing") {

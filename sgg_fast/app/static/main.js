@@ -2,7 +2,7 @@
 
 import { Gone, Refused, adopt, get } from "./api.js";
 import { Combo } from "./combo.js";
-import { Doc, EMPTY, find, fromGraph, isEdge, labels, revive, toGraph } from "./doc.js";
+import { Doc, clean, labels, revive, toGraph } from "./doc.js";
 import { Drawer } from "./drawing.js";
 import { Editor } from "./editor.js";
 import { EXAMPLES } from "./examples.js";
@@ -13,7 +13,7 @@ import { Picture } from "./picture.js";
 import { Settings } from "./settings.js";
 import { Source } from "./source.js";
 import { View } from "./view.js";
-import { learn, words } from "./words.js";
+import { learn } from "./words.js";
 
 const $ = (id) => document.getElementById(id);
 const STORE = "sgg_fast.page";
@@ -112,7 +112,8 @@ function draw() {
   if (fault) return tell(fault);
   if (!doc.state.nodes.length) return tell("There is nothing to draw: add an object first.");
   const { state } = doc;
-  return drawer.draw({ graph: toGraph(state), settings: settings.request(), state, text: $("text").value });
+  const request = { graph: toGraph(state), settings: settings.request(), maps: $("maps").checked };
+  return drawer.draw({ ...request, state, text: $("text").value });
 }
 
 function stop() {
@@ -312,12 +313,12 @@ const clicks = {
 for (const [id, action] of Object.entries(clicks)) $(id).addEventListener("click", action);
 
 window.addEventListener("keydown", (event) => {
-  if (document.querySelector("dialog[open]")) return;
+  if (document.querySelector("dialog[open], :popover-open")) return;
   const typing = event.target.closest?.("input, textarea, select");
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
-    combo.settle(combo.input.value);
-    draw();
+    combo.settle(clean(combo.input.value));
+    setTimeout(draw); // after what was typed there has been taken
   } else if (event.key === "Escape") stop();
   else if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
   else if (event.key === "n") {
