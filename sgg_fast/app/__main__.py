@@ -8,7 +8,7 @@ import secrets
 import socket
 import sys
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import uvicorn
@@ -37,8 +37,6 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 closed by Ctrl-C or SIGTERM, 2 for what cannot be used (one line on stderr)."""
     args = parse(argv)
     try:
-        import uvicorn
-
         from sgg_fast.app.server import make_app
         from sgg_fast.app.studio import Studio
     except ModuleNotFoundError as error:
@@ -55,10 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     token = None if args.public else os.environ.get("SGG_APP_TOKEN") or secrets.token_urlsafe(16)
     studio = Studio(args.model)
     app = make_app(studio, token, args.host, args.public)
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="on", timeout_graceful_shutdown=2
-    )
-    server = uvicorn.Server(config)
+    server = make_server(app)
     print(f"sgg-app: open {address(args.host, listener.getsockname()[1], token, args.public)}", flush=True)
     print("sgg-app: Ctrl-C closes it; the model is being loaded", file=sys.stderr, flush=True)
     threading.Thread(target=report, args=(studio, server), daemon=True).start()
@@ -67,6 +62,16 @@ def main(argv: list[str] | None = None) -> int:
         print(f"sgg-app: {studio.failure}", file=sys.stderr)
         return 2
     return 0
+
+
+def make_server(app: Any) -> uvicorn.Server:
+    """The HTTP server of an ASGI application, quiet but for errors."""
+    import uvicorn
+
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, lifespan="on", timeout_graceful_shutdown=2
+    )
+    return uvicorn.Server(config)
 
 
 def listen(host: str, port: int) -> socket.socket:

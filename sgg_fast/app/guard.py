@@ -9,14 +9,10 @@ from __future__ import annotations
 import hmac
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[dict[str, Any]]]
-Send = Callable[[dict[str, Any]], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_JSON = 64 * 1024
 """Bytes of a JSON body."""
@@ -44,7 +40,7 @@ class Guard:
     public: the host name under which a proxy serves the page ("" for none); Hugging Face may then frame it.
     """
 
-    def __init__(self, app: App, token: str | None, host: str = "127.0.0.1", public: str = "") -> None:
+    def __init__(self, app: ASGIApp, token: str | None, host: str = "127.0.0.1", public: str = "") -> None:
         self.app, self.token = app, token
         self.hosts = {"localhost", "127.0.0.1", "::1", host.lower(), public.lower()} - {""}
         ancestors = "https://huggingface.co" if public else "'none'"
@@ -56,7 +52,7 @@ class Guard:
                 await self.app(scope, receive, send)
             return  # a WebSocket is closed unanswered
 
-        async def with_headers(message: dict[str, Any]) -> None:
+        async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 own = {name for name, _ in self.headers}
                 message["headers"] = [h for h in message["headers"] if h[0] not in own] + self.headers
@@ -75,7 +71,7 @@ class Guard:
             return
         given = False
 
-        async def replay() -> dict[str, Any]:
+        async def replay() -> Message:
             nonlocal given
             if given:
                 return await receive()
@@ -118,19 +114,21 @@ def _is_address(name: str) -> bool:
 
 
 async def read_body(receive: Receive, most: int) -> tuple[bytes, bool]:
-    """(body, whether it has at most `most` bytes); reading ends where it has more."""
+    """(body, whether it has at most `most` bytes).
+
+    Of a longer one a few times that are taken and thrown away, so that who sends it gets to read the answer.
+    """
     parts, total = [], 0
-    while True:
+    while total <= 4 * most:
         message = await receive()
         if message["type"] == "http.disconnect":
-            return b"", True
+            break
         part = message.get("body", b"")
         total += len(part)
-        if total > most:
-            return b"", False
-        parts.append(part)
+        parts.append(part) if total <= most else parts.clear()
         if not message.get("more_body", False):
-            return b"".join(parts), True
+            break
+    return b"".join(parts), total <= most
 
 
 async def answer(send: Send, status: int, reason: str) -> None:

@@ -75,8 +75,8 @@ class Studio:
     """Loads the model behind the page and draws. All public methods may be called from any thread."""
 
     def __init__(self, model: str | None) -> None:
-        self.asked, self.model, self.failure = model, None, ""
-        self.model: Model | None
+        self.asked, self.failure = model, ""
+        self.model: Model | None = None
         self._change = threading.Condition()
         self._line: list[Drawing] = []
         self._drawings: OrderedDict[str, Drawing] = OrderedDict()

@@ -14,15 +14,12 @@ from support.browser import Tab
 @pytest.fixture(scope="session")
 def client() -> Iterator[Client]:
     """A server in a thread of this process, its model loaded."""
-    import uvicorn
-
-    from sgg_fast.app.__main__ import listen
+    from sgg_fast.app.__main__ import listen, make_server
     from sgg_fast.app.server import make_app
     from sgg_fast.app.studio import Studio
 
     studio, listener = Studio("toy"), listen("127.0.0.1", 0)
-    config = uvicorn.Config(make_app(studio, TOKEN), log_level="warning", access_log=False, timeout_graceful_shutdown=1)
-    server = uvicorn.Server(config)
+    server = make_server(make_app(studio, TOKEN))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     assert studio.ready.wait(120) and not studio.failure, studio.failure

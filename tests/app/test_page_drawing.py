@@ -43,7 +43,7 @@ def test_a_picture_is_infers_to_the_byte_and_carries_what_was_asked(tab, tmp_pat
     record = record_of(data)
     assert record["graph"] == SHEEP == tab.json
     assert (record["seed"], record["steps"], record["model"]) == (5, 12, "toy")
-    assert data == by_infer(tmp_path, SHEEP, seed=5, steps=12)
+    assert [data] == by_infer(tmp_path, SHEEP, seed=5, steps=12)
 
 
 def test_stop_ends_within_two_steps_and_the_page_draws_again(tab, server):
@@ -139,7 +139,7 @@ def test_pointing_at_an_item_shows_where_it_had_the_attention(tab):
 def test_a_picture_dropped_brings_graph_and_settings_back(tab, tmp_path):
     graph = {"objects": ["person", "red hat"], "relationships": [[0, "wearing", 1]]}
     settings = {"seed": 11, "steps": 3, "guidance": 3.5, "relation_guidance": 1.0, "scheduler": "euler"}
-    picture = by_infer(tmp_path, graph, **settings)
+    (picture,) = by_infer(tmp_path, graph, **settings)
     tab.drop("was.png", picture, "image/png")
     expect(tab.node("red hat")).to_be_visible()
     assert tab.json == graph

@@ -11,17 +11,17 @@ from typing import Any
 from PIL import Image
 
 
-def by_infer(folder: Path, graph: dict, **settings: Any) -> bytes:
-    """The PNG that `infer.py --model toy` writes of a graph."""
+def by_infer(folder: Path, graph: dict, **settings: Any) -> list[bytes]:
+    """The PNGs that `infer.py --model toy` writes of a graph."""
     import infer
 
     source, out = folder / "graph.json", folder / "picture.png"
     source.write_text(json.dumps(graph))
     flags = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", str(value))]
-    command = [str(source), "--model", "toy", "--out", str(out), "--quiet", "--overwrite", *flags]
-    with contextlib.redirect_stdout(io.StringIO()):
-        assert infer.main(command) == 0
-    return out.read_bytes()
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        assert infer.main([str(source), "--model", "toy", "--out", str(out), "--quiet", "--overwrite", *flags]) == 0
+    return [Path(line).read_bytes() for line in printed.getvalue().splitlines()]
 
 
 def record_of(data: bytes) -> dict:
