@@ -40,6 +40,13 @@ def shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
+def plain(text: str) -> str:
+    """`text` with every character that a terminal would obey or hide (ESC, bidi marks, lone surrogates) escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def check_name(name: object, where: str) -> None:
     """Raise `SceneGraphError`, beginning with `where`, for what the text tower cannot read or the model adds itself."""
     if not isinstance(name, str) or not name.strip():

@@ -114,8 +114,9 @@ def test_infer_refuses_a_folder_without_permission(tmp_path, graph, capsys):
 
 
 def test_a_disk_that_refuses_leaves_no_half_picture(tmp_path, graph, capsys, trained_run, monkeypatch):
-    def half(self, path, **_):
-        Path(path).write_bytes(b"\x89PNG")
+    def half(self, file, **_):
+        if isinstance(file, Path):
+            file.write_bytes(b"\x89PNG")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", half)

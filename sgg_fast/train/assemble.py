@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from sgg_fast.config import SETTINGS, Config, ConfigError, ModelConfig
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.graph import SceneGraph
-from sgg_fast.nn import fuse
+from sgg_fast.nn import fuse, loading
 from sgg_fast.nn.attention import checkpoint_activations, set_attention
 from sgg_fast.nn.clip import text_states, token_ids
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.pipeline_parts import load_conditioner
 from sgg_fast.nn.sgdiff import SGDiffConditioner
 from sgg_fast.nn.text_baseline import TextConditioner, sentence
 from sgg_fast.train.stages import FinetuneStage, PretrainStage, Stage
@@ -83,9 +83,13 @@ def new_conditioner(
 def read_conditioner(folder: Path, model: ModelConfig) -> SceneGraphConditioner:
     """A pre-trained graph encoder. Raises `ConfigError` where it was built with other settings."""
     try:
-        conditioner = SceneGraphConditioner.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{folder}: not a graph encoder: {str(error).strip().splitlines()[0]}") from error
+        with loading.border(f"{folder}: not a graph encoder"):
+            loading.check(folder)
+            conditioner = load_conditioner(folder, "")
+            if not isinstance(conditioner, SceneGraphConditioner):
+                raise loading.ModelError("it is a baseline's")
+    except loading.ModelError as error:
+        raise ConfigError(str(error)) from error
     for name, asked in _encoder_settings(model).items():
         if conditioner.config[name] != asked:
             raise ConfigError(

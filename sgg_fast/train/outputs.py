@@ -14,6 +14,7 @@ from sgg_fast.files import replace_folder
 from sgg_fast.model_card import provenance
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.loading import forget_places, seal
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.train.run.folder import writing
 
@@ -72,4 +73,7 @@ def export(result: Path, model: Conditioner | SceneGraphToImagePipeline) -> None
     shutil.rmtree(aside, ignore_errors=True)
     with writing(result):
         model.save_pretrained(aside)
+        if not isinstance(model, SceneGraphToImagePipeline):  # which does this itself
+            forget_places(aside)
+            seal(aside)
         replace_folder(aside, result)

@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from support import loops
-from support.box_cases import BOXES, boxed, random_boxes  # noqa: F401
-from support.loops import under
-from support.stage_cases import (  # noqa: F401  (fixtures)
+from support.cases.box import BOXES, boxed, random_boxes  # noqa: F401
+from support.cases.stage import (  # noqa: F401  (fixtures)
     GRAPHS,
     IDS,
     STEP,
@@ -23,6 +22,7 @@ from support.stage_cases import (  # noqa: F401  (fixtures)
     given_graph,
     pretrain_stage,
 )
+from support.loops import under
 
 from sgg_fast.config import ConfigError, DataConfig, ModelConfig
 from sgg_fast.data.cache import build_cache

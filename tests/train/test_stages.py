@@ -14,9 +14,8 @@ import pytest
 import torch
 from sgg_kernels.reference.pack import MASK_STREAM
 from support import loops
-from support.graphs import by_name, pack
-from support.negative_cases import told_wrongly
-from support.stage_cases import (  # noqa: F401
+from support.cases.negative import told_wrongly
+from support.cases.stage import (  # noqa: F401
     GRAPHS,
     IDS,
     IMAGE,
@@ -36,6 +35,7 @@ from support.stage_cases import (  # noqa: F401
     pretrain_stage,
     settings,
 )
+from support.graphs import by_name, pack
 
 from sgg_fast.diffusion import noise
 from sgg_fast.nn.clip import embed_images

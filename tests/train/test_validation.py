@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from support import loops
-from support.stage_cases import cache, pretrain_stage  # noqa: F401  (a fixture)
+from support.cases.stage import cache, pretrain_stage  # noqa: F401  (a fixture)
 from support.tiny_runs import lines, rows, same_weights, train, trainer
 
 from sgg_fast.config import ConfigError, RunConfig

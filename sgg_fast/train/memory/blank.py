@@ -5,7 +5,6 @@ Nothing is downloaded but configuration files, and no weight is read. Under a `F
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 from sgg_fast.config import Config, ConfigError, ModelConfig
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
+from sgg_fast.nn import loading
 from sgg_fast.nn.conditioners import Conditioner
-from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.foundation import Foundation, load_sd_configs
 from sgg_fast.train.assemble import conditioner_of
 
 SD_UNET: dict[str, Any] = {
@@ -89,19 +89,20 @@ def _foundation(source: str, *parts: Any) -> Foundation:
 
 
 def _read_sizes(given: ModelConfig) -> tuple[dict[str, Any], dict[str, Any], CLIPTextConfig, CLIPConfig]:
-    model, clip, folder = given.source, given.clip, ""
-    if not clip and (Path(model) / "graph_clip").is_dir():
-        clip, folder = model, "graph_clip"
+    model, parts = given.source, ("unet", "vae", "text_encoder", "graph_clip")
     try:
-        return (
-            dict(UNet2DConditionModel.load_config(model, subfolder="unet")),
-            dict(AutoencoderKL.load_config(model, subfolder="vae")),
-            CLIPTextConfig.from_pretrained(model, subfolder="text_encoder"),
-            CLIPConfig.from_pretrained(clip, subfolder=folder) if clip else CLIPConfig(),
-        )
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"--model {model}: its configuration cannot be read: {reason}") from error
+        root = loading.find_folder("--model", model, parts, ends=("json",))
+        with loading.border(f"--model {model}: its configuration cannot be read"):
+            unet, vae, text = load_sd_configs(root)
+        clip, at, part = f"--clip {given.clip}", root, "graph_clip"
+        if given.clip:
+            at, part = loading.find_folder("--clip", given.clip, ("",), ends=("json",)), ""
+        with loading.border(f"{clip if given.clip else model}: its configuration cannot be read"):
+            known = given.clip or (root / part).is_dir()
+            own = loading.load_config(at, part, lambda _: None, "model_type", "clip") if known else {}
+            return unet, vae, CLIPTextConfig.from_dict(text), CLIPConfig.from_dict(own)
+    except loading.ModelError as error:
+        raise ConfigError(str(error)) from error
 
 
 def blank_cache(config: Config, foundation: Foundation, num_images: int) -> TrainingCache:

@@ -8,8 +8,8 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from support.capture_cases import FORBIDDEN, Watcher, visual_genome
-from support.stage_cases import GRAPHS, cache, conditioner, foundation, settings  # noqa: F401  (fixtures)
+from support.cases.capture import FORBIDDEN, Watcher, visual_genome
+from support.cases.stage import GRAPHS, cache, conditioner, foundation, settings  # noqa: F401  (fixtures)
 from torch.overrides import TorchFunctionMode
 
 from sgg_fast import ops
