@@ -43,7 +43,7 @@ def load_pipeline_parts(root: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 def read_index(root: Path) -> dict[str, Any]:
     """model_index.json: each part's (library, class), and the settings, of their types. Raises `ModelError`."""
-    index = {"resolution": 512, "sampling_steps": 100, "guidance": 7.5, "provenance": None}
+    index: dict[str, Any] = {"resolution": 512, "sampling_steps": 100, "guidance": 7.5, "provenance": None}
     index |= loading.read_json(root / _INDEX, _INDEX)
     with loading.border(_INDEX):
         if index.get("_class_name") != _CLASS:
