@@ -30,7 +30,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sgg_fast/model_card.py": NOUNS,
     "sgg_fast/pipeline.py": ("torch", "numpy", "diffusers", "transformers", "sgg_fast.graph", "sgg_fast.nn",
                              "sgg_fast.diffusion", "sgg_fast.data.formats", "sgg_fast.model_card"),
-    "sgg_fast/config/": ("torch", "numpy", *NOUNS),
+    "sgg_fast/config/": ("sgg_fast.config",),
     "sgg_fast/ops/": ("torch", "numpy", "sgg_kernels", "sgg_fast.ops", "sgg_fast.graph"),
     "sgg_fast/nn/": ("torch", "numpy", "safetensors", "diffusers", "transformers", "huggingface_hub", "sgg_fast.nn",
                      "sgg_fast.ops", "sgg_fast.graph"),

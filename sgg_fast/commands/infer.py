@@ -89,23 +89,24 @@ def check_streams(argv: list[str]) -> None:
 def draw(args: argparse.Namespace) -> None:
     """Read, load, draw, print. Raises ValueError or OSError for input that cannot be used, ArithmeticError for bad
     numbers."""
+    from sgg_fast import drawing
+    from sgg_fast.data.inputs import model_of, read_inputs
+    from sgg_fast.drawing.edit import edited
     from sgg_fast.quiet import quiet_libraries, speak_plainly
 
     speak_plainly()
-    from sgg_fast.data.inputs import model_of, read_inputs
-
     quiet = args.quiet or args.json
-    items = read_inputs(args.inputs, quiet)  # refused before the libraries are loaded, which takes seconds
-    quiet_libraries()
-    from sgg_fast import drawing
-    from sgg_fast.drawing.talk import Talk
-
+    # What needs no model is refused before the libraries are loaded, which takes seconds.
+    items = read_inputs(args.inputs, quiet)
     names = drawing.Options.__dataclass_fields__
     given: dict[str, Any] = {name: value for name, value in vars(args).items() if name in names}
     options = drawing.Options(**{**given, "edits": tuple(args.edits)})
     drawing.picture_paths(items, options)
     for item in items:
-        drawing.edited(item.graph, options)
+        edited(item.graph, options.edits)
+    quiet_libraries()
+    from sgg_fast.drawing.talk import Talk
+
     talk = Talk(quiet)
     model = drawing.load_model(args.model or model_of(items), verify=args.verify)
     jobs = drawing.make_jobs(items, model, options)

@@ -14,7 +14,7 @@ from sgg_fast.commands import command, refuse, typed
 NAME = "train.py"
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def command_line() -> argparse.ArgumentParser:
     """Flags of this script and, from the fields of `Config`, of the recipe."""
     from sgg_fast.config import add_flags
     from sgg_fast.recipes import RECIPES
@@ -35,7 +35,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         "accumulated to the same images a step")  # fmt: skip
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     add_flags(parser.add_argument_group("settings of the recipe"))
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line's words."""
+    return command_line().parse_args(argv)
 
 
 @command(NAME, interrupted="the same command continues from the last checkpoint", refused=())
@@ -58,6 +63,7 @@ def main(argv: list[str] | None) -> int:
     from sgg_fast.config import ConfigError
     from sgg_fast.quiet import quiet_libraries
     from sgg_fast.recipes import recipe
+    from sgg_fast.train.preflight import preflight
     from sgg_fast.train.run.interrupts import Signalled, Stop
 
     try:
@@ -65,15 +71,17 @@ def main(argv: list[str] | None) -> int:
             config = recipe(name, **args)  # refused before the libraries are loaded, which takes seconds
             if budget and not (plan or auto_batch):
                 raise ConfigError("--budget is for --plan and --auto-batch: add one of them")
+            if not plan:
+                preflight(config, stage, out, ds_path, graph_encoder)
             quiet_libraries(verbose=env.rank() == 0)
             from sgg_fast.train.memory import advice as memory
             from sgg_fast.train.trainer import Trainer
 
             if plan:
-                print(memory.show_plan(config, stage, ds_path, plan, budget))
+                print(memory.show_plan(memory.TypedRun(config, stage, ds_path, plan), budget))
                 return 0
             if auto_batch:
-                config = memory.auto_batch(config, stage, ds_path, budget)
+                config = memory.auto_batch(memory.TypedRun(config, stage, ds_path, env.device().type), budget)
             trainer = Trainer(config, stage, out, ds_path, graph_encoder, overwrite)
         except (ValueError, OSError) as error:
             return refuse(NAME, error)
@@ -88,7 +96,7 @@ def main(argv: list[str] | None) -> int:
             raise
         trainer = None
         traceback.clear_frames(error.__traceback__)  # and with them what the run had allocated
-        return refuse(NAME, memory.out_of_memory(config, stage, ds_path, env.device().type))
+        return refuse(NAME, memory.out_of_memory(memory.TypedRun(config, stage, ds_path, env.device().type)))
     except Stop as stop:
         if env.rank() == 0 or not isinstance(stop, Signalled):
             print(f"{NAME}: {stop}", file=sys.stderr)

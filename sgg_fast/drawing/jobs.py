@@ -15,7 +15,7 @@ from PIL import Image
 from sgg_fast.data.inputs import Item
 from sgg_fast.data.png_record import graph_json, is_drawn, record_text, save_png
 from sgg_fast.diffusion import limits
-from sgg_fast.drawing.edit import apply_edit
+from sgg_fast.drawing.edit import edited
 from sgg_fast.drawing.explain import AttentionMaps, explain_sheet
 from sgg_fast.drawing.models import Model, made_scheduler, scheduler_name, set_scheduler
 from sgg_fast.drawing.options import Options, grid_path, is_lost, names_picture, picture_paths, sheet_paths
@@ -105,13 +105,6 @@ def make_records(graph: SceneGraph, settings: Mapping[str, Any], model: Model, o
     return [{**record, "seed": used["seed"] + number} for number in range(options.num_images)]
 
 
-def edited(graph: SceneGraph, options: Options) -> SceneGraph:
-    """`graph` after the options' edits. Raises `SceneGraphError` for one that cannot be made."""
-    for edit in options.edits:
-        graph = apply_edit(graph, edit)
-    return graph
-
-
 def make_jobs(items: Sequence[Item], model: Model, options: Options) -> list[Job]:
     """A job for each picture. Raises ValueError for an edit or a setting that cannot be followed.
 
@@ -120,7 +113,7 @@ def make_jobs(items: Sequence[Item], model: Model, options: Options) -> list[Job
     """
     wanted = [
         (graph, item.graph, record)
-        for item, graph in ((item, edited(item.graph, options)) for item in items)
+        for item, graph in ((item, edited(item.graph, options.edits)) for item in items)
         for record in make_records(graph, item.settings, model, options)
     ]
     for variant in itertools.count(1):

@@ -12,6 +12,7 @@ import torch
 
 from sgg_fast import env
 from sgg_fast.data.png_record import SHIPPED_NAME
+from sgg_fast.drawing.options import SCHEDULERS
 from sgg_fast.nn import loading
 from sgg_fast.nn.pipeline_parts import PARTS, load_pipeline_parts
 from sgg_fast.pipeline import SceneGraphToImagePipeline
@@ -21,18 +22,6 @@ SHIPPED = Path(__file__).parents[1] / "toy" / "pipeline"
 """SGG-IG on the toy world, trained by the commands in `sgg_fast/toy/build.py`; fp16 on disk."""
 _INSIDE = ("", "pipeline", "finetune/pipeline")
 
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "deis": "DEISMultistepScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler-a": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
-"""Short names of diffusers' schedulers."""
 _AS_SD_RUNS_IT = {"pndm": {"skip_prk_steps": True}}
 """Settings that the pipeline's own scheduler has no word for."""
 

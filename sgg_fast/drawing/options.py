@@ -11,9 +11,20 @@ from typing import Any
 
 from sgg_fast.data.inputs import Item
 from sgg_fast.data.png_record import KEYWORD, raw_record, record_text
-from sgg_fast.drawing.models import SCHEDULERS
 from sgg_fast.graph import shown
 
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+"""Short names of diffusers' schedulers."""
 MAX_PICTURES = 1_000_000
 """Of one command."""
 MAX_STEPS, MAX_PULL = 100_000, 10_000

@@ -18,8 +18,7 @@ from safetensors.torch import load_file, save_file
 from support import sd_folder
 from support.sd_folder import write_pipeline
 
-from sgg_fast.config import CHOICES as CONFIG_CHOICES
-from sgg_fast.config import ConfigError
+from sgg_fast.config import SETTINGS, ConfigError
 from sgg_fast.drawing import SHIPPED
 from sgg_fast.drawing.models import load_model
 from sgg_fast.nn import loading
@@ -210,7 +209,7 @@ def test_our_own_keys_have_types(base, keys, reason):
 
 def test_a_graph_encoder_of_unknown_form_or_for_other_models_is_refused(base):
     assert {**CHOICES, "text_form": CHOICES["form"]}.items() >= {
-        (name, CONFIG_CHOICES[name]) for name in ("encoder", "triple", "context", "token_init", "text_form")
+        (name, SETTINGS[name].rules.choices) for name in ("encoder", "triple", "context", "token_init", "text_form")
     }
     path = base / "pipeline" / "graph_encoder" / "config.json"
     whole = path.read_text()
