@@ -47,7 +47,7 @@ export class Drawer extends EventTarget {
     let seen = 0;
     while (at.state === "waiting" || at.state === "drawing") {
       if (this.wanted) return; // the server lets go of this one when it is asked for the next
-      if (this.stopping) await send("DELETE", `/api/drawings/${at.id}`);
+      if (this.stopping) at = await (await send("DELETE", `/api/drawings/${at.id}`)).json();
       this.tell("progress", at);
       seen = at.preview_step ?? seen;
       await pause(at.state === "waiting" ? 250 : 120);
