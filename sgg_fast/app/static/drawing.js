@@ -7,8 +7,10 @@ const PAGE = Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => by
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 export class Drawer extends EventTarget {
-  constructor() {
+  /** ready(): whether the server can draw already. */
+  constructor(ready) {
     super();
+    this.ready = ready;
     this.wanted = null; // asked for by the user, not yet by us
     this.id = null; // what the server draws for this page
     this.stopping = false;
@@ -42,12 +44,20 @@ export class Drawer extends EventTarget {
   async one(request) {
     const { graph, settings, maps } = request;
     this.tell("begin", request);
+    while (!this.ready()) {
+      if (this.wanted) return;
+      if (this.stopping) {
+        this.tell("over", { state: "stopped" });
+        return;
+      }
+      await pause(100);
+    }
     let at = await post("/api/drawings", { graph, settings, page: PAGE, maps });
     this.id = at.id;
     let seen = 0;
     while (at.state === "waiting" || at.state === "drawing") {
       if (this.wanted) return; // the server lets go of this one when it is asked for the next
-      if (this.stopping) await send("DELETE", `/api/drawings/${at.id}`);
+      if (this.stopping) at = await (await send("DELETE", `/api/drawings/${at.id}`)).json();
       this.tell("progress", at);
       seen = at.preview_step ?? seen;
       await pause(at.state === "waiting" ? 250 : 120);

@@ -1,14 +1,15 @@
 // Mouse, pen and touch on the canvas. What a gesture means is told to `tools` (see editor.js); nothing is decided here.
 
 const SLOP = 4; // pixels before a press becomes a drag
-const TWICE = 420; // milliseconds between the presses of a double click
+const TWICE = 500; // milliseconds between two taps that belong together; of a mouse the system decides
 
 /** tools: {select, toggle, marquee, drag, dropped, connect, edit, add, clear}. */
 export function listen(view, tools) {
   const { svg } = view;
   const pointers = new Map();
   let gesture = null;
-  let last = { time: 0, x: 0, y: 0, id: null };
+  let last = { time: 0, id: null };
+  let tapped = false;
   let space = false; // held down: pans; let go without: chooses the item in focus
   let panned = false;
 
@@ -25,8 +26,9 @@ export function listen(view, tools) {
       gesture = { kind: "pinch", ...spread(pointers) };
       return;
     }
-    const near = Math.hypot(event.clientX - last.x, event.clientY - last.y) < 8;
-    const twice = near && last.id === id && event.timeStamp - last.time < TWICE && event.button === 0;
+    const near = Math.hypot(event.clientX - last.x, event.clientY - last.y) < 24;
+    const soon = event.timeStamp - last.time < TWICE;
+    const twice = event.pointerType !== "mouse" && near && soon && last.id === id;
     const from = point(event);
     const base = { from, at: from, id, twice, moved: false };
     if (event.button === 1 || space) {
@@ -86,20 +88,31 @@ export function listen(view, tools) {
     const at = point(event);
     if (!done.moved) {
       last = { time: event.timeStamp, ...at, id: done.id };
-      if (done.twice) {
-        last.time = 0;
-        if (done.id === null) tools.add(view.toWorld(at.x, at.y));
-        else tools.edit(done.id);
-      } else if (done.kind === "wire") tools.select(done.id);
+      if (done.twice) tapped = true;
+      else if (done.kind === "wire") tools.select(done.id);
       else if (done.id === null) tools.clear();
       return;
     }
-    last.time = 0;
+    last = { time: 0, id: null };
     const { k } = view.camera;
     if (done.kind === "move") tools.dropped(done.ids, (at.x - done.from.x) / k, (at.y - done.from.y) / k);
     else if (done.kind === "wire") tools.connect(done.id, target(view, at), view.toWorld(at.x, at.y));
     else if (done.kind === "box") tools.marquee(view.toWorld(done.from.x, done.from.y), view.toWorld(at.x, at.y), done.add);
   };
+  // A second click or tap at the same place.
+  const again = () => {
+    const { id, x, y } = last;
+    if (x === undefined) return;
+    last = { time: 0, id: null };
+    if (id === null) tools.add(view.toWorld(x, y));
+    else tools.edit(id);
+  };
+  svg.addEventListener("dblclick", () => tapped || again());
+  // After the mouse events that stand in for a tap: they move the focus.
+  svg.addEventListener("click", () => {
+    if (tapped) again();
+    setTimeout(() => (tapped = false));
+  });
   svg.addEventListener("pointerup", end);
   svg.addEventListener("pointercancel", end);
   svg.addEventListener("pointerleave", () => tools.hover(null));

@@ -23,7 +23,7 @@ const view = new View($("canvas"));
 const picture = new Picture($("picture"));
 const settings = new Settings($("settings"));
 const history = new History($("history"));
-const drawer = new Drawer();
+const drawer = new Drawer(() => model !== null);
 const combo = new Combo($("combo"));
 const editor = new Editor(doc, view, combo, (id) => picture.attend(id ?? picture.pinned));
 const inspector = new Inspector($("inspector"), editor, view, picture);

@@ -35,7 +35,11 @@ export class Source {
     const turn = ++this.turn;
     const empty = !this.doc.state.nodes.length;
     const found = empty ? { text: "" } : await this.read({ json: this.said.json });
-    if (turn !== this.turn || !found) return;
+    if (turn !== this.turn) return;
+    if (!found) {
+      this.later = setTimeout(() => this.ask(source), 1500); // the server is gone, or not yet there
+      return;
+    }
     this.view.bad.clear();
     this.fault.textContent = found.error ?? "";
     this.fault.hidden = !found.error;
