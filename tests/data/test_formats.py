@@ -158,9 +158,9 @@ GOOD = [0, "on", 1]
         ),
         ({"objects": ["a\ud800"]}, "graph.json: objects[0]: the name holds a lone surrogate, which is not text"),
         ([], "graph.json: the list of graphs is empty"),
-        ([SHEEP, 3], 'graph.json: [1]: a graph must be an object with "objects" and "relationships"'),
-        ("sheep", 'graph.json: a graph must be an object with "objects" and "relationships"'),
-        (None, 'graph.json: a graph must be an object with "objects" and "relationships"'),
+        ([SHEEP, 3], 'graph.json: [1]: a graph must be an object with "objects" and "relationships", or a list of triples'),
+        ("sheep", 'graph.json: a graph must be an object with "objects" and "relationships", or a list of triples'),
+        (None, 'graph.json: a graph must be an object with "objects" and "relationships", or a list of triples'),
     ],
 )
 def test_errors_name_file_place_and_reason(tmp_path, document, message):
