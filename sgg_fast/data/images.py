@@ -12,12 +12,15 @@ import numpy as np
 from PIL import Image
 
 from sgg_fast.config import ConfigError
+from sgg_fast.graph import shown
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 RESIZE = ("squash", "crop")
 """squash: the whole picture, as sg2im does, so that no object of the graph is cut off; crop: the central square."""
 _MODES = {"1", "L", "P", "RGB", "LA", "PA", "RGBA"}
 _ORIENTATION = 0x0112
+_AS_STORED = (0, 1)
+"""0 is what some cameras write for unknown."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -91,9 +94,12 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
 def turn_of(image: Image.Image, path: Path) -> Image.Transpose | None:
     """How a picture just opened is turned upright, by its EXIF tag; None where it is. Raises `ImageError`."""
     try:
-        return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
+        value = image.getexif().get(_ORIENTATION, 1)
     except Exception as error:  # border: Pillow raises anything on a damaged tag
         raise ImageError(path, f"its orientation tag cannot be read: {error}; save the picture anew") from error
+    if value not in _AS_STORED and value not in _TURNS:
+        raise ImageError(path, f"its orientation tag is {shown(value)}, not 1 to 8; save the picture anew")
+    return _TURNS.get(value)
 
 
 def is_turned(path: Path) -> bool:

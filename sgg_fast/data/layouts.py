@@ -261,19 +261,26 @@ def _gqa(graph: dict, draft: _Draft) -> None:
             draft.relate(draft.index[key], relation.get("name"), obj, at)
 
 
+_PSG_LISTS = ("thing_classes", "stuff_classes", "predicate_classes")
+
+
 def _psg(document: dict) -> Reader:
     """The reader of a PSG file's records, which name things by their place in the file's lists of classes."""
 
+    lists = {key: found if isinstance(found := document.get(key), list) else [] for key in _PSG_LISTS}
+    things = "thing_classes, stuff_classes"
+    known = {things: lists["thing_classes"] + lists["stuff_classes"],
+             "predicate_classes": lists["predicate_classes"]}  # fmt: skip
+
     def name_of(key: str, index: Any, place: str, draft: _Draft) -> Any:
-        lists = ("thing_classes", "stuff_classes") if key == "category_id" else (key,)
-        names = [name for part in lists for name in document.get(part) or ()]
+        names = known[key]
         if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(names):
-            raise SceneGraphError(f"{draft.at(place)}: {shown(index)} is no index of the file's {', '.join(lists)}")
+            raise SceneGraphError(f"{draft.at(place)}: {shown(index)} is no index of the file's {key}")
         return names[index]
 
     def read(graph: dict, draft: _Draft) -> None:
         for place, segment in draft.records(graph, "segments_info"):
-            draft.add_object(name_of("category_id", segment.get("category_id"), place, draft), place)
+            draft.add_object(name_of(things, segment.get("category_id"), place, draft), place)
         form = "[subject, object, predicate]"
         for place, relation in draft.entries(graph, "relations", form):
             if not isinstance(relation, list) or len(relation) != 3:

@@ -535,7 +535,7 @@ def test_a_changed_byte_of_a_prepared_set_is_noticed_and_both_cures_work(tmp_pat
         prepare(root, out, LOW, overwrite=True)
         assert len(vg_source(out, 32, check=False)) == 4
     (out / "vocab.json").write_text((out / "vocab.json").read_text().replace('"man"', '"woman"'))
-    with pytest.raises(ConfigError, match="vocab.json: its bytes"):
+    with pytest.raises(ConfigError, match=r"vocab\.json: its bytes"):
         vg_source(out, 32, check=False)
     (out / "sha256.json").unlink()
     assert "woman" in vg_source(out, 32, check=False).graphs[0].objects
