@@ -77,8 +77,8 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
                 raise ImageError(path, "CMYK colours, which have no exact RGB; convert the file to RGB")
             if image.mode not in _MODES or _is_deep_png(path):
                 raise ImageError(path, "more than 8 bits a channel; convert the file to 8 bits")
-            turn = turn_of(image, path) if upright else None
             opaque = _opaque(path, image)
+            turn = turn_of(image, path) if upright else None  # after decoding, which finds what is cut
             return opaque if turn is None else opaque.transpose(turn)
     except ImageError:
         raise

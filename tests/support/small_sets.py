@@ -16,6 +16,7 @@ from sgg_fast.config import Config
 from sgg_fast.data import jsonl
 from sgg_fast.data.prepare.cache import write_cache
 from sgg_fast.data.prepare.shard_work import CacheJob
+from sgg_fast.files import LOCK
 from sgg_fast.recipes import recipe
 
 SIDE = 32
@@ -74,8 +75,8 @@ def cache_of(data: Path, out: Path, shard_size: int = 5, batch_size: int = 4, **
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Name -> bytes of every file."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """Name -> bytes of every file but the lock, which names a process."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != LOCK}
 
 
 def png_of(width: int, height: int, depth: int = 8, kind: int = 2) -> bytes:

@@ -5,11 +5,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from sgg_fast.config import ConfigError, add_flags
+from sgg_fast.config import Config, ConfigError, add_flags, as_flags
 from sgg_fast.data.images import RESIZE
 from sgg_fast.data.prepare import coco, folder, laion, vg
 from sgg_fast.data.prepare.coco import CocoFilters
@@ -178,8 +179,17 @@ def run_cache(args: argparse.Namespace) -> int:
     for fault in report["faults"]:
         few = ", ".join(fault["images"][:3]) + (", ..." if fault["count"] > 3 else "")
         print(f"- left out: {fault['reason']}: {fault['count']} ({few})")
-    print(f"\nwritten: {args.out}; train with: python train.py --recipe {args.recipe} --data {args.out} ...")
+    print(f"\nwritten: {args.out}\nnext: {next_command(args, config, report['boxes'])}")
     return 0
+
+
+def next_command(args: argparse.Namespace, config: Config, has_boxes: bool) -> str:
+    """What to type after a cache: the flags that were given, for train.py checks that the cache was made with them."""
+    given = {name: getattr(args, name) for name in CACHE_FIELDS if hasattr(args, name) and name != "num_scenes"}
+    given |= {"data": args.out}
+    if not has_boxes and (config.geometry or config.attention_loss):
+        given |= {"geometry": 0.0, "attention_loss": 0.0}
+    return shlex.join(["python", "train.py", "--stage", "pretrain", "--recipe", args.recipe, *as_flags(given)])
 
 
 def main(argv: list[str] | None = None) -> int:
