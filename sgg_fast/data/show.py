@@ -19,6 +19,7 @@ from sgg_fast.config import TOY_DATA, ConfigError
 from sgg_fast.data.images import ImageError
 from sgg_fast.data.sources import PairSource, open_source, stored_source
 from sgg_fast.data.stored import SETTINGS, StoredCache, is_cache
+from sgg_fast.flags import OneLineParser
 from sgg_fast.graph import SceneGraph, SceneGraphError
 from sgg_fast.pictures.graph_picture import draw_graph
 from sgg_fast.pictures.sheets import INK, font, wrapped
@@ -134,7 +135,7 @@ def _draw_boxes(picture: Image.Image, names: Sequence[str], boxes: np.ndarray) -
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 for a set or settings that cannot be used (one line on stderr)."""
-    parser = argparse.ArgumentParser(prog="python -m sgg_fast.data.show", description=__doc__,
+    parser = OneLineParser(prog="python -m sgg_fast.data.show", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("data", metavar="DIR", help="the set")
     parser.add_argument("--n", type=int, default=16, help="samples on the sheet (%(default)s)")

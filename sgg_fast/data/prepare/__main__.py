@@ -17,6 +17,7 @@ from sgg_fast.data.prepare.coco import CocoFilters
 from sgg_fast.data.prepare.encode import Filters
 from sgg_fast.data.prepare.records import PrepareError
 from sgg_fast.data.prepare.report import Report
+from sgg_fast.flags import OneLineParser
 from sgg_fast.graph import SceneGraphError
 
 VG_HELP = f"""\
@@ -67,11 +68,11 @@ CACHE_FIELDS = ("model", "clip", "data", "resolution", "num_scenes", "attributes
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Flags of the command; `run` is what they are for."""
-    parser = argparse.ArgumentParser(prog="python -m sgg_fast.data.prepare", description=__doc__)
+    parser = OneLineParser(prog="python -m sgg_fast.data.prepare", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
 
     def command(name: str, title: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=title, description=text, allow_abbrev=False,
+        made = commands.add_parser(name, help=title, description=text,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         made.set_defaults(run=run)
         made.add_argument("--out", type=Path, required=True, help="folder of the result")
