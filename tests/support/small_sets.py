@@ -76,7 +76,7 @@ def cache_of(data: Path, out: Path, shard_size: int = 5, batch_size: int = 4, **
 
 def files_of(folder: Path) -> dict[str, bytes]:
     """Name -> bytes of every file but the lock, which names a process."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.name != LOCK}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file() and path.name != LOCK}
 
 
 def png_of(width: int, height: int, depth: int = 8, kind: int = 2) -> bytes:
