@@ -1,4 +1,4 @@
-"""What tests share of `test_vg.py`."""
+"""Inputs and fixtures that tests share with `test_vg.py`."""
 
 from __future__ import annotations
 
