@@ -16,6 +16,15 @@ LOCK = "lock"
 """The file of a folder that `locked` holds."""
 
 
+def check_text(words: dict[str, object]) -> None:
+    """Raises ValueError for a flag's value that is not UTF-8: what cannot be printed is refused before it is used."""
+    for name, value in words.items():
+        try:
+            str(value).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"--{name.replace('_', '-')}: not UTF-8 text; give another name") from error
+
+
 def sync(path: Path) -> None:
     """Flush a file or a folder to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

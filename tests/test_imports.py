@@ -11,13 +11,14 @@ from pathlib import Path
 import pytest
 from support import ROOT
 
-NOUNS = ("sgg_fast.graph", "sgg_fast.config", "sgg_fast.recipes", "sgg_fast.env")
+NOUNS = ("sgg_fast.graph", "sgg_fast.config", "sgg_fast.recipes", "sgg_fast.env", "sgg_fast.files", "sgg_fast.flags")
 
 # Folder or file -> what it may import beside the standard library; the longest entry that fits a path holds.
 ALLOWED = {
     "kernels/": ("torch", "triton", "sgg_kernels"),
     "kernels/reference/": ("torch", "sgg_kernels.reference"),
     "sgg_fast/": ("torch", "numpy", *NOUNS),
+    "sgg_fast/files.py": ("filelock",),
     "sgg_fast/quiet.py": ("diffusers", "transformers"),
     "sgg_fast/drawing/": ("torch", "numpy", "PIL", "safetensors", "diffusers", "tqdm", "sgg_fast"),
     "sgg_fast/pictures/": ("numpy", "PIL", "networkx", "sgg_fast.pictures", "sgg_fast.data.text_form",

@@ -19,8 +19,9 @@ from sgg_fast.config import TOY_DATA, ConfigError
 from sgg_fast.data.images import ImageError
 from sgg_fast.data.sources import PairSource, open_source, stored_source
 from sgg_fast.data.stored import SETTINGS, StoredCache, is_cache
+from sgg_fast.files import check_text
 from sgg_fast.flags import OneLineParser
-from sgg_fast.graph import SceneGraph, SceneGraphError
+from sgg_fast.graph import SceneGraph
 from sgg_fast.pictures.graph_picture import draw_graph
 from sgg_fast.pictures.sheets import INK, font, wrapped
 from sgg_fast.recipes import recipe
@@ -145,6 +146,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/set.png"), help="the sheet (%(default)s)")
     args = parser.parse_args(argv)
     try:
+        check_text(vars(args))
         if args.n < 1 or args.seed < 0:
             raise ConfigError("--n must be at least 1 and --seed not negative")
         if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
@@ -160,7 +162,7 @@ def main(argv: list[str] | None = None) -> int:
         page = sheet(source, f"{title}: {len(chosen)} of {len(source)} samples", chosen)
         args.out.parent.mkdir(parents=True, exist_ok=True)
         page.save(args.out)
-    except (ConfigError, SceneGraphError, OSError) as error:
+    except (ValueError, OSError) as error:
         print(f"show: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     print(args.out)

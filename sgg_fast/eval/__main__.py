@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sgg_fast.files import check_text
 from sgg_fast.flags import OneLineParser
 from sgg_fast.quiet import quiet_libraries
 
@@ -49,6 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def check(args: argparse.Namespace) -> None:
     """What can be refused before libraries and models are loaded. Raises ValueError."""
+    check_text(vars(args))
     for name in ("num", "seeds", "steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")

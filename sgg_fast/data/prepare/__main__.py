@@ -17,6 +17,7 @@ from sgg_fast.data.prepare.coco import CocoFilters
 from sgg_fast.data.prepare.encode import Filters
 from sgg_fast.data.prepare.records import PrepareError
 from sgg_fast.data.prepare.report import Report
+from sgg_fast.files import check_text
 from sgg_fast.flags import OneLineParser
 from sgg_fast.graph import SceneGraphError
 
@@ -197,6 +198,7 @@ def main(argv: list[str] | None = None) -> int:
     """Exit code: 0 done, 2 for files or settings that cannot be used (one line on stderr), 130 when interrupted."""
     args = parse(argv)
     try:
+        check_text({name: value for name, value in vars(args).items() if name != "run"})
         return args.run(args)
     except (PrepareError, ConfigError, SceneGraphError, ValueError, OSError) as error:
         print(f"prepare: {' '.join(str(error).split())}", file=sys.stderr)
