@@ -31,8 +31,9 @@ are written; predicates are lower-cased, stripped and replaced by their alias in
 splits a predicate written "ON" is unknown and its relation is lost. --names clean treats all names of all splits
 alike (lower-cased, stripped, aliases) and keeps more images than the paper counts.
 
-Left out, counted and named in OUT/report.json: faulty records. Boxes that reach over the image's edge are kept as
-they are and counted; boxes wholly outside it are faults. Nothing is drawn at random. Files are read record by record;
+Left out, counted and named in OUT/report.json: faulty records, and names that no graph can have. Boxes that reach over
+the image's edge are kept as they are and counted, as are, with --names sg2im, boxes wholly outside it; with --names
+clean these are faults. Fractions of pixels are rounded. Nothing is drawn at random. Files are read record by record;
 memory grows with what is kept, not with the size of the JSON."""
 
 COCO_HELP = f"""\
@@ -42,6 +43,7 @@ COCO-Stuff to {{train,val,test}}.jsonl: things and stuff of {{instances,stuff}}_
 {coco.LISTS}/{{train,val}}-ids.txt (images one id a line). The paper counts {coco.PAPER["train"]} / {coco.PAPER["val"]} / {coco.PAPER["test"]}
 images, which need the lists. Test images are the last of val2017, val the first.
 
+Objects without a mask, or with one that cannot be read, are kept; the middle of their box stands for the mask's.
 Relations (left of, right of, above, below, inside, surrounding) are not written: they are drawn when the set is opened,
 by image id and number of the draw (train.py --relation-draws), from boxes and mask centres, the same ones everywhere."""  # noqa: E501
 
@@ -52,7 +54,7 @@ A record with a fault is left out whole, counted and named in OUT/report.json.""
 
 FOLDER_HELP = """\
 Your own pictures (png, jpg, webp), each with its graph beside it: scene.png and scene.json, in any layout that infer.py
-reads. Every picture is decoded; what cannot be used is counted and named in OUT/report.json."""
+reads. Every picture is decoded, and turned as its orientation tag says; what cannot be used is counted and named in OUT/report.json."""
 
 CACHE_HELP = """\
 Runs the frozen models (VAE, CLIP) over a set once, and writes what train.py --data OUT then reads: latents, embeddings
