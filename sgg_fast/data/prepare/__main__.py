@@ -54,7 +54,8 @@ A record with a fault is left out whole, counted and named in OUT/report.json.""
 
 FOLDER_HELP = """\
 Your own pictures (png, jpg, webp), each with its graph beside it: scene.png and scene.json, in any layout that infer.py
-reads. Every picture is decoded, and turned as its orientation tag says; what cannot be used is counted and named in OUT/report.json."""
+reads. Every picture is decoded, and turned as its orientation tag says; what cannot be used is counted and named in
+OUT/report.json."""
 
 CACHE_HELP = """\
 Runs the frozen models (VAE, CLIP) over a set once, and writes what train.py --data OUT then reads: latents, embeddings
