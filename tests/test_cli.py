@@ -32,7 +32,8 @@ def refused(main, argv: list[str], capsys, folder: Path, reason: str) -> None:
     before = files(folder)
     code = main(argv)
     out, err = capsys.readouterr()
-    said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith(f"{main.__module__}.py:")]
+    name = main.__module__.rpartition(".")[2]
+    said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith(f"{name}.py:")]
     assert code == 2
     assert len(said) == 1 and reason in said[0], err
     assert "Traceback" not in err and out == ""
@@ -113,8 +114,9 @@ def test_infer_refuses_a_folder_without_permission(tmp_path, graph, capsys):
 
 
 def test_a_disk_that_refuses_leaves_no_half_picture(tmp_path, graph, capsys, trained_run, monkeypatch):
-    def half(self, path, **_):
-        Path(path).write_bytes(b"\x89PNG")
+    def half(self, file, **_):
+        if isinstance(file, Path):
+            file.write_bytes(b"\x89PNG")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", half)
@@ -159,8 +161,8 @@ def data_folder(tmp_path: Path, image: bytes | None = None) -> Path:
     ("stage", "more", "reason"),
     [
         ("pretrain", ["--recipe", "vg512"], "--recipe vg512: there is no such recipe; there are toy, vg128"),
-        ("pretrain", ["--recipe", "vg256"], "--recipe vg256 needs --data"),
-        ("pretrain", ["--recipe", "vg256", "--data", "toy"], "--recipe vg256 needs --model"),
+        ("pretrain", ["--recipe", "vg256"], "this recipe needs --data: a folder"),
+        ("pretrain", ["--recipe", "vg256", "--data", "toy"], "this recipe needs --model: a Stable Diffusion v1.4"),
         ("pretrain", ["--model", "{folder}"], "the folder lacks unet/config.json"),
         ("pretrain", ["--model", "{folder}/absent"], "absent: there is no such folder, and it is not a hub id"),
         ("pretrain", ["--model", "owner/name", "--clip", "./absent"], "--clip ./absent: there is no such folder"),
@@ -272,9 +274,9 @@ def test_each_command_names_the_next_one_and_that_runs(tmp_path, capsys, monkeyp
 
 
 def test_an_interrupt_is_one_line_and_the_run_continues(tmp_path, capsys, monkeypatch):
-    from sgg_fast.train.engines.choose import PlainEngine
+    from sgg_fast.train.engines.choose import EagerEngine
 
-    update, calls = PlainEngine.update, []
+    update, calls = EagerEngine.update, []
 
     def interrupted(self, ids, step, lr_factor):
         if len(calls) == 3:
@@ -282,12 +284,12 @@ def test_an_interrupt_is_one_line_and_the_run_continues(tmp_path, capsys, monkey
         calls.append(step)
         return update(self, ids, step, lr_factor)
 
-    monkeypatch.setattr(PlainEngine, "update", interrupted)
+    monkeypatch.setattr(EagerEngine, "update", interrupted)
     argv = ["--stage", "pretrain", *flags(), "--out", str(tmp_path)]
     assert train.main(argv) == 130
     err = capsys.readouterr().err
     assert "Traceback" not in err and "train.py: interrupted; the same command continues" in err
-    monkeypatch.setattr(PlainEngine, "update", update)
+    monkeypatch.setattr(EagerEngine, "update", update)
     assert train.main(argv) == 0
     assert "saved" in capsys.readouterr().out
 

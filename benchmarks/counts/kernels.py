@@ -28,10 +28,10 @@ from benchmarks.counts import roofline
 from benchmarks.counts.roofline import CHIPS
 from benchmarks.harness.readme_table import ReadmeTable
 from benchmarks.ops import baselines as baselines_torch
-from benchmarks.ops.baselines import Form
+from benchmarks.ops.baselines import OpForm
 from benchmarks.ops.registry import DTYPES, GRAPH_OPS, IMAGE_OPS, Case, Inputs, inputs
 from sgg_fast import ops
-from sgg_fast.train.optim.adam_flat import FlatAdam8bit
+from sgg_fast.train.optim.adam_flat import FlatAdam
 
 TABLE_DTYPE = "bf16"
 TABLE_SIZES = ("paper", "1e6")
@@ -120,7 +120,7 @@ class OpCounter(TorchDispatchMode):
         return [name.split("::")[1] for name, num in self.names.items() if "::" in name for _ in range(num)]
 
 
-def observe(form: Form, given: Inputs, backward: bool) -> list[OpCounter]:
+def observe(form: OpForm, given: Inputs, backward: bool) -> list[OpCounter]:
     """`form` on `given` under a counter: forward and, apart from it, backward to every tensor."""
     leaves = {name: t.detach().requires_grad_(backward) for name, t in given.tensors.items()}
     forward, behind = OpCounter(), OpCounter()
@@ -310,7 +310,7 @@ def count_optimiser(op: str, weights: str) -> int:
     for bits in (8 if op == "adam8bit" else 32, 32):
         parameters = optimiser.parameters([(5,), (300,)], dtype, torch.device("cpu"), flat=False)
         groups.append({"params": parameters, "lr": 1e-3, "optim_bits": bits})
-    made = FlatAdam8bit(groups, seed=0, max_norm=1.0, split=weights == "split")
+    made = FlatAdam(groups, seed=0, max_norm=1.0, split=weights == "split")
     ops.use_kernels("triton")
     try:
         with counted_launches() as seen:
@@ -348,8 +348,3 @@ def body() -> str:
 
 
 TABLE = ReadmeTable("counts", "counts", body)
-
-
-def main() -> int:
-    """Exit code of the command: 0, or 1 where `--check` finds a difference."""
-    return TABLE.main(__doc__.split("\n\n")[0])

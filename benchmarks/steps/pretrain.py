@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -24,10 +24,9 @@ from torch.utils.data import DataLoader
 
 from benchmarks.counts.kernels import OpCounter
 from benchmarks.harness import measure
-from benchmarks.harness.output import Output, text
+from benchmarks.harness.output import Output, Row, text
 from benchmarks.ops import registry
 from sgg_fast import ops
-from sgg_fast.config import Config
 from sgg_fast.data.cache import TrainingCache, encode_images
 from sgg_fast.data.sources import PairSource, toy_source
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
@@ -35,10 +34,11 @@ from sgg_fast.nn.clip import embed_names
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.recipes import recipe
 from sgg_fast.toy.models import toy_foundation, toy_tokenizer
-from sgg_fast.train.engines.captured import PretrainReplay
-from sgg_fast.train.engines.eager import PlainEngine
+from sgg_fast.train.assemble import assemble, new_conditioner
+from sgg_fast.train.engines.captured import CapturedEngine
+from sgg_fast.train.engines.eager import EagerEngine
 from sgg_fast.train.memory.blank import blank_foundation
-from sgg_fast.train.setup import SampleOrder, new_conditioner
+from sgg_fast.train.order import SampleOrder
 from sgg_fast.train.stages import PretrainStage
 
 FORMS = ("naive", "cached", "kernels", "graphs")
@@ -54,16 +54,12 @@ TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass
-class Row:
-    """One line of the CSV. An empty number means that there is none; `status` says why."""
+class PretrainRow(Row):
+    """One form at one batch size."""
 
     form: str
     sizes: str
     batch: int
-    status: str = "ok"
-    ms_p20: float | None = None
-    ms_p50: float | None = None
-    ms_p80: float | None = None
     images_per_s: float | None = None
     triples_per_s: float | None = None
     """Relations of the full copies, image relations included."""
@@ -74,15 +70,8 @@ class Row:
     """The optimiser's compulsory bytes at this machine's own copy bandwidth."""
     over_floor: float | None = None
     parameters: int | None = None
-    device: str = ""
-    cpu: str = ""
-    torch: str = ""
-    triton: str = ""
-    commit: str = ""
-    date: str = ""
 
     def line(self) -> str:
-        """For the terminal."""
         numbers = self.status
         if self.ms_p50 is not None:
             numbers = (f"{self.ms_p50:9.2f} ms {self.triples_per_s:10.0f} triples/s {self.over_floor:7.1f} x floor "
@@ -102,12 +91,14 @@ class Setup:
         self.device, self.sizes = device, "toy" if toy else "paper"
         if toy:
             self.config, self.foundation = recipe("toy", **PAPERS_FORMS), toy_foundation()
-            self.source = toy_source(0, NUM_PAIRS, self.config.resolution)
+            self.source = toy_source(0, NUM_PAIRS, self.config.data.resolution)
         else:
             self.config = recipe("vg256")
             words = toy_tokenizer()
-            self.foundation = dataclasses.replace(blank_foundation(self.config), tokenizer=words, clip_tokenizer=words)
-            self.source = random_pairs(NUM_PAIRS, self.config.resolution)
+            self.foundation = dataclasses.replace(
+                blank_foundation(self.config.model), tokenizer=words, clip_tokenizer=words
+            )
+            self.source = random_pairs(NUM_PAIRS, self.config.data.resolution)
         self.foundation.clip.to(device)
         self.cache = self.cached(range(NUM_PAIRS))
 
@@ -120,11 +111,11 @@ class Setup:
 
     def stage(self, batch: int) -> PretrainStage:
         """The same fresh weights at every call."""
-        config = dataclasses.replace(self.config, batch_size=batch)
-        torch.manual_seed(config.seed)
-        conditioner = new_conditioner(config, self.foundation, self.cache)
-        torch.manual_seed(config.seed)
-        return PretrainStage(config, conditioner, self.cache).to(self.device)
+        config = self.config.replace(batch_size=batch)
+        conditioner = new_conditioner(config.model, config.run.seed, self.foundation, self.cache)
+        stage = assemble(config, "pretrain", self.foundation, conditioner, self.cache, self.device)
+        assert isinstance(stage, PretrainStage)
+        return stage
 
 
 def encoded(
@@ -156,7 +147,7 @@ class Naive:
 
     def __init__(self, setup: Setup, batch: int) -> None:
         self.setup, self.stage = setup, setup.stage(batch)
-        self.optimizer = torch.optim.Adam(self.stage.parameters(), lr=self.stage.config.pretrain_lr)
+        self.optimizer = torch.optim.Adam(self.stage.parameters(), lr=self.stage.config.optim.pretrain_lr)
         source = setup.source
         pairs = [(source.load_image(i), source.graphs[i]) for i in range(len(source))]
         workers = 4 if setup.device.type == "cuda" else 0
@@ -180,29 +171,29 @@ class Naive:
     def first(self, num: int) -> float:
         """The auto-encoder's loss of the first pairs at step 0."""
         source = self.setup.source
-        return float(self.loss([(source.load_image(i), source.graphs[i]) for i in range(num)], 0).values["mae"])
+        return float(self.loss([(source.load_image(i), source.graphs[i]) for i in range(num)], 0).losses["mae"])
 
     def step(self) -> None:
         """Load, encode, forward, backward, clip, update."""
         self.loss(next(self._batches), self._step).total.backward()
-        nn.utils.clip_grad_norm_(self.stage.parameters(), self.stage.config.max_grad_norm)
+        nn.utils.clip_grad_norm_(self.stage.parameters(), self.stage.config.optim.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._step += 1
 
 
-class Ours:
+class Trained:
     """The trainer's engine on the cached set."""
 
-    def __init__(self, setup: Setup, batch: int, engine: Callable[[PretrainStage, Config], PlainEngine]) -> None:
+    def __init__(self, setup: Setup, batch: int, kind: type[EagerEngine | CapturedEngine]) -> None:
         stage = setup.stage(batch)
-        self.engine = engine(stage, stage.config)
+        self.engine = kind(stage, setup.device)
         self.order = SampleOrder(NUM_PAIRS, batch, 0, 0, 1)
         self._step = 0
 
     def first(self, num: int) -> float:
-        """See `Naive`."""
-        return float(self.engine.forward(np.arange(num), 0).values["mae"])
+        """As `Naive`."""
+        return float(self.engine.forward(np.arange(num), 0).losses["mae"])
 
     def step(self) -> None:
         """One update."""
@@ -210,17 +201,15 @@ class Ours:
         self._step += 1
 
 
-def build(name: str, setup: Setup, batch: int) -> Naive | Ours:
+def build(name: str, setup: Setup, batch: int) -> Naive | Trained:
     """The form `name`; the process-wide choice of kernels is set as it needs it."""
     ops.use_kernels("triton" if name in ("kernels", "graphs") else "reference")
     if name == "naive":
         return Naive(setup, batch)
-    if name == "graphs":
-        return Ours(setup, batch, lambda stage, config: PretrainReplay(stage, config, setup.device))
-    return Ours(setup, batch, lambda stage, config: PlainEngine(stage, config, "pretrain", setup.device))
+    return Trained(setup, batch, CapturedEngine if name == "graphs" else EagerEngine)
 
 
-def launches(form: Naive | Ours, device: torch.device) -> tuple[int | None, int]:
+def launches(form: Naive | Trained, device: torch.device) -> tuple[int | None, int]:
     """(library, Triton) launches of one step. On a CPU no kernel of ours runs but `pack`, from which all indices come:
     what is launched does not depend on the numbers.
     """
@@ -239,7 +228,7 @@ def launches(form: Naive | Ours, device: torch.device) -> tuple[int | None, int]
     return counter.count().launches, len(triton)
 
 
-def _time(row: Row, form: Naive | Ours, device: torch.device, seconds: float, mean_triples: float) -> None:
+def _time(row: PretrainRow, form: Naive | Trained, device: torch.device, seconds: float, mean_triples: float) -> None:
     """Fill in what a step takes. The first ones allocate, compile and capture, and do not count."""
     assert row.floor_ms is not None
     for _ in range(3):
@@ -251,7 +240,7 @@ def _time(row: Row, form: Naive | Ours, device: torch.device, seconds: float, me
     row.over_floor = times.p50 / row.floor_ms
 
 
-def rows(setup: Setup, names: list[str], batches: list[int], seconds: float, interpret: bool) -> Iterator[Row]:
+def rows(setup: Setup, names: list[str], batches: list[int], seconds: float, interpret: bool) -> Iterator[PretrainRow]:
     """Every form at every batch size, each checked against the naive one first."""
     facts, device = dataclasses.asdict(measure.machine(setup.device)), setup.device
     copy = measure.copy_bandwidth(device)
@@ -259,7 +248,7 @@ def rows(setup: Setup, names: list[str], batches: list[int], seconds: float, int
         expected = build("naive", setup, batch).first(batch)
         mean_triples = float(setup.cache.graphs.sizes[:, 1].mean())
         for name in names:
-            row = Row(name, setup.sizes, batch, **facts)
+            row = PretrainRow(name, setup.sizes, batch, **facts)
             on_cpu = device.type != "cuda" and name in ("kernels", "graphs")
             if on_cpu and (name == "graphs" or not interpret):
                 row.status = "skipped: needs CUDA"
@@ -290,7 +279,7 @@ def run(
     """Measure, print and write; exit status 1 after a mismatch."""
     setup = Setup(quick or device.type != "cuda", device)
     print(f"{measure.machine(device).device}, {setup.sizes} sizes, {NUM_PAIRS} pairs")
-    output = Output(path, Row)
+    output = Output(path, PretrainRow)
     for row in rows(setup, names or list(FORMS), batches or list(BATCHES), 0.2 if quick else 3.0, interpret):
         output.add(row)
     return int(any(row.status.startswith("mismatch") for row in output.rows))

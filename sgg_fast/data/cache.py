@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
 
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import ConfigError, ModelConfig
 from sgg_fast.data.sources import PairSource
 from sgg_fast.data.stored import MomentRows, StoredCache
 from sgg_fast.graph import NameTable, SceneGraphBatch
@@ -56,6 +57,19 @@ class TrainingCache:
         _, twice_c, height, width = self.moments.shape
         return twice_c // 2, height, width
 
+    def to(self, device: torch.device) -> TrainingCache:
+        """The same set on `device`; moments that stay in files stay there."""
+        held = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in held.items() if isinstance(value, torch.Tensor | SceneGraphBatch)
+        }
+        return dataclasses.replace(self, **moved)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything that lies in memory."""
+        held = [*vars(self).values(), *vars(self.graphs).values()]
+        return [value for value in held if isinstance(value, torch.Tensor)]
+
     def latents(self, index_B: torch.Tensor, noise_Bchw: torch.Tensor) -> torch.Tensor:
         """Samples of the posterior at `index`, unscaled: mean + std * noise."""
         assert self.moments is not None
@@ -63,12 +77,11 @@ class TrainingCache:
         return mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise_Bchw
 
 
-def open_foundation(config: Config) -> Foundation:
+def open_foundation(model: ModelConfig) -> Foundation:
     """The models that --model and --clip name, or the toy's. Raises `ConfigError`."""
-    if config.model:
-        return load_foundation(config.model, config.clip)
-    if config.recipe != "toy":
-        raise ConfigError(f"--recipe {config.recipe} needs --model: a Stable Diffusion v1.4 folder or hub id")
+    model.check_given()
+    if model.source:
+        return load_foundation(model.source, model.clip)
     from sgg_fast.toy.models import toy_foundation
 
     return toy_foundation()

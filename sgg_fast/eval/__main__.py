@@ -11,8 +11,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.files import check_text
-from sgg_fast.flags import OneLineParser
 from sgg_fast.quiet import quiet_libraries
 
 
@@ -75,22 +76,15 @@ def check(args: argparse.Namespace) -> None:
         raise ValueError(f"--against {args.against}: no eval.json there")
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("sgg_fast.eval", interrupted="the same command goes on")
+def main(argv: list[str] | None) -> None:
     """Exit code: 0 done, 2 for input that cannot be used (one line on stderr), 130 interrupted."""
     args = parse(argv)
-    try:
-        check(args)
-        quiet_libraries()
-        from sgg_fast.eval.evaluate import evaluate
+    check(args)
+    quiet_libraries()
+    from sgg_fast.eval.evaluate import evaluate
 
-        print(evaluate(args))
-    except (ValueError, OSError) as error:
-        print(f"sgg_fast.eval: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sgg_fast.eval: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    print(evaluate(args))
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,14 +20,15 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from tqdm import tqdm
 
+from sgg_fast.config import DataConfig
 from sgg_fast.data.cache import to_pixels
 from sgg_fast.data.formats import load_scene_graphs
+from sgg_fast.data.png_record import save_png
 from sgg_fast.data.sources import open_source
 from sgg_fast.eval import metrics
 from sgg_fast.files import write_text
 from sgg_fast.graph import SceneGraph
 from sgg_fast.pipeline import SceneGraphToImagePipeline
-from sgg_fast.recipes import recipe
 from sgg_fast.toy.world import Scene
 
 _TOY = ("toy", "toy-combinations", "toy-repeats")
@@ -73,7 +73,7 @@ def open_graphs(data: str, resolution: int) -> GraphSet:
         return GraphSet(str(path), graphs.__getitem__, None, len(graphs))
     if not path.is_dir():
         raise ValueError(f"--data {data}: neither {' nor '.join(_TOY)}, and there is no such file or folder")
-    source = open_source(recipe("vg128", data=data, resolution=resolution), split="test")
+    source = open_source(DataConfig(source=data, resolution=resolution), seed=0, split="test")
     return GraphSet(source.name, source.graphs.__getitem__, source.load_image, source.num_images)
 
 
@@ -102,7 +102,7 @@ def _repeats(resolution: int) -> Callable[[int], Scene]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class EvalJob:
     """One picture to draw."""
 
     path: Path
@@ -146,7 +146,7 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
 
 def draw_missing(
     pipeline: SceneGraphToImagePipeline,
-    jobs: Sequence[Job],
+    jobs: Sequence[EvalJob],
     steps: int,
     guidance: float,
     batch_size: int = 16,
@@ -166,10 +166,7 @@ def draw_missing(
                 generator=[torch.Generator().manual_seed(job.noise_seed) for job in some],
             ).images
             for job, image in zip(some, images, strict=True):
-                job.path.parent.mkdir(parents=True, exist_ok=True)
-                aside = job.path.with_suffix(".part")
-                image.save(aside, format="PNG")
-                os.replace(aside, job.path)
+                save_png(image, job.path, None)
             bar.update(len(some))
     return len(todo)
 

@@ -1,6 +1,8 @@
 """What one training step computes: the two stages of SGG-IG as modules from (sample ids, step) to loss terms.
 
-An engine (`engine.py`) runs them forward and backward. Letters: B samples, N objects, I embedding width.
+An engine runs them forward and backward. `store`, `graphs_of`, `buckets` and `packed_terms` are what a captured step
+needs to know of a stage: it packs its batch from a table on the device, padded to the shapes of a `Bucket`.
+Letters: B samples, K micro-batches of a step, N objects, E relations, I embedding width.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import torch
 from torch import nn
 
 from sgg_fast import ops
-from sgg_fast.config import Config
+from sgg_fast.config import Config, ObjectiveConfig
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.diffusion import losses, noise
 from sgg_fast.graph import SceneGraphBatch
@@ -25,6 +27,7 @@ from sgg_fast.nn.geometry import PairGeometry
 from sgg_fast.nn.latent_reader import LatentReader, frozen
 from sgg_fast.nn.mae import MaskedObjectDecoder, Places
 from sgg_fast.nn.placement import AttentionPlacement
+from sgg_fast.train.buckets import Bucket, Buckets, ContextBuckets
 from sgg_fast.train.graph_negatives import GraphNegatives
 
 
@@ -34,7 +37,7 @@ class Terms:
 
     total: torch.Tensor
     """Scalar with gradient."""
-    values: dict[str, torch.Tensor]
+    losses: dict[str, torch.Tensor]
     """Detached scalars by name, "loss" first."""
     chance: dict[str, torch.Tensor]
     """What each of them is at chance."""
@@ -48,26 +51,25 @@ def _terms(total: torch.Tensor, chance: torch.Tensor | float, parts: Parts) -> T
     parts = {"loss": (total, chance), **parts}
     return Terms(
         total=total,
-        values={name: value.detach().float() for name, (value, _) in parts.items()},
+        losses={name: value.detach().float() for name, (value, _) in parts.items()},
         chance={name: c if isinstance(c, torch.Tensor) else total.new_full((), c) for name, (_, c) in parts.items()},
     )
 
 
-def _geometry(config: Config, conditioner: SceneGraphConditioner, cache: TrainingCache) -> PairGeometry | None:
+def _geometry(seed: int, conditioner: SceneGraphConditioner, cache: TrainingCache) -> PairGeometry:
     """The head of --geometry; its weights come from the seed."""
-    if not config.geometry:
-        return None
     assert cache.boxes is not None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return PairGeometry(conditioner.config.context_dim, config.width, cache.graphs, cache.boxes)
+        torch.manual_seed(seed)
+        sizes = conditioner.config.context_dim, conditioner.config.width
+        return PairGeometry(*sizes, cache.graphs, cache.boxes)
 
 
 def _with_boxes(
-    config: Config, total: torch.Tensor, chance: torch.Tensor | float, parts: Parts
+    objective: ObjectiveConfig, total: torch.Tensor, chance: torch.Tensor | float, parts: Parts
 ) -> tuple[torch.Tensor, torch.Tensor | float]:
     """A stage's loss and its value at chance, those of the boxes added where they are among the `parts`."""
-    for name, weight in (("geometry", config.geometry), ("attention", config.attention_loss)):
+    for name, weight in (("geometry", objective.geometry), ("attention", objective.attention_loss)):
         value, at_chance = parts.get(name, (0.0, 0.0))
         total, chance = total + weight * value, chance + weight * at_chance
     return total, chance
@@ -100,20 +102,49 @@ class PretrainStage(nn.Module):
     def __init__(self, config: Config, conditioner: SceneGraphConditioner, cache: TrainingCache) -> None:
         super().__init__()
         self.config, self.cache = config, cache
+        objective = config.objective
         self.conditioner = conditioner
         name_dim, image_dim = cache.names.shape[1], cache.images.shape[1]
-        self.decoder = MaskedObjectDecoder(config.width, name_dim, image_dim)
-        self.constraint = losses.SpatialConstraint(config.contrastive)
+        self.decoder = MaskedObjectDecoder(conditioner.config.width, name_dim, image_dim)
+        self.constraint = losses.SpatialConstraint(objective.contrastive)
         # Frozen inputs in the form the losses read them; tuples keep them out of the state dict.
         names = conditioner.standardise(cache.names)
         self._frozen = (names, conditioner.targets(names), conditioner.centre_images(cache.images))
-        self.negatives = GraphNegatives(cache.table, names.device) if config.graph_negatives else None
-        self.geometry = _geometry(config, conditioner, cache)
+        self.negatives = GraphNegatives(cache.table, names.device) if objective.graph_negatives else None
+        self.geometry = _geometry(config.run.seed, conditioner, cache) if objective.geometry else None
+
+    num_micro = 1
+    """K."""
 
     @property
     def copies(self) -> int:
         """Of each graph in a batch: full, told wrongly with --graph-negatives, masked."""
         return 3 if self.negatives else 2
+
+    @property
+    def num_graphs(self) -> int:
+        """Graphs that a batch packs."""
+        return self.copies * self.config.optim.batch_size
+
+    @property
+    def store(self) -> SceneGraphBatch:
+        """All graphs that batches are packed from."""
+        return self.cache.graphs
+
+    def graphs_of(self, ids_B: np.ndarray, step: int) -> np.ndarray:
+        """Numbers in `store` of the graphs that a batch of these samples packs: the copies, one after the other."""
+        return np.tile(ids_B, self.copies)
+
+    def buckets(self) -> Buckets:
+        """Shapes of the batches."""
+        return Buckets(self.store.sizes, self.config.optim.batch_size, self.copies)
+
+    def packed_terms(self, table: torch.Tensor, bucket: Bucket) -> Terms:
+        """Terms of the batch that the `ops.draw_table` on the device says, padded to the bucket."""
+        num, mask = self.config.optim.batch_size, self.mask_draw(self.config.optim.batch_size, 0)
+        packed = ops.pack_captured(self.store, table, self.num_graphs, mask, bucket=bucket.shape, bounds=bucket.bounds)
+        sample_B, step = table[0, :num].long(), table[3, :1]
+        return self.terms(self.encode_packed(*packed, sample_B, step), sample_B, step)
 
     def forward(self, ids: np.ndarray, step: int, bucket: tuple[int, int] | None = None) -> Terms:
         """Terms of the samples `ids` [B] at `step`; with `bucket`, padded to (N, E), which changes none of them."""
@@ -129,13 +160,13 @@ class PretrainStage(nn.Module):
 
     def mask_draw(self, num: int, step: int) -> ops.MaskDraw:
         """For a batch of `num` samples."""
-        return ops.MaskDraw((self.copies - 1) * num, self.config.mask_ratio, self.config.seed, step)
+        return ops.MaskDraw((self.copies - 1) * num, self.config.objective.mask_ratio, self.config.run.seed, step)
 
     def encode_packed(
         self, batch: SceneGraphBatch, masked_N: torch.Tensor, sample_B: torch.Tensor, step: int | torch.Tensor
     ) -> Encoded:
         """The copies of the samples `sample`, and perhaps padding."""
-        num, key, wrong_B = len(sample_B), (self.config.seed, step, sample_B), None
+        num, key, wrong_B = len(sample_B), (self.config.run.seed, step, sample_B), None
         if self.negatives:
             batch, wrong_B = self.negatives.tell(batch, num, *key)
         x_ND, tokens_EC, x_global = self.conditioner.encode(self._frozen[0], batch, masked_N, key)
@@ -150,15 +181,16 @@ class PretrainStage(nn.Module):
         return predicted, places.rows(batch.object_name), places.rows(encoded.masked)
 
     def terms(self, encoded: Encoded, sample_B: torch.Tensor, step: int | torch.Tensor) -> Terms:
-        """Both losses. The shapes follow from those of the batch alone, so that a step can be replayed."""
+        """Both losses. The shapes follow from those of the batch alone, so that a step can be captured."""
         _, targets, images = self._frozen
         predicted, name_BL, masked_BL = self.decode(encoded)
         mae = losses.masked_mse(predicted, targets[name_BL], masked_BL)
 
-        num_negatives = self.config.num_negatives if self.config.contrastive == "infonce" else 1
+        objective = self.config.objective
+        num_negatives = objective.num_negatives if objective.contrastive == "infonce" else 1
 
         def draw(rows: slice) -> torch.Tensor:
-            return noise.draw_negatives(self.config.seed, step, sample_B[rows], num_negatives, len(self.cache))
+            return noise.draw_negatives(self.config.run.seed, step, sample_B[rows], num_negatives, len(self.cache))
 
         negatives = losses.Negatives(images, draw, num_negatives)
         x_global, num, wrong = encoded.x_global, encoded.num, None
@@ -167,12 +199,12 @@ class PretrainStage(nn.Module):
         con = self.constraint(x_global[:num], images[sample_B], negatives, wrong)
         con_chance = self.constraint.chance(num_negatives, wrong[1].float().mean() if wrong else 0.0)
         mae_chance = masked_BL.any().float()  # a batch of one-object graphs masks nothing and scores 0
-        mae_weight, con_weight = self.config.mae_weight, self.config.con_weight
+        mae_weight, con_weight = objective.mae_weight, objective.con_weight
         total, chance = mae_weight * mae + con_weight * con, mae_weight * mae_chance + con_weight * con_chance
         parts: Parts = {"mae": (mae, mae_chance), "con": (con, con_chance)}
         if self.geometry:
             parts["geometry"] = self.geometry(encoded.tokens, encoded.batch, sample_B)
-        return _terms(*_with_boxes(self.config, total, chance, parts), parts)
+        return _terms(*_with_boxes(objective, total, chance, parts), parts)
 
 
 class FinetuneStage(nn.Module):
@@ -181,10 +213,11 @@ class FinetuneStage(nn.Module):
     def __init__(self, config: Config, conditioner: Conditioner, foundation: Foundation, cache: TrainingCache) -> None:
         super().__init__()
         self.config, self.cache = config, cache
+        objective = config.objective
         self.unet = foundation.unet.requires_grad_(True).train()
         self.conditioner = conditioner.requires_grad_(True)
-        self.graphs = cache.graphs.with_bare() if config.relation_dropout else cache.graphs
-        """What batches are packed from: the set's graphs, with --relation-dropout then each without its relations."""
+        self.store = cache.graphs.with_bare() if objective.relation_dropout else cache.graphs
+        """All graphs that batches are packed from; with --relation-dropout each once more without its relations."""
         for name, parameter in conditioner.named_parameters():
             if name.endswith("mask_token"):  # only pre-training reads it
                 parameter.requires_grad_(False)
@@ -192,47 +225,73 @@ class FinetuneStage(nn.Module):
         alpha_bar = foundation.scheduler.alphas_cumprod.to(names.device)
         # A tuple keeps the frozen models out of the parameters and the state dict.
         self._frozen = (names, conditioner.centre_images(cache.images), alpha_bar, foundation)
-        self.geometry = _geometry(config, conditioner, cache)
+        self.geometry = _geometry(config.run.seed, conditioner, cache) if objective.geometry else None
         self.placement = None
-        if config.attention_loss:
+        if objective.attention_loss:
             assert cache.boxes is not None
             self.placement = AttentionPlacement(foundation.unet, cache.graphs, cache.boxes)
         self.reader = None
-        if config.image_embedding == "latent":
+        if objective.image_embedding == "latent":
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.seed)
+                torch.manual_seed(config.run.seed)
                 self.reader = LatentReader(foundation.vae.config.latent_channels, cache.images.shape[1])
 
     def forward(self, ids: np.ndarray, step: int) -> Terms:
         """Terms of the samples `ids` [B] at `step`."""
-        graphs = self.drawn_graphs(ids, step)
+        graphs = self.graphs_of(ids, step)
         graph_B = torch.from_numpy(graphs).to(self._frozen[0].device)
-        return self.terms(ops.pack(self.graphs, graphs), graph_B, step)
+        return self.terms(ops.pack(self.store, graphs), graph_B, step)
 
-    def drawn_graphs(self, ids: np.ndarray, step: int) -> np.ndarray:
-        """[B] which of `graphs` the samples `ids` have at `step`, on the host: --relation-dropout takes bare ones."""
-        if not self.config.relation_dropout:
-            return ids
-        bare = noise.draw_bare(self.config.seed, step, torch.from_numpy(ids), self.config.relation_dropout)
-        return ids + len(self.cache) * bare.numpy()
+    @property
+    def foundation(self) -> Foundation:
+        """The models that the stage starts from; all but the UNet are frozen."""
+        return self._frozen[3]
+
+    @property
+    def num_micro(self) -> int:
+        """K."""
+        return self.config.optim.accumulation_steps
+
+    @property
+    def num_graphs(self) -> int:
+        """Graphs that a micro-batch packs."""
+        return self.config.optim.batch_size
+
+    def graphs_of(self, ids_B: np.ndarray, step: int) -> np.ndarray:
+        """[B] numbers in `store` of the samples' graphs at `step`: --relation-dropout takes bare ones."""
+        if not self.config.objective.relation_dropout:
+            return ids_B
+        share = self.config.objective.relation_dropout
+        bare = noise.draw_bare(self.config.run.seed, step, torch.from_numpy(ids_B), share)
+        return ids_B + len(self.cache) * bare.numpy()
+
+    def buckets(self) -> ContextBuckets:
+        """Shapes of the micro-batches, by the samples' whole graphs: what is drawn of them is no larger."""
+        return ContextBuckets(self.cache.graphs.sizes, self.config.optim.batch_size)
+
+    def packed_terms(self, table: torch.Tensor, bucket: Bucket) -> Terms:
+        """Terms of the micro-batch that the `ops.draw_table` on the device says, padded to the bucket."""
+        num = self.num_graphs
+        batch, _ = ops.pack_captured(self.store, table, num, None, bucket=bucket.shape, bounds=bucket.bounds)
+        return self.terms(batch, table[0, :num].long(), table[3, :1])
 
     def terms(self, batch: SceneGraphBatch, graph_B: torch.Tensor, step: int | torch.Tensor) -> Terms:
-        """The losses of samples whose graphs are `batch`, number `graph` [B] of `graphs`; it may end in padding.
+        """The losses of samples whose graphs are `batch`, number `graph` [B] of `store`; it may end in padding.
 
         As a device tensor [1] the step may change under a captured launch.
         """
         names, images, alpha_bar, foundation = self._frozen
-        config, latent_shape = self.config, self.cache.latent_shape
+        config, objective, latent_shape = self.config, self.config.objective, self.cache.latent_shape
         sample_B = graph_B % len(self.cache)
-        key = (config.seed, step, sample_B)
+        key = (config.run.seed, step, sample_B)
         z_0 = self.cache.latents(sample_B, ops.hash_normal(latent_shape, *key, noise.STREAM_POSTERIOR))
         z_0 = z_0 * foundation.vae.config.scaling_factor
         eps = ops.hash_normal(latent_shape, *key, noise.STREAM_NOISE)
         t_B = noise.draw_timesteps(*key, len(alpha_bar))
-        kept_B = ~noise.draw_dropped(*key, config.condition_dropout)
+        kept_B = ~noise.draw_dropped(*key, objective.condition_dropout)
         abar_B, kind = alpha_bar[t_B], foundation.scheduler.config.prediction_type
 
-        codes = (key,) if config.instance_codes else ()
+        codes = (key,) if config.model.instance_codes else ()
         condition = self.conditioner(names, batch, self._said(sample_B), *codes)
         if batch.num_graphs > len(sample_B):
             context, mask, x_global = (rows[: len(sample_B)] for rows in condition[:3])
@@ -242,15 +301,15 @@ class FinetuneStage(nn.Module):
         dtype = self.unet.dtype
         with self.placement.looking() if self.placement else contextlib.nullcontext():
             predicted = self.unet(z_t.to(dtype), t_B, given.context.to(dtype), encoder_attention_mask=given.mask).sample
-        diff_chance_B = losses.min_snr_weight(kind, abar_B, config.min_snr_gamma)
+        diff_chance_B = losses.min_snr_weight(kind, abar_B, objective.min_snr_gamma)
         diff_B = diff_chance_B * losses.diffusion_loss(predicted, noise.target_of(kind, z_0, eps, abar_B))
 
         told_0 = None
-        if config.image_embedding in ("predicted", "latent"):
+        if objective.image_embedding in ("predicted", "latent"):
             told_0 = noise.predicted_z0(kind, predicted.float(), z_t, abar_B)
         isa_B, isa_chance_B = self._alignment(sample_B, t_B, z_t, told_0, condition.x_global)
-        total = losses.total_loss(diff_B, isa_B, kept_B, config.loss_weight)
-        chance = losses.total_loss(diff_chance_B, isa_chance_B, kept_B, config.loss_weight)
+        total = losses.total_loss(diff_B, isa_B, kept_B, objective.loss_weight)
+        chance = losses.total_loss(diff_chance_B, isa_chance_B, kept_B, objective.loss_weight)
         isa, isa_chance = (isa_B * kept_B).mean(), (isa_chance_B * kept_B).mean()
         parts: Parts = {"diff": (diff_B.mean(), diff_chance_B.mean()), "isa": (isa, isa_chance)}
         if self.reader and told_0 is not None:  # by its own loss, which nothing else sees
@@ -261,7 +320,7 @@ class FinetuneStage(nn.Module):
             parts["attention"] = self.placement.loss(given.mask, batch, sample_B, kept_B, size)
         if self.geometry:
             parts["geometry"] = self.geometry(condition.tokens, batch, sample_B)
-        return _terms(*_with_boxes(config, total, chance, parts), parts)
+        return _terms(*_with_boxes(objective, total, chance, parts), parts)
 
     def _said(self, sample_B: torch.Tensor) -> torch.Tensor | None:
         """What the conditioner reads beside the graphs: the states of all phrases, or those of the samples' own texts,
@@ -285,11 +344,11 @@ class FinetuneStage(nn.Module):
         told_0: the clean latents that the UNet's predictions imply, where it has a branch of its own; in that branch
         X_global is detached, and follows the clean image instead.
         """
-        form, images_BI, abar_B = self.config.image_embedding, self._frozen[1][sample_B], self._frozen[2][t_B]
+        form, images_BI, abar_B = self.config.objective.image_embedding, self._frozen[1][sample_B], self._frozen[2][t_B]
         if form == "noisy-image":
             with torch.no_grad():
                 images_BI = self._seen(z_t)
-        weight_B = losses.alignment_weight(abar_B, self.config.alignment_weight)
+        weight_B = losses.alignment_weight(abar_B, self.config.objective.alignment_weight)
         clean_B = losses.alignment_loss(images_BI, x_global, abar_B.sqrt() if form == "noised" else 1.0)
         if told_0 is None:
             return weight_B * clean_B, weight_B
@@ -306,3 +365,7 @@ class FinetuneStage(nn.Module):
         vae = foundation.vae
         pixels = vae.decode((z / vae.config.scaling_factor).to(vae.dtype)).sample
         return self.conditioner.centre_images(embed_images(foundation.clip, pixels))
+
+
+Stage = PretrainStage | FinetuneStage
+"""What an engine runs."""

@@ -50,7 +50,9 @@ def mae_squares(stage: PretrainStage, sample: int) -> list[float]:
     """Squared errors of the sample's masked objects, a value per object."""
     config, model, cache = stage.config, stage.conditioner, stage.cache
     graph = GRAPHS[sample]
-    masked = loops.masked_objects(len(graph.objects), config.mask_ratio, config.seed, STEP, sample, MASK_STREAM)
+    masked = loops.masked_objects(
+        len(graph.objects), config.objective.mask_ratio, config.run.seed, STEP, sample, MASK_STREAM
+    )
     copy = encoded(stage, sample, masked)
     heads = stage.decoder.layers[0].self_attn.num_heads
     predicted = loops.mae_decoder(loops.weights(stage.decoder), copy.x, copy.x_global, heads)
@@ -64,18 +66,21 @@ def contrast(stage: PretrainStage, sample: int) -> float:
     images = stage.conditioner.centre_images(stage.cache.images)
     scale, bias = stage.constraint.scale.exp().item(), stage.constraint.bias.item()
     others = [i for i in range(len(GRAPHS)) if i != sample]
-    num = config.num_negatives if config.contrastive == "infonce" else 1
+    num = config.objective.num_negatives if config.objective.contrastive == "infonce" else 1
     drawn = [
-        others[loops.hash_u32(config.seed, STEP, sample, noise.STREAM_NEGATIVE, k) % len(others)] for k in range(num)
+        others[loops.hash_u32(config.run.seed, STEP, sample, noise.STREAM_NEGATIVE, k) % len(others)]
+        for k in range(num)
     ]
     f_pos = scale * loops.cosine(x_global, images[sample]) + bias
     f_negs = [scale * loops.cosine(x_global, images[i]) + bias for i in drawn]
     words = set(stage.cache.table.names)
-    if config.graph_negatives and (graph := told_wrongly(GRAPHS[sample], words, config.seed, STEP, sample)):
+    if config.objective.graph_negatives and (
+        graph := told_wrongly(GRAPHS[sample], words, config.run.seed, STEP, sample)
+    ):
         f_negs.append(scale * loops.cosine(encoded(stage, sample, graph=graph).x_global, images[sample]) + bias)
-    if config.contrastive == "infonce":
+    if config.objective.contrastive == "infonce":
         return math.log(math.exp(f_pos) + sum(map(math.exp, f_negs))) - f_pos
-    shift = 0 if config.contrastive == "bce" else 1
+    shift = 0 if config.objective.contrastive == "bce" else 1
     return loops.softplus(-f_pos) + sum(loops.softplus(f - shift) for f in f_negs)
 
 
@@ -98,30 +103,30 @@ def test_pretrain_terms(cache, changes):
     mae, con = sum(squares) / len(squares), sum(con) / len(con)
     of_mae, of_con = changes.get("mae_weight", 1), changes.get("con_weight", 1)
     expected = {"loss": of_mae * mae + of_con * con, "mae": mae, "con": con}
-    assert list(terms.values) == list(expected)
+    assert list(terms.losses) == list(expected)
     for name, value in expected.items():
-        assert terms.values[name].item() == pytest.approx(value, rel=2e-4), name
+        assert terms.losses[name].item() == pytest.approx(value, rel=2e-4), name
     chance = {"bce": 2 * math.log(2), "literal": 2 * math.log(1 + math.exp(-0.5)), "infonce": math.log(6)}
     con_chance = chance[changes["contrastive"]]
-    if stage.config.graph_negatives:  # four of the six graphs have a relation to tell wrongly
+    if stage.config.objective.graph_negatives:  # four of the six graphs have a relation to tell wrongly
         entropy = -math.log(3 / 8) - 5 / 3 * math.log(5 / 8)
         con_chance = {"bce": entropy, "infonce": 1 / 3 * math.log(6) + 2 / 3 * math.log(7)}[changes["contrastive"]]
     assert {k: v.item() for k, v in terms.chance.items()} == pytest.approx(
         {"loss": of_mae + of_con * con_chance, "mae": 1.0, "con": con_chance}, rel=1e-6
     )
-    assert terms.total.item() == pytest.approx(terms.values["loss"].item()) and terms.total.requires_grad
+    assert terms.total.item() == pytest.approx(terms.losses["loss"].item()) and terms.total.requires_grad
 
 
 def test_pretraining_terms_do_not_depend_on_the_batch(cache):
     stage = pretrain_stage(cache)
-    whole = stage(IDS, STEP).values
-    parts = [stage(np.array([i]), STEP).values for i in IDS]
+    whole = stage(IDS, STEP).losses
+    parts = [stage(np.array([i]), STEP).losses for i in IDS]
     counts = [len(mae_squares(stage, i)) for i in IDS.tolist()]
     assert counts == [1, 1, 0, 1, 1, 2]
     mae = sum(n * float(part["mae"]) for n, part in zip(counts, parts, strict=True)) / sum(counts)
     assert whole["mae"].item() == pytest.approx(mae, rel=1e-5)
     assert whole["con"].item() == pytest.approx(sum(float(p["con"]) for p in parts) / len(parts), rel=1e-5)
-    backwards = stage(IDS[::-1].copy(), STEP).values
+    backwards = stage(IDS[::-1].copy(), STEP).losses
     for name, value in whole.items():
         assert backwards[name].item() == pytest.approx(value.item(), rel=1e-5)
 
@@ -144,7 +149,7 @@ def test_a_loss_of_weight_zero_trains_nothing(cache, off, idle):
 def test_each_step_draws_anew(cache):
     stage = pretrain_stage(cache)
     assert stage(IDS, STEP).total == stage(IDS, STEP).total
-    assert stage(IDS, STEP).values["con"] != stage(IDS, STEP + 1).values["con"]
+    assert stage(IDS, STEP).losses["con"] != stage(IDS, STEP + 1).losses["con"]
 
 
 # Fine-tuning.
@@ -165,23 +170,23 @@ def finetune_sample(stage: FinetuneStage, foundation: Foundation, sample: int) -
     graph, z_t = encoded(stage, sample), signal * drawn.z_0 + blur * drawn.eps
     if drawn.kept:
         rows, mask = loops.context(loops.weights(model), graph, 112)
-        rows = rows[mask] if config.context == "triples" else rows[1:2]
+        rows = rows[mask] if config.model.context == "triples" else rows[1:2]
     else:
         rows = model.null_states
     with torch.no_grad():
         out = stage.unet(z_t[None].float(), torch.tensor([drawn.t]), rows[None].float()).sample[0].double()
     target = drawn.eps if kind == "epsilon" else signal * drawn.eps - blur * drawn.z_0
     image = clean = model.centre_images(stage.cache.images)[sample]
-    if config.image_embedding == "noisy-image":
+    if config.objective.image_embedding == "noisy-image":
         image = seen(model, foundation, z_t)
     cos = loops.cosine(image, graph.x_global)
-    weight = 1.0 if config.isa_weight == "none" or config.image_embedding == "noised" else abar
-    isa = weight * (1 - (signal if config.image_embedding == "noised" else 1) * cos)
+    weight = 1.0 if config.objective.isa_weight == "none" or config.objective.image_embedding == "noised" else abar
+    isa = weight * (1 - (signal if config.objective.image_embedding == "noised" else 1) * cos)
     z_0 = (z_t - blur * out) / signal if kind == "epsilon" else signal * z_t - blur * out
     reader = 0.0
-    if config.image_embedding in ("predicted", "latent"):
+    if config.objective.image_embedding in ("predicted", "latent"):
         told = seen(model, foundation, z_0)
-        if config.image_embedding == "latent":
+        if config.objective.image_embedding == "latent":
             with torch.no_grad():
                 told = stage.reader(z_0[None].float(), torch.tensor([drawn.t]))[0]
             reader = 1 - loops.cosine(told, clean)
@@ -217,17 +222,17 @@ def test_finetune_terms(cache, foundation, changes, kind):
     samples = [finetune_sample(stage, models, sample) for sample in ids.tolist()]
     assert {sample["kept"] for sample in samples} == {True, False}
     bare = {sample for sample in ids.tolist() if given_graph(stage, sample) != GRAPHS[sample]}
-    assert (0 < len(bare) < len(set(ids))) == (stage.config.relation_dropout > 0)
+    assert (0 < len(bare) < len(set(ids))) == (stage.config.objective.relation_dropout > 0)
     diff, isa, chance = (sum(s[name] for s in samples) / len(samples) for name in ("diff", "isa", "isa_chance"))
-    share = stage.config.loss_weight
+    share = stage.config.objective.loss_weight
     expected = {"loss": share * diff + (1 - share) * isa, "diff": diff, "isa": isa}
     at_chance = {"loss": share + (1 - share) * chance, "diff": 1.0, "isa": chance}
     if stage.reader:
         expected["reader"], at_chance["reader"] = sum(s["reader"] for s in samples) / len(samples), 1.0
         expected["loss"], at_chance["loss"] = expected["loss"] + expected["reader"], at_chance["loss"] + 1
-    assert list(terms.values) == list(expected)
+    assert list(terms.losses) == list(expected)
     for name, value in expected.items():
-        assert terms.values[name].item() == pytest.approx(value, rel=1e-3), name
+        assert terms.losses[name].item() == pytest.approx(value, rel=1e-3), name
     assert {k: v.item() for k, v in terms.chance.items()} == pytest.approx(at_chance, rel=1e-4)
 
 
@@ -238,9 +243,9 @@ def test_finetune_terms_do_not_depend_on_the_batch(cache, foundation, embedding)
     with torch.no_grad():
         whole, backwards = stage(ids, STEP), stage(ids[::-1].copy(), STEP)
         alone = [stage(np.array([i]), STEP) for i in ids]
-    for name, value in whole.values.items():
-        assert sum(float(a.values[name]) for a in alone) / len(ids) == pytest.approx(value.item(), rel=1e-4)
-        assert backwards.values[name].item() == pytest.approx(value.item(), rel=1e-5)
+    for name, value in whole.losses.items():
+        assert sum(float(a.losses[name]) for a in alone) / len(ids) == pytest.approx(value.item(), rel=1e-4)
+        assert backwards.losses[name].item() == pytest.approx(value.item(), rel=1e-5)
         assert sum(float(a.chance[name]) for a in alone) / len(ids) == pytest.approx(
             whole.chance[name].item(), rel=1e-5
         )
@@ -328,10 +333,10 @@ def test_what_trains_and_what_does_not(cache, foundation):
 def test_finetuning_under_bf16_autocast(cache, foundation, embedding):
     """No mixed-dtype failure; losses stay fp32 and near the fp32 ones; every gradient is finite."""
     stage, _ = finetune_stage(cache, foundation, image_embedding=embedding, encoder="plain")
-    exact = stage(IDS, STEP).values
+    exact = stage(IDS, STEP).losses
     with torch.autocast("cpu", torch.bfloat16):
         terms = stage(IDS, STEP)
     assert terms.total.dtype == torch.float32
     for name, value in exact.items():
-        assert terms.values[name].item() == pytest.approx(value.item(), rel=0.02)
+        assert terms.losses[name].item() == pytest.approx(value.item(), rel=0.02)
     assert all(torch.isfinite(gradient).all() for gradient in gradients(stage, terms.total).values())

@@ -9,17 +9,17 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from sgg_fast.config import Config, ConfigError, add_flags, as_flags
+from sgg_fast.commands import command, typed
+from sgg_fast.commands.flags import OneLineParser
+from sgg_fast.config import SETTINGS, Config, add_flags, as_flags
 from sgg_fast.data.images import RESIZE
 from sgg_fast.data.prepare import coco, folder, laion, vg
 from sgg_fast.data.prepare.coco import CocoFilters
 from sgg_fast.data.prepare.encode import Filters
-from sgg_fast.data.prepare.records import PrepareError
 from sgg_fast.data.prepare.report import Report
 from sgg_fast.files import check_text
-from sgg_fast.flags import OneLineParser
-from sgg_fast.graph import SceneGraphError
 
 VG_HELP = f"""\
 Visual Genome 1.4 to {{train,val,test}}.h5 and vocab.json, in the layout that sg2im and SGDiff read.
@@ -66,9 +66,6 @@ train.py will get. Changed images are read again; a changed set, model or settin
 cannot be used are left out, counted and named in OUT/report.json: files that are missing, empty, cut or larger than
 Pillow's limit, CMYK and 16-bit pictures (no exact conversion to 8-bit RGB exists) and those with transparent pixels."""
 
-CACHE_FIELDS = ("model", "clip", "data", "resolution", "num_scenes", "attributes", "flip", "relation_draws",
-                "token_init", "seed")  # fmt: skip
-
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Flags of the command; `run` is what they are for."""
@@ -111,7 +108,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     own.add_argument("--workers", type=int, help="processes, spread over the GPUs (one a GPU)")
     own.add_argument("--shard-size", type=int, default=1024, help="images a file (%(default)s)")
     own.add_argument("--batch-size", type=int, default=32, help="images that the models read at once (%(default)s)")
-    add_flags(own.add_argument_group("settings of the recipe"), CACHE_FIELDS)
+    add_flags(own.add_argument_group("settings of the recipe"), for_cache=True)
     return parser.parse_args(argv)
 
 
@@ -168,6 +165,9 @@ def run_cache(args: argparse.Namespace) -> int:
     from sgg_fast.quiet import quiet_libraries
     from sgg_fast.recipes import recipe
 
+    given = {name: getattr(args, name) for name, s in SETTINGS.items() if s.rules.makes_cache and hasattr(args, name)}
+    config = recipe(args.recipe, **given)
+    config.check_given()
     quiet_libraries()
     # Imported here: the models' libraries take seconds.
     import torch
@@ -175,40 +175,34 @@ def run_cache(args: argparse.Namespace) -> int:
     from sgg_fast.data.prepare.cache import write_cache
     from sgg_fast.data.prepare.shard_work import CacheJob
 
-    config = recipe(args.recipe, **{name: getattr(args, name) for name in CACHE_FIELDS if hasattr(args, name)})
     workers = max(1, torch.cuda.device_count()) if args.workers is None else args.workers
-    job = CacheJob(config, args.out, args.split, args.shard_size, args.batch_size, workers)
+    job = CacheJob(
+        config.model, config.data, config.run.seed, args.out, args.split, args.shard_size, args.batch_size, workers
+    )
     report = write_cache(job, args.overwrite, say)
     images = report["images"]
     print(f"{images['kept']} of {images['listed']} images, {report['samples']} samples")
     for fault in report["faults"]:
         few = ", ".join(fault["images"][:3]) + (", ..." if fault["count"] > 3 else "")
         print(f"- left out: {fault['reason']}: {fault['count']} ({few})")
-    print(f"\nwritten: {args.out}\nnext: {next_command(args, config, report['boxes'])}")
+    print(f"\nwritten: {args.out}\nnext: {next_command(args, config, given, report['boxes'])}")
     return 0
 
 
-def next_command(args: argparse.Namespace, config: Config, has_boxes: bool) -> str:
+def next_command(args: argparse.Namespace, config: Config, given: dict[str, Any], has_boxes: bool) -> str:
     """What to type after a cache: the flags that were given, for train.py checks that the cache was made with them."""
-    given = {name: getattr(args, name) for name in CACHE_FIELDS if hasattr(args, name) and name != "num_scenes"}
-    given |= {"data": args.out}
-    if not has_boxes and (config.geometry or config.attention_loss):
+    given = {name: value for name, value in given.items() if name != "num_scenes"} | {"data": args.out}
+    if not has_boxes and (config.objective.geometry or config.objective.attention_loss):
         given |= {"geometry": 0.0, "attention_loss": 0.0}
-    return shlex.join(["python", "train.py", "--stage", "pretrain", "--recipe", args.recipe, *as_flags(given)])
+    return shlex.join([*typed("train"), "--stage", "pretrain", "--recipe", args.recipe, *as_flags(given)])
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("prepare", interrupted="the same command goes on")
+def main(argv: list[str] | None) -> int:
     """Exit code: 0 done, 2 for files or settings that cannot be used (one line on stderr), 130 when interrupted."""
     args = parse(argv)
-    try:
-        check_text({name: value for name, value in vars(args).items() if name != "run"})
-        return args.run(args)
-    except (PrepareError, ConfigError, SceneGraphError, ValueError, OSError) as error:
-        print(f"prepare: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("prepare: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    check_text({name: value for name, value in vars(args).items() if name != "run"})
+    return args.run(args)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ import difflib
 import sys
 from typing import NoReturn
 
+from sgg_fast.commands import refuse
+
 _UNKNOWN = "unrecognized arguments: "
 
 
@@ -24,6 +26,4 @@ class OneLineParser(argparse.ArgumentParser):
             said = f"no flag {word}"
             found = difflib.get_close_matches(word, list(self._option_string_actions), n=1)
             near = f" (did you mean {found[0]}?)" if found else ""
-        said = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in said)
-        print(f"{self.prog}: {said[:1000]}{near}; --help lists the flags", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(refuse(self.prog, f"{said[:1000]}{near}; --help lists the flags"))

@@ -1,0 +1,133 @@
+"""The detectors: the toy's own for toy pictures, an open-vocabulary one for real pictures.
+
+Letters: B pictures, N things asked for, R boxes, H, W = size in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from sgg_fast.eval.detector import Detector, Instance, overlaps
+from sgg_fast.graph import SceneGraph
+from sgg_fast.nn import loading
+from sgg_fast.nn.clip import normalise_pixels
+from sgg_fast.toy.detector import load_detector
+
+
+class ToyWorldDetector:
+    """The detector of `sgg_fast/toy/detector.py`: knows the toy's categories, and looks for all of them."""
+
+    name = "toy detector"
+
+    def __init__(self) -> None:
+        self.network = load_detector()
+
+    def find(self, images: np.ndarray, graphs: Sequence[SceneGraph]) -> list[list[Instance]]:
+        return self.network.find(images)
+
+    def parse(self, name: str) -> tuple[str, str | None]:
+        words = name.split()
+        return words[-1], words[0] if len(words) > 1 else None
+
+
+class OpenVocabularyDetector:
+    """OWL-ViT (Minderer et al., 2022) or OWLv2 of transformers: boxes for any name, neither masks nor colours.
+
+    It is asked for the graph's own names, attributes included, so its precision is about those alone.
+    `threshold`: least sigmoid score of a box; `same`: boxes of one name that overlap more (IoU) are one thing.
+    """
+
+    def __init__(self, place: str, threshold: float = 0.1, same: float = 0.5) -> None:
+        from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
+
+        root = loading.find_folder("--detector", place, ("",))
+        with loading.border(f"--detector {place}: cannot be loaded"):
+            kind = str(loading.read_json(root / "config.json", "config.json").get("model_type"))
+            if kind not in ("owlvit", "owlv2"):
+                raise loading.ModelError(f"it is a {kind}; OWL-ViT and OWLv2 are supported")
+            with loading.border("its weights"):
+                model, info = AutoModelForZeroShotObjectDetection.from_pretrained(
+                    root, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+                )
+                self.model = loading.loaded(model, info).eval()
+            with loading.border("its tokenizer"):
+                self.tokenizer = AutoTokenizer.from_pretrained(root)
+        self.name, self.threshold, self.same = f"{kind} {place}", threshold, same
+
+    def parse(self, name: str) -> tuple[str, str | None]:
+        return name, None
+
+    @torch.no_grad()
+    def find(self, images: np.ndarray, graphs: Sequence[SceneGraph]) -> list[list[Instance]]:
+        found = []
+        for image, graph in zip(images, graphs, strict=True):
+            names = list(dict.fromkeys(graph.objects))
+            length = self.model.config.text_config.max_position_embeddings
+            tokens = self.tokenizer(
+                [f"a photo of a {name}" for name in names],
+                padding="max_length", max_length=length, truncation=True, return_tensors="pt",
+            )  # fmt: skip
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+            out = self.model(
+                input_ids=tokens.input_ids,
+                attention_mask=tokens.attention_mask,
+                pixel_values=normalise_pixels(self.model, pixels),
+            )
+            score_RN, (x, y, w, h) = out.logits[0].sigmoid(), out.pred_boxes[0].unbind(-1)
+            boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1).clamp(0, 1).numpy()
+            found.append(
+                [
+                    Instance(name, None, boxes[r], None, float(score_RN[r, n]))
+                    for n, name in enumerate(names)
+                    for r in self._distinct(boxes, score_RN[:, n].numpy())
+                ]
+            )
+        return found
+
+    def _distinct(self, boxes: np.ndarray, scores: np.ndarray) -> list[int]:
+        """Boxes above the threshold, best first, without those that overlap a better one (non-maximum suppression)."""
+        kept: list[int] = []
+        for r in np.argsort(-scores):
+            if scores[r] < self.threshold:
+                break
+            if not kept or overlaps(boxes[r][None], boxes[kept]).max() <= self.same:
+                kept.append(int(r))
+        return kept
+
+
+def open_detector(which: str) -> Detector | None:
+    """ "toy", "none", or the folder or hub id of an open-vocabulary detector. Raises ValueError naming --detector."""
+    if which == "none":
+        return None
+    return ToyWorldDetector() if which == "toy" else OpenVocabularyDetector(which)
+
+
+def choose_detector(which: str | None, graphs: Sequence[SceneGraph]) -> tuple[str, str]:
+    """The detector for these graphs, as `open_detector` takes it, and a warning, "" for none.
+
+    Where --detector does not say: the toy's, if it knows every name of the graphs. Raises ValueError where it knows
+    none, or where nobody asked for it and it does not know all: its figures would be about other things.
+    """
+    if which not in (None, "toy"):
+        return which, ""
+    from sgg_fast.toy.world import COLOURS, OBJECTS
+
+    def is_known(name: str) -> bool:
+        *before, category = name.split()
+        return category in OBJECTS and (not before or (len(before) == 1 and before[0] in COLOURS))
+
+    names = [name for graph in graphs for name in graph.objects]
+    unknown = [name for name in names if not is_known(name)]
+    if not unknown:
+        return "toy", ""
+    few = ", ".join(repr(name) for name in list(dict.fromkeys(unknown))[:3])
+    said = f"{len(unknown)} of {len(names)} objects have names that the toy detector does not know ({few})"
+    if which is None or len(unknown) == len(names):
+        raise ValueError(
+            f"--detector: {said}; give the folder or hub id of an OWL-ViT or OWLv2, such as google/owlv2-base-patch16, "
+            "or none to leave objects and relations unmeasured"
+        )
+    return "toy", f"--detector toy: {said}: they count as missing, whatever the pictures show"
