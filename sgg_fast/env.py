@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import resource
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # its import takes seconds, which a refusal does not wait for
+    import torch
 
 
 def device() -> torch.device:
     """This process's device: its CUDA card by LOCAL_RANK, else the CPU."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank())
     return torch.device("cpu")
@@ -32,6 +36,8 @@ def world_size() -> int:
 
 def peak_memory() -> int:
     """Bytes at their highest so far: the CUDA allocator's, or the resident set of this process on CPU."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

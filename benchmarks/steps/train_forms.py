@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import dataclasses
 import functools
 import gc
 import importlib.util
@@ -72,28 +71,28 @@ class Ours(Form):
     """The trainer's engine with some settings changed."""
 
     def __init__(self, config: Config, ds_path: str | None, resolution: int, device: torch.device, num: int) -> None:
-        self.config, self.device, self.ids = config, device, np.arange(config.batch_size)
-        self.ds = plan_engine(config, "finetune", device, ds_path)
-        torch.manual_seed(config.seed)
+        self.config, self.device, self.ids = config, device, np.arange(config.optim.batch_size)
+        self.ds = plan_engine(config.optim, "finetune", device, ds_path)
+        torch.manual_seed(config.run.seed)
         with device:
-            foundation = self.foundation = blank_foundation(config)
-            conditioner = blank_conditioner(config, foundation)
+            foundation = self.foundation = blank_foundation(config.model)
+            conditioner = blank_conditioner(config.model, foundation)
         parts = foundation, conditioner, self._cache(resolution)
         self.stage = assemble(config, "finetune", *parts, device, self.ds)
         set_attention(foundation.unet, "sdpa", device)
         exact, low = self._stage_losses(num, None), self._stage_losses(num, torch.bfloat16)
         self.reference_losses = exact, low
-        set_attention(foundation.unet, config.attention, device)
+        set_attention(foundation.unet, config.model.attention, device)
         self.engine = build_engine(self.stage, device, self.ds)
         numel = sum(p.numel() for p in self.engine.module.parameters() if p.requires_grad)
         # Read weight, gradient and two bytes of state; write weight and state. DeepSpeed's also writes bf16 weights.
-        weight, gradient = 2 if config.weights == "lean" else 4, 2 if config.bf16_weights else 4
+        weight, gradient = 2 if config.optim.weights == "lean" else 4, 2 if config.optim.bf16_weights else 4
         self.optimiser_bytes = numel * (2 * weight + gradient + 4 + (2 if self.ds else 0))
         self._step = 0
 
     def _cache(self, resolution: int) -> Any:
-        torch.manual_seed(self.config.seed)
-        config = dataclasses.replace(self.config, resolution=resolution)
+        torch.manual_seed(self.config.run.seed)
+        config = self.config.replace(resolution=resolution)
         return blank_cache(config, self.foundation, NUM_IMAGES).to(self.device)
 
     @torch.no_grad()
@@ -118,7 +117,7 @@ class Ours(Form):
 
     @functools.cache  # noqa: B019 - as long-lived as the form
     def _planner(self, resolution: int) -> Planner:
-        config = dataclasses.replace(self.config, resolution=resolution)
+        config = self.config.replace(resolution=resolution)
         return Planner(config, self.ds, self.device.type, num_images=NUM_IMAGES, stored=False)
 
 
@@ -134,7 +133,7 @@ class Captured(Ours):
         super().prepare(resolution, batch)
         del self.engine
         gc.collect()
-        self.stage.config = dataclasses.replace(self.config, batch_size=batch)
+        self.stage.config = self.config.replace(batch_size=batch)
         self.engine = build_engine(self.stage, self.device, self.ds)
         self._step = 0
 
@@ -144,13 +143,13 @@ class Diffusers(Form):
 
     def __init__(self, config: Config, optimiser: str, attention: str, device: torch.device, num: int) -> None:
         self.device, self.cast = device, torch.bfloat16
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.run.seed)
         with device:
-            models = blank_foundation(config)
+            models = blank_foundation(config.model)
         self.vae, self.text_encoder, self.scheduler = models.vae, models.text_encoder, models.scheduler
         self.unet = models.unet.requires_grad_(True).train()
         del models.clip
-        self.prepare(config.resolution, config.batch_size)
+        self.prepare(config.data.resolution, config.optim.batch_size)
         set_attention(self.unet, "sdpa", device)
         exact = self._first_losses(num, torch.float32)
         self.vae.to(self.cast)
@@ -245,7 +244,7 @@ def build(name: str, config: Config, resolution: int, device: torch.device, num_
     if name.startswith("diffusers"):
         assert other is not None
         attention = changes["attention"] if device.type == "cuda" else "sdpa"
-        sized = dataclasses.replace(config, resolution=resolution)
+        sized = config.replace(resolution=resolution)
         return Diffusers(sized, other, attention, device, num_losses)
     kind = Captured if captured else Ours
-    return kind(dataclasses.replace(config, **changes), other, resolution, device, num_losses)
+    return kind(config.replace(**changes), other, resolution, device, num_losses)

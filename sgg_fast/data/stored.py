@@ -16,24 +16,29 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import torch
 
-from sgg_fast.config import Config, ConfigError, flag
+from sgg_fast.config import SETTINGS, ConfigError, DataConfig, flag
 from sgg_fast.data.shards import INDEX, DamagedError, check_files, read_index, read_tensors
 from sgg_fast.graph import IMAGE_OBJECT, NameTable, SceneGraph, SceneGraphBatch
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = "sgg_fast cache 1"
 JOB = "job.json"
 GRAPHS = "graphs.safetensors"
-SETTINGS = ("resolution", "flip", "attributes", "relation_draws")
-"""Fields of `Config` that make a cache what it is; a run must have the same."""
 GRAPH_TENSORS = (
     "object_name", "predicate_name", "phrase", "subject", "object", "object_ptr", "relation_ptr", "message_ptr",
     "message_mid", "message_slot", "object_graph", "relation_graph", "object_pooled", "relation_pooled",
 )  # fmt: skip
+
+
+def fixed_settings(data: DataConfig) -> dict[str, Any]:
+    """The settings that make a cache what it is, by flat name; a run must have the same."""
+    return {name: getattr(data, s.field) for name, s in SETTINGS.items() if s.rules.in_cache}
 
 
 def is_cache(folder: Path) -> bool:
@@ -54,6 +59,8 @@ class MomentRows:
 
     def __getitem__(self, index_B: torch.Tensor) -> torch.Tensor:
         """Rows [B, 2c, h, w] on the index's device. Waits for the index where it lies on a GPU."""
+        import torch
+
         image_B = index_B.cpu().numpy() % self._starts[-1]
         shard_B = np.searchsorted(self._starts, image_B, side="right") - 1
         rows = [self._shards[k][i - self._starts[k]] for k, i in zip(shard_B, image_B, strict=True)]
@@ -61,6 +68,8 @@ class MomentRows:
 
     def on(self, device: torch.device) -> torch.Tensor:
         """All rows in the memory of `device`."""
+        import torch
+
         rows = torch.cat([torch.from_numpy(np.array(shard)).to(device) for shard in self._shards])
         return rows.repeat(self.shape[0] // len(rows), 1, 1, 1)
 
@@ -106,9 +115,20 @@ class StoredCache:
         self.index = read_index(folder)
         if self.index.get("format") != FORMAT:
             raise ConfigError(f"{folder / INDEX}: not of the format {FORMAT!r}; prepare the cache again")
-        entries: list[dict[str, Any]] = self.index["shards"]
+        try:
+            self._open()
+        except ConfigError:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            # Every byte is as its digest says, and still not what a cache holds: somebody wrote both.
+            raise DamagedError(
+                folder / INDEX, f"does not describe a cache ({type(error).__name__}: {error})"
+            ) from error
+
+    def _open(self) -> None:
+        folder, entries = self.folder, self.index["shards"]
         check_files(folder, [*entries, self.index["graphs"]])
-        self._shards = [read_tensors(folder / entry["file"])[0] for entry in entries]
+        self._shards = [read_tensors(folder / Path(entry["file"]).name)[0] for entry in entries]
         self.arrays, _ = read_tensors(folder / GRAPHS)
         text = json.loads(self.arrays.pop("text").tobytes())
         self.names, self.phrase_words = text["names"], text["phrases"]
@@ -116,26 +136,37 @@ class StoredCache:
         self.graphs = PackedGraphs(self.arrays, self.names)
         if len(self.graphs) != self.draws * self.num_images or self.names[0] != IMAGE_OBJECT:
             raise DamagedError(folder / GRAPHS, "does not fit the shards")
+        for name, most in (("object_name", self.names), ("predicate_name", self.names), ("phrase", self.phrase_words)):
+            if not 0 <= self.arrays[name].min() <= self.arrays[name].max() < len(most):
+                raise DamagedError(folder / GRAPHS, f"{name} points outside the words")
+        known = {"settings": fixed_settings(DataConfig()), "models": ("clip", "vae", "text_encoder")}
+        if lacking := [key for part, keys in known.items() for key in keys if key not in self.index[part]]:
+            raise KeyError(*lacking)
+        if not all(isinstance(self.index[key], str) for key in ("data", "split")):
+            raise TypeError("data and split must be text")
+        if self.arrays["previews"].ndim != 4 or any(shard["moments"].ndim != 4 for shard in self._shards):
+            raise ValueError("previews and moments must have four dimensions")
 
     @property
     def num_images(self) -> int:
         """M."""
         return sum(len(shard["images"]) for shard in self._shards)
 
-    def check_settings(self, config: Config) -> None:
+    def check_settings(self, data: DataConfig) -> None:
         """Raises `ConfigError` where the run wants another picture or graph than was prepared."""
-        for name in SETTINGS:
-            was, now = self.index["settings"][name], getattr(config, name)
+        for name, now in fixed_settings(data).items():
+            was = self.index["settings"][name]
             if was != now:
                 raise ConfigError(
                     f"--data {self.folder}: this cache was prepared with --{flag(name)} {was}, not {now}; "
                     "give that flag or prepare another cache"
                 )
-        shown = min(config.num_samples, self.num_images)
-        if config.sample_every and shown > len(self.arrays["previews"]):
-            raise ConfigError(
-                f"--num-samples {shown}: a cache keeps {len(self.arrays['previews'])} pictures; ask for fewer"
-            )
+
+    def check_pictures(self, num: int) -> None:
+        """Raises `ConfigError` where the cache keeps fewer than `num` of its images as pictures."""
+        kept, num = len(self.arrays["previews"]), min(num, self.num_images)
+        if num > kept:
+            raise ConfigError(f"--num-samples {num}: a cache keeps {kept} pictures; ask for fewer")
 
     def picture(self, index: int) -> np.ndarray:
         """uint8 [R, R, 3] of an image. Raises `ConfigError` for one of which only the latent was kept."""
@@ -146,6 +177,8 @@ class StoredCache:
 
     def batch(self) -> SceneGraphBatch:
         """All graphs, packed, on the CPU."""
+        import torch
+
         tensors = {name: torch.from_numpy(np.array(self.arrays[name])) for name in GRAPH_TENSORS}
         return SceneGraphBatch(**tensors, sizes=np.array(self.arrays["sizes"]))
 
@@ -157,6 +190,8 @@ class StoredCache:
 
     def images(self) -> torch.Tensor:
         """[S, I] image embeddings."""
+        import torch
+
         rows = torch.from_numpy(np.concatenate([shard["images"] for shard in self._shards]))
         return rows.repeat(self.draws, 1)
 

@@ -6,13 +6,13 @@ Letters: B pictures, N things asked for, R boxes, H, W = size in pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from sgg_fast.eval.detector import Detector, Instance, overlaps
 from sgg_fast.graph import SceneGraph
+from sgg_fast.nn import loading
 from sgg_fast.nn.clip import normalise_pixels
 from sgg_fast.toy.detector import load_detector
 
@@ -41,19 +41,20 @@ class OpenVocabularyDetector:
     """
 
     def __init__(self, place: str, threshold: float = 0.1, same: float = 0.5) -> None:
-        from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoTokenizer
+        from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
 
-        if not Path(place).is_dir() and (place.startswith((".", "/", "~")) or place.count("/") != 1):
-            raise ValueError(f"--detector {place}: there is no such folder, and it is not a hub id (owner/name)")
-        try:
-            kind = AutoConfig.from_pretrained(place).model_type
+        root = loading.find_folder("--detector", place, ("",))
+        with loading.border(f"--detector {place}: cannot be loaded"):
+            kind = str(loading.read_json(root / "config.json", "config.json").get("model_type"))
             if kind not in ("owlvit", "owlv2"):
-                raise ValueError(f"it is a {kind}; OWL-ViT and OWLv2 are supported")
-            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(place, use_safetensors=True).eval()
-            self.tokenizer = AutoTokenizer.from_pretrained(place)
-        except (OSError, ValueError, KeyError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"--detector {place}: cannot be loaded: {reason}") from error
+                raise loading.ModelError(f"it is a {kind}; OWL-ViT and OWLv2 are supported")
+            with loading.border("its weights"):
+                model, info = AutoModelForZeroShotObjectDetection.from_pretrained(
+                    root, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+                )
+                self.model = loading.loaded(model, info).eval()
+            with loading.border("its tokenizer"):
+                self.tokenizer = AutoTokenizer.from_pretrained(root)
         self.name, self.threshold, self.same = f"{kind} {place}", threshold, same
 
     def parse(self, name: str) -> tuple[str, str | None]:
@@ -97,6 +98,36 @@ class OpenVocabularyDetector:
         return kept
 
 
-def open_detector(which: str) -> Detector:
-    """ "toy", or the folder or hub id of an open-vocabulary detector. Raises ValueError naming --detector."""
+def open_detector(which: str) -> Detector | None:
+    """ "toy", "none", or the folder or hub id of an open-vocabulary detector. Raises ValueError naming --detector."""
+    if which == "none":
+        return None
     return ToyWorldDetector() if which == "toy" else OpenVocabularyDetector(which)
+
+
+def choose_detector(which: str | None, graphs: Sequence[SceneGraph]) -> tuple[str, str]:
+    """The detector for these graphs, as `open_detector` takes it, and a warning, "" for none.
+
+    Where --detector does not say: the toy's, if it knows every name of the graphs. Raises ValueError where it knows
+    none, or where nobody asked for it and it does not know all: its figures would be about other things.
+    """
+    if which not in (None, "toy"):
+        return which, ""
+    from sgg_fast.toy.world import COLOURS, OBJECTS
+
+    def is_known(name: str) -> bool:
+        *before, category = name.split()
+        return category in OBJECTS and (not before or (len(before) == 1 and before[0] in COLOURS))
+
+    names = [name for graph in graphs for name in graph.objects]
+    unknown = [name for name in names if not is_known(name)]
+    if not unknown:
+        return "toy", ""
+    few = ", ".join(repr(name) for name in list(dict.fromkeys(unknown))[:3])
+    said = f"{len(unknown)} of {len(names)} objects have names that the toy detector does not know ({few})"
+    if which is None or len(unknown) == len(names):
+        raise ValueError(
+            f"--detector: {said}; give the folder or hub id of an OWL-ViT or OWLv2, such as google/owlv2-base-patch16, "
+            "or none to leave objects and relations unmeasured"
+        )
+    return "toy", f"--detector toy: {said}: they count as missing, whatever the pictures show"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -18,19 +18,30 @@ import numpy as np
 import pytest
 import torch
 from support import ROOT
-from support.small_sets import SIDE, cache_of, derived, draw, files_of, small_config, unusable, write_small
+from support.small_sets import (
+    SIDE,
+    cache_of,
+    derived,
+    draw,
+    files_of,
+    records,
+    small_job,
+    small_source,
+    unusable,
+    write_small,
+)
+from support.tiny_runs import TINY
 
-from sgg_fast.config import ConfigError
+import train
+from sgg_fast.config import ConfigError, DataConfig, as_flags
 from sgg_fast.data import jsonl
 from sgg_fast.data.cache import build_cache
 from sgg_fast.data.prepare import cache as writer
 from sgg_fast.data.prepare.__main__ import main
 from sgg_fast.data.prepare.cache import write_cache
-from sgg_fast.data.prepare.shard_work import CacheJob
-from sgg_fast.data.shards import DamagedError, read_tensors, write_tensors
-from sgg_fast.data.sources import open_source
+from sgg_fast.data.shards import DamagedError, read_index, read_tensors, write_index, write_tensors
 from sgg_fast.data.stored import StoredCache
-from sgg_fast.files import locked
+from sgg_fast.files import LOCK, locked
 from sgg_fast.toy.models import toy_foundation
 from sgg_fast.train.order import SampleOrder
 
@@ -55,11 +66,10 @@ def foundation():
 @pytest.mark.parametrize("flip", ["none", "swap"])
 def test_what_is_read_is_what_the_models_give(data, tmp_path, foundation, flip):
     """Same batches in memory and on disk: same bits, for images, latents, names, phrases and packed graphs."""
-    config = small_config(data, flip=flip)
     out = cache_of(data, tmp_path / "cache", shard_size=4, flip=flip)
     direct, stored = (
-        build_cache(open_source(c), foundation, CPU, True, True, batch_size=4, progress=False)
-        for c in (config, small_config(out, flip=flip))
+        build_cache(small_source(folder, flip=flip), foundation, CPU, True, True, batch_size=4, progress=False)
+        for folder in (data, out)
     )
     assert len(stored) == len(direct) == (24 if flip == "swap" else 12)
     assert stored.table.names == direct.table.names and stored.table.phrases == direct.table.phrases
@@ -70,11 +80,11 @@ def test_what_is_read_is_what_the_models_give(data, tmp_path, foundation, flip):
     assert stored.latents(every, torch.zeros(1)).equal(direct.latents(every, torch.zeros(1)))
     for name, value in vars(direct.graphs).items():
         assert (np.asarray(getattr(stored.graphs, name)) == np.asarray(value)).all(), name
-    assert list(open_source(small_config(out, flip=flip)).graphs) == list(open_source(config).graphs)
+    assert list(small_source(out, flip=flip).graphs) == list(small_source(data, flip=flip).graphs)
 
 
 def test_a_mirrored_sample_is_the_mirrored_picture_with_its_words_swapped(data):
-    source = open_source(small_config(data, flip="swap"))
+    source = small_source(data, flip="swap")
     for i in range(12):
         assert (source.load_image(12 + i) == source.load_image(i)[:, ::-1]).all()
         assert source.graphs[12 + i].objects == source.graphs[i].objects
@@ -89,8 +99,8 @@ def test_each_draw_of_relations_is_a_sample_of_the_same_image(tmp_path, foundati
     header = {"kind": "coco", "resize": "squash", "relations": "derived"}
     jsonl.write_set(tmp_path / "set", header, {"train": rows}, lambda: "{}")
     out = cache_of(tmp_path / "set", tmp_path / "cache", shard_size=4, relation_draws=3, flip="swap")
-    cache = build_cache(open_source(small_config(out, relation_draws=3, flip="swap")), foundation, CPU, True)
-    source = open_source(small_config(tmp_path / "set", relation_draws=3, flip="swap"))
+    cache = build_cache(small_source(out, relation_draws=3, flip="swap"), foundation, CPU, True)
+    source = small_source(tmp_path / "set", relation_draws=3, flip="swap")
     assert len(source) == len(cache) == 3 * 2 * 6 and source.num_images == 12
     assert cache.images[:12].equal(cache.images[12:24]) and cache.images[:12].equal(cache.images[24:])
     index = torch.tensor([1, 13, 25])
@@ -102,7 +112,7 @@ def test_each_draw_of_relations_is_a_sample_of_the_same_image(tmp_path, foundati
     assert all(a != b for k, a in enumerate(drawn) for b in drawn[:k]), "draws differ"
     assert all(len(set(g.relations)) == len(g.relations) > 0 for graphs in drawn for g in graphs)
     with pytest.raises(ConfigError, match=r"prepared with --relation-draws 3, not 1; give that flag"):
-        open_source(small_config(out, flip="swap"))
+        small_source(out, flip="swap")
 
 
 def test_a_changed_or_missing_byte_anywhere_is_noticed_and_the_file_named(made, tmp_path):
@@ -146,12 +156,97 @@ def test_a_changed_or_missing_byte_anywhere_is_noticed_and_the_file_named(made, 
     assert len(StoredCache(folder).graphs) == 12
 
 
-def test_the_cure_that_the_message_names_works(data, made, tmp_path):
+def names_of(made: Path) -> list[str]:
+    return sorted(path.name for path in made.iterdir() if path.name != LOCK)
+
+
+@pytest.mark.parametrize("how", ["deleted", "damaged", "empty"])
+def test_the_cure_that_the_message_names_works_for_every_file(data, made, tmp_path, foundation, monkeypatch, how):
+    """Delete the file, or leave it as it is, and run the same command again: the same bytes as never touched."""
+    monkeypatch.setattr(writer, "open_foundation", lambda config: foundation)
+    assert names_of(made) == ["graphs.safetensors", "index.json", "job.json", "report.json",
+                              *(f"shard-0000{k}.safetensors" for k in range(3))]  # fmt: skip
+    folder = tmp_path / "cache"
+    for name in names_of(made):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(made, folder)
+        whole = (folder / name).read_bytes()
+        if how == "deleted":
+            (folder / name).unlink()
+        else:
+            middle = len(whole) // 2
+            spoilt = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+            (folder / name).write_bytes(spoilt if how == "damaged" else b"")
+        if name == "job.json" and how != "deleted":
+            with pytest.raises(ConfigError, match=r"was begun from something else .*or --overwrite to start over"):
+                cache_of(data, folder)
+            write_cache(small_job(data, folder), overwrite=True, say=lambda line: None)
+        if name not in ("job.json", "report.json"):
+            with pytest.raises(ConfigError, match="run the same `prepare cache` command"):
+                StoredCache(folder)
+        assert files_of(cache_of(data, folder)) == files_of(made), name
+        assert len(StoredCache(folder).graphs) == 12
+
+
+def test_damage_before_the_index_is_there_is_not_vouched_for(data, made, tmp_path, foundation, monkeypatch):
+    """A shard has a digest from its first write: a preparation that goes on must not adopt what changed since."""
+    monkeypatch.setattr(writer, "open_foundation", lambda config: foundation)
+    folder, rng = tmp_path / "cache", random.Random(4)
+    shutil.copytree(made, folder)
+    path = folder / "shard-00001.safetensors"
+    whole = path.read_bytes()
+    for _ in range(8):
+        (folder / "index.json").unlink()
+        spoilt = bytearray(whole)
+        spoilt[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(spoilt)
+        assert files_of(cache_of(data, folder)) == files_of(made)
+
+
+def test_what_killed_processes_left_is_cleaned(data, made, tmp_path):
     folder = tmp_path / "cache"
     shutil.copytree(made, folder)
-    (folder / "shard-00001.safetensors").unlink()
-    (folder / "index.json").write_bytes(b"{")
+    for name in (".index.json.part", ".report.json.part", ".shard-00000.safetensors.part", ".index.json-x1y2",
+                 ".shard-00000.safetensors-abc"):  # fmt: skip
+        (folder / name).write_bytes(b"half")
     assert files_of(cache_of(data, folder)) == files_of(made)
+
+
+def test_an_index_that_is_sealed_anew_around_wrong_content_is_one_line(made, tmp_path):
+    folder = tmp_path / "cache"
+    shutil.copytree(made, folder)
+    index = read_index(folder)
+    wrong = [{**index, key: value} for key in index for value in (None, 7, [], {}, "x")
+             if not (key in ("data", "split") and value == "x")]  # fmt: skip
+    wrong += [{k: v for k, v in index.items() if k != key} for key in ("shards", "graphs", "draws", "settings")]
+    entry = index["shards"][0]
+    wrong += [{**index, "shards": [{**entry, key: None}]} for key in entry]
+    wrong += [{**index, "shards": [{**entry, "file": "../../etc/passwd"}]}]
+    refused = 0
+    for content in wrong:
+        write_index(folder, content)
+        try:
+            StoredCache(folder).check_settings(DataConfig(source=str(folder), resolution=SIDE))
+        except ConfigError as error:
+            assert "\n" not in str(error) and str(folder) in str(error)
+            refused += 1
+    assert refused >= len(wrong) - 25, "sizes and such are read by who needs them"
+
+
+def test_the_next_command_is_complete(tmp_path, capsys):
+    """Typed as it stands, it trains; the cache of a set without boxes says so to train.py."""
+    rows = [{key: value for key, value in row.items() if key != "boxes"}
+            for row in records(draw(tmp_path / "set" / "images", 6))]  # fmt: skip
+    jsonl.write_set(tmp_path / "set", {"kind": "folder", "resize": "squash"}, {"train": rows}, lambda: "{}")
+    out = tmp_path / "a cache"
+    argv = ["cache", "--data", str(tmp_path / "set"), "--out", str(out), "--resolution", str(SIDE), "--flip", "swap"]
+    assert main(argv) == 0
+    said = capsys.readouterr()
+    command = shlex.split(said.out.splitlines()[-1].removeprefix("next: "))
+    assert command[:4] == ["python", "train.py", "--stage", "pretrain"] and str(out) in command
+    assert "encode images" not in said.err, "a bar is for terminals"
+    cheap = {k: v for k, v in TINY.items() if k not in ("num_scenes", "pretrain_steps", "checkpoint_every")}
+    assert train.main([*command[2:], "--steps", "2", "--out", str(tmp_path / "run"), *as_flags(cheap)]) == 0
 
 
 def prepare_here(data: Path, out: Path, foundation) -> None:
@@ -194,7 +289,7 @@ def test_several_workers_make_the_same_bytes(data, tmp_path):
     command = [sys.executable, "-m", "sgg_fast.data.prepare", *argv, "--workers", "2", "--out", str(tmp_path / "two")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "12 of 12 images, 12 samples" in done.stdout and "encode images" in done.stderr and "12/12" in done.stderr
+    assert "12 of 12 images, 12 samples" in done.stdout and "encode images" not in done.stderr
     assert main([*argv, "--out", str(tmp_path / "one")]) == 0
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
 
@@ -251,11 +346,11 @@ def test_pictures_that_cannot_be_used_are_counted_named_and_left_out(tmp_path, c
     kept = [i for i, name in enumerate(listed) if name in names]
     assert [graph.objects[0] for graph in cache.graphs] == [f"thing {i}" for i in kept], "graphs stay with their images"
     assert cache.num_images == 4 and cache.moments().shape[0] == 4
-    source = open_source(small_config(folder), check=False)
+    source = small_source(folder, check=False)
     for k, i in enumerate(kept):
         assert (cache.picture(k) == source.load_image(i)).all()
     with pytest.raises(ConfigError, match=r"images missing, first .*gone\.png"):
-        open_source(small_config(folder))
+        small_source(folder)
 
 
 def test_a_set_without_a_usable_picture_says_why(tmp_path, capsys):
@@ -274,15 +369,15 @@ def test_changes_are_noticed(data, tmp_path, capsys, foundation, monkeypatch):
     out = cache_of(folder, tmp_path / "cache")
     before = files_of(out)
     said: list[str] = []
-    write_cache(CacheJob(small_config(folder), out, shard_size=5, batch_size=4), say=said.append)
+    write_cache(small_job(folder, out), say=said.append)
     assert said == [f"{out} is complete; the set, its images and the settings are as they were"]
     assert files_of(out) == before
 
-    pixels = np.asarray(open_source(small_config(folder)).load_image(0))
+    pixels = np.asarray(small_source(folder).load_image(0))
     draw(tmp_path / "other", 1, size=(60, 60))
     shutil.copy(tmp_path / "other" / "p0.png", folder / "images" / "p7.png")
     said.clear()
-    write_cache(CacheJob(small_config(folder), out, shard_size=5, batch_size=4), say=said.append)
+    write_cache(small_job(folder, out), say=said.append)
     assert said == ["2 of 3 shards are there already",
                     "1 shards are made again: files of their images changed, or they are damaged"]  # fmt: skip
     after = files_of(out)
@@ -301,6 +396,9 @@ def test_changes_are_noticed(data, tmp_path, capsys, foundation, monkeypatch):
         assert f"was begun from something else ({reason}); give another --out, or --overwrite" in err
     lines = (folder / "train.jsonl").read_text()
     (folder / "train.jsonl").write_text(lines.replace("standing on", "near", 1))
+    assert main([*argv, "--resolution", "32"]) == 2 and 'delete "files" and "sha256"' in capsys.readouterr().err
+    header = json.loads((folder / "set.json").read_text())
+    (folder / "set.json").write_text(json.dumps({k: v for k, v in header.items() if k not in ("files", "sha256")}))
     assert main([*argv, "--resolution", "32"]) == 2 and "other graphs" in capsys.readouterr().err
     assert main([*argv, "--resolution", "32", "--overwrite"]) == 0
     assert StoredCache(out).graphs[0].relations[1] == (0, "near", 1)
@@ -308,7 +406,7 @@ def test_changes_are_noticed(data, tmp_path, capsys, foundation, monkeypatch):
 
 def test_a_cache_of_other_models_is_refused(data, made, tmp_path, monkeypatch):
     other = toy_foundation(seed=1, weights=None)
-    source = open_source(small_config(made))
+    source = small_source(made)
     with pytest.raises(ConfigError, match="prepared with another clip; give the same --clip"):
         build_cache(source, other, CPU, False)
     mixed = toy_foundation()
@@ -318,7 +416,7 @@ def test_a_cache_of_other_models_is_refused(data, made, tmp_path, monkeypatch):
         build_cache(source, mixed, CPU, True)
     monkeypatch.setattr("sgg_fast.data.prepare.cache.open_foundation", lambda config: other)
     with pytest.raises(ConfigError, match="another clip, another vae"):
-        write_cache(CacheJob(small_config(data), made, shard_size=5, batch_size=4))
+        write_cache(small_job(data, made))
 
 
 @pytest.mark.parametrize(
@@ -331,9 +429,9 @@ def test_a_cache_of_other_models_is_refused(data, made, tmp_path, monkeypatch):
 )
 def test_settings_of_a_run_must_be_those_of_the_cache(made, change, reason):
     with pytest.raises(ConfigError, match=reason):
-        open_source(dataclasses.replace(small_config(made), **change))
+        small_source(made, **change)
     with pytest.raises(ConfigError, match="is a cache already"):
-        CacheJob(small_config(made), made)
+        small_job(made, made)
 
 
 def test_two_preparations_of_one_folder_do_not_meet(data, tmp_path):
