@@ -36,8 +36,8 @@ FORMS = {
     "mad": r"mad\.(lo\.[su](16|32|64)|wide\.[su](16|32))",
     "div": rf"div\.({_I}|(full|approx|rn)\.f32)",
     "rem": rf"rem\.{_I}",
-    "min": rf"min\.({_I}|(NaN\.)?f32)",
-    "max": rf"max\.({_I}|(NaN\.)?f32)",
+    "min": rf"min\.({_I}|relu\.s32|(NaN\.)?f32)",
+    "max": rf"max\.({_I}|relu\.s32|(NaN\.)?f32)",
     "neg": r"neg\.(s(16|32|64)|f32)",
     "abs": r"abs\.(s(16|32|64)|(ftz\.)?f32)",
     "not": rf"not\.(pred|{_B})",
@@ -133,7 +133,12 @@ class Arithmetic:
 
     def _extreme(self, inst, word):
         t = TYPES[inst.parts[-1]]
-        self._call(inst, f"np.f{word}" if t == "f4" and "NaN" not in inst.parts else f"np.{word}imum", t)
+        function = f"np.f{word}" if t == "f4" and "NaN" not in inst.parts else f"np.{word}imum"
+        if "relu" in inst.parts:
+            x, y = (self.get(v, t) for v in inst.args[1:])
+            self.set(inst.args[0], f"np.maximum({function}({x}, {y}), {t}(0))", t, inst)
+        else:
+            self._call(inst, function, t)
 
     def op_min(self, inst, parts, a):
         self._extreme(inst, "min")

@@ -218,6 +218,13 @@ def test_extremes_of_floats():
     np.testing.assert_array_equal(evaluate("abs.ftz.f32", [a], np.float32), flushed)
 
 
+def test_extremes_of_integers_that_stop_at_zero():
+    """sm_90 has them."""
+    a, b = integers("s32", 22), integers("s32", 23)
+    assert np.array_equal(evaluate("min.relu.s32", [a, b], np.int32), np.maximum(np.minimum(a, b), 0))
+    assert np.array_equal(evaluate("max.relu.s32", [a, b], np.int32), np.maximum(np.maximum(a, b), 0))
+
+
 def test_fma_rounds_once():
     """The nearest fp32 number to the exact sum; a product rounded first would often be another."""
     rng = np.random.default_rng(0)
