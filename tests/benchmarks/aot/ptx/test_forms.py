@@ -225,6 +225,16 @@ def test_extremes_of_integers_that_stop_at_zero():
     assert np.array_equal(evaluate("max.relu.s32", [a, b], np.int32), np.maximum(np.maximum(a, b), 0))
 
 
+def test_two_floats_in_one_register():
+    """sm_120 has them."""
+    a, b, c = (np.random.default_rng(k).standard_normal(64).astype("f4") for k in range(3))
+    wide = [x.view("u8") for x in (a, b, c)]
+    for form, want in {"add.f32x2": a + b, "sub.rn.f32x2": a - b, "mul.f32x2": a * b}.items():
+        assert np.array_equal(evaluate(form, wide[:2], np.uint64).view("f4"), want)
+    exact = (a.astype("f8") * b + c).astype("f4")
+    np.testing.assert_allclose(evaluate("fma.rn.f32x2", wide, np.uint64).view("f4"), exact, rtol=2e-7)
+
+
 def test_fma_rounds_once():
     """The nearest fp32 number to the exact sum; a product rounded first would often be another."""
     rng = np.random.default_rng(0)
