@@ -6,6 +6,7 @@ rounded, within what their specification allows.
 
 from __future__ import annotations
 
+import functools
 import re
 
 from benchmarks.aot.ptx.program import TYPES, Instruction, home, size_of
@@ -145,11 +146,9 @@ class Arithmetic:
     def _extreme(self, inst, word):
         t = TYPES[inst.parts[-1]]
         function = f"np.f{word}" if t == "f4" and "NaN" not in inst.parts else f"np.{word}imum"
-        if "relu" in inst.parts:
-            x, y = (self.get(v, t) for v in inst.args[1:])
-            self.set(inst.args[0], f"np.maximum({function}({x}, {y}), {t}(0))", t, inst)
-        else:
-            self._call(inst, function, t)
+        values = (self.get(x, t) for x in inst.args[1:])  # two, or on sm_120 three
+        extreme = functools.reduce(lambda x, y: f"{function}({x}, {y})", values)
+        self.set(inst.args[0], f"np.maximum({extreme}, {t}(0))" if "relu" in inst.parts else extreme, t, inst)
 
     def op_min(self, inst, parts, a):
         self._extreme(inst, "min")

@@ -212,6 +212,8 @@ def test_extremes_of_floats():
     np.testing.assert_array_equal(evaluate("max.f32", [a, b], np.float32), np.fmax(a, b))
     np.testing.assert_array_equal(evaluate("min.f32", [a, b], np.float32), np.fmin(a, b))
     np.testing.assert_array_equal(evaluate("max.NaN.f32", [a, b], np.float32), np.maximum(a, b))
+    c = floats(14)
+    np.testing.assert_array_equal(evaluate("max.f32", [a, b, c], np.float32), np.fmax(np.fmax(a, b), c))
     np.testing.assert_array_equal(evaluate("neg.f32", [a], np.float32), -a)
     np.testing.assert_array_equal(evaluate("abs.f32", [a], np.float32), np.abs(a))
     flushed = np.where(np.abs(a) < 1.2e-38, 0, np.abs(a))
