@@ -47,6 +47,7 @@ from sgg_fast.drawing import SHIPPED, load_pipeline
 from sgg_fast.drawing.models import fingerprint
 from sgg_fast.eval.pictures import through_vae
 from sgg_fast.eval.report import contact_sheet
+from sgg_fast.graph import SPOKEN
 from sgg_fast.model_card import write_card
 from sgg_fast.nn.clip import normalise_pixels, text_states
 from sgg_fast.nn.foundation import Foundation
@@ -58,6 +59,7 @@ from sgg_fast.toy.features import train_features
 from sgg_fast.toy.fit import fit
 from sgg_fast.toy.models import (
     WEIGHTS,
+    make_tokenizer,
     toy_clip,
     toy_foundation,
     toy_scheduler,
@@ -65,6 +67,7 @@ from sgg_fast.toy.models import (
     toy_unet,
     toy_vae,
 )
+from sgg_fast.toy.text_unet import build_text_unet, encode
 from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
 
 SHEET = Path(__file__).parent / "sheet.png"
@@ -134,11 +137,19 @@ def _tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> dict[str, torch.Tenso
     return dict(tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt"))
 
 
-def build_clip(out: Path, num_steps: int, num_scenes: int, batch: int = 96) -> CLIPModel:
-    """CLIP on (sentence, picture) pairs, symmetric InfoNCE. Looked at: held-out retrieval, 256 pairs, chance 1/256."""
-    scenes = [world.draw_scene(TRAIN_SEED, i) for i in tqdm(range(num_scenes), desc="draw", leave=False)]
-    held_out = [world.draw_scene(HELD_OUT_SEED, i) for i in range(256)]
+def build_clip(out: Path, num_steps: int, num_scenes: int, batch: int = 96, spoken: bool = False) -> CLIPModel:
+    """CLIP on (sentence, picture) pairs, symmetric InfoNCE. Looked at: held-out retrieval, 256 pairs, chance 1/256.
+
+    spoken: on scenes of `toy-words`, with a tokenizer that has its words, which lies beside the weights.
+    """
     tokenizer = toy_tokenizer()
+    if spoken:
+        words = {word for name in world.vocabulary(spoken=True) for word in name.split()}
+        tokenizer = make_tokenizer(words | {word for name in SPOKEN.values() for word in name.split()})
+        tokenizer.save_pretrained(out / "tokenizer")
+    numbers = tqdm(range(num_scenes), desc="draw", leave=False)
+    scenes = [world.draw_scene(TRAIN_SEED, i, spoken=spoken) for i in numbers]
+    held_out = [world.draw_scene(HELD_OUT_SEED, i, spoken=spoken) for i in range(256)]
     torch.manual_seed(0)
     clip = toy_clip(tokenizer)
 
@@ -199,14 +210,6 @@ def build_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32) -> U
 def clip_pixels(clip: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
     """uint8 pictures as CLIP's image tower reads them."""
     return normalise_pixels(clip, to_pixels(images, torch.device("cpu")))
-
-
-@torch.no_grad()
-def encode(foundation: Foundation, images: np.ndarray) -> torch.Tensor:
-    """Scaled latents (posterior means) of uint8 pictures."""
-    pixels = to_pixels(images, torch.device("cpu"))
-    parts = [foundation.vae.encode(some).latent_dist.mean for some in pixels.split(50)]
-    return torch.cat(parts) * foundation.vae.config.scaling_factor
 
 
 @torch.no_grad()
@@ -279,6 +282,11 @@ PARTS: dict[str, Callable[[Path, int, int], object]] = {
     "detector": partial(build_judge, part="detector"),
     "features": partial(build_judge, part="features"),
 }
+SPOKEN_PARTS: dict[str, Callable[[Path, int, int], object]] = {
+    "clip": partial(build_clip, spoken=True),
+    "unet": build_text_unet,
+}
+"""What `toy-words` has of its own."""
 STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000, "detector": 2400, "features": 1000}
 
 
@@ -289,6 +297,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--out", type=Path, default=Path("runs/toy-build"), help="folder of the parts; of the run to ship"
     )
+    parser.add_argument("--data-set", default="toy", choices=("toy", "toy-words"), help="the world (%(default)s)")
     parser.add_argument("--steps", type=int, help=f"optimiser steps ({STEPS})")
     parser.add_argument("--scenes", type=int, default=20_000, help="training scenes to draw")
     parser.add_argument("--eval", type=Path, default=Path("outputs/eval"), help="--out of the evaluation for the card")
@@ -307,7 +316,10 @@ def main(argv: list[str] | None = None) -> int:
     if args.part == "sheet":
         draw_sheet(SHEET)
         return 0
-    PARTS[args.part](args.out, args.steps or STEPS[args.part], args.scenes)
+    parts = SPOKEN_PARTS if args.data_set == "toy-words" else PARTS
+    if args.part not in parts:
+        parser.error(f"{args.part}: --data-set toy-words has {', '.join(parts)} of its own; the rest is that of toy")
+    parts[args.part](args.out, args.steps or STEPS[args.part], args.scenes)
     if args.install:
         WEIGHTS.mkdir(exist_ok=True)
         shutil.copy(args.out / f"{args.part}.safetensors", WEIGHTS)

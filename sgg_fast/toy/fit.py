@@ -21,11 +21,12 @@ Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
 """Step number -> loss with gradient, and figures for the progress bar. Draws its own batch, by step number."""
 
 
-def learning_rate(step: int, num_steps: int, peak: float, warmup: int = 100) -> float:
-    """Linear warm-up, then a cosine down to a hundredth of `peak`."""
+def learning_rate(step: int, num_steps: int, peak: float, warmup: int = 100, constant_until: float = 0.0) -> float:
+    """Linear warm-up, `peak` up to the share `constant_until` of the steps, then a cosine down to a hundredth of it."""
     if step < warmup:
         return peak * (step + 1) / warmup
-    done = (step - warmup) / max(num_steps - warmup, 1)
+    falls = max(warmup, round(constant_until * num_steps))
+    done = max(step - falls, 0) / max(num_steps - falls, 1)
     return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
@@ -58,14 +59,19 @@ def fit(
     look: Callable[[nn.Module, int], str] | None = None,
     look_every: int = 500,
     weight_decay: float = 1e-4,
+    constant_until: float = 0.0,
 ) -> nn.Module:
     """Train `model` for `num_steps` with AdamW and return its moving average; goes on from `folder` if it can.
+
+    While the rate is still constant (`constant_until`), a run may go on with another number of steps.
 
     `look(ema, step)` is called now and then, writes pictures if it likes, and returns a line for the log.
     """
     model.train()
     ema = copy.deepcopy(model).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, weight_decay=weight_decay, betas=(0.9, 0.99))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=peak_lr, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
+    )
     first, last_look = 0, folder / "checkpoint"
     if (last_look / "optimizer.pt").is_file():
         model.load_state_dict(load_file(last_look / "weights.safetensors"))
@@ -78,7 +84,7 @@ def fit(
     with tqdm(total=num_steps, initial=first, desc=name, unit="step", mininterval=5) as bar:
         for step in range(first, num_steps):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, num_steps, peak_lr)
+                group["lr"] = learning_rate(step, num_steps, peak_lr, constant_until=constant_until)
             torch.manual_seed(step)
             loss, figures = loss_of(step)
             loss.backward()
