@@ -18,7 +18,7 @@ class ConfigError(ValueError):
     """Settings that cannot work together or do not exist; the message is one line and names the cure."""
 
 
-TOY_DATA = ("toy", "toy-rare")
+TOY_DATA = ("toy", "toy-rare", "toy-words")
 """Values of --data that are no folder."""
 CHOICES = {
     "attributes": ("none", "first"),
@@ -54,9 +54,10 @@ class Config:
     clip: str = ""
     """CLIP ViT-B/32 for names and images: folder or hub id. Empty: the one that --model carries."""
     data: str = "toy"
-    """Training set: "toy" or "toy-rare" (drawn on the spot; in a third of the latter one thing is above another
-    that is elsewhere below it, or somebody holds something), a folder that `sgg_fast.data.prepare` made (a set, or a
-    cache of one), or a folder of images, each with its graph in a .json beside it."""
+    """Training set: "toy", "toy-rare" or "toy-words" (drawn on the spot; in a third of toy-rare one thing is above
+    another that is elsewhere below it, or somebody holds something; toy-words speaks as people type), a folder that
+    `sgg_fast.data.prepare` made (a set, or a cache of one), or a folder of images, each with its graph in a .json
+    beside it."""
     attributes: str = "none"
     """Of a Visual Genome set (train.h5): objects by name alone, or with the first of their attributes in front."""
     flip: str = "none"
@@ -66,7 +67,7 @@ class Config:
     resolution: int = 64
     """Side of the training images, in pixels; a multiple of 8."""
     num_scenes: int = 256
-    """How many toy scenes are drawn, with --data toy."""
+    """How many toy scenes are drawn, with --data toy, toy-rare or toy-words."""
 
     conditioner: str = "sgg"
     """What the UNet is conditioned by: SGG-IG's graph encoder, or a baseline without pre-training: text, the graph said
@@ -89,6 +90,9 @@ class Config:
     gate_init: float = 1.0
     """Where the gates of --token-init text start: at 0 the tokens are SD's own text states at first, and the gates have
     to open at --graph-lr; at 1 the graph's share counts as much from the first step."""
+    null_tokens: int = 77
+    """States of the empty text that the null condition holds: 77 as Stable Diffusion was trained with, or fewer (2: its
+    start and end) for a model that never saw the rest; then the context is only as long as its graphs."""
     instance_codes: bool = False
     """Tell objects of one name in a graph apart: a random code on every token that mentions the object."""
 
@@ -238,6 +242,8 @@ class Config:
         ):
             if getattr(self, name) < 0:
                 raise ConfigError(f"--{flag(name)} must not be negative, not {getattr(self, name)}")
+        if not 1 <= self.null_tokens <= 77:
+            raise ConfigError(f"--null-tokens must lie between 1 and 77, not {self.null_tokens}")
         if not 0 <= self.seed < 2**32:
             raise ConfigError(f"--seed must lie between 0 and 4294967295, not {self.seed}")
         if self.guidance < 1:

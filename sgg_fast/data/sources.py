@@ -66,7 +66,7 @@ def open_source(config: Config, split: str = "train", check: bool = True) -> Pai
     """The set that --data names. Raises `ConfigError` for one that cannot be used; with `check`, for absent images."""
     folder = Path(config.data)
     if config.data in TOY_DATA:
-        source = toy_source(config.seed, config.num_scenes, config.resolution, rare=config.data == "toy-rare")
+        source = toy_source(config.seed, config.num_scenes, config.resolution, config.data)
     elif not config.data:
         raise ConfigError(
             f"--recipe {config.recipe} needs --data: a folder that `python -m sgg_fast.data.prepare` wrote, or one of "
@@ -83,12 +83,13 @@ def open_source(config: Config, split: str = "train", check: bool = True) -> Pai
     return with_mirrored(source) if config.flip == "swap" else source
 
 
-def toy_source(seed: int, num_scenes: int, resolution: int, rare: bool = False) -> PairSource:
-    """The first `num_scenes` toy scenes of `seed`; with `rare` a third of them begin with what is rare."""
+def toy_source(seed: int, num_scenes: int, resolution: int, data: str = "toy") -> PairSource:
+    """The first `num_scenes` scenes of `seed`, of one of `TOY_DATA`; in "toy-rare" every third shows what is rare."""
     from sgg_fast.toy.world import draw_scene
 
-    scenes = [draw_scene(seed, i, resolution, rare=rare and i % 3 == 2) for i in range(num_scenes)]
-    name = f"toy{'-rare' * rare}({num_scenes} scenes, seed {seed})"
+    rare, spoken = data == "toy-rare", data == "toy-words"
+    scenes = [draw_scene(seed, i, resolution, rare=rare and i % 3 == 2, spoken=spoken) for i in range(num_scenes)]
+    name = f"{data}({num_scenes} scenes, seed {seed})"
     return PairSource([s.graph for s in scenes], lambda i: scenes[i].image, name, boxes=lambda i: scenes[i].boxes)
 
 

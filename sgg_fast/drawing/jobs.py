@@ -39,12 +39,11 @@ class Job:
     """Kind ("graph", "explain", "edit") -> file of each further sheet."""
     edits: tuple[str, ...] = ()
 
-    @property
-    def group(self) -> tuple:
-        """Jobs of one group can share a batch."""
+    def group(self, null_tokens: int) -> tuple:
+        """Jobs of one group can share a batch; a context holds at least the null condition's tokens."""
         triples = max(len(g.objects) + len(g.relations) for g in (self.graph, self.before))
         shared = ("size", "scheduler", "steps", "guidance", "relation_guidance")
-        return context_length(triples), *(self.record[name] for name in shared)
+        return context_length(triples, null_tokens), *(self.record[name] for name in shared)
 
     def is_done(self) -> bool:
         """Whether all its files are there."""
@@ -89,8 +88,9 @@ def draw_jobs(
     batches are cut from all jobs, and one of which anything is missing is drawn whole.
     """
     groups: dict[tuple, list[Job]] = {}
+    null_tokens = model.pipeline.graph_encoder.config.null_tokens
     for job in jobs:
-        groups.setdefault(job.group, []).append(job)
+        groups.setdefault(job.group(null_tokens), []).append(job)
     for group in groups.values():
         for start in range(0, len(group), options.batch_size):
             batch = group[start : start + options.batch_size]

@@ -233,9 +233,28 @@ def ship(run: Path, folder: Path) -> None:
     )
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.save_pretrained(folder)
+    _forget_places(folder)
+
+
+def assemble(out: Path, folder: Path) -> None:
+    """The parts of `toy-words` as a foundation in diffusers format, fp16: what `train.py --model` starts from."""
+    foundation = toy_foundation(weights=out, wide=True)
+    shutil.rmtree(folder, ignore_errors=True)
+    models = {"unet": foundation.unet, "vae": foundation.vae, "text_encoder": foundation.text_encoder,
+              "graph_clip": foundation.clip}  # fmt: skip
+    for name, model in models.items():
+        model.half().save_pretrained(folder / name)
+    for name in ("tokenizer", "graph_tokenizer"):
+        foundation.tokenizer.save_pretrained(folder / name)
+    foundation.scheduler.save_pretrained(folder / "scheduler")
+    _forget_places(folder)
+
+
+def _forget_places(folder: Path) -> None:
+    """Leaves out where the models lay on the machine that made them."""
     for path in folder.rglob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("_name_or_path", None) is not None:  # where it lay on the machine that made it
+        if content.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -293,7 +312,7 @@ STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000, "detector": 2400, "features"
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, 2 for an evaluation that is not of what ships."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=[*PARTS, "ship", "card", "sheet"])
+    parser.add_argument("part", choices=[*PARTS, "foundation", "ship", "card", "sheet"])
     parser.add_argument(
         "--out", type=Path, default=Path("runs/toy-build"), help="folder of the parts; of the run to ship"
     )
@@ -304,6 +323,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--data", default="", help="what the card says that it was trained on (as it stands there)")
     parser.add_argument("--install", action="store_true", help="copy the weights into the package when done")
     args = parser.parse_args(argv)
+    if args.part == "foundation":
+        assemble(args.out, args.out / "foundation")
+        return 0
     if args.part == "ship":
         ship(args.out, SHIPPED)
         return 0

@@ -122,7 +122,7 @@ class WordsPlan(Plan):
             return
         feet = {id(thing) for thing in group.feet}
         for thing in group.things if zone == "sky" else ():
-            if self.chance(SAID_OF_SKY):
+            if self.chance(SAID_OF_SKY) and thing.frame[1] + thing.frame[3] < self.horizon:
                 self.links.append((thing, "in", self.backdrop[0]))
         for thing in group.things if zone == "ground" else ():
             if thing.category == "ball" and len(group.things) == 1 and id(thing) not in feet:

@@ -139,6 +139,7 @@ def blank_conditioner(config: Config, foundation: Foundation) -> SceneGraphCondi
         context=config.context,
         token_init=config.token_init,
         instance_codes=config.instance_codes,
+        null_tokens=config.null_tokens,
     )
 
 

@@ -81,7 +81,7 @@ def build_optimizer(
             groups = [{**group, "optim_bits": 32} for group in groups]
         return FlatAdam8bit(groups, config.seed, config.max_grad_norm, split=config.weights == "split")
     if config.optimizer == "adam":
-        return torch.optim.Adam(groups)
+        return torch.optim.Adam(groups, fused=True)
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:

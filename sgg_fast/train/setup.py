@@ -24,7 +24,10 @@ from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 logger = logging.getLogger(__name__)
 
-_FIXED = ("width", "num_layers", "encoder", "triple", "context", "token_init", "gate_init", "instance_codes")
+_FIXED = (
+    *("width", "num_layers", "encoder", "triple", "context", "token_init", "gate_init", "instance_codes"),
+    "null_tokens",
+)
 
 
 def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache) -> SceneGraphConditioner:
@@ -44,6 +47,7 @@ def new_conditioner(config: Config, foundation: Foundation, cache: TrainingCache
             token_init=config.token_init,
             gate_init=config.gate_init,
             instance_codes=config.instance_codes,
+            null_tokens=config.null_tokens,
             trained_names=tuple(cache.table.names),
         ).to(device)
     is_object = cache.graphs.object_pooled.bool()
@@ -66,6 +70,7 @@ def new_baseline(
     """
     device, names = cache.names.device, tuple(cache.table.names)
     widths = {"image_dim": cache.images.shape[1], "context_dim": foundation.unet.config.cross_attention_dim}
+    widths["null_tokens"] = config.null_tokens
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         conditioner: Baseline
