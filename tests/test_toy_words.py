@@ -1,4 +1,4 @@
-"""`toy-words`: what it adds to the older world, that each word is true and judged so; the older world stays as it is."""
+"""`toy-words`: what it adds to the older world, that each word is true and judged so; the older world stays the same."""
 
 from __future__ import annotations
 

@@ -120,6 +120,11 @@ def _predicates(words: Sequence[str], known: frozenset[str] = PREDICATES) -> lis
     return found
 
 
+def is_predicate(name: str) -> bool:
+    """Whether a name would be taken for a predicate between two objects."""
+    return _is_predicate(name.lower().split(), 1, PREDICATES)
+
+
 def _is_predicate(words: list[str], start: int, known: frozenset[str]) -> bool:
     if " ".join(words) in known:
         return True

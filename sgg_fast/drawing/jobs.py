@@ -19,7 +19,7 @@ from sgg_fast.drawing.options import Options, grid_path, picture_paths, sheet_pa
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import context_length
 from sgg_fast.pictures.graph_picture import draw_graph
-from sgg_fast.pictures.sheets import beside, grid, tiles, zoomed
+from sgg_fast.pictures.sheets import beside, enlarged, grid, tiles, zoomed
 
 Progress = Callable[[float], None]
 """Told after each denoising step how many pictures' worth of work it was."""
@@ -76,6 +76,7 @@ def make_jobs(items: Sequence[Item], model: Model, options: Options) -> list[Job
             record |= {"seed": settings["seed"] + number, "graph": graph_json(graph)}
             record |= {name: float(record[name]) for name in ("guidance", "relation_guidance")}
             record |= {"model": model.name, "weights": model.weights}
+            record |= {"scale": options.scale} if options.scale > 1 else {}
             path = next(paths)
             jobs.append(Job(graph, item.graph, path, record, sheet_paths(path, options), options.edits))
     return jobs
@@ -114,7 +115,7 @@ def _draw_batch(
     befores = _sample([job.before for job in batch], batch, model, progress)[0] if options.edits else images
     for i, job in enumerate(batch):
         if missing[i]:
-            save_png(images[i], job.path, job.record)
+            save_png(enlarged(images[i], options.scale), job.path, job.record)
             for kind, path in job.sheets.items():
                 sheet = _sheet(kind, job, befores[i], images[i], maps[i] if maps is not None else None)
                 save_png(sheet, path, job.sheet_record(kind))

@@ -22,8 +22,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--data",
         default="toy",
         help="graphs: toy (held-out scenes), toy-combinations (scenes with combinations held out of training scenes), "
-        "toy-repeats (scenes with two of a kind and a chain), a JSON file, or a prepared set, whose test split is read "
-        "(toy)",
+        "toy-repeats (scenes with two of a kind and a chain), each also of toy-words, toy-words-combinations, "
+        "toy-words-repeats; a JSON file, or a prepared set, whose test split is read (toy)",
     )
     parser.add_argument("--num", type=int, help="graphs drawn (100, or all where there are fewer)")
     parser.add_argument("--pairs", type=int, default=50, help="counterfactual pairs an axis, at most (50)")

@@ -22,6 +22,7 @@ from sgg_fast.eval import bootstrap, distances, metrics, pictures, report
 from sgg_fast.eval.detector import Detector, Instance, open_detector
 from sgg_fast.eval.direction import GATE, measure_direction
 from sgg_fast.eval.pictures import GraphSet, Job, noise_seed
+from sgg_fast.eval.whole import faultless_table, merged
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.pipeline import SceneGraphToImagePipeline
@@ -108,7 +109,7 @@ def evaluate(args: argparse.Namespace) -> str:
 
     result: dict[str, Any] = {**settings, "model": model.description, "weights": model.weights, "seeds": args.seeds}
     result["first seed"] = args.first_seed
-    result["detector"] = _detector_accuracy(detector, pipeline)
+    result["detector"] = _detector_accuracy(detector, pipeline, pictures.is_spoken(graph_set.name))
     drawn = [pictures.load([plan.path(seed, i) for i in range(num)]) for seed in seeds]
     real = None if graph_set.image is None else np.stack([graph_set.image(i) for i in range(num)])
     result |= _score(detector, pipeline, plan.graphs, drawn, real)
@@ -126,11 +127,11 @@ def evaluate(args: argparse.Namespace) -> str:
     return f"{text}\n\n{args.out / 'eval.json'}\n{args.out / 'tables.md'}\n{args.out / 'sheet.png'}"
 
 
-_MEASURED: dict[tuple[str, int], dict[str, Any]] = {}
+_MEASURED: dict[tuple[str, int, bool], dict[str, Any]] = {}
 """The toy detector's accuracy by autoencoder: a process that evaluates several models measures it once."""
 
 
-def _detector_accuracy(detector: Detector, pipeline: SceneGraphToImagePipeline) -> dict[str, Any]:
+def _detector_accuracy(detector: Detector, pipeline: SceneGraphToImagePipeline, spoken: bool) -> dict[str, Any]:
     """The toy detector on scenes whose things are known: as drawn, and through this model's autoencoder."""
     from sgg_fast.eval.detector import ToyWorldDetector
     from sgg_fast.toy.detector import accuracy
@@ -138,10 +139,10 @@ def _detector_accuracy(detector: Detector, pipeline: SceneGraphToImagePipeline) 
 
     if not isinstance(detector, ToyWorldDetector):
         return {"name": detector.name}
-    known = fingerprint(pipeline.vae), NUM_ACCURACY
+    known = fingerprint(pipeline.vae), NUM_ACCURACY, spoken
     if known in _MEASURED:
         return _MEASURED[known]
-    scenes = [draw_scene(HELD_OUT_SEED, i) for i in range(NUM_ACCURACY)]
+    scenes = [draw_scene(HELD_OUT_SEED, i, spoken=spoken) for i in range(NUM_ACCURACY)]
     through = pictures.through_vae(pipeline.vae, np.stack([scene.image for scene in scenes]))
     own = {"real": accuracy(detector.network, scenes), "through the VAE": accuracy(detector.network, scenes, through)}
     _MEASURED[known] = {
@@ -188,7 +189,15 @@ def _score(
     own = [scored([one]) for one in found]
     values = [[metrics.per_picture(score) for score in scores] for scores in own]
     per_picture = {name: [[v[name] for v in seed] for seed in values] for name in values[0][0]}
+    whole = {
+        name: faultless_table(
+            graphs, np.array([score.faultless for score in scores]).reshape(-1, len(graphs)), detector.parse
+        )
+        for name, scores in rows.items()
+        if name in ("drawn", "ceiling: real, through the VAE")
+    }
     return {
+        "whole": whole,
         "rows": {name: metrics.summarise(scores) for name, scores in rows.items()},
         "predicates": {name: metrics.relation_table(scores) for name, scores in rows.items()},
         "intervals": {name: str(bootstrap.estimate(np.array(v))) for name, v in per_picture.items()},
@@ -317,6 +326,8 @@ def _tables(result: dict[str, Any]) -> str:
         "detector: " + result["detector"]["name"],
         report.table(result["detector"].get("accuracy", {}), "its own accuracy on"),
         report.table(result["rows"]),
+        "pictures without any fault: every object there, once, with its colour, every relation true, nothing else",
+        report.table(merged(result["whole"]), "graphs of"),
         "counterfactual pairs: the same noise, one relation flipped; the share of pictures that follow",
         report.table(
             {a: {k: v for k, v in e.items() if k != "values"} for a, e in result["counterfactual pairs"].items()},
