@@ -144,7 +144,7 @@ def test_words_lists_what_the_model_was_trained_on(trained_run, capsys):
     said = {p for i in range(8) for _, p, _ in draw_scene(0, i).graph.relations}
     assert relations == f"relations: {', '.join(sorted(said))}"
     told: set[str] = set()
-    for kind, attributes in re.findall(r"([a-z]+)(?: \(([a-z, ]*)\))?(?:, |$)", things.removeprefix("things: ")):
+    for kind, attributes in re.findall(r"([a-z ]+?)(?: \(([a-z, ]*)\))?(?:, |$)", things.removeprefix("things: ")):
         told |= {kind, *(f"{colour} {kind}" for colour in attributes.split(", ") if colour)}
     assert known <= told and {name for name in told if " " in name} <= known
     with pytest.raises(SystemExit):

@@ -1,20 +1,23 @@
-"""`toy-words`: what it adds to the older world, that each word is true and judged so; the older world stays the same."""
+"""`toy-words`: what it adds, that each word is true and judged so, and that the older world stays the same."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import infer
 from sgg_fast.data.sources import open_source
 from sgg_fast.data.text_form import parse_text
 from sgg_fast.eval.detector import Instance
 from sgg_fast.eval.relations import flipped, holds
+from sgg_fast.graph import SceneGraph
 from sgg_fast.recipes import recipe
 from sgg_fast.toy import layout, words, world
 from sgg_fast.toy.models import make_tokenizer, toy_tokenizer
@@ -174,16 +177,31 @@ def test_the_shipped_tokenizer_is_read_not_trained():
 
 def test_words_and_triples_of_the_examples_are_in_the_world():
     """README, infer.py --help and graph.json: every word of theirs, and every triple by the category of its things."""
-    graphs = [parse_text(text) for text in ("sheep standing on grass; sky above grass; person riding sheep#2",)]
-    content = json.loads((ROOT / "graph.json").read_text())[0]
-    names = [category(name) for name in content["objects"]]
-    asked = {(names[s], p, names[o]) for s, p, o in content["relationships"]}
-    asked |= {(category(g.objects[s]), p, category(g.objects[o])) for g in graphs for s, p, o in g.relations}
-    said = {name for g in graphs for name in g.objects} | set(content["objects"]) | {p for _, p, _ in asked}
-    assert said <= set(world.vocabulary(spoken=True))
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    texts = [*re.findall(r'infer.py "([^"]*)"', readme), *re.findall(r'infer.py "([^"]*)"', infer.EXAMPLES)]
+    texts += [found.removeprefix("add ") for found in re.findall(r"'(add [^']*)'", Path(infer.__file__).read_text())]
+    shown = json.loads(readme[readme.index('{"objects"') : readme.index("}", readme.index('{"objects"')) + 1])
+    contents = [shown, *json.loads((ROOT / "graph.json").read_text())]
+    graphs = [parse_text(text) for text in texts]
+    graphs += [SceneGraph(tuple(c["objects"]), tuple(map(tuple, c["relationships"]))) for c in contents]
+    assert len(texts) >= 4
+    asked = {(category(g.objects[s]), p, category(g.objects[o])) for g in graphs for s, p, o in g.relations}
+    said = {name for g in graphs for name in g.objects} | {p for _, p, _ in asked}
+    assert said <= set(world.vocabulary(spoken=True)) and not asked & world.SAID_HELD_OUT
     seen: set[tuple[str, str, str]] = set()
     for i in range(6000):
         seen.update(told(world.draw_scene(9, i, spoken=True)))
         if asked <= seen:
             break
     assert asked <= seen, asked - seen
+
+
+def test_the_vocabulary_page_has_every_word_and_every_held_out_combination():
+    page = " ".join((ROOT / "docs" / "toy.md").read_text(encoding="utf-8").split())
+    lists = page.partition("## Words")[2].partition("## Combinations")[0]
+    for word in (*world.OBJECTS, *world.COLOURS, *world.PREDICATES, *words.NEW):
+        assert re.search(rf"\b{word}s?\b", lists), word
+    held_out = page.partition("## Combinations held out")[2].partition("##")[0]
+    assert held_out.count(",") >= len(world.HELD_OUT)
+    for s, p, o in world.HELD_OUT:
+        assert re.search(rf"a {s} {p} (a )?{o}\b", held_out), (s, p, o)
