@@ -8,12 +8,16 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from tiny_runs import trainer
 
+from sgg_fast.config import ConfigError
+from sgg_fast.data.cache import open_foundation
 from sgg_fast.diffusion import noise
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.clip import phrase_states, text_states
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.recipes import recipe
 from sgg_fast.toy import build, text_unet, world
 from sgg_fast.toy.fit import learning_rate
 from sgg_fast.toy.gates import BANDS, object_cells, x0_errors
@@ -89,6 +93,7 @@ def test_cells_show_things_not_grounds():
 def test_the_rate_stays_then_falls():
     rates = [learning_rate(step, 1000, 1.0, constant_until=0.7) for step in (0, 99, 100, 699, 850, 999)]
     assert rates[0] == 0.01 and rates[1:4] == [1.0] * 3 and 0.4 < rates[4] < 0.6 and rates[5] < 0.02
+    assert learning_rate(300, 1000, 1.0, constant_until=0.7, first=300) == 0.01, "warm-up again, without a checkpoint"
     assert learning_rate(500, 1000, 1.0) == pytest.approx(0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * 400 / 900)))
 
 
@@ -113,9 +118,29 @@ def test_the_parts_are_watched_and_drawn_once(parts):
     assert own.tokenize("in front of") == ["in</w>", "front</w>", "of</w>"] and len(own) != len(toy_tokenizer())
 
 
+def test_the_foundation_holds_the_average_and_is_gone_on_with(parts, tmp_path):
+    """From the folder alone, as a gate in git is: the UNet's weights are those, not new ones."""
+    held = load_file(parts / "foundation" / "unet" / "diffusion_pytorch_model.safetensors")
+    average = load_file(parts / "unet" / "checkpoint" / "ema.safetensors")
+    assert all(torch.equal(held[name], value.half()) for name, value in average.items())
+    argv = ["unet", "--data-set", "toy-words", "--start", str(parts / "foundation"), "--first", "2", "--steps", "3"]
+    assert build.main([*argv, "--scenes", "60", "--out", str(tmp_path)]) == 0
+    further = load_file(tmp_path / "unet.safetensors")
+    name = "down_blocks.1.resnets.0.conv1.weight"
+    moved = (further[name].float() - held[name].float()).abs().max()
+    assert 0 < moved < 1e-3 < held[name].float().abs().max(), "one step of warm-up, from those weights"
+    with pytest.raises(SystemExit):
+        build.main(["vae", "--start", str(parts / "foundation")])
+
+
 def test_sgg_ig_trains_on_the_folder(parts, tmp_path):
     """With the short null condition, in both stages; the result draws."""
-    own = {"model": str(parts / "foundation"), "data": "toy-words", "null_tokens": 2, "instance_codes": True}
+    settings = recipe("toy-words")
+    own = {"model": str(parts / "foundation"), **{n: getattr(settings, n) for n in ("data", "null_tokens", "optimizer",
+           "instance_codes", "relation_dropout", "accumulation_steps")}}  # fmt: skip
+    assert own["null_tokens"] == text_unet.NULL_TOKENS and own["instance_codes"]
+    with pytest.raises(ConfigError, match="toy.build foundation"):
+        open_foundation(settings)
     trainer(tmp_path, "pretrain", **own).train()
     run = trainer(tmp_path, "finetune", **own)
     run.train()

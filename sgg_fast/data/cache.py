@@ -67,6 +67,9 @@ def open_foundation(config: Config) -> Foundation:
     """The models that --model and --clip name, or the toy's. Raises `ConfigError`."""
     if config.model:
         return load_foundation(config.model, config.clip)
+    if config.recipe == "toy-words":
+        made = "the foundation that `python -m sgg_fast.toy.build foundation` makes (docs/toy.md)"
+        raise ConfigError(f"--recipe toy-words needs --model: {made}")
     if config.recipe != "toy":
         raise ConfigError(f"--recipe {config.recipe} needs --model: a Stable Diffusion v1.4 folder or hub id")
     from sgg_fast.toy.models import toy_foundation

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -56,7 +56,7 @@ from sgg_fast.toy import world
 from sgg_fast.toy.captions import caption
 from sgg_fast.toy.detector import train_detector
 from sgg_fast.toy.features import train_features
-from sgg_fast.toy.fit import fit
+from sgg_fast.toy.fit import fit, save_half
 from sgg_fast.toy.models import (
     WEIGHTS,
     make_tokenizer,
@@ -122,14 +122,6 @@ def build_vae(out: Path, num_steps: int, num_scenes: int, batch: int = 16) -> Au
     ema = fit("vae", vae, loss_of, out / "vae", num_steps, peak_lr=2e-3, look=look)
     save_half(ema, out / "vae.safetensors")
     return ema
-
-
-def save_half(model: torch.nn.Module, path: Path) -> None:
-    """fp16 safetensors, written aside and renamed."""
-    aside = path.with_suffix(".part")
-    halves = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in halves.items()}, aside)
-    aside.rename(path)
 
 
 def _tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> dict[str, torch.Tensor]:
@@ -237,8 +229,14 @@ def ship(run: Path, folder: Path) -> None:
 
 
 def assemble(out: Path, folder: Path) -> None:
-    """The parts of `toy-words` as a foundation in diffusers format, fp16: what `train.py --model` starts from."""
+    """The parts of `toy-words` as a foundation in diffusers format, fp16: what `train.py --model` starts from.
+
+    While the UNet is still being trained, with the average of its last checkpoint.
+    """
     foundation = toy_foundation(weights=out, wide=True)
+    unfinished = out / "unet" / "checkpoint" / "ema.safetensors"
+    if not (out / "unet.safetensors").is_file() and unfinished.is_file():
+        foundation.unet.load_state_dict(load_file(unfinished))
     shutil.rmtree(folder, ignore_errors=True)
     models = {"unet": foundation.unet, "vae": foundation.vae, "text_encoder": foundation.text_encoder,
               "graph_clip": foundation.clip}  # fmt: skip
@@ -318,6 +316,8 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument("--data-set", default="toy", choices=("toy", "toy-words"), help="the world (%(default)s)")
     parser.add_argument("--steps", type=int, help=f"optimiser steps ({STEPS})")
+    parser.add_argument("--start", type=Path, help="foundation whose UNet is trained on, with unet of toy-words")
+    parser.add_argument("--first", type=int, default=0, help="steps that the UNet of --start has had (%(default)s)")
     parser.add_argument("--scenes", type=int, default=20_000, help="training scenes to draw")
     parser.add_argument("--eval", type=Path, default=Path("outputs/eval"), help="--out of the evaluation for the card")
     parser.add_argument("--data", default="", help="what the card says that it was trained on (as it stands there)")
@@ -341,7 +341,12 @@ def main(argv: list[str] | None = None) -> int:
     parts = SPOKEN_PARTS if args.data_set == "toy-words" else PARTS
     if args.part not in parts:
         parser.error(f"{args.part}: --data-set toy-words has {', '.join(parts)} of its own; the rest is that of toy")
-    parts[args.part](args.out, args.steps or STEPS[args.part], args.scenes)
+    build = parts[args.part]
+    if args.start:
+        if build is not build_text_unet:
+            parser.error("--start is of unet with --data-set toy-words")
+        build = partial(build_text_unet, start=args.start, first=args.first)
+    build(args.out, args.steps or STEPS[args.part], args.scenes)
     if args.install:
         WEIGHTS.mkdir(exist_ok=True)
         shutil.copy(args.out / f"{args.part}.safetensors", WEIGHTS)

@@ -21,13 +21,16 @@ Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
 """Step number -> loss with gradient, and figures for the progress bar. Draws its own batch, by step number."""
 
 
-def learning_rate(step: int, num_steps: int, peak: float, warmup: int = 100, constant_until: float = 0.0) -> float:
-    """Linear warm-up, `peak` up to the share `constant_until` of the steps, then a cosine down to a hundredth of it."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
+def learning_rate(
+    step: int, num_steps: int, peak: float, warmup: int = 100, constant_until: float = 0.0, first: int = 0
+) -> float:
+    """Linear warm-up from the step `first`, `peak` up to the share `constant_until` of all steps, then a cosine down to
+    a hundredth of it.
+    """  # fmt: skip
     falls = max(warmup, round(constant_until * num_steps))
     done = max(step - falls, 0) / max(num_steps - falls, 1)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+    warm = min(1.0, (step - first + 1) / warmup)
+    return warm * peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
 def _save(folder: Path, step: int, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -47,6 +50,14 @@ def _save(folder: Path, step: int, model: nn.Module, ema: nn.Module, optimizer: 
         old.rmdir()
 
 
+def save_half(model: nn.Module, path: Path) -> None:
+    """fp16 safetensors, written aside and renamed."""
+    aside = path.with_suffix(".part")
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    save_file({k: v.contiguous() for k, v in halves.items()}, aside)
+    aside.rename(path)
+
+
 def fit(
     name: str,
     model: nn.Module,
@@ -60,10 +71,12 @@ def fit(
     look_every: int = 500,
     weight_decay: float = 1e-4,
     constant_until: float = 0.0,
+    first: int = 0,
 ) -> nn.Module:
     """Train `model` for `num_steps` with AdamW and return its moving average; goes on from `folder` if it can.
 
-    While the rate is still constant (`constant_until`), a run may go on with another number of steps.
+    While the rate is still constant (`constant_until`), a run may go on with another number of steps. Without a
+    checkpoint `model` counts as trained for `first` steps.
 
     `look(ema, step)` is called now and then, writes pictures if it likes, and returns a line for the log.
     """
@@ -72,19 +85,19 @@ def fit(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=peak_lr, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
     )
-    first, last_look = 0, folder / "checkpoint"
+    start, last_look = first, folder / "checkpoint"
     if (last_look / "optimizer.pt").is_file():
         model.load_state_dict(load_file(last_look / "weights.safetensors"))
         ema.load_state_dict(load_file(last_look / "ema.safetensors"))
         state = torch.load(last_look / "optimizer.pt", weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+        start = state["step"]
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with tqdm(total=num_steps, initial=first, desc=name, unit="step", mininterval=5) as bar:
-        for step in range(first, num_steps):
+    with tqdm(total=num_steps, initial=start, desc=name, unit="step", mininterval=5) as bar:
+        for step in range(start, num_steps):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, num_steps, peak_lr, constant_until=constant_until)
+                group["lr"] = learning_rate(step, num_steps, peak_lr, constant_until=constant_until, first=first)
             torch.manual_seed(step)
             loss, figures = loss_of(step)
             loss.backward()

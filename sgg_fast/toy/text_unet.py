@@ -22,10 +22,10 @@ from sgg_fast.data.cache import to_pixels
 from sgg_fast.diffusion import noise
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.clip import token_ids
-from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.foundation import Foundation, load_foundation
 from sgg_fast.toy import world
 from sgg_fast.toy.captions import caption
-from sgg_fast.toy.fit import fit
+from sgg_fast.toy.fit import fit, save_half
 from sgg_fast.toy.gates import x0_errors
 from sgg_fast.toy.models import toy_foundation
 from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
@@ -118,18 +118,21 @@ def fast_precision() -> contextlib.AbstractContextManager[object]:
     return torch.autocast("cpu", torch.bfloat16) if amx else contextlib.nullcontext()
 
 
-def build_text_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32) -> nn.Module:
-    """The wide UNet's moving average. Looked at: error of the predicted latents by noise level, on held-out scenes."""
-    if missing := [part for part in ("vae", "clip") if not (out / f"{part}.safetensors").is_file()]:
-        raise SystemExit(f"{out} has no {' and no '.join(missing)}: build that first")
-    foundation = toy_foundation(weights=out, wide=True)
+def build_text_unet(
+    out: Path, num_steps: int, num_scenes: int, start: Path | None = None, first: int = 0, batch: int = 32
+) -> nn.Module:
+    """The wide UNet's moving average. Looked at: error of the predicted latents by noise level, on held-out scenes.
+
+    start: a foundation's folder, whose UNet, trained for `first` steps, is gone on with, beside its other parts;
+    without it the parts of `out`, and a new UNet. Raises SystemExit where those are missing.
+    """
+    foundation = _parts(out) if start is None else load_foundation(str(start), "")
     graphs, latents = training_set(foundation, out, num_scenes)
     scenes = [world.draw_scene(HELD_OUT_SEED, i, spoken=True) for i in range(_LOOKED_AT)]
     held_out = [scene.graph for scene in scenes]
     phrases = Phrases(foundation, [*graphs, *held_out])
     abar = foundation.scheduler.alphas_cumprod
-    torch.manual_seed(0)
-    unet = toy_foundation(weights=None, wide=True).unet.requires_grad_(True).to(memory_format=torch.channels_last)
+    unet = foundation.unet.requires_grad_(True).to(memory_format=torch.channels_last)
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         rng = np.random.default_rng([TRAIN_SEED, step])
@@ -170,7 +173,16 @@ def build_text_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32)
             lines.append(f"{name} {x0_errors(predict, true_latents, abar, scenes)}")
         return "x0 error " + "; ".join(lines)
 
-    return fit(
+    ema = fit(
         "unet", unet, loss_of, out / "unet", num_steps, peak_lr=1e-3, ema_decay=0.9995, look=look, look_every=400,
-        constant_until=0.7,
+        constant_until=0.7, first=first,
     )  # fmt: skip
+    save_half(ema, out / "unet.safetensors")
+    return ema
+
+
+def _parts(out: Path) -> Foundation:
+    """Autoencoder and CLIP of `out`, and its UNet or a new one."""
+    if missing := [part for part in ("vae", "clip") if not (out / f"{part}.safetensors").is_file()]:
+        raise SystemExit(f"{out} has no {' and no '.join(missing)}: build that first")
+    return toy_foundation(weights=out, wide=True)
