@@ -139,7 +139,7 @@ def test_sgg_ig_trains_on_the_folder(parts, tmp_path):
     own = {"model": str(parts / "foundation"), **{n: getattr(settings, n) for n in ("data", "null_tokens", "optimizer",
            "instance_codes", "relation_dropout", "accumulation_steps")}}  # fmt: skip
     assert own["null_tokens"] == text_unet.NULL_TOKENS and own["instance_codes"]
-    with pytest.raises(ConfigError, match="toy.build foundation"):
+    with pytest.raises(ConfigError, match=r"sgg_fast\.toy\.build foundation"):
         open_foundation(settings)
     trainer(tmp_path, "pretrain", **own).train()
     run = trainer(tmp_path, "finetune", **own)
