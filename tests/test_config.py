@@ -75,7 +75,7 @@ def test_literal_differs_from_vg256_by_the_printed_forms_only():
 
 
 def test_an_unknown_recipe_names_those_that_exist():
-    with pytest.raises(ConfigError, match=r"vg512.*toy, vg128, vg256"):
+    with pytest.raises(ConfigError, match=r"vg512.*toy, toy-words, vg128, vg256"):
         recipe("vg512")
 
 

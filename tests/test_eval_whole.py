@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
 from sgg_fast.eval import bootstrap, metrics, whole
 from sgg_fast.eval.detector import Instance
+from sgg_fast.eval.evaluate import compare
 from sgg_fast.eval.pictures import is_spoken, open_graphs
 from sgg_fast.graph import SceneGraph
 from sgg_fast.toy import world
@@ -109,3 +111,13 @@ def test_sets_of_both_worlds_lie_side_by_side():
         assert graphs.graph(1) == scene.graph and (graphs.image(1) == scene.image).all()
     assert open_graphs("toy-words-repeats", 64).graph(0) != open_graphs("toy-repeats", 64).graph(0)
     assert [is_spoken(name) for name in ("toy-words-repeats", "toy-repeats", "toy-wordsmith")] == [True, False, False]
+
+
+def test_an_evaluation_from_before_a_figure_was_is_compared_by_the_others(tmp_path):
+    pictures = {"entity recall": [[1.0, 0.5]], "without a fault": [[1.0, 0.0]]}
+    now = {"data": "toy", "counterfactual pairs": {}, "per picture": pictures}
+    older = {**now, "per picture": {"entity recall": [[0.5, 0.5]]}}
+    (tmp_path / "eval.json").write_text(json.dumps(older))
+    assert list(compare(now, tmp_path)) == ["entity recall"]
+    (tmp_path / "eval.json").write_text(json.dumps(now))
+    assert list(compare(now, tmp_path)) == ["entity recall", "without a fault"]

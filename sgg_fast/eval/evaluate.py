@@ -298,7 +298,10 @@ def _told_diversity(found: dict[str, Any]) -> str:
 
 
 def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
-    """Differences to another evaluation of the same graphs and seeds, paired by picture, with their intervals."""
+    """Differences to another evaluation of the same graphs and seeds, paired by picture, with their intervals.
+
+    Figures that an older evaluation does not have are left out.
+    """
     path = other / "eval.json"
     if not path.is_file():
         raise ValueError(f"--against {other}: no eval.json there")
@@ -312,7 +315,7 @@ def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
 
     try:
         a, b = values(result), values(theirs)
-        return {name: str(bootstrap.difference(a[name], b[name])) for name in a if a[name].size}
+        return {name: str(bootstrap.difference(a[name], b[name])) for name in a if name in b and a[name].size}
     except ValueError as error:
         raise ValueError(f"--against {other}: {error}; use the same --num, --pairs and --seeds") from error
 
