@@ -157,4 +157,4 @@ def test_sgg_ig_trains_on_the_folder(parts, tmp_path):
 def test_only_what_it_has_of_its_own_is_built_for_toy_words(capsys):
     with pytest.raises(SystemExit):
         build.main(["detector", "--data-set", "toy-words"])
-    assert "--data-set toy-words has clip, unet of its own" in capsys.readouterr().err
+    assert "--data-set toy-words has clip, unet, detector_words of its own" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--relation-guidance", type=float, default=0.0, help="how hard the relations alone pull besides (0: no more)"
     )
     parser.add_argument(
-        "--detector", default="toy", help="toy, or folder or hub id of an OWL-ViT or OWLv2 of transformers (toy)"
+        "--detector", help="toy, toy-words, or folder or hub id of an OWL-ViT or OWLv2 of transformers (that of --data)"
     )
     parser.add_argument("--inception", type=Path, help="torch-fidelity's Inception weights file: adds FID and IS")
     parser.add_argument("--against", type=Path, help="--out of another model's evaluation: adds paired differences")

@@ -56,14 +56,16 @@ def overlaps(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 class ToyWorldDetector:
-    """The detector of `sgg_fast/toy/detector.py`: knows the toy's categories, and looks for all of them."""
+    """The detector of `sgg_fast/toy/detector.py`: knows the toy's categories, and looks for all of them.
 
-    name = "toy detector"
+    spoken: the one that was trained on `toy-words` as well.
+    """
 
-    def __init__(self) -> None:
-        from sgg_fast.toy.detector import load_detector
+    def __init__(self, spoken: bool = False) -> None:
+        from sgg_fast.toy.detector import SPOKEN_WEIGHTS, load_detector
 
-        self.network = load_detector()
+        self.name = "toy-words detector" if spoken else "toy detector"
+        self.network = load_detector(SPOKEN_WEIGHTS) if spoken else load_detector()
 
     def find(self, images: np.ndarray, graphs: Sequence[SceneGraph]) -> list[list[Instance]]:
         return self.network.find(images)
@@ -138,5 +140,7 @@ class OpenVocabularyDetector:
 
 
 def open_detector(which: str) -> Detector:
-    """ "toy", or the folder or hub id of an open-vocabulary detector. Raises ValueError naming --detector."""
-    return ToyWorldDetector() if which == "toy" else OpenVocabularyDetector(which)
+    """ "toy", "toy-words", or folder or hub id of an open-vocabulary detector. Raises ValueError naming --detector."""
+    if which in ("toy", "toy-words"):
+        return ToyWorldDetector(spoken=which == "toy-words")
+    return OpenVocabularyDetector(which)

@@ -84,7 +84,7 @@ def evaluate(args: argparse.Namespace) -> str:
 
     Raises ValueError or OSError for what cannot be used.
     """
-    detector = open_detector(args.detector)
+    detector = open_detector(args.detector or ("toy-words" if pictures.is_spoken(args.data) else "toy"))
     model = load_model(args.model)
     pipeline = model.pipeline
     steps = pipeline.config.sampling_steps if args.steps is None else args.steps

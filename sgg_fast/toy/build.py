@@ -287,8 +287,12 @@ def draw_sheet(path: Path, num: int = 8) -> None:
 
 
 def build_judge(out: Path, num_steps: int, num_scenes: int, part: str) -> None:
-    """A network that judges pictures and has no part in drawing them: "detector", or the "features" of FID."""
-    train = train_detector if part == "detector" else train_features
+    """A network that judges pictures and has no part in drawing them: "detector", "detector_words" (that of
+    `toy-words`), or the "features" of FID.
+    """  # fmt: skip
+    train = {"detector": train_detector, "detector_words": partial(train_detector, spoken=True)}.get(
+        part, train_features
+    )
     save_half(train(out / part, num_steps, num_scenes, TRAIN_SEED, HELD_OUT_SEED), out / f"{part}.safetensors")
 
 
@@ -302,15 +306,16 @@ PARTS: dict[str, Callable[[Path, int, int], object]] = {
 SPOKEN_PARTS: dict[str, Callable[[Path, int, int], object]] = {
     "clip": partial(build_clip, spoken=True),
     "unet": build_text_unet,
+    "detector_words": partial(build_judge, part="detector_words"),
 }
 """What `toy-words` has of its own."""
-STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000, "detector": 2400, "features": 1000}
+STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000, "detector": 2400, "features": 1000, "detector_words": 500}
 
 
 def main(argv: list[str] | None = None) -> int:
     """Exit code 0, 2 for an evaluation that is not of what ships."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=[*PARTS, "foundation", "ship", "card", "sheet"])
+    parser.add_argument("part", choices=[*PARTS, "detector_words", "foundation", "ship", "card", "sheet"])
     parser.add_argument(
         "--out", type=Path, default=Path("runs/toy-build"), help="folder of the parts; of the run to ship"
     )
