@@ -44,7 +44,7 @@ from sgg_fast.data.cache import to_pixels
 from sgg_fast.diffusion import noise
 from sgg_fast.diffusion.sampling import sample_latents
 from sgg_fast.drawing import SHIPPED, load_pipeline
-from sgg_fast.drawing.models import fingerprint
+from sgg_fast.drawing.models import fingerprint, set_scheduler
 from sgg_fast.eval.pictures import through_vae
 from sgg_fast.eval.report import contact_sheet
 from sgg_fast.graph import SPOKEN
@@ -70,6 +70,8 @@ from sgg_fast.toy.models import (
 from sgg_fast.toy.text_unet import build_text_unet, encode
 from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
 
+SAMPLING_STEPS = 25
+"""Of the model that ships."""
 SHEET = Path(__file__).parent / "sheet.png"
 
 
@@ -219,10 +221,15 @@ def draw_texts(foundation: Foundation, unet: torch.nn.Module, texts: list[str], 
 
 
 def ship(run: Path, folder: Path) -> None:
-    """The pipeline of a finished `train.py --out RUN`, in fp16, becomes what infer.py draws with by default."""
+    """The pipeline of a finished `train.py --out RUN`, in fp16, becomes what infer.py draws with by default.
+
+    By 25 steps of DPM-Solver++, with which pictures are no worse than with 100 of DDIM (benchmarks/LOG.md).
+    """
     pipeline = SceneGraphToImagePipeline.from_pretrained(
         run / "finetune" / "pipeline", torch_dtype=torch.float16, use_safetensors=True
     )
+    set_scheduler(pipeline, "dpm++")
+    pipeline.register_to_config(sampling_steps=SAMPLING_STEPS)
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.save_pretrained(folder)
     _forget_places(folder)
