@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
-from support.pipeline_folder import write_pipeline
+from support.sd_folder import write_pipeline
 from transformers import CLIPTextModel
 
 from sgg_fast import drawing

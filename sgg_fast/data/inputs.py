@@ -76,7 +76,7 @@ def _read(word: str) -> list[Item]:
         with open(word, "rb") as file:
             return read_content(_whole(file, word), word)
     except OSError as error:
-        raise SceneGraphError(f"{shown(word)[1:-1]}: cannot be read: {error.strerror or error}") from error
+        raise SceneGraphError(f"{word}: cannot be read: {error.strerror or error}") from error
 
 
 def _whole(file: BinaryIO, source: str) -> bytes:

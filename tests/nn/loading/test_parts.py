@@ -16,7 +16,7 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from support import sd_folder
-from support.pipeline_folder import write_pipeline
+from support.sd_folder import write_pipeline
 
 from sgg_fast.config import SETTINGS, ConfigError
 from sgg_fast.drawing import SHIPPED
