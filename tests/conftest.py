@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from filelock import FileLock
+from support import ptx_plugin
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
@@ -21,12 +22,21 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # train.py and infer.
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--browser", action="store_true", help="also run the tests marked browser; they need Chromium")
+    ptx_plugin.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--ptx"):
+        config.pluginmanager.register(ptx_plugin.PtxPlugin(config.getoption("--ptx-arch")))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     skips = {"slow": pytest.mark.skip(reason="slow: over a minute or the true model size; run with --slow")}
-    if config.getoption("--slow"):
-        del skips["slow"]
+    skips["browser"] = pytest.mark.skip(reason="browser: drives a real Chromium; run with --browser")
+    for option in ("slow", "browser"):
+        if config.getoption(f"--{option}"):
+            del skips[option]
     if not torch.cuda.is_available():
         skips["gpu"] = pytest.mark.skip(reason="gpu: no CUDA device here")
     for item in items:

@@ -14,7 +14,10 @@ import pytest
 from support import ROOT
 
 NOUNS = ("sgg_fast.graph", "sgg_fast.config", "sgg_fast.recipes", "sgg_fast.env", "sgg_fast.files",
-         "sgg_fast.commands.command", "sgg_fast.SceneGraph", "sgg_fast.NameTable")  # fmt: skip
+         "sgg_fast.commands.command", "sgg_fast.commands.typed", "sgg_fast.commands.flags", "sgg_fast.SceneGraph",
+         "sgg_fast.NameTable")  # fmt: skip
+FORMATS = tuple(f"sgg_fast.data.{name}" for name in ("formats", "inputs", "layouts", "png_record", "text_form"))
+"""Graphs as files and words: what the page reads and writes."""
 MODELS = ("torch", "numpy", "PIL", "safetensors", "tqdm", "diffusers", "transformers")
 
 # Folder or file -> what it may import beside the standard library; the longest entry that fits a path holds.
@@ -54,7 +57,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sgg_fast/toy/": (*MODELS, "pycocotools", "tokenizers", "sgg_fast"),
     "sgg_fast/train/": (*MODELS, "deepspeed", "bitsandbytes", "sgg_fast"),
     "sgg_fast/app/": ("numpy", "PIL", "starlette", "uvicorn", "sgg_fast.app", "sgg_fast.pipeline", "sgg_fast.drawing",
-                      "sgg_fast.data.formats", "sgg_fast.quiet", *NOUNS),
+                      *FORMATS, "sgg_fast.quiet", *NOUNS),
     "train.py": ("sgg_fast",),
     "infer.py": ("sgg_fast",),
     "benchmarks/": (*MODELS, "triton", "xformers", "bitsandbytes", "torchao", "torch_geometric", "matplotlib",

@@ -98,6 +98,36 @@ class OpenVocabularyDetector:
         return kept
 
 
-def open_detector(which: str) -> Detector:
-    """ "toy", or the folder or hub id of an open-vocabulary detector. Raises ValueError naming --detector."""
+def open_detector(which: str) -> Detector | None:
+    """ "toy", "none", or the folder or hub id of an open-vocabulary detector. Raises ValueError naming --detector."""
+    if which == "none":
+        return None
     return ToyWorldDetector() if which == "toy" else OpenVocabularyDetector(which)
+
+
+def choose_detector(which: str | None, graphs: Sequence[SceneGraph]) -> tuple[str, str]:
+    """The detector for these graphs, as `open_detector` takes it, and a warning, "" for none.
+
+    Where --detector does not say: the toy's, if it knows every name of the graphs. Raises ValueError where it knows
+    none, or where nobody asked for it and it does not know all: its figures would be about other things.
+    """
+    if which not in (None, "toy"):
+        return which, ""
+    from sgg_fast.toy.world import COLOURS, OBJECTS
+
+    def is_known(name: str) -> bool:
+        *before, category = name.split()
+        return category in OBJECTS and (not before or (len(before) == 1 and before[0] in COLOURS))
+
+    names = [name for graph in graphs for name in graph.objects]
+    unknown = [name for name in names if not is_known(name)]
+    if not unknown:
+        return "toy", ""
+    few = ", ".join(repr(name) for name in list(dict.fromkeys(unknown))[:3])
+    said = f"{len(unknown)} of {len(names)} objects have names that the toy detector does not know ({few})"
+    if which is None or len(unknown) == len(names):
+        raise ValueError(
+            f"--detector: {said}; give the folder or hub id of an OWL-ViT or OWLv2, such as google/owlv2-base-patch16, "
+            "or none to leave objects and relations unmeasured"
+        )
+    return "toy", f"--detector toy: {said}: they count as missing, whatever the pictures show"

@@ -34,6 +34,8 @@ from sgg_fast.graph import SceneGraph
 Parse = Callable[[str], tuple[str, str | None]]
 """Name -> (category, colour): `Detector.parse`."""
 
+OF_SETS = " (sets)"
+"""Behind the name of a figure that is computed as LAION-SG does; without it the figure is of multisets."""
 _MOST_ASSIGNMENTS = 5000
 
 
@@ -108,12 +110,15 @@ class PictureScore:
     entity_iou: float
     relation_iou: float
     graph_iou: float
+    iou_of_sets: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """The same three as LAION-SG computes them: of sets, 0 where both are empty."""
 
 
 def score_picture(graph: SceneGraph, instances: Sequence[Instance], parse: Parse) -> PictureScore:
     """One picture against one graph.
 
-    The intersections over union are those of multisets, after LAION-SG (Li et al., 2024): of names (colours as read)
+    The intersections over union are those of multisets, and beside them of sets, as LAION-SG (Li et al., 2024) has
+    them: of names (colours as read)
     between the graph and all instances; of predicates and of (subject name, predicate, object name) between the graph
     and what the picture shows of its pairs (the relation asked for, else its opposite, else nothing). LAION-SG's own
     figures come from a language model's reading of the picture and do not compare.
@@ -156,6 +161,11 @@ def score_picture(graph: SceneGraph, instances: Sequence[Instance], parse: Parse
         entity_iou=_iou(graph.objects, [*names_seen, *[None] * extra]),
         relation_iou=_iou([p for _, p, _ in told], [p for _, p, _ in seen]),
         graph_iou=_iou(told, seen),
+        iou_of_sets=(
+            set_iou(graph.objects, [*names_seen, *(there.keys() - wanted.keys())]),
+            set_iou([p for _, p, _ in told], [p for _, p, _ in seen]),
+            set_iou(told, seen),
+        ),
     )
 
 
@@ -168,6 +178,12 @@ def _iou(a: Iterable[Hashable], b: Iterable[Hashable]) -> float:
     left, right = Counter(a), Counter(b)
     union = (left | right).total()
     return (left & right).total() / union if union else 1.0
+
+
+def set_iou(a: Iterable[Hashable], b: Iterable[Hashable]) -> float:
+    """Of sets, in which two of a kind are one; 0 for two empty ones. LAION-SG's definition."""
+    left, right = set(a), set(b)
+    return len(left & right) / len(left | right) if left | right else 0.0
 
 
 def flipped_graph(graph: SceneGraph) -> SceneGraph:
@@ -217,6 +233,10 @@ def summarise(scores: Sequence[PictureScore]) -> dict[str, float]:
         "entity IoU": float(np.mean([score.entity_iou for score in scores])),
         "relation IoU": float(np.mean([score.relation_iou for score in scores])),
         "SG IoU": float(np.mean([score.graph_iou for score in scores])),
+        **{
+            f"{name}{OF_SETS}": float(np.mean([score.iou_of_sets[k] for score in scores]))
+            for k, name in enumerate(("entity IoU", "relation IoU", "SG IoU"))
+        },
     }
 
 
