@@ -67,7 +67,7 @@ def check(run: Callable[..., tuple[torch.Tensor, ...]], inputs: Tensors) -> None
 
 
 @contextlib.contextmanager
-def lowered(**values: int) -> Iterator[None]:
+def lowered(**values: object) -> Iterator[None]:
     """Thresholds of the launchers, each by `module__NAME`."""
     with contextlib.ExitStack() as stack:
         for place, value in values.items():
@@ -104,14 +104,22 @@ def _batch(num_graphs: int, num_objects: int, num_relations: int, hubs: bool) ->
 
 
 _BUCKET = (5, 32, 64)
-_SMALL = {"bucket": _BUCKET, "toy": (3, 48, 64), "odd": (3, 31, 77), "scale": (5, 141, 331), "narrow": (5, 1024, 1160)}
+_SMALL = {"bucket": _BUCKET, "toy": (3, 48, 64), "odd": (3, 31, 77), "scale": (5, 141, 331), "narrow": (5, 256, 328)}
 """Graphs, objects, relations in place of `SIZES`, by the first word of its name."""
-_LOWERED = {
-    "scale": {"segments__SMALL_ELEMENTS": 2**14, "segments__UNSPLIT_ROWS": 64, "scatter_mean__MAX_PARTIALS": 32,
-              "role_sums__MAX_PARTIALS": 32},
-    "narrow": {"segments__SMALL_ELEMENTS": 2**16, "segments__UNSPLIT_ROWS": 64, "scatter_mean__MAX_PARTIALS": 512,
-               "role_sums__MAX_PARTIALS": 512},
-}  # fmt: skip
+
+
+def _chunk_size(num_rows: int) -> int:
+    """In place of `segments.chunk_size`, so that a run of 100 rows has chunks."""
+    return 16 if num_rows > 64 else 0
+
+
+def _thresholds(most_partials: int) -> dict[str, object]:
+    split = {f"{module}__chunk_size": _chunk_size for module in ("scatter_mean", "role_sums", "masked_pool")}
+    most = {f"{module}__MAX_PARTIALS": most_partials for module in ("scatter_mean", "role_sums")}
+    return split | most | {"segments__SMALL_ELEMENTS": 2**14}
+
+
+_LOWERED = {"scale": _thresholds(32), "narrow": _thresholds(128)}
 
 
 def _graph_op(op: str, z: GraphSize) -> None:
@@ -140,6 +148,7 @@ def _check_graph_op(op: str, z: GraphSize, b: SceneGraphBatch) -> None:
             {"x": wide(0, n, d), "r": wide(1, e, d)},
         )
         check(lambda x: (ops.graph_mean(x, b.relation_ptr, b.relation_graph),), {"x": rows(2, e, d)})
+        _check_both_halves(b, rows(2, e, d), z.dtype, mean=True)
     else:
         values = {"s": rows(0, n, 2 * d), "r": rows(1, e, 2 * d), "o": rows(2, n, 2 * d)}
         check(
@@ -148,6 +157,26 @@ def _check_graph_op(op: str, z: GraphSize, b: SceneGraphBatch) -> None:
             ),
             values | {"pool": wide(3, b.num_graphs, 2 * d), "bias": wide(4, 2 * d)},
         )
+        _check_both_halves(b, rows(5, e, 2 * d), z.wide, mean=False)
+
+
+def _check_both_halves(b: SceneGraphBatch, x_ED: torch.Tensor, dtype: torch.dtype, mean: bool) -> None:
+    """The pool of one set of rows is half of a kernel for two: without masks, both halves."""
+    from sgg_kernels.masked_pool import Rows, _pool, pool_bwd
+
+    sets = [x_ED, x_ED.flip(0)]
+    found, count = _pool([Rows(x, b.relation_ptr, b.relation_graph) for x in sets], dtype, mean)
+    graph, sizes = b.relation_graph.long(), b.relation_ptr.diff().clamp(min=1)[:, None].double()
+    width = x_ED.shape[1]
+    sums = [x.new_zeros(b.num_graphs, width, dtype=torch.float64).index_add(0, graph, x.double()) for x in sets]
+    exact = torch.cat(sums, 1) / (torch.cat([sizes, sizes], 1).repeat_interleave(width, 1) if mean else 1)
+    assert torch.equal(count[0], b.relation_ptr.diff()) and torch.equal(count[0], count[1]), "rows counted"
+    compare({"pool": found}, {"pool": exact.to(dtype)}, {"pool": exact})
+    if mean:
+        grad = _randn(6, b.num_graphs, 2 * width, dtype=dtype)
+        for half, got in enumerate(pool_bwd(grad, count, [(b.relation_graph, None, dtype)] * 2)):
+            want = (grad[:, half * width : (half + 1) * width].double() / sizes)[graph]
+            compare({"gradient": got}, {"gradient": want.to(dtype)}, {"gradient": want})
 
 
 def _pack(padded: bool, masked: bool) -> None:
@@ -277,13 +306,13 @@ def _group_norm(name: str, dtype: torch.dtype, wide: torch.dtype, silu: bool) ->
         )
 
 
-_ROWS = {True: 32, False: 77}
-"""Rows of a gate, by whether 16 divides them in the case."""
-
-
 def _geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
-    x = _randn(0, _ROWS[num_rows % 16 == 0], 2 * width, dtype=dtype)
-    check(lambda x: (ops.geglu(x),), {"x": x})
+    """Rows that 16 divides or not, as in the case; an odd width fills its block, so that every lane has a column.
+
+    Threefold normal numbers, since erf has two branches, below 1 and above.
+    """
+    rows, width = 32 if num_rows % 16 == 0 else 77, width if width % 16 == 0 else 127
+    check(lambda x: (ops.geglu(x),), {"x": 3 * _randn(0, rows, 2 * width, dtype=dtype)})
 
 
 _SMALL_OF = {"pack": _pack, "group_norm_silu": _group_norm, "geglu": _geglu}

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import gc
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -44,14 +45,38 @@ class Fresh:
         self.written.clear()
 
 
-def storage_at(address: int) -> tuple[int, int] | None:
-    """(base, bytes) of the living CPU tensor that holds an address: kernels follow tables of them."""
-    for x in gc.get_objects():
-        if type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.layout == torch.strided:
-            storage = x.untyped_storage()
-            if storage.data_ptr() <= address < storage.data_ptr() + storage.nbytes():
-                return storage.data_ptr(), storage.nbytes()
-    return None
+class Living:
+    """The CPU tensors of this process by address, for kernels that follow tables of addresses.
+
+    A scan of all objects takes a while, so what it saw is kept as long as the tensors live.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[int, weakref.ref] = {}
+
+    def at(self, address: int) -> tuple[int, int] | None:
+        """(base, bytes) of the storage that holds an address."""
+        return self._known(address) or self._scan(address)
+
+    def _known(self, address: int) -> tuple[int, int] | None:
+        for ref in self._seen.values():
+            x = ref()
+            if x is not None and (found := _holds(x, address)):
+                return found
+        return None
+
+    def _scan(self, address: int) -> tuple[int, int] | None:
+        self._seen.clear()
+        for x in gc.get_objects():
+            if type(x) in (torch.Tensor, torch.nn.Parameter) and x.device.type == "cpu" and x.layout == torch.strided:
+                self._seen[id(x)] = weakref.ref(x)
+        return self._known(address)
+
+
+def _holds(x: torch.Tensor, address: int) -> tuple[int, int] | None:
+    storage = x.untyped_storage()
+    base, num_bytes = storage.data_ptr(), storage.nbytes()
+    return (base, num_bytes) if base <= address < base + num_bytes else None
 
 
 def _parameters(kernel: Any, compiled: Any, args: tuple, options: dict) -> tuple[list, list[tuple[str, torch.Tensor]]]:
@@ -87,17 +112,18 @@ class Host:
         self.launched: set[str] = set()
         """Digests of what has run; for the caller to clear."""
         self.fresh = Fresh()
+        self._living = Living()
 
     def run(self, kernel: Any, compiled: Any, grid: tuple[int, ...], args: tuple, options: dict) -> None:
         """One launch. Raises `PtxError` with everything that the machine found wrong."""
-        text, shared = compiled.asm["ptx"], compiled.metadata.shared
+        text, shared = self.text_of(compiled), compiled.metadata.shared
         name = digest(text, shared)
         if name not in self.kernels:
             self.kernels[name], self.names[name] = Kernel(text, shared), kernel.__name__
         program = self.kernels[name]
         values, tensors = _parameters(kernel, compiled, args, options)
         memory = Memory(self.check, program.notes)
-        memory.resolve = storage_at
+        memory.resolve = self._living.at
         for tensor_name, x in tensors:
             storage = x.untyped_storage()
             written = self.fresh.written.get(storage.data_ptr())
@@ -109,6 +135,10 @@ class Host:
             notes = "; ".join(f"{what} ({times} times)" for what, times in program.notes.most_common(3))
             program.notes.clear()
             raise PtxError(f"{kernel.__name__} ({self.arch}): {notes}")
+
+    def text_of(self, compiled: Any) -> str:
+        """The PTX of a compiled kernel; tests plant faults here."""
+        return compiled.asm["ptx"]
 
     @contextlib.contextmanager
     def taking_over(self) -> Iterator[Host]:

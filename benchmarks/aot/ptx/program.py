@@ -168,6 +168,18 @@ class Program:
         to = [self.labels[last.args[0]]] if last.parts[0] == "bra" else []
         return to + following if last.predicate else to
 
+    def sources(self) -> list[str]:
+        """Where each block comes from: its first instruction that the compiler gives a line, else its predecessor's."""
+        before: list[list[Instruction]] = [[] for _ in self.blocks]
+        for p, block in enumerate(self.blocks):
+            for k in self.successors(p):
+                before[k] += block[-1:]
+        made = []
+        for block, others in zip(self.blocks, before, strict=True):
+            sources = (inst.source for inst in [*block, *others])
+            made.append(next((s for s in sources if s and ":0" not in s.split(" @")[0]), ""))
+        return made
+
     def _liveness(self) -> None:
         """`use`, `define`, `live_out`: registers that each block needs, sets, and leaves to others."""
         num = len(self.blocks)

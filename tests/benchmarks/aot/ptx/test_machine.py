@@ -210,7 +210,7 @@ def test_a_barrier_that_part_of_a_cta_leaves_out_is_found():
     body = "\tsetp.lt.u32 %p1, %r1, 32;\n\t@%p1 bra $L__BB0_2;\n\tbar.sync 0;\n\tbra.uni $L__BB0_3;\n"
     body += "$L__BB0_2:\n\tbar.sync 0;\n$L__BB0_3:\n\tmov.b32 %r5, 1;"
     assert "different barriers" in str(run(body, words(64), threads=64).notes)
-    body = "\tsetp.lt.u32 %p1, %r1, 32;\n\t@%p1 ret;\n\tbar.sync 0;\n\tmov.b32 %r5, 1;"
+    body = "\tsetp.lt.u32 %p1, %r1, 32;\n\t@%p1 exit;\n\tbar.sync 0;\n\tmov.b32 %r5, 1;"
     assert "left behind" in str(run(body, words(64), threads=64).notes)
 
 
