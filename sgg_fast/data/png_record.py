@@ -35,21 +35,26 @@ def graph_json(graph: SceneGraph) -> dict[str, Any]:
     return {"objects": list(graph.objects), "relationships": [list(relation) for relation in graph.relations]}
 
 
-def encode_png(image: Image.Image, record: dict[str, Any] | None) -> bytes:
-    """The PNG file of `image`, with its record if it has one."""
-    info, file = PngImagePlugin.PngInfo(), io.BytesIO()
+def _chunk(record: dict[str, Any] | None) -> PngImagePlugin.PngInfo:
+    info = PngImagePlugin.PngInfo()
     if record is not None:
         info.add_text(KEYWORD, json.dumps(record, sort_keys=True))
-    image.save(file, format="PNG", pnginfo=info)
+    return info
+
+
+def encode_png(image: Image.Image, record: dict[str, Any] | None) -> bytes:
+    """What `save_png` writes."""
+    file = io.BytesIO()
+    image.save(file, format="PNG", pnginfo=_chunk(record))
     return file.getvalue()
 
 
 def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> None:
-    """Write `encode_png`; the file appears whole or not at all."""
+    """Write `image`, with its record if it has one; the file appears whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.part")
     try:
-        aside.write_bytes(encode_png(image, record))
+        image.save(aside, format="PNG", pnginfo=_chunk(record))
         aside.rename(path)
     finally:
         aside.unlink(missing_ok=True)
