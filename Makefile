@@ -2,10 +2,16 @@
 PYTHON ?= python
 OUT ?= outputs/gpu-suite
 
-.PHONY: test check types wheel bench gpu-suite gpu-suite-dry
+PTX_ARCH ?= sm_89
+
+.PHONY: test ptx check types wheel bench gpu-suite gpu-suite-dry
 
 test:  ## everything that runs without a GPU
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2
+
+ptx:  ## every compiled kernel of five GPUs run on the CPU, then the kernel tests on compiled code
+	$(PYTHON) -m benchmarks.aot.run
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --ptx --ptx-arch $(PTX_ARCH) tests/kernels
 
 check: types  ## style, types, and the kernels compiled for five GPUs
 	ruff check . && ruff format --check .
