@@ -204,7 +204,9 @@ def _check_operators(width: int, dtype: torch.dtype, device: torch.device) -> li
         plain, exact = (_differences(None, operands, bias, of) for of in (dtype, torch.float32))
         for a, b, c in zip(got, plain, exact, strict=True):
             if not bool((a - c).abs().max() <= 2 * (b - c).abs().max() + 1e-4 * c.abs().max()):
-                raise ValueError(f"{operators.forward.NAME} in {dtype} at head width {width}: its numbers are wrong here")
+                raise ValueError(
+                    f"{operators.forward.NAME} in {dtype} at head width {width}: its numbers are wrong here"
+                )
         names.append(operators.forward.NAME)
     return names
 

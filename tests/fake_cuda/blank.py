@@ -1,4 +1,4 @@
-"""Answers to questions about numbers, where no kernel has computed any: a flag is true, a number is 1, every row counts.
+"""Answers to questions about numbers, where no kernel has computed any: flags are true, numbers 1, every row counts.
 
 Device memory holds what was copied there, or what its last owner left. Code that takes a size from it (`nonzero`,
 `unique`, `int(x.max())`) would meet rubbish; here it meets the largest size, or 1, at the price of a device: a copy to

@@ -49,7 +49,17 @@ def build(out: Path) -> Path:
         return library
     out.mkdir(parents=True, exist_ok=True)
     driver = packages / "triton/backends/nvidia/include"
-    flags = ["g++", "-std=c++17", "-O1", "-fPIC", "-Wall", "-Wno-unused-variable", f"-I{headers.parent}", "-idirafter", str(driver)]
+    flags = [
+        "g++",
+        "-std=c++17",
+        "-O1",
+        "-fPIC",
+        "-Wall",
+        "-Wno-unused-variable",
+        f"-I{headers.parent}",
+        "-idirafter",
+        str(driver),
+    ]
     objects = []
     for source in (s for s in sources if s.suffix == ".cpp"):
         objects.append(out / f"{source.stem}.o")

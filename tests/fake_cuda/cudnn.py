@@ -16,7 +16,7 @@ import torch
 from . import device
 
 WORKSPACE = 16 << 20
-"""Bytes that a convolution takes besides; cuDNN's heuristics choose kernels with 0 to some tens of MiB at SD's sizes."""
+"""Bytes that a convolution takes besides: cuDNN's heuristics choose kernels with 0 to tens of MiB at SD's sizes."""
 
 _library: list[torch.library.Library] = []
 

@@ -1,4 +1,4 @@
-"""What the stand-in counted, asked from Python: launches, copies, synchronisations, graphs, memory, and who caused them."""
+"""What the stand-in counted, for Python: launches, copies, synchronisations, graphs, memory, and who caused them."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def _caller(frame: FrameType | None) -> str:
 
 @contextlib.contextmanager
 def callers(kinds: tuple[str, ...] = ("sync",)) -> Iterator[Counter[str]]:
-    """Inside: "kind name <- file:line" of ours, counted; kinds: "sync", "launch" (eager ones only, copies among them)."""
+    """Inside: "kind name <- file:line" of ours, counted; kinds: "sync", "wait", "launch" (eager ones, copies too)."""
     found: Counter[str] = Counter()
 
     @ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_char_p)

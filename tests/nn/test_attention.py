@@ -54,7 +54,9 @@ def test_what_needs_cuda_is_refused_on_cpu_in_one_line(unet, choice):
     assert "\n" not in str(caught.value)
 
 
-def test_where_xformers_cannot_auto_falls_back_and_says_the_whole_reason_but_a_request_raises(unet, monkeypatch, caplog):
+def test_where_xformers_cannot_auto_falls_back_and_says_the_whole_reason_but_a_request_raises(
+    unet, monkeypatch, caplog
+):
     def fail(unet, device):
         raise ValueError("fa2F: device too old; cutlassF: dtype: torch.int8 (supported: none)")
 

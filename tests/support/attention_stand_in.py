@@ -98,8 +98,8 @@ def standing_in() -> Iterator[list[Seen]]:
         return out, torch.zeros(batch, heads, rows), none, none.clone(), places, key.shape[1]
 
     def backward(  # type: ignore[no-untyped-def]
-        grad, query, key, value, bias, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, logsumexp, dropout_p,
-        philox_seed, philox_offset, custom_mask_type, bias_requires_grad, *, scale=None, num_splits_key=None,
+        grad, query, key, value, bias, out, cu_seqlens_q, cu_seqlens_k, max_seqlen_q, max_seqlen_k, logsumexp,
+        dropout_p, philox_seed, philox_offset, custom_mask_type, bias_requires_grad, *, scale=None, num_splits_key=None,
         window_size=None, shared_storage_dqdkdv=False,
     ):  # fmt: skip
         check_operands(query, key, value, bias)
