@@ -74,6 +74,12 @@ class FusedResnetBlock2D(ResnetBlock2D):
 
     time: tuple[Merged, int] | None
 
+    def _apply(self, *args: Any, **kwargs: Any) -> FusedResnetBlock2D:
+        super()._apply(*args, **kwargs)
+        if self.time is not None:
+            self.time[0].rejoin()
+        return self
+
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[B, out channels, h, w]."""
         hidden = self.conv1(self.norm1(input_tensor))

@@ -1,14 +1,17 @@
-"""Runs a command of the project on the stand-in: `python -m fake_cuda.run REPORT.json MODULE|FILE.py ARGUMENTS`.
+"""Runs commands of the project on the stand-in, one after another in one process, and writes down what each did.
 
-The command runs as it is, but for what blank memory would make of it: the optimiser's word for "applied" is 1, and
-helpers that compare numbers return. What it did goes to REPORT.json.
+    python -m fake_cuda.run REPORT.json WHAT ARGUMENTS .. -- WHAT ARGUMENTS ..
+
+WHAT is a file or a module. The commands run as they are, but for what blank memory would make of them: the optimiser's
+word for "applied" is 1. Later commands go on where earlier ones stopped, as a resumed run does, and what an earlier one
+keeps alive is seen in them.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
+import gc
 import json
 import runpy
 import sys
@@ -24,8 +27,10 @@ from sgg_fast.ops import adam as adam_op
 
 from . import blank, cudnn, device
 
-updates: list[dict[str, int]] = []
-"""What each optimiser step of an engine cost, in order."""
+SEPARATOR = "--"
+
+_updates: list[dict[str, int]] = []
+"""What each optimiser step of the command underway cost, in order."""
 
 
 def _counted(update: Callable[..., Any]) -> Callable[..., Any]:
@@ -43,7 +48,7 @@ def _counted(update: Callable[..., Any]) -> Callable[..., Any]:
         finally:
             _Inside.now = False
         cost = dataclasses.asdict(device.counts().since(before))
-        updates.append({**cost, "graphs": len(device.graphs()) - num_graphs, "applied": int(result.applied)})
+        _updates.append({**cost, "graphs": len(device.graphs()) - num_graphs, "applied": int(result.applied)})
         return result
 
     return run
@@ -83,42 +88,61 @@ def prepare() -> None:
     watch_engines()
 
 
-def report(error: BaseException | None, seconds: float) -> dict[str, Any]:
-    """What the process did."""
-    return {
-        "ended": error is None or (isinstance(error, SystemExit) and not error.code),
-        "error": None if error is None else "".join(traceback.format_exception_only(error)).strip(),
-        "complaints": device.complaints(),
-        "totals": dataclasses.asdict(device.counts()),
-        "graphs": device.graphs(),
-        "updates": updates,
-        "outside": device.names(outside=True),
-        "allocated": torch.cuda.max_memory_allocated(),
-        "reserved": torch.cuda.max_memory_reserved(),
-        "torch": torch.__version__,
-        "seconds": round(seconds, 1),
-    }
-
-
-def main(argv: list[str]) -> int:
-    """Exit code: the command's."""
-    path, what, *arguments = argv
-    began, error = time.perf_counter(), None
-    sys.argv = [what, *arguments]
-    prepare()
+def run_command(words: list[str]) -> tuple[int, str]:
+    """The exit code, and the error that a traceback ended with."""
+    what, sys.argv = words[0], list(words)
     try:
         if what.endswith(".py"):
             runpy.run_path(what, run_name="__main__")
         else:
             runpy.run_module(what, run_name="__main__", alter_sys=True)
-    except BaseException as caught:  # border: whatever ends the command is part of the report
-        error = caught
-        if not isinstance(caught, SystemExit):
-            traceback.print_exc()
-    with contextlib.suppress(OSError):
-        Path(path).write_text(json.dumps(report(error, time.perf_counter() - began)))
-    code = error.code if isinstance(error, SystemExit) else int(error is not None)
-    return code if isinstance(code, int) else int(code is not None)
+    except SystemExit as left:
+        return (left.code, "") if isinstance(left.code, int) else (int(left.code is not None), str(left.code))
+    except BaseException as error:  # border: whatever ends the command is part of the report
+        traceback.print_exc()
+        return 1, "".join(traceback.format_exception_only(error)).strip()
+    return 0, ""
+
+
+def report_of(words: list[str]) -> dict[str, Any]:
+    """Runs a command; what it did."""
+    _updates.clear()
+    device.forget_complaints()
+    before, num_graphs, began = device.counts(), len(device.graphs()), time.perf_counter()
+    torch.cuda.reset_peak_memory_stats()
+    code, error = run_command(words)
+    gc.collect()
+    return {
+        "command": " ".join(words),
+        "code": code,
+        "error": error,
+        "complaints": device.complaints(),
+        "totals": dataclasses.asdict(device.counts().since(before)),
+        "graphs": device.graphs()[num_graphs:],
+        "updates": list(_updates),
+        "outside": device.names(outside=True),
+        "allocated": torch.cuda.max_memory_allocated(),
+        "reserved": torch.cuda.max_memory_reserved(),
+        "left": torch.cuda.memory_allocated(),
+        "seconds": round(time.perf_counter() - began, 1),
+    }
+
+
+def main(argv: list[str]) -> int:
+    """Exit code: 0 where every command ended with 0."""
+    path, *words = argv
+    prepare()
+    commands: list[list[str]] = [[]]
+    for word in words:
+        if word == SEPARATOR:
+            commands.append([])
+        else:
+            commands[-1].append(word)
+    reports = []
+    for command in commands:
+        reports.append(report_of(command))
+        Path(path).write_text(json.dumps(reports))
+    return int(any(report["code"] for report in reports))
 
 
 if __name__ == "__main__":
