@@ -26,7 +26,7 @@ from benchmarks.harness import measure
 from benchmarks.harness.output import Output, Row
 from benchmarks.ops.baselines import UnavailableError
 from sgg_fast import ops
-from sgg_fast.train.optim.adam_flat import FlatAdam8bit
+from sgg_fast.train.optim.adam_flat import FlatAdam
 
 LR, STEPS = 1e-3, 3
 FLOOR = {"adam": 1e-5, "adam8bit": 2e-2}
@@ -57,9 +57,9 @@ def _package(name: str) -> None:
         raise UnavailableError(f"not installed (pip install {name})")
 
 
-def _flat(op: str, weights: str, parameters: list[nn.Parameter]) -> FlatAdam8bit:
+def _flat(op: str, weights: str, parameters: list[nn.Parameter]) -> FlatAdam:
     group = {"params": parameters, "lr": LR, "optim_bits": 8 if op == "adam8bit" else 32}
-    return FlatAdam8bit([group], seed=0, split=weights == "split")
+    return FlatAdam([group], seed=0, split=weights == "split")
 
 
 FORMS["ours"] = FORMS["reference"] = _flat
@@ -200,7 +200,7 @@ def rows(op: str, weights: str, size: str, name: str, device: torch.device, seco
         row.launches = measure.launches(optimizer.step, device)
         row.peak_bytes = measure.peak_bytes(optimizer.step, device)
     yield timed(times)
-    if device.type == "cuda" and isinstance(optimizer, FlatAdam8bit):
+    if device.type == "cuda" and isinstance(optimizer, FlatAdam):
         grads, offsets = optimizer.flat.gradients()
         table, stream = optimizer.table(grads, offsets).to(device), torch.cuda.Stream(device)
         replay = measure.Replay(lambda: optimizer.launch(grads, offsets, table), device, stream)

@@ -184,7 +184,7 @@ class SceneGraphBatch:
     """[E] uint8, 0 for `__in_image__` relations."""
     sizes: np.ndarray
     """[B, 2] int64 on the host: objects and relations of each graph, so that no size is ever read back. In a batch that
-    a captured step packs anew at each replay (`sgg_fast.ops.pack_replayed`), bounds of them."""
+    a captured step packs anew at each replay (`sgg_fast.ops.pack_captured`), bounds of them."""
 
     @property
     def num_graphs(self) -> int:

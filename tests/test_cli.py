@@ -272,9 +272,9 @@ def test_each_command_names_the_next_one_and_that_runs(tmp_path, capsys, monkeyp
 
 
 def test_an_interrupt_is_one_line_and_the_run_continues(tmp_path, capsys, monkeypatch):
-    from sgg_fast.train.engines.choose import PlainEngine
+    from sgg_fast.train.engines.choose import EagerEngine
 
-    update, calls = PlainEngine.update, []
+    update, calls = EagerEngine.update, []
 
     def interrupted(self, ids, step, lr_factor):
         if len(calls) == 3:
@@ -282,12 +282,12 @@ def test_an_interrupt_is_one_line_and_the_run_continues(tmp_path, capsys, monkey
         calls.append(step)
         return update(self, ids, step, lr_factor)
 
-    monkeypatch.setattr(PlainEngine, "update", interrupted)
+    monkeypatch.setattr(EagerEngine, "update", interrupted)
     argv = ["--stage", "pretrain", *flags(), "--out", str(tmp_path)]
     assert train.main(argv) == 130
     err = capsys.readouterr().err
     assert "Traceback" not in err and "train.py: interrupted; the same command continues" in err
-    monkeypatch.setattr(PlainEngine, "update", update)
+    monkeypatch.setattr(EagerEngine, "update", update)
     assert train.main(argv) == 0
     assert "saved" in capsys.readouterr().out
 

@@ -23,9 +23,9 @@ from sgg_fast.config import ConfigError
 from sgg_fast.data.sources import folder_source
 from sgg_fast.nn.foundation import load_foundation
 from sgg_fast.recipes import recipe
+from sgg_fast.train.assemble import read_conditioner
 from sgg_fast.train.run import checkpoint
 from sgg_fast.train.run.checkpoint import MANIFEST, _digest, _sealed, checkpoint_dir, newest_checkpoint
-from sgg_fast.train.setup import read_conditioner
 
 
 class Payload:

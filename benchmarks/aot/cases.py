@@ -158,16 +158,7 @@ def pack(padded: bool, masked: bool) -> None:
     pack_fwd(store, index(4), index(num_graphs + 1), index(num_graphs + 1), *_BUCKET[1:], mask)
 
 
-def adam(num_chunks: int, max_norm: float) -> None:
-    from sgg_kernels.adam import BLOCK, adam_step
-    from sgg_kernels.reference.adam import CONTROL_SIZE, Hyper
-
-    buffers = (torch.empty(num_chunks * BLOCK, device="meta") for _ in range(3))
-    control = torch.empty(CONTROL_SIZE, device="meta")
-    adam_step(*buffers, index(3 * num_chunks, torch.int64).view(-1, 3), control, index(1), Hyper(max_norm=max_norm))
-
-
-def adam8bit(num_chunks: int, weight: torch.dtype, split: bool, grad: torch.dtype, bits: int) -> None:
+def adam(num_chunks: int, max_norm: float, weight: torch.dtype, split: bool, grad: torch.dtype, bits: int) -> None:
     from sgg_kernels.adam import BLOCK, adam_decide, adam_update
     from sgg_kernels.adam8bit import adam8bit_update
     from sgg_kernels.reference.adam import CONTROL_SIZE, Hyper
@@ -176,7 +167,11 @@ def adam8bit(num_chunks: int, weight: torch.dtype, split: bool, grad: torch.dtyp
 
     num = num_chunks * BLOCK
     weights = Weights(index(num, weight), index(num, torch.int16) if split else None, seed=3)
-    table, control, hyper = index(3 * num_chunks, torch.int64).view(-1, 3), index(CONTROL_SIZE, _F32), Hyper()
+    table, control, hyper = (
+        index(3 * num_chunks, torch.int64).view(-1, 3),
+        index(CONTROL_SIZE, _F32),
+        Hyper(max_norm=max_norm),
+    )
     rest = table, grad, control, index(4, _F32), index(1), hyper
     adam_decide([table], [grad], control, index(1), hyper)
     if bits == 32:
@@ -264,11 +259,12 @@ def cases() -> list[Case]:
         ("scale", 2**22, 1.0),
         ("one chunk", 1, 1.0),
     ):
-        made.append(Case(f"adam {name}", functools.partial(adam, num_chunks, max_norm), vectors=True))
+        run = functools.partial(adam, num_chunks, max_norm, *ADAM_FORMS["fp32"], 32)
+        made.append(Case(f"adam {name}", run, vectors=True))
     for bits, num_chunks, name in ((8, 839_000, "unet"), (8, 2**22, "scale"), (32, 700, "norms")):
         for form, dtypes in ADAM_FORMS.items():
             if name != "scale" or form in ("fp32", "lean"):
-                run = functools.partial(adam8bit, num_chunks, *dtypes, bits)
+                run = functools.partial(adam, num_chunks, 0.0, *dtypes, bits)
                 made.append(Case(f"adam8bit {bits} {name} {form}", run, vectors=True))
     for size in SIZES:
         for op in (gather_add_relu, scatter_mean, masked_pool, triple_context):

@@ -31,7 +31,7 @@ from benchmarks.ops import baselines as baselines_torch
 from benchmarks.ops.baselines import Form
 from benchmarks.ops.registry import DTYPES, GRAPH_OPS, IMAGE_OPS, Case, Inputs, inputs
 from sgg_fast import ops
-from sgg_fast.train.optim.adam_flat import FlatAdam8bit
+from sgg_fast.train.optim.adam_flat import FlatAdam
 
 TABLE_DTYPE = "bf16"
 TABLE_SIZES = ("paper", "1e6")
@@ -310,7 +310,7 @@ def count_optimiser(op: str, weights: str) -> int:
     for bits in (8 if op == "adam8bit" else 32, 32):
         parameters = optimiser.parameters([(5,), (300,)], dtype, torch.device("cpu"), flat=False)
         groups.append({"params": parameters, "lr": 1e-3, "optim_bits": bits})
-    made = FlatAdam8bit(groups, seed=0, max_norm=1.0, split=weights == "split")
+    made = FlatAdam(groups, seed=0, max_norm=1.0, split=weights == "split")
     ops.use_kernels("triton")
     try:
         with counted_launches() as seen:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.counts.step
 
-Counts, not measurements: the replaying engine's own step runs on tensors without memory, as `unet_counts.py` runs the
+Counts, not measurements: the capturing engine's own step runs on tensors without memory, as `unet_counts.py` runs the
 UNet. Eagerly the host launches each of these kernels; with bitsandbytes, one for each weight in place of the flat
-optimiser's few. Replayed, the host launches a graph and two copies, whatever is inside.
+optimiser's few. Captured, the host launches a graph and two copies, whatever is inside.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.counts.kernels import interpreter_allowed
@@ -23,15 +22,14 @@ from benchmarks.counts.unet import UNetCounter, cuda_norms, make_channels_last, 
 from benchmarks.steps import train_forms
 from sgg_fast import ops
 from sgg_fast.config import Config
-from sgg_fast.nn import fuse
-from sgg_fast.ops.adam8bit import num_chunks
-from sgg_fast.train.engines.captured_finetune import FinetuneReplay
+from sgg_fast.ops.adam import num_chunks
+from sgg_fast.train.assemble import assemble
+from sgg_fast.train.engines.captured import CapturedEngine
 from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
 from sgg_fast.train.memory.planner import _recast
-from sgg_fast.train.stages import FinetuneStage
 
 HOST_CALLS = 3
-"""Of a replayed step: the table's copy, the graph, the copy of whether it was applied."""
+"""Of a captured step: the table's copy, the graph, the copy of whether it was applied."""
 
 NORM_AND_CLIP = 3
 """Launches of torch's fused norm and scaling over a list of gradients, at the least."""
@@ -43,7 +41,7 @@ class StepCount:
 
     unet_and_losses: int
     optimiser: int
-    """Of the replayed step."""
+    """Of the captured step."""
     weights: int
     """Tensors that are trained."""
 
@@ -58,18 +56,18 @@ class StepCount:
         return self.unet_and_losses + NORM_AND_CLIP + self.weights
 
 
-def _engine(config: Config) -> FinetuneReplay:
+def engine_of(config: Config) -> CapturedEngine:
+    """The engine of a GPU, on tensors without memory. Call it under a `FakeTensorMode`."""
+    config = dataclasses.replace(config, attention="sdpa", fuse_unet="on")
     models = blank_foundation(config)
     if config.bf16_weights:
         _recast(models.unet, torch.bfloat16)
     make_channels_last(models.unet)
-    models.unet.set_attn_processor(AttnProcessor2_0())
-    fuse.fuse(models.unet)
-    cache = blank_cache(config, models, 1)
-    stage = FinetuneStage(config, blank_conditioner(config, models), models, cache)
+    parts = models, blank_conditioner(config, models), blank_cache(config, models, 1)
+    stage = assemble(config, "finetune", *parts, torch.device("cpu"))
     for module in (stage, models.unet):  # all is done, and tensors without memory cannot be moved
         module.to = module.bfloat16 = lambda *args, module=module, **kwargs: module
-    return FinetuneReplay(stage, config, torch.device("cpu"))
+    return CapturedEngine(stage, torch.device("cpu"))
 
 
 def count(config: Config) -> StepCount:
@@ -81,8 +79,8 @@ def count(config: Config) -> StepCount:
             stack.enter_context(context)
         if not config.bf16_weights:  # which run without autocast
             stack.enter_context(cuda_norms())
-        engine = _engine(config)
-        bucket = engine.bucket_of(np.zeros((1, config.batch_size), np.int64))
+        engine = engine_of(config)
+        bucket = engine.buckets.of(np.zeros((1, config.batch_size), np.int64))
         numels = [[p.numel() for p in group["params"]] for group in engine.optimizer.param_groups]
         addresses = torch.zeros(sum(num_chunks(group, "triton") for group in numels), 3, dtype=torch.int64)
         counters: list[Any] = []

@@ -96,8 +96,8 @@ def _untrained(folder: Path, own: dict[str, Any]) -> None:
     from sgg_fast.data.cache import build_cache, open_foundation
     from sgg_fast.data.sources import open_source
     from sgg_fast.recipes import recipe
+    from sgg_fast.train.assemble import new_conditioner
     from sgg_fast.train.outputs import export
-    from sgg_fast.train.setup import new_baseline
 
     result = folder / "finetune" / "pipeline"
     if result.is_dir():
@@ -106,7 +106,7 @@ def _untrained(folder: Path, own: dict[str, Any]) -> None:
     config = recipe("toy", **own)
     source, foundation = open_source(config), open_foundation(config)
     cache = build_cache(source, foundation, env.device(), with_latents=False, progress=False)
-    export(result, "finetune", config, foundation, new_baseline(config, foundation, cache, source.graphs))
+    export(result, "finetune", config, foundation, new_conditioner(config, foundation, cache, source.graphs))
 
 
 def _evaluate(folder: Path, sizes: Sizes, seed: int) -> None:

@@ -25,7 +25,7 @@ from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.recipes import recipe
 from sgg_fast.toy.models import toy_tokenizer
 from sgg_fast.train.memory.blank import blank_conditioner, blank_foundation
-from sgg_fast.train.setup import make_pipeline
+from sgg_fast.train.outputs import make_pipeline
 
 GUIDANCE = 7.5
 NUM_OBJECTS, NUM_RELATIONS = 10, 6

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,6 @@ from benchmarks.harness import measure
 from benchmarks.harness.output import Output, text
 from benchmarks.ops import registry
 from sgg_fast import ops
-from sgg_fast.config import Config
 from sgg_fast.data.cache import TrainingCache, encode_images
 from sgg_fast.data.sources import PairSource, toy_source
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
@@ -35,10 +34,11 @@ from sgg_fast.nn.clip import embed_names
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.recipes import recipe
 from sgg_fast.toy.models import toy_foundation, toy_tokenizer
-from sgg_fast.train.engines.captured import PretrainReplay
-from sgg_fast.train.engines.eager import PlainEngine
+from sgg_fast.train.assemble import assemble, new_conditioner
+from sgg_fast.train.engines.captured import CapturedEngine
+from sgg_fast.train.engines.eager import EagerEngine
 from sgg_fast.train.memory.blank import blank_foundation
-from sgg_fast.train.setup import SampleOrder, new_conditioner
+from sgg_fast.train.order import SampleOrder
 from sgg_fast.train.stages import PretrainStage
 
 FORMS = ("naive", "cached", "kernels", "graphs")
@@ -121,10 +121,10 @@ class Setup:
     def stage(self, batch: int) -> PretrainStage:
         """The same fresh weights at every call."""
         config = dataclasses.replace(self.config, batch_size=batch)
-        torch.manual_seed(config.seed)
         conditioner = new_conditioner(config, self.foundation, self.cache)
-        torch.manual_seed(config.seed)
-        return PretrainStage(config, conditioner, self.cache).to(self.device)
+        stage = assemble(config, "pretrain", self.foundation, conditioner, self.cache, self.device)
+        assert isinstance(stage, PretrainStage)
+        return stage
 
 
 def encoded(
@@ -180,7 +180,7 @@ class Naive:
     def first(self, num: int) -> float:
         """The auto-encoder's loss of the first pairs at step 0."""
         source = self.setup.source
-        return float(self.loss([(source.load_image(i), source.graphs[i]) for i in range(num)], 0).values["mae"])
+        return float(self.loss([(source.load_image(i), source.graphs[i]) for i in range(num)], 0).losses["mae"])
 
     def step(self) -> None:
         """Load, encode, forward, backward, clip, update."""
@@ -194,15 +194,15 @@ class Naive:
 class Ours:
     """The trainer's engine on the cached set."""
 
-    def __init__(self, setup: Setup, batch: int, engine: Callable[[PretrainStage, Config], PlainEngine]) -> None:
+    def __init__(self, setup: Setup, batch: int, kind: type[EagerEngine | CapturedEngine]) -> None:
         stage = setup.stage(batch)
-        self.engine = engine(stage, stage.config)
+        self.engine = kind(stage, setup.device)
         self.order = SampleOrder(NUM_PAIRS, batch, 0, 0, 1)
         self._step = 0
 
     def first(self, num: int) -> float:
-        """See `Naive`."""
-        return float(self.engine.forward(np.arange(num), 0).values["mae"])
+        """As `Naive`."""
+        return float(self.engine.forward(np.arange(num), 0).losses["mae"])
 
     def step(self) -> None:
         """One update."""
@@ -215,9 +215,7 @@ def build(name: str, setup: Setup, batch: int) -> Naive | Ours:
     ops.use_kernels("triton" if name in ("kernels", "graphs") else "reference")
     if name == "naive":
         return Naive(setup, batch)
-    if name == "graphs":
-        return Ours(setup, batch, lambda stage, config: PretrainReplay(stage, config, setup.device))
-    return Ours(setup, batch, lambda stage, config: PlainEngine(stage, config, "pretrain", setup.device))
+    return Ours(setup, batch, CapturedEngine if name == "graphs" else EagerEngine)
 
 
 def launches(form: Naive | Ours, device: torch.device) -> tuple[int | None, int]:

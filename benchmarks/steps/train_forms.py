@@ -22,10 +22,10 @@ from benchmarks.harness import measure
 from sgg_fast.config import Config
 from sgg_fast.nn.attention import set_attention
 from sgg_fast.recipes import recipe
+from sgg_fast.train.assemble import assemble
 from sgg_fast.train.engines.choose import build_engine, plan_engine
 from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
 from sgg_fast.train.memory.planner import Planner
-from sgg_fast.train.stages import FinetuneStage
 
 NUM_IMAGES = 32
 """Of the random training set."""
@@ -78,12 +78,13 @@ class Ours(Form):
         with device:
             foundation = self.foundation = blank_foundation(config)
             conditioner = blank_conditioner(config, foundation)
-        self.stage = FinetuneStage(config, conditioner, foundation, self._cache(resolution))
+        parts = foundation, conditioner, self._cache(resolution)
+        self.stage = assemble(config, "finetune", *parts, device, self.ds)
         set_attention(foundation.unet, "sdpa", device)
         exact, low = self._stage_losses(num, None), self._stage_losses(num, torch.bfloat16)
         self.reference_losses = exact, low
         set_attention(foundation.unet, config.attention, device)
-        self.engine = build_engine(self.stage, config, "finetune", device, self.ds)
+        self.engine = build_engine(self.stage, device, self.ds)
         numel = sum(p.numel() for p in self.engine.module.parameters() if p.requires_grad)
         # Read weight, gradient and two bytes of state; write weight and state. DeepSpeed's also writes bf16 weights.
         weight, gradient = 2 if config.weights == "lean" else 4, 2 if config.bf16_weights else 4
@@ -92,9 +93,8 @@ class Ours(Form):
 
     def _cache(self, resolution: int) -> Any:
         torch.manual_seed(self.config.seed)
-        cache = blank_cache(dataclasses.replace(self.config, resolution=resolution), self.foundation, NUM_IMAGES)
-        moved = {name: getattr(cache, name).to(self.device) for name in ("graphs", "names", "images", "moments")}
-        return dataclasses.replace(cache, **moved)
+        config = dataclasses.replace(self.config, resolution=resolution)
+        return blank_cache(config, self.foundation, NUM_IMAGES).to(self.device)
 
     @torch.no_grad()
     def _stage_losses(self, num: int, cast: torch.dtype | None) -> list[float]:
@@ -102,22 +102,18 @@ class Ours(Form):
             return [self.stage(self.ids, step).total.item() for step in range(num)]
 
     def prepare(self, resolution: int, batch: int) -> None:
-        """See `Form`."""
         self.stage.cache = self._cache(resolution)
         self.ids = np.arange(batch) % NUM_IMAGES
 
     def step(self) -> None:
-        """See `Form`."""
         self.engine.update(self.ids[None], self._step)
         self._step += 1
 
     @torch.no_grad()
     def losses(self, num: int) -> list[float]:
-        """See `Form`."""
         return [self.engine.forward(self.ids, step).total.item() for step in range(num)]
 
     def planned(self, resolution: int, batch: int) -> int | None:
-        """See `Form`."""
         return self._planner(resolution).plan(batch).peak
 
     @functools.cache  # noqa: B019 - as long-lived as the form
@@ -127,19 +123,19 @@ class Ours(Form):
 
 
 class Captured(Ours):
-    """The same, replayed as CUDA graphs, which are made for one size."""
+    """The same, captured as CUDA graphs, which are made for one size."""
 
     def losses(self, num: int) -> list[float]:
-        """By replays at a learning rate of 0, so that what is compared is what is timed."""
-        return [self.engine.update(self.ids[None], step, 0.0).values["loss"].item() for step in range(num)]
+        """By captured steps at a learning rate of 0, so that what is compared is what is timed."""
+        return [self.engine.update(self.ids[None], step, 0.0).losses["loss"].item() for step in range(num)]
 
     def prepare(self, resolution: int, batch: int) -> None:
-        """See `Form`. The graphs of the size before are given up first."""
+        """Gives up the graphs of the size before first."""
         super().prepare(resolution, batch)
         del self.engine
         gc.collect()
-        config = dataclasses.replace(self.config, batch_size=batch)
-        self.engine = build_engine(self.stage, config, "finetune", self.device, self.ds)
+        self.stage.config = dataclasses.replace(self.config, batch_size=batch)
+        self.engine = build_engine(self.stage, self.device, self.ds)
         self._step = 0
 
 
@@ -177,7 +173,6 @@ class Diffusers(Form):
         return bitsandbytes.optim.AdamW8bit(self.unet.parameters(), **arguments)
 
     def prepare(self, resolution: int, batch: int) -> None:
-        """See `Form`."""
         generator = torch.Generator(self.device).manual_seed(0)
         self.pixels = torch.rand(batch, 3, resolution, resolution, device=self.device, generator=generator) * 2 - 1
         vocabulary, length = self.text_encoder.config.vocab_size, self.text_encoder.config.max_position_embeddings
@@ -205,11 +200,9 @@ class Diffusers(Form):
         return [self._loss(step, cast).item() for step in range(num)]
 
     def losses(self, num: int) -> list[float]:
-        """See `Form`."""
         return self._first_losses(num, self.cast)
 
     def step(self) -> None:
-        """See `Form`."""
         self._loss(self._step, self.cast).backward()
         nn.utils.clip_grad_norm_(self.unet.parameters(), 1.0)
         self.optimizer.step()

@@ -173,18 +173,3 @@ def adam_update(
         control, rate, step, seed, hyper.beta_1, hyper.beta_2, hyper.eps,
         GRAD=GRAD_TYPES[grad_dtype], FORM=form_of(weights), BLOCK=BLOCK, num_warps=NUM_WARPS,
     )  # fmt: skip
-
-
-def adam_step(
-    param_P: torch.Tensor,
-    moment_1_P: torch.Tensor,
-    moment_2_P: torch.Tensor,
-    table_K3: torch.Tensor,
-    control: torch.Tensor,
-    step: torch.Tensor,
-    hyper: Hyper,
-) -> None:
-    """`reference.adam.adam` in place, everything in fp32; the learning rate is the first of `control`."""
-    adam_decide([table_K3], [torch.float32], control, step, hyper)
-    weights = Weights(param_P)
-    adam_update(weights, moment_1_P, moment_2_P, table_K3, torch.float32, control, control, step, hyper)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,19 @@ class TrainingCache:
         assert self.moments is not None
         _, twice_c, height, width = self.moments.shape
         return twice_c // 2, height, width
+
+    def to(self, device: torch.device) -> TrainingCache:
+        """The same set on `device`; moments that stay in files stay there."""
+        held = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        moved: dict[str, Any] = {
+            name: value.to(device) for name, value in held.items() if isinstance(value, torch.Tensor | SceneGraphBatch)
+        }
+        return dataclasses.replace(self, **moved)
+
+    def tensors(self) -> list[torch.Tensor]:
+        """Everything that lies in memory."""
+        held = [*vars(self).values(), *vars(self.graphs).values()]
+        return [value for value in held if isinstance(value, torch.Tensor)]
 
     def latents(self, index_B: torch.Tensor, noise_Bchw: torch.Tensor) -> torch.Tensor:
         """Samples of the posterior at `index`, unscaled: mean + std * noise."""

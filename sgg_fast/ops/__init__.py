@@ -5,15 +5,16 @@
 
 from sgg_kernels.reference import hash_normal, hash_u32, hash_uniform
 
-from .dispatch import BACKENDS, backend_for, use_kernels
+from .dispatch import BACKENDS, assumed, backend_for, use_kernels
 from .exchange import exchange_ends
 from .graph_ops import gather_add_relu, graph_mean, masked_pool, scatter_mean, triple_context
-from .pack import MaskDraw, draw_table, pack, pack_masked, pack_replayed, table_shape
+from .pack import MaskDraw, draw_table, pack, pack_captured, pack_masked, table_shape
 from .unet_ops import geglu, group_norm_silu
 
 __all__ = [
     "BACKENDS",
     "MaskDraw",
+    "assumed",
     "backend_for",
     "draw_table",
     "exchange_ends",
@@ -26,8 +27,8 @@ __all__ = [
     "hash_uniform",
     "masked_pool",
     "pack",
+    "pack_captured",
     "pack_masked",
-    "pack_replayed",
     "scatter_mean",
     "table_shape",
     "triple_context",

@@ -1,31 +1,78 @@
-"""Adam over flat buffers, one operator for all parameters. Letters: P elements of the buffers, K chunks."""
+"""Adam over groups of parameters in flat buffers, their moments in 8 or 32 bits. Letters: P elements, K chunks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
-from sgg_kernels.reference.adam import APPLIED, CONTROL_SIZE, CORRECTION_1, CORRECTION_2, INVERSE_SCALE, LR, NORM, Hyper
-from sgg_kernels.reference.adam import adam as reference_adam
+from sgg_kernels.reference import adam as reference
+from sgg_kernels.reference.adam import (
+    APPLIED,
+    CONTROL_SIZE,
+    CORRECTION_1,
+    CORRECTION_2,
+    FACTOR,
+    INVERSE_SCALE,
+    NORM,
+    Hyper,
+)
+from sgg_kernels.reference.adam8bit import BLOCK_8BIT, ZERO_1, ZERO_2, Moments, dynamic_map, quantise
+from sgg_kernels.reference.adam8bit import adam8bit as reference_adam8bit
+from sgg_kernels.reference.weights import Weights
 
 from .dispatch import backend_for
 
 __all__ = [
-    "APPLIED", "CONTROL_SIZE", "CORRECTION_1", "CORRECTION_2", "INVERSE_SCALE", "LR", "NORM", "Hyper", "adam_",
-    "adam_table",
+    "APPLIED", "BLOCK_8BIT", "CONTROL_SIZE", "CORRECTION_1", "CORRECTION_2", "FACTOR", "INVERSE_SCALE", "NORM",
+    "ZERO_1", "ZERO_2", "GroupGrads", "Hyper", "Moments", "Weights", "adam8bit_", "adam_decide_", "adam_update_",
+    "chunk_table", "dynamic_map", "num_chunks", "quantise",
 ]  # fmt: skip
 
+GRAD_DTYPES = (torch.float32, torch.bfloat16)
 
-@torch.library.custom_op("sgg_fast::adam_", mutates_args=("param", "moment_1", "moment_2", "control", "step"))
-def _adam(
-    param: torch.Tensor,
-    moment_1: torch.Tensor,
-    moment_2: torch.Tensor,
+
+class GroupGrads(NamedTuple):
+    """The gradients of a group, all of one dtype."""
+
+    grads: list[torch.Tensor]
+    """[n] each, fp32 or bf16."""
+    offsets: list[int]
+    """Of their first elements in the group's flat buffers."""
+    table: torch.Tensor
+    """[K, 3] of `chunk_table`, on the device."""
+
+
+def chunk_table(grads: Sequence[torch.Tensor], offsets: Sequence[int], backend: str) -> torch.Tensor:
+    """[K, 3] on the host: where the kernels find each chunk of `grads`; empty for the reference, which has them.
+
+    K is a multiple of 4, filled up with empty chunks: parts of a longer table then start on 16 bytes, and the
+    kernels need no second form for those that do not.
+    """
+    if backend == "reference" or not grads:
+        return torch.empty(0, 3, dtype=torch.int64)
+    from sgg_kernels.adam import adam_table
+
+    addresses, numels = [g.data_ptr() for g in grads], [g.numel() for g in grads]
+    table_K3 = adam_table(addresses, offsets, numels, grads[0].element_size())
+    empty = table_K3.new_tensor([[addresses[0], offsets[0], 0]])
+    return torch.cat([table_K3, empty.expand(-len(table_K3) % 4, 3)])
+
+
+def num_chunks(numels: Sequence[int], backend: str) -> int:
+    """K of `chunk_table`."""
+    if backend == "reference":
+        return 0
+    return -(-sum(-(-num // reference.BLOCK) for num in numels) // 4) * 4
+
+
+@torch.library.custom_op("sgg_fast::adam_decide_", mutates_args=("control", "step"))
+def _decide(
     control: torch.Tensor,
     step: torch.Tensor,
     grads: Sequence[torch.Tensor],
-    offsets: Sequence[int],
-    table: torch.Tensor,
+    tables: Sequence[torch.Tensor],
+    in_bf16: Sequence[bool],
     beta_1: float,
     beta_2: float,
     eps: float,
@@ -34,48 +81,143 @@ def _adam(
 ) -> None:
     hyper = Hyper(beta_1, beta_2, eps, max_norm)
     if backend == "reference":
-        reference_adam(param, moment_1, moment_2, grads, offsets, control, step, hyper)
+        reference.adam_decide(reference.squares_of(grads), control, step, hyper)
     else:
-        from sgg_kernels.adam import adam_step
+        from sgg_kernels.adam import adam_decide
 
-        adam_step(param, moment_1, moment_2, table, control, step, hyper)
-
-
-@_adam.register_fake
-def _(param, moment_1, moment_2, control, step, grads, offsets, table, beta_1, beta_2, eps, max_norm, backend):
-    return None
+        dtypes = [torch.bfloat16 if narrow else torch.float32 for narrow in in_bf16]
+        adam_decide(tables, dtypes, control, step, hyper)
 
 
-def adam_table(grads: Sequence[torch.Tensor], offsets: Sequence[int], backend: str) -> torch.Tensor:
-    """[K, 3] on the host: where the kernel finds each chunk of `grads`; empty for the reference, which has them."""
-    if backend == "reference":
-        return torch.empty(0, 3, dtype=torch.int64)
-    from sgg_kernels.adam import adam_table as table_of
-
-    return table_of([g.data_ptr() for g in grads], offsets, [g.numel() for g in grads], 4)
-
-
-def adam_(
-    param_P: torch.Tensor,
-    moment_1_P: torch.Tensor,
-    moment_2_P: torch.Tensor,
+@torch.library.custom_op("sgg_fast::adam_update_", mutates_args=("param", "low", "moment_1", "moment_2"))
+def _update(
+    param: torch.Tensor,
+    low: torch.Tensor | None,
+    moment_1: torch.Tensor,
+    moment_2: torch.Tensor,
     grads: Sequence[torch.Tensor],
     offsets: Sequence[int],
-    table_K3: torch.Tensor,
+    table: torch.Tensor,
     control: torch.Tensor,
+    rate: torch.Tensor,
+    step: torch.Tensor,
+    seed: int,
+    beta_1: float,
+    beta_2: float,
+    eps: float,
+    backend: str,
+) -> None:
+    weights, hyper = Weights(param, low, seed), Hyper(beta_1, beta_2, eps)
+    if backend == "reference":
+        if control[reference.APPLIED]:
+            reference.adam_update(weights, moment_1, moment_2, grads, offsets, control, rate, step, hyper)
+    else:
+        from sgg_kernels.adam import adam_update
+
+        adam_update(weights, moment_1, moment_2, table, grads[0].dtype, control, rate, step, hyper)
+
+
+@torch.library.custom_op(
+    "sgg_fast::adam8bit_", mutates_args=("param", "low", "code_1", "code_2", "absmax_1", "absmax_2")
+)
+def _update_8bit(
+    param: torch.Tensor,
+    low: torch.Tensor | None,
+    code_1: torch.Tensor,
+    code_2: torch.Tensor,
+    absmax_1: torch.Tensor,
+    absmax_2: torch.Tensor,
+    map_1: torch.Tensor,
+    map_2: torch.Tensor,
+    grads: Sequence[torch.Tensor],
+    offsets: Sequence[int],
+    table: torch.Tensor,
+    control: torch.Tensor,
+    rate: torch.Tensor,
+    step: torch.Tensor,
+    seed: int,
+    beta_1: float,
+    beta_2: float,
+    eps: float,
+    backend: str,
+) -> None:
+    moments = Moments(code_1, code_2, absmax_1, absmax_2, map_1, map_2)
+    weights, hyper = Weights(param, low, seed), Hyper(beta_1, beta_2, eps)
+    if backend == "reference":
+        if control[reference.APPLIED]:
+            reference_adam8bit(weights, moments, grads, offsets, control, rate, step, hyper)
+    else:
+        from sgg_kernels.adam8bit import adam8bit_update
+
+        adam8bit_update(weights, moments, table, grads[0].dtype, control, rate, step, hyper)
+
+
+for _op in (_decide, _update, _update_8bit):
+    _op.register_fake(lambda *args: None)
+
+
+def _checked(name: str, param: torch.Tensor, group: GroupGrads) -> str:
+    """The backend. Raises ValueError for gradients that the kernels do not take."""
+    if not group.grads or any(g.dtype not in GRAD_DTYPES or g.ndim != 1 for g in group.grads):
+        raise ValueError(f"{name}: needs at least one gradient, each flat and in fp32 or bf16")
+    if len({g.dtype for g in group.grads}) > 1 or param.dtype not in GRAD_DTYPES:
+        raise ValueError(f"{name}: the gradients of a group are of one dtype, its weights in fp32 or bf16")
+    return backend_for(param.device, param.dtype)
+
+
+def adam_decide_(groups: Sequence[GroupGrads], control: torch.Tensor, step: torch.Tensor, hyper: Hyper) -> None:
+    """Whether and how a step is taken, from the norm of the gradients of all groups: `control` and `step` change.
+
+    control: fp32 [8], step: int32 [1], by the places of `sgg_kernels.reference.adam`. Raises ValueError where there is
+    no gradient.
+
+    Equivalent PyTorch: `norm = torch.nn.utils.get_total_norm(grads)`, and whether it is finite.
+    """
+    grads = [grad for group in groups for grad in group.grads]
+    if not grads:
+        raise ValueError("adam_decide_: needs at least one gradient")
+    in_bf16 = [group.grads[0].dtype == torch.bfloat16 for group in groups]
+    backend = backend_for(control.device, torch.float32)
+    _decide(control, step, grads, [group.table for group in groups], in_bf16, *hyper, backend)
+
+
+def adam_update_(
+    weights: Weights,
+    moment_1_P: torch.Tensor,
+    moment_2_P: torch.Tensor,
+    group: GroupGrads,
+    control: torch.Tensor,
+    rate: torch.Tensor,
     step: torch.Tensor,
     hyper: Hyper,
 ) -> None:
-    """One Adam step in place over flat fp32 buffers [P]; no host synchronisation with the kernels.
+    """The step that was decided on, in place, with moments in fp32 [P]; nothing where `control[APPLIED]` is 0.
 
-    grads: [n] each, fp32, at `offsets` of the buffers; elements that none covers stay as they are. table: of
-    `adam_table`, on the device. control: fp32 [8], step: int32 [1], by the places of `sgg_kernels.reference.adam`. A
-    gradient that is not finite leaves parameters, moments, corrections and step untouched, and `control[APPLIED]` 0.
-    Raises ValueError for gradients that are not flat fp32, or fewer than one.
+    rate: fp32, its first element the learning rate; 16 bytes aligned. Weights in any form of `Weights`. Elements that
+    no gradient covers stay as they are. Raises ValueError as `adam8bit_`.
 
-    Equivalent PyTorch: `clip_grad_norm_(params, max_norm); torch.optim.Adam(params, lr, betas, eps).step()`
+    Equivalent PyTorch: `torch.optim.Adam(params, lr, betas, eps).step()`
     """
-    if not grads or any(g.dtype != torch.float32 or g.ndim != 1 for g in grads):
-        raise ValueError("adam_: needs at least one gradient, each flat and in fp32")
-    backend = backend_for(param_P.device, param_P.dtype)
-    _adam(param_P, moment_1_P, moment_2_P, control, step, list(grads), list(offsets), table_K3, *hyper, backend)
+    backend = _checked("adam_update_", weights.param, group)
+    param, low, seed = weights
+    _update(param, low, moment_1_P, moment_2_P, *group, control, rate, step, seed, *hyper[:3], backend)
+
+
+def adam8bit_(
+    weights: Weights,
+    moments: Moments,
+    group: GroupGrads,
+    control: torch.Tensor,
+    rate: torch.Tensor,
+    step: torch.Tensor,
+    hyper: Hyper,
+) -> None:
+    """The same with moments in 8 bits, in blocks of 256; offsets are multiples of 256, buffers padded to it.
+
+    Raises ValueError for gradients that are not flat, not fp32 or bf16, not of one dtype, or fewer than one.
+
+    Equivalent PyTorch: `bitsandbytes.optim.Adam8bit(params, lr, betas, eps).step()`
+    """
+    backend = _checked("adam8bit_", weights.param, group)
+    param, low, seed = weights
+    _update_8bit(param, low, *moments, *group, control, rate, step, seed, *hyper[:3], backend)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import logging
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -16,6 +18,7 @@ KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """Value types of the Triton kernels; the reference takes float64 as well."""
 
 _requested = "auto"
+_assumed: str | None = None
 _announced: set[tuple[str, str]] = set()
 
 
@@ -37,6 +40,17 @@ def use_kernels(choice: str) -> None:
     _requested = choice
 
 
+@contextlib.contextmanager
+def assumed(backend: str) -> Iterator[None]:
+    """Inside, every caller gets `backend` wherever its tensors lie: for tensors without memory, where nothing runs."""
+    global _assumed
+    before, _assumed = _assumed, backend
+    try:
+        yield
+    finally:
+        _assumed = before
+
+
 def why_not_triton(device: torch.device, dtypes: tuple[torch.dtype, ...] = ()) -> str | None:
     """Why Triton cannot compute with such tensors, or None."""
     if not _has_triton():
@@ -54,6 +68,8 @@ def backend_for(device: torch.device, *dtypes: torch.dtype) -> str:
     The automatic choice falls back to the reference; raises ValueError where "triton" was asked for and cannot be.
     A compiled caller keeps the answer it was traced with.
     """
+    if _assumed is not None:
+        return _assumed
     obstacle = why_not_triton(device, dtypes)
     if _requested == "triton" and obstacle is not None:
         raise ValueError(f"--kernels triton: {obstacle}")

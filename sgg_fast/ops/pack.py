@@ -162,7 +162,7 @@ def _draw(
     """Both public forms."""
     device = store.object_name.device
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("pack: the graphs drawn would be baked into the capture; capture pack_replayed")
+        raise RuntimeError("pack: the graphs drawn would be baked into the capture; capture pack_captured")
     step = mask.step if mask is not None and isinstance(mask.step, int) else 0
     table, sizes = draw_table(store, graph_ids, step, bucket=bucket)
     if device.type == "cuda":
@@ -171,7 +171,7 @@ def _draw(
     return _packed(store, table, len(graph_ids), sizes, (num_n, num_e), mask)
 
 
-def pack_replayed(
+def pack_captured(
     store: SceneGraphBatch,
     table: torch.Tensor,
     num_ids: int,

@@ -10,10 +10,38 @@ from PIL import Image
 
 from sgg_fast.config import Config
 from sgg_fast.data.sources import PairSource
+from sgg_fast.model_card import provenance
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.train.run.folder import replace_folder, writing
-from sgg_fast.train.setup import make_pipeline
+
+
+def make_pipeline(
+    config: Config, foundation: Foundation, conditioner: Conditioner, with_text: bool = True
+) -> SceneGraphToImagePipeline:
+    """The pipeline around the models as they are now (shared, not copied).
+
+    Drawing needs no text encoder, and in training it may lie on another device: `with_text` False leaves it out,
+    except where the tokens start from its states.
+    """
+    with_text = with_text or config.reads_text
+    pipeline = SceneGraphToImagePipeline(
+        vae=foundation.vae,
+        text_encoder=foundation.text_encoder if with_text else None,
+        tokenizer=foundation.tokenizer if with_text else None,
+        unet=foundation.unet,
+        scheduler=foundation.scheduler,
+        graph_encoder=conditioner,
+        graph_clip=foundation.clip,
+        graph_tokenizer=foundation.clip_tokenizer,
+        resolution=config.resolution,
+        sampling_steps=config.sampling_steps,
+        guidance=config.guidance,
+        provenance=provenance(config, foundation.source),
+    )
+    pipeline.fuse_unet = config.fuse_unet
+    return pipeline
 
 
 def draw_sheet(config: Config, foundation: Foundation, conditioner: Conditioner, source: PairSource) -> Image.Image:

@@ -1,6 +1,8 @@
 """What one training step computes: the two stages of SGG-IG as modules from (sample ids, step) to loss terms.
 
-An engine (`engine.py`) runs them forward and backward. Letters: B samples, N objects, I embedding width.
+An engine runs them forward and backward. `store`, `graphs_of`, `buckets` and `packed_terms` are what a captured step
+needs to know of a stage: it packs its batch from a table on the device, padded to the shapes of a `Bucket`.
+Letters: B samples, K micro-batches of a step, N objects, E relations, I embedding width.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from sgg_fast.nn.geometry import PairGeometry
 from sgg_fast.nn.latent_reader import LatentReader, frozen
 from sgg_fast.nn.mae import MaskedObjectDecoder, Places
 from sgg_fast.nn.placement import AttentionPlacement
+from sgg_fast.train.buckets import Bucket, Buckets, ContextBuckets
 from sgg_fast.train.graph_negatives import GraphNegatives
 
 
@@ -34,7 +37,7 @@ class Terms:
 
     total: torch.Tensor
     """Scalar with gradient."""
-    values: dict[str, torch.Tensor]
+    losses: dict[str, torch.Tensor]
     """Detached scalars by name, "loss" first."""
     chance: dict[str, torch.Tensor]
     """What each of them is at chance."""
@@ -48,7 +51,7 @@ def _terms(total: torch.Tensor, chance: torch.Tensor | float, parts: Parts) -> T
     parts = {"loss": (total, chance), **parts}
     return Terms(
         total=total,
-        values={name: value.detach().float() for name, (value, _) in parts.items()},
+        losses={name: value.detach().float() for name, (value, _) in parts.items()},
         chance={name: c if isinstance(c, torch.Tensor) else total.new_full((), c) for name, (_, c) in parts.items()},
     )
 
@@ -110,10 +113,38 @@ class PretrainStage(nn.Module):
         self.negatives = GraphNegatives(cache.table, names.device) if config.graph_negatives else None
         self.geometry = _geometry(config, conditioner, cache)
 
+    num_micro = 1
+    """K."""
+
     @property
     def copies(self) -> int:
         """Of each graph in a batch: full, told wrongly with --graph-negatives, masked."""
         return 3 if self.negatives else 2
+
+    @property
+    def num_graphs(self) -> int:
+        """Graphs that a batch packs."""
+        return self.copies * self.config.batch_size
+
+    @property
+    def store(self) -> SceneGraphBatch:
+        """All graphs that batches are packed from."""
+        return self.cache.graphs
+
+    def graphs_of(self, ids_B: np.ndarray, step: int) -> np.ndarray:
+        """Numbers in `store` of the graphs that a batch of these samples packs: the copies, one after the other."""
+        return np.tile(ids_B, self.copies)
+
+    def buckets(self) -> Buckets:
+        """Shapes of the batches."""
+        return Buckets(self.store.sizes, self.config.batch_size, self.copies)
+
+    def packed_terms(self, table: torch.Tensor, bucket: Bucket) -> Terms:
+        """Terms of the batch that the `ops.draw_table` on the device says, padded to the bucket."""
+        num, mask = self.config.batch_size, self.mask_draw(self.config.batch_size, 0)
+        packed = ops.pack_captured(self.store, table, self.num_graphs, mask, bucket=bucket.shape, bounds=bucket.bounds)
+        sample_B, step = table[0, :num].long(), table[3, :1]
+        return self.terms(self.encode_packed(*packed, sample_B, step), sample_B, step)
 
     def forward(self, ids: np.ndarray, step: int, bucket: tuple[int, int] | None = None) -> Terms:
         """Terms of the samples `ids` [B] at `step`; with `bucket`, padded to (N, E), which changes none of them."""
@@ -150,7 +181,7 @@ class PretrainStage(nn.Module):
         return predicted, places.rows(batch.object_name), places.rows(encoded.masked)
 
     def terms(self, encoded: Encoded, sample_B: torch.Tensor, step: int | torch.Tensor) -> Terms:
-        """Both losses. The shapes follow from those of the batch alone, so that a step can be replayed."""
+        """Both losses. The shapes follow from those of the batch alone, so that a step can be captured."""
         _, targets, images = self._frozen
         predicted, name_BL, masked_BL = self.decode(encoded)
         mae = losses.masked_mse(predicted, targets[name_BL], masked_BL)
@@ -183,8 +214,8 @@ class FinetuneStage(nn.Module):
         self.config, self.cache = config, cache
         self.unet = foundation.unet.requires_grad_(True).train()
         self.conditioner = conditioner.requires_grad_(True)
-        self.graphs = cache.graphs.with_bare() if config.relation_dropout else cache.graphs
-        """What batches are packed from: the set's graphs, with --relation-dropout then each without its relations."""
+        self.store = cache.graphs.with_bare() if config.relation_dropout else cache.graphs
+        """All graphs that batches are packed from; with --relation-dropout each once more without its relations."""
         for name, parameter in conditioner.named_parameters():
             if name.endswith("mask_token"):  # only pre-training reads it
                 parameter.requires_grad_(False)
@@ -205,19 +236,44 @@ class FinetuneStage(nn.Module):
 
     def forward(self, ids: np.ndarray, step: int) -> Terms:
         """Terms of the samples `ids` [B] at `step`."""
-        graphs = self.drawn_graphs(ids, step)
+        graphs = self.graphs_of(ids, step)
         graph_B = torch.from_numpy(graphs).to(self._frozen[0].device)
-        return self.terms(ops.pack(self.graphs, graphs), graph_B, step)
+        return self.terms(ops.pack(self.store, graphs), graph_B, step)
 
-    def drawn_graphs(self, ids: np.ndarray, step: int) -> np.ndarray:
-        """[B] which of `graphs` the samples `ids` have at `step`, on the host: --relation-dropout takes bare ones."""
+    @property
+    def foundation(self) -> Foundation:
+        """The models that the stage starts from; all but the UNet are frozen."""
+        return self._frozen[3]
+
+    @property
+    def num_micro(self) -> int:
+        """K."""
+        return self.config.accumulation_steps
+
+    @property
+    def num_graphs(self) -> int:
+        """Graphs that a micro-batch packs."""
+        return self.config.batch_size
+
+    def graphs_of(self, ids_B: np.ndarray, step: int) -> np.ndarray:
+        """[B] numbers in `store` of the samples' graphs at `step`: --relation-dropout takes bare ones."""
         if not self.config.relation_dropout:
-            return ids
-        bare = noise.draw_bare(self.config.seed, step, torch.from_numpy(ids), self.config.relation_dropout)
-        return ids + len(self.cache) * bare.numpy()
+            return ids_B
+        bare = noise.draw_bare(self.config.seed, step, torch.from_numpy(ids_B), self.config.relation_dropout)
+        return ids_B + len(self.cache) * bare.numpy()
+
+    def buckets(self) -> ContextBuckets:
+        """Shapes of the micro-batches, by the samples' whole graphs: what is drawn of them is no larger."""
+        return ContextBuckets(self.cache.graphs.sizes, self.config.batch_size)
+
+    def packed_terms(self, table: torch.Tensor, bucket: Bucket) -> Terms:
+        """Terms of the micro-batch that the `ops.draw_table` on the device says, padded to the bucket."""
+        num = self.num_graphs
+        batch, _ = ops.pack_captured(self.store, table, num, None, bucket=bucket.shape, bounds=bucket.bounds)
+        return self.terms(batch, table[0, :num].long(), table[3, :1])
 
     def terms(self, batch: SceneGraphBatch, graph_B: torch.Tensor, step: int | torch.Tensor) -> Terms:
-        """The losses of samples whose graphs are `batch`, number `graph` [B] of `graphs`; it may end in padding.
+        """The losses of samples whose graphs are `batch`, number `graph` [B] of `store`; it may end in padding.
 
         As a device tensor [1] the step may change under a captured launch.
         """
@@ -306,3 +362,7 @@ class FinetuneStage(nn.Module):
         vae = foundation.vae
         pixels = vae.decode((z / vae.config.scaling_factor).to(vae.dtype)).sample
         return self.conditioner.centre_images(embed_images(foundation.clip, pixels))
+
+
+Stage = PretrainStage | FinetuneStage
+"""What an engine runs."""

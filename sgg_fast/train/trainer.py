@@ -15,32 +15,23 @@ from sgg_fast import env, ops
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.data.cache import TrainingCache, build_cache, open_foundation
 from sgg_fast.data.sources import PairSource, open_source
-from sgg_fast.nn.attention import checkpoint_activations, set_attention
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
-from sgg_fast.nn.fuse import fuse_for
-from sgg_fast.train.engines.base import Update
-from sgg_fast.train.engines.choose import Engine, build_engine, plan_engine
+from sgg_fast.train.assemble import assemble, fit_conditioner, new_conditioner, read_conditioner
+from sgg_fast.train.engines.base import Engine, StepResult
+from sgg_fast.train.engines.choose import build_engine, plan_engine
 from sgg_fast.train.memory.advice import device_memory
 from sgg_fast.train.memory.planner import Planner
 from sgg_fast.train.optim.groups import lr_factor
+from sgg_fast.train.order import SampleOrder
 from sgg_fast.train.outputs import draw_sheet, export
 from sgg_fast.train.run import checkpoint
 from sgg_fast.train.run.folder import check_folder, check_room, clear, locked, writing
 from sgg_fast.train.run.health import Health
-from sgg_fast.train.run.interrupts import Signalled
+from sgg_fast.train.run.interrupts import Signalled, StopSignals, lost_process
 from sgg_fast.train.run.log import RunLog
-from sgg_fast.train.run.peers import lost_process
-from sgg_fast.train.run.signals import StopSignals
-from sgg_fast.train.setup import (
-    SampleOrder,
-    fit_conditioner,
-    new_baseline,
-    new_conditioner,
-    read_conditioner,
-)
-from sgg_fast.train.stages import FinetuneStage, PretrainStage
+from sgg_fast.train.stages import PretrainStage, Stage
 from sgg_fast.train.validation import Watch, ended, split_pairs
 
 logger = logging.getLogger(__name__)
@@ -103,10 +94,8 @@ class Trainer:
             with_boxes=config.needs_boxes(stage),
             progress=self.main,
         )
-        if config.conditioner != "sgg":
-            self.conditioner: Conditioner = new_baseline(config, self.foundation, self.cache, self.source.graphs)
-        elif pretrained is None:
-            self.conditioner = new_conditioner(config, self.foundation, self.cache)
+        if pretrained is None:
+            self.conditioner: Conditioner = new_conditioner(config, self.foundation, self.cache, self.source.graphs)
         else:
             self.conditioner = fit_conditioner(pretrained, self.foundation, self.cache)
         with lost_process(config.rank_timeout):
@@ -157,23 +146,13 @@ class Trainer:
         return None
 
     def _engine(self) -> Engine:
-        torch.manual_seed(self.config.seed)  # initial weights of the decoder
-        if self.stage == "pretrain":
-            assert isinstance(self.conditioner, SceneGraphConditioner)
-            module: torch.nn.Module = PretrainStage(self.config, self.conditioner, self.cache)
-        else:
-            self.foundation.vae.to(self.device)
-            set_attention(self.foundation.unet, self.config.attention, self.device)
-            if self.config.gradient_checkpointing:
-                checkpoint_activations(self.foundation.unet)
-            # ZeRO-3 gathers a layer's weights when that layer is called.
-            by_layer = self.ds_config is not None and self.ds_config["zero_optimization"]["stage"] == 3
-            fuse_for(self.device, self.config.fuse_unet, self.foundation.unet, merge=not by_layer)
-            module = FinetuneStage(self.config, self.conditioner, self.foundation, self.cache)
+        module = assemble(
+            self.config, self.stage, self.foundation, self.conditioner, self.cache, self.device, self.ds_config
+        )
         self._check_room(module)
-        return build_engine(module, self.config, self.stage, self.device, self.ds_config)
+        return build_engine(module, self.device, self.ds_config)
 
-    def _check_room(self, module: torch.nn.Module) -> None:
+    def _check_room(self, module: Stage) -> None:
         one = checkpoint.checkpoint_bytes(module, self.config, self.stage, self.ds_config is not None)
         parts: list[torch.nn.Module] = [self.conditioner]
         if self.stage == "finetune":
@@ -250,25 +229,25 @@ class Trainer:
         sums, since = None, 0
         for step in range(self.first_step, self.num_steps):
             ids_KB = self.trained[order.at(step)].reshape(num_micro, config.batch_size)
-            update = engine.update(ids_KB, step, lr_factor(config, step, self.num_steps))
+            result = engine.update(ids_KB, step, lr_factor(config, step, self.num_steps))
             log.advance()
             done = step + 1
             last, stop = done == self.num_steps, self._stopped_by(signals)
-            if update.applied:
+            if result.applied:
                 health.applied()
-                row = torch.stack([*update.values.values(), *update.chance.values()])
+                row = torch.stack([*result.losses.values(), *result.chance.values()])
                 sums, since = row if sums is None else sums + row, since + 1
             else:
-                skipped = step - update.behind
+                skipped = step - result.behind
                 samples = self.trained[everybody.at(skipped)].tolist()
-                loss = update.values["loss"].item() if update.lost is None else update.lost
+                loss = result.losses["loss"].item() if result.lost is None else result.lost
                 health.skip(skipped + 1, loss, samples)
             for skipped, loss in engine.outstanding() if last or stop else []:
                 health.skip(skipped + 1, loss, self.trained[everybody.at(skipped)].tolist())
             if sums is not None and (last or done % config.log_every == 0):
-                values, chance = self._means(update, sums, since)
-                log.record(done, values, chance)
-                health.record(done, values["loss"])
+                losses, chance = self._means(result, sums, since)
+                log.record(done, losses, chance)
+                health.record(done, losses["loss"])
                 sums, since = None, 0
             with log.paused():
                 if sheet_every and (last or done % sheet_every == 0):
@@ -291,10 +270,10 @@ class Trainer:
         anybody = self.engine.mean(torch.tensor([float(number > 0)], device=self.device)).item() > 0
         return number or signal.SIGTERM if anybody else 0
 
-    def _means(self, update: Update, sums: torch.Tensor, num: int) -> tuple[dict[str, float], dict[str, float]]:
+    def _means(self, result: StepResult, sums: torch.Tensor, num: int) -> tuple[dict[str, float], dict[str, float]]:
         means = (self.engine.mean(sums) / num).tolist()
         half = len(means) // 2
-        return dict(zip(update.values, means[:half], strict=True)), dict(zip(update.chance, means[half:], strict=True))
+        return dict(zip(result.losses, means[:half], strict=True)), dict(zip(result.chance, means[half:], strict=True))
 
     def _checkpoint(self, step: int, log: RunLog) -> None:
         meta = {"stage": self.stage, "settings": {**dataclasses.asdict(self.config), "engine": self._engine_name}}

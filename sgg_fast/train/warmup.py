@@ -23,15 +23,14 @@ import torch
 from sgg_fast import env
 from sgg_fast.config import Config, add_flags
 from sgg_fast.graph import SceneGraph
-from sgg_fast.nn.attention import set_attention
 from sgg_fast.nn.foundation import Foundation
-from sgg_fast.nn.fuse import fuse_for
 from sgg_fast.quiet import quiet_libraries
 from sgg_fast.recipes import RECIPES, recipe
+from sgg_fast.train.assemble import assemble
+from sgg_fast.train.engines.base import Engine
 from sgg_fast.train.engines.choose import build_engine, plan_engine
 from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
-from sgg_fast.train.setup import make_pipeline
-from sgg_fast.train.stages import FinetuneStage, PretrainStage
+from sgg_fast.train.outputs import make_pipeline
 
 NUM_STEPS = 2
 """Of training: the first one allocates what the second one finds."""
@@ -60,26 +59,22 @@ def _models(config: Config, device: torch.device) -> Foundation:
     return dataclasses.replace(foundation, tokenizer=toy_tokenizer(), clip_tokenizer=toy_tokenizer())
 
 
+def engine_of(stage: str, config: Config, device: torch.device, ds_path: str | None) -> Engine:
+    """The engine that `Trainer` has, on random weights and data."""
+    foundation = _models(config, device)
+    cache = blank_cache(config, foundation, 2 * config.batch_size)
+    ds_config = plan_engine(config, stage, device, ds_path)
+    conditioner = blank_conditioner(config, foundation)
+    module = assemble(config, stage, foundation, conditioner, cache, device, ds_config)
+    return build_engine(module, device, ds_config)
+
+
 def _train(stage: str, config: Config, device: torch.device, ds_path: str | None) -> None:
     """Steps of a stage, as `Trainer` takes them."""
-    foundation = _models(config, device)
-    with device:
-        conditioner = blank_conditioner(config, foundation)
-    cache = blank_cache(config, foundation, 2 * config.batch_size)
-    moved = {name: getattr(cache, name).to(device) for name in ("graphs", "names", "images", "moments")}
-    phrases = None if cache.phrases is None else cache.phrases.to(device)
-    cache = dataclasses.replace(cache, **moved, phrases=phrases)
-    ds_config = plan_engine(config, stage, device, ds_path)
-    if stage == "pretrain":
-        module: torch.nn.Module = PretrainStage(config, conditioner, cache).to(device)
-    else:
-        set_attention(foundation.unet, config.attention, device)
-        by_layer = ds_config is not None and ds_config["zero_optimization"]["stage"] == 3
-        fuse_for(device, config.fuse_unet, foundation.unet, merge=not by_layer)
-        module = FinetuneStage(config, conditioner, foundation, cache)
-    engine = build_engine(module, config, stage, device, ds_config)
+    engine = engine_of(stage, config, device, ds_path)
+    micro = config.accumulation_steps if stage == "finetune" else 1
     for step in range(NUM_STEPS):
-        engine.update(np.arange(config.batch_size)[None], step)
+        engine.update(np.tile(np.arange(config.batch_size), (micro, 1)), step)
 
 
 def _draw(config: Config, device: torch.device) -> None:

@@ -81,8 +81,8 @@ from sgg_fast.data.cache import TrainingCache
 from sgg_fast.data.stored import StoredCache
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.recipes import recipe
-from sgg_fast.train.plain import PlainEngine
-from sgg_fast.train.setup import SampleOrder
+from sgg_fast.train.engines.eager import EagerEngine
+from sgg_fast.train.order import SampleOrder
 from sgg_fast.train.stages import PretrainStage
 
 def resident():
@@ -97,7 +97,7 @@ opened, loaded = time.perf_counter() - began, resident() - before
 conditioner = SceneGraphConditioner(512, 512, 768, 512, 6)
 conditioner.calibrate_names(cache.names, cache.graphs.object_name[cache.graphs.object_pooled.bool()])
 stage = PretrainStage(recipe("vg256", model="x", data="x"), conditioner, cache)
-engine = PlainEngine(stage, stage.config, "pretrain", torch.device("cpu"))
+engine = EagerEngine(stage, torch.device("cpu"))
 order = SampleOrder(len(cache), 2, 0, 0, 1)
 engine.update(order.at(0)[None], 0)
 print(json.dumps({"opened_s": opened, "first_step_cpu_s": time.process_time() - began_cpu, "loaded_mb": loaded,

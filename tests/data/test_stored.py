@@ -31,7 +31,7 @@ from sgg_fast.data.shards import DamagedError, read_tensors, write_tensors
 from sgg_fast.data.sources import open_source
 from sgg_fast.data.stored import StoredCache
 from sgg_fast.toy.models import toy_foundation
-from sgg_fast.train.setup import SampleOrder
+from sgg_fast.train.order import SampleOrder
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,8 @@ from torch import nn
 
 from sgg_fast import ops
 from sgg_fast.ops import adam as adam_op
-from sgg_fast.train.optim.flat import PAD, FlatAdam
+from sgg_fast.train.optim.adam_flat import PAD_32BIT, FlatAdam
+from sgg_fast.train.optim.flat import PAD, FlatParameters
 
 NUMELS = [1, 3, 4, 256, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 5]
 
@@ -25,20 +26,29 @@ def optimizer(device: str, max_norm: float = 0.0, numels: list[int] = NUMELS) ->
     """Of one parameter for each size, and one more without a gradient."""
     torch.manual_seed(0)
     parameters = [nn.Parameter(torch.randn(num).to(device)) for num in [*numels, 7]]
-    return FlatAdam(parameters, 1e-2, max_norm)
+    return FlatAdam([{"params": parameters, "lr": 1e-2, "optim_bits": 32}], 0, max_norm)
+
+
+def flat_of(one: FlatAdam) -> FlatParameters:
+    (flat,) = one.flat.groups
+    return flat
+
+
+def moments_of(one: FlatAdam) -> tuple[torch.Tensor, torch.Tensor]:
+    return one._groups[0].moments
 
 
 def give(one: FlatAdam, step: int, size: float = 1.0) -> list[torch.Tensor]:
     """Gradients of a step, the last parameter's left out."""
     generator = torch.Generator().manual_seed(step)
-    for parameter in one.flat.parameters[:-1]:
+    for parameter in flat_of(one).parameters[:-1]:
         grad = torch.randn(parameter.shape, generator=generator)
         parameter.grad = (size * grad * torch.rand((), generator=generator)).to(parameter.device)
-    return [p.grad for p in one.flat.parameters[:-1]]
+    return [p.grad for p in flat_of(one).parameters[:-1]]
 
 
 def buffers(one: FlatAdam) -> list[torch.Tensor]:
-    return [one.flat.buffer, *one.moments, one.control, one.num_steps]
+    return [flat_of(one).buffer, *moments_of(one), one.control, one.num_steps]
 
 
 def state(one: FlatAdam) -> list[torch.Tensor]:
@@ -69,7 +79,7 @@ def test_is_torchs_adam_over_many_steps(device):
     """A small set, so that the interpreter can take 30 steps; clipped at each."""
     ops.use_kernels("triton")
     ours = optimizer(device, 0.5, [1, 5, BLOCK + 3])
-    copies = [nn.Parameter(p.detach().clone()) for p in ours.flat.parameters]
+    copies = [nn.Parameter(p.detach().clone()) for p in flat_of(ours).parameters]
     theirs = torch.optim.Adam(copies, 1e-2)
     for step in range(30):
         for parameter, grad in zip(copies, give(ours, step), strict=False):
@@ -78,7 +88,7 @@ def test_is_torchs_adam_over_many_steps(device):
         ours.step()
         theirs.step()
     assert ours.num_steps.item() == 30
-    for one, other in zip(ours.flat.parameters, copies, strict=True):
+    for one, other in zip(flat_of(ours).parameters, copies, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
@@ -122,7 +132,7 @@ def test_the_loss_scale_is_taken_out(backend, device):
     give(scaled, 0, size=2.0**10)
     plain.step()
     scaled.step()
-    assert torch.equal(plain.flat.buffer, scaled.flat.buffer)
+    assert torch.equal(flat_of(plain).buffer, flat_of(scaled).buffer)
     assert plain.control[adam_op.NORM] == scaled.control[adam_op.NORM] > 0.5
 
 
@@ -130,16 +140,16 @@ def test_the_loss_scale_is_taken_out(backend, device):
 def test_padding_and_parameters_without_gradient_stay(backend, device):
     ops.use_kernels(backend)
     one = optimizer(device)
-    idle = one.flat.parameters[-1].detach().clone()
+    idle = flat_of(one).parameters[-1].detach().clone()
     for step in range(2):
         give(one, step)
         one.step()
-    assert torch.equal(one.flat.parameters[-1], idle)
-    covered = torch.zeros_like(one.flat.buffer, dtype=torch.bool)
-    for parameter, offset in zip(one.flat.parameters, one.flat.offsets, strict=True):
+    assert torch.equal(flat_of(one).parameters[-1], idle)
+    covered = torch.zeros_like(flat_of(one).buffer, dtype=torch.bool)
+    for parameter, offset in zip(flat_of(one).parameters, flat_of(one).offsets, strict=True):
         covered[offset : offset + parameter.numel()] = True
-    assert (~covered).sum() > PAD
-    for buffer in (one.flat.buffer, *one.moments):
+    assert (~covered).sum() > PAD_32BIT
+    for buffer in (flat_of(one).buffer, *moments_of(one)):
         assert not buffer[~covered].any()
 
 
@@ -166,24 +176,6 @@ def test_table_covers_every_element_once():
         adam_table([4], [0], [1], 4)
 
 
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_opcheck(backend, device):
-    ops.use_kernels(backend)
-    one = optimizer(device, 1.0, [4, 300])
-    give(one, 0)
-    grads, offsets = one.flat.gradients()
-    table = one.table(grads, offsets).to(device)
-    args = (one.flat.buffer, *one.moments, one.control, one.num_steps, grads, offsets, table, *one.hyper, backend)
-    torch.library.opcheck(adam_op._adam, args, test_utils=("test_schema", "test_faketensor"))
-
-
-def test_refused(device):
-    one = optimizer(device)
-    for grads in ([], [torch.zeros(2, 2)], [torch.zeros(4, dtype=torch.bfloat16)]):
-        with pytest.raises(ValueError, match="at least one gradient, each flat and in fp32"):
-            one.launch(grads, [0] * len(grads), torch.empty(0, 3, dtype=torch.int64))
-
-
 @pytest.mark.gpu
 def test_captured_step_follows_rate_gradients_and_skip_flag():
     """Replays with new values in the same gradients and control; nothing is read back."""
@@ -194,7 +186,7 @@ def test_captured_step_follows_rate_gradients_and_skip_flag():
     table = ours.table(flat, offsets).cuda()
     ours.launch(flat, offsets, table)
     give(eager, 0)
-    ours.control[adam_op.LR] = eager.param_groups[0]["lr"]
+    ours.rates.fill_(eager.param_groups[0]["lr"])
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         ours.launch(flat, offsets, table)
@@ -208,7 +200,7 @@ def test_captured_step_follows_rate_gradients_and_skip_flag():
             if step == 2:
                 mine[0], other[0] = float("nan"), float("nan")
         eager.param_groups[0]["lr"] = lr
-        ours.control[adam_op.LR] = lr
+        ours.rates.fill_(lr)
         torch.cuda.set_sync_debug_mode("error")
         graph.replay()
         torch.cuda.set_sync_debug_mode("default")

@@ -11,8 +11,8 @@ from sgg_kernels.reference.adam import APPLIED, BLOCK, CONTROL_SIZE, CORRECTION_
 from torch import nn
 
 from sgg_fast import ops
-from sgg_fast.ops import adam8bit as op
-from sgg_fast.train.optim.adam_flat import FlatAdam8bit
+from sgg_fast.ops import adam as op
+from sgg_fast.train.optim.adam_flat import FlatAdam
 
 BACKENDS = ["reference", "triton"]
 FORMS = ["fp32", "split", "rounded"]
@@ -263,7 +263,7 @@ def test_is_bitsandbytes_cpu_operator_up_to_its_grid():
         assert sure.float().mean() > 0.9 and torch.equal(found[sure], their[k][sure].long())
 
 
-def optimizer(device: str, form: str = "fp32", max_norm: float = 0.0, seed: int = 3) -> FlatAdam8bit:
+def optimizer(device: str, form: str = "fp32", max_norm: float = 0.0, seed: int = 3) -> FlatAdam:
     """Two groups, of 8 and of 32 bits; the last parameter of each gets no gradient."""
     torch.manual_seed(0)
     dtype = torch.float32 if form == "fp32" else torch.bfloat16
@@ -271,10 +271,10 @@ def optimizer(device: str, form: str = "fp32", max_norm: float = 0.0, seed: int 
         {"params": [nn.Parameter(torch.randn(n).to(device, dtype)) for n in numels], "lr": lr, "optim_bits": bits}
         for numels, lr, bits in (([300, 1, 7], 1e-2, 8), ([5, 33, 7], 1e-3, 32))
     ]
-    return FlatAdam8bit(groups, seed, max_norm, split=form == "split")
+    return FlatAdam(groups, seed, max_norm, split=form == "split")
 
 
-def give(one: FlatAdam8bit, step: int, size: float = 1.0) -> None:
+def give(one: FlatAdam, step: int, size: float = 1.0) -> None:
     generator = torch.Generator().manual_seed(step)
     for group in one.param_groups:
         for parameter in group["params"][:-1]:
@@ -282,14 +282,14 @@ def give(one: FlatAdam8bit, step: int, size: float = 1.0) -> None:
             parameter.grad = grad.to(parameter.device, parameter.dtype)
 
 
-def buffers(one: FlatAdam8bit) -> list[torch.Tensor]:
+def buffers(one: FlatAdam) -> list[torch.Tensor]:
     found = [one.control, one.num_steps]
     for group in one._groups:
         found += [t for t in (*group.weights[:2], *group.moments) if t is not None]
     return found
 
 
-def run(backend: str, device: str, form: str, num: int = 2, **options: object) -> FlatAdam8bit:
+def run(backend: str, device: str, form: str, num: int = 2, **options: object) -> FlatAdam:
     ops.use_kernels(backend)
     one = optimizer(device, form, **options)
     for step in range(num):
@@ -350,7 +350,7 @@ def test_rounding_is_right_on_average(backend, device):
     num, steps = (8192, 2) if backend == "reference" or device == "cuda" else (4096, 1)
     start = (0.016 + 0.015 * torch.rand(num, generator=torch.Generator().manual_seed(0))).to(device).bfloat16()
     groups = [{"params": [nn.Parameter(start.clone())], "lr": 1e-5, "optim_bits": bits} for bits in (8, 32)]
-    one = FlatAdam8bit(groups, seed=11)
+    one = FlatAdam(groups, seed=11)
     for step in range(steps):
         for group in groups:
             group["params"][0].grad = torch.ones(num, device=device, dtype=torch.bfloat16)

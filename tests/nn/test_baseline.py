@@ -20,7 +20,8 @@ from sgg_fast.nn.text_baseline import TextConditioner, numbered, sentence
 from sgg_fast.recipes import recipe
 from sgg_fast.toy.captions import caption
 from sgg_fast.toy.models import toy_foundation
-from sgg_fast.train.setup import make_pipeline, new_baseline
+from sgg_fast.train.assemble import new_conditioner
+from sgg_fast.train.outputs import make_pipeline
 
 GRAPH = SceneGraph(("sheep", "red hat", "sheep", "sun"), ((0, "wearing", 1), (0, "left of", 2)))
 LONE = SceneGraph(("dog",))
@@ -134,7 +135,7 @@ def test_zero_shot_is_the_foundation_called_with_that_text(foundation):
     """The pipeline's picture against diffusers' parts alone: 77 states, no mask, guidance written out."""
     config = recipe("toy", conditioner="text", num_scenes=2)
     cache = trainer_cache(config, foundation)
-    pipeline = make_pipeline(config, foundation, new_baseline(config, foundation, cache, [GRAPH, LONE]))
+    pipeline = make_pipeline(config, foundation, new_conditioner(config, foundation, cache, [GRAPH, LONE]))
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     drawn = pipeline([GRAPH, LONE], 3, 4.0, latents=noise, output_type="latent").images

@@ -14,7 +14,7 @@ from sgg_fast.diffusion import noise
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.instances import CODE_WIDTH, STREAM_INSTANCE, instance_codes
-from sgg_fast.train.setup import read_conditioner
+from sgg_fast.train.assemble import read_conditioner
 
 FLOCK = SceneGraph(
     ("sheep", "grass", "sheep", "tree", "sheep", "tree"),

@@ -128,12 +128,13 @@ def write_checkpoints(run: str, first: int, last: int, events: str, kill_at: int
     import torch
 
     from sgg_fast.recipes import recipe
-    from sgg_fast.train.engines.eager import PlainEngine
+    from sgg_fast.train.engines.eager import EagerEngine
     from sgg_fast.train.run import checkpoint
 
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Linear(64, 8))
-    engine = PlainEngine(module, recipe("toy"), "pretrain", torch.device("cpu"))
+    module.config = recipe("toy")
+    engine = EagerEngine(module, torch.device("cpu"))
     for step in range(1, last + 1):
         module(torch.from_numpy(np.random.default_rng(step).normal(size=(4, 8))).float()).square().mean().backward()
         engine.optimizer.step()

@@ -70,20 +70,16 @@ def _train(settings: dict[str, Any], ds_path: str | None, num_steps: int) -> Non
     import numpy as np
     import torch
 
-    from sgg_fast.nn.attention import checkpoint_activations, set_attention
     from sgg_fast.recipes import recipe
+    from sgg_fast.train.assemble import assemble
     from sgg_fast.train.engines.choose import build_engine, plan_engine
     from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
-    from sgg_fast.train.stages import FinetuneStage
 
     config, device = recipe("vg128", **settings), torch.device("cpu")
     foundation = blank_foundation(config)
-    set_attention(foundation.unet, "sdpa", device)
-    if config.gradient_checkpointing:
-        checkpoint_activations(foundation.unet)
-    cache = blank_cache(config, foundation, 8)
-    stage = FinetuneStage(config, blank_conditioner(config, foundation), foundation, cache)
-    engine = build_engine(stage, config, "finetune", device, plan_engine(config, "finetune", device, ds_path))
+    ds = plan_engine(config, "finetune", device, ds_path)
+    parts = foundation, blank_conditioner(config, foundation), blank_cache(config, foundation, 8)
+    engine = build_engine(assemble(config, "finetune", *parts, device, ds), device, ds)
     shape = config.accumulation_steps, config.batch_size
     for step in range(num_steps):
         engine.update(np.arange(shape[0] * shape[1]).reshape(shape) % 8, step)

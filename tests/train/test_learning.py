@@ -28,8 +28,9 @@ from sgg_fast.nn.foundation import Foundation
 from sgg_fast.recipes import recipe
 from sgg_fast.toy.models import toy_foundation
 from sgg_fast.toy.world import draw_scene
-from sgg_fast.train.engines.choose import PlainEngine
-from sgg_fast.train.setup import SampleOrder, new_conditioner
+from sgg_fast.train.assemble import new_conditioner
+from sgg_fast.train.engines.eager import EagerEngine
+from sgg_fast.train.order import SampleOrder
 from sgg_fast.train.stages import FinetuneStage, PretrainStage
 
 CPU = torch.device("cpu")
@@ -45,7 +46,7 @@ def measure(module: torch.nn.Module, ids: np.ndarray, batch: int, draws: int = 3
         for draw in range(draws):
             for some in np.split(ids, len(ids) // batch):
                 terms = module(some, FAR + draw)
-                values = {**terms.values, **{f"{name}_at_chance": c for name, c in terms.chance.items()}}
+                values = {**terms.losses, **{f"{name}_at_chance": c for name, c in terms.chance.items()}}
                 for name, value in values.items():
                     sums[name] = sums.get(name, 0.0) + float(value) * batch / len(ids) / draws
     module.train()
@@ -55,13 +56,12 @@ def measure(module: torch.nn.Module, ids: np.ndarray, batch: int, draws: int = 3
 def fit(
     module: torch.nn.Module,
     config: Config,
-    stage: str,
     num_scenes: int,
     steps: int,
     before_step: Callable[[int], None] = lambda step: None,
 ) -> None:
     """The trainer's loop without its files: every step reads what `Trainer` would."""
-    engine = PlainEngine(module, config, stage, CPU)
+    engine = EagerEngine(module, CPU)
     order = SampleOrder(num_scenes, config.batch_size, config.seed, rank=0, world_size=1)
     for step in range(steps):
         before_step(step)
@@ -106,7 +106,7 @@ def pretrain(foundation: Foundation, shuffled: bool) -> tuple[dict[str, float], 
         stage._frozen = (names, targets, images[order])
 
     before = measure(stage, trained, 16)
-    fit(stage, config, "pretrain", NUM_TRAINED, 160, shuffle if shuffled else lambda step: None)
+    fit(stage, config, NUM_TRAINED, 160, shuffle if shuffled else lambda step: None)
     stage._frozen = (names, targets, images)
     return before, measure(stage, trained, 16), measure(stage, held_out, 16)
 
@@ -132,7 +132,7 @@ def test_fine_tuning_learns(foundation):
     stage = FinetuneStage(config, new_conditioner(config, foundation, cache), foundation, cache)
     ids = np.arange(len(cache))
     before = measure(stage, ids, 8)
-    fit(stage, config, "finetune", len(cache), 50)
+    fit(stage, config, len(cache), 50)
     after = measure(stage, ids, 8)
     assert before["diff"] > 0.95, "an untrained UNet does no better than chance"
     for name in ("loss", "diff", "isa"):

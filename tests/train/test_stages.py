@@ -98,9 +98,9 @@ def test_pretrain_terms(cache, changes):
     mae, con = sum(squares) / len(squares), sum(con) / len(con)
     of_mae, of_con = changes.get("mae_weight", 1), changes.get("con_weight", 1)
     expected = {"loss": of_mae * mae + of_con * con, "mae": mae, "con": con}
-    assert list(terms.values) == list(expected)
+    assert list(terms.losses) == list(expected)
     for name, value in expected.items():
-        assert terms.values[name].item() == pytest.approx(value, rel=2e-4), name
+        assert terms.losses[name].item() == pytest.approx(value, rel=2e-4), name
     chance = {"bce": 2 * math.log(2), "literal": 2 * math.log(1 + math.exp(-0.5)), "infonce": math.log(6)}
     con_chance = chance[changes["contrastive"]]
     if stage.config.graph_negatives:  # four of the six graphs have a relation to tell wrongly
@@ -109,19 +109,19 @@ def test_pretrain_terms(cache, changes):
     assert {k: v.item() for k, v in terms.chance.items()} == pytest.approx(
         {"loss": of_mae + of_con * con_chance, "mae": 1.0, "con": con_chance}, rel=1e-6
     )
-    assert terms.total.item() == pytest.approx(terms.values["loss"].item()) and terms.total.requires_grad
+    assert terms.total.item() == pytest.approx(terms.losses["loss"].item()) and terms.total.requires_grad
 
 
 def test_pretraining_terms_do_not_depend_on_the_batch(cache):
     stage = pretrain_stage(cache)
-    whole = stage(IDS, STEP).values
-    parts = [stage(np.array([i]), STEP).values for i in IDS]
+    whole = stage(IDS, STEP).losses
+    parts = [stage(np.array([i]), STEP).losses for i in IDS]
     counts = [len(mae_squares(stage, i)) for i in IDS.tolist()]
     assert counts == [1, 1, 0, 1, 1, 2]
     mae = sum(n * float(part["mae"]) for n, part in zip(counts, parts, strict=True)) / sum(counts)
     assert whole["mae"].item() == pytest.approx(mae, rel=1e-5)
     assert whole["con"].item() == pytest.approx(sum(float(p["con"]) for p in parts) / len(parts), rel=1e-5)
-    backwards = stage(IDS[::-1].copy(), STEP).values
+    backwards = stage(IDS[::-1].copy(), STEP).losses
     for name, value in whole.items():
         assert backwards[name].item() == pytest.approx(value.item(), rel=1e-5)
 
@@ -144,7 +144,7 @@ def test_a_loss_of_weight_zero_trains_nothing(cache, off, idle):
 def test_each_step_draws_anew(cache):
     stage = pretrain_stage(cache)
     assert stage(IDS, STEP).total == stage(IDS, STEP).total
-    assert stage(IDS, STEP).values["con"] != stage(IDS, STEP + 1).values["con"]
+    assert stage(IDS, STEP).losses["con"] != stage(IDS, STEP + 1).losses["con"]
 
 
 # Fine-tuning.
@@ -225,9 +225,9 @@ def test_finetune_terms(cache, foundation, changes, kind):
     if stage.reader:
         expected["reader"], at_chance["reader"] = sum(s["reader"] for s in samples) / len(samples), 1.0
         expected["loss"], at_chance["loss"] = expected["loss"] + expected["reader"], at_chance["loss"] + 1
-    assert list(terms.values) == list(expected)
+    assert list(terms.losses) == list(expected)
     for name, value in expected.items():
-        assert terms.values[name].item() == pytest.approx(value, rel=1e-3), name
+        assert terms.losses[name].item() == pytest.approx(value, rel=1e-3), name
     assert {k: v.item() for k, v in terms.chance.items()} == pytest.approx(at_chance, rel=1e-4)
 
 
@@ -238,9 +238,9 @@ def test_finetune_terms_do_not_depend_on_the_batch(cache, foundation, embedding)
     with torch.no_grad():
         whole, backwards = stage(ids, STEP), stage(ids[::-1].copy(), STEP)
         alone = [stage(np.array([i]), STEP) for i in ids]
-    for name, value in whole.values.items():
-        assert sum(float(a.values[name]) for a in alone) / len(ids) == pytest.approx(value.item(), rel=1e-4)
-        assert backwards.values[name].item() == pytest.approx(value.item(), rel=1e-5)
+    for name, value in whole.losses.items():
+        assert sum(float(a.losses[name]) for a in alone) / len(ids) == pytest.approx(value.item(), rel=1e-4)
+        assert backwards.losses[name].item() == pytest.approx(value.item(), rel=1e-5)
         assert sum(float(a.chance[name]) for a in alone) / len(ids) == pytest.approx(
             whole.chance[name].item(), rel=1e-5
         )
@@ -328,10 +328,10 @@ def test_what_trains_and_what_does_not(cache, foundation):
 def test_finetuning_under_bf16_autocast(cache, foundation, embedding):
     """No mixed-dtype failure; losses stay fp32 and near the fp32 ones; every gradient is finite."""
     stage, _ = finetune_stage(cache, foundation, image_embedding=embedding, encoder="plain")
-    exact = stage(IDS, STEP).values
+    exact = stage(IDS, STEP).losses
     with torch.autocast("cpu", torch.bfloat16):
         terms = stage(IDS, STEP)
     assert terms.total.dtype == torch.float32
     for name, value in exact.items():
-        assert terms.values[name].item() == pytest.approx(value.item(), rel=0.02)
+        assert terms.losses[name].item() == pytest.approx(value.item(), rel=0.02)
     assert all(torch.isfinite(gradient).all() for gradient in gradients(stage, terms.total).values())

@@ -17,9 +17,9 @@ from sgg_fast.config import ConfigError
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.toy.world import draw_scene
+from sgg_fast.train.order import SampleOrder
 from sgg_fast.train.run import log as logs
 from sgg_fast.train.run.checkpoint import MANIFEST, checkpoint_dir, checkpoint_steps
-from sgg_fast.train.setup import SampleOrder
 
 TERMS = {"pretrain": {"loss", "mae", "con", "geometry"}, "finetune": {"loss", "diff", "isa", "geometry", "attention"}}
 

@@ -13,7 +13,7 @@ from support.tiny_runs import TINY, flags
 
 from sgg_fast.recipes import recipe
 from sgg_fast.train import warmup
-from sgg_fast.train.engines.eager import PlainEngine
+from sgg_fast.train.engines.eager import EagerEngine
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
@@ -27,7 +27,7 @@ def test_without_cuda_it_says_so_in_one_line(capsys):
 
 def test_it_takes_real_steps_of_both_stages_and_draws(tmp_path, monkeypatch):
     """On a CPU nothing is compiled, so a kernel is put where Triton would put it, at the second stage."""
-    steps, update = [], PlainEngine.update
+    steps, update = [], EagerEngine.update
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
 
     def watched(engine, ids, step, *rest):
@@ -36,10 +36,10 @@ def test_it_takes_real_steps_of_both_stages_and_draws(tmp_path, monkeypatch):
             (tmp_path / "cache" / "hash").mkdir(parents=True)
             (tmp_path / "cache" / "hash" / "geglu_fwd_kernel.cubin").touch()
         result = update(engine, ids, step, *rest)
-        assert torch.isfinite(result.values["loss"])
+        assert torch.isfinite(result.losses["loss"])
         return result
 
-    monkeypatch.setattr(PlainEngine, "update", watched)
+    monkeypatch.setattr(EagerEngine, "update", watched)
     said = []
     warmup.warm_up(recipe("toy", **TINY), torch.device("cpu"), None, said.append)
     assert steps == [(kind, (1, 2), step) for kind in ("PretrainStage", "FinetuneStage") for step in (0, 1)]

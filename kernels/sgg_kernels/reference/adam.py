@@ -1,7 +1,7 @@
 """Reference of `adam`: Adam (Kingma and Ba, 2015, algorithm 1) on flat buffers, all its decisions on the device.
 
 Parameters and both moments are flat buffers of one layout; gradients stay where backward left them and come with
-their offsets. `control` holds what changes from step to step, so that a captured step can be replayed.
+their offsets. `control` holds what changes from step to step, so that a step can be captured.
 Letters: P elements of the flat buffers.
 """
 
@@ -14,8 +14,8 @@ import torch
 
 from .weights import Weights, read_weights, write_weights
 
-LR, INVERSE_SCALE, CORRECTION_1, CORRECTION_2, APPLIED, FACTOR, NORM = range(7)
-"""Places in `control`, fp32 [8]. The host writes the learning rate and one over the loss scale, nobody else does; the
+INVERSE_SCALE, CORRECTION_1, CORRECTION_2, APPLIED, FACTOR, NORM = range(1, 7)
+"""Places in `control`, fp32 [8]; the first and the last are free. The host writes one over the loss scale alone; the
 two corrections `1 - beta^t` live on; the last three are this step's decision: whether it is applied (1 or 0), what
 gradients are multiplied by, and their norm before clipping."""
 
@@ -79,20 +79,3 @@ def adam_update(
 def squares_of(grads: Sequence[torch.Tensor]) -> torch.Tensor:
     """Sum of squares of all gradients, fp32 scalar."""
     return torch.stack([grad.float().square().sum() for grad in grads]).sum()
-
-
-def adam(
-    param_P: torch.Tensor,
-    moment_1_P: torch.Tensor,
-    moment_2_P: torch.Tensor,
-    grads: Sequence[torch.Tensor],
-    offsets: Sequence[int],
-    control: torch.Tensor,
-    step: torch.Tensor,
-    hyper: Hyper,
-) -> None:
-    """One step in place, all in fp32; the learning rate is `control[LR]`."""
-    adam_decide(squares_of(grads), control, step, hyper)
-    if control[APPLIED]:
-        rate = control[LR : LR + 1]
-        adam_update(Weights(param_P), moment_1_P, moment_2_P, grads, offsets, control, rate, step, hyper)

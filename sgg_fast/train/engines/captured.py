@@ -1,4 +1,4 @@
-"""Training steps replayed as CUDA graphs: what both stages share, and pre-training.
+"""Training steps captured as CUDA graphs, of both stages.
 
 The host draws the samples, fills one small table for each micro-batch and launches; everything else reads device
 memory. The rules of capture:
@@ -13,31 +13,33 @@ memory. The rules of capture:
   table of addresses that is filled after the capture. Further micro-batches add to them, by a graph of their own.
 * One memory pool serves all graphs: those of a bucket run in the order of their capture, never between another's.
 * Whether a step was applied, and its loss, are copied back beside it, and read when its slot is needed again.
+
+A step of one micro-batch is one graph. With accumulation three graphs serve any number of micro-batches: the first,
+whose backward writes the gradients; a further one, whose backward adds to them; and the optimiser.
 """
 
 from __future__ import annotations
 
-import abc
 import contextlib
 import dataclasses
+import logging
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from sgg_fast import ops
-from sgg_fast.config import Config
-from sgg_fast.graph import SceneGraphBatch
 from sgg_fast.ops import adam as adam_op
-from sgg_fast.train.engines.base import Update
-from sgg_fast.train.engines.buckets import Bucket, Buckets
-from sgg_fast.train.engines.eager import PlainEngine
-from sgg_fast.train.optim.adam_flat import FlatAdam8bit
-from sgg_fast.train.optim.flat import FlatAdam
+from sgg_fast.train.buckets import Bucket
+from sgg_fast.train.engines.base import StepResult, resolve_precision
+from sgg_fast.train.engines.state import TrainState
 from sgg_fast.train.optim.groups import set_lr
-from sgg_fast.train.stages import PretrainStage, Terms
+from sgg_fast.train.stages import FinetuneStage, Stage, Terms
+
+logger = logging.getLogger(__name__)
 
 SLOTS = 8
 """Steps that the host may be ahead of the device; also after how many steps it hears whether one was applied."""
@@ -75,31 +77,48 @@ class _Slot:
         return bool(applied), loss
 
 
-class ReplayEngine(PlainEngine):
+def why_eager(stage: Stage, device: torch.device) -> str | None:
+    """Why a step of this stage on a GPU, without DeepSpeed, is not captured; None where it is."""
+    config = stage.config
+    if not config.cuda_graphs:
+        return "--no-cuda-graphs"
+    if ops.backend_for(device, torch.float32) != "triton":
+        return "the reference forms of the kernels wait for the device"
+    if not isinstance(stage, FinetuneStage):
+        return None
+    if resolve_precision(config, device) == "fp16":
+        return "--precision fp16: the host changes the loss's scale"
+    if config.optimizer_in_backward:
+        return "--optimizer-in-backward: the host steps each weight"
+    if not isinstance(stage.cache.moments, torch.Tensor):
+        return "the latents are read from disk, since they would take too much of the GPU's memory"
+    if stage.cache.texts is not None:
+        return "SD's text encoder runs in each step"
+    return None
+
+
+class CapturedEngine:
     """One process whose optimiser is flat. On a CPU the same step runs without being captured, which is for tests.
 
-    `Update.applied` tells of the step `SLOTS` before, and its values hold until the next one. A step that is skipped
-    repeats the values of the one before it; the average of the weights (--ema) counts it.
+    `StepResult.applied` is that of the step `SLOTS` before, and its losses hold until the next step. A skipped step
+    repeats the losses of the one before it; the average of the weights (--ema) counts it. After a capture that fails,
+    its bucket and all that are met later run eagerly.
     """
 
-    optimizer: FlatAdam | FlatAdam8bit
+    sharded = False
 
-    has_flat_optimizer = True
-    execution = "captured as CUDA graphs"
-
-    def __init__(
-        self, module: Any, config: Config, stage: str, device: torch.device, num_graphs: int, num_micro: int
-    ) -> None:
-        """num_graphs: packed for a micro-batch; num_micro: micro-batches of a step."""
-        super().__init__(module, config, stage, device)
-        self.config, self.device, self.num_micro = config, device, num_micro
+    def __init__(self, module: Stage, device: torch.device) -> None:
+        self.state = TrainState(module, device, flat=True)
+        self.module, self.optimizer, self.device = self.state.module, self.state.flat, device
+        self.execution, self.num_micro = "captured as CUDA graphs", module.num_micro
+        self.buckets = module.buckets()
         num_rates = len(self.optimizer.param_groups)
         self._rates = slice(RATES_PLACE, RATES_PLACE + num_rates)
-        rows, width = ops.table_shape(num_graphs + 1, RATES_PLACE + num_rates)
+        rows, width = ops.table_shape(module.num_graphs + 1, RATES_PLACE + num_rates)
         pinned = device.type == "cuda"
         self._slots = [
             _Slot(
-                torch.zeros(num_micro, rows, width, dtype=torch.int32, pin_memory=pinned),
+                torch.zeros(self.num_micro, rows, width, dtype=torch.int32, pin_memory=pinned),
                 torch.ones(2, pin_memory=pinned),
             )
             for _ in range(SLOTS)
@@ -113,29 +132,15 @@ class ReplayEngine(PlainEngine):
         self._runs: dict[Bucket, list[Callable[[], object]]] = {}
         self._pool: Any = None
         self._stream = torch.cuda.Stream(device) if pinned else None
+        self.capture: Callable[[Bucket, torch.Tensor], list[Callable[[], object]]] | None = None
+        """What makes a bucket's graphs; None where steps run eagerly."""
+        if pinned:
+            self.capture = self._capture
 
-    @property
-    @abc.abstractmethod
-    def store(self) -> SceneGraphBatch:
-        """All graphs that batches are packed from."""
-
-    @abc.abstractmethod
-    def graphs_of(self, ids_B: np.ndarray, step: int) -> np.ndarray:
-        """Which of them a micro-batch of these samples packs."""
-
-    @abc.abstractmethod
-    def bucket_of(self, ids_KB: np.ndarray) -> Bucket:
-        """The shapes of a step on these samples."""
-
-    @abc.abstractmethod
-    def packed_terms(self, bucket: Bucket) -> Terms:
-        """Forward of a micro-batch, on what `self._table` says."""
-
-    def update(self, ids_KB: np.ndarray, step: int, lr_factor: float = 1.0) -> Update:
-        """See `Engine`."""
+    def update(self, ids_KB: np.ndarray, step: int, lr_factor: float = 1.0) -> StepResult:
         assert len(ids_KB) == self.num_micro
         set_lr(self.optimizer, lr_factor)
-        bucket, slot = self.bucket_of(ids_KB), self._slots[step % SLOTS]
+        bucket, slot = self.buckets.of(ids_KB), self._slots[step % SLOTS]
         applied, loss = slot.free()
         for table, ids in zip(slot.tables, ids_KB, strict=True):
             self.fill(table, ids, step, bucket)
@@ -146,42 +151,42 @@ class ReplayEngine(PlainEngine):
             if k < self.num_micro:
                 self._table.copy_(slot.tables[k], non_blocking=True)
             run()
-        if self.average:
-            self.average.update()
+        if self.state.average:
+            self.state.average.update()
         slot.told.copy_(self._told, non_blocking=True)
         if self.device.type != "cuda":
             applied, loss = slot.told.tolist()
-            return Update(*self._terms(), bool(applied), lost=None if applied else loss)
+            return StepResult(*self._terms(), bool(applied), lost=None if applied else loss)
         slot.step, slot.done = step, torch.cuda.Event()
         slot.done.record()
-        return Update(*self._terms(), applied, behind=SLOTS, lost=None if applied else loss)
+        return StepResult(*self._terms(), applied, behind=SLOTS, lost=None if applied else loss)
 
     def outstanding(self) -> list[tuple[int, float]]:
-        """See `Engine`."""
         found = [(slot.step, *slot.free()) for slot in self._slots if slot.done is not None]
         return [(step, loss) for step, applied, loss in sorted(found) if not applied]
 
     def fill(self, table: torch.Tensor, ids: np.ndarray, step: int, bucket: Bucket) -> None:
         """Write a micro-batch's samples, the step and the learning rates."""
-        ops.draw_table(self.store, self.graphs_of(ids, step), step, bucket=bucket.shape, out=table)
+        ops.draw_table(self.module.store, self.module.graphs_of(ids, step), step, bucket=bucket.shape, out=table)
         rates = torch.tensor([group["lr"] for group in self.optimizer.param_groups], dtype=torch.float32)
         table[3, self._rates].view(torch.float32).copy_(rates)
 
     def _terms(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-        values, chance = self._names
+        losses, chance = self._names
         assert self._row is not None
         row = self._row.unbind()
-        return dict(zip(values, row, strict=False)), dict(zip(chance, row[len(values) :], strict=True))
+        return dict(zip(losses, row, strict=False)), dict(zip(chance, row[len(losses) :], strict=True))
 
     def add(self, bucket: Bucket, first: bool) -> None:
         """Forward and backward of a micro-batch; its gradients and terms are added up from the first on."""
-        terms = self.packed_terms(bucket)
+        with self.state.autocast():
+            terms = self.module.packed_terms(self._table, bucket)
         # A loss that is not finite can have finite gradients: times NaN they are not, and the step is skipped.
         terms.total.backward(terms.total.detach() * 0 + 1 / self.num_micro)
-        row = torch.stack([*terms.values.values(), *terms.chance.values()])
+        row = torch.stack([*terms.losses.values(), *terms.chance.values()])
         if self._sum is None:
             self._sum, self._row = torch.zeros_like(row), torch.zeros_like(row)
-            self._names = list(terms.values), list(terms.chance)
+            self._names = list(terms.losses), list(terms.chance)
         if first:
             self._sum.copy_(row)
         else:
@@ -220,21 +225,48 @@ class ReplayEngine(PlainEngine):
         control[adam_op.INVERSE_SCALE] = torch.nan
         with _tried_algorithms():
             for _ in range(WARM_UP_STEPS):
-                gradients = [run_part(part) for part in self.parts(bucket, None)][-1]
+                gradients = None  # the last step's must not live through this one
+                for part in self.parts(bucket, None):
+                    gradients = run_part(part)
         control[adam_op.INVERSE_SCALE] = 1
         assert gradients is not None
         return self.optimizer.table(*gradients)
 
     def _prepare(self, bucket: Bucket) -> list[Callable[[], object]]:
-        """What runs a step of a bucket: its graphs' replays, or without CUDA the step itself."""
+        """What runs a step of a bucket: its graphs, or without them the step itself."""
+        eagerly: list[Callable[[], object]] = [partial(run_part, part) for part in self.parts(bucket, None)]
+        with self._on_stream():
+            addresses = torch.zeros_like(self.warm_up(bucket), device=self.device)
+        if self.capture is None:
+            return eagerly
+        before = torch.cuda.current_stream(self.device) if self._stream else None
+        try:
+            return self.capture(bucket, addresses)
+        except Exception as error:  # border
+            if before is not None:  # torch leaves the capture's stream current where ending a capture fails
+                torch.cuda.set_stream(before)
+                torch.cuda.synchronize(self.device)
+            self.optimizer.zero_grad(set_to_none=True)  # what there is lies in the memory of the graph
+            self.capture = None
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            self.execution = f"eager (the capture failed: {reason})"
+            logger.warning("a training step cannot be captured as a CUDA graph and runs eagerly: %s", reason)
+            return eagerly
+
+    @contextlib.contextmanager
+    def _on_stream(self) -> Iterator[None]:
+        """Inside, work goes to the capture's stream, between two waits for the device."""
         if self._stream is None:
-            self.warm_up(bucket)
-            return [partial(run_part, part) for part in self.parts(bucket, None)]
+            yield
+            return
         torch.cuda.synchronize(self.device)
         with torch.cuda.stream(self._stream):
-            addresses = torch.zeros_like(self.warm_up(bucket), device=self.device)
+            yield
         torch.cuda.synchronize(self.device)
-        parts = self.parts(bucket, addresses)
+
+    def _capture(self, bucket: Bucket, addresses: torch.Tensor) -> list[Callable[[], object]]:
+        """The graphs of a bucket, whose optimiser reads `addresses` [K, 3] on the device."""
+        parts, gradients = self.parts(bucket, addresses), None
         graphs: dict[Part, torch.cuda.CUDAGraph] = {}
         for part in dict.fromkeys(parts):
             graphs[part] = torch.cuda.CUDAGraph()
@@ -246,6 +278,26 @@ class ReplayEngine(PlainEngine):
         torch.cuda.synchronize(self.device)
         self._address_tables.append(addresses)  # the graph reads it for as long as it lives
         return [graphs[part].replay for part in parts]
+
+    def forward(self, ids: np.ndarray, step: int) -> Terms:
+        """Loss terms of the samples [B], eagerly and without padding."""
+        with self.state.autocast():
+            return self.module(ids, step)
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def barrier(self) -> None:
+        pass
+
+    def save(self, folder: Path) -> None:
+        self.state.save(folder)
+
+    def load(self, folder: Path) -> None:
+        self.state.load(folder)
+
+    def exported(self) -> contextlib.AbstractContextManager[None]:
+        return self.state.exported()
 
 
 def run_part(part: Part) -> Gradients | None:
@@ -261,34 +313,3 @@ def _tried_algorithms() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.benchmark = before
-
-
-class PretrainReplay(ReplayEngine):
-    """Pre-training: the whole step, from packing to the optimiser, is one graph for each bucket."""
-
-    module: PretrainStage
-
-    def __init__(self, module: PretrainStage, config: Config, device: torch.device) -> None:
-        super().__init__(module, config, "pretrain", device, module.copies * config.batch_size, num_micro=1)
-        self.buckets = Buckets(module.cache.graphs.sizes, config.batch_size, module.copies)
-
-    @property
-    def store(self) -> SceneGraphBatch:
-        """See `ReplayEngine`."""
-        return self.module.cache.graphs
-
-    def graphs_of(self, ids_B: np.ndarray, step: int) -> np.ndarray:
-        """The copies, one after the other."""
-        return np.tile(ids_B, self.module.copies)
-
-    def bucket_of(self, ids_KB: np.ndarray) -> Bucket:
-        """See `ReplayEngine`."""
-        return self.buckets.of(ids_KB[0])
-
-    def packed_terms(self, bucket: Bucket) -> Terms:
-        """See `ReplayEngine`."""
-        stage, num = self.module, self.config.batch_size
-        mask, num_graphs = stage.mask_draw(num, 0), stage.copies * num
-        packed = ops.pack_replayed(self.store, self._table, num_graphs, mask, bucket=bucket.shape, bounds=bucket.bounds)
-        sample_B, step = self._table[0, :num].long(), self._table[3, :1]
-        return stage.terms(stage.encode_packed(*packed, sample_B, step), sample_B, step)

@@ -25,13 +25,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sgg_fast import env
-from sgg_fast.config import Config, ConfigError
-from sgg_fast.train.engines.base import Engine
+from sgg_fast.config import ConfigError
+from sgg_fast.train.engines.base import StepResult, run_micro_batches
 from sgg_fast.train.engines.build_lock import remove_stale_locks
 from sgg_fast.train.engines.ds_config import GROUP_ELEMENTS
 from sgg_fast.train.optim.ema import WeightAverage
-from sgg_fast.train.optim.groups import build_optimizer
-from sgg_fast.train.stages import Terms
+from sgg_fast.train.optim.groups import build_optimizer, set_lr
+from sgg_fast.train.stages import Stage, Terms
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +41,15 @@ ALONE = ("0", "0", "1", "127.0.0.1", "29500")
 """The same for the only process; nothing listens at that port."""
 
 
-class DeepSpeedEngine(Engine):
+class DeepSpeedEngine:
     """DeepSpeed ZeRO 0 to 3, with fp32 master weights below bf16 or fp16 ones."""
+
+    execution = "eager (DeepSpeed moves weights and runs hooks of its own)"
 
     _wrapper: Any  # DeepSpeed's optimiser around ours; None where it puts none there
 
-    def __init__(self, module: nn.Module, config: Config, ds_config: dict[str, Any], device: torch.device) -> None:
+    def __init__(self, module: Stage, ds_config: dict[str, Any], device: torch.device) -> None:
+        config = module.config
         if device.type == "cpu":
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         deepspeed = _import_deepspeed()
@@ -79,14 +82,27 @@ class DeepSpeedEngine(Engine):
         self.optimizer.state.clear()  # some wrappers have taken a step on zeros, which would count
         if self.stage in (1, 2):
             own.check_grad_overflow = True  # in fp32 too, where DeepSpeed would not look
+        self.average: WeightAverage | None = None
         if config.ema:
             self.average = WeightAverage(self._masters(), config.ema, config.ema_device == "cpu")
 
+    def update(self, ids_KB: np.ndarray, step: int, lr_factor: float = 1.0) -> StepResult:
+        set_lr(self.optimizer, lr_factor)
+        losses, chance = run_micro_batches(ids_KB, step, self.forward, self._backward)
+        applied = self._apply()
+        if applied and self.average:
+            self.average.update()
+        return StepResult(losses, chance, applied)
+
+    def outstanding(self) -> list[tuple[int, float]]:
+        return []
+
     def forward(self, ids: np.ndarray, step: int) -> Terms:
-        """See `Engine`."""
+        """Loss terms of this process's samples [B]."""
         return self.engine(ids, step)
 
     def _backward(self, total: torch.Tensor) -> None:
+        """Add the gradient of a micro-batch's share of the loss."""
         if self._micro:
             self.engine.step()  # ends the micro-batch before; DeepSpeed updates at the last one only
         self._micro += 1
@@ -96,6 +112,7 @@ class DeepSpeedEngine(Engine):
         self.engine.backward(total * poison, scale_wrt_gas=False)
 
     def _apply(self) -> bool:
+        """Clip and step, unless something was not finite on any process; returns whether it was applied."""
         self._micro = 0
         if self.stage == 3 and self._wrapper.dtype != torch.float16:
             self._wrapper.check_overflow()  # its step skips for this flag, but sets it in fp16 only
@@ -135,8 +152,8 @@ class DeepSpeedEngine(Engine):
 
     @contextlib.contextmanager
     def exported(self) -> Iterator[None]:
-        """See `Engine`; the weights are the fp32 masters, not their bf16 roundings."""
-        with super().exported():
+        """As `Engine`; the weights are the fp32 masters, not their bf16 roundings."""
+        with self.average.in_place() if self.average else contextlib.nullcontext():
             whole = {p: value for p, value in self._whole() if env.rank() == 0}
         held = {p: p.data for p in whole}
         try:
@@ -148,12 +165,10 @@ class DeepSpeedEngine(Engine):
                 parameter.data = value
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """See `Engine`."""
         torch.distributed.all_reduce(values)
         return values / env.world_size()
 
     def barrier(self) -> None:
-        """See `Engine`."""
         torch.distributed.barrier()
 
     def save(self, folder: Path) -> None:
@@ -163,7 +178,7 @@ class DeepSpeedEngine(Engine):
             save_file(self.average.state_dict(), folder / f"average-{env.rank()}.safetensors")
 
     def load(self, folder: Path) -> None:
-        """See `Engine`; the caller has checked the manifest."""
+        """Read what `save` wrote; the caller has checked the manifest."""
         with _no_pickles():
             path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed")
         if path is None:

@@ -1,4 +1,4 @@
-"""The engine of one process: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean)."""
+"""The engine that launches kernel by kernel: one process, on any device."""
 
 from __future__ import annotations
 
@@ -7,139 +7,109 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sgg_fast.config import Config
 from sgg_fast.ops import adam as adam_op
-from sgg_fast.train.engines.base import Engine, resolve_precision
-from sgg_fast.train.optim.adam_flat import FlatAdam8bit
-from sgg_fast.train.optim.ema import WeightAverage
-from sgg_fast.train.optim.flat import FlatAdam
-from sgg_fast.train.optim.groups import build_optimizer, has_flat_kernels
-from sgg_fast.train.stages import Terms
+from sgg_fast.train.engines.base import StepResult, run_micro_batches
+from sgg_fast.train.engines.state import TrainState
+from sgg_fast.train.optim.adam_flat import FlatAdam
+from sgg_fast.train.optim.groups import has_flat_kernels, set_lr
+from sgg_fast.train.stages import FinetuneStage, Stage, Terms
 
 
-class LossScale:
-    """fp16's loss scale: halved by a step that overflows, doubled after 2 000 that do not."""
-
-    def __init__(self) -> None:
-        self.value, self.good_steps = 2.0**16, 0
-
-    def update(self, finite: bool) -> None:
-        """Note the outcome of a step."""
-        self.good_steps = self.good_steps + 1 if finite else 0
-        if not finite:
-            self.value = max(self.value / 2, 1.0)
-        elif self.good_steps % 2000 == 0:
-            self.value *= 2
-
-
-class PlainEngine(Engine):
+class EagerEngine:
     """One process, no wrapper around the module."""
 
-    has_flat_optimizer = False
-    """Whether fine-tuning's optimiser is one that a step can be replayed with."""
+    sharded = False
 
-    def __init__(self, module: nn.Module, config: Config, stage: str, device: torch.device) -> None:
-        finetune = stage == "finetune"
-        precision = resolve_precision(config, device) if finetune else "fp32"
-        narrow = finetune and config.bf16_weights
-        self.module = module.to(device)
-        if finetune:
-            module.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if narrow:
-            module.unet.bfloat16()
-        by_kernels = self.has_flat_optimizer or has_flat_kernels(config, device)
-        self.optimizer = build_optimizer(module, config, stage, flat=by_kernels)
+    def __init__(self, module: Stage, device: torch.device, reason: str = "", flat: bool | None = None) -> None:
+        """reason: why steps are not captured. flat: as `TrainState`; by default where our kernels run."""
+        config = module.config
+        self.state = TrainState(module, device, has_flat_kernels(config, device) if flat is None else flat)
+        self.module, self.optimizer = self.state.module, self.state.optimizer
+        self.execution = f"eager ({reason})" if reason else "eager"
         self.max_grad_norm = config.max_grad_norm
-        self.scale = LossScale() if precision == "fp16" else None
-        self._parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
-        cast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if not narrow else None
-        if config.ema:
-            flat = self.optimizer.flat if isinstance(self.optimizer, FlatAdam) else None
-            weights = [flat.buffer] if flat else self._parameters
-            self.average = WeightAverage(weights, config.ema, config.ema_device == "cpu")
-        self._autocast = lambda: torch.autocast(device.type, cast) if cast else contextlib.nullcontext()
-        self._in_backward = finetune and config.optimizer_in_backward
-        self._finite = True
+        self._in_backward = isinstance(module, FinetuneStage) and config.optimizer_in_backward
+        self._finite = torch.ones((), dtype=torch.bool, device=device)
         if self._in_backward:
-            for parameter in self._parameters:
+            for parameter in self.state.parameters:
                 parameter.register_post_accumulate_grad_hook(self._update_one)
 
+    def update(self, ids_KB: np.ndarray, step: int, lr_factor: float = 1.0) -> StepResult:
+        set_lr(self.optimizer, lr_factor)
+        losses, chance = run_micro_batches(ids_KB, step, self.forward, self._backward)
+        applied = self._apply()
+        if applied and self.state.average:
+            self.state.average.update()
+        return StepResult(losses, chance, applied)
+
     def forward(self, ids: np.ndarray, step: int) -> Terms:
-        """See `Engine`."""
-        with self._autocast():
+        """Loss terms of the samples [B]."""
+        with self.state.autocast():
             return self.module(ids, step)
 
     def _backward(self, total: torch.Tensor) -> None:
+        """Add the gradient of a micro-batch's share of the loss."""
         if self._in_backward:
-            self._finite = bool(total.isfinite())
-            if self._finite:
+            if total.isfinite():
                 total.backward()
+            else:
+                self._finite.fill_(False)
             return
         # An infinite loss can have finite gradients: times NaN it has none.
-        total = total * torch.where(total.isfinite(), self.scale.value if self.scale else 1.0, torch.nan)
+        scale = self.state.scale
+        total = total * torch.where(total.isfinite(), scale.value if scale else 1.0, torch.nan)
         total.backward()
 
     def _update_one(self, parameter: nn.Parameter) -> None:
-        """In backward: a weight's own step, left out where its gradient is not finite."""
-        assert parameter.grad is not None
-        if parameter.grad.isfinite().all():
-            self.optimizer.step_one(parameter)  # type: ignore[attr-defined]
-        else:
-            self._finite = False
+        """In backward: a weight's own step. The host does not wait to hear whether its gradient was finite."""
+        self._finite.logical_and_(self.optimizer.step_one(parameter))  # type: ignore[attr-defined]
         parameter.grad = None
 
     def _apply(self) -> bool:
+        """Clip and step, unless something was not finite; returns whether it was applied."""
         if self._in_backward:
-            return self._finite
-        if isinstance(self.optimizer, (FlatAdam, FlatAdam8bit)):  # which clip and skip by themselves
-            if self.scale:
-                self.optimizer.control[adam_op.INVERSE_SCALE] = 1 / self.scale.value
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            applied = bool(self.optimizer.applied)
-            if self.scale:
-                self.scale.update(applied)
+            applied = bool(self._finite)
+            self._finite.fill_(True)
             return applied
-        grads = [p.grad for p in self._parameters if p.grad is not None]
-        scale = self.scale.value if self.scale else 1.0
+        scale, optimizer = self.state.scale, self.optimizer
+        if isinstance(optimizer, FlatAdam):  # which clips and skips by itself
+            if scale:
+                optimizer.control[adam_op.INVERSE_SCALE] = 1 / scale.value
+            optimizer.step()
+            applied = bool(optimizer.applied)
+        else:
+            applied = self._clip_and_step(scale.value if scale else 1.0)
+        if scale:
+            scale.update(applied)
+        optimizer.zero_grad(set_to_none=True)
+        return applied
+
+    def _clip_and_step(self, scale: float) -> bool:
+        grads = [p.grad for p in self.state.parameters if p.grad is not None]
         norm = nn.utils.get_total_norm(grads) / scale
         finite = bool(norm.isfinite())
         if finite:
-            if self.max_grad_norm or self.scale:
+            if self.max_grad_norm or scale != 1:
                 clip = (self.max_grad_norm / (norm + 1e-6)).clamp(max=1.0) if self.max_grad_norm else 1.0
                 torch._foreach_mul_(grads, clip / scale)
             self.optimizer.step()
-        if self.scale:
-            self.scale.update(finite)
-        self.optimizer.zero_grad(set_to_none=True)
         return finite
 
+    def outstanding(self) -> list[tuple[int, float]]:
+        return []
+
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """See `Engine`."""
         return values
 
     def barrier(self) -> None:
-        """See `Engine`."""
+        pass
 
     def save(self, folder: Path) -> None:
-        """Weights as safetensors; the optimiser as a torch file that loads with weights_only."""
-        save_file({k: v.contiguous() for k, v in self.module.state_dict().items()}, folder / "weights.safetensors")
-        state = self.optimizer.state_dict()
-        if self.scale:
-            state["loss_scale"] = vars(self.scale)
-        torch.save(state, folder / "optimizer.pt")
-        if self.average:
-            save_file(self.average.state_dict(), folder / "average.safetensors")
+        self.state.save(folder)
 
     def load(self, folder: Path) -> None:
-        """See `Engine`."""
-        self.module.load_state_dict(load_file(folder / "weights.safetensors"))
-        state = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
-        if self.scale:
-            vars(self.scale).update(state.pop("loss_scale"))
-        self.optimizer.load_state_dict(state)
-        if self.average:
-            self.average.load_state_dict(load_file(folder / "average.safetensors"))
+        self.state.load(folder)
+
+    def exported(self) -> contextlib.AbstractContextManager[None]:
+        return self.state.exported()

@@ -1,4 +1,4 @@
-"""Models and data by their sizes alone: what planning (`plan.py`) traces and what benchmarks fill with random weights.
+"""Models and data by their sizes alone: what `planner.py` traces and what benchmarks fill with random weights.
 
 Nothing is downloaded but configuration files, and no weight is read. Under a `FakeTensorMode` nothing is allocated.
 """
@@ -15,8 +15,9 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
-from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.train.assemble import conditioner_of
 
 SD_UNET: dict[str, Any] = {
     "sample_size": 64,
@@ -125,21 +126,10 @@ def blank_cache(config: Config, foundation: Foundation, num_images: int) -> Trai
     )
 
 
-def blank_conditioner(config: Config, foundation: Foundation) -> SceneGraphConditioner:
-    """A graph encoder of the models' widths with random weights."""
+def blank_conditioner(config: Config, foundation: Foundation) -> Conditioner:
+    """The conditioner of the models' widths with random weights."""
     clip = foundation.clip.config.projection_dim
-    return SceneGraphConditioner(
-        name_dim=clip,
-        image_dim=clip,
-        context_dim=foundation.unet.config.cross_attention_dim,
-        width=config.width,
-        num_layers=config.num_layers,
-        encoder=config.encoder,
-        triple=config.triple,
-        context=config.context,
-        token_init=config.token_init,
-        instance_codes=config.instance_codes,
-    )
+    return conditioner_of(config, clip, clip, foundation.unet.config.cross_attention_dim)
 
 
 def latent_factor(foundation: Foundation) -> int:

@@ -1,7 +1,7 @@
 """The arithmetic of memory: what an engine keeps and what its update takes meanwhile, from the sizes of its groups.
 
 Letters: N trained weights, W processes. Sources: bitsandbytes' states (a byte an element and a float every 256, twice),
-`plain.py`, `adam8bit.py`, and DeepSpeed 0.19's `stage_1_and_2.py` and `stage3.py`.
+`adam_flat.py`, `adam_bnb.py`, and DeepSpeed 0.19's `stage_1_and_2.py` and `stage3.py`.
 """
 
 from __future__ import annotations
@@ -137,7 +137,9 @@ def update_bytes_per_element(layout: Layout, group: Group) -> int:
         return 4 if layout.device == "cuda" else 8
     inner = CPU_UPDATE[group.bits] if layout.device == "cpu" else 0
     if layout.ds is None and group.dtype != torch.float32:  # an fp32 stand-in of weight and gradient
-        return 8 + max(inner, STOCHASTIC_ROUNDING)
+        inner = 8 + max(inner, STOCHASTIC_ROUNDING)
+    if config.optimizer_in_backward:  # the weight once more, for a gradient that is not finite
+        inner += group.dtype.itemsize
     return inner
 
 

@@ -1,28 +1,25 @@
 """The memory planner: what a fine-tuning run will take, part by part, before anything is allocated.
 
-The stage itself runs forward and backward on fake tensors (`meter.py` counts them); what the engine keeps is
-arithmetic (`plan_parts.py`). Not counted: the CUDA context, cuDNN's workspaces and the allocator's gaps, for which
-`OUTSIDE` stands.
+The stage itself, set up as the run sets it up, goes forward and backward on fake tensors (`meter.py` counts them); what
+the engine keeps is arithmetic (`parts.py`). Attention is planned as SDPA, which takes what xformers takes. Not counted:
+the CUDA context, cuDNN's workspaces and the allocator's gaps, for which `OUTSIDE` stands.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.attention_processor import AttnProcessor2_0
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sgg_fast import ops
 from sgg_fast.config import TOY_DATA, Config
 from sgg_fast.data.cache import RESIDENT_SHARE
-from sgg_fast.nn.attention import checkpoint_activations
+from sgg_fast.train.assemble import assemble
 from sgg_fast.train.memory.blank import (
     NUM_IMAGES,
     blank_cache,
@@ -42,7 +39,6 @@ from sgg_fast.train.memory.parts import (
     update_bytes_per_element,
 )
 from sgg_fast.train.optim.groups import parameter_groups
-from sgg_fast.train.stages import FinetuneStage
 
 GIB = 2**30
 
@@ -50,7 +46,7 @@ OUTSIDE = GIB
 """Bytes of the budget that are left to what the plan does not count."""
 
 LARGEST_BATCH = 4096
-"""Beyond it nobody searches."""
+"""Upper bound of the batch search."""
 
 GRAPH_BYTES = 4096
 """A packed graph, generously: ids, pointers and message slots of 31 objects and 60 relations."""
@@ -125,15 +121,21 @@ class Planner:
         self._traces: dict[int, dict[str, dict[str, int]]] = {}
         with torch.random.fork_rng(devices=[]), self._mode:
             self.foundation = blank_foundation(config)
-            cache = blank_cache(config, self.foundation, 1)
-            whole = dataclasses.replace(config, relation_dropout=0.0)  # graphs with their relations take the most
-            self._stage = FinetuneStage(whole, blank_conditioner(config, self.foundation), self.foundation, cache)
-            self.foundation.unet.set_attn_processor(AttnProcessor2_0())
-            if config.gradient_checkpointing:
-                checkpoint_activations(self.foundation.unet, context_fn=self._recomputing)
             of_unet, of_graph = self.layout.dtypes()
+            _recast(self.foundation.unet, of_unet)
+            self._stage = assemble(
+                self._as_traced(),
+                "finetune",
+                self.foundation,
+                blank_conditioner(config, self.foundation),
+                blank_cache(config, self.foundation, 1),
+                torch.device("cpu"),
+                ds,
+                context_fn=self._recomputing,
+            )
             for name, module in self._stage.named_children():
-                _recast(module, of_unet if name == "unet" else of_graph)
+                if name != "unet":
+                    _recast(module, of_graph)
             self._groups = [
                 Group(tuple(p.numel() for p in group["params"]), group["optim_bits"], group["params"][0].dtype)
                 for group in parameter_groups(self._stage, config, self.layout.largest_group)
@@ -206,7 +208,7 @@ class Planner:
         if batch not in self._traces:
             stage, parameters = self._stage, parameters_of(self._stage)
             bits = {id(p): g["optim_bits"] for g in parameter_groups(stage, self.config) for p in g["params"]}
-            with self._reference_kernels(), self._mode, Meter() as meter:
+            with ops.assumed(self._backend), self._mode, Meter() as meter:
                 if self.config.optimizer_in_backward:
                     meter.use_gradients(parameters, lambda p: self._in_backward_bytes(p, bits[id(p)]))
                 elif self.layout.stage in (1, 2, 3):
@@ -229,18 +231,18 @@ class Planner:
         """Around a block's forward and its recomputation: backward is outside of `_trace`'s autocast."""
         return contextlib.nullcontext(), autocast_like_cuda(self.layout.autocast())
 
-    @contextlib.contextmanager
-    def _reference_kernels(self) -> Iterator[None]:
-        """Fake tensors are on the CPU, where --kernels triton would be refused."""
-        announcing = logging.getLogger(ops.dispatch.__name__)
-        level = announcing.level
-        announcing.setLevel(logging.WARNING)
-        ops.use_kernels("reference")
-        try:
-            yield
-        finally:
-            ops.use_kernels(self.config.kernels)
-            announcing.setLevel(level)
+    def _as_traced(self) -> Config:
+        """The settings, "auto" as the run's device resolves it, which is not where fake tensors are."""
+        config, on_gpu = self.config, self.layout.device == "cuda"
+        fuse = ("on" if on_gpu else "off") if config.fuse_unet == "auto" else config.fuse_unet
+        # Graphs with their relations take the most.
+        return dataclasses.replace(config, relation_dropout=0.0, attention="sdpa", fuse_unet=fuse)
+
+    @property
+    def _backend(self) -> str:
+        """Form of the kernels that the run has."""
+        auto = "triton" if self.layout.device == "cuda" else "reference"
+        return auto if self.config.kernels == "auto" else self.config.kernels
 
     def _in_backward_bytes(self, parameter: torch.Tensor, bits: int) -> int:
         group = Group((parameter.numel(),), bits, parameter.dtype)

@@ -45,13 +45,22 @@ class GroupedAdam8bit(bitsandbytes.optim.Adam8bit):
         """Zeros for a parameter's state, flat."""
         return super().get_state_buffer(in_memory_order(p.data), dtype)
 
-    def step_one(self, parameter: torch.nn.Parameter) -> None:
-        """The step of one parameter, for hooks in backward."""
+    @torch.no_grad()
+    def step_one(self, parameter: torch.nn.Parameter) -> torch.Tensor:
+        """The step of one parameter, for hooks in backward; returns whether its gradient was finite, on the device.
+
+        Where it was not, the weight stays as it is, and its moments take a gradient of 0.
+        """
         gindex, pindex = self._places[parameter]
-        group = self.param_groups[gindex]
+        group, weight = self.param_groups[gindex], parameter.data
+        assert parameter.grad is not None
+        finite, before = parameter.grad.isfinite().all(), weight.clone()
+        parameter.grad.masked_fill_(finite.logical_not(), 0)
         if not self.state[parameter]:
             self.init_state(group, parameter, gindex, pindex)
         self.update_step(group, parameter, gindex, pindex)
+        torch.where(finite, weight, before, out=weight)
+        return finite
 
     @torch.no_grad()
     def update_step(self, group: dict[str, Any], p: torch.Tensor, gindex: int, pindex: int) -> None:

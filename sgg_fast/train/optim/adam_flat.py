@@ -1,6 +1,6 @@
-"""Fine-tuning's Adam on flat buffers: 8-bit or 32-bit state by parameter group, a few launches a step.
+"""Adam on flat buffers: 8-bit or 32-bit state by parameter group, a few launches a step, for both stages.
 
-Does what `adam8bit.GroupedAdam8bit` does through bitsandbytes, on our kernels: weights in fp32 or in bf16 (rounded
+Does what `adam_bnb.GroupedAdam8bit` does through bitsandbytes, on our kernels: weights in fp32 or in bf16 (rounded
 stochastically, or with their low halves kept), gradients read where backward left them, nothing read back, so that the
 step can be captured. Its checkpoints are bitsandbytes', and either loads the other's. Letters: G groups, K chunks.
 """
@@ -15,8 +15,7 @@ import torch
 from torch import nn
 
 from sgg_fast import ops
-from sgg_fast.ops import adam as adam_op
-from sgg_fast.ops import adam8bit as op
+from sgg_fast.ops import adam as op
 from sgg_fast.train.optim.flat import FlatParameters, in_memory_order
 
 QUANT_STATE = "__bnb_optimizer_quant_state__"
@@ -144,10 +143,10 @@ class FlatGroups:
         return parts
 
 
-class FlatAdam8bit(torch.optim.Optimizer):
+class FlatAdam(torch.optim.Optimizer):
     """Adam over the groups of `optim.parameter_groups`, with clipping by the norm of all gradients and a skip flag.
 
-    What a captured step needs, as `flat.FlatAdam` has it:
+    What a captured step needs:
 
     * `grads, offsets = flat.gradients()` after backward; `table(grads, offsets)` gives the host's table [K, 3];
       `launch(grads, offsets, table)`, with the table on the device, is the step itself and may be captured with a
@@ -155,7 +154,7 @@ class FlatAdam8bit(torch.optim.Optimizer):
     * `rates`: fp32 [G] on the device, a learning rate for each of `param_groups`. `step()` fills it from there; who
       calls `launch` fills it himself (`rates.copy_(..)`).
     * `control`: fp32 [8] on the device by the places of `ops.adam` (INVERSE_SCALE: NaN makes a step that changes
-      nothing; LR is not read), `applied` and `num_steps` as there.
+      nothing); `num_steps`: int32 [1], steps that were applied.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], seed: int, max_norm: float = 0.0, split: bool = False) -> None:
@@ -164,7 +163,7 @@ class FlatAdam8bit(torch.optim.Optimizer):
         max_norm: the norm of all gradients is clipped to this; 0 leaves it alone. split: keep the low halves of bf16
         weights, which then are fp32 master weights in two parts. Raises ValueError as `FlatParameters`.
         """
-        self.hyper = adam_op.Hyper(max_norm=max_norm)
+        self.hyper = op.Hyper(max_norm=max_norm)
         betas = (self.hyper.beta_1, self.hyper.beta_2)
         super().__init__(groups, {"betas": betas, "eps": self.hyper.eps, "weight_decay": 0.0})
         # Each group rounds by draws of its own.
@@ -172,8 +171,8 @@ class FlatAdam8bit(torch.optim.Optimizer):
         self.flat = FlatGroups([group.flat for group in self._groups])
         device = self._groups[0].flat.buffer.device
         self.num_steps = torch.zeros(1, dtype=torch.int32, device=device)
-        self.control = torch.zeros(adam_op.CONTROL_SIZE, device=device)
-        self.control[adam_op.INVERSE_SCALE] = 1
+        self.control = torch.zeros(op.CONTROL_SIZE, device=device)
+        self.control[op.INVERSE_SCALE] = 1
         self._rates_G4 = torch.zeros(len(self._groups), 4, device=device)  # 16 bytes each, as the kernels want them
         self._known_rates: list[float] = []
 
@@ -185,7 +184,7 @@ class FlatAdam8bit(torch.optim.Optimizer):
     @property
     def applied(self) -> torch.Tensor:
         """fp32 scalar on the device, 1 where the last step was applied, 0 where a gradient was not finite."""
-        return self.control[adam_op.APPLIED]
+        return self.control[op.APPLIED]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -251,7 +250,7 @@ class FlatAdam8bit(torch.optim.Optimizer):
         for own, saved_group in zip(self.param_groups, saved_groups, strict=True):
             own.update({name: saved_group[name] for name in ("lr", "base_lr") if name in saved_group})
         self.num_steps.fill_(max(steps))
-        betas = (adam_op.CORRECTION_1, self.hyper.beta_1), (adam_op.CORRECTION_2, self.hyper.beta_2)
+        betas = (op.CORRECTION_1, self.hyper.beta_1), (op.CORRECTION_2, self.hyper.beta_2)
         for place, beta in betas:
             self.control[place] = 1 - beta ** max(steps)
         if "control" in state_dict:

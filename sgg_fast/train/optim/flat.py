@@ -1,19 +1,14 @@
-"""Adam whose parameters, and both moments, are flat buffers: a few launches a step however many parameters there are.
+"""Parameters that share one flat buffer, so that an optimiser's step is a few launches however many there are.
 
 Gradients are not flat: backward leaves each where it likes, and the step finds them through a table of addresses.
-Fine-tuning's, with parameter groups and 8-bit state, is in `flat8bit.py`. Letters: P elements of the flat buffers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import nn
-
-from sgg_fast import ops
-from sgg_fast.ops import adam as adam_op
 
 PAD = 256
 """Elements that each parameter's place is a multiple of: 1 KiB, and a block of 8-bit state."""
@@ -85,63 +80,3 @@ def _same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether elements lie in one order; the stride of a dimension of size 1 (1 x 1 convolutions) says nothing."""
     strides = zip(a.shape, a.stride(), b.stride(), strict=True)
     return all(of_a == of_b for size, of_a, of_b in strides if size > 1)
-
-
-class FlatAdam(torch.optim.Optimizer):
-    """torch's Adam (no weight decay) with gradient clipping and a skip flag inside, on `FlatParameters`."""
-
-    def __init__(self, parameters: Iterable[nn.Parameter], lr: float, max_norm: float = 0.0) -> None:
-        """max_norm: the gradient norm is clipped to this; 0 leaves it alone."""
-        parameters = list(parameters)
-        self.flat = FlatParameters(parameters)
-        if self.flat.buffer.dtype != torch.float32:
-            raise ValueError("FlatAdam: its parameters must be in fp32")
-        super().__init__(parameters, {"lr": lr})
-        self.hyper = adam_op.Hyper(max_norm=max_norm)
-        buffer = self.flat.buffer
-        self.moments = torch.zeros_like(buffer), torch.zeros_like(buffer)
-        self.num_steps = torch.zeros(1, dtype=torch.int32, device=buffer.device)
-        self.control = torch.zeros(adam_op.CONTROL_SIZE, device=buffer.device)
-        self.control[adam_op.INVERSE_SCALE] = 1
-        self._lr: float | None = None
-
-    @property
-    def applied(self) -> torch.Tensor:
-        """fp32 scalar on the device, 1 where the last step was applied, 0 where a gradient was not finite."""
-        return self.control[adam_op.APPLIED]
-
-    @property
-    def rates(self) -> torch.Tensor:
-        """fp32 [1] on the device: the learning rate that the next launch takes."""
-        return self.control[adam_op.LR : adam_op.LR + 1]
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Clip and step, unless a gradient is not finite: see `applied`. Copies a table to the device."""
-        assert closure is None
-        lr = self.param_groups[0]["lr"]
-        if lr != self._lr:
-            self.control[adam_op.LR], self._lr = lr, lr
-        grads, offsets = self.flat.gradients()
-        self.launch(grads, offsets, self.table(grads, offsets).to(self.flat.buffer.device, non_blocking=True))
-
-    def table(self, grads: list[torch.Tensor], offsets: list[int]) -> torch.Tensor:
-        """On the host: where the kernel finds `grads`."""
-        return adam_op.adam_table(grads, offsets, ops.backend_for(self.flat.buffer.device, torch.float32))
-
-    def launch(self, grads: list[torch.Tensor], offsets: list[int], table: torch.Tensor) -> None:
-        """The step itself, from what lies on the device: may be captured, with a table that is filled later."""
-        buffers = self.flat.buffer, *self.moments
-        adam_op.adam_(*buffers, grads, offsets, table, self.control, self.num_steps, self.hyper)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Moments, corrections and number of steps."""
-        state = {"moment_1": self.moments[0], "moment_2": self.moments[1], "num_steps": self.num_steps}
-        return {**state, "control": self.control}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What `state_dict` gave, of parameters of the same sizes in the same order."""
-        own = self.state_dict()
-        for name, tensor in own.items():
-            tensor.copy_(state_dict[name])
-        self._lr = None

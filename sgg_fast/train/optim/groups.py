@@ -10,8 +10,7 @@ from torch import nn
 
 from sgg_fast import ops
 from sgg_fast.config import Config, ConfigError
-from sgg_fast.train.optim.adam_flat import FlatAdam8bit
-from sgg_fast.train.optim.flat import FlatAdam
+from sgg_fast.train.optim.adam_flat import FlatAdam
 
 MIN_8BIT_ELEMENTS = 4096
 """Tensors below this keep 32-bit state, as bitsandbytes advises."""
@@ -69,17 +68,18 @@ def has_flat_kernels(config: Config, device: torch.device) -> bool:
 def build_optimizer(
     module: nn.Module, config: Config, stage: str, most: float = math.inf, flat: bool = False
 ) -> torch.optim.Optimizer:
-    """Pre-training: Adam in fp32 on flat buffers. Fine-tuning: `--optimizer`, on `parameter_groups` of `most`.
+    """Pre-training: Adam with 32-bit state on flat buffers. Fine-tuning: `--optimizer` on `parameter_groups`.
 
-    flat: on flat buffers by our kernels, the optimiser of a replayed step too; else torch's, or bitsandbytes'.
+    flat: on flat buffers by our kernels, which a captured step needs; else torch's, or bitsandbytes'.
     """
     if stage == "pretrain":
-        return FlatAdam(module.parameters(), config.pretrain_lr, config.max_grad_norm)
+        group = {"params": list(module.parameters()), "lr": config.pretrain_lr, "optim_bits": 32, "name": "graph/32"}
+        return FlatAdam([group], config.seed, config.max_grad_norm)
     groups = parameter_groups(module, config, most)
     if flat:
         if config.optimizer == "adam":
             groups = [{**group, "optim_bits": 32} for group in groups]
-        return FlatAdam8bit(groups, config.seed, config.max_grad_norm, split=config.weights == "split")
+        return FlatAdam(groups, config.seed, config.max_grad_norm, split=config.weights == "split")
     if config.optimizer == "adam":
         return torch.optim.Adam(groups)
     try:

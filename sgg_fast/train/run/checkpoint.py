@@ -1,7 +1,7 @@
 """Checkpoints on disk: written aside, synced, renamed; each with a manifest of its files' SHA-256.
 
 A checkpoint holds weights, optimiser and position. Randomness is a hash of (seed, step, sample), so there is no
-generator state. What is in the files is the engine's business (`engine.py`).
+generator state. What is in the files is the engine's business (`engines/state.py`).
 """
 
 from __future__ import annotations

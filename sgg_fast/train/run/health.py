@@ -19,7 +19,7 @@ SPIKE = 8.0
 
 
 class Health:
-    """Every process has one and sees the same skips (`Update.applied`), so all stop at the same step."""
+    """Every process has one and sees the same skips (`StepResult.applied`), so all stop at the same step."""
 
     def __init__(self, log: RunLog, max_skipped: int) -> None:
         self.log, self.max_skipped = log, max_skipped

@@ -1,11 +1,23 @@
-"""Why a run ends before its last step. `train.py` prints the message, one line, and exits with the code.
+"""How a run ends before its last step: a signal, numbers that are not finite, or another process that is lost.
 
-Wrong settings and input are not among them: those are `ConfigError`.
+`train.py` prints the message of a `Stop`, one line, and exits with its code. Wrong settings and input are no `Stop`:
+those are `ConfigError`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType, TracebackType
+from typing import Any
+
+from sgg_fast import env
+
+CAUGHT = (signal.SIGTERM, signal.SIGINT)
+"""The first of them ends the step and saves, the second ends the process."""
 
 
 class Stop(Exception):  # noqa: N818 - not all of them are errors
@@ -32,3 +44,55 @@ class LostProcess(Stop):
     """Another process of the run died or did not answer in time."""
 
     exit_code = 4
+
+
+@contextlib.contextmanager
+def lost_process(timeout: float) -> Iterator[None]:
+    """Raises `LostProcess` where a collective inside failed: a peer died, or did not come within `timeout` seconds.
+
+    gloo raises a bare RuntimeError for both, known by its text only.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        import torch  # late: train.py knows of a `Stop` before it loads torch
+
+        text = str(error)
+        if env.world_size() == 1 or (not isinstance(error, torch.distributed.DistError) and "gloo" not in text):
+            raise
+        late = "imed out" in text or "imeout" in text
+        what = f"did not answer for {timeout:g} s (--rank-timeout)" if late else "died"
+        raise LostProcess(
+            f"another process of this run {what}; this one stops. Its own message says why; the same command "
+            "continues from the last checkpoint"
+        ) from error
+
+
+class StopSignals:
+    """While entered, the first of `CAUGHT` only sets `number`; from then on they do what the system's default is.
+
+    Outside the main thread, where Python allows no handlers, it catches nothing.
+    """
+
+    def __init__(self) -> None:
+        self.number: int | None = None
+        """The signal that came, None while none has."""
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in CAUGHT}
+        return self
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.number = number
+        for each in CAUGHT:
+            signal.signal(each, signal.SIG_DFL)
+        line = f"\n{signal.Signals(number).name}: ending this step, then saving; a second signal stops at once\n"
+        os.write(2, line.encode())  # the progress bar may be in the middle of a print, which must not be entered twice
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)

@@ -43,7 +43,7 @@ def built(stage, tmp_path):
         if config.gradient_checkpointing:
             checkpoint_activations(module.unet)
         ds = plan_engine(config, "finetune", CPU, name and str(write_ds(tmp_path, name)))
-        return build_engine(module, config, "finetune", CPU, ds)
+        return build_engine(module, CPU, ds)
 
     return build
 
@@ -83,12 +83,12 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_is_as_ever(b
     assert len(state) > 4
 
     bad = engine.update(POISONED.reshape(shape), 1)
-    assert not bad.applied and bad.values["loss"].isnan()
+    assert not bad.applied and bad.losses["loss"].isnan()
     watched = engine.module.unet.conv_in.weight
     hook = watched.register_hook(lambda gradient: gradient * torch.inf)
     overflow = engine.update(IDS.reshape(shape), 1)
     hook.remove()
-    assert not overflow.applied and overflow.values["loss"].isfinite()
+    assert not overflow.applied and overflow.losses["loss"].isfinite()
     assert same(weights_of(engine), before)
     assert all(a.equal(b) for a, b in zip(state_of(engine), state, strict=True))
 
@@ -99,7 +99,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_is_as_ever(b
 
 def test_fp16_lowers_its_scale_by_a_bad_step_and_raises_it_by_many_good_ones(built, tmp_path):
     engine = built(precision="fp16")
-    scale = engine.scale
+    scale = engine.state.scale
     first = scale.value
     engine.update(POISONED, 0)
     assert (scale.value, scale.good_steps) == (first / 2, 0)
@@ -115,7 +115,7 @@ def test_fp16_lowers_its_scale_by_a_bad_step_and_raises_it_by_many_good_ones(bui
 def test_fp16_computes_the_same_loss_and_weights_stay_fp32(built):
     """Within 2e-3 at the first step; fp16 has three more digits than bf16."""
     exact, half = built(precision="fp32"), built(precision="fp16")
-    loss, rounded = (engine.update(IDS, 0).values["loss"] for engine in (exact, half))
+    loss, rounded = (engine.update(IDS, 0).losses["loss"] for engine in (exact, half))
     assert 0 < (rounded - loss).abs() < 2e-3
     assert {p.dtype for p in half.module.parameters()} == {torch.float32}
 
@@ -136,7 +136,7 @@ def test_in_backward_skips_a_bad_loss_before_it_touches_anything(built):
 def test_in_backward_is_the_ordinary_step_though_its_weights_are_rounded_by_chance(built):
     ordinary, hooked = (built(weights="lean", max_grad_norm=0.0, optimizer_in_backward=on) for on in (False, True))
     for step in range(2):
-        a, b = (engine.update(IDS, step).values["loss"] for engine in (ordinary, hooked))
+        a, b = (engine.update(IDS, step).losses["loss"] for engine in (ordinary, hooked))
         assert a.equal(b)
     assert same(weights_of(ordinary), weights_of(hooked))
     assert all(p.grad is None for p in hooked.module.parameters())
@@ -205,7 +205,7 @@ def test_checkpointing_recomputes_the_blocks_and_changes_no_number(built):
         engine, calls = built(gradient_checkpointing=on), []
         for block in (m for m in engine.module.unet.modules() if isinstance(m, ResnetBlock2D)):
             block.register_forward_pre_hook(lambda *_, c=calls: c.append(1))
-        loss = engine.update(IDS, 0).values["loss"]
+        loss = engine.update(IDS, 0).losses["loss"]
         results[on] = loss, weights_of(engine), len(calls)
     assert results[True][0].equal(results[False][0]) and same(results[True][1], results[False][1])
     assert results[True][2] >= 1.8 * results[False][2], "resnet blocks ran again in backward"

@@ -63,7 +63,7 @@ def unet_groups(sd, dtype, most=math.inf):
 
 def test_our_kernels_update_in_place_and_bitsandbytes_needs_stand_ins():
     group = Group((1000, 10), 8, torch.bfloat16)
-    for changes, each in (({}, 0), ({"kernels": "reference"}, 23), ({"optimizer_in_backward": True}, 23)):
+    for changes, each in (({}, 0), ({"kernels": "reference"}, 23), ({"optimizer_in_backward": True}, 25)):
         config = recipe("vg256", weights="lean", max_grad_norm=0.0, **changes)
         assert update_bytes(Layout(config, "cuda", None), [group]) == each * 1000
 

@@ -1,4 +1,4 @@
-"""Fine-tuning's flat Adam: its checkpoints are bitsandbytes', its weights keep their layout, engines choose it."""
+"""The flat Adam is torch's with 32-bit state, its checkpoints are bitsandbytes', and engines choose it."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from sgg_fast import ops
 from sgg_fast.config import Config
 from sgg_fast.nn.merge import adjacent, adjoin
 from sgg_fast.recipes import recipe
-from sgg_fast.train.engines.eager import LossScale, PlainEngine
-from sgg_fast.train.optim.adam_flat import FlatAdam8bit
+from sgg_fast.train.engines.eager import EagerEngine
+from sgg_fast.train.engines.state import LossScale
+from sgg_fast.train.optim.adam_flat import FlatAdam
 from sgg_fast.train.optim.groups import build_optimizer, has_flat_kernels
 from sgg_fast.train.stages import FinetuneStage
 
@@ -67,11 +68,60 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return all(p.equal(q) for p, q in zip(a.parameters(), b.parameters(), strict=True))
 
 
+def whole(net: nn.Module, max_norm: float = 0.0) -> FlatAdam:
+    """One group with 32-bit state, which is pre-training's."""
+    return FlatAdam([{"params": list(net.parameters()), "lr": 1e-2, "optim_bits": 32}], 0, max_norm)
+
+
+@pytest.mark.parametrize("max_norm", [0.0, 0.05])
+def test_with_32_bits_is_torchs_adam_over_many_steps(max_norm):
+    """200 steps, the rate changing; the difference stays at rounding (torch's own foreach form differs as much)."""
+    net, other = network(), network()
+    ours, theirs = whole(net, max_norm), torch.optim.Adam(other.parameters(), 1e-2)
+    clipped = 0
+    for step in range(200):
+        for group in (*ours.param_groups, *theirs.param_groups):
+            group["lr"] = 1e-2 / (1 + step % 4)
+        for one, optimizer in ((net, ours), (other, theirs)):
+            loss(one, step).backward()
+            if optimizer is theirs and max_norm:
+                clipped += bool(nn.utils.clip_grad_norm_(other.parameters(), max_norm) > max_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert ours.num_steps.item() == 200 and ours.applied == 1
+    assert clipped > 50 or not max_norm
+    for (name, a), b in zip(net.named_parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+    start = dict(network().named_parameters())
+    moved = {name for name, p in net.named_parameters() if not torch.equal(p, start[name])}
+    assert moved == set(start) - {"idle.weight", "idle.bias"}, "without a gradient nothing moves, the rest does"
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_changes_nothing(bad):
+    net = network()
+    optimizer = whole(net, 1.0)
+    loss(net, 0).backward()
+    optimizer.step()
+    before = copy.deepcopy((net.state_dict(), optimizer._groups[0].moments, optimizer.num_steps))
+    corrections = optimizer.control[2:4].clone()
+    net.zero_grad()
+    loss(net, 1).backward()
+    net["norm"].bias.grad[3] = bad
+    optimizer.step()
+    assert optimizer.applied == 0
+    assert all(torch.equal(v, before[0][k]) for k, v in net.state_dict().items())
+    assert all(map(torch.equal, optimizer._groups[0].moments, before[1])) and torch.equal(
+        optimizer.num_steps, before[2]
+    )
+    assert torch.equal(optimizer.control[2:4], corrections)
+
+
 def test_stays_as_near_to_adam_as_bitsandbytes_does():
     """60 steps. Its quantiser on CPUs is coarser than ours, so ours may be nearer, not twice as far."""
     exact, ours, theirs = network(), network(), network()
     steps(exact, torch.optim.Adam(groups(exact)), range(60))
-    steps(ours, FlatAdam8bit(groups(ours), seed=0), range(60))
+    steps(ours, FlatAdam(groups(ours), seed=0), range(60))
     steps(theirs, GroupedAdam8bit(groups(theirs), seed=0), range(60))
     assert 0 < distance(ours, exact) < 4 * distance(theirs, exact) < 0.05 * distance(ours, network()), "squares"
 
@@ -79,7 +129,7 @@ def test_stays_as_near_to_adam_as_bitsandbytes_does():
 def test_a_gradient_of_zero_after_a_small_one_moves_nothing_far():
     """Its second moment is below the map's least value, its first far above: at most a step, not m / eps."""
     weight = nn.Parameter(torch.zeros(20, 256))
-    optimizer = FlatAdam8bit([{"params": [weight], "lr": 1e-3, "optim_bits": 8}], seed=0)
+    optimizer = FlatAdam([{"params": [weight], "lr": 1e-3, "optim_bits": 8}], seed=0)
     for step in range(4):
         weight.grad = torch.zeros(20, 256)
         weight.grad[:, 0] = 1.0
@@ -97,7 +147,7 @@ def test_takes_over_from_bitsandbytes(dtype, tmp_path):
     steps(theirs, optimizer, range(3))
     ours = copy.deepcopy(theirs)
     ours.zero_grad()
-    flat = FlatAdam8bit(groups(ours), seed=0)
+    flat = FlatAdam(groups(ours), seed=0)
     flat.load_state_dict(saved(optimizer.state_dict(), tmp_path / "state.pt"))
     assert flat.num_steps == 3
     steps(theirs, optimizer, range(3, 4))
@@ -108,7 +158,7 @@ def test_takes_over_from_bitsandbytes(dtype, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_bitsandbytes_takes_over(dtype, tmp_path):
     ours = network(dtype)
-    flat = FlatAdam8bit(groups(ours), seed=0)
+    flat = FlatAdam(groups(ours), seed=0)
     steps(ours, flat, range(3))
     theirs = network(dtype)
     theirs.load_state_dict(ours.state_dict())
@@ -134,7 +184,7 @@ def _assert_same_step(a: nn.Module, b: nn.Module, dtype: torch.dtype) -> None:
 def test_torchs_adam_takes_over_and_gives_back(tmp_path):
     """With 32-bit state in every group, which `--optimizer adam` has."""
     ours, theirs = network(), network()
-    flat = FlatAdam8bit([{**g, "optim_bits": 32} for g in groups(ours)], seed=0)
+    flat = FlatAdam([{**g, "optim_bits": 32} for g in groups(ours)], seed=0)
     steps(ours, flat, range(3))
     theirs.load_state_dict(ours.state_dict())
     adam = torch.optim.Adam(groups(theirs))
@@ -142,7 +192,7 @@ def test_torchs_adam_takes_over_and_gives_back(tmp_path):
     again = network()
     steps(theirs, adam, range(3, 6))
     again.load_state_dict(theirs.state_dict())
-    back = FlatAdam8bit([{**g, "optim_bits": 32} for g in groups(again)], seed=0)
+    back = FlatAdam([{**g, "optim_bits": 32} for g in groups(again)], seed=0)
     back.load_state_dict(saved(adam.state_dict(), tmp_path / "state.pt"))
     steps(again, back, range(6, 8))
     steps(ours, flat, range(3, 8))
@@ -155,7 +205,7 @@ def test_resumes_bit_for_bit(form, tmp_path):
     """Corrections and draws included, over a skipped step."""
     dtype = torch.float32 if form == "fp32" else torch.bfloat16
     net, other = network(dtype), network(dtype, seed=1)
-    first, second = (FlatAdam8bit(groups(n), 7, 1.0, split=form == "split") for n in (net, other))
+    first, second = (FlatAdam(groups(n), 7, 1.0, split=form == "split") for n in (net, other))
     steps(net, first, range(4))
     loss(net, 4).backward()
     net["small"].bias.grad.fill_(torch.nan)
@@ -173,8 +223,8 @@ def test_split_weights_are_fp32_weights():
     """bf16 weights with their low halves follow fp32 weights that get the same gradients, bit for bit."""
     start = torch.randn(3, 700).bfloat16()
     whole, split = nn.Parameter(start.float()), nn.Parameter(start.clone())
-    one = FlatAdam8bit([{"params": [whole], "lr": 1e-5, "optim_bits": 8}], seed=0)
-    other = FlatAdam8bit([{"params": [split], "lr": 1e-5, "optim_bits": 8}], seed=0, split=True)
+    one = FlatAdam([{"params": [whole], "lr": 1e-5, "optim_bits": 8}], seed=0)
+    other = FlatAdam([{"params": [split], "lr": 1e-5, "optim_bits": 8}], seed=0, split=True)
     for step in range(6):
         split.grad = torch.randn(3, 700, generator=torch.Generator().manual_seed(step)).bfloat16()
         whole.grad = split.grad.float()
@@ -198,7 +248,7 @@ def test_weights_keep_layout_and_merged_ones_stay_end_to_end():
     given = groups(net)
     given[0]["params"] += weights
     given[1]["params"] += biases
-    FlatAdam8bit(given, seed=0)
+    FlatAdam(given, seed=0)
     assert all(map(torch.equal, before, (*net.parameters(), *weights, *biases)))
     assert [p.stride() for p in net.parameters()] == strides
     for layers in (first, second):
@@ -207,11 +257,11 @@ def test_weights_keep_layout_and_merged_ones_stay_end_to_end():
 
 def test_refused(tmp_path):
     net = network()
-    flat = FlatAdam8bit(groups(net), seed=0)
+    flat = FlatAdam(groups(net), seed=0)
     steps(net, flat, range(1))
     state = flat.state_dict()
     with pytest.raises(ValueError, match="other parameter groups"):
-        FlatAdam8bit(groups(net)[:1], seed=0).load_state_dict(state)
+        FlatAdam(groups(net)[:1], seed=0).load_state_dict(state)
     for name, wrong, reason in (
         ("qmap1", torch.linspace(-1, 1, 256), "qmap1 is not bitsandbytes' dynamic map"),
         ("absmax2", torch.zeros(3), r"absmax2 is torch.float32 \[3\]"),
@@ -222,7 +272,7 @@ def test_refused(tmp_path):
             flat.load_state_dict(broken)
     mixed = [nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(4, 4).bfloat16())]
     with pytest.raises(ValueError, match="all in fp32 or all in bf16"):
-        FlatAdam8bit([{"params": mixed, "lr": 1.0, "optim_bits": 8}], seed=0)
+        FlatAdam([{"params": mixed, "lr": 1.0, "optim_bits": 8}], seed=0)
 
 
 def test_engines_choose_it_where_the_kernels_run():
@@ -238,7 +288,7 @@ def test_engines_choose_it_where_the_kernels_run():
     finally:
         ops.use_kernels("auto")
     made = build_optimizer(module, Config(max_grad_norm=0.5), "finetune", flat=True)
-    assert type(made) is FlatAdam8bit and made.hyper.max_norm == 0.5
+    assert type(made) is FlatAdam and made.hyper.max_norm == 0.5
     assert {g["name"]: g["optim_bits"] for g in made.param_groups} == {"unet/8": 8, "unet/32": 32, "graph/32": 32}
     exact = build_optimizer(module, Config(optimizer="adam"), "finetune", flat=True)
     assert {g["optim_bits"] for g in exact.param_groups} == {32}
@@ -250,12 +300,11 @@ def stage(tmp_path_factory) -> FinetuneStage:
     return trainer(tmp_path_factory.mktemp("stage"), "finetune").engine.module
 
 
-def engine_of(stage: FinetuneStage, flat: bool = False, **changes: object) -> PlainEngine:
+def engine_of(stage: FinetuneStage, flat: bool = False, **changes: object) -> EagerEngine:
     """A plain engine on a fresh copy; flat: with the optimiser that it has on a GPU, here in its reference form."""
     module, config = copy.deepcopy(stage), recipe("toy", **{**TINY, **changes})
     module.config = config
-    kind = type("OnKernels", (PlainEngine,), {"has_flat_optimizer": True}) if flat else PlainEngine
-    return kind(module, config, "finetune", torch.device("cpu"))
+    return EagerEngine(module, torch.device("cpu"), flat=flat or None)
 
 
 IDS = np.array([[0, 1]])
@@ -264,7 +313,7 @@ IDS = np.array([[0, 1]])
 def test_split_weights_train_without_casts_and_resume(stage, tmp_path):
     """The UNet in bf16, its low halves moving where bf16 cannot; a resumed run continues bit for bit."""
     one, other = (engine_of(stage, weights="split", unet_lr=1e-6) for _ in range(2))
-    assert type(one.optimizer) is FlatAdam8bit
+    assert type(one.optimizer) is FlatAdam
     assert {p.dtype for p in one.module.unet.parameters()} == {torch.bfloat16}
     assert {p.dtype for p in one.module.conditioner.parameters()} == {torch.float32}
     before = [p.clone() for p in one.module.unet.parameters()]
@@ -283,11 +332,11 @@ def test_split_weights_train_without_casts_and_resume(stage, tmp_path):
 def test_loss_scale_overflow_is_skipped_as_the_plain_optimiser_skips_it(stage):
     """The scale that fp16 has, in fp32, where nothing is rounded away: an overflow halves it, and it is taken out."""
     ours, theirs = (engine_of(stage, flat, max_grad_norm=0.1) for flat in (True, False))
-    assert type(ours.optimizer) is FlatAdam8bit and type(theirs.optimizer) is GroupedAdam8bit
-    ours.scale, theirs.scale = LossScale(), LossScale()
-    ours.scale.value = 2.0**127
-    assert not ours.update(IDS, 0).applied and ours.scale.value == 2.0**126
-    ours.scale.value = theirs.scale.value = 2.0**20
+    assert type(ours.optimizer) is FlatAdam and type(theirs.optimizer) is GroupedAdam8bit
+    ours.state.scale, theirs.state.scale = LossScale(), LossScale()
+    ours.state.scale.value = 2.0**127
+    assert not ours.update(IDS, 0).applied and ours.state.scale.value == 2.0**126
+    ours.state.scale.value = theirs.state.scale.value = 2.0**20
     assert ours.update(IDS, 1).applied and theirs.update(IDS, 1).applied
     for p, q in zip(ours.module.parameters(), theirs.module.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)

@@ -15,7 +15,7 @@ from support.tiny_runs import trainer
 
 from sgg_fast.config import ConfigError
 from sgg_fast.recipes import recipe
-from sgg_fast.train.engines.eager import PlainEngine
+from sgg_fast.train.engines.eager import EagerEngine
 from sgg_fast.train.run import checkpoint
 
 META = {"stage": "pretrain", "settings": {"seed": 3}}
@@ -107,7 +107,8 @@ def test_ranks_other_than_0_write_their_part_and_publish_nothing(tmp_path):
 def test_any_damage_anywhere_is_noticed_named_and_an_older_one_offered(tmp_path):
     """A byte changed, or the file cut, at 400 random places of a real checkpoint's files, the manifest among them."""
     module = torch.nn.Sequential(torch.nn.Linear(16, 16), torch.nn.Linear(16, 16))
-    engine = PlainEngine(module, recipe("toy"), "pretrain", torch.device("cpu"))
+    module.config = recipe("toy")
+    engine = EagerEngine(module, torch.device("cpu"))
     for step in (1, 2, 3):
         module(torch.ones(2, 16)).square().mean().backward()
         engine.optimizer.step()

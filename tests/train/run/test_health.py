@@ -11,11 +11,11 @@ from support import DS_JSON
 from support.tiny_runs import lines, rows, trainer
 
 from sgg_fast.diffusion.noise import draw_negatives
+from sgg_fast.train.order import SampleOrder
 from sgg_fast.train.run.checkpoint import newest_checkpoint
 from sgg_fast.train.run.health import Health
 from sgg_fast.train.run.interrupts import BadNumbers
 from sgg_fast.train.run.log import RunLog
-from sgg_fast.train.setup import SampleOrder
 
 
 def poison(one, ids: set[int], value: float) -> None:

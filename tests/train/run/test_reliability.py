@@ -187,13 +187,13 @@ def test_signals_save_and_the_same_command_continues(server, tmp_path):
 
 SLOW_STEPS = """
 import time
-from sgg_fast.train.plain import PlainEngine
-update = PlainEngine.update
+from sgg_fast.train.engines.eager import EagerEngine
+update = EagerEngine.update
 def slow(*arguments, **more):
     print("a long step begins", flush=True)
     time.sleep(600)
     return update(*arguments, **more)
-PlainEngine.update = slow
+EagerEngine.update = slow
 """
 
 
@@ -292,7 +292,7 @@ def test_a_lost_process_stops_the_other_in_bounded_time(server, tmp_path, fault,
 
 ONE_POISONED = """
 from sgg_fast import env
-from sgg_fast.train.ds_engine import DeepSpeedEngine
+from sgg_fast.train.engines.deepspeed import DeepSpeedEngine
 backward, calls = DeepSpeedEngine._backward, []
 def poisoned(self, total):
     calls.append(total)

@@ -1,4 +1,4 @@
-"""Bucketed batches and the replayed step are the bare eager step; the step keeps the rules of capture."""
+"""Bucketed batches and the captured step are the bare eager step; the step keeps the rules of capture."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ from support.capture_cases import FORBIDDEN, Watcher, visual_genome
 from support.stage_cases import GRAPHS, IDS, STEP, cache, pretrain_stage  # noqa: F401  (a fixture)
 
 from sgg_fast import ops
-from sgg_fast.config import Config
-from sgg_fast.train.engines.buckets import GROWTH, Bucket, Buckets
-from sgg_fast.train.engines.captured import PretrainReplay, run_part
-from sgg_fast.train.engines.eager import PlainEngine
+from sgg_fast.train.buckets import GROWTH, Bucket, Buckets
+from sgg_fast.train.engines.captured import CapturedEngine, run_part
+from sgg_fast.train.engines.eager import EagerEngine
 
 CPU = torch.device("cpu")
 
@@ -40,13 +39,13 @@ def test_every_batch_fits_its_bucket_and_padding_stays_small(batch):
     largest = np.argsort(sizes[:, 0])[-batch:]
     worst = np.full(batch, sizes[:, 1].argmax())
     for ids in [*draws, largest, worst]:
-        (num_n, num_e), bucket = 2 * sizes[ids].sum(axis=0), buckets.of(ids).shape
+        (num_n, num_e), bucket = 2 * sizes[ids].sum(axis=0), buckets.of(ids[None]).shape
         assert bucket[0] > num_n and bucket[1] >= num_e
         smaller = [rung for rung in buckets.ladder if rung < bucket]
         assert not smaller or smaller[-1][0] <= num_n or smaller[-1][1] < num_e, "the smallest that holds it"
         seen[bucket] += 1
     if batch >= 64:
-        waste = [b[1] / (2 * sizes[ids, 1].sum()) - 1 for ids in draws for b in [buckets.of(ids).shape]]
+        waste = [b[1] / (2 * sizes[ids, 1].sum()) - 1 for ids in draws for b in [buckets.of(ids[None]).shape]]
         assert np.mean(waste) < 2 * (GROWTH - 1)
     if batch == 512:
         assert len(seen) <= 6, "few graphs to capture"
@@ -62,8 +61,8 @@ def test_bucketed_terms_and_gradients_are_those_of_the_bare_batch(cache):
         found.append((terms, {n: p.grad.clone() for n, p in stage.named_parameters() if p.grad is not None}))
     bare, grads = found[0]
     for terms, bucketed in found[1:]:
-        for name, value in bare.values.items():
-            torch.testing.assert_close(terms.values[name], value, rtol=1e-5, atol=1e-6)
+        for name, value in bare.losses.items():
+            torch.testing.assert_close(terms.losses[name], value, rtol=1e-5, atol=1e-6)
             assert terms.chance[name] == bare.chance[name]
         assert bucketed.keys() == grads.keys()
         for name, grad in grads.items():
@@ -71,7 +70,7 @@ def test_bucketed_terms_and_gradients_are_those_of_the_bare_batch(cache):
 
 
 @pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_replayed_pack_is_the_masked_pack(cache, backend):
+def test_captured_pack_is_the_masked_pack(cache, backend):
     """The same batch, whatever stood in the table when the shapes were fixed; bounds in place of sizes."""
     ops.use_kernels(backend)
     store, bounds = cache.graphs, tuple(cache.graphs.sizes.max(axis=0))
@@ -79,7 +78,7 @@ def test_replayed_pack_is_the_masked_pack(cache, backend):
     for ids, step in (([0, 1, 0, 1], 3), ([6, 4, 6, 4], 2**31 + 1)):
         ops.draw_table(store, ids, step, bucket=(100, 200), out=table)
         mask = ops.MaskDraw(2, 0.3, 11, step)
-        found, masked_N = ops.pack_replayed(store, table, 4, mask, bucket=(100, 200), bounds=bounds)
+        found, masked_N = ops.pack_captured(store, table, 4, mask, bucket=(100, 200), bounds=bounds)
         expected, expected_N = ops.pack_masked(store, ids, mask, bucket=(100, 200))
         assert torch.equal(masked_N, expected_N)
         for field in dataclasses.fields(expected):
@@ -88,14 +87,24 @@ def test_replayed_pack_is_the_masked_pack(cache, backend):
         assert found.sizes.tolist() == [list(bounds)] * 5 and (found.sizes >= expected.sizes)[:4].all()
 
 
-def engines(cache, **changes) -> tuple[PlainEngine, PretrainReplay]:
-    """The eager engine and the replaying one, each with a stage of its own, alike."""
+def engines(cache, **changes) -> tuple[EagerEngine, CapturedEngine]:
+    """The eager engine and the capturing one, each with a stage of its own, alike."""
     made = []
-    for kind in (PlainEngine, PretrainReplay):
+    for kind in (EagerEngine, CapturedEngine):
         stage = pretrain_stage(cache, batch_size=2, pretrain_lr=1e-3, **changes)
-        config = dataclasses.replace(stage.config)
-        made.append(kind(stage, config, "pretrain", CPU) if kind is PlainEngine else kind(stage, config, CPU))
+        made.append(kind(stage, CPU))
     return made[0], made[1]
+
+
+def buffer_of(engine: EagerEngine | CapturedEngine) -> torch.Tensor:
+    """All weights, flat."""
+    (group,) = engine.optimizer.flat.groups
+    return group.buffer
+
+
+def moments_of(engine: CapturedEngine) -> list[torch.Tensor]:
+    (group,) = engine.optimizer._groups
+    return list(group.moments)
 
 
 def batches(num: int) -> list[np.ndarray]:
@@ -112,19 +121,19 @@ def batches(num: int) -> list[np.ndarray]:
         {"graph_negatives": True, "instance_codes": True},
     ],
 )
-def test_the_replayed_step_trains_like_the_eager_one(cache, changes):
-    plain, replayed = engines(cache, **changes)
+def test_the_captured_step_trains_like_the_eager_one(cache, changes):
+    plain, captured = engines(cache, **changes)
     for step, ids in enumerate(batches(5)):
         factor = 1 / (1 + step)
-        expected, found = (engine.update(ids[None], step, factor) for engine in (plain, replayed))
-        assert found.applied and found.values.keys() == expected.values.keys()
-        for side in ("values", "chance"):
+        expected, found = (engine.update(ids[None], step, factor) for engine in (plain, captured))
+        assert found.applied and found.losses.keys() == expected.losses.keys()
+        for side in ("losses", "chance"):
             for name, value in getattr(expected, side).items():
                 torch.testing.assert_close(getattr(found, side)[name], value, rtol=2e-4, atol=1e-5)
-    assert plain.optimizer.num_steps == replayed.optimizer.num_steps == 5, "steps of the warm-up do not count"
-    with plain.exported(), replayed.exported():
+    assert plain.optimizer.num_steps == captured.optimizer.num_steps == 5, "steps of the warm-up do not count"
+    with plain.exported(), captured.exported():
         theirs = dict(plain.module.named_parameters())
-        for name, parameter in replayed.module.named_parameters():
+        for name, parameter in captured.module.named_parameters():
             found, expected = parameter, theirs[name]
             if name.endswith("in_proj_bias"):  # that of the keys changes nothing: its gradient is rounding alone
                 found, expected = (torch.stack([q, v]) for q, _, v in (b.chunk(3) for b in (parameter, theirs[name])))
@@ -132,47 +141,47 @@ def test_the_replayed_step_trains_like_the_eager_one(cache, changes):
 
 
 def test_warming_up_changes_nothing(cache):
-    _, replayed = engines(cache)
-    before = {k: v.clone() for k, v in replayed.module.state_dict().items()}
+    _, captured = engines(cache)
+    before = {k: v.clone() for k, v in captured.module.state_dict().items()}
     ids = np.array([0, 1])
-    bucket = replayed.bucket_of(ids[None])
-    replayed.fill(replayed._table, ids, 0, bucket)
-    replayed.warm_up(bucket)
-    assert all(torch.equal(v, before[k]) for k, v in replayed.module.state_dict().items())
-    assert replayed.optimizer.num_steps == 0 and not any(m.any() for m in replayed.optimizer.moments)
-    assert all(p.grad is None for p in replayed.module.parameters())
+    bucket = captured.buckets.of(ids[None])
+    captured.fill(captured._table, ids, 0, bucket)
+    captured.warm_up(bucket)
+    assert all(torch.equal(v, before[k]) for k, v in captured.module.state_dict().items())
+    assert captured.optimizer.num_steps == 0 and not any(m.any() for m in moments_of(captured))
+    assert all(p.grad is None for p in captured.module.parameters())
 
 
 def test_a_step_that_is_not_finite_is_skipped_and_repeats_the_values(cache):
-    _, replayed = engines(cache)
-    names, targets, images = replayed.module._frozen
-    first = replayed.update(np.array([[0, 1]]), 0).values["loss"].item()
+    _, captured = engines(cache)
+    names, targets, images = captured.module._frozen
+    first = captured.update(np.array([[0, 1]]), 0).losses["loss"].item()
     poisoned = images.clone()
     poisoned[2] = float("inf")
-    replayed.module._frozen = (names, targets, poisoned)
-    before = replayed.optimizer.flat.buffer.clone()
-    update = replayed.update(np.array([[2, 3]]), 1)
-    assert not update.applied and update.values["loss"].item() == first
-    assert torch.equal(replayed.optimizer.flat.buffer, before)
-    replayed.module._frozen = (names, targets, images)
-    assert replayed.update(np.array([[2, 3]]), 2).applied and not torch.equal(replayed.optimizer.flat.buffer, before)
+    captured.module._frozen = (names, targets, poisoned)
+    before = buffer_of(captured).clone()
+    update = captured.update(np.array([[2, 3]]), 1)
+    assert not update.applied and update.losses["loss"].item() == first
+    assert torch.equal(buffer_of(captured), before)
+    captured.module._frozen = (names, targets, images)
+    assert captured.update(np.array([[2, 3]]), 2).applied and not torch.equal(buffer_of(captured), before)
 
 
 @pytest.mark.parametrize("contrastive", ["bce", "infonce"])
 def test_the_step_keeps_the_rules_of_capture(cache, contrastive):
     """On the kernels (interpreted), whose insides are launches: no operator of the rest may touch the host."""
     ops.use_kernels("triton")
-    _, replayed = engines(cache, contrastive=contrastive, num_negatives=5, max_grad_norm=1.0)
+    _, captured = engines(cache, contrastive=contrastive, num_negatives=5, max_grad_norm=1.0)
     ids = np.array([0, 1])
-    bucket = Bucket((32, 64), replayed.buckets.bounds)  # as little as these two take, for the interpreter
-    replayed.fill(replayed._table, ids, 0, bucket)
-    replayed._sum, replayed._row, replayed._names = torch.zeros(6), torch.zeros(6), (["loss", "mae", "con"],) * 2
+    bucket = Bucket((32, 64), captured.buckets.bounds)  # as little as these two take, for the interpreter
+    captured.fill(captured._table, ids, 0, bucket)
+    captured._sum, captured._row, captured._names = torch.zeros(6), torch.zeros(6), (["loss", "mae", "con"],) * 2
     addresses = torch.zeros(1, 3, dtype=torch.int64)
     taken = torch.ones(())
     with Watcher() as watcher, pytest.MonkeyPatch.context() as patch:
         # Filled after a capture; here it must not be read before.
-        patch.setattr(replayed.optimizer, "launch", lambda *args: taken.zero_())
-        for part in replayed.parts(bucket, addresses):
+        patch.setattr(captured.optimizer, "launch", lambda *args: taken.zero_())
+        for part in captured.parts(bucket, addresses):
             run_part(part)
     assert taken == 0 and watcher.seen["mm"] > 10
     assert not FORBIDDEN & set(watcher.seen), FORBIDDEN & set(watcher.seen)
@@ -190,9 +199,7 @@ def test_the_rules_can_be_broken():
 def test_captured_and_eager_steps_agree_on_cuda(cache):
     """40 steps over several buckets: losses as the eager engine's, weights within rounding, and no sync in a replay."""
     device = torch.device("cuda")
-    on_card = dataclasses.replace(
-        cache, graphs=cache.graphs.to(device), names=cache.names.to(device), images=cache.images.to(device)
-    )
+    on_card = cache.to(device)
     stages = []
     for _ in range(2):
         stage = pretrain_stage(cache, batch_size=2)
@@ -200,22 +207,22 @@ def test_captured_and_eager_steps_agree_on_cuda(cache):
         made = type(stage)(stage.config, stage.conditioner, on_card)
         made.load_state_dict(stage.state_dict())
         stages.append(made.to(device))
-    plain = PlainEngine(stages[0], stages[0].config, "pretrain", device)
-    replayed = PretrainReplay(stages[1], stages[1].config, device)
+    plain = EagerEngine(stages[0], device)
+    captured = CapturedEngine(stages[1], device)
     for step, ids in enumerate(batches(40)):
         expected = plain.update(ids[None], step)
         if step > 8:
             torch.cuda.set_sync_debug_mode("error")
-        found = replayed.update(ids[None], step)
+        found = captured.update(ids[None], step)
         torch.cuda.set_sync_debug_mode("default")
-        for name, value in expected.values.items():
-            torch.testing.assert_close(found.values[name], value, rtol=1e-3, atol=1e-4)
-    torch.testing.assert_close(replayed.optimizer.flat.buffer, plain.optimizer.flat.buffer, rtol=1e-2, atol=1e-3)
+        for name, value in expected.losses.items():
+            torch.testing.assert_close(found.losses[name], value, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(buffer_of(captured), buffer_of(plain), rtol=1e-2, atol=1e-3)
 
 
 def test_engine_of_a_cpu_run_is_eager(cache):
     from sgg_fast.train.engines.choose import build_engine
 
     stage = pretrain_stage(cache)
-    engine = build_engine(stage, Config(), "pretrain", CPU, None)
-    assert type(engine) is PlainEngine
+    engine = build_engine(stage, CPU)
+    assert type(engine) is EagerEngine

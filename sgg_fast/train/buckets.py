@@ -52,9 +52,9 @@ class Buckets:
                 rungs.append(_rounded(np.minimum(scale, worst)))
             self.ladder = sorted(set(rungs))
 
-    def of(self, ids_B: np.ndarray) -> Bucket:
-        """The smallest bucket that holds all copies of the graphs `ids` and an object of padding."""
-        num_n, num_e = self.copies * self.sizes[ids_B].sum(axis=0)
+    def of(self, ids_KB: np.ndarray) -> Bucket:
+        """The smallest bucket that holds all copies of any micro-batch's graphs and an object of padding."""
+        num_n, num_e = self.copies * self.sizes[ids_KB].sum(axis=1).max(axis=0)
         return Bucket(next(rung for rung in self.ladder if rung[0] > num_n and rung[1] >= num_e), self.bounds)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import types
+import weakref
 
 import numpy as np
 import pytest
@@ -15,17 +15,17 @@ from torch.overrides import TorchFunctionMode
 from sgg_fast import ops
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.data.stored import MomentRows
-from sgg_fast.nn.attention import checkpoint_activations, set_attention
+from sgg_fast.nn.attention import set_attention
 from sgg_fast.nn.conditioner import context_length
 from sgg_fast.nn.fuse import fuse
-from sgg_fast.ops.adam8bit import num_chunks
+from sgg_fast.ops.adam import num_chunks
 from sgg_fast.toy.models import toy_foundation
-from sgg_fast.train.engines import captured as replay
-from sgg_fast.train.engines import choose as engines
-from sgg_fast.train.engines.buckets import ContextBuckets
-from sgg_fast.train.engines.captured import SLOTS, run_part
-from sgg_fast.train.engines.captured_finetune import FinetuneReplay, why_eager
-from sgg_fast.train.engines.eager import PlainEngine
+from sgg_fast.train.assemble import assemble
+from sgg_fast.train.buckets import ContextBuckets
+from sgg_fast.train.engines import captured as capturing
+from sgg_fast.train.engines.captured import SLOTS, CapturedEngine, run_part, why_eager
+from sgg_fast.train.engines.choose import build_engine
+from sgg_fast.train.engines.eager import EagerEngine
 from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
 from sgg_fast.train.stages import FinetuneStage
 
@@ -38,18 +38,18 @@ SETTINGS = {"batch_size": 2, "unet_lr": 1e-3, "graph_lr": 3e-3, "optimizer": "ad
 def _quick(monkeypatch, request):
     """One step of warm-up where nothing is compiled; kernels as they were."""
     if "gpu" not in request.keywords:
-        monkeypatch.setattr(replay, "WARM_UP_STEPS", 1)
+        monkeypatch.setattr(capturing, "WARM_UP_STEPS", 1)
     yield
     ops.use_kernels("auto")
 
 
-def engine(cache: TrainingCache, replayed: bool, **changes: object) -> PlainEngine:
+def engine(cache: TrainingCache, captured: bool, **changes: object) -> EagerEngine | CapturedEngine:
     """An engine on the CPU with models of its own, always the same."""
     torch.manual_seed(0)
     config = settings(**{**SETTINGS, **changes})
     models = toy_foundation(weights=None)
     stage = FinetuneStage(config, conditioner(config, cache), models, cache)
-    return FinetuneReplay(stage, config, CPU) if replayed else PlainEngine(stage, config, "finetune", CPU)
+    return (CapturedEngine if captured else EagerEngine)(stage, CPU)
 
 
 def draws(num: int, micro: int) -> list[np.ndarray]:
@@ -60,7 +60,7 @@ def draws(num: int, micro: int) -> list[np.ndarray]:
     return drawn
 
 
-def assert_same_weights(found: PlainEngine, expected: PlainEngine, start: dict[str, torch.Tensor]) -> None:
+def assert_same_weights(found: EagerEngine, expected: EagerEngine, start: dict[str, torch.Tensor]) -> None:
     """Every weight moved the same way: errors beside the distance that the weights of a tensor went."""
     theirs, moved = dict(expected.module.named_parameters()), 0
     for name, parameter in found.module.named_parameters():
@@ -74,22 +74,22 @@ def assert_same_weights(found: PlainEngine, expected: PlainEngine, start: dict[s
     ("steps", "micro", "changes"),
     [(3, 1, {"ema": 0.9, "relation_dropout": 0.5}), (2, 3, {"max_grad_norm": 0.05})],
 )
-def test_a_replayed_step_trains_like_the_plain_one(cache, steps, micro, changes):
+def test_a_captured_step_trains_like_the_plain_one(cache, steps, micro, changes):
     """Several steps over both context lengths: losses, chances and weights; the oracle is torch's Adam."""
     made = {"accumulation_steps": micro, **changes}
-    plain, replayed = engine(cache, False, **made), engine(cache, True, **made)
+    plain, captured = engine(cache, False, **made), engine(cache, True, **made)
     assert isinstance(plain.optimizer, torch.optim.Adam)
     start = {name: p.detach().clone() for name, p in plain.module.named_parameters()}
     for step, ids_KB in enumerate(draws(steps, micro)):
-        expected, found = (one.update(ids_KB, step, 1 / (1 + step)) for one in (plain, replayed))
-        assert found.applied and found.behind == 0 and list(found.values) == list(expected.values)
-        for side in ("values", "chance"):
+        expected, found = (one.update(ids_KB, step, 1 / (1 + step)) for one in (plain, captured))
+        assert found.applied and found.behind == 0 and list(found.losses) == list(expected.losses)
+        for side in ("losses", "chance"):
             for name, value in getattr(expected, side).items():
                 torch.testing.assert_close(getattr(found, side)[name], value, rtol=1e-3, atol=1e-5)
-    assert len(replayed._runs) == 2, "graphs of both context lengths were met"
-    assert int(replayed.optimizer.num_steps) == steps, "steps of the warm-up do not count"
-    with plain.exported(), replayed.exported():
-        assert_same_weights(replayed, plain, start)
+    assert len(captured._runs) == 2, "graphs of both context lengths were met"
+    assert int(captured.optimizer.num_steps) == steps, "steps of the warm-up do not count"
+    with plain.exported(), captured.exported():
+        assert_same_weights(captured, plain, start)
 
 
 def test_a_padded_batch_has_the_terms_of_the_bare_one(cache):
@@ -99,9 +99,9 @@ def test_a_padded_batch_has_the_terms_of_the_bare_one(cache):
     expected = one.forward(ids, step)
     for bucket in one.buckets.ladder.values():
         one.fill(one._table, ids, step, bucket)
-        found = one.packed_terms(bucket)
-        for name, value in expected.values.items():
-            torch.testing.assert_close(found.values[name], value, rtol=1e-5, atol=1e-6)
+        found = one.module.packed_terms(one._table, bucket)
+        for name, value in expected.losses.items():
+            torch.testing.assert_close(found.losses[name], value, rtol=1e-5, atol=1e-6)
             torch.testing.assert_close(found.chance[name], expected.chance[name])
 
 
@@ -109,7 +109,7 @@ def test_warming_up_changes_nothing(cache):
     one = engine(cache, True, accumulation_steps=2)
     before = {name: value.clone() for name, value in one.module.state_dict().items()}
     ids_KB = np.array([[0, 1], [2, 3]])
-    bucket = one.bucket_of(ids_KB)
+    bucket = one.buckets.of(ids_KB)
     one.fill(one._table, ids_KB[0], 0, bucket)
     one.warm_up(bucket)
     assert all(torch.equal(value, before[name]) for name, value in one.module.state_dict().items())
@@ -118,14 +118,14 @@ def test_warming_up_changes_nothing(cache):
 
 def test_one_bad_micro_batch_skips_the_step_which_repeats_the_values(cache):
     one = engine(cache, True, accumulation_steps=2)
-    first = one.update(np.array([[0, 1], [2, 3]]), 0).values["loss"].item()
+    first = one.update(np.array([[0, 1], [2, 3]]), 0).losses["loss"].item()
     names, images, *rest = one.module._frozen
     poisoned = images.clone()
     poisoned[5] = torch.inf
     one.module._frozen = (names, poisoned, *rest)
     before = {name: p.detach().clone() for name, p in one.module.named_parameters()}
     update = one.update(np.array([[4, 5], [2, 3]]), 1)
-    assert not update.applied and update.values["loss"].item() == first and not np.isfinite(update.lost)
+    assert not update.applied and update.losses["loss"].item() == first and not np.isfinite(update.lost)
     assert all(torch.equal(p, before[name]) for name, p in one.module.named_parameters())
     assert one.update(np.array([[4, 0], [2, 3]]), 2).applied
 
@@ -166,26 +166,16 @@ class NoData(Watcher):
         return out
 
 
-def without_data(**changes: object) -> FinetuneReplay:
+def without_data(**changes: object) -> CapturedEngine:
     """The engine of the toy's sizes on tensors that have no data, as a GPU's have none for the host.
 
     Reading one, sizing a tensor by one and copying one to the host are errors there.
     """
-    config = settings(**{**SETTINGS, "token_init": "text", **changes})
+    config = settings(**{**SETTINGS, "token_init": "text", "attention": "sdpa", "fuse_unet": "on", **changes})
     models = blank_foundation(config)
-    data = blank_cache(config, models, 4)
-    moved = {field.name: getattr(data, field.name) for field in dataclasses.fields(data)}
-    moved = {name: value.to(META) for name, value in moved.items() if isinstance(value, torch.Tensor)}
-    graphs = {name: value.to(META) for name, value in vars(data.graphs).items() if isinstance(value, torch.Tensor)}
-    data = dataclasses.replace(data, **moved, graphs=dataclasses.replace(data.graphs, **graphs))
-    graph_encoder = blank_conditioner(config, models).to(META)
-    for model in (models.unet, models.vae, models.clip):
-        model.to(META)
-    set_attention(models.unet, "sdpa", META)
-    if config.gradient_checkpointing:
-        checkpoint_activations(models.unet)
-    fuse(models.unet)
-    return FinetuneReplay(FinetuneStage(config, graph_encoder, models, data), config, META)
+    models.unet.to(META)
+    parts = models, blank_conditioner(config, models), blank_cache(config, models, 4)
+    return CapturedEngine(assemble(config, "finetune", *parts, META), META)
 
 
 @pytest.mark.parametrize(
@@ -205,7 +195,7 @@ def test_a_captured_step_reads_nothing_back(changes):
     """The whole step, the kernels as operators, forward, backward and the optimiser."""
     ops.use_kernels("triton")
     one = without_data(**changes)
-    bucket = one.bucket_of(np.array([[0, 1]] * one.num_micro))
+    bucket = one.buckets.of(np.array([[0, 1]] * one.num_micro))
     groups = ([p.numel() for p in group["params"]] for group in one.optimizer.param_groups)
     addresses = torch.zeros(sum(num_chunks(numels, "triton") for numels in groups), 3, dtype=torch.int64, device=META)
     for part in one.parts(bucket, addresses):
@@ -228,34 +218,79 @@ def test_tensors_without_data_show_what_waits():
 
 
 def test_what_stays_eager_says_why(cache):
+    def stage(cache=cache, **changes):
+        made = FinetuneStage.__new__(FinetuneStage)
+        torch.nn.Module.__init__(made)
+        made.cache, made.config = cache, settings(**{**SETTINGS, **changes})
+        return made
+
     on_disk = dataclasses.replace(cache, moments=MomentRows([np.zeros((4, 8, 8, 8), np.float32)], 1))
-    base = settings(**SETTINGS)
-    assert why_eager(base, CUDA, cache) is None
-    assert why_eager(dataclasses.replace(base, precision="fp16"), CUDA, cache).startswith("--precision fp16")
-    in_backward = settings(weights="lean", optimizer_in_backward=True, max_grad_norm=0.0)
-    assert why_eager(in_backward, CUDA, cache).startswith("--optimizer-in-backward")
-    assert "disk" in why_eager(base, CUDA, on_disk)
     said = dataclasses.replace(cache, texts=torch.zeros(len(cache), 77, dtype=torch.int64))
-    assert "text encoder" in why_eager(base, CUDA, said)
-    stage = types.SimpleNamespace(cache=cache)
-    assert engines._why_eager(stage, dataclasses.replace(base, cuda_graphs=False), CUDA, None) == "--no-cuda-graphs"
-    assert engines._why_eager(stage, base, CUDA, {}).startswith("DeepSpeed")
-    assert engines._why_eager(stage, base, CUDA, None) is None
+    in_backward = {"weights": "lean", "optimizer_in_backward": True, "max_grad_norm": 0.0, "optimizer": "adam8bit"}
+    assert why_eager(stage(), CUDA) is None
+    assert why_eager(stage(precision="fp16"), CUDA).startswith("--precision fp16")
+    assert why_eager(stage(**in_backward), CUDA).startswith("--optimizer-in-backward")
+    assert "disk" in why_eager(stage(on_disk), CUDA) and "text encoder" in why_eager(stage(said), CUDA)
+    assert why_eager(stage(cuda_graphs=False), CUDA) == "--no-cuda-graphs"
     ops.use_kernels("reference")
-    assert engines._why_eager(stage, base, CUDA, None).startswith("the reference forms")
+    assert why_eager(stage(), CUDA).startswith("the reference forms")
 
 
 def test_a_cpu_run_is_eager_and_says_so(cache, foundation):
     config = settings(**SETTINGS)
     stage = FinetuneStage(config, conditioner(config, cache), foundation, cache)
-    made = engines.build_engine(stage, config, "finetune", CPU, None)
-    assert type(made) is PlainEngine and made.execution == "eager (CUDA graphs need a GPU, not cpu)"
+    made = build_engine(stage, CPU)
+    assert type(made) is EagerEngine and made.execution == "eager (CUDA graphs need a GPU, not cpu)"
 
 
-def on_card(cache: TrainingCache, **changes: object) -> tuple[PlainEngine, FinetuneReplay]:
+@pytest.mark.parametrize("micro", [1, 2])
+def test_a_capture_that_fails_goes_on_eagerly_with_one_warning(cache, micro, caplog):
+    """Wherever it fails, and whatever gradients it leaves: losses and weights are those of an engine without one."""
+    changes = {"accumulation_steps": micro}
+    one, other = engine(cache, True, **changes), engine(cache, True, **changes)
+    tried = []
+
+    def failing(bucket, addresses):
+        tried.append(bucket)
+        one.add(bucket, True)  # as far as backward; the optimiser cannot be captured
+        assert any(p.grad is not None for p in one.module.parameters())
+        raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCUDA kernel errors might")
+
+    one.capture = failing
+    for step, ids_KB in enumerate(draws(3, micro)):
+        found, expected = one.update(ids_KB, step), other.update(ids_KB, step)
+        assert found.applied and all(found.losses[name].equal(value) for name, value in expected.losses.items())
+    assert len(one._runs) == 2 and len(tried) == 1, "the second bucket is not tried"
+    reason = "CUDA error: operation not permitted when stream is capturing"
+    assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
+        f"a training step cannot be captured as a CUDA graph and runs eagerly: {reason}"
+    ]
+    assert one.execution == f"eager (the capture failed: {reason})"
+    assert all(p.equal(q) for p, q in zip(one.module.parameters(), other.module.parameters(), strict=True))
+
+
+def test_a_warm_up_step_meets_no_gradient_of_the_one_before(cache, monkeypatch):
+    monkeypatch.setattr(capturing, "WARM_UP_STEPS", 3)
+    one, alive, run = engine(cache, True), [], capturing.run_part
+    seen: list[weakref.ref] = []
+
+    def watched(part):
+        alive.append(sum(ref() is not None for ref in seen))
+        found = run(part)
+        seen[:] = [weakref.ref(grad.untyped_storage()) for grad in found[0]]
+        return found
+
+    monkeypatch.setattr(capturing, "run_part", watched)
+    ids_KB = np.array([[0, 1]])
+    bucket = one.buckets.of(ids_KB)
+    one.fill(one._table, ids_KB[0], 0, bucket)
+    one.warm_up(bucket)
+    assert alive == [0, 0, 0] and len(seen) > 10
+
+
+def on_card(cache: TrainingCache, **changes: object) -> tuple[EagerEngine, CapturedEngine]:
     """The eager engine and the capturing one on the GPU, with models of their own, alike."""
-    moved = {name: getattr(cache, name).to(CUDA) for name in ("graphs", "names", "images", "moments")}
-    data, made = dataclasses.replace(cache, **moved), []
+    data, made = cache.to(CUDA), []
     for cuda_graphs in (False, True):
         torch.manual_seed(0)
         # Rates at which rounding does not decide where training goes.
@@ -265,8 +300,8 @@ def on_card(cache: TrainingCache, **changes: object) -> tuple[PlainEngine, Finet
         set_attention(models.unet, config.attention, CUDA)
         fuse(models.unet)
         stage = FinetuneStage(config, conditioner(config, cache).to(CUDA), models, data)
-        made.append(engines.build_engine(stage, config, "finetune", CUDA, None))
-    assert isinstance(made[1], FinetuneReplay) and made[0].execution == "eager (--no-cuda-graphs)"
+        made.append(build_engine(stage, CUDA))
+    assert isinstance(made[1], CapturedEngine) and made[0].execution == "eager (--no-cuda-graphs)"
     return made[0], made[1]
 
 
@@ -285,13 +320,13 @@ def test_captured_and_eager_steps_agree_on_cuda(cache, changes, tolerance):
     eager, captured = on_card(cache, **changes)
     for step, ids_KB in enumerate(draws(3 * SLOTS, captured.num_micro)):
         expected = eager.update(ids_KB, step)
-        known = captured.bucket_of(ids_KB) in captured._runs
+        known = captured.buckets.of(ids_KB) in captured._runs
         torch.cuda.set_sync_debug_mode("error" if known else "default")
         found = captured.update(ids_KB, step)
         torch.cuda.set_sync_debug_mode("default")
         assert found.behind == SLOTS and found.applied
-        for name, value in expected.values.items():
-            torch.testing.assert_close(found.values[name], value, rtol=tolerance, atol=tolerance)
+        for name, value in expected.losses.items():
+            torch.testing.assert_close(found.losses[name], value, rtol=tolerance, atol=tolerance)
     assert len(captured._runs) == 2 and int(captured.optimizer.num_steps) == 3 * SLOTS
 
 
@@ -307,7 +342,7 @@ def test_a_skipped_step_is_told_slots_steps_later(cache):
     images[1] = kept
     told = [captured.update(ids_KB, step) for step in range(2, 2 + SLOTS)]
     assert [update.applied for update in told] == [True] * (SLOTS - 1) + [False]
-    assert np.isnan(told[-1].lost) and told[-1].values["loss"].isfinite()
+    assert np.isnan(told[-1].lost) and told[-1].losses["loss"].isfinite()
     images[1] = torch.nan
     captured.update(ids_KB, 10)
     ((step, loss),) = captured.outstanding()

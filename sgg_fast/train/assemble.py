@@ -1,0 +1,191 @@
+"""The one way to set a run up: from settings, models and data to the module that an engine steps.
+
+The trainer, the warm-up, the planner and every benchmark build their stage here, so that all of them run, plan and time
+the same thing; `summary` reads from a stage what it was made into.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from sgg_fast.config import Config, ConfigError
+from sgg_fast.data.cache import TrainingCache
+from sgg_fast.graph import SceneGraph
+from sgg_fast.nn import fuse
+from sgg_fast.nn.attention import checkpoint_activations, set_attention
+from sgg_fast.nn.clip import text_states, token_ids
+from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.conditioners import Conditioner
+from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.sgdiff import SGDiffConditioner
+from sgg_fast.nn.text_baseline import TextConditioner, sentence
+from sgg_fast.train.stages import FinetuneStage, PretrainStage, Stage
+
+Module = TypeVar("Module", bound=nn.Module)
+
+GRAPH_FIELDS = ("width", "num_layers", "encoder", "triple", "context", "token_init", "gate_init", "instance_codes")
+"""Settings that a graph encoder is built with and keeps."""
+
+
+def conditioner_of(
+    config: Config, name_dim: int, image_dim: int, context_dim: int, names: Sequence[str] = ()
+) -> Conditioner:
+    """The conditioner of `--conditioner` with fresh weights, its statistics not measured yet.
+
+    names: strings that it is trained on.
+    """
+    widths: dict[str, Any] = {"image_dim": image_dim, "context_dim": context_dim, "trained_names": tuple(names)}
+    if config.conditioner == "text":
+        return TextConditioner(**widths, form=config.text_form)
+    if config.conditioner == "sgdiff":
+        return SGDiffConditioner(**widths, width=config.width)
+    own = {name: getattr(config, name) for name in GRAPH_FIELDS}
+    return SceneGraphConditioner(name_dim=name_dim, **widths, **own)
+
+
+def new_conditioner(
+    config: Config, foundation: Foundation, cache: TrainingCache, graphs: Sequence[SceneGraph] = ()
+) -> Conditioner:
+    """The conditioner with fresh weights (from the seed) and statistics measured on the cache.
+
+    graphs: [S], those of the cache; a baseline that reads sentences has them said into `cache.texts`.
+    """
+    device = cache.names.device
+    widths = cache.names.shape[1], cache.images.shape[1], foundation.unet.config.cross_attention_dim
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        conditioner = conditioner_of(config, *widths, cache.table.names).to(device)
+    conditioner.image_mean.copy_(torch.nn.functional.normalize(cache.images, dim=-1).mean(0))
+    is_own = isinstance(conditioner, SceneGraphConditioner)
+    spoken = cache.table.spoken() if is_own else []
+    states, end = text_states(foundation.text_encoder.to(device), foundation.tokenizer, ["", *spoken])
+    if isinstance(conditioner, SceneGraphConditioner):
+        conditioner.calibrate_names(cache.names, cache.graphs.object_name[cache.graphs.object_pooled.bool()])
+        conditioner.calibrate_text(states[0], states[torch.arange(1, len(states)), end[1:]])
+    else:
+        conditioner.calibrate_text(states[0])
+    if config.conditioner == "text" and config.text_form != "phrases":
+        said = [sentence(graph, config.text_form) for graph in graphs]
+        cache.texts = token_ids(foundation.tokenizer, said, device)
+    if is_own and not config.reads_text:  # nothing reads it again
+        foundation.text_encoder.to("cpu")
+    return conditioner
+
+
+def read_conditioner(folder: Path, config: Config) -> SceneGraphConditioner:
+    """A pre-trained graph encoder. Raises `ConfigError` where it was built with other settings."""
+    try:
+        conditioner = SceneGraphConditioner.from_pretrained(folder, use_safetensors=True)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ConfigError(f"{folder}: not a graph encoder: {str(error).strip().splitlines()[0]}") from error
+    for name in GRAPH_FIELDS:
+        if conditioner.config[name] != getattr(config, name):
+            raise ConfigError(
+                f"{folder} was pre-trained with {name} {conditioner.config[name]}, not {getattr(config, name)}; "
+                "pre-train again or change the flag"
+            )
+    return conditioner
+
+
+def fit_conditioner(
+    conditioner: SceneGraphConditioner, foundation: Foundation, cache: TrainingCache
+) -> SceneGraphConditioner:
+    """A pre-trained graph encoder on the cache's device, the cache's words added to those it knows.
+
+    Raises `ConfigError` where it was made for another CLIP or another Stable Diffusion.
+    """
+    widths = {
+        "name_dim": ("CLIP names of width", cache.names.shape[1]),
+        "image_dim": ("CLIP images of width", cache.images.shape[1]),
+        "context_dim": ("a UNet of cross-attention width", foundation.unet.config.cross_attention_dim),
+    }
+    for name, (what, width) in widths.items():
+        if conditioner.config[name] != width:
+            raise ConfigError(
+                f"the graph encoder was pre-trained for {what} {conditioner.config[name]}, but --model and --clip "
+                f"have {width}; pre-train again with these models"
+            )
+    seen = dict.fromkeys([*conditioner.config.trained_names, *cache.table.names])
+    conditioner.register_to_config(trained_names=tuple(seen))
+    return conditioner.to(cache.names.device)
+
+
+def assemble(
+    config: Config,
+    stage: str,
+    foundation: Foundation,
+    conditioner: Conditioner,
+    cache: TrainingCache,
+    device: torch.device,
+    ds_config: Mapping[str, Any] | None = None,
+    **checkpointing: Any,
+) -> Stage:
+    """The module of a stage on `device`: its data, attention, checkpointing, and fused or merged layers.
+
+    Weights that the stage adds come from the seed. ds_config: the resolved DeepSpeed configuration. checkpointing:
+    further options of `torch.utils.checkpoint.checkpoint`. Raises ValueError for an attention that cannot run here.
+    """
+    torch.manual_seed(config.seed)
+    cache = cache.to(device)
+    _move(conditioner, device)
+    if stage == "pretrain":
+        assert isinstance(conditioner, SceneGraphConditioner)
+        return _move(PretrainStage(config, conditioner, cache), device)
+    unet = foundation.unet
+    _move(foundation.vae, device)
+    _move(foundation.clip, device)
+    set_attention(unet, config.attention, device)
+    if config.gradient_checkpointing:
+        checkpoint_activations(unet, **checkpointing)
+    # ZeRO-3 gathers a layer's weights when that layer is called.
+    by_layer = ds_config is not None and ds_config["zero_optimization"]["stage"] == 3
+    fuse.fuse_for(device, config.fuse_unet, unet, merge=not by_layer)
+    return _move(FinetuneStage(config, conditioner, foundation, cache), device)
+
+
+def _move(module: Module, device: torch.device) -> Module:
+    """To the device, unless it lies there: the planner's weights have no memory and cannot be moved."""
+    held = (*module.parameters(), *module.buffers())
+    return module.to(device) if any(t.device.type != device.type for t in held) else module
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a stage was made into, read from its modules and tensors."""
+
+    fused: int
+    """Modules of the UNet that run a fused kernel."""
+    merged: int
+    """GEMMs that serve several layers of the UNet."""
+    attention: str
+    """Class of the processor of the UNet's attention; "" in pre-training, as the others are 0."""
+    checkpointed: bool
+    """Whether the UNet's activations are recomputed in backward."""
+    devices: frozenset[str]
+    """Kinds of devices of weights, data and the frozen models that a step calls."""
+
+
+def summary(stage: Stage) -> Summary:
+    """Of a stage from `assemble`."""
+    held: list[torch.Tensor] = [*stage.parameters(), *stage.buffers(), *stage.cache.tensors()]
+    if not isinstance(stage, FinetuneStage):
+        return Summary(0, 0, "", False, frozenset(t.device.type for t in held))
+    foundation, unet = stage.foundation, stage.unet
+    for model in (foundation.vae, foundation.clip):
+        held += model.parameters()
+    found = fuse.summary(unet)
+    processors = {type(processor).__name__ for processor in unet.attn_processors.values()}
+    return Summary(
+        fused=sum(number for name, number in found.items() if name.startswith("Fused")),
+        merged=found.get("GEMMs", 0),
+        attention=" ".join(sorted(processors)),
+        checkpointed=unet.is_gradient_checkpointing,
+        devices=frozenset(t.device.type for t in held),
+    )

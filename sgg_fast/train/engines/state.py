@@ -1,0 +1,86 @@
+"""What one process keeps of a training run: the module as it trains, optimiser, average of the weights, loss scale."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sgg_fast.train.engines.base import resolve_precision
+from sgg_fast.train.optim.adam_flat import FlatAdam
+from sgg_fast.train.optim.ema import WeightAverage
+from sgg_fast.train.optim.groups import build_optimizer
+from sgg_fast.train.stages import FinetuneStage, Stage
+
+
+class LossScale:
+    """fp16's loss scale: halved by a step that overflows, doubled after 2 000 that do not."""
+
+    def __init__(self) -> None:
+        self.value, self.good_steps = 2.0**16, 0
+
+    def update(self, finite: bool) -> None:
+        """Note the outcome of a step."""
+        self.good_steps = self.good_steps + 1 if finite else 0
+        if not finite:
+            self.value = max(self.value / 2, 1.0)
+        elif self.good_steps % 2000 == 0:
+            self.value *= 2
+
+
+class TrainState:
+    """Of an engine without DeepSpeed: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean)."""
+
+    def __init__(self, module: Stage, device: torch.device, flat: bool) -> None:
+        """flat: with the optimiser on flat buffers, which a captured step needs."""
+        config, precision, narrow, stage = module.config, "fp32", False, "pretrain"
+        self.module = module.to(device)
+        if isinstance(module, FinetuneStage):
+            stage, precision, narrow = "finetune", resolve_precision(config, device), config.bf16_weights
+            module.unet.to(memory_format=torch.channels_last)
+            if narrow:
+                module.unet.bfloat16()
+        self.optimizer = build_optimizer(module, config, stage, flat=flat)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.scale = LossScale() if precision == "fp16" else None
+        self.average: WeightAverage | None = None
+        if config.ema:
+            self.average = WeightAverage(self.parameters, config.ema, config.ema_device == "cpu")
+        self._device_type = device.type
+        self._cast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if not narrow else None
+
+    @property
+    def flat(self) -> FlatAdam:
+        """The optimiser where it is flat."""
+        assert isinstance(self.optimizer, FlatAdam)
+        return self.optimizer
+
+    def autocast(self) -> contextlib.AbstractContextManager[object]:
+        """Around a forward."""
+        return torch.autocast(self._device_type, self._cast) if self._cast else contextlib.nullcontext()
+
+    def exported(self) -> contextlib.AbstractContextManager[None]:
+        """Inside, the weights are their averages, where there are any."""
+        return self.average.in_place() if self.average else contextlib.nullcontext()
+
+    def save(self, folder: Path) -> None:
+        """Weights as safetensors; the optimiser as a torch file that loads with weights_only."""
+        save_file({k: v.contiguous() for k, v in self.module.state_dict().items()}, folder / "weights.safetensors")
+        state = self.optimizer.state_dict()
+        if self.scale:
+            state["loss_scale"] = vars(self.scale)
+        torch.save(state, folder / "optimizer.pt")
+        if self.average:
+            save_file(self.average.state_dict(), folder / "average.safetensors")
+
+    def load(self, folder: Path) -> None:
+        """Read what `save` wrote."""
+        self.module.load_state_dict(load_file(folder / "weights.safetensors"))
+        state = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
+        if self.scale:
+            vars(self.scale).update(state.pop("loss_scale"))
+        self.optimizer.load_state_dict(state)
+        if self.average:
+            self.average.load_state_dict(load_file(folder / "average.safetensors"))

@@ -1,0 +1,117 @@
+"""One way to set a run up: whoever runs, plans or times a stage has the same one; conditioners as the settings say."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+
+import pytest
+import torch
+from support.tiny_runs import TINY, trainer
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from benchmarks.counts import step as counts
+from benchmarks.steps import pretrain, train_forms
+from sgg_fast import ops
+from sgg_fast.recipes import recipe
+from sgg_fast.train import warmup
+from sgg_fast.train.assemble import Summary, summary
+from sgg_fast.train.memory.planner import Planner
+
+CPU = torch.device("cpu")
+
+
+def by_trainer(tmp_path, monkeypatch, stage, changes):
+    return trainer(tmp_path, stage, **changes).engine.module
+
+
+def by_warm_up(tmp_path, monkeypatch, stage, changes):
+    return warmup.engine_of(stage, recipe("toy", **{**TINY, **changes}), CPU, None).module
+
+
+def by_planner(tmp_path, monkeypatch, stage, changes):
+    return Planner(recipe("toy", **{**TINY, **changes}), device="cpu")._stage
+
+
+def by_form(name):
+    """As `benchmarks.train_step` builds it; a captured one, which needs a GPU, as far as its stage."""
+
+    def build(tmp_path, monkeypatch, stage, changes):
+        config = recipe("toy", **{**TINY, **changes, "precision": "bf16"})
+        monkeypatch.setattr(train_forms, "call_of", lambda name: "eager")
+        with contextlib.suppress(train_forms.UnavailableError):
+            return train_forms.build(name, config, 64, CPU, 1).stage
+        pytest.skip("not here")
+
+    return build
+
+
+def by_counts(tmp_path, monkeypatch, stage, changes):
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return counts.engine_of(recipe("toy", **{**TINY, **changes})).module
+
+
+def by_pretraining_form(tmp_path, monkeypatch, stage, changes):
+    monkeypatch.setattr(pretrain, "NUM_PAIRS", 8)
+    return pretrain.Setup(True, CPU).stage(2)
+
+
+FINETUNE = {"trainer": by_trainer, "warm-up": by_warm_up, "planner": by_planner, "counts": by_counts,
+            **{name: by_form(name) for name in ("captured", "plain", "plain-unfused", "lean")}}  # fmt: skip
+PRETRAIN = {"trainer": by_trainer, "warm-up": by_warm_up, "benchmark": by_pretraining_form}
+
+
+@pytest.fixture(autouse=True)
+def _auto_kernels():
+    yield
+    ops.use_kernels("auto")
+
+
+@pytest.mark.parametrize("who", FINETUNE)
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_everybody_fine_tunes_one_thing(tmp_path, monkeypatch, who, checkpointing):
+    """On a GPU's settings, as far as a CPU has them: fused, merged, its attention, recomputed if asked for."""
+    changes = {"fuse_unet": "on", "attention": "sdpa", "gradient_checkpointing": checkpointing}
+    found = summary(FINETUNE[who](tmp_path, monkeypatch, "finetune", changes))
+    expected = Summary(fused=55, merged=9, attention="AttnProcessor2_0", checkpointed=checkpointing,
+                       devices=frozenset({"cpu"}))  # fmt: skip
+    if who == "plain-unfused":  # which is what this form is there for
+        expected = dataclasses.replace(expected, fused=0, merged=0)
+    assert found == expected
+
+
+@pytest.mark.parametrize("who", PRETRAIN)
+def test_everybody_pre_trains_one_thing(tmp_path, monkeypatch, who):
+    found = summary(PRETRAIN[who](tmp_path, monkeypatch, "pretrain", {}))
+    assert found == Summary(fused=0, merged=0, attention="", checkpointed=False, devices=frozenset({"cpu"}))
+
+
+def test_a_stage_is_whole_on_its_device():
+    """Tensors without data stand for a GPU's: models, conditioner, every part of the cache, what the stage adds."""
+    meta = torch.device("meta")
+    config = recipe("toy", **{**TINY, "attention": "sdpa", "image_embedding": "predicted"})
+    from sgg_fast.train.assemble import assemble
+    from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
+
+    for stage in ("pretrain", "finetune"):
+        models = blank_foundation(config)
+        cache = blank_cache(config, models, 4)
+        assert cache.boxes is not None and cache.phrases is not None
+        made = assemble(config, stage, models, blank_conditioner(config, models), cache, meta)
+        assert summary(made).devices == {"meta"}
+
+
+def test_the_planner_plans_what_a_gpu_will_run():
+    """Fused there and not on a CPU, unless the settings say so; ZeRO-3 gathers layer by layer, so nothing is merged."""
+    config = recipe("toy", **TINY)
+    zero3 = {"zero_optimization": {"stage": 3}}
+    planned = [
+        summary(Planner(changed, ds, device)._stage)
+        for changed, ds, device in (
+            (config, None, "cuda"),
+            (config, None, "cpu"),
+            (dataclasses.replace(config, fuse_unet="off"), None, "cuda"),
+            (config, zero3, "cuda"),
+        )
+    ]
+    assert [(one.fused, one.merged) for one in planned] == [(55, 9), (0, 0), (0, 0), (55, 0)]
