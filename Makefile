@@ -2,7 +2,7 @@
 PYTHON ?= python
 OUT ?= outputs/gpu-suite
 
-.PHONY: test check types bench gpu-suite gpu-suite-dry
+.PHONY: test check types wheel bench gpu-suite gpu-suite-dry
 
 test:  ## everything that runs without a GPU
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2
@@ -13,6 +13,9 @@ check: types  ## style, types, and the kernels compiled for five GPUs
 
 types:
 	$(PYTHON) -m mypy
+
+wheel:  ## the package built, installed beside the checkout, and its commands run
+	.ci/wheel
 
 bench:  ## kernel microbenchmarks of this machine
 	$(PYTHON) -m benchmarks.run --out $(OUT)

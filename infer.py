@@ -1,101 +1,11 @@
-"""Draw scene graphs: `python infer.py graph.json` writes one PNG a graph and prints the paths."""
+"""Draw scene graphs: `python infer.py graph.json` writes one PNG a graph and prints the paths.
 
-from __future__ import annotations
+The same as the installed command `sgg-infer`.
+"""
 
-import argparse
-import json
-import os
 import sys
-from pathlib import Path
-from typing import Any
 
-# Before torch loads OpenMP: on a busy machine spinning threads made the toy's steps 20 times slower than sleeping ones.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-EXAMPLES = """examples:
-  python infer.py graph.json                                  draws outputs/graph.png
-  python infer.py "sheep standing on grass; sky above grass"  a graph in words; sheep#2 is a second sheep
-  python infer.py "man (hops over) fence"                     a predicate in parentheses may be any words
-  python infer.py a.json b.jsonl --out pictures --grid        many graphs; run it again to go on where it stopped
-  python infer.py outputs/graph.png --seed 7                  a picture carries its graph and settings
-  python infer.py graph.json --edit "sheep -> dog"            before and after; also "add ...", "remove ..."
-  python infer.py graph.json --show-graph --explain           the graph beside it; where each word had an effect
-  cat graphs.jsonl | python infer.py - --json                 for scripts
-
-files: JSON of sg2im, Visual Genome, LAION-SG or GQA, known by content; JSON lines; .txt with a graph in words a line
-exit codes: 0 done, 2 input or settings that cannot be used (one line on stderr), 130 interrupted"""
-
-
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Flags of this script; those that are fields of `sgg_fast.drawing.Options` bear their names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="file of graphs, picture drawn here, graph in words, or - for stdin")
-    add("--model", help="run of train.py, pipeline folder, hub id, or toy, which we ship (runs/toy if it is there)")
-    add("--out", type=Path, help="PNG or folder to write (outputs); several of one name get -0, -1, ...")
-    add("--seed", type=int, help="the same seed gives the same picture, and every graph the same noise (0)")
-    add("--num-images", type=int, default=1, metavar="N", help="pictures of each graph, from seeds that count on (1)")
-    add("--steps", type=int, help="denoising steps (as the model's recipe)")
-    add("--guidance", type=float, help="how hard the graph pulls, 1 for no guidance (as the model's recipe)")
-    add("--relation-guidance", type=float, metavar="R", help="how hard the relations alone pull besides (0: no more)")
-    add("--scheduler", help="ddim, dpm++, euler, euler-a, heun, unipc, ... of diffusers (the model's)")
-    add("--size", type=int, help="pixels a side (as trained)")
-    add("--edit", dest="edits", action="append", default=[], metavar="CHANGE",
-        help="'sheep -> cow', 'add hat on sheep', 'remove hat'; repeatable; -edit.png shows both")  # fmt: skip
-    add("--show-graph", action="store_true", help="also write -graph.png, the graph drawn beside the picture")
-    add("--explain", action="store_true", help="also write -explain.png, where each object and relation had attention")
-    add("--grid", action="store_true", help="also write all pictures on one sheet")
-    add("--batch-size", type=int, default=8, metavar="N", help="pictures at a time (8); fewer take less memory")
-    add("--overwrite", action="store_true", help="draw again what is there already, and replace files of others")
-    add("--quiet", action="store_true", help="no notices, no progress; errors and paths only")
-    add("--json", action="store_true", help="print a JSON object a picture in place of its path; implies --quiet")
-    return parser.parse_args(argv)
-
-
-def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 done, 2 for input that cannot be used (one line on stderr), 130 interrupted."""
-    args = parse(argv)
-    try:
-        draw(args)
-    except (ValueError, OSError) as error:
-        print(f"infer.py: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("infer.py: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    return 0
-
-
-def draw(args: argparse.Namespace) -> None:
-    """Read, load, draw, print. Raises ValueError or OSError for input that cannot be used."""
-    from sgg_fast.data.inputs import model_of, read_inputs
-
-    quiet = args.quiet or args.json
-    items = read_inputs(args.inputs, quiet)  # refused before the libraries are loaded, which takes seconds
-    from sgg_fast.quiet import quiet_libraries
-
-    quiet_libraries()
-    from sgg_fast import drawing
-    from sgg_fast.drawing.talk import Talk
-
-    names = drawing.Options.__dataclass_fields__
-    given: dict[str, Any] = {name: value for name, value in vars(args).items() if name in names}
-    options = drawing.Options(**{**given, "edits": tuple(args.edits)})
-    drawing.picture_paths(items, options)
-    talk = Talk(quiet)
-    model = drawing.load_model(args.model or model_of(items))
-    jobs = drawing.make_jobs(items, model, options)
-    talk.begin(items, jobs, model)
-    with talk.progress(len(jobs) * drawing.work(options)) as progress:
-        for job in drawing.draw_jobs(jobs, model, options, progress):
-            files = [str(path) for path in (job.path, *job.sheets.values())]
-            talk.result(json.dumps({**job.record, "files": files}) if args.json else "\n".join(files))
-    if options.grid:
-        path = str(drawing.draw_grid(items, jobs, options))
-        talk.result(json.dumps({"grid": path}) if args.json else path)
-
+from sgg_fast.commands.infer import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import importlib.util
 import json
@@ -32,6 +31,10 @@ import torch
 
 from benchmarks import targets
 from benchmarks.harness import measure
+from benchmarks.harness.output import read_rows
+from sgg_fast.commands import command
+from sgg_fast.config import ConfigError
+from sgg_fast.files import write_aside
 
 TOTAL_SECONDS = 530
 DRY_SECONDS = 600
@@ -42,8 +45,7 @@ MAX_FILES, MAX_BYTES = 8, 16 * 2**20
 class Part:
     """One process of the suite.
 
-    In a command `{work}` is a scratch folder, `{out}` the folder of results, `{soon}` the seconds after which it should
-    start nothing new.
+    In a command `{out}` is the folder of results, `{soon}` the seconds after which it should start nothing new.
     """
 
     name: str
@@ -68,13 +70,13 @@ def _parallel() -> tuple[str, ...]:
 
 
 _BENCH = _python("benchmarks.run")
-_OURS = ("--verify-only", "--backend", "ours", "--mode", "fwd_bwd", "fwd", "--csv", "{out}/verify.csv")
-_OPTIMISER = (*_python("benchmarks.optimiser"), "--csv", "{out}/bench.csv")
-_STEP = (*_python("benchmarks.train_step"), "--stage", "finetune", "--csv", "{out}/train_step.csv")
-_PRETRAIN = (*_python("benchmarks.train_step"), "--stage", "pretrain", "--csv", "{out}/pretrain_step.csv")
-_INFER = (*_python("benchmarks.infer"), "--csv", "{out}/infer.csv")
+_OURS = ("--verify-only", "--backend", "ours", "--mode", "fwd_bwd", "fwd", "--out", "{out}")
+_OPTIMISER = (*_python("benchmarks.optimiser"), "--out", "{out}")
+_STEP = (*_python("benchmarks.train_step"), "--stage", "finetune", "--out", "{out}")
+_PRETRAIN = (*_python("benchmarks.train_step"), "--stage", "pretrain", "--out", "{out}")
+_INFER = (*_python("benchmarks.infer"), "--out", "{out}")
 _REGRESS = (*_python("benchmarks.regress"), "{out}")
-_TIMED = ("--out", "{work}", "--csv", "{out}/bench.csv")
+_TIMED = ("--out", "{out}", "--no-plots")
 
 PARTS = (
     Part("pretrain_step", _PRETRAIN, seconds=45, dry=(*_PRETRAIN, "--quick", "--batch", "2")),
@@ -170,7 +172,7 @@ class Suite:
         work.mkdir()
         words = part.dry if self.dry else part.command
         limit = left if self.dry else min(left, max(part.seconds, left - kept))  # a busy CPU says nothing of a GPU
-        words = tuple(word.format(work=work, out=self.out, soon=int(SOON * limit)) for word in words)
+        words = tuple(word.format(out=self.out, soon=int(SOON * limit)) for word in words)
         status = run_limited(words, self._environment(part), work / "log.txt", limit)
         return Result(part.name, status, time.monotonic() - start)
 
@@ -188,13 +190,11 @@ class Suite:
 
     def _write_summary(self) -> None:
         """The summary and the archive of the logs, after every part."""
-        findings = [dataclasses.asdict(f) for f in targets.findings(_rows(self.out / "bench.csv"))]
+        findings = [dataclasses.asdict(f) for f in targets.findings(read_rows(self.out / "bench.csv"))]
         parts = [dataclasses.asdict(result) for result in self.results]
         self._write_json("summary", {"dry": self.dry, "parts": parts, "targets": findings})
-        aside = self.out / ".logs.tar.gz"
-        with tarfile.open(aside, "w:gz") as archive:
+        with write_aside(self.out / "logs.tar.gz") as aside, tarfile.open(aside, "w:gz") as archive:
             archive.add(self.logs, arcname="logs", filter=lambda info: info if info.size < MAX_BYTES else None)
-        aside.rename(self.out / "logs.tar.gz")
 
     def _print_table(self) -> None:
         print("\npart        status                                     seconds")
@@ -204,7 +204,7 @@ class Suite:
             print("\ndry run on a CPU: nothing was measured on a GPU, so nothing is said about the targets")
             return
         print("\ntargets:")
-        for finding in targets.findings(_rows(self.out / "bench.csv")):
+        for finding in targets.findings(read_rows(self.out / "bench.csv")):
             print(f"{finding.target:70} {finding.found:34} {finding.verdict}")
 
     def _check_files(self) -> None:
@@ -265,14 +265,8 @@ def environment() -> dict[str, object]:
     return facts
 
 
-def _rows(path: pathlib.Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
-
-
-def main(argv: list[str] | None = None) -> int:
+@command("gpu_suite", refused=(ConfigError, OSError))
+def main(argv: list[str] | None) -> int:
     """Exit status 1 where a part did not pass."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for at most eight files")
@@ -280,11 +274,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--dry", action="store_true", help="on a CPU, tiny; kernels interpreted, never timed")
     args = parser.parse_args(argv)
     if importlib.util.find_spec("sgg_kernels") is None:
-        print("sgg_fast is not installed: pip install --no-index --no-deps --no-build-isolation -e .")
-        return 2
+        raise ConfigError("sgg_fast is not installed: pip install --no-index --no-deps --no-build-isolation -e .")
     if not args.dry and not torch.cuda.is_available():
-        print("no CUDA device here: use --dry (make gpu-suite-dry)")
-        return 2
+        raise ConfigError("no CUDA device here: use --dry (make gpu-suite-dry)")
     chosen = tuple(part for part in PARTS if args.parts is None or part.name in args.parts)
     return Suite(args.out, args.dry, chosen).run()
 

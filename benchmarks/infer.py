@@ -17,7 +17,6 @@ import gc
 import json
 import math
 import os
-import pathlib
 import subprocess
 import sys
 import tempfile
@@ -27,11 +26,12 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from benchmarks import run, train_step
+from benchmarks import train_step
 from benchmarks.counts import kernels as counts
 from benchmarks.harness import measure
-from benchmarks.harness.output import Output
-from benchmarks.steps.infer_forms import FORMS, GUIDANCE, Form, Size, latents, open_models, reference
+from benchmarks.harness.output import OpRow, Output, add_flags, file_in, first_line
+from benchmarks.steps.infer_forms import FORMS, GUIDANCE, SamplingForm, Size, latents, open_models, reference
+from sgg_fast.commands import command
 from sgg_fast.config import ConfigError
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.quiet import quiet_libraries
@@ -44,8 +44,8 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclasses.dataclass
-class Row(run.Row):
-    """`run.Row` of a batch of pictures, from the graphs to pixels on the host."""
+class PictureRow(OpRow):
+    """`OpRow` of a batch of pictures, from the graphs to pixels on the host."""
 
     s_per_image: float | None = None
     images_per_s: float | None = None
@@ -53,7 +53,6 @@ class Row(run.Row):
     """Launches that the host makes for the UNet, for one picture: kernels, or replays of a graph."""
 
     def line(self) -> str:
-        """For the terminal."""
         numbers = self.status
         if self.s_per_image is not None:
             launched = "" if self.unet_launches is None else f"{self.unet_launches:9,.0f} UNet launches an image"
@@ -63,13 +62,13 @@ class Row(run.Row):
         return f"{self.size:14} {self.backend:19} {numbers}"
 
 
-def _row(size: Size, form: str, args: argparse.Namespace, device: torch.device) -> Row:
+def _row(size: Size, form: str, args: argparse.Namespace, device: torch.device) -> PictureRow:
     facts = dataclasses.asdict(measure.machine(device))
     shape = f"{args.steps} DDIM steps, guidance {GUIDANCE}"
-    return Row("infer", "sample", str(size), shape, args.dtype, form, "eager", "warm", **facts)
+    return PictureRow("infer", "sample", str(size), shape, args.dtype, form, "eager", "warm", **facts)
 
 
-def mismatch(form: Form, exact: np.ndarray, low: np.ndarray) -> str:
+def mismatch(form: SamplingForm, exact: np.ndarray, low: np.ndarray) -> str:
     """Why the form's latents are not those of the reference, or ""."""
     scale = float(np.linalg.norm(exact))
     off, allowed = (float(np.linalg.norm(x - exact)) / scale for x in (latents(form, CHECK_STEPS), low))
@@ -77,8 +76,8 @@ def mismatch(form: Form, exact: np.ndarray, low: np.ndarray) -> str:
     return "" if off <= allowed else f"latents off by {off:.1e}, {allowed:.1e} allowed"
 
 
-def unet_launches(form: Form, num_steps: int, device: torch.device) -> float | None:
-    """See `Row`. On a CPU aten's operators are counted, which a compiled model does not run."""
+def unet_launches(form: SamplingForm, num_steps: int, device: torch.device) -> float | None:
+    """See `PictureRow`. On a CPU aten's operators are counted, which a compiled model does not run."""
     if form.call == "replay":
         return num_steps / form.size.batch
     call = form.unet_call()
@@ -92,7 +91,7 @@ def unet_launches(form: Form, num_steps: int, device: torch.device) -> float | N
     return counter.count().launches * num_steps / form.size.batch
 
 
-def _timed(row: Row, form: Form, num_steps: int, repeats: int, device: torch.device) -> Row:
+def _timed(row: PictureRow, form: SamplingForm, num_steps: int, repeats: int, device: torch.device) -> PictureRow:
     """The row with its numbers. The check has warmed the UNet up; the VAE has not run yet."""
     form.draw(1)
     if device.type == "cuda":
@@ -115,7 +114,7 @@ def _timed(row: Row, form: Form, num_steps: int, repeats: int, device: torch.dev
 def measure_form(
     name: str, pipeline: SceneGraphToImagePipeline, size: Size, known: dict[Size, tuple[np.ndarray, np.ndarray]],
     args: argparse.Namespace, device: torch.device,
-) -> Row:  # fmt: skip
+) -> PictureRow:  # fmt: skip
     """A row of one form; without numbers where it gives other latents or cannot run. `known`: references so far."""
     row, form = _row(size, name, args, device), None
     try:
@@ -128,7 +127,7 @@ def measure_form(
             return row
         return _timed(row, form, args.steps, QUICK_REPEATS if args.quick else REPEATS, device)
     except ValueError as error:
-        row.status = f"skipped: {run._first_line(error)}"
+        row.status = f"skipped: {first_line(error)}"
         return row
     except RuntimeError as error:
         row.status = train_step._failure(error)
@@ -138,7 +137,7 @@ def measure_form(
             form.close()
 
 
-def rows(args: argparse.Namespace, device: torch.device, deadline: float) -> Iterator[Row]:
+def rows(args: argparse.Namespace, device: torch.device, deadline: float) -> Iterator[PictureRow]:
     """Size by size, the forms that compile last of all; nothing new starts after the deadline."""
     pipeline = open_models(args.model, device, DTYPES[args.dtype])
     sizes = sorted((Size(r, b) for r in args.resolution for b in args.batch), key=lambda s: s.resolution**2 * s.batch)
@@ -152,11 +151,11 @@ def rows(args: argparse.Namespace, device: torch.device, deadline: float) -> Ite
         gc.collect()
 
 
-def cold_rows(args: argparse.Namespace, device: torch.device) -> Iterator[Row]:
+def cold_rows(args: argparse.Namespace, device: torch.device) -> Iterator[PictureRow]:
     """The first picture of a fresh process: with no kernel compiled, then with Triton's cache as that one left it."""
     size, name = Size(min(args.resolution), 1), "captured" if device.type == "cuda" else "eager"
     words = [sys.executable, "-m", "benchmarks.infer", "--first-picture", "--form", name, "--dtype", args.dtype]
-    words += ["--resolution", str(size.resolution), "--steps", str(args.steps), "--device", args.device]
+    words += ["--resolution", str(size.resolution), "--steps", str(args.steps), "--device", str(args.device)]
     words += ["--model", args.model] if args.model else []
     with tempfile.TemporaryDirectory() as cache:
         environment = {**os.environ, "TRITON_CACHE_DIR": cache}
@@ -198,13 +197,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--dtype", choices=list(DTYPES), help="of the UNet (fp16; fp32 on a CPU)")
     add("--quick", action="store_true", help="the toy model, few steps, on any device: that everything works")
     add("--no-cold", action="store_true", help="leave out the first picture of a fresh process")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    add("--csv", type=pathlib.Path, help="default: print only")
+    add_flags(parser, "infer.csv")
     add("--limit", type=float, default=math.inf, help="seconds after which no new form starts")
     add("--first-picture", action="store_true", help=argparse.SUPPRESS)
     add("--since", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    on_cpu = torch.device(args.device).type == "cpu"
+    on_cpu = args.device.type == "cpu"
     if on_cpu and not (args.quick or args.model):
         raise ConfigError("the true sizes need a GPU; --quick draws with the toy model here")
     args.model = args.model or ("toy" if args.quick else None)
@@ -216,7 +214,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def _against_diffusers(found: list[Row]) -> None:
+def _against_diffusers(found: list[PictureRow]) -> None:
     """Ratios of the rows to diffusers' own at each size."""
     for stock in [row for row in found if row.backend == "diffusers" and row.s_per_image]:
         for row in found:
@@ -224,21 +222,15 @@ def _against_diffusers(found: list[Row]) -> None:
                 print(f"{row.size:14} {row.backend:19} {stock.s_per_image / row.s_per_image:6.2f} x diffusers")
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("infer", refused=(ConfigError, OSError))
+def main(argv: list[str] | None) -> int:
     """Exit status 1 where a form did not match, 2 for a wrong command line."""
-    start = time.perf_counter()
-    try:
-        args = parse(argv)
-    except ConfigError as error:
-        print(f"infer: {error}", file=sys.stderr)
-        return 2
-    device = torch.device(args.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", device.index or 0)
+    start, args = time.perf_counter(), parse(argv)
+    device = args.device
     quiet_libraries()
     if args.first_picture:
         return first_picture(args, device)
-    facts, output = measure.machine(device), Output(args.csv, Row)
+    facts, output = measure.machine(device), Output(file_in(args.out, "infer.csv"), PictureRow)
     print(f"{facts.device} ({facts.cpu}), torch {facts.torch}, {facts.commit}")
     if args.quick:
         print("TOY MODEL: these rows show that every form runs. They say nothing about Stable Diffusion.")

@@ -1,7 +1,7 @@
 """Times one optimiser step, gradients given: our flat kernels against torch's Adam, bitsandbytes' and torchao's.
 
     python -m benchmarks.optimiser                      # everything that runs here
-    python -m benchmarks.optimiser --size unet --backend ours fused bitsandbytes-flat --csv rows.csv
+    python -m benchmarks.optimiser --size unet --backend ours fused bitsandbytes-flat --out outputs/bench
 
 `unet` are the 686 weights of Stable Diffusion v1's UNet, `graph` a graph encoder's. Before a form is timed it makes
 three steps on the small set, which are compared with Adam in float64: one that is wrong gets no number. Rows are those
@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import functools
 import importlib.util
-import pathlib
 import sys
 from collections.abc import Callable, Iterator
 
@@ -23,9 +22,11 @@ from torch import nn
 
 from benchmarks.counts.roofline import CHIPS
 from benchmarks.harness import measure
-from benchmarks.harness.output import Output, Row
+from benchmarks.harness.output import OpRow, Output, add_flags, file_in
 from benchmarks.ops.baselines import UnavailableError
 from sgg_fast import ops
+from sgg_fast.commands import command
+from sgg_fast.config import ConfigError
 from sgg_fast.train.optim.adam_flat import FlatAdam
 
 LR, STEPS = 1e-3, 3
@@ -165,11 +166,11 @@ def judged(name: str, op: str, weights: str, device: torch.device) -> tuple[str,
     return ("" if error <= allowed else f"mismatch: relative error {error:.2e}, {allowed:.2e} allowed"), error
 
 
-def rows(op: str, weights: str, size: str, name: str, device: torch.device, seconds: float) -> Iterator[Row]:
+def rows(op: str, weights: str, size: str, name: str, device: torch.device, seconds: float) -> Iterator[OpRow]:
     """One form's rows: calls, and in a CUDA graph where it can be captured."""
     sizes = shapes(size)
     num = sum(torch.Size(s).numel() for s in sizes)
-    row = Row(op, "step", size, f"P={num} in {len(sizes)}", weights, name, "eager", "warm")
+    row = OpRow(op, "step", size, f"P={num} in {len(sizes)}", weights, name, "eager", "warm")
     for field in dataclasses.fields(facts := measure.machine(device)):
         setattr(row, field.name, getattr(facts, field.name))
     try:
@@ -190,7 +191,7 @@ def rows(op: str, weights: str, size: str, name: str, device: torch.device, seco
     times = measure.call_times(optimizer.step, device, seconds)
     copy = measure.copy_bandwidth(device)
 
-    def timed(times: measure.Times, **changes: object) -> Row:
+    def timed(times: measure.Times, **changes: object) -> OpRow:
         rate = num_bytes / (times.p50 * 1e-3)
         return dataclasses.replace(row, ms_p20=times.p20, ms_p50=times.p50, ms_p80=times.p80, gb_s=rate / 1e9,
                                    compulsory_bytes=num_bytes, copy_gb_s=copy / 1e9, copy_share=rate / copy,
@@ -207,20 +208,20 @@ def rows(op: str, weights: str, size: str, name: str, device: torch.device, seco
         yield timed(replay.times(seconds, flushed=False), call="replay")
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("optimiser", refused=(ConfigError, OSError))
+def main(argv: list[str] | None) -> int:
     """Exit status 1 where a form of ours is wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.optimiser", description=__doc__.split("\n\n")[0])
     parser.add_argument("--size", nargs="+", choices=("tiny", "graph", "unet"), help="default: unet, on a CPU graph")
     parser.add_argument("--backend", nargs="+", choices=list(FORMS), default=list(FORMS))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add_flags(parser, "bench.csv, to which the rows are appended")
     parser.add_argument("--seconds", type=float, default=0.3, help="per timing (default %(default)s)")
-    parser.add_argument("--csv", type=pathlib.Path, help="where to append the rows (default: print only)")
     args = parser.parse_args(argv)
-    device = torch.device(args.device)
+    device = args.device
     on_cuda = device.type == "cuda"
     if not on_cuda:
         print("CPU rows: the reference and the baselines. They say nothing about a GPU.")
-    output = Output(args.csv, Row, append=True)
+    output = Output(file_in(args.out, "bench.csv"), OpRow, append=True)
     for size in args.size or (["unet"] if on_cuda else ["graph"]):
         num = sum(torch.Size(s).numel() for s in shapes(size))
         for op, forms in BYTES.items():

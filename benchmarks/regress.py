@@ -18,21 +18,22 @@ import pathlib
 import sys
 from collections.abc import Iterable
 
+from benchmarks.harness.output import CsvRow
+from sgg_fast.commands import command
+
 KIND = ("op", "mode", "size", "shape", "dtype", "backend", "call", "l2", "form", "sizes", "batch", "device")
 """Columns in which two rows agree that may be compared; empty where a table has no such."""
 NEEDED = {"ms_p50", "device", "commit", "date"}
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 LISTED = 40
 
-Row = dict[str, str]
-
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
     """A new row and the old one of its kind."""
 
-    new: Row
-    old: Row
+    new: CsvRow
+    old: CsvRow
 
     @property
     def ratio(self) -> float:
@@ -47,15 +48,15 @@ class Pair:
         return f"{self.ratio:6.2f} x  {before:.4f} -> {now:.4f} ms  {name} ({was})"
 
 
-def _kind(row: Row) -> tuple[str, ...]:
+def _kind(row: CsvRow) -> tuple[str, ...]:
     return tuple(row.get(column) or "" for column in KIND)
 
 
-def _counts(row: Row) -> bool:
+def _counts(row: CsvRow) -> bool:
     return bool(row["ms_p50"]) and not row["device"].startswith("CPU") and row.get("mode") != "cold start"
 
 
-def read(path: pathlib.Path) -> list[Row]:
+def read(path: pathlib.Path) -> list[CsvRow]:
     """The rows that count, of a file or of every CSV in a folder. Raises ValueError for a file that is not of rows."""
     files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
     rows = []
@@ -73,9 +74,9 @@ def read(path: pathlib.Path) -> list[Row]:
     return rows
 
 
-def pairs(new: Iterable[Row], old: Iterable[Row]) -> list[Pair]:
+def pairs(new: Iterable[CsvRow], old: Iterable[CsvRow]) -> list[Pair]:
     """Every new row that has an old one of its kind."""
-    newest: dict[tuple[str, ...], Row] = {}
+    newest: dict[tuple[str, ...], CsvRow] = {}
     for row in sorted(old, key=lambda row: row["date"]):
         newest[_kind(row)] = row
     return [Pair(row, newest[_kind(row)]) for row in new if _kind(row) in newest]
@@ -90,16 +91,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("regress")
+def main(argv: list[str] | None) -> int:
     """Exit status 1 where something became slower, 2 for what cannot be read."""
     args = parse(argv)
-    try:
-        if not args.new.exists():
-            raise ValueError(f"{args.new}: there is no such file or folder")
-        new, old = read(args.new), read(args.against)
-    except ValueError as error:
-        print(f"regress: {error}", file=sys.stderr)
-        return 2
+    if not args.new.exists():
+        raise ValueError(f"{args.new}: there is no such file or folder")
+    new, old = read(args.new), read(args.against)
     found = pairs(new, old)
     slower = sorted((p for p in found if p.ratio > 1 + args.more_than / 100), key=lambda p: -p.ratio)
     print(f"{len(new)} new GPU rows, {len(found)} with a committed row of the same kind and GPU")

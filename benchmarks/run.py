@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import importlib.util
 import math
-import pathlib
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,17 +24,18 @@ import torch
 from benchmarks.counts import kernels as counts
 from benchmarks.counts import roofline
 from benchmarks.harness import measure, verify
-from benchmarks.harness.output import Output, Row
-from benchmarks.ops import baselines as baselines_torch
-from benchmarks.ops import registry
+from benchmarks.harness.output import OpRow, Output, add_flags, file_in, first_line
+from benchmarks.ops import baselines, registry
 from benchmarks.ops.registry import Case, Inputs
+from sgg_fast.commands import command
+from sgg_fast.config import ConfigError
 from sgg_fast.ops.dispatch import why_not_triton
 
 QUICK_COMPILE_SECONDS, COMPILE_SECONDS = 25, 240
 
 
 @dataclasses.dataclass
-class Plan:
+class BenchSettings:
     """What to measure, and for how long."""
 
     device: torch.device
@@ -47,7 +47,7 @@ class Plan:
     verify_only: bool = False
 
 
-def runner(form: baselines_torch.Form, inputs: Inputs, mode: str) -> Callable[[], object]:
+def runner(form: baselines.OpForm, inputs: Inputs, mode: str) -> Callable[[], object]:
     """The function that is timed. For "bwd" the forward runs here, once."""
     if mode == "fwd":
         no_grad = torch.no_grad()
@@ -71,15 +71,15 @@ def runner(form: baselines_torch.Form, inputs: Inputs, mode: str) -> Callable[[]
     return both
 
 
-def _row(case: Case, shape: registry.Shape | registry.ImageShape, backend: str, device: torch.device) -> Row:
+def _row(case: Case, shape: registry.Shape | registry.ImageShape, backend: str, device: torch.device) -> OpRow:
     facts = measure.machine(device)
-    row = Row(case.op, case.mode, case.size, str(shape), case.dtype, backend, "eager", "warm")
+    row = OpRow(case.op, case.mode, case.size, str(shape), case.dtype, backend, "eager", "warm")
     for field in dataclasses.fields(facts):
         setattr(row, field.name, getattr(facts, field.name))
     return row
 
 
-def _timed(row: Row, times: measure.Times, case: Case, inputs: Inputs, device: torch.device, **changes: str) -> Row:
+def _timed(row: OpRow, times: measure.Times, case: Case, inputs: Inputs, device: torch.device, **changes: str) -> OpRow:
     itemsize = registry.DTYPES.get(case.dtype, torch.int32).itemsize
     num = roofline.compulsory(case.op, case.mode, inputs.shape, itemsize).bytes
     rate, copy = num / (times.p50 * 1e-3), measure.copy_bandwidth(device)
@@ -90,10 +90,10 @@ def _timed(row: Row, times: measure.Times, case: Case, inputs: Inputs, device: t
 
 
 def _time_on_cuda(
-    row: Row, form: baselines_torch.Form, case: Case, inputs: Inputs, judge: verify.Judge, plan: Plan
-) -> Iterator[Row]:
+    row: OpRow, form: baselines.OpForm, case: Case, inputs: Inputs, judge: verify.Judge, settings: BenchSettings
+) -> Iterator[OpRow]:
     """Calls and replays, L2 warm and flushed. Everything runs on one side stream, which the graph captures."""
-    device, stream = plan.device, torch.cuda.Stream(plan.device)
+    device, stream = settings.device, torch.cuda.Stream(settings.device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         run = runner(form, inputs, case.mode)
@@ -102,39 +102,37 @@ def _time_on_cuda(
         row.peak_bytes = measure.peak_bytes(run, device)
         row.launches = measure.launches(run, device)
         for flushed in (False, True):
-            times = measure.call_times(run, device, plan.seconds, flushed)
+            times = measure.call_times(run, device, settings.seconds, flushed)
             row.gpu_clocks_mhz = measure.gpu_clocks(device)
             yield _timed(row, times, case, inputs, device, l2="flushed" if flushed else "warm")
     row = dataclasses.replace(row, call="replay")
-    if (case.op, row.backend) in baselines_torch.READ_BACK:  # not even tried: see `measure.Replay`
+    if (case.op, row.backend) in baselines.READ_BACK:  # not even tried: see `measure.Replay`
         yield dataclasses.replace(row, status="not capturable: reads sizes back to the host")
         return
     try:
         replay = measure.Replay(run, device, stream)
     except RuntimeError as error:
         torch.cuda.synchronize(device)
-        yield dataclasses.replace(row, status=f"not capturable: {_first_line(error)}")
+        yield dataclasses.replace(row, status=f"not capturable: {first_line(error)}")
         return
     verdict = judge.verdict([t.detach() for t in replay.result], row.backend)
     if verdict.reason:
         yield dataclasses.replace(row, status=f"mismatch in replay: {verdict.reason}")
         return
     for flushed in (False, True):
-        times = replay.times(plan.seconds, flushed)
+        times = replay.times(settings.seconds, flushed)
         row.gpu_clocks_mhz = measure.gpu_clocks(device)
         yield _timed(row, times, case, inputs, device, l2="flushed" if flushed else "warm")
 
 
-def _time_on_cpu(row: Row, form: baselines_torch.Form, case: Case, inputs: Inputs, plan: Plan) -> Iterator[Row]:
+def _time_on_cpu(
+    row: OpRow, form: baselines.OpForm, case: Case, inputs: Inputs, settings: BenchSettings
+) -> Iterator[OpRow]:
     if row.backend != "compile":
         counters = counts.observe(form, inputs, backward=case.mode != "fwd")
         row.launches = sum(c.count().launches for c in (counters[1:] if case.mode == "bwd" else counters))
-    times = measure.call_times(runner(form, inputs, case.mode), plan.device, plan.seconds)
-    yield _timed(row, times, case, inputs, plan.device)
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+    times = measure.call_times(runner(form, inputs, case.mode), settings.device, settings.seconds)
+    yield _timed(row, times, case, inputs, settings.device)
 
 
 @functools.cache
@@ -148,10 +146,10 @@ def _failures() -> tuple[type[Exception], ...]:
 
 
 def measure_form(
-    case: Case, inputs: Inputs, judge: verify.Judge, backend: str, form: baselines_torch.Form, plan: Plan
-) -> Iterator[Row]:
+    case: Case, inputs: Inputs, judge: verify.Judge, backend: str, form: baselines.OpForm, settings: BenchSettings
+) -> Iterator[OpRow]:
     """Rows of one form: compared with the truth first; a mismatch is one row without a number."""
-    row = _row(case, inputs.shape, backend, plan.device)
+    row = _row(case, inputs.shape, backend, settings.device)
     start = time.perf_counter()
     try:
         results = verify.run(form, inputs, inputs.tensors, case.mode)
@@ -159,34 +157,34 @@ def measure_form(
         del results
         row.error = None if math.isnan(verdict.error) else verdict.error
         if backend == "compile":
-            plan.compile_seconds -= time.perf_counter() - start
+            settings.compile_seconds -= time.perf_counter() - start
         if verdict.reason:
             row.status = f"mismatch: {verdict.reason}"
             yield row
-        elif plan.verify_only:
+        elif settings.verify_only:
             row.status = "verified"
             yield row
-        elif plan.device.type == "cuda":
-            yield from _time_on_cuda(row, form, case, inputs, judge, plan)
+        elif settings.device.type == "cuda":
+            yield from _time_on_cuda(row, form, case, inputs, judge, settings)
         else:
-            yield from _time_on_cpu(row, form, case, inputs, plan)
+            yield from _time_on_cpu(row, form, case, inputs, settings)
     except torch.OutOfMemoryError as error:
-        yield dataclasses.replace(row, status=f"out of memory: {_first_line(error)}")
+        yield dataclasses.replace(row, status=f"out of memory: {first_line(error)}")
     except _failures() as error:
-        yield dataclasses.replace(row, status=f"failed: {type(error).__name__}: {_first_line(error)}")
+        yield dataclasses.replace(row, status=f"failed: {type(error).__name__}: {first_line(error)}")
 
 
-def _form(case: Case, backend: str, device: torch.device) -> baselines_torch.Form | None:
+def _form(case: Case, backend: str, device: torch.device) -> baselines.OpForm | None:
     """None where the backend has none. Raises UnavailableError where it cannot run here, or not on `device`."""
-    form = baselines_torch.form(case.op, backend)
+    form = baselines.form(case.op, backend)
     if form is not None and backend == "ours" and (reason := why_not_triton(device)):
-        raise baselines_torch.UnavailableError(f"skipped: {reason}")
+        raise baselines.UnavailableError(f"skipped: {reason}")
     return form
 
 
-def measure_case(case: Case, plan: Plan) -> Iterator[Row]:
+def measure_case(case: Case, settings: BenchSettings) -> Iterator[OpRow]:
     """Rows of every form of one case."""
-    device = plan.device
+    device = settings.device
     if device.type == "cuda":
         torch.cuda.empty_cache()
     shape = registry.inputs(case, "meta").shape
@@ -200,23 +198,23 @@ def measure_case(case: Case, plan: Plan) -> Iterator[Row]:
         inputs = registry.inputs(case, device)
         judge = verify.Judge(case, inputs)
     except torch.OutOfMemoryError as error:
-        yield dataclasses.replace(_row(case, shape, "all", device), status=f"out of memory: {_first_line(error)}")
+        yield dataclasses.replace(_row(case, shape, "all", device), status=f"out of memory: {first_line(error)}")
         return
-    for backend in plan.backends:
+    for backend in settings.backends:
         row = _row(case, shape, backend, device)
-        if backend == "ours" and device.type != "cuda" and not plan.verify_only:
+        if backend == "ours" and device.type != "cuda" and not settings.verify_only:
             continue  # the interpreter, never timed
-        if backend == "compile" and plan.compile_seconds <= 0:
-            if (case.op, "eager") in baselines_torch.FORMS:
+        if backend == "compile" and settings.compile_seconds <= 0:
+            if (case.op, "eager") in baselines.FORMS:
                 yield dataclasses.replace(row, status="skipped: the time for compilation is spent")
             continue
         try:
             form = _form(case, backend, device)
-        except baselines_torch.UnavailableError as error:
+        except baselines.UnavailableError as error:
             yield dataclasses.replace(row, status=str(error))
             continue
         if form is not None:
-            yield from measure_form(case, inputs, judge, backend, form, plan)
+            yield from measure_form(case, inputs, judge, backend, form, settings)
     torch.compiler.reset()
 
 
@@ -240,11 +238,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
                         help="default: by device and --quick")  # fmt: skip
     parser.add_argument("--dtype", nargs="+", choices=list(registry.DTYPES), help="default: fp32 on CPU, bf16 fp32")
     parser.add_argument("--mode", nargs="+", choices=registry.MODES, help="default: all, but no bwd with --quick")
-    parser.add_argument("--backend", nargs="+", choices=baselines_torch.BACKENDS, default=baselines_torch.BACKENDS)
+    parser.add_argument("--backend", nargs="+", choices=baselines.BACKENDS, default=baselines.BACKENDS)
     parser.add_argument("--width", type=int, default=registry.WIDTH, help="D, columns (default %(default)s)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=pathlib.Path, help="folder for the CSV and the plots (default: print only)")
-    parser.add_argument("--csv", type=pathlib.Path, help="the CSV, where it shall not be bench.csv in --out")
+    add_flags(parser, "bench.csv and its plots, of --verify-only verify.csv")
+    parser.add_argument("--no-plots", action="store_true", help="the CSV alone")
     parser.add_argument("--quick", action="store_true", help="fewer sizes and shorter timings")
     parser.add_argument("--verify-only", action="store_true", help="compare every form with the truth, time none")
     parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which no new case starts")
@@ -252,8 +249,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def defaults(args: argparse.Namespace, device: torch.device) -> tuple[list[Case], Plan]:
-    """The cases and the plan that the command line stands for on `device`."""
+def defaults(args: argparse.Namespace, device: torch.device) -> tuple[list[Case], BenchSettings]:
+    """The cases and the settings that the command line stands for on `device`."""
     on_gpu = device.type == "cuda"
     sizes = ["paper", "vg16"] if args.quick else ["paper", "vg2", "vg16", "vg64", "vg256", "1e5", "512px"]
     if on_gpu and not args.quick:  # the targets' sizes first
@@ -265,19 +262,18 @@ def defaults(args: argparse.Namespace, device: torch.device) -> tuple[list[Case]
     compile_seconds = args.compile_seconds
     if compile_seconds is None:
         compile_seconds = QUICK_COMPILE_SECONDS if args.quick else COMPILE_SECONDS
-    return cases, Plan(device, args.backend, seconds, compile_seconds, args.verify_only)
+    return cases, BenchSettings(device, args.backend, seconds, compile_seconds, args.verify_only)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("benchmarks.run", refused=(ConfigError, OSError))
+def main(argv: list[str] | None) -> int:
     """Exit status 1 where a form of ours failed or did not match."""
     args = parse(argv)
-    device = torch.device(args.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", device.index or 0)
-    cases, plan = defaults(args, device)
+    device = args.device
+    cases, settings = defaults(args, device)
     start = time.perf_counter()
-    path = args.csv or (args.out / "bench.csv" if args.out else None)
-    output = Output(path, Row)
+    path = file_in(args.out, "verify.csv" if args.verify_only else "bench.csv")
+    output = Output(path, OpRow)
     facts = measure.machine(device)
     print(f"{facts.device} ({facts.cpu}), torch {facts.torch}, triton {facts.triton}, {facts.commit}")
     if args.verify_only:
@@ -291,11 +287,11 @@ def main(argv: list[str] | None = None) -> int:
         if time.perf_counter() - start > args.limit:
             print(f"{len(cases) - i} cases left out: --limit {args.limit:.0f} s is spent")
             break
-        for row in measure_case(case, plan):
+        for row in measure_case(case, settings):
             output.add(row)
     if device.type != "cuda" and not args.verify_only:
         print_predictions(cases)
-    if args.out and not args.verify_only:
+    if args.out and not (args.verify_only or args.no_plots):
         from benchmarks.harness import plots
 
         plots.draw(path, args.out)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 
+from benchmarks.harness.output import CsvRow
 from benchmarks.ops.registry import TARGETED
 
 COPY_SHARE = 0.85
 AT_SCALE = ("1e5", "1e6", "1e7")
 PAPER_SIZES = ("paper", "vg2", "vg16", "vg64", "vg256")
 RIVALS = ("pyg", "compile")
-
-Row = dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,11 +22,11 @@ class Finding:
     verdict: str
 
 
-def _select(rows: list[Row], **wanted: str) -> list[Row]:
+def _select(rows: list[CsvRow], **wanted: str) -> list[CsvRow]:
     return [row for row in rows if row["ms_p50"] and all(row[k] == v for k, v in wanted.items())]
 
 
-def _at_scale(rows: list[Row], op: str, mode: str, dtype: str) -> Finding:
+def _at_scale(rows: list[CsvRow], op: str, mode: str, dtype: str) -> Finding:
     """Share of the copy bandwidth at the largest size, L2 flushed, in replay."""
     target = f"{op} {mode} {dtype}, large: >= {100 * COPY_SHARE:.0f} % of a copy"
     for size in reversed(AT_SCALE):
@@ -38,7 +37,7 @@ def _at_scale(rows: list[Row], op: str, mode: str, dtype: str) -> Finding:
     return Finding(target, "", "no row")
 
 
-def _against_rivals(rows: list[Row], op: str, mode: str, dtype: str, size: str) -> Finding:
+def _against_rivals(rows: list[CsvRow], op: str, mode: str, dtype: str, size: str) -> Finding:
     """Our median over the fastest rival's, in replay with a warm L2."""
     target = f"{op} {mode} {dtype} {size}, replay: faster than {' and '.join(RIVALS)}"
     wanted = {"op": op, "mode": mode, "dtype": dtype, "size": size, "call": "replay", "l2": "warm"}
@@ -53,7 +52,7 @@ def _against_rivals(rows: list[Row], op: str, mode: str, dtype: str, size: str) 
     return Finding(target, f"{1e3 * mine:.2f} us, {best} {ratio:.2f}x{absent}", "met" if ratio > 1 else "missed")
 
 
-def findings(rows: list[Row]) -> list[Finding]:
+def findings(rows: list[CsvRow]) -> list[Finding]:
     """Every target that the rows of a run could speak to; GPU rows only."""
     rows = [row for row in rows if not row["device"].startswith("CPU")]
     found = []

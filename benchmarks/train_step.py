@@ -16,7 +16,6 @@ import functools
 import gc
 import math
 import os
-import pathlib
 import sys
 import time
 from collections.abc import Iterator
@@ -26,13 +25,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import run
 from benchmarks.counts import roofline
 from benchmarks.harness import measure
-from benchmarks.harness.output import Output
+from benchmarks.harness.output import OpRow, Output, add_flags, file_in, first_line
 from benchmarks.steps import pretrain as pretrain_step
 from benchmarks.steps import train_forms
 from benchmarks.steps.train_forms import Size
+from sgg_fast.commands import command
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.quiet import quiet_libraries
 from sgg_fast.train.memory.advice import budget_bytes
@@ -53,8 +52,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @dataclasses.dataclass
-class Row(run.Row):
-    """`run.Row` of a step. Its bytes are the optimiser's compulsory ones; there is no copy to compare with."""
+class StepRow(OpRow):
+    """`OpRow` of a step. Its bytes are the optimiser's compulsory ones; there is no copy to compare with."""
 
     images_per_s: float | None = None
     planned_bytes: int | None = None
@@ -67,7 +66,6 @@ class Row(run.Row):
     """The median over the floor."""
 
     def line(self) -> str:
-        """For the terminal."""
         numbers = self.status
         if self.ms_p50 is not None:
             peak = "" if self.peak_bytes is None else f"peak {self.peak_bytes / GIB:6.2f} GiB"
@@ -90,7 +88,7 @@ def step_flops(config: Config, resolution: int) -> int:
     return counter.get_total_flops()
 
 
-def _floor(row: Row, device: torch.device) -> float | None:
+def _floor(row: StepRow, device: torch.device) -> float | None:
     """Milliseconds; None on a device whose data sheet is not here."""
     name = measure.machine(device).device
     chip = next((chip for chip in CHIPS if chip.name.split()[-1] in name.split()), None)
@@ -108,15 +106,17 @@ def mismatch(form: train_forms.Form, size: Size) -> str:
     return "" if off <= allowed else f"losses off by {off:.2e}, {allowed:.2e} allowed"
 
 
-def measure_form(name: str, config: Config, sizes: list[Size], device: torch.device, seconds: float) -> Iterator[Row]:
+def measure_form(
+    name: str, config: Config, sizes: list[Size], device: torch.device, seconds: float
+) -> Iterator[StepRow]:
     """Rows of one form, smallest size first, compared at each; once memory is out, nothing larger is tried."""
     shape = f"{LARGEST_GRAPH[0]} objects, {LARGEST_GRAPH[1]} relations"
     facts = dataclasses.asdict(measure.machine(device))
     precision = "bf16"
 
-    def row(size: Size, **changes: object) -> Row:
+    def row(size: Size, **changes: object) -> StepRow:
         call = train_forms.call_of(name)
-        return Row("train_step", "finetune", str(size), shape, precision, name, call, "warm", **facts, **changes)  # type: ignore[arg-type]
+        return StepRow("train_step", "finetune", str(size), shape, precision, name, call, "warm", **facts, **changes)  # type: ignore[arg-type]
 
     try:
         form = train_forms.build(name, config, sizes, device, NUM_LOSSES)
@@ -145,10 +145,12 @@ def measure_form(name: str, config: Config, sizes: list[Size], device: torch.dev
 
 def _failure(error: Exception) -> str:
     kind = "ran out of memory" if isinstance(error, torch.OutOfMemoryError) else f"failed: {type(error).__name__}"
-    return f"{kind}: {run._first_line(error)}"
+    return f"{kind}: {first_line(error)}"
 
 
-def _timed(row: Row, form: train_forms.Form, config: Config, size: Size, device: torch.device, seconds: float) -> Row:
+def _timed(
+    row: StepRow, form: train_forms.Form, config: Config, size: Size, device: torch.device, seconds: float
+) -> StepRow:
     """The row with its numbers. The first steps allocate state and choose algorithms, and do not count."""
     for _ in range(3 if device.type == "cuda" else 1):
         form.step()
@@ -176,8 +178,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", nargs="+", type=int, help="default: 2 16; of pre-training 2 64")
     parser.add_argument("--memory-cap", help="let torch have no more of the card than this, such as 24GiB")
     parser.add_argument("--quick", action="store_true", help="the toy's sizes, on any device: that everything works")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--csv", type=pathlib.Path, help="default: print only")
+    add_flags(parser, "train_step.csv or pretrain_step.csv")
     parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which no new form starts")
     return parser.parse_args(argv)
 
@@ -189,33 +190,27 @@ def _cap(text: str, device: torch.device) -> None:
     torch.cuda.set_per_process_memory_fraction(min(budget_bytes(text) / total, 1.0), device)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("train_step", refused=(ConfigError, OSError))
+def main(argv: list[str] | None) -> int:
     """Exit status 1 where a form did not match or could not be measured for another reason than memory, 2 for a wrong
     command line."""
     args = parse(argv)
-    device = torch.device(args.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", device.index or 0)
-    elif not args.quick and args.stage == "finetune":
-        print("train_step: the true sizes need a GPU; --quick runs the toy's here", file=sys.stderr)
-        return 2
-    try:
-        if args.memory_cap:
-            _cap(args.memory_cap, device)
-    except ConfigError as error:
-        print(f"train_step: {error}", file=sys.stderr)
-        return 2
+    device = args.device
+    if device.type != "cuda" and not args.quick and args.stage == "finetune":
+        raise ConfigError("the true sizes need a GPU; --quick runs the toy's here")
+    if args.memory_cap:
+        _cap(args.memory_cap, device)
     if args.stage == "pretrain":
         quiet_libraries(verbose=False)
-        return pretrain_step.run(device, args.quick, args.form, args.batch, args.csv, INTERPRETED)
+        path = file_in(args.out, "pretrain_step.csv")
+        return pretrain_step.run(device, args.quick, args.form, args.batch, path, INTERPRETED)
     if unknown := [name for name in args.form or () if name not in train_forms.FORMS]:
-        print(f"train_step: --form {unknown[0]} is not of --stage finetune", file=sys.stderr)
-        return 2
+        raise ConfigError(f"--form {unknown[0]} is not of --stage finetune")
     config, start = train_forms.settings(args.quick), time.perf_counter()
     resolutions = args.resolution or ([32] if args.quick else [128, 256, 512])
     batches = args.batch or ([2] if args.quick else [2, 16])
     sizes = sorted((Size(r, b) for r in resolutions for b in batches), key=lambda size: size.resolution**2 * size.batch)
-    facts, output = measure.machine(device), Output(args.csv, Row)
+    facts, output = measure.machine(device), Output(file_in(args.out, "train_step.csv"), StepRow)
     quiet_libraries(verbose=False)
     print(f"{facts.device} ({facts.cpu}), torch {facts.torch}, {facts.commit}")
     if args.quick:

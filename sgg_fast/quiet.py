@@ -1,4 +1,4 @@
-"""Keeps the libraries' start-up chatter off the terminal of our two commands; never called by the library itself."""
+"""Keeps the libraries' start-up notices off the terminal of our commands; never called by the library itself."""
 
 from __future__ import annotations
 
@@ -7,17 +7,22 @@ import os
 import warnings
 
 
+def quiet_imports() -> None:
+    """What libraries log and warn of while they are imported is not shown; their errors are. Loads none of them."""
+    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+    for name in ("xformers", "bitsandbytes", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module=r"(deepspeed|torch|bitsandbytes|xformers|diffusers|transformers)\b")
+
+
 def quiet_libraries(verbose: bool = False) -> None:
-    """Errors still show; progress bars and notices of loading, and xformers' note about its extension, do not.
+    """`quiet_imports`, and no notices or progress bars of loading.
 
     Our own log goes to stderr: warnings, with `verbose` also what was chosen and why.
     """
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("sgg_fast").setLevel(logging.INFO if verbose else logging.WARNING)
-    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
-    for name in ("xformers", "bitsandbytes", "torch.distributed"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module=r"(deepspeed|torch|bitsandbytes|xformers|diffusers|transformers)\b")
+    quiet_imports()
     import diffusers
     import transformers
 

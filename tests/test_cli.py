@@ -32,7 +32,8 @@ def refused(main, argv: list[str], capsys, folder: Path, reason: str) -> None:
     before = files(folder)
     code = main(argv)
     out, err = capsys.readouterr()
-    said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith(f"{main.__module__}.py:")]
+    name = main.__module__.rpartition(".")[2]
+    said = [line for line in err.replace("\r", "\n").splitlines() if line.startswith(f"{name}.py:")]
     assert code == 2
     assert len(said) == 1 and reason in said[0], err
     assert "Traceback" not in err and out == ""

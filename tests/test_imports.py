@@ -1,4 +1,4 @@
-"""The import table of CONTRIBUTING.md, by reading every file; a quick `import sgg_fast`; Hugging Face's `kernels`."""
+"""The house: who may import whom, no circles, how many files a folder holds; a quick `import sgg_fast`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,31 @@ import ast
 import os
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 from support import ROOT
 
-NOUNS = ("sgg_fast.graph", "sgg_fast.config", "sgg_fast.recipes", "sgg_fast.env")
+NOUNS = ("sgg_fast.graph", "sgg_fast.config", "sgg_fast.recipes", "sgg_fast.env", "sgg_fast.files",
+         "sgg_fast.commands.command", "sgg_fast.SceneGraph", "sgg_fast.NameTable")  # fmt: skip
+MODELS = ("torch", "numpy", "PIL", "safetensors", "tqdm", "diffusers", "transformers")
 
 # Folder or file -> what it may import beside the standard library; the longest entry that fits a path holds.
-ALLOWED = {
-    "kernels/": ("torch", "triton", "sgg_kernels"),
-    "kernels/reference/": ("torch", "sgg_kernels.reference"),
+ALLOWED: dict[str, tuple[str, ...]] = {
+    "kernels/sgg_kernels/": ("torch", "triton", "sgg_kernels"),
+    "kernels/sgg_kernels/reference/": ("torch", "sgg_kernels.reference"),
     "sgg_fast/": ("torch", "numpy", *NOUNS),
+    "sgg_fast/commands/": (),
+    "sgg_fast/commands/train.py": ("sgg_fast",),
+    "sgg_fast/commands/infer.py": ("sgg_fast",),
+    "sgg_fast/files.py": ("filelock",),
     "sgg_fast/quiet.py": ("diffusers", "transformers"),
-    "sgg_fast/drawing/": ("torch", "numpy", "PIL", "safetensors", "diffusers", "tqdm", "sgg_fast"),
-    "sgg_fast/pictures/": ("numpy", "PIL", "networkx", "sgg_fast.pictures", "sgg_fast.data.text_form",
-                           "sgg_fast.graph"),
+    "sgg_fast/model_card.py": NOUNS,
     "sgg_fast/pipeline.py": ("torch", "numpy", "diffusers", "transformers", "sgg_fast.graph", "sgg_fast.nn",
                              "sgg_fast.diffusion", "sgg_fast.data.formats", "sgg_fast.model_card"),
+    "sgg_fast/config/": ("torch", "numpy", *NOUNS),
     "sgg_fast/ops/": ("torch", "numpy", "sgg_kernels", "sgg_fast.ops", "sgg_fast.graph"),
     "sgg_fast/nn/": ("torch", "numpy", "safetensors", "diffusers", "transformers", "sgg_fast.nn", "sgg_fast.ops",
                      "sgg_fast.graph"),
@@ -38,12 +45,31 @@ ALLOWED = {
     "sgg_fast/data/cache.py": ("torch", "numpy", "tqdm", "safetensors", "diffusers", "transformers", "sgg_fast.data",
                                "sgg_fast.nn", "sgg_fast.toy.models", *NOUNS),
     "sgg_fast/data/prepare/cache.py": ("torch", "numpy", "sgg_fast.data", "sgg_fast.nn", *NOUNS),
-    "sgg_fast/data/prepare/shard_work.py": ("torch", "numpy", "tqdm", "sgg_fast.data", "sgg_fast.nn",
-                                            *NOUNS),
+    "sgg_fast/data/prepare/shard_work.py": ("torch", "numpy", "tqdm", "sgg_fast.data", "sgg_fast.nn", *NOUNS),
     "sgg_fast/data/prepare/__main__.py": ("torch", "sgg_fast.data", "sgg_fast.quiet", *NOUNS),
+    "sgg_fast/pictures/": ("numpy", "PIL", "networkx", "sgg_fast.pictures", "sgg_fast.data.text_form",
+                           "sgg_fast.graph"),
+    "sgg_fast/drawing/": (*MODELS, "sgg_fast"),
+    "sgg_fast/eval/": (*MODELS, "torch_fidelity", "sgg_fast"),
+    "sgg_fast/toy/": (*MODELS, "pycocotools", "tokenizers", "sgg_fast"),
+    "sgg_fast/train/": (*MODELS, "deepspeed", "bitsandbytes", "sgg_fast"),
+    "sgg_fast/app/": ("numpy", "PIL", "starlette", "uvicorn", "sgg_fast.app", "sgg_fast.pipeline", "sgg_fast.drawing",
+                      "sgg_fast.data.formats", "sgg_fast.quiet", *NOUNS),
+    "train.py": ("sgg_fast",),
+    "infer.py": ("sgg_fast",),
+    "benchmarks/": (*MODELS, "triton", "xformers", "bitsandbytes", "torchao", "torch_geometric", "matplotlib",
+                    "pynvml", "sgg_kernels", "sgg_fast", "benchmarks", "train", "infer"),
 }  # fmt: skip
-FREE = ("sgg_fast/train/", "sgg_fast/eval/", "sgg_fast/toy/", "benchmarks/", "tests/", "train.py", "infer.py")
-"""May import all of sgg_fast and any library but for the rules below."""
+FREE = ("tests/",)
+"""May import anything but for the rules below."""
+
+# Folder -> what it may not import although the table lets it.
+NEVER = {
+    "sgg_fast/drawing/": ("sgg_fast.train", "sgg_fast.eval", "sgg_fast.app"),
+    "sgg_fast/eval/": ("sgg_fast.app",),
+    "sgg_fast/toy/": ("sgg_fast.app",),
+    "sgg_fast/train/": ("sgg_fast.app",),
+}
 
 # Package -> the only places that may import it, benchmarks and tests aside.
 ONLY = {
@@ -57,18 +83,40 @@ ONLY = {
     "tests": (),
 }
 
+MOST, MOST_IN_A_WING, DEEPEST = 18, 12, 2
+"""Python files a folder; in a wing of sgg_fast/train/ or benchmarks/; folders down inside sgg_fast/."""
+WINGS = ("sgg_fast/train/", "benchmarks/")
+
+
+def module_of(path: str) -> str:
+    """The name by which a file is imported."""
+    return path.removesuffix(".py").removesuffix("/__init__").removeprefix("kernels/").replace("/", ".")
+
+
+def import_nodes(node: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
+    """Imports anywhere, also inside functions, but not those that only a type checker sees."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.If) and ast.unparse(child.test).endswith("TYPE_CHECKING"):
+            for other in child.orelse:
+                yield from import_nodes(other)
+        elif isinstance(child, ast.Import | ast.ImportFrom):
+            yield child
+        else:
+            yield from import_nodes(child)
+
 
 def imported(path: str, source: str) -> list[str]:
-    """Absolute names of every module and of every name taken from one, also inside functions."""
-    package = path.removesuffix(".py").replace("kernels/", "sgg_kernels/", int(path.startswith("kernels/")))
-    parts, names = package.split("/"), []
-    for node in ast.walk(ast.parse(source)):
+    """Absolute names of every module and of every name taken from one."""
+    parts = module_of(path).split(".")
+    folder = parts if path.endswith("/__init__.py") else parts[:-1]
+    names = []
+    for node in import_nodes(ast.parse(source)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            base = [*parts[: len(parts) - node.level], *([node.module] if node.module else [])] if node.level else []
-            module = ".".join(base) if node.level else node.module
-            names += [f"{module}.{alias.name}" for alias in node.names]
+        else:
+            above = folder[: len(folder) - node.level + 1] if node.level else []
+            base = ".".join([*above, *([node.module] if node.module else [])])
+            names += [f"{base}.{alias.name}" for alias in node.names]
     return names
 
 
@@ -78,7 +126,7 @@ def within(name: str, allowed: tuple[str, ...]) -> bool:
 
 def violations(path: str, source: str) -> list[str]:
     """What `path` imports and may not."""
-    names = [n for n in imported(path, source) if n.split(".")[0] not in sys.stdlib_module_names]
+    names = [n for n in imported(path, source) if n.split(".")[0] not in (*sys.stdlib_module_names, "__future__")]
     outside = path.startswith(("benchmarks/", "tests/"))
     found = [
         name
@@ -87,43 +135,94 @@ def violations(path: str, source: str) -> list[str]:
         if within(name, (package,)) and not path.startswith(places or ("/",))
         and not (outside and package != "kernels")
     ]  # fmt: skip
+    found += [name for place, never in NEVER.items() if path.startswith(place) for name in names if within(name, never)]
     if not path.startswith(FREE):
         place = max((p for p in ALLOWED if path.startswith(p)), key=len)
-        own = ("sgg_fast.SceneGraph",) if path == "sgg_fast/__init__.py" else ()
+        own = ("sgg_fast.graph",) if path == "sgg_fast/__init__.py" else ()
         found += [name for name in names if not within(name, ALLOWED[place] + own)]
     return sorted(set(found))
+
+
+def circles(sources: Mapping[str, str]) -> list[list[str]]:
+    """Every set of files of which each imports, over others, each: the circles of the import graph."""
+    modules = {module_of(path): path for path in sources}
+
+    def file_of(name: str) -> str | None:
+        while name and name not in modules:
+            name = name.rpartition(".")[0]
+        return modules.get(name)
+
+    reached = {}
+    for path, source in sources.items():
+        found = {file_of(name) for name in imported(path, source)} - {None, path}
+        reached[path] = found
+    grown = True
+    while grown:  # the transitive closure
+        grown = False
+        for path, found in reached.items():
+            more = found.union(*(reached[other] for other in found))
+            grown |= more != found
+            reached[path] = more
+    joined = {path: frozenset(o for o in found if path in reached[o]) for path, found in reached.items()}
+    return sorted(map(sorted, {group for group in joined.values() if group}))
+
+
+def crowded(paths: list[str]) -> list[str]:
+    """Folders with more Python files than they may hold, and files that lie too deep."""
+    lines = [f"{path}: deeper than {DEEPEST} folders" for path in paths
+             if path.startswith("sgg_fast/") and path.count("/") > DEEPEST + 1]  # fmt: skip
+    for folder, num in sorted(Counter(path.rpartition("/")[0] for path in paths).items()):
+        most = MOST_IN_A_WING if folder.startswith(WINGS) else MOST
+        lines += [f"{folder or '.'}: {num} Python files, more than {most}"] * (num > most)
+    return lines
 
 
 FILES = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("kernels/**/*.py", "sgg_fast/**/*.py", "benchmarks/**/*.py", "tests/**/*.py", "*.py")
     for path in ROOT.glob(pattern)
-    if path.name != "setup.py"
+    # pipeline/pipeline.py is part of the saved pipeline there, for diffusers to find
+    if path.name != "setup.py" and path.parent != ROOT / "sgg_fast" / "toy" / "pipeline"
 )
+SOURCES = {path: (ROOT / path).read_text(encoding="utf-8") for path in FILES}
 
 
 def test_the_walk_finds_the_house():
-    assert len(FILES) > 40
-    assert {"train.py", "infer.py", "kernels/sgg_kernels/reference/hash.py", "sgg_fast/train/engines/choose.py"} <= set(
-        FILES
-    )
+    assert len(FILES) > 250
+    assert {"train.py", "infer.py", "kernels/sgg_kernels/reference/hash.py", "sgg_fast/train/engines/choose.py",
+            "benchmarks/aot/__main__.py", "tests/support/loops.py"} <= set(FILES)  # fmt: skip
+    inside = {path.split("/")[1] for path in FILES if path.startswith("sgg_fast/")}
+    missing = [name for name in inside if not name.endswith(".py") and f"sgg_fast/{name}/" not in ALLOWED]
+    assert not missing, "a folder without an entry in the table"
 
 
 @pytest.mark.parametrize("path", FILES)
 def test_imports_follow_the_table(path):
-    assert violations(path, (ROOT / path).read_text(encoding="utf-8")) == []
+    assert violations(path, SOURCES[path]) == []
+
+
+def test_no_file_imports_itself_over_others():
+    assert circles(SOURCES) == []
+
+
+def test_folders_are_small_and_not_deep():
+    assert crowded(FILES) == []
 
 
 @pytest.mark.parametrize(
     ("path", "snippet", "found"),
     [
-        ("kernels/x.py", "import numpy", ["numpy"]),
-        ("kernels/x.py", "from sgg_fast import ops", ["sgg_fast.ops"]),
-        ("kernels/reference/x.py", "import triton", ["triton"]),
-        ("kernels/reference/x.py", "from ..launch import launch", ["sgg_kernels.launch.launch"]),
+        ("kernels/sgg_kernels/x.py", "import numpy", ["numpy"]),
+        ("kernels/sgg_kernels/x.py", "from sgg_fast import ops", ["sgg_fast.ops"]),
+        ("kernels/sgg_kernels/reference/x.py", "import triton", ["triton"]),
+        ("kernels/sgg_kernels/reference/x.py", "from ..launch import launch", ["sgg_kernels.launch.launch"]),
+        ("kernels/sgg_kernels/reference/__init__.py", "from ..launch import launch", ["sgg_kernels.launch.launch"]),
         ("sgg_fast/ops/x.py", "from sgg_fast.nn import clip", ["sgg_fast.nn.clip"]),
         ("sgg_fast/ops/x.py", "import triton.language as tl", ["triton.language"]),
         ("sgg_fast/graph.py", "import diffusers", ["diffusers"]),
+        ("sgg_fast/commands/__init__.py", "import torch", ["torch"]),
+        ("sgg_fast/commands/train.py", "import torch", ["torch"]),
+        ("sgg_fast/config/x.py", "from sgg_fast.nn import clip", ["sgg_fast.nn.clip"]),
         ("sgg_fast/nn/x.py", "def f():\n    import xformers.ops", ["xformers.ops"]),
         ("sgg_fast/nn/x.py", "from ..train.engines import choose", ["sgg_fast.train.engines.choose"]),
         ("sgg_fast/nn/x.py", "from sgg_kernels import reference", ["sgg_kernels.reference"]),
@@ -131,21 +230,56 @@ def test_imports_follow_the_table(path):
         ("sgg_fast/data/sources.py", "from diffusers import AutoencoderKL", ["diffusers.AutoencoderKL"]),
         ("sgg_fast/data/sources.py", "from sgg_fast.nn.clip import embed_names", ["sgg_fast.nn.clip.embed_names"]),
         ("sgg_fast/pipeline.py", "from sgg_fast.data.cache import build_cache", ["sgg_fast.data.cache.build_cache"]),
+        ("sgg_fast/pictures/x.py", "from sgg_fast.drawing import jobs", ["sgg_fast.drawing.jobs"]),
+        ("sgg_fast/drawing/x.py", "from sgg_fast.train import outputs", ["sgg_fast.train.outputs"]),
+        ("sgg_fast/drawing/x.py", "from ..eval import metrics", ["sgg_fast.eval.metrics"]),
         ("sgg_fast/eval/x.py", "import deepspeed", ["deepspeed"]),
+        ("sgg_fast/eval/x.py", "from sgg_fast.app import server", ["sgg_fast.app.server"]),
+        ("sgg_fast/eval/x.py", "import pandas", ["pandas"]),
         ("sgg_fast/toy/x.py", "import bitsandbytes as bnb", ["bitsandbytes"]),
         ("sgg_fast/train/x.py", "from benchmarks.ops import registry", ["benchmarks.ops.registry"]),
+        ("sgg_fast/train/run/x.py", "from sgg_fast import app", ["sgg_fast.app"]),
+        ("sgg_fast/train/x.py", "import starlette", ["starlette"]),
         ("sgg_fast/train/x.py", "import kernels", ["kernels"]),
+        ("sgg_fast/app/x.py", "from sgg_fast.train import trainer", ["sgg_fast.train.trainer"]),
+        ("sgg_fast/app/x.py", "from sgg_fast.data.cache import Cache", ["sgg_fast.data.cache.Cache"]),
         ("benchmarks/x.py", "from kernels import launch", ["kernels.launch"]),
+        ("benchmarks/x.py", "import tests.support", ["tests.support"]),
+        ("tests/x.py", "import kernels", ["kernels"]),
         ("train.py", "import deepspeed", ["deepspeed"]),
     ],
 )
-def test_the_rule_can_fail(path, snippet, found):
+def test_the_table_can_fail(path, snippet, found):
     assert violations(path, snippet) == found
+
+
+def test_circles_are_found():
+    """Over a package's own file, over a function's import and relative ones; not over types and not upwards."""
+    files = {
+        "sgg_fast/a.py": "from sgg_fast.b import f",
+        "sgg_fast/b/__init__.py": "from .c import f",
+        "sgg_fast/b/c.py": "def f():\n    from ..a import g",
+        "sgg_fast/d.py": "import sgg_fast.a",
+        "sgg_fast/e.py": "if TYPE_CHECKING:\n    from sgg_fast.f import T\n",
+        "sgg_fast/f.py": "from sgg_fast.e import g",
+    }
+    assert circles(files) == [["sgg_fast/a.py", "sgg_fast/b/__init__.py", "sgg_fast/b/c.py"]]
+    assert circles({**files, "sgg_fast/e.py": "from sgg_fast import f"})[1:] == [["sgg_fast/e.py", "sgg_fast/f.py"]]
+
+
+def test_crowds_and_depth_are_found():
+    full = [f"sgg_fast/nn/m{i}.py" for i in range(MOST)] + [f"benchmarks/aot/m{i}.py" for i in range(MOST_IN_A_WING)]
+    assert crowded([*full, "sgg_fast/data/prepare/x.py"]) == []
+    assert crowded([*full, "sgg_fast/nn/x.py", "benchmarks/aot/x.py", "sgg_fast/a/b/c/x.py"]) == [
+        "sgg_fast/a/b/c/x.py: deeper than 2 folders",
+        "benchmarks/aot: 13 Python files, more than 12",
+        "sgg_fast/nn: 19 Python files, more than 18",
+    ]
 
 
 def run_python(code: str, *paths: Path) -> str:
     """stdout of `python -c code` in the repository root, where kernels/ lies on the path."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([*map(str, paths), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -24,6 +24,7 @@ import tempfile
 import time
 
 from benchmarks.aot.rules import CHIPS, AotError
+from sgg_fast.commands import command
 
 TOLERANCE = 0.10
 """Of registers, against the baseline."""
@@ -136,7 +137,8 @@ def report(arch: str, compiled: list, args: argparse.Namespace, shipped: set[str
     return wrong
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("aot", refused=(AotError, OSError))
+def main(argv: list[str] | None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.aot", description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=list(CHIPS), default=list(CHIPS), help="chips (all)")
@@ -145,11 +147,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--worker", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     if args.worker:
-        try:
-            work(args.arch[0], args.worker)
-        except AotError as error:
-            print(f"AotError: {error}", file=sys.stderr)
-            return 2
+        work(args.arch[0], args.worker)
         return 0
     from benchmarks.aot.cases import shipped_kernels
 

@@ -51,7 +51,7 @@ are 32 KB an SM; an H100 hides its latency with about 20. It is also every block
 
 
 @dataclasses.dataclass(frozen=True)
-class Case:
+class AotCase:
     """One launcher at one size."""
 
     name: str
@@ -61,7 +61,7 @@ class Case:
 
 
 @dataclasses.dataclass(frozen=True)
-class Size:
+class GraphSize:
     """Shapes and dtypes of the graph ops."""
 
     name: str
@@ -91,21 +91,21 @@ _F32, _F16, _BF16 = torch.float32, torch.float16, torch.bfloat16
 _BUCKET = (5, 128, 256)  # batch 2, full and masked copies, and the padding graph
 _SCALE = (65, 2_500_001, 10_000_003)
 SIZES = (
-    Size("bucket fp32", *_BUCKET, 512, _F32, _F32),
-    Size("bucket fp16", *_BUCKET, 512, _F16, _F16),
-    Size("bucket bf16", *_BUCKET, 512, _BF16, _BF16),
-    Size("bucket autocast", *_BUCKET, 512, _BF16, _F32),
-    Size("bucket fp16 autocast", *_BUCKET, 512, _F16, _F32),
-    Size("scale fp32", *_SCALE, 512, _F32, _F32),
-    Size("scale autocast", *_SCALE, 512, _BF16, _F32),
-    Size("toy fp32", 17, 208, 512, 128, _F32, _F32),
-    Size("narrow fp32", 65, 4096, 9000, 128, _F32, _F32),
-    Size("odd bf16", 3, 31, 77, 77, _BF16, _BF16),
+    GraphSize("bucket fp32", *_BUCKET, 512, _F32, _F32),
+    GraphSize("bucket fp16", *_BUCKET, 512, _F16, _F16),
+    GraphSize("bucket bf16", *_BUCKET, 512, _BF16, _BF16),
+    GraphSize("bucket autocast", *_BUCKET, 512, _BF16, _F32),
+    GraphSize("bucket fp16 autocast", *_BUCKET, 512, _F16, _F32),
+    GraphSize("scale fp32", *_SCALE, 512, _F32, _F32),
+    GraphSize("scale autocast", *_SCALE, 512, _BF16, _F32),
+    GraphSize("toy fp32", 17, 208, 512, 128, _F32, _F32),
+    GraphSize("narrow fp32", 65, 4096, 9000, 128, _F32, _F32),
+    GraphSize("odd bf16", 3, 31, 77, 77, _BF16, _BF16),
 )
 """The pre-training bucket of the paper's recipes, ten million relations, the toy's, narrow rows, and odd ones."""
 
 
-def gather_add_relu(z: Size) -> None:
+def gather_add_relu(z: GraphSize) -> None:
     from sgg_kernels.gather_add_relu import gather_add_relu_bwd, gather_add_relu_fwd
 
     n, e, d = z.objects, z.relations, z.width
@@ -114,7 +114,7 @@ def gather_add_relu(z: Size) -> None:
     gather_add_relu_bwd(z.rows(e, d), z.rows(e, d), *ends, index(n + 1), index(n), index(2 * e), z.wide)
 
 
-def scatter_mean(z: Size) -> None:
+def scatter_mean(z: GraphSize) -> None:
     from sgg_kernels.scatter_mean import scatter_mean_bwd, scatter_mean_fwd
 
     n, e, d = z.objects, z.relations, z.width
@@ -125,7 +125,7 @@ def scatter_mean(z: Size) -> None:
     scatter_mean_bwd(z.rows(n, d), z.rows(e, d, r.dtype), y, bias, *ends, plan[0])
 
 
-def masked_pool(z: Size) -> None:
+def masked_pool(z: GraphSize) -> None:
     from sgg_kernels.masked_pool import Rows, graph_mean_fwd, masked_pool_fwd, pool_bwd
 
     b, n, e, d = z.graphs, z.objects, z.relations, z.width
@@ -137,7 +137,7 @@ def masked_pool(z: Size) -> None:
     pool_bwd(torch.empty_like(out), count, [(tokens.graph, None, z.dtype)])
 
 
-def triple_context(z: Size) -> None:
+def triple_context(z: GraphSize) -> None:
     from sgg_kernels.triple_context import triple_context_bwd, triple_context_fwd
 
     b, n, e, h = z.graphs, z.objects, z.relations, 2 * z.width
@@ -227,7 +227,7 @@ def geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
     geglu_bwd(torch.empty_like(geglu_fwd(x)), x)
 
 
-def unet_cases() -> list[Case]:
+def unet_cases() -> list[AotCase]:
     """Normalisation and gate, each in bf16 under autocast; the first of each kind in every dtype."""
     made = []
     autocast = (_BF16, _F32), (_F16, _F32)
@@ -236,23 +236,23 @@ def unet_cases() -> list[Case]:
         for dtype, wide in most.get(name, autocast[:1]):
             run = functools.partial(group_norm_silu, shape, dtype, wide, True)
             title = f"group_norm_silu {name} {str(dtype)[6:]}{' autocast' * ((dtype, wide) == (_F16, _F32))}"
-            made.append(Case(title, run, vectors=name not in _ODD_NORMS))
+            made.append(AotCase(title, run, vectors=name not in _ODD_NORMS))
     run = functools.partial(group_norm_silu, NORMS["C/G 20 1024"], _BF16, _F32, False)
-    made.append(Case("group_norm C/G 20 1024 bfloat16", run, vectors=True))
+    made.append(AotCase("group_norm C/G 20 1024 bfloat16", run, vectors=True))
     for name, (num_rows, width) in GATES.items():
         for dtype in (_F32, _F16, _BF16) if name == "320" else (_BF16,):
             run = functools.partial(geglu, num_rows, width, dtype)
-            made.append(Case(f"geglu {name} {str(dtype)[6:]}", run, vectors=name != "odd"))
+            made.append(AotCase(f"geglu {name} {str(dtype)[6:]}", run, vectors=name != "odd"))
     return made
 
 
-def cases() -> list[Case]:
+def cases() -> list[AotCase]:
     """Every case, the paper's first."""
     made = []
     for padded in (True, False):
         for masked in (True, False):
             name = f"pack{' padded' * padded}{' masked' * masked}"
-            made.append(Case(name, functools.partial(pack, padded, masked), vectors=False))
+            made.append(AotCase(name, functools.partial(pack, padded, masked), vectors=False))
     for name, num_chunks, max_norm in (
         ("paper", 23_000, 1.0),
         ("paper unclipped", 23_000, 0.0),
@@ -260,15 +260,15 @@ def cases() -> list[Case]:
         ("one chunk", 1, 1.0),
     ):
         run = functools.partial(adam, num_chunks, max_norm, *ADAM_FORMS["fp32"], 32)
-        made.append(Case(f"adam {name}", run, vectors=True))
+        made.append(AotCase(f"adam {name}", run, vectors=True))
     for bits, num_chunks, name in ((8, 839_000, "unet"), (8, 2**22, "scale"), (32, 700, "norms")):
         for form, dtypes in ADAM_FORMS.items():
             if name != "scale" or form in ("fp32", "lean"):
                 run = functools.partial(adam, num_chunks, 0.0, *dtypes, bits)
-                made.append(Case(f"adam8bit {bits} {name} {form}", run, vectors=True))
+                made.append(AotCase(f"adam8bit {bits} {name} {form}", run, vectors=True))
     for size in SIZES:
         for op in (gather_add_relu, scatter_mean, masked_pool, triple_context):
-            made.append(Case(f"{op.__name__} {size.name}", functools.partial(op, size), size.width % 16 == 0))
+            made.append(AotCase(f"{op.__name__} {size.name}", functools.partial(op, size), size.width % 16 == 0))
     return made + unet_cases()
 
 

@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.aot.cases import Case
+from benchmarks.aot.cases import AotCase
 from benchmarks.aot.rules import (
     CHIPS,
     VECTOR,
@@ -145,7 +145,7 @@ def _failure(arch: str, case: str, names: list[str], reason: str) -> Compiled:
     return Compiled(arch, case, names[-1] if names else "(no launch)", 0, 0, 0, 0, 0, (reason,))
 
 
-def compile_cases(arch: str, cases: Iterable[Case], least_warps: dict[str, int]) -> list[Compiled]:
+def compile_cases(arch: str, cases: Iterable[AotCase], least_warps: dict[str, int]) -> list[Compiled]:
     """Every launch of every case, compiled for `arch` and judged. A case that fails is a line with its reason."""
     from sgg_kernels.launch import intercept
 
@@ -153,7 +153,7 @@ def compile_cases(arch: str, cases: Iterable[Case], least_warps: dict[str, int])
     for case in cases:
         names: list[str] = []
 
-        def take_over(kernel: Any, grid: tuple, args: tuple, options: dict, case: Case = case, names=names) -> bool:
+        def take_over(kernel: Any, grid: tuple, args: tuple, options: dict, case: AotCase = case, names=names) -> bool:
             names.append(kernel.__name__)
             number = names.count(kernel.__name__)
             compiled = kernel.warmup(*args, grid=grid, **options)

@@ -17,7 +17,7 @@ import dataclasses
 import math
 from typing import Any
 
-from benchmarks.aot.mlir import Layout, Module, Op, integer_bits, item_bytes, parse_layout, shape_of
+from benchmarks.aot.mlir import LaneLayout, Module, Op, integer_bits, item_bytes, parse_layout, shape_of
 
 MAX_INDEX = 2**29
 """Integers in memory are indices below this: `sgg_fast.ops.pack` refuses more than half as many rows."""
@@ -64,7 +64,7 @@ class Access:
     is_integer: bool
     item_bytes: int
     shape: tuple[int, ...]
-    layout: Layout | None
+    layout: LaneLayout | None
     steps: tuple[Step, ...]
     wrapped: str | None
 

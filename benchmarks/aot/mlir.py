@@ -10,7 +10,7 @@ from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class LaneLayout:
     """How a tensor lies over the lanes of a warp, its dimensions in the tensor's order."""
 
     per_thread: tuple[int, ...]
@@ -40,7 +40,7 @@ def _ints(text: str) -> tuple[int, ...]:
     return tuple(int(n) for n in text.split(","))
 
 
-def parse_layout(type_text: str) -> Layout | None:
+def parse_layout(type_text: str) -> LaneLayout | None:
     """The layout of a tensor type, slices of blocked layouts included; None for any other kind."""
     blocked = re.search(
         r"#ttg\.blocked<\{sizePerThread = \[([\d, ]+)\], threadsPerWarp = \[([\d, ]+)\], "
@@ -53,7 +53,7 @@ def parse_layout(type_text: str) -> Layout | None:
     for dim in reversed([int(d) for d in re.findall(r"#ttg\.slice<\{dim = (\d+)", type_text)]):
         per_thread, lanes = (t[:dim] + t[dim + 1 :] for t in (per_thread, lanes))
         order = tuple(d - (d > dim) for d in order if d != dim)
-    return Layout(per_thread, lanes, order)
+    return LaneLayout(per_thread, lanes, order)
 
 
 def _constants(ttgir: str) -> list[int | None]:

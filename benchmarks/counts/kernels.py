@@ -28,7 +28,7 @@ from benchmarks.counts import roofline
 from benchmarks.counts.roofline import CHIPS
 from benchmarks.harness.readme_table import ReadmeTable
 from benchmarks.ops import baselines as baselines_torch
-from benchmarks.ops.baselines import Form
+from benchmarks.ops.baselines import OpForm
 from benchmarks.ops.registry import DTYPES, GRAPH_OPS, IMAGE_OPS, Case, Inputs, inputs
 from sgg_fast import ops
 from sgg_fast.train.optim.adam_flat import FlatAdam
@@ -120,7 +120,7 @@ class OpCounter(TorchDispatchMode):
         return [name.split("::")[1] for name, num in self.names.items() if "::" in name for _ in range(num)]
 
 
-def observe(form: Form, given: Inputs, backward: bool) -> list[OpCounter]:
+def observe(form: OpForm, given: Inputs, backward: bool) -> list[OpCounter]:
     """`form` on `given` under a counter: forward and, apart from it, backward to every tensor."""
     leaves = {name: t.detach().requires_grad_(backward) for name, t in given.tensors.items()}
     forward, behind = OpCounter(), OpCounter()
@@ -348,8 +348,3 @@ def body() -> str:
 
 
 TABLE = ReadmeTable("counts", "counts", body)
-
-
-def main() -> int:
-    """Exit code of the command: 0, or 1 where `--check` finds a difference."""
-    return TABLE.main(__doc__.split("\n\n")[0])

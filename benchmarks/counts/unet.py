@@ -152,7 +152,7 @@ class UNetCounter(OpCounter):
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class UNetForm:
     """A way to run the UNet."""
 
     name: str
@@ -162,10 +162,10 @@ class Form:
 
 
 FORMS = (
-    Form("stock", False, None),
-    Form("stock, channels last", True, None),
-    Form("fused kernels", True, False),
-    Form("fused kernels, merged GEMMs", True, True),
+    UNetForm("stock", False, None),
+    UNetForm("stock, channels last", True, None),
+    UNetForm("fused kernels", True, False),
+    UNetForm("fused kernels, merged GEMMs", True, True),
 )
 
 
@@ -179,7 +179,7 @@ def make_channels_last(model: torch.nn.Module) -> None:
 
 
 @functools.cache
-def count(form: Form, side: int, autocast: bool) -> tuple[UNetCounter, UNetCounter]:
+def count(form: UNetForm, side: int, autocast: bool) -> tuple[UNetCounter, UNetCounter]:
     """Forward and backward of one call at batch 2; bf16 weights, or fp32 ones under autocast to bf16."""
     forward, behind = UNetCounter(), UNetCounter()
     before = torch.get_default_dtype()

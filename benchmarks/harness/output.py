@@ -1,16 +1,62 @@
-"""The row of a kernel benchmark, and where rows of any kind go: to the terminal, and at once to a CSV."""
+"""The rows of benchmarks and where they go: to the terminal, and at once to a CSV."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import pathlib
 from typing import Any
 
+import torch
+
+
+def device(text: str) -> torch.device:
+    """A device by its name, with its number where it is a GPU."""
+    found = torch.device(text)
+    return torch.device("cuda", found.index or 0) if found.type == "cuda" else found
+
+
+def add_flags(parser: argparse.ArgumentParser, written: str) -> None:
+    """The flags of every command that measures. written: what --out will hold."""
+    here = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", type=device, default=here, help="%(default)s")
+    parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help=f"folder for {written} (default: print only)")
+
+
+def file_in(out: pathlib.Path | None, name: str) -> pathlib.Path | None:
+    """The file `name` of --out, where there is one."""
+    return out and out / name
+
+
+CsvRow = dict[str, str]
+"""A row as it is read again."""
+
+
+@dataclasses.dataclass(kw_only=True)
+class Row:
+    """What every row ends with. An empty number means that there is none, and `status` says why."""
+
+    status: str = "ok"
+    ms_p20: float | None = None
+    ms_p50: float | None = None
+    ms_p80: float | None = None
+    device: str = ""
+    gpu_clocks_mhz: str = ""
+    cpu: str = ""
+    torch: str = ""
+    triton: str = ""
+    commit: str = ""
+    date: str = ""
+
+    def line(self) -> str:
+        """For the terminal."""
+        raise NotImplementedError
+
 
 @dataclasses.dataclass
-class Row:
-    """One line of the CSV. An empty number means that there is none, and `status` says why."""
+class OpRow(Row):
+    """One operator in one form."""
 
     op: str
     mode: str
@@ -22,10 +68,6 @@ class Row:
     """eager (a call from Python) or replay (inside a CUDA graph)."""
     l2: str
     """warm, or flushed before every repetition."""
-    status: str = "ok"
-    ms_p20: float | None = None
-    ms_p50: float | None = None
-    ms_p80: float | None = None
     compulsory_bytes: int | None = None
     gb_s: float | None = None
     """Compulsory bytes over the median."""
@@ -37,16 +79,8 @@ class Row:
     """GPU: by torch's profiler. CPU: aten operators that run a kernel."""
     error: float | None = None
     """Largest relative L2 error against float64, outputs and gradients."""
-    device: str = ""
-    gpu_clocks_mhz: str = ""
-    cpu: str = ""
-    torch: str = ""
-    triton: str = ""
-    commit: str = ""
-    date: str = ""
 
     def line(self) -> str:
-        """For the terminal."""
         numbers = self.status
         if self.ms_p50 is not None:
             share = "" if self.copy_share is None else f"{100 * self.copy_share:5.1f} % of copy"
@@ -55,9 +89,18 @@ class Row:
         return f"{name:36} {self.backend:9} {self.call:6} {self.l2:7} {numbers}"
 
 
-def columns(row_type: type) -> list[str]:
-    """The fields of a row, in order: the CSV's header."""
-    return [field.name for field in dataclasses.fields(row_type)]
+def columns(row_type: type[Row]) -> list[str]:
+    """The CSV's header: a row's own fields, then those of every row."""
+    shared = [field.name for field in dataclasses.fields(Row)]
+    return [name for field in dataclasses.fields(row_type) if (name := field.name) not in shared] + shared
+
+
+def read_rows(path: pathlib.Path) -> list[CsvRow]:
+    """The rows of a file; none where there is no such file."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def text(value: Any) -> str:
@@ -65,10 +108,15 @@ def text(value: Any) -> str:
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
+def first_line(error: BaseException) -> str:
+    """What a row says of an error."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
+
+
 class Output:
     """Prints each row as its `line()` and appends it to the CSV, so that a run that is killed keeps what it had."""
 
-    def __init__(self, path: pathlib.Path | None, row_type: type, append: bool = False) -> None:
+    def __init__(self, path: pathlib.Path | None, row_type: type[Row], append: bool = False) -> None:
         """append: to the rows of another command that are there, of the same type."""
         self.rows: list[Any] = []
         self._columns, self._file = columns(row_type), None

@@ -13,7 +13,7 @@ import os
 import torch
 
 from benchmarks.ops import baselines as baselines_torch
-from benchmarks.ops.baselines import Form, Tensors
+from benchmarks.ops.baselines import OpForm, Tensors
 from benchmarks.ops.registry import DTYPES, Case, Inputs, upstream
 
 FLOOR = 1e-6
@@ -37,7 +37,7 @@ def _cut_off(backend: str, dtype: str) -> float:
     return torch.finfo(torch.bfloat16).eps if interpreted and dtype == "bf16" else 0.0
 
 
-def run(form: Form, inputs: Inputs, tensors: Tensors, mode: str) -> list[torch.Tensor]:
+def run(form: OpForm, inputs: Inputs, tensors: Tensors, mode: str) -> list[torch.Tensor]:
     """Outputs of `form`, followed by the gradients of every tensor unless `mode` is "fwd"."""
     if mode == "fwd":
         with torch.no_grad():
@@ -53,7 +53,7 @@ def _columns(tensor: torch.Tensor, width: int, columns: torch.Tensor) -> torch.T
     return tensor.unflatten(-1, (-1, width))[..., columns].flatten(-2)
 
 
-def _true_form(op: str) -> Form:
+def _true_form(op: str) -> OpForm:
     return baselines_torch.FORMS[op, "sg2im" if op == "layer" else "reference"]
 
 
@@ -95,7 +95,7 @@ class Judge:
     def _select(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if self.columns is None else _columns(tensor, self.inputs.shape.width, self.columns)
 
-    def _plain(self, form: Form, dtype: torch.dtype) -> list[torch.Tensor]:
+    def _plain(self, form: OpForm, dtype: torch.dtype) -> list[torch.Tensor]:
         """`form` on the compared columns in `dtype`, with the gradients that the whole would have got."""
         given = next(iter(self.inputs.tensors.values())).dtype
         tensors = {name: self._select(t).to(dtype) for name, t in self.inputs.tensors.items()}

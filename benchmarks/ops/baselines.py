@@ -26,11 +26,11 @@ from sgg_fast import ops
 from sgg_fast.nn.encoder import TripleConv
 
 Tensors = dict[str, torch.Tensor]
-Form = Callable[[Inputs, Tensors], tuple[torch.Tensor, ...]]
+OpForm = Callable[[Inputs, Tensors], tuple[torch.Tensor, ...]]
 
 BACKENDS = ("ours", "reference", "eager", "compile", "pyg", "sg2im")
 
-FORMS: dict[tuple[str, str], Form] = {}
+FORMS: dict[tuple[str, str], OpForm] = {}
 
 READ_BACK = {("pack", "reference")}
 """Forms that read sizes back to the host, so that no graph can capture them."""
@@ -40,8 +40,8 @@ class UnavailableError(RuntimeError):
     """This backend cannot run here; the message is what its row says."""
 
 
-def _form(op: str, backend: str) -> Callable[[Form], Form]:
-    def register(function: Form) -> Form:
+def _form(op: str, backend: str) -> Callable[[OpForm], OpForm]:
+    def register(function: OpForm) -> OpForm:
         FORMS[op, backend] = function
         return function
 
@@ -295,7 +295,7 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
     return _packed(*pack_fwd(d.store, d.ids, d.object_ptr, d.relation_ptr, shape.objects, shape.relations, d.mask))
 
 
-def form(op: str, backend: str) -> Form | None:
+def form(op: str, backend: str) -> OpForm | None:
     """The form of `op` on `backend`; None where the backend has none. Raises UnavailableError where it cannot run."""
     if backend == "compile":
         plain = FORMS.get((op, "eager"))

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from benchmarks.quality import plan as plans
 from benchmarks.quality.plan import Cell, Sizes, System, Work
+from sgg_fast.commands import command
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -33,22 +34,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("quality", interrupted="the same command goes on")
+def main(argv: list[str] | None) -> int:
     """Exit code: 0 done, 1 where cells failed, 2 for what cannot be used (one line on stderr), 130 interrupted."""
     args = parse(argv)
-    # Before torch loads OpenMP: spinning threads make the small steps of several jobs many times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    try:
-        for name in ("seeds", "jobs"):
-            if getattr(args, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
-        return compare(args)
-    except (ValueError, OSError) as error:
-        print(f"quality: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("quality: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    for name in ("seeds", "jobs"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    return compare(args)
 
 
 def say(line: str) -> None:

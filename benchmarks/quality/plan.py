@@ -6,10 +6,11 @@ import dataclasses
 import itertools
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any
+
+from sgg_fast.files import write_text
 
 COMMON: dict[str, Any] = {
     "unet_lr": 3e-4,
@@ -241,10 +242,7 @@ def stored(out: Path, budget: str) -> Sizes | None:
 
 def store(out: Path, budget: str, sizes: Sizes) -> None:
     """Keeps the sizes for every later call."""
-    out.mkdir(parents=True, exist_ok=True)
-    aside = out / "plan.json.part"
-    aside.write_text(json.dumps({"budget": budget, "sizes": dataclasses.asdict(sizes)}, indent=1) + "\n", "utf-8")
-    os.replace(aside, out / "plan.json")
+    write_text(out / "plan.json", json.dumps({"budget": budget, "sizes": dataclasses.asdict(sizes)}, indent=1) + "\n")
 
 
 def cut(sizes: Sizes) -> list[str]:

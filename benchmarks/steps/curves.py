@@ -1,6 +1,6 @@
 """Curves of a pre-training run's validations from its log: a picture, and the numbers as CSV.
 
-    python -m benchmarks.steps.curves runs/toy/pretrain/log.jsonl --out benchmarks/results/pretrain_cpu
+    python -m benchmarks.steps.curves runs/toy/pretrain/log.jsonl --out outputs/curves
 
 Draws what `train.py --stage pretrain` wrote; trains nothing. The picture needs matplotlib.
 """
@@ -14,6 +14,8 @@ import json
 import pathlib
 import sys
 from typing import Any
+
+from sgg_fast.commands import command
 
 CHANCE = "_at_chance"
 PANELS = {
@@ -51,25 +53,27 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("curves")
+def main(argv: list[str] | None) -> None:
     """Exit status 2 for a log without validations."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.steps.curves", description=__doc__.split("\n\n")[0])
     parser.add_argument("log", type=pathlib.Path)
-    parser.add_argument("--out", type=pathlib.Path, required=True, help="path of the files without their ending")
+    parser.add_argument(
+        "--out", type=pathlib.Path, required=True, metavar="DIR", help="folder for curves.csv and curves.png"
+    )
     args = parser.parse_args(argv)
     rows = validations(args.log) if args.log.is_file() else []
     if not rows:
-        print(f"pretrain_curves: {args.log}: no validations in it; train with --validate-every", file=sys.stderr)
-        return 2
-    with args.out.with_suffix(".csv").open("w", newline="", encoding="utf-8") as file:
+        raise ValueError(f"{args.log}: no validations in it; train with --validate-every")
+    args.out.mkdir(parents=True, exist_ok=True)
+    with (args.out / "curves.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
     if importlib.util.find_spec("matplotlib") is None:
         print("no picture: matplotlib is not installed (pip install matplotlib)")
     else:
-        draw(rows, args.out.with_suffix(".png"))
-    return 0
+        draw(rows, args.out / "curves.png")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def open_models(model: str | None, device: torch.device, dtype: torch.dtype) -> 
     return pipeline
 
 
-class Form(abc.ABC):
+class SamplingForm(abc.ABC):
     """A way to draw. `call` says how the host runs the UNet: eager, replay or compiled."""
 
     call = "eager"
@@ -95,11 +95,16 @@ class Form(abc.ABC):
             model.to(memory_format=torch.contiguous_format)
 
 
-class Ours(Form):
+class OurPipeline(SamplingForm):
     """Our pipeline, by the settings of its users."""
 
     def __init__(
-        self, pipeline: SceneGraphToImagePipeline, size: Size, fused: bool, captured: bool, compiled: bool = False
+        self,
+        pipeline: SceneGraphToImagePipeline,
+        size: Size,
+        fused: bool,
+        captured: bool,
+        compiled: bool = False,
     ) -> None:
         super().__init__(pipeline, size)
         pipeline.fuse_unet, pipeline.capture_unet = ("on" if fused else "off"), ("on" if captured else "off")
@@ -111,19 +116,17 @@ class Ours(Form):
             pipeline.unet = torch.compile(pipeline.unet)
 
     def draw(self, num_steps: int, output_type: str = "np") -> Any:
-        """See `Form`."""
         return self.pipeline(
             self.graphs, num_inference_steps=num_steps, guidance_scale=GUIDANCE, latents=self.noise,
             resolution=self.size.resolution, output_type=output_type,
         ).images  # fmt: skip
 
     def close(self) -> None:
-        """See `Form`."""
         self.pipeline.unet, self.pipeline._captured = self.stock, CapturedUNet()
         super().close()
 
 
-class Diffusers(Form):
+class StockPipeline(SamplingForm):
     """StableDiffusionPipeline around the same UNet and VAE."""
 
     def __init__(self, pipeline: SceneGraphToImagePipeline, size: Size, compiled: bool = False) -> None:
@@ -150,7 +153,6 @@ class Diffusers(Form):
             self.stock.vae.decode = torch.compile(self.stock.vae.decode)
 
     def draw(self, num_steps: int, output_type: str = "np") -> Any:
-        """See `Form`."""
         side = self.size.resolution
         return self.stock(
             prompt_embeds=self.given, negative_prompt_embeds=self.null, num_inference_steps=num_steps,
@@ -159,25 +161,24 @@ class Diffusers(Form):
         ).images  # fmt: skip
 
     def close(self) -> None:
-        """See `Form`."""
         self.hook.remove()
         vars(self.pipeline.vae).pop("decode", None)
         self.pipeline.vae.float()
         super().close()
 
 
-FORMS: dict[str, Callable[[SceneGraphToImagePipeline, Size], Form]] = {
-    "captured": lambda pipeline, size: Ours(pipeline, size, fused=True, captured=True),
-    "fused": lambda pipeline, size: Ours(pipeline, size, fused=True, captured=False),
-    "eager": lambda pipeline, size: Ours(pipeline, size, fused=False, captured=False),
-    "diffusers": Diffusers,
-    "compiled": lambda pipeline, size: Ours(pipeline, size, fused=False, captured=False, compiled=True),
-    "diffusers-compiled": lambda pipeline, size: Diffusers(pipeline, size, compiled=True),
+FORMS: dict[str, Callable[[SceneGraphToImagePipeline, Size], SamplingForm]] = {
+    "captured": lambda pipeline, size: OurPipeline(pipeline, size, fused=True, captured=True),
+    "fused": lambda pipeline, size: OurPipeline(pipeline, size, fused=True, captured=False),
+    "eager": lambda pipeline, size: OurPipeline(pipeline, size, fused=False, captured=False),
+    "diffusers": StockPipeline,
+    "compiled": lambda pipeline, size: OurPipeline(pipeline, size, fused=False, captured=False, compiled=True),
+    "diffusers-compiled": lambda pipeline, size: StockPipeline(pipeline, size, compiled=True),
 }
 """By name; those that compile for minutes come last."""
 
 
-def latents(form: Form, num_steps: int) -> np.ndarray:
+def latents(form: SamplingForm, num_steps: int) -> np.ndarray:
     """Latents after `num_steps`, float64, on the host."""
     return form.draw(num_steps, "latent").double().cpu().numpy()
 
@@ -189,7 +190,7 @@ def reference(pipeline: SceneGraphToImagePipeline, size: Size, num_steps: int) -
     for precision in dict.fromkeys((torch.float32, dtype)):
         torch.backends.cudnn.allow_tf32 = precision == dtype and allowed
         pipeline.unet.to(precision)
-        form = Diffusers(pipeline, size)
+        form = StockPipeline(pipeline, size)
         try:
             found.append(latents(form, num_steps))
         finally:  # memory may be out

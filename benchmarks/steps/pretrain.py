@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.counts.kernels import OpCounter
 from benchmarks.harness import measure
-from benchmarks.harness.output import Output, text
+from benchmarks.harness.output import Output, Row, text
 from benchmarks.ops import registry
 from sgg_fast import ops
 from sgg_fast.data.cache import TrainingCache, encode_images
@@ -54,16 +54,12 @@ TOLERANCE = 1e-3
 
 
 @dataclasses.dataclass
-class Row:
-    """One line of the CSV. An empty number means that there is none; `status` says why."""
+class PretrainRow(Row):
+    """One form at one batch size."""
 
     form: str
     sizes: str
     batch: int
-    status: str = "ok"
-    ms_p20: float | None = None
-    ms_p50: float | None = None
-    ms_p80: float | None = None
     images_per_s: float | None = None
     triples_per_s: float | None = None
     """Relations of the full copies, image relations included."""
@@ -74,15 +70,8 @@ class Row:
     """The optimiser's compulsory bytes at this machine's own copy bandwidth."""
     over_floor: float | None = None
     parameters: int | None = None
-    device: str = ""
-    cpu: str = ""
-    torch: str = ""
-    triton: str = ""
-    commit: str = ""
-    date: str = ""
 
     def line(self) -> str:
-        """For the terminal."""
         numbers = self.status
         if self.ms_p50 is not None:
             numbers = (f"{self.ms_p50:9.2f} ms {self.triples_per_s:10.0f} triples/s {self.over_floor:7.1f} x floor "
@@ -191,7 +180,7 @@ class Naive:
         self._step += 1
 
 
-class Ours:
+class Trained:
     """The trainer's engine on the cached set."""
 
     def __init__(self, setup: Setup, batch: int, kind: type[EagerEngine | CapturedEngine]) -> None:
@@ -212,15 +201,15 @@ class Ours:
         self._step += 1
 
 
-def build(name: str, setup: Setup, batch: int) -> Naive | Ours:
+def build(name: str, setup: Setup, batch: int) -> Naive | Trained:
     """The form `name`; the process-wide choice of kernels is set as it needs it."""
     ops.use_kernels("triton" if name in ("kernels", "graphs") else "reference")
     if name == "naive":
         return Naive(setup, batch)
-    return Ours(setup, batch, CapturedEngine if name == "graphs" else EagerEngine)
+    return Trained(setup, batch, CapturedEngine if name == "graphs" else EagerEngine)
 
 
-def launches(form: Naive | Ours, device: torch.device) -> tuple[int | None, int]:
+def launches(form: Naive | Trained, device: torch.device) -> tuple[int | None, int]:
     """(library, Triton) launches of one step. On a CPU no kernel of ours runs but `pack`, from which all indices come:
     what is launched does not depend on the numbers.
     """
@@ -239,7 +228,7 @@ def launches(form: Naive | Ours, device: torch.device) -> tuple[int | None, int]
     return counter.count().launches, len(triton)
 
 
-def _time(row: Row, form: Naive | Ours, device: torch.device, seconds: float, mean_triples: float) -> None:
+def _time(row: PretrainRow, form: Naive | Trained, device: torch.device, seconds: float, mean_triples: float) -> None:
     """Fill in what a step takes. The first ones allocate, compile and capture, and do not count."""
     assert row.floor_ms is not None
     for _ in range(3):
@@ -251,7 +240,7 @@ def _time(row: Row, form: Naive | Ours, device: torch.device, seconds: float, me
     row.over_floor = times.p50 / row.floor_ms
 
 
-def rows(setup: Setup, names: list[str], batches: list[int], seconds: float, interpret: bool) -> Iterator[Row]:
+def rows(setup: Setup, names: list[str], batches: list[int], seconds: float, interpret: bool) -> Iterator[PretrainRow]:
     """Every form at every batch size, each checked against the naive one first."""
     facts, device = dataclasses.asdict(measure.machine(setup.device)), setup.device
     copy = measure.copy_bandwidth(device)
@@ -259,7 +248,7 @@ def rows(setup: Setup, names: list[str], batches: list[int], seconds: float, int
         expected = build("naive", setup, batch).first(batch)
         mean_triples = float(setup.cache.graphs.sizes[:, 1].mean())
         for name in names:
-            row = Row(name, setup.sizes, batch, **facts)
+            row = PretrainRow(name, setup.sizes, batch, **facts)
             on_cpu = device.type != "cuda" and name in ("kernels", "graphs")
             if on_cpu and (name == "graphs" or not interpret):
                 row.status = "skipped: needs CUDA"
@@ -290,7 +279,7 @@ def run(
     """Measure, print and write; exit status 1 after a mismatch."""
     setup = Setup(quick or device.type != "cuda", device)
     print(f"{measure.machine(device).device}, {setup.sizes} sizes, {NUM_PAIRS} pairs")
-    output = Output(path, Row)
+    output = Output(path, PretrainRow)
     for row in rows(setup, names or list(FORMS), batches or list(BATCHES), 0.2 if quick else 3.0, interpret):
         output.add(row)
     return int(any(row.status.startswith("mismatch") for row in output.rows))

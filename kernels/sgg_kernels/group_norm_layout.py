@@ -58,7 +58,7 @@ def _tile(num_pixels: int, block_c: int, elements: int) -> dict[str, int]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class NormLayout:
     """How an input is cut; a function of its shape alone."""
 
     images: int
@@ -68,7 +68,7 @@ class Layout:
     """C / G."""
 
     @classmethod
-    def of(cls, x_BSC: torch.Tensor, num_groups: int) -> Layout:
+    def of(cls, x_BSC: torch.Tensor, num_groups: int) -> NormLayout:
         """The cut of x in `num_groups` groups."""
         images, pixels, channels = x_BSC.shape
         return cls(images, pixels, channels, channels // num_groups)

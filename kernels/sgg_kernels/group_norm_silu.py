@@ -15,7 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .group_norm_layout import Layout, group_sum, normalised
+from .group_norm_layout import NormLayout, group_sum, normalised
 from .launch import launch
 
 
@@ -187,7 +187,7 @@ def group_norm_silu_fwd(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(out [B, S, C] in the dtype of x, mean and 1 / deviation of each channel's group, fp32 [B, C] both)."""
     x_BSC, weight_C, bias_C = x_BSC.contiguous(), weight_C.contiguous(), bias_C.contiguous()
-    z = Layout.of(x_BSC, num_groups)
+    z = NormLayout.of(x_BSC, num_groups)
     out = torch.empty(x_BSC.shape, dtype=x_BSC.dtype, device=x_BSC.device)
     mean = torch.empty(z.images, z.channels, dtype=torch.float32, device=x_BSC.device)
     rstd = torch.empty_like(mean)

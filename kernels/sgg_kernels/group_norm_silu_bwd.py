@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .group_norm_layout import Layout, group_sum, normalised
+from .group_norm_layout import NormLayout, group_sum, normalised
 from .launch import launch
 from .segments import column_sum
 
@@ -189,7 +189,7 @@ def group_norm_silu_bwd(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(grad x [B, S, C], the gradients of weight and bias end to end [2C], in the dtype of weight)."""
     grad_BSC, x_BSC, weight_C, bias_C = (t.contiguous() for t in (grad_BSC, x_BSC, weight_C, bias_C))
-    z = Layout.of(x_BSC, num_groups)
+    z = NormLayout.of(x_BSC, num_groups)
     grad_x = torch.empty(x_BSC.shape, dtype=x_BSC.dtype, device=x_BSC.device)
     partial = torch.empty(z.images, 2 * z.channels, dtype=torch.float32, device=x_BSC.device)
     given = grad_BSC, x_BSC, weight_C, bias_C, mean_BC, rstd_BC

@@ -11,9 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from sgg_fast.config import ConfigError
 from sgg_fast.data.formats import parse_scene_graphs
 from sgg_fast.data.images import RESIZE, stays_inside
 from sgg_fast.data.spatial import spatial_relations
+from sgg_fast.files import write_together
 from sgg_fast.graph import SceneGraph, SceneGraphError
 
 FORMAT = "sgg_fast set 1"
@@ -60,10 +58,7 @@ def write_set(
     Written aside and renamed, set.json last. `report` is asked when the last record has been taken. `images` becomes
     the link OUT/images.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".prepare-", dir=out))
-    names = [*(f"{split}.jsonl" for split in splits), "report.json", MARK]
-    try:
+    with write_together(out, [*(f"{split}.jsonl" for split in splits), "report.json", MARK]) as aside:
         counts = {}
         for split, records in splits.items():
             counts[split] = 0
@@ -74,16 +69,8 @@ def write_set(
         (aside / "report.json").write_text(report(), encoding="ascii")
         mark = {"format": FORMAT, **header, "images": counts}
         (aside / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="ascii")
-        for name in names:
-            with (aside / name).open("rb") as file:
-                os.fsync(file.fileno())
-        (out / MARK).unlink(missing_ok=True)
-        for name in names:
-            os.replace(aside / name, out / name)
-        if images is not None and images.resolve() != (out / "images").resolve():
-            link_images(out, images)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    if images is not None and images.resolve() != (out / "images").resolve():
+        link_images(out, images)
 
 
 def link_images(out: Path, images: Path) -> None:

@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from sgg_fast.data.formats import parse_json
 from sgg_fast.data.layouts import read_document
+from sgg_fast.files import write_aside
 from sgg_fast.graph import SceneGraph, SceneGraphError, shown
 
 KEYWORD = "sgg_fast"
@@ -39,13 +40,8 @@ def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> N
     info = PngImagePlugin.PngInfo()
     if record is not None:
         info.add_text(KEYWORD, json.dumps(record, sort_keys=True))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    try:
+    with write_aside(path) as aside:
         image.save(aside, format="PNG", pnginfo=info)
-        aside.rename(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def raw_record(path: Path) -> str | None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from sgg_fast.config import ConfigError
+from sgg_fast.files import write_aside
 
 INDEX = "index.json"
 """Put in place last: a cache that has it is whole."""
@@ -34,22 +34,8 @@ class DamagedError(ConfigError):
 
 def write_whole(path: Path, content: bytes) -> None:
     """A file that is there with all its bytes or not at all, whatever happens to the process or the machine."""
-    handle, aside = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(aside, 0o644)
-        os.replace(aside, path)
-    except BaseException:
-        Path(aside).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    with write_aside(path, durable=True) as aside:
+        aside.write_bytes(content)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], note: Any) -> None:

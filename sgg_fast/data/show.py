@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+from sgg_fast.commands import command
 from sgg_fast.config import TOY_DATA, ConfigError
 from sgg_fast.data.images import ImageError
 from sgg_fast.data.sources import PairSource, open_source, stored_source
@@ -132,7 +133,8 @@ def _draw_boxes(picture: Image.Image, names: Sequence[str], boxes: np.ndarray) -
         draw.text((x + 3, y + 1), text, "white", font(SMALL))
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("show", refused=(ConfigError, SceneGraphError, OSError))
+def main(argv: list[str] | None) -> None:
     """Exit code: 0 done, 2 for a set or settings that cannot be used (one line on stderr)."""
     parser = argparse.ArgumentParser(prog="python -m sgg_fast.data.show", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -143,27 +145,22 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, help="show N samples from this one on in place of a choice")
     parser.add_argument("--out", type=Path, default=Path("outputs/set.png"), help="the sheet (%(default)s)")
     args = parser.parse_args(argv)
-    try:
-        if args.n < 1 or args.seed < 0:
-            raise ConfigError("--n must be at least 1 and --seed not negative")
-        if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
-            raise ConfigError(f"--out {args.out}: must end in .png or .jpg")
-        source, title = open_for_show(args.data, args.split, num_scenes=args.n)
-        num = len(source) if source.stored is None else len(source.stored.arrays["previews"])
-        if args.first is None:
-            chosen = np.sort(np.random.default_rng(args.seed).permutation(num)[: args.n]).tolist()
-        elif 0 <= args.first < num:
-            chosen = list(range(args.first, min(num, args.first + args.n)))
-        else:
-            raise ConfigError(f"--first {args.first}: the set has {num} samples")
-        page = sheet(source, f"{title}: {len(chosen)} of {len(source)} samples", chosen)
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        page.save(args.out)
-    except (ConfigError, SceneGraphError, OSError) as error:
-        print(f"show: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    if args.n < 1 or args.seed < 0:
+        raise ConfigError("--n must be at least 1 and --seed not negative")
+    if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ConfigError(f"--out {args.out}: must end in .png or .jpg")
+    source, title = open_for_show(args.data, args.split, num_scenes=args.n)
+    num = len(source) if source.stored is None else len(source.stored.arrays["previews"])
+    if args.first is None:
+        chosen = np.sort(np.random.default_rng(args.seed).permutation(num)[: args.n]).tolist()
+    elif 0 <= args.first < num:
+        chosen = list(range(args.first, min(num, args.first + args.n)))
+    else:
+        raise ConfigError(f"--first {args.first}: the set has {num} samples")
+    page = sheet(source, f"{title}: {len(chosen)} of {len(source)} samples", chosen)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    page.save(args.out)
     print(args.out)
-    return 0
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from sgg_fast.commands import command
 from sgg_fast.quiet import quiet_libraries
 
 
@@ -44,27 +45,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("sgg_fast.eval", interrupted="the same command goes on")
+def main(argv: list[str] | None) -> None:
     """Exit code: 0 done, 2 for input that cannot be used (one line on stderr), 130 interrupted."""
     args = parse(argv)
+    for name in ("num", "seeds"):
+        if getattr(args, name) is not None and getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    for name in ("pairs", "first_seed"):
+        if getattr(args, name) < 0:
+            raise ValueError(f"--{name.replace('_', '-')} must not be negative, not {getattr(args, name)}")
     quiet_libraries()
-    try:
-        for name in ("num", "seeds"):
-            if getattr(args, name) is not None and getattr(args, name) < 1:
-                raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
-        for name in ("pairs", "first_seed"):
-            if getattr(args, name) < 0:
-                raise ValueError(f"--{name.replace('_', '-')} must not be negative, not {getattr(args, name)}")
-        from sgg_fast.eval.evaluate import evaluate
+    from sgg_fast.eval.evaluate import evaluate
 
-        print(evaluate(args))
-    except (ValueError, OSError) as error:
-        print(f"sgg_fast.eval: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sgg_fast.eval: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    return 0
+    print(evaluate(args))
 
 
 if __name__ == "__main__":

@@ -14,14 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 from sgg_fast.data.cache import fingerprint
+from sgg_fast.data.png_record import save_png
 from sgg_fast.drawing.models import SCHEDULERS, load_model, scheduler_name, set_scheduler
 from sgg_fast.eval import bootstrap, distances, metrics, pictures, report
-from sgg_fast.eval.detector import Detector, Instance, open_detector
+from sgg_fast.eval.detector import Detector, Instance
+from sgg_fast.eval.detectors import ToyWorldDetector, open_detector
 from sgg_fast.eval.direction import GATE, measure_direction
-from sgg_fast.eval.pictures import GraphSet, Job, noise_seed
+from sgg_fast.eval.pictures import EvalJob, GraphSet, noise_seed
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.pipeline import SceneGraphToImagePipeline
@@ -35,7 +38,7 @@ _SHEET = 12
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class EvalPlan:
     """What is drawn for one evaluation."""
 
     graphs: list[SceneGraph]
@@ -51,16 +54,17 @@ class Plan:
         ending = "" if turned is None else f"-{AXES[turned].replace('/', '-')}"
         return self.folder / f"seed-{seed}" / f"{index:05d}{ending}.png"
 
-    def jobs(self, seed: int) -> list[Job]:
+    def jobs(self, seed: int) -> list[EvalJob]:
         """Every picture of a seed."""
         own = {**dict(enumerate(self.graphs)), **self.partners}
-        jobs = [Job(self.path(seed, i), graph, noise_seed(seed, i)) for i, graph in sorted(own.items())]
+        jobs = [EvalJob(self.path(seed, i), graph, noise_seed(seed, i)) for i, graph in sorted(own.items())]
         return jobs + [
-            Job(self.path(seed, p.graph_index, p.axis), p.turned, noise_seed(seed, p.graph_index)) for p in self.pairs
+            EvalJob(self.path(seed, p.graph_index, p.axis), p.turned, noise_seed(seed, p.graph_index))
+            for p in self.pairs
         ]
 
 
-def make_plan(graph_set: GraphSet, num: int, num_pairs: int, folder: Path) -> Plan:
+def make_plan(graph_set: GraphSet, num: int, num_pairs: int, folder: Path) -> EvalPlan:
     """The first `num` graphs, and the first pairs of each axis. Raises ValueError where there are too few graphs."""
     if graph_set.size is not None and graph_set.size < num:
         raise ValueError(f"--num {num}: {graph_set.name} has {graph_set.size} graphs")
@@ -75,7 +79,7 @@ def make_plan(graph_set: GraphSet, num: int, num_pairs: int, folder: Path) -> Pl
                 wanted[pair.axis] -= 1
                 pairs.append(pair)
     partners = {p.graph_index: graph_set.graph(p.graph_index) for p in pairs}
-    return Plan([graph_set.graph(i) for i in range(num)], pairs, partners, folder)
+    return EvalPlan([graph_set.graph(i) for i in range(num)], pairs, partners, folder)
 
 
 def evaluate(args: argparse.Namespace) -> str:
@@ -132,7 +136,6 @@ _MEASURED: dict[tuple[str, int], dict[str, Any]] = {}
 
 def _detector_accuracy(detector: Detector, pipeline: SceneGraphToImagePipeline) -> dict[str, Any]:
     """The toy detector on scenes whose things are known: as drawn, and through this model's autoencoder."""
-    from sgg_fast.eval.detector import ToyWorldDetector
     from sgg_fast.toy.detector import accuracy
     from sgg_fast.toy.world import HELD_OUT_SEED, draw_scene
 
@@ -203,7 +206,7 @@ def _held_out(graph: SceneGraph) -> SceneGraph:
     return SceneGraph(graph.objects, tuple(graph.relations[k] for k in held_out_relations(graph)))
 
 
-def _score_pairs(detector: Detector, plan: Plan, seeds: Sequence[int]) -> dict[str, Any]:
+def _score_pairs(detector: Detector, plan: EvalPlan, seeds: Sequence[int]) -> dict[str, Any]:
     """Axis -> estimate over its pairs, and every value [S, P]: of both pictures the share that follows."""
     values: dict[int, list[list[float]]] = {0: [], 1: []}
     for axis, rows in values.items():
@@ -237,7 +240,7 @@ def _score_pairs(detector: Detector, plan: Plan, seeds: Sequence[int]) -> dict[s
 
 
 def _distances(
-    args: argparse.Namespace, graph_set: GraphSet, plan: Plan, drawn: np.ndarray, real: np.ndarray | None
+    args: argparse.Namespace, graph_set: GraphSet, plan: EvalPlan, drawn: np.ndarray, real: np.ndarray | None
 ) -> dict[str, Any]:
     """Crowd figures that this data has: toy features for the toy, Inception's on request."""
     found: dict[str, Any] = {}
@@ -251,7 +254,7 @@ def _distances(
         folder = args.out / "real"
         folder.mkdir(exist_ok=True)
         for i, image in enumerate(real):
-            report.save_picture(folder / f"{i:05d}.png", image)
+            save_png(Image.fromarray(image), folder / f"{i:05d}.png", None)
         found["Inception"] = distances.inception_distances(args.out / "pictures", folder, args.inception)
     return found
 
@@ -342,7 +345,7 @@ def _tables(result: dict[str, Any]) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _cells(plan: Plan, graph_set: GraphSet, seed: int) -> list[tuple[SceneGraph, dict[str, np.ndarray]]]:
+def _cells(plan: EvalPlan, graph_set: GraphSet, seed: int) -> list[tuple[SceneGraph, dict[str, np.ndarray]]]:
     """The first graphs, unselected, with what `seed` drew, and the first pair of each axis."""
     cells = []
     for i, graph in enumerate(plan.graphs[:_SHEET]):

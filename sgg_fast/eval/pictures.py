@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import itertools
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,10 @@ from tqdm import tqdm
 
 from sgg_fast.data.cache import to_pixels
 from sgg_fast.data.formats import load_scene_graphs
+from sgg_fast.data.png_record import save_png
 from sgg_fast.data.sources import open_source
 from sgg_fast.eval import metrics
+from sgg_fast.files import write_text
 from sgg_fast.graph import SceneGraph
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.recipes import recipe
@@ -98,7 +99,7 @@ def _repeats(resolution: int) -> Callable[[int], Scene]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
+class EvalJob:
     """One picture to draw."""
 
     path: Path
@@ -121,15 +122,12 @@ def check_settings(out: Path, settings: dict[str, Any]) -> None:
             if there.get(key) != value:
                 raise ValueError(f"--out {out} holds pictures with {key} {there.get(key)}, not {value}: give another")
         return
-    out.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, json.dumps(settings, indent=2) + "\n")
 
 
 def draw_missing(
     pipeline: SceneGraphToImagePipeline,
-    jobs: Sequence[Job],
+    jobs: Sequence[EvalJob],
     steps: int,
     guidance: float,
     batch_size: int = 16,
@@ -149,10 +147,7 @@ def draw_missing(
                 generator=[torch.Generator().manual_seed(job.noise_seed) for job in some],
             ).images
             for job, image in zip(some, images, strict=True):
-                job.path.parent.mkdir(parents=True, exist_ok=True)
-                aside = job.path.with_suffix(".part")
-                image.save(aside, format="PNG")
-                os.replace(aside, job.path)
+                save_png(image, job.path, None)
             bar.update(len(some))
     return len(todo)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from sgg_fast.data.png_record import save_png
+from sgg_fast.files import write_text
 from sgg_fast.graph import SceneGraph
 from sgg_fast.pictures.graph_picture import draw_graph
 from sgg_fast.pictures.sheets import GAP, INK, PAPER, font
@@ -39,9 +40,7 @@ def _figure(value: object) -> str:
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
     """The file appears whole or not at all; what is not a number is null."""
-    aside = path.with_suffix(".part")
-    aside.write_text(json.dumps(_plain(result), indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(aside, path)
+    write_text(path, json.dumps(_plain(result), indent=1, allow_nan=False) + "\n")
 
 
 def _plain(value: Any) -> Any:
@@ -69,13 +68,4 @@ def contact_sheet(path: Path, cells: Sequence[tuple[SceneGraph, Mapping[str, np.
             left = x + _GRAPH[0] + GAP + k * (_SIDE + GAP)
             sheet.paste(Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (left, y))
             draw.text((left, y + _SIDE + 2), caption, font=font(13), fill=INK)
-    aside = path.with_suffix(".part")
-    sheet.save(aside, format="PNG")
-    os.replace(aside, path)
-
-
-def save_picture(path: Path, image: np.ndarray) -> None:
-    """uint8 [H, W, 3] as PNG; the file appears whole or not at all."""
-    aside = path.with_suffix(".part")
-    Image.fromarray(image).save(aside, format="PNG")
-    os.replace(aside, path)
+    save_png(sheet, path, None)

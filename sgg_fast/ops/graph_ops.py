@@ -13,7 +13,7 @@ from sgg_kernels import reference
 from . import graph_kernels
 from .dispatch import backend_for
 
-Plan = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+Aggregation = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """(ptr [N+1], mid [N], slot [2E])."""
 
 
@@ -22,7 +22,7 @@ def check(name: str, condition: bool, message: str) -> None:
         raise ValueError(f"{name}: {message}")
 
 
-def _check_plan(name: str, plan: Plan, num_relations: int) -> None:
+def _check_plan(name: str, plan: Aggregation, num_relations: int) -> None:
     ptr, mid, slot = plan
     check(name, slot.shape[0] == 2 * num_relations, "the plan must hold two messages a relation")
     check(name, ptr.shape[0] == mid.shape[0] + 1, "ptr must be [N+1] and mid [N]")
@@ -45,7 +45,7 @@ def gather_add_relu(
     bias_H: torch.Tensor,
     subject_E: torch.Tensor,
     object_E: torch.Tensor,
-    plan: Plan,
+    plan: Aggregation,
 ) -> torch.Tensor:
     """First linear map of eqs 3, 4, 6 once its GEMMs ran on nodes and relations apart. [E, H], in the dtype of ac.
 
@@ -72,7 +72,7 @@ def scatter_mean(
     bias_3D: torch.Tensor,
     subject_E: torch.Tensor,
     object_E: torch.Tensor,
-    plan: Plan,
+    plan: Aggregation,
     residual_ED: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Bias, relu, split and mean over messages (eqs 3-6 after the second GEMM): ([N, D] means, [E, D] relations).
@@ -148,7 +148,7 @@ def triple_context(
     subject_E: torch.Tensor,
     object_E: torch.Tensor,
     graph_E: torch.Tensor,
-    plan: Plan,
+    plan: Aggregation,
     relation_ptr: torch.Tensor,
 ) -> torch.Tensor:
     """Eq. 7, the triple embedding, once its GEMMs ran: [E, H], in the dtype of s.

@@ -28,6 +28,7 @@ import argparse
 import json
 import math
 import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -40,6 +41,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 
+from sgg_fast.commands import command
 from sgg_fast.data.cache import to_pixels
 from sgg_fast.diffusion import noise
 from sgg_fast.diffusion.sampling import sample_latents
@@ -47,6 +49,7 @@ from sgg_fast.drawing import SHIPPED, load_pipeline
 from sgg_fast.drawing.models import fingerprint
 from sgg_fast.eval.pictures import through_vae
 from sgg_fast.eval.report import contact_sheet
+from sgg_fast.files import write_aside
 from sgg_fast.model_card import write_card
 from sgg_fast.nn.clip import normalise_pixels, text_states
 from sgg_fast.nn.foundation import Foundation
@@ -57,13 +60,13 @@ from sgg_fast.toy.detector import train_detector
 from sgg_fast.toy.features import train_features
 from sgg_fast.toy.fit import fit
 from sgg_fast.toy.models import (
-    WEIGHTS,
     toy_clip,
     toy_foundation,
     toy_scheduler,
     toy_tokenizer,
     toy_unet,
     toy_vae,
+    weight_file,
 )
 from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
 
@@ -123,10 +126,9 @@ def build_vae(out: Path, num_steps: int, num_scenes: int, batch: int = 16) -> Au
 
 def save_half(model: torch.nn.Module, path: Path) -> None:
     """fp16 safetensors, written aside and renamed."""
-    aside = path.with_suffix(".part")
     halves = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    save_file({k: v.contiguous() for k, v in halves.items()}, aside)
-    aside.rename(path)
+    with write_aside(path) as aside:
+        save_file({k: v.contiguous() for k, v in halves.items()}, aside)
 
 
 def _tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> dict[str, torch.Tensor]:
@@ -165,7 +167,7 @@ def build_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32) -> U
     """The text-conditioned UNet: v-prediction on latents, sentences through CLIP's text tower, 10 % without."""
     foundation = toy_foundation(weights=out)
     if missing := [part for part in ("vae", "clip") if not (out / f"{part}.safetensors").is_file()]:
-        raise SystemExit(f"{out} has no {' and no '.join(missing)}: build that first")
+        raise ValueError(f"{out} has no {' and no '.join(missing)}: build that first")
     graphs = [world.draw_scene(TRAIN_SEED, i).graph for i in tqdm(range(num_scenes), desc="graphs", leave=False)]
     latents = torch.cat([encode(foundation, draw(TRAIN_SEED, 1000, i)) for i in range(0, num_scenes, 1000)])
     torch.manual_seed(0)
@@ -282,7 +284,8 @@ PARTS: dict[str, Callable[[Path, int, int], object]] = {
 STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000, "detector": 2400, "features": 1000}
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("toy.build")
+def main(argv: list[str] | None) -> None:
     """Exit code 0, 2 for an evaluation that is not of what ships."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=[*PARTS, "ship", "card", "sheet"])
@@ -297,22 +300,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     if args.part == "ship":
         ship(args.out, SHIPPED)
-        return 0
-    if args.part == "card":
-        try:
-            put_on_card(SHIPPED, args.eval, args.data)
-        except (ValueError, OSError) as error:
-            parser.error(str(error))
-        return 0
-    if args.part == "sheet":
+    elif args.part == "card":
+        put_on_card(SHIPPED, args.eval, args.data)
+    elif args.part == "sheet":
         draw_sheet(SHEET)
-        return 0
-    PARTS[args.part](args.out, args.steps or STEPS[args.part], args.scenes)
-    if args.install:
-        WEIGHTS.mkdir(exist_ok=True)
-        shutil.copy(args.out / f"{args.part}.safetensors", WEIGHTS)
-    return 0
+    else:
+        PARTS[args.part](args.out, args.steps or STEPS[args.part], args.scenes)
+        if args.install:
+            shutil.copy(args.out / f"{args.part}.safetensors", weight_file(args.part))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main())

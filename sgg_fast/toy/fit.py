@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
+
+from sgg_fast.files import replace_folder
 
 Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
 """Step number -> loss with gradient, and figures for the progress bar. Draws its own batch, by step number."""
@@ -36,14 +37,7 @@ def _save(folder: Path, step: int, model: nn.Module, ema: nn.Module, optimizer: 
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside / "weights.safetensors")
     save_file({k: v.contiguous() for k, v in ema.state_dict().items()}, aside / "ema.safetensors")
     torch.save({"step": step, "optimizer": optimizer.state_dict()}, aside / "optimizer.pt")
-    old = folder.with_name(folder.name + ".old")
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(aside, folder)
-    for path in old.glob("*"):
-        path.unlink()
-    if old.exists():
-        old.rmdir()
+    replace_folder(aside, folder)
 
 
 def fit(

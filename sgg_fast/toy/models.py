@@ -1,7 +1,7 @@
 """The toy's foundation: Stable Diffusion's own classes in miniature (AutoencoderKL, UNet2DConditionModel, CLIP, DDIM).
 
-The architecture is SD v1's scaled down, so code that runs here runs there. Weights come from `weights/`, made by
-`sgg_fast/toy/build.py`.
+The architecture is SD v1's scaled down, so code that runs here runs there. Weights come from `weights/` and, where
+the shipped model has the same ones, from `pipeline/`; `sgg_fast/toy/build.py` made them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,19 @@ WIDTH = 128
 """C of the toy: cross-attention width, and CLIP's hidden and projection width."""
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""fp16 safetensors of the trained parts, by part name; a part without a file keeps its random weights."""
+"""fp16 safetensors of the foundation's parts that are not parts of the shipped model, and of what judges pictures."""
+
+
+def weight_file(part: str, folder: Path = WEIGHTS) -> Path:
+    """fp16 safetensors of a part. The package has VAE and CLIP in the shipped model only, which keeps them as they are.
+
+    A part without a file keeps its random weights.
+    """
+    in_pipeline = {"vae": "vae/diffusion_pytorch_model.safetensors", "clip": "graph_clip/model.safetensors"}
+    if folder == WEIGHTS and part in in_pipeline:
+        return WEIGHTS.with_name("pipeline") / in_pipeline[part]
+    return folder / f"{part}.safetensors"
+
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -116,10 +128,10 @@ def toy_foundation(seed: int = 0, weights: Path | None = WEIGHTS) -> Foundation:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = {"unet": toy_unet(), "vae": toy_vae(), "clip": toy_clip(clip_tokenizer)}
-    found = [name for name in parts if weights and (weights / f"{name}.safetensors").is_file()]
+    files = {name: weight_file(name, weights) for name in parts} if weights else {}
+    found = [name for name, file in files.items() if file.is_file()]
     for name in found:
-        assert weights is not None
-        state = load_file(weights / f"{name}.safetensors")
+        state = load_file(files[name])
         parts[name].load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
     # As in SD: the text encoder is CLIP's text tower.
     text_encoder = CLIPTextModel(parts["clip"].config.text_config)

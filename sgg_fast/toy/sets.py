@@ -20,6 +20,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
+from sgg_fast.commands import command
 from sgg_fast.toy import world
 
 SIZE = 320
@@ -145,7 +146,8 @@ def _rectangles(mask_HW: np.ndarray) -> list[list[float]]:
     return done
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("toy.sets")
+def main(argv: list[str] | None) -> None:
     """Exit code 0, or 2 for settings that cannot be used."""
     parser = argparse.ArgumentParser(prog="python -m sgg_fast.toy.sets", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
@@ -156,8 +158,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=SIZE, help="pixels a side (%(default)s)")
     args = parser.parse_args(argv)
     if args.num < 10 or args.size < 64 or args.seed < 0:
-        print("toy.sets: --num must be at least 10, --size at least 64, --seed not negative", file=sys.stderr)
-        return 2
+        raise ValueError("--num must be at least 10, --size at least 64, --seed not negative")
     write = write_vg if args.form == "vg" else write_coco
     write(args.out, args.num, args.seed, args.size)
     least = max(1, args.num // 50)
@@ -168,7 +169,6 @@ def main(argv: list[str] | None = None) -> int:
     }[args.form]
     out = args.out.with_name(f"{args.out.name}_set")
     print(f"next: python -m sgg_fast.data.prepare {args.form} --root {args.out} --out {out} {how}")
-    return 0
 
 
 if __name__ == "__main__":

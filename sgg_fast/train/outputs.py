@@ -10,11 +10,12 @@ from PIL import Image
 
 from sgg_fast.config import Config
 from sgg_fast.data.sources import PairSource
+from sgg_fast.files import replace_folder
 from sgg_fast.model_card import provenance
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.pipeline import SceneGraphToImagePipeline
-from sgg_fast.train.run.folder import replace_folder, writing
+from sgg_fast.train.run.folder import writing
 
 
 def make_pipeline(

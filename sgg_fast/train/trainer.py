@@ -15,6 +15,7 @@ from sgg_fast import env, ops
 from sgg_fast.config import Config, ConfigError
 from sgg_fast.data.cache import TrainingCache, build_cache, open_foundation
 from sgg_fast.data.sources import PairSource, open_source
+from sgg_fast.files import locked
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
@@ -27,7 +28,7 @@ from sgg_fast.train.optim.groups import lr_factor
 from sgg_fast.train.order import SampleOrder
 from sgg_fast.train.outputs import draw_sheet, export
 from sgg_fast.train.run import checkpoint
-from sgg_fast.train.run.folder import check_folder, check_room, clear, locked, writing
+from sgg_fast.train.run.folder import check_folder, check_room, clear, writing
 from sgg_fast.train.run.health import Health
 from sgg_fast.train.run.interrupts import Signalled, StopSignals, lost_process
 from sgg_fast.train.run.log import RunLog

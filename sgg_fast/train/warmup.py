@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from sgg_fast import env
+from sgg_fast.commands import command
 from sgg_fast.config import Config, add_flags
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.foundation import Foundation
@@ -120,23 +121,16 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("warmup", interrupted="what was compiled is kept", refused=(ValueError, OSError, torch.OutOfMemoryError))
+def main(argv: list[str] | None) -> None:
     """Exit code: 0 done; 2 for settings or a machine that cannot do it (one line on stderr), 130 interrupted."""
     args = vars(parse(argv))
     name, ds_path = args.pop("recipe"), args.pop("deepspeed")
-    try:
-        config = recipe(name, **args)
-        if not torch.cuda.is_available():
-            raise ValueError("no CUDA device here: kernels are compiled on the machine that runs them")
-        quiet_libraries()
-        warm_up(config, env.device(), ds_path, lambda line: print(line, flush=True))
-    except (ValueError, OSError, torch.OutOfMemoryError) as error:
-        print(f"warmup: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("warmup: interrupted; what was compiled is kept", file=sys.stderr)
-        return 130
-    return 0
+    config = recipe(name, **args)
+    if not torch.cuda.is_available():
+        raise ValueError("no CUDA device here: kernels are compiled on the machine that runs them")
+    quiet_libraries()
+    warm_up(config, env.device(), ds_path, lambda line: print(line, flush=True))
 
 
 if __name__ == "__main__":

@@ -28,11 +28,11 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def test_rows_of_all_forms_that_run_here(tmp_path, capsys):
-    path = tmp_path / "rows.csv"
-    words = ["--quick", "--device", "cpu", "--batch", "1", "--steps", "1", "--no-cold", "--csv", str(path)]
+    path = tmp_path / "infer.csv"
+    words = ["--quick", "--device", "cpu", "--batch", "1", "--steps", "1", "--no-cold", "--out", str(tmp_path)]
     assert infer.main([*words, "--form", "captured", "fused", "diffusers"]) == 0
     rows = {row["backend"]: row for row in read(path)}
-    assert list(rows["fused"]) == columns(infer.Row)
+    assert list(rows["fused"]) == columns(infer.PictureRow)
     captured = rows.pop("captured")
     assert captured["status"] == "skipped: the UNet's step cannot be captured: no CUDA device"
     assert not captured["ms_p50"] and not captured["unet_launches"]
@@ -56,7 +56,7 @@ def test_launches_are_those_of_every_step_for_one_picture(pipeline):
 
 
 def test_a_form_that_draws_something_else_gets_no_number(pipeline, monkeypatch):
-    class Spoiled(infer_forms.Diffusers):
+    class Spoiled(infer_forms.StockPipeline):
         def draw(self, num_steps, output_type="np"):
             return 1.001 * super().draw(num_steps, output_type)
 
@@ -113,8 +113,8 @@ def test_without_a_model_it_is_of_stable_diffusions_size():
 
 @pytest.mark.slow
 def test_the_first_picture_of_a_process_is_timed_in_a_process(tmp_path):
-    path = tmp_path / "rows.csv"
-    assert infer.main(["--quick", "--device", "cpu", "--batch", "1", "--form", "eager", "--csv", str(path)]) == 0
+    path = tmp_path / "infer.csv"
+    assert infer.main(["--quick", "--device", "cpu", "--batch", "1", "--form", "eager", "--out", str(tmp_path)]) == 0
     (row,) = [row for row in read(path) if row["mode"] == "cold start"]
     warm = next(row for row in read(path) if row["mode"] == "sample")
     assert row["status"] == "ok" and row["call"] == "no kernel to compile"

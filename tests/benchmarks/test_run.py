@@ -38,9 +38,9 @@ def _case(op: str, mode: str = "fwd_bwd", size: str = "vg2", dtype: str = "fp32"
     return Case(op, "fwd" if op == "pack" else mode, size, "int32" if op == "pack" else dtype, width=16)
 
 
-def _plan(**changes: object) -> run.Plan:
+def _plan(**changes: object) -> run.BenchSettings:
     settings = {"device": torch.device("cpu"), "backends": ("eager",), "seconds": 0.0, "compile_seconds": 0.0}
-    return run.Plan(**{**settings, **changes})
+    return run.BenchSettings(**{**settings, **changes})
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -177,9 +177,9 @@ def test_one_failing_form_does_not_lose_the_rest():
 def test_csv_has_every_column_and_never_times_the_interpreter(tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     words = ["--quick", "--size", "tiny", "--width", "16", "--device", "cpu", "--compile-seconds", "0"]
-    assert run.main([*words, "--csv", str(tmp_path / "rows.csv")]) == 0
-    rows = _read(tmp_path / "rows.csv")
-    assert list(rows[0]) == columns(run.Row)
+    assert run.main([*words, "--out", str(tmp_path)]) == 0
+    rows = _read(tmp_path / "bench.csv")
+    assert list(rows[0]) == columns(run.OpRow)
     assert {row["op"] for row in rows} == set(registry.OPS)
     assert {row["backend"] for row in rows} == {"reference", "eager", "compile", "pyg", "sg2im"}
     for row in rows:
@@ -319,10 +319,10 @@ def test_kernels_readme_holds_the_unets_table():
 
 def test_optimiser_rows_are_of_forms_that_step_as_adam_does(tmp_path, monkeypatch):
     backends = ["reference", "fused", "bitsandbytes-flat", "torchao"]
-    words = ["--size", "tiny", "--seconds", "0", "--backend", *backends, "--csv", str(tmp_path / "rows.csv")]
+    words = ["--size", "tiny", "--seconds", "0", "--backend", *backends, "--out", str(tmp_path)]
     assert optimiser.main(words) == 0
-    rows = _read(tmp_path / "rows.csv")
-    assert list(rows[0]) == columns(run.Row)
+    rows = _read(tmp_path / "bench.csv")
+    assert list(rows[0]) == columns(run.OpRow)
     named = {(row["op"], row["dtype"], row["backend"]) for row in rows if row["status"] == "ok"}
     assert {name for *_, name in named} >= {"reference", "fused"} and ("adam8bit", "split", "reference") in named
     assert all(float(row["ms_p50"]) > 0 for row in rows if row["status"] == "ok")
@@ -336,7 +336,7 @@ def test_optimiser_rows_are_of_forms_that_step_as_adam_does(tmp_path, monkeypatc
 
 
 def _row(**changes: str) -> dict[str, str]:
-    row = dict.fromkeys(columns(run.Row), "")
+    row = dict.fromkeys(columns(run.OpRow), "")
     return row | {"device": "Some GPU", "call": "replay", "l2": "warm", "status": "ok"} | changes
 
 

@@ -26,9 +26,9 @@ SIZES = [train_forms.Size(32, 2), train_forms.Size(64, 2)]
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     """What the command itself writes at toy sizes, as `make gpu-suite-dry` runs it."""
-    path = tmp_path_factory.mktemp("step") / "rows.csv"
+    path = tmp_path_factory.mktemp("step") / "train_step.csv"
     words = ["--stage", "finetune", "--quick", "--form", "plain", "lean-in-backward", "diffusers-8bit-xformers"]
-    command = [sys.executable, "-m", "benchmarks.train_step", *words, "--csv", str(path)]
+    command = [sys.executable, "-m", "benchmarks.train_step", *words, "--out", str(path.parent)]
     done = subprocess.run(command, cwd=ROOT, env=dict(os.environ), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     with path.open(newline="") as file:
@@ -39,7 +39,7 @@ def test_every_form_is_timed_and_named_as_toy(rows):
     printed, found = rows
     assert "TOY SIZES" in printed and "say nothing about Stable Diffusion" in printed
     assert [row["backend"] for row in found] == ["plain", "lean-in-backward", "diffusers-8bit-xformers"]
-    assert list(found[0]) == columns(train_step.Row)
+    assert list(found[0]) == columns(train_step.StepRow)
     for row in found:
         assert (row["op"], row["mode"], row["size"], row["status"]) == ("train_step", "finetune", "32x32 b2", "ok")
         assert 0 < float(row["ms_p20"]) <= float(row["ms_p50"]) <= float(row["ms_p80"])
@@ -58,7 +58,7 @@ def test_bytes_of_the_update_are_counted(rows):
 
 
 def test_floor_is_operations_then_bytes():
-    row = train_step.Row("train_step", "finetune", "", "", "bf16", "plain", "eager", "warm")
+    row = train_step.StepRow("train_step", "finetune", "", "", "bf16", "plain", "eager", "warm")
     row.flops, row.compulsory_bytes = int(1.06e12), int(13.75e9)
     fake = measure.Machine("NVIDIA GeForce RTX 4090", "", "", "", "", "")
     with pytest.MonkeyPatch.context() as patch:

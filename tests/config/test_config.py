@@ -7,7 +7,7 @@ import dataclasses
 
 import pytest
 
-import train
+from sgg_fast.commands import train
 from sgg_fast.config import CHOICES, Config, ConfigError, add_flags, as_flags, field_help, flag
 from sgg_fast.recipes import RECIPES, recipe
 

@@ -10,8 +10,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 from support.tiny_runs import flags, rows
-from support.vg_cases import SAMPLE, real, sample_root
-from support.vg_files import draw_images
+from support.vg_files import SAMPLE, draw_images, real, sample_root
 
 import train
 from sgg_fast.data import show

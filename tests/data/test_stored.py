@@ -30,6 +30,7 @@ from sgg_fast.data.prepare.shard_work import CacheJob
 from sgg_fast.data.shards import DamagedError, read_tensors, write_tensors
 from sgg_fast.data.sources import open_source
 from sgg_fast.data.stored import StoredCache
+from sgg_fast.files import locked
 from sgg_fast.toy.models import toy_foundation
 from sgg_fast.train.order import SampleOrder
 
@@ -338,7 +339,7 @@ def test_settings_of_a_run_must_be_those_of_the_cache(made, change, reason):
 def test_two_preparations_of_one_folder_do_not_meet(data, tmp_path):
     out = tmp_path / "cache"
     out.mkdir()
-    with writer._alone_in(out), pytest.raises(ConfigError, match="another process is preparing this cache"):
+    with locked(out), pytest.raises(OSError, match=f"in use by process {os.getpid()}"):
         cache_of(data, out)
 
 

@@ -15,7 +15,8 @@ from support import ROOT
 from sgg_fast.drawing.models import SHIPPED, load_pipeline
 from sgg_fast.eval import evaluate, metrics, pictures
 from sgg_fast.eval.__main__ import main
-from sgg_fast.eval.detector import OpenVocabularyDetector, open_detector, overlaps
+from sgg_fast.eval.detector import overlaps
+from sgg_fast.eval.detectors import OpenVocabularyDetector, open_detector
 from sgg_fast.eval.direction import measure_direction
 from sgg_fast.graph import SceneGraph
 from sgg_fast.toy import build, world

@@ -112,7 +112,7 @@ def test_group_norm_of_large_images(name, device, poisoned, launched):
 
 def test_the_split_begins_above_1024_pixels(device, launched):
     """Where a whole group fits in a program; a group of more than 128 channels never does."""
-    layout = group_norm_layout.Layout
+    layout = group_norm_layout.NormLayout
     assert [layout(2, pixels, 320, 10).whole for pixels in (1024, 1025)] == [40, 0]
     assert [layout(2, 16, 32 * size, size).whole for size in (10, 20, 30, 40, 60, 80)] == [40, 40, 120, 40, 120, 80]
     assert [layout(2, 16, 4 * size, size).whole for size in (128, 129)] == [128, 0]

@@ -12,12 +12,14 @@ from PIL import Image
 from support import loops
 from support.box_cases import BOXES, boxed, random_boxes  # noqa: F401
 from support.loops import under
-from support.stage_cases import (
+from support.stage_cases import (  # noqa: F401  (fixtures)
     GRAPHS,
     IDS,
     STEP,
+    cache,
     encoded,
     finetune_stage,
+    foundation,
     given_graph,
     pretrain_stage,
 )

@@ -10,7 +10,15 @@ import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
 from support.box_cases import BOXES, boxed  # noqa: F401  (fixture)
-from support.stage_cases import IDS, STEP, draw, finetune_stage, given_graph
+from support.stage_cases import (  # noqa: F401  (fixtures)
+    IDS,
+    STEP,
+    cache,
+    draw,
+    finetune_stage,
+    foundation,
+    given_graph,
+)
 
 from sgg_fast.config import ConfigError
 from sgg_fast.recipes import recipe

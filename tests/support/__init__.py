@@ -8,7 +8,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 """The checkout."""
 
-PUBLISHED = Path(os.environ.get("SGG_PUBLISHED", ROOT / "no-published-data"))
-"""Folder of published annotations and graphs; tests that read them skip where `SGG_PUBLISHED` names none."""
+PUBLISHED = Path(os.environ.get("SGG_PUBLISHED") or "$SGG_PUBLISHED")
+"""Folder of published annotations and graphs. Where the variable is not set there is no such folder: tests that read it
+skip, and the reason has its name."""
 
 DS_JSON = str(ROOT / "ds.json")

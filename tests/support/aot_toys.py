@@ -17,7 +17,7 @@ from sgg_kernels.launch import launch
 
 from benchmarks.aot import cases as aot_cases
 from benchmarks.aot import compile as aot_compile
-from benchmarks.aot.cases import Case
+from benchmarks.aot.cases import AotCase
 
 
 @triton.jit
@@ -121,24 +121,24 @@ def fails() -> None:
 
 
 CASES = [
-    Case("right", lambda: rows("right"), True),
-    Case("narrow", lambda: rows("narrow"), True),
-    Case("narrow but small", lambda: rows("narrow", num_rows=1000), True),
-    Case("widened too late", lambda: rows("widened too late"), True),
-    Case("strided", lambda: rows("strided"), False),
-    Case("double", lambda: rows("double"), True),
-    Case("atomic", lambda: rows("atomic"), True),
-    Case("off alignment", lambda: rows("right", shift=1), True),
-    Case("odd stride", lambda: rows("right", stride=513), True),
-    Case("gather", lambda: gather(True), True),
-    Case("gather in 32 bits", lambda: gather(False), True),
-    Case("advancing pointer", lambda: loop(True), True),
-    Case("advancing offset", lambda: loop(False), True),
-    Case("scattered floats", scattered, False),
-    Case("spill", lambda: spill(1), True),
-    Case("few warps", lambda: spill(4), True),
-    Case("fails", fails, True),
-    Case("no launch", lambda: None, True),
+    AotCase("right", lambda: rows("right"), True),
+    AotCase("narrow", lambda: rows("narrow"), True),
+    AotCase("narrow but small", lambda: rows("narrow", num_rows=1000), True),
+    AotCase("widened too late", lambda: rows("widened too late"), True),
+    AotCase("strided", lambda: rows("strided"), False),
+    AotCase("double", lambda: rows("double"), True),
+    AotCase("atomic", lambda: rows("atomic"), True),
+    AotCase("off alignment", lambda: rows("right", shift=1), True),
+    AotCase("odd stride", lambda: rows("right", stride=513), True),
+    AotCase("gather", lambda: gather(True), True),
+    AotCase("gather in 32 bits", lambda: gather(False), True),
+    AotCase("advancing pointer", lambda: loop(True), True),
+    AotCase("advancing offset", lambda: loop(False), True),
+    AotCase("scattered floats", scattered, False),
+    AotCase("spill", lambda: spill(1), True),
+    AotCase("few warps", lambda: spill(4), True),
+    AotCase("fails", fails, True),
+    AotCase("no launch", lambda: None, True),
 ]
 
 LEAST_WARPS = {"copy_kernel": 16, "gather_kernel": 16, "loop_kernel": 16, "spill_kernel": 32}

@@ -1,4 +1,4 @@
-"""What tests share of `test_geometry.py`."""
+"""Inputs and fixtures that tests share with `test_geometry.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests share of `test_buckets.py`."""
+"""Inputs and fixtures that tests share with `test_buckets.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests share of `test_conditioner.py`."""
+"""Inputs and fixtures that tests share with `test_conditioner.py`."""
 
 from __future__ import annotations
 

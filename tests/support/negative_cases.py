@@ -1,4 +1,4 @@
-"""What tests share of `test_graph_negatives.py`."""
+"""Inputs and fixtures that tests share with `test_graph_negatives.py`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tests share of `test_stages.py`."""
+"""Inputs and fixtures that tests share with `test_stages.py`."""
 
 from __future__ import annotations
 

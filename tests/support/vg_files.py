@@ -9,6 +9,7 @@ from typing import Any
 
 import h5py
 import numpy as np
+import pytest
 from PIL import Image
 
 from sgg_fast.data.prepare.encode import Filters
@@ -133,3 +134,17 @@ def load_by_facts(path: Path) -> list[dict[str, Any]]:
         })  # fmt: skip
     assert row == len(data["object_attributes"])
     return images
+
+
+real = pytest.mark.skipif(not SAMPLE.is_dir(), reason=f"no {SAMPLE}")
+
+
+def sample_root(folder: Path, splits: dict[str, list[int]]) -> Path:
+    """The sample's files, linked, beside alias files and splits of ours."""
+    folder.mkdir()
+    for path in SAMPLE.iterdir():
+        (folder / path.name).symlink_to(path)
+    (folder / "object_alias.txt").write_text("tree,trees\nwindow,windows\nbuilding,buildings\n")
+    (folder / "relationship_alias.txt").write_text("on,on top of\nhas,has a\n")
+    (folder / "vg_splits.json").write_text(json.dumps(splits))
+    return folder

@@ -9,14 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from sgg_fast.config import ConfigError, add_flags
+from sgg_fast.commands import command
+from sgg_fast.config import add_flags
 from sgg_fast.data.images import RESIZE
 from sgg_fast.data.prepare import coco, folder, laion, vg
 from sgg_fast.data.prepare.coco import CocoFilters
 from sgg_fast.data.prepare.encode import Filters
-from sgg_fast.data.prepare.records import PrepareError
 from sgg_fast.data.prepare.report import Report
-from sgg_fast.graph import SceneGraphError
 
 VG_HELP = f"""\
 Visual Genome 1.4 to {{train,val,test}}.h5 and vocab.json, in the layout that sg2im and SGDiff read.
@@ -182,17 +181,11 @@ def run_cache(args: argparse.Namespace) -> int:
     return 0
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("prepare", interrupted="the same command goes on")
+def main(argv: list[str] | None) -> int:
     """Exit code: 0 done, 2 for files or settings that cannot be used (one line on stderr), 130 when interrupted."""
     args = parse(argv)
-    try:
-        return args.run(args)
-    except (PrepareError, ConfigError, SceneGraphError, ValueError, OSError) as error:
-        print(f"prepare: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("prepare: interrupted; the same command goes on", file=sys.stderr)
-        return 130
+    return args.run(args)
 
 
 if __name__ == "__main__":

@@ -5,12 +5,10 @@ What the bytes depend on is written down first (job.json); a folder that was beg
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from sgg_fast.data.prepare.shard_work import CacheJob, is_done, make_shards, sha
 from sgg_fast.data.shards import INDEX, entry_of, read_tensors, write_index, write_tensors, write_whole
 from sgg_fast.data.sources import PairSource, open_source
 from sgg_fast.data.stored import FORMAT, GRAPH_TENSORS, GRAPHS, JOB, SETTINGS
+from sgg_fast.files import locked
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.nn.clip import embed_names, phrase_states
 from sgg_fast.nn.foundation import Foundation
@@ -41,7 +40,7 @@ def write_cache(job: CacheJob, overwrite: bool = False, say: Callable[[str], Non
     source = open_source(job.config, job.split, check=False)
     foundation = open_foundation(job.config)
     job.out.mkdir(parents=True, exist_ok=True)
-    with _alone_in(job.out):
+    with locked(job.out):
         described = _describe(job, source, foundation)
         started = _accept(job.out, described, overwrite)
         starts = list(range(0, source.num_images, job.shard_size))
@@ -56,20 +55,6 @@ def write_cache(job: CacheJob, overwrite: bool = False, say: Callable[[str], Non
             say(f"{len(outdated)} shards are made again: files of their images changed, or they are damaged")
         make_shards(job, source, foundation, todo, started)
         return _finish(job, source, foundation, described, len(starts))
-
-
-@contextlib.contextmanager
-def _alone_in(folder: Path) -> Iterator[None]:
-    """One preparation a folder; the lock ends with the process, however it ends."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ConfigError(f"{folder}: another process is preparing this cache") from error
-        yield
-    finally:
-        os.close(handle)
 
 
 def _describe(job: CacheJob, source: PairSource, foundation: Foundation) -> dict[str, Any]:

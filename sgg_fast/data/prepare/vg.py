@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +14,7 @@ from sgg_fast.data.prepare.records import PrepareError, read_json
 from sgg_fast.data.prepare.report import Report
 from sgg_fast.data.prepare.vocabulary import compare
 from sgg_fast.data.vg_h5 import VgImage, write_split
+from sgg_fast.files import write_together
 
 FILES = ("objects.json", "attributes.json", "relationships.json", "image_data.json", "object_alias.txt",
          "relationship_alias.txt", "vg_splits.json")  # fmt: skip
@@ -94,19 +92,9 @@ def _drops(report: Report) -> str:
 def _write(
     out: Path, images: dict[str, list[VgImage]], vocabulary: dict[str, Any], report: Report, filters: Filters
 ) -> None:
-    """Write aside, in a folder within `out`, then rename file by file."""
-    out.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".prepare-", dir=out))
-    try:
+    """The set's files, whole or not at all."""
+    with write_together(out, RESULT) as aside:
         for split, kept in images.items():
             write_split(aside / f"{split}.h5", kept, filters.max_objects, filters.max_relations, filters.max_attributes)
         (aside / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
         report.write(aside / "report.json")
-        for name in RESULT:
-            with (aside / name).open("rb") as file:
-                os.fsync(file.fileno())
-        (out / "vocab.json").unlink(missing_ok=True)
-        for name in RESULT:
-            os.replace(aside / name, out / name)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)

@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from sgg_fast.config import Config, ConfigError
-from sgg_fast.train.run.folder import discard, replace_folder, writing
+from sgg_fast.files import discard, replace_folder
+from sgg_fast.train.run.folder import writing
 
 MANIFEST = "manifest.json"
 KEEP = 2

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from sgg_fast.config import ConfigError
-
-LOCK = "lock"
+from sgg_fast.files import LOCK, locked
 
 
 def _nearest(folder: Path) -> Path:
@@ -23,7 +20,7 @@ def _nearest(folder: Path) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises `ConfigError` where `folder` cannot be made or written to, or another run uses it; makes nothing.
+    """Raises `ConfigError` where `folder` cannot be made or written to, OSError where it is in use; makes nothing.
 
     For the first process of a run: others would find its own probe.
     """
@@ -49,26 +46,6 @@ def check_room(folder: Path, needed: int) -> None:
         )
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Inside, no other process can enter for the same folder. The kernel ends the lock with the process, killed or not.
-
-    Raises `ConfigError` that names the process where another holds it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("a+b", buffering=0) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            owner = file.read().decode() or "another process"
-            raise ConfigError(f"{folder} is in use by {owner}: wait for that run, or choose another --out") from error
-        with contextlib.suppress(OSError):  # on a full disk the name is missing, not the lock
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}".encode())
-        yield
-
-
 _TORCH_SAVE = ("PytorchStreamWriter", "inline_container", "iostream")
 
 
@@ -90,34 +67,6 @@ def writing(path: Path) -> Iterator[None]:
             f"{path}: cannot be written ({reason}): free space or make the folder writable; the same command then "
             "continues from the last checkpoint"
         ) from error
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_folder(aside: Path, final: Path) -> None:
-    """Everything in `aside` on disk, then its name `final`: what has that name is whole, also after a power cut."""
-    for path in sorted(aside.rglob("*")):
-        _sync(path)
-    _sync(aside)
-    discard(final)
-    aside.rename(final)
-    for folder in (final.parent, final.parents[1]):
-        _sync(folder)
-
-
-def discard(folder: Path) -> None:
-    """Delete a folder that may not exist; a kill on the way leaves no half of it under its name."""
-    aside = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(aside, ignore_errors=True)
-    if folder.exists():
-        folder.rename(aside)
-        shutil.rmtree(aside)
 
 
 def clear(folder: Path) -> None:

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from sgg_fast import env
+from sgg_fast.files import write_aside
 from sgg_fast.train.run.folder import writing
 
 
@@ -109,8 +110,11 @@ def _forget_after(path: Path, step: int) -> None:
     """Drop the lines of steps above `step`, and a last line that a kill cut off."""
     if not path.exists():
         return
-    aside = path.with_name(f".{path.name}.part")
-    with path.open(encoding="utf-8", errors="replace") as lines, aside.open("w", encoding="utf-8") as kept:
+    with (
+        write_aside(path) as aside,
+        path.open(encoding="utf-8", errors="replace") as lines,
+        aside.open("w", encoding="utf-8") as kept,
+    ):
         for line in lines:
             try:
                 fields = json.loads(line)
@@ -118,4 +122,3 @@ def _forget_after(path: Path, step: int) -> None:
                 continue
             if isinstance(fields, dict) and fields.get("step", 0) <= step:
                 kept.write(line)
-    aside.replace(path)

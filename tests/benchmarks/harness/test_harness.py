@@ -101,8 +101,8 @@ def test_what_reads_sizes_back_is_never_captured(monkeypatch):
     monkeypatch.setattr(measure, "Replay", forbidden)
     monkeypatch.setattr(run, "_timed", lambda row, *_, **changes: dataclasses.replace(row, **changes))
     case = registry.Case("pack", "fwd", "tiny", "int32", 8)
-    plan = run.Plan(torch.device("cuda", 0), ("reference",), 0.0, 0.0)
-    row = run.Row(case.op, case.mode, case.size, "", case.dtype, "reference", "eager", "warm")
+    plan = run.BenchSettings(torch.device("cuda", 0), ("reference",), 0.0, 0.0)
+    row = run.OpRow(case.op, case.mode, case.size, "", case.dtype, "reference", "eager", "warm")
     form = baselines_torch.form("pack", "reference")
     rows = list(run._time_on_cuda(row, form, case, registry.inputs(case, "cpu"), None, plan))
     assert [(r.call, r.status) for r in rows[:2]] == [("eager", "ok")] * 2
@@ -136,8 +136,8 @@ def test_ours_is_skipped_where_it_cannot_run_and_fails_where_it_is_broken(
     monkeypatch.setenv("TRITON_INTERPRET", interpret)
     if wrong:
         monkeypatch.setitem(baselines_torch.FORMS, (op, "ours"), broken)
-    words = f"--device cpu --quick --verify-only --size tiny --mode fwd --backend ours reference --op {op} --csv"
-    assert run.main([*words.split(), str(tmp_path / "bench.csv")]) == code
-    with (tmp_path / "bench.csv").open(newline="") as file:
+    words = f"--device cpu --quick --verify-only --size tiny --mode fwd --backend ours reference --op {op} --out"
+    assert run.main([*words.split(), str(tmp_path)]) == code
+    with (tmp_path / "verify.csv").open(newline="") as file:
         rows = {row["backend"]: row["status"] for row in csv.DictReader(file)}
     assert rows == {"ours": status, "reference": "verified"}

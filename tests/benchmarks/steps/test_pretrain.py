@@ -43,8 +43,8 @@ def test_rows_of_a_cpu(tmp_path, capsys):
 
 def test_a_form_that_computes_something_else_is_not_timed(monkeypatch):
     setup = pretrain_step.Setup(True, torch.device("cpu"))
-    first = pretrain_step.Ours.first
-    monkeypatch.setattr(pretrain_step.Ours, "first", lambda self, num: 1.01 * first(self, num))
+    first = pretrain_step.Trained.first
+    monkeypatch.setattr(pretrain_step.Trained, "first", lambda self, num: 1.01 * first(self, num))
     naive, cached = pretrain_step.rows(setup, ["naive", "cached"], [2], 0.01, False)
     assert naive.status == "ok" and naive.ms_p50
     assert cached.status.startswith("mismatch") and cached.ms_p50 is None and cached.library_launches is None
@@ -64,8 +64,8 @@ def test_curves_from_a_log(tmp_path, capsys):
         lines.append({"event": "validation", "step": step, **fields})
     log = tmp_path / "log.jsonl"
     log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert pretrain_curves.main([str(log), "--out", str(tmp_path / "curve")]) == 0
-    with (tmp_path / "curve.csv").open() as file:
+    assert pretrain_curves.main([str(log), "--out", str(tmp_path)]) == 0
+    with (tmp_path / "curves.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [(row["step"], row["masked_object"]) for row in rows] == [("10", "0.1"), ("20", "0.2")]
     log.write_text('{"step": 1}\n')

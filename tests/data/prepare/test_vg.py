@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from support import PUBLISHED
 from support.tiny_runs import flags
-from support.vg_cases import real, sample_root
-from support.vg_files import LOW, SAMPLE, VgSet, draw_images, load_by_facts, plain_set
+from support.vg_files import LOW, SAMPLE, VgSet, draw_images, load_by_facts, plain_set, real, sample_root
 
 import train
 from sgg_fast.data.prepare.__main__ import main

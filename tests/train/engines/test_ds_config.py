@@ -89,7 +89,7 @@ def test_accumulated_micro_batches_count():
 
 
 @pytest.mark.parametrize(
-    ("name", "stage", "offloaded"), [("ds", 2, False), ("ds_offload", 2, True), ("ds_zero3", 3, False)]
+    ("name", "stage", "offloaded"), [("ds", 2, False), ("configs/ds_offload", 2, True), ("configs/ds_zero3", 3, False)]
 )
 def test_the_files_that_we_ship_need_nothing_but_auto(name, stage, offloaded):
     zero = load_ds_config(ROOT / f"{name}.json", CONFIG, "bf16", 2)["zero_optimization"]

@@ -1,0 +1,53 @@
+"""How a command of this package ends: an exit code and, where it refuses, one line on stderr. Knows no torch."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+REFUSED, INTERRUPTED = 2, 130
+"""Exit codes: settings or input that cannot be used; SIGINT. argparse has 2 for a wrong command line, too."""
+
+Main = Callable[[list[str] | None], int | None]
+
+
+def refuse(name: str, reason: Exception | str) -> int:
+    """Print `name: reason` as one line on stderr; returns the exit code."""
+    print(f"{name}: {' '.join(str(reason).split())}", file=sys.stderr)
+    return REFUSED
+
+
+def typed(name: str) -> list[str]:
+    """How to type `train` or `infer`: as the running command was typed, installed or in a checkout."""
+    return [f"sgg-{name}"] if Path(sys.argv[0]).name.startswith("sgg-") else ["python", f"{name}.py"]
+
+
+def command(
+    name: str, interrupted: str = "", refused: tuple[type[Exception], ...] = (ValueError, OSError)
+) -> Callable[[Main], Callable[..., int]]:
+    """Makes a `main(argv)` of a function that returns its exit code, or None for 0, or raises.
+
+    name: of the command in its messages; interrupted: what the user may do after Ctrl-C; refused: errors that are the
+    user's to mend. Any other error is a bug and keeps its traceback.
+    """
+
+    def wrap(body: Main) -> Callable[..., int]:
+        @functools.wraps(body)
+        def main(argv: list[str] | None = None) -> int:
+            # Before torch loads OpenMP: on a busy machine spinning threads make small steps 20 times slower than
+            # sleeping ones.
+            os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+            try:
+                return body(argv) or 0
+            except refused as error:
+                return refuse(name, error)
+            except KeyboardInterrupt:
+                print(f"{name}: interrupted{f'; {interrupted}' if interrupted else ''}", file=sys.stderr)
+                return INTERRUPTED
+
+        return main
+
+    return wrap

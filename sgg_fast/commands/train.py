@@ -1,0 +1,106 @@
+"""Train SGG-IG: `python train.py --stage pretrain`, then `python train.py --stage finetune --deepspeed ds.json`."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import traceback
+from pathlib import Path
+
+from sgg_fast.commands import command, refuse, typed
+
+NAME = "train.py"
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Flags of this script and, from the fields of `Config`, of the recipe."""
+    from sgg_fast.config import add_flags
+    from sgg_fast.recipes import RECIPES
+
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument("--stage", required=True, choices=("pretrain", "finetune"))
+    parser.add_argument("--recipe", default="toy", help=f"named settings: {', '.join(RECIPES)} (toy)")
+    parser.add_argument("--deepspeed", metavar="DS_JSON", help="DeepSpeed configuration, for --stage finetune")
+    parser.add_argument("--out", type=Path, help="folder of the run (runs/RECIPE); its stages are folders in it")
+    parser.add_argument("--graph-encoder", type=Path, help="pre-trained graph encoder (OUT/pretrain/graph_encoder)")
+    parser.add_argument("--steps", type=int, default=argparse.SUPPRESS, help="iterations of the chosen stage")
+    parser.add_argument("--overwrite", action="store_true", help="start over instead of continuing the run in OUT")
+    parser.add_argument("--plan", nargs="?", const="cuda", choices=("cuda", "cpu"), help="print what memory "
+                        "fine-tuning will take on a GPU (or in CPU memory), part by part, and run nothing")  # fmt: skip
+    parser.add_argument("--budget", help="memory that there is, for --plan (24GiB) and --auto-batch (the device's)")
+    parser.add_argument("--auto-batch", action="store_true", help="fine-tune with the largest micro-batch that fits, "
+                        "accumulated to the same images a step")  # fmt: skip
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
+    add_flags(parser.add_argument_group("settings of the recipe"))
+    return parser.parse_args(argv)
+
+
+@command(NAME, interrupted="the same command continues from the last checkpoint", refused=())
+def main(argv: list[str] | None) -> int:
+    """Exit code: 0 done; else one line on stderr says why, and the code which kind.
+
+    2: settings, input or a disk that cannot do it; 3: numbers went bad; 4: another process of the run was lost; 130 and
+    143: stopped by SIGINT or SIGTERM.
+    """
+    args = vars(parse(argv))
+    stage, name, ds_path, out = (args.pop(key) for key in ("stage", "recipe", "deepspeed", "out"))
+    graph_encoder, overwrite = args.pop("graph_encoder"), args.pop("overwrite")
+    plan, budget, auto_batch, _ = (args.pop(key) for key in ("plan", "budget", "auto_batch", "local_rank"))
+    if "steps" in args:
+        args[f"{stage}_steps"] = args.pop("steps")
+    out = out or Path("runs") / name
+    from sgg_fast import env
+    from sgg_fast.config import ConfigError
+    from sgg_fast.quiet import quiet_libraries
+    from sgg_fast.recipes import recipe
+    from sgg_fast.train.run.interrupts import Signalled, Stop
+
+    try:
+        try:
+            config = recipe(name, **args)  # refused before the libraries are loaded, which takes seconds
+            if budget and not (plan or auto_batch):
+                raise ConfigError("--budget is for --plan and --auto-batch: add one of them")
+            quiet_libraries(verbose=env.rank() == 0)
+            from sgg_fast.train.memory import advice as memory
+            from sgg_fast.train.trainer import Trainer
+
+            if plan:
+                print(memory.show_plan(config, stage, ds_path, plan, budget))
+                return 0
+            if auto_batch:
+                config = memory.auto_batch(config, stage, ds_path, budget)
+            trainer = Trainer(config, stage, out, ds_path, graph_encoder, overwrite)
+        except (ValueError, OSError) as error:
+            return refuse(NAME, error)
+        try:
+            result = trainer.train()
+        except (ConfigError, OSError) as error:  # a run in use, a full disk; any other from here on is a bug
+            return refuse(NAME, error)
+    except (RuntimeError, MemoryError) as error:
+        from sgg_fast.train.memory import advice as memory
+
+        if not memory.is_out_of_memory(error):
+            raise
+        trainer = None
+        traceback.clear_frames(error.__traceback__)  # and with them what the run had allocated
+        return refuse(NAME, memory.out_of_memory(config, stage, ds_path, env.device().type))
+    except Stop as stop:
+        if env.rank() == 0 or not isinstance(stop, Signalled):
+            print(f"{NAME}: {stop}", file=sys.stderr)
+        return stop.exit_code
+    if env.rank() == 0:
+        print(f"saved {result}\nnext: {next_command(stage, name, out, args)}")
+    return 0
+
+
+def next_command(stage: str, recipe: str, out: Path, settings: dict[str, object]) -> str:
+    """What to type after this stage, with the settings that were given."""
+    from sgg_fast.config import as_flags
+
+    if stage == "finetune":
+        return shlex.join([*typed("infer"), "graph.json", "--model", str(out)])
+    words = [*typed("train"), "--stage", "finetune", "--deepspeed", "ds.json"]
+    words += ["--recipe", recipe, "--out", str(out)]
+    given = {name: value for name, value in settings.items() if name != "pretrain_steps"}
+    return shlex.join([*words, *as_flags(given)])

@@ -1,0 +1,102 @@
+"""The detectors: the toy's own for toy pictures, an open-vocabulary one for real pictures.
+
+Letters: B pictures, N things asked for, R boxes, H, W = size in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sgg_fast.eval.detector import Detector, Instance, overlaps
+from sgg_fast.graph import SceneGraph
+from sgg_fast.nn.clip import normalise_pixels
+from sgg_fast.toy.detector import load_detector
+
+
+class ToyWorldDetector:
+    """The detector of `sgg_fast/toy/detector.py`: knows the toy's categories, and looks for all of them."""
+
+    name = "toy detector"
+
+    def __init__(self) -> None:
+        self.network = load_detector()
+
+    def find(self, images: np.ndarray, graphs: Sequence[SceneGraph]) -> list[list[Instance]]:
+        return self.network.find(images)
+
+    def parse(self, name: str) -> tuple[str, str | None]:
+        words = name.split()
+        return words[-1], words[0] if len(words) > 1 else None
+
+
+class OpenVocabularyDetector:
+    """OWL-ViT (Minderer et al., 2022) or OWLv2 of transformers: boxes for any name, neither masks nor colours.
+
+    It is asked for the graph's own names, attributes included, so its precision is about those alone.
+    `threshold`: least sigmoid score of a box; `same`: boxes of one name that overlap more (IoU) are one thing.
+    """
+
+    def __init__(self, place: str, threshold: float = 0.1, same: float = 0.5) -> None:
+        from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoTokenizer
+
+        if not Path(place).is_dir() and (place.startswith((".", "/", "~")) or place.count("/") != 1):
+            raise ValueError(f"--detector {place}: there is no such folder, and it is not a hub id (owner/name)")
+        try:
+            kind = AutoConfig.from_pretrained(place).model_type
+            if kind not in ("owlvit", "owlv2"):
+                raise ValueError(f"it is a {kind}; OWL-ViT and OWLv2 are supported")
+            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(place, use_safetensors=True).eval()
+            self.tokenizer = AutoTokenizer.from_pretrained(place)
+        except (OSError, ValueError, KeyError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise ValueError(f"--detector {place}: cannot be loaded: {reason}") from error
+        self.name, self.threshold, self.same = f"{kind} {place}", threshold, same
+
+    def parse(self, name: str) -> tuple[str, str | None]:
+        return name, None
+
+    @torch.no_grad()
+    def find(self, images: np.ndarray, graphs: Sequence[SceneGraph]) -> list[list[Instance]]:
+        found = []
+        for image, graph in zip(images, graphs, strict=True):
+            names = list(dict.fromkeys(graph.objects))
+            length = self.model.config.text_config.max_position_embeddings
+            tokens = self.tokenizer(
+                [f"a photo of a {name}" for name in names],
+                padding="max_length", max_length=length, truncation=True, return_tensors="pt",
+            )  # fmt: skip
+            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
+            out = self.model(
+                input_ids=tokens.input_ids,
+                attention_mask=tokens.attention_mask,
+                pixel_values=normalise_pixels(self.model, pixels),
+            )
+            score_RN, (x, y, w, h) = out.logits[0].sigmoid(), out.pred_boxes[0].unbind(-1)
+            boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1).clamp(0, 1).numpy()
+            found.append(
+                [
+                    Instance(name, None, boxes[r], None, float(score_RN[r, n]))
+                    for n, name in enumerate(names)
+                    for r in self._distinct(boxes, score_RN[:, n].numpy())
+                ]
+            )
+        return found
+
+    def _distinct(self, boxes: np.ndarray, scores: np.ndarray) -> list[int]:
+        """Boxes above the threshold, best first, without those that overlap a better one (non-maximum suppression)."""
+        kept: list[int] = []
+        for r in np.argsort(-scores):
+            if scores[r] < self.threshold:
+                break
+            if not kept or overlaps(boxes[r][None], boxes[kept]).max() <= self.same:
+                kept.append(int(r))
+        return kept
+
+
+def open_detector(which: str) -> Detector:
+    """ "toy", or the folder or hub id of an open-vocabulary detector. Raises ValueError naming --detector."""
+    return ToyWorldDetector() if which == "toy" else OpenVocabularyDetector(which)

@@ -1,0 +1,115 @@
+"""Files that appear whole or not at all, and folders with one writer at a time. Knows no torch."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+LOCK = "lock"
+"""The file of a folder that `locked` holds."""
+
+
+def sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def write_aside(path: Path, durable: bool = False) -> Iterator[Path]:
+    """Yields a name beside `path` to write to, which becomes `path` at the end, and is deleted after an error.
+
+    durable: file and name are on the disk before this returns, so that a power cut leaves the old file or the new one.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        yield aside
+        if durable:
+            sync(aside)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+    if durable:
+        sync(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """A UTF-8 file that appears whole or not at all."""
+    with write_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def write_together(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """Yields a folder within `folder` to write the files `names` in; at the end they move out of it, in order.
+
+    The last file is the mark of a complete set: it goes before the first one moves and comes after all others.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=".prepare-", dir=folder))
+    try:
+        yield aside
+        for name in names:
+            sync(aside / name)
+        (folder / names[-1]).unlink(missing_ok=True)
+        for name in names:
+            (aside / name).replace(folder / name)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def replace_folder(aside: Path, final: Path) -> None:
+    """Everything in `aside` on disk, then its name `final`: what has that name is whole, also after a power cut."""
+    for path in sorted(aside.rglob("*")):
+        sync(path)
+    sync(aside)
+    discard(final)
+    aside.rename(final)
+    for folder in (final.parent, final.parents[1]):
+        sync(folder)
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder that may not exist; a kill on the way leaves no half of it under its name."""
+    aside = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if folder.exists():
+        folder.rename(aside)
+        shutil.rmtree(aside)
+
+
+class InUseError(OSError):
+    """Another process holds a folder's lock."""
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Inside, no other process can enter for the same folder. The kernel ends the lock with the process, killed or not.
+
+    Raises `InUseError` where another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / LOCK
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        owner = path.read_text(encoding="utf-8") or "another process"
+        raise InUseError(f"{folder} is in use by {owner}: wait until it ends, or choose another --out") from error
+    try:
+        with contextlib.suppress(OSError):  # on a full disk the name is missing, not the lock
+            path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
+        yield
+    finally:
+        lock.release()

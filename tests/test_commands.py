@@ -1,0 +1,107 @@
+"""How commands end: exit codes and one line on stderr."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from support import ROOT
+
+import sgg_fast
+from sgg_fast.commands import command, refuse, typed
+
+
+def run(error: BaseException | None = None, code: int | None = None, **settings) -> int:
+    @command("name", **settings)
+    def main(argv: list[str] | None) -> int | None:
+        """What it does."""
+        if error:
+            raise error
+        return code
+
+    assert main.__doc__ == "What it does."
+    return main(["--flag"])
+
+
+@pytest.mark.parametrize(("code", "exit_code"), [(None, 0), (0, 0), (1, 1)])
+def test_the_code_of_the_body_is_the_exit_code(code, exit_code, capsys):
+    assert run(code=code) == exit_code
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "line"),
+    [
+        (ValueError("no such\n  thing"), 2, "name: no such thing\n"),
+        (FileNotFoundError(2, "gone", "a.json"), 2, "name: [Errno 2] gone: 'a.json'\n"),
+        (KeyboardInterrupt(), 130, "name: interrupted; it goes on\n"),
+    ],
+)
+def test_what_users_can_mend_is_one_line(error, exit_code, line, capsys):
+    assert run(error, interrupted="it goes on") == exit_code
+    assert capsys.readouterr() == ("", line)
+
+
+@pytest.mark.parametrize("error", [KeyError("bug"), RuntimeError("bug"), SystemExit(3)])
+def test_bugs_keep_their_traceback(error, capsys):
+    with pytest.raises(type(error)):
+        run(error)
+    with pytest.raises(ValueError, match="bug"):
+        run(ValueError("bug"), refused=(OSError,))
+    assert capsys.readouterr().err == ""
+
+
+def test_threads_sleep_unless_the_user_says_otherwise(monkeypatch):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    run()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    run()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_a_refusal_is_one_line(capsys):
+    assert refuse("x", "a\nb") == 2
+    assert capsys.readouterr().err == "x: a b\n"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [("/venv/bin/sgg-train", ["sgg-infer"]), ("train.py", ["python", "infer.py"]), ("", ["python", "infer.py"])],
+)
+def test_the_next_command_is_typed_as_this_one(script, words, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [script])
+    assert typed("infer") == words
+
+
+def test_installed_commands_are_those_of_the_scripts():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for name, place in project["scripts"].items():
+        module, function = place.split(":")
+        assert callable(getattr(__import__(module, fromlist=[function]), function)), name
+    for script in ("train", "infer"):
+        module = project["scripts"][f"sgg-{script}"].split(":")[0]
+        assert f"from {module} import main" in (ROOT / f"{script}.py").read_text()
+
+
+def test_the_version_is_said_once_and_cited():
+    cited = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert f"\nversion: {sgg_fast.__version__}\n" in cited
+    assert "version" in tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dynamic"]
+
+
+@pytest.mark.parametrize("script", ["train", "infer"])
+def test_help_loads_no_torch(script):
+    code = f"""
+import sys
+from sgg_fast.commands.{script} import main
+try:
+    main(["--help"])
+except SystemExit as end:
+    print(end.code, "torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.startswith("usage:") and done.stdout.endswith("\n0 False\n"), done.stdout + done.stderr
