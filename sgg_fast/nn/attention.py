@@ -21,6 +21,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
+from sgg_fast import env
+
 logger = logging.getLogger(__name__)
 
 ALIGNED = 8
@@ -246,7 +248,10 @@ def set_attention(unet: UNet2DConditionModel, choice: str, device: torch.device)
     if choice in ("xformers", "cudnn") and device.type != "cuda":
         raise ValueError(f"--attention {choice} needs a CUDA device; use --attention sdpa here")
     chosen, reason = "sdpa", f"{device.type} tensors" if choice == "auto" else "asked for"
-    if choice == "xformers" or (choice == "auto" and device.type == "cuda"):
+    left_out = env.unfit("attention") if choice == "auto" and device.type == "cuda" else ""
+    if left_out:
+        reason = f"xformers is left out since sgg-doctor: {left_out}"
+    elif choice == "xformers" or (choice == "auto" and device.type == "cuda"):
         try:
             chosen, reason = "xformers", check_xformers(unet, device)
         except ValueError as error:
