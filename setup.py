@@ -7,6 +7,7 @@ setup(
     package_dir={"sgg_kernels": "kernels/sgg_kernels"},
     package_data={
         "sgg_fast": ["py.typed"],
+        "sgg_fast.doctor": ["counts.json"],
         "sgg_fast.toy": ["weights/*.safetensors", "pipeline/*", "pipeline/*/*"],
         "sgg_kernels": ["py.typed"],
     },

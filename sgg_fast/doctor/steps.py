@@ -104,7 +104,7 @@ def judge_launches(stage: str, launches: int | None) -> Finding:
 
 def check_attention(device: torch.device) -> Finding:
     """The operators that attend in a UNet of the toy, called once in training."""
-    unet = blank_foundation(settings()).unet.to(device).train()
+    unet = blank_foundation(settings()).unet.to(device).requires_grad_(True).train()
     chosen = set_attention(unet, "auto", device)
     side, width = unet.config.sample_size, unet.config.cross_attention_dim
     z, context = torch.randn(1, 4, side, side, device=device), torch.randn(1, 80, width, device=device)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
-from support.attention_stand_in import standing_in
+from fake_cuda.attention import standing_in
 from support.tiny_runs import trainer
 
 from sgg_fast.drawing import load_pipeline
