@@ -75,11 +75,26 @@ def watch_engines() -> None:
         engine.update = _counted(engine.update)  # type: ignore[method-assign]
 
 
+def use_gloo() -> None:
+    """NCCL asks the driver for more than can be answered: processes talk by gloo, through host memory."""
+    import torch.distributed as dist
+
+    begin = dist.init_process_group
+
+    @functools.wraps(begin)
+    def by_gloo(backend: Any = None, *args: Any, **kwargs: Any) -> Any:
+        kwargs.pop("device_id", None)
+        return begin("gloo", *args, **kwargs)
+
+    dist.init_process_group = dist.distributed_c10d.init_process_group = by_gloo  # type: ignore[assignment]
+
+
 def prepare() -> None:
     """Everything that a process needs before the project's code runs on the stand-in."""
     torch.backends.cudnn.enabled = False
     cudnn.install()
     blank.install()
+    use_gloo()
     watch_engines()
 
 

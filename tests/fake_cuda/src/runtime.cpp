@@ -24,9 +24,17 @@ static std::string name_of(const void* kernel) {
 }
 
 // ---- device
-API cudaError_t cudaGetDeviceCount(int* n) { return *n = 1, cudaSuccess; }
-API cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
-API cudaError_t cudaSetDevice(int) { return cudaSuccess; }
+static thread_local int current_device = 0;  // all of a process's devices share one memory and its cap
+static int num_devices() {
+    const char* said = getenv("FAKE_CUDA_DEVICES");
+    return said ? atoi(said) : 1;
+}
+API cudaError_t cudaGetDeviceCount(int* n) { return *n = num_devices(), cudaSuccess; }
+API cudaError_t cudaGetDevice(int* device) { return *device = current_device, cudaSuccess; }
+API cudaError_t cudaSetDevice(int device) {
+    if (device < 0 || device >= num_devices()) return fail(cudaErrorInvalidDevice);
+    return current_device = device, cudaSuccess;
+}
 API cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) { return *value = attribute(which), cudaSuccess; }
 API cudaError_t cudaDeviceGetStreamPriorityRange(int* least, int* greatest) { return *least = 0, *greatest = -5, cudaSuccess; }
 API cudaError_t cudaDeviceGetPCIBusId(char* id, int size, int) { return strncpy(id, "0000:01:00.0", size), cudaSuccess; }
