@@ -159,10 +159,10 @@ class Matrix:
         words = [sys.executable, "-m", "fake_cuda.run", str(report)]
         for number, command in enumerate(row.commands(places)):
             words += [*(["--"] if number else []), *command]
+        env = {**self.environment, **{name: value.format(**places) for name, value in row.env.items()}}
         with log.open("w") as file:
             try:
-                subprocess.run(words, cwd=ROOT, env={**self.environment, **row.env}, stdout=file, stderr=file,
-                               timeout=LIMIT, check=False)  # fmt: skip
+                subprocess.run(words, cwd=ROOT, env=env, stdout=file, stderr=file, timeout=LIMIT, check=False)
             except subprocess.TimeoutExpired:
                 return Result(row, [f"stopped after {LIMIT} s: {log}"], {}, time.monotonic() - began)
         if not report.is_file():

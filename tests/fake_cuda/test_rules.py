@@ -1,4 +1,4 @@
-"""The stand-in keeps CUDA's rules: run on it by `python -m pytest -p fake_cuda.plugin tests/fake_cuda`, else skipped."""
+"""The stand-in keeps CUDA's rules. Runs on it: `python -m pytest -p fake_cuda.plugin tests/fake_cuda`; else skipped."""
 
 from __future__ import annotations
 

@@ -258,6 +258,7 @@ API cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) { 
             other->capturing = false, other->origin = nullptr;
         }
     stream->capturing = false, active = nullptr, *graph = nullptr;
+    if (getenv("FAKE_CUDA_REFUSES_CAPTURES")) stream->spoilt = true;  // to see what a command does then
     if (stream->spoilt) return fail(cudaErrorStreamCaptureInvalidated);
     if (apart) return complain(cudaErrorStreamCaptureUnjoined, "a stream of the capture did not join");
     *graph = (cudaGraph_t) new Graph(stream->recorded);
