@@ -7,8 +7,9 @@ setup(
     package_dir={"sgg_kernels": "kernels/sgg_kernels"},
     package_data={
         "sgg_fast": ["py.typed"],
+        "sgg_fast.app": ["static/*"],
         "sgg_fast.doctor": ["counts.json"],
-        "sgg_fast.toy": ["weights/*.safetensors", "pipeline/*", "pipeline/*/*"],
+        "sgg_fast.toy": ["weights/*", "pipeline/*", "pipeline/*/*"],
         "sgg_kernels": ["py.typed"],
     },
 )

@@ -32,7 +32,7 @@ from benchmarks.steps import pretrain as pretrain_step
 from benchmarks.steps import train_forms
 from benchmarks.steps.train_forms import Size
 from sgg_fast.commands import command
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import Config, ConfigError, ModelConfig
 from sgg_fast.quiet import quiet_libraries
 from sgg_fast.train.memory.advice import budget_bytes
 from sgg_fast.train.memory.blank import LARGEST_GRAPH, blank_foundation, latent_factor
@@ -76,10 +76,10 @@ class StepRow(OpRow):
 
 
 @functools.cache
-def step_flops(config: Config, resolution: int) -> int:
+def step_flops(model: ModelConfig, resolution: int) -> int:
     """Floating-point operations of forward and backward for one image, on fake tensors."""
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
-        foundation = blank_foundation(config)
+        foundation = blank_foundation(model)
         unet, side = foundation.unet.requires_grad_(True), resolution // latent_factor(foundation)
         z = torch.randn(1, unet.config.in_channels, side, side)
         context = torch.randn(1, 80, unet.config.cross_attention_dim)
@@ -136,7 +136,7 @@ def measure_form(
             if reason := mismatch(form, size):
                 yield row(size, status=f"mismatch: {reason}")
             else:
-                yield _timed(row(size), form, config, size, device, seconds)
+                yield _timed(row(size), form, config.model, size, device, seconds)
         except RuntimeError as error:
             status = _failure(error)
             skipped = f"skipped: a smaller one {status.split(':')[0]}"
@@ -149,7 +149,7 @@ def _failure(error: Exception) -> str:
 
 
 def _timed(
-    row: StepRow, form: train_forms.Form, config: Config, size: Size, device: torch.device, seconds: float
+    row: StepRow, form: train_forms.Form, model: ModelConfig, size: Size, device: torch.device, seconds: float
 ) -> StepRow:
     """The row with its numbers. The first steps allocate state and choose algorithms, and do not count."""
     for _ in range(3 if device.type == "cuda" else 1):
@@ -163,7 +163,7 @@ def _timed(
     row.gpu_clocks_mhz = measure.gpu_clocks(device)
     row.images_per_s = 1e3 * size.batch / times.p50
     row.planned_bytes = form.planned(size)
-    row.compulsory_bytes, row.flops = form.optimiser_bytes, size.batch * step_flops(config, size.resolution)
+    row.compulsory_bytes, row.flops = form.optimiser_bytes, size.batch * step_flops(model, size.resolution)
     row.floor_ms = _floor(row, device)
     row.over_floor = None if row.floor_ms is None else times.p50 / row.floor_ms
     return row

@@ -10,12 +10,16 @@ import resource
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # its import takes seconds, which a refusal does not wait for
+    import torch
 
 
 def device() -> torch.device:
     """This process's device: its CUDA card by LOCAL_RANK, else the CPU."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.device("cuda", local_rank())
     return torch.device("cpu")
@@ -38,6 +42,8 @@ def world_size() -> int:
 
 def peak_memory() -> int:
     """Bytes at their highest so far: the CUDA allocator's, or the resident set of this process on CPU."""
+    import torch
+
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -51,6 +57,8 @@ _trusting = False
 
 def machine() -> str:
     """The device and the versions that a doctor's verdict holds for."""
+    import torch
+
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     try:
         triton = version("triton")

@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:  # only batches need it, and its import takes seconds
+    import torch
 
 IMAGE_OBJECT = "__image__"
 """Name of the node that stands for the whole picture (sg2im's convention)."""
@@ -35,6 +38,13 @@ def shown(value: object) -> str:
         return "a number too large"
     text = repr(value[:40] if isinstance(value, str) else value)
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def plain(text: str) -> str:
+    """`text` with every character that a terminal would obey or hide (ESC, bidi marks, lone surrogates) escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def check_name(name: object, where: str) -> None:
@@ -208,6 +218,8 @@ class SceneGraphBatch:
 
     def to(self, device: torch.device | str) -> SceneGraphBatch:
         """The same batch on `device`."""
+        import torch
+
         later = torch.device(device).type == "cuda"  # towards the host, a copy must be whole before it is read
         moved = {name: getattr(self, name).to(device, non_blocking=later) for name in _TENSORS}
         return dataclasses.replace(self, **moved)
@@ -270,6 +282,8 @@ class SceneGraphBatch:
         phrases [E] (zeros where no text initialisation will read them).
         Raises ValueError for sizes that do not add up and for a relation that leaves its graph.
         """
+        import torch
+
         num_objects, num_relations = len(names), len(predicates)
         object_ptr, relation_ptr = (np.concatenate([[0], np.cumsum(sizes[:, k])]) for k in (0, 1))
         if (object_ptr[-1], relation_ptr[-1]) != (num_objects, num_relations):

@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sgg_fast.config import Config
+from sgg_fast.config import SETTINGS, Config
 
 KNOWN_LICENCES = {
     "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
@@ -19,11 +19,6 @@ KNOWN_LICENCES = {
 }
 """Licences of the base weights, by hub id; a folder's own card tells it otherwise."""
 
-_TOLD = (
-    "resolution", "conditioner", "width", "num_layers", "encoder", "triple", "context", "token_init", "gate_init",
-    "contrastive", "graph_negatives", "geometry", "attention_loss", "image_embedding", "alignment_weight",
-    "relation_dropout", "batch_size", "finetune_steps", "unet_lr", "graph_lr", "optimizer", "precision", "seed",
-)  # fmt: skip
 _LOADER = '''"""Lets stock diffusers load this folder; the classes are those of the installed package sgg_fast."""
 
 from sgg_fast.pipeline import SceneGraphToImagePipeline
@@ -40,13 +35,13 @@ def provenance(config: Config, base: str, metrics: dict[str, float] | None = Non
     base: folder, hub id or description of what training started from. metrics: measured numbers by name, if any.
     """
     is_folder = Path(base).is_dir()
+    data = config.data.source
     return {
-        "recipe": config.recipe,
-        # Paths of the machine are nobody's business.
-        "data": Path(config.data).name if os.sep in config.data else config.data,
+        "recipe": config.run.recipe,
+        "data": Path(data).name if os.sep in data else data,  # a card gives no paths of the machine
         "base": Path(base).resolve().name if is_folder else base,
         "base_licence": _base_licence(base),
-        "settings": {name: getattr(config, name) for name in _TOLD},
+        "settings": dict(setting.shown(config) for setting in SETTINGS.values() if setting.rules.in_card),
         "metrics": dict(metrics or {}),
     }
 

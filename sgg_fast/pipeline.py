@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -15,9 +17,11 @@ from sgg_fast.diffusion.captured import CapturedUNet
 from sgg_fast.diffusion.sampling import conditions, sample_latents
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.model_card import write_card
+from sgg_fast.nn import loading
 from sgg_fast.nn.clip import embed_names
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.fuse import fuse_for
+from sgg_fast.nn.pipeline_parts import PARTS, load_pipeline_parts
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
@@ -32,7 +36,7 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
 
     model_cpu_offload_seq = "text_encoder->graph_clip->graph_encoder->unet->vae"
     _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer"]
-    _callback_tensor_inputs: ClassVar[list[str]] = ["latents"]
+    _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "pred_x0"]
 
     fuse_unet: str = "auto"
     """Fused kernels and merged projections in UNet and VAE, in place, from the next call on: auto (CUDA), on, off."""
@@ -135,7 +139,8 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         latents: [B, c, height / f, width / f] unit noise in place of drawn noise. height, width: pixels;
         `resolution` is both at once, the trained one unless given. output_type: "pil", "np" for float [B, H, W, 3] in
         0..1, "pt" for [B, 3, H, W], or "latent". return_dict: False gives (images,).
-        callback_on_step_end(pipe, step, timestep, {"latents": ...}) returns one whose latents are gone on with.
+        callback_on_step_end(pipe, step, timestep, {"latents": ...}) returns one whose latents are gone on with. With
+        "pred_x0" among callback_on_step_end_tensor_inputs it is also given the clean latents that the step predicts.
         relation_guidance: how hard the relations alone pull besides, 0 for not at all (`sampling.guided`); otherwise
         the UNet sees every picture once more a step, in the same batch.
         Raises ValueError for what does not fit.
@@ -157,10 +162,15 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
             raise ValueError(f"latents of shape {tuple(noise.shape)}, not {(num_images, *shape)}")
         noise = noise.to(device, torch.promote_types(self.unet.dtype, torch.float32))
         denoise = self._denoiser(graphs, num_images_per_prompt, noise, relation_guidance)
+        further: dict[str, torch.Tensor] = {}
+
+        def on_x0(pred_x0: torch.Tensor) -> None:
+            further["pred_x0"] = pred_x0
 
         def on_step(step: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor | None:
             if callback_on_step_end is not None:
-                latents = (callback_on_step_end(self, step, t, {"latents": latents}) or {}).get("latents", latents)
+                tensors = {"latents": latents, **further}
+                latents = (callback_on_step_end(self, step, t, tensors) or {}).get("latents", latents)
             return None if self.interrupt else latents
 
         latents = sample_latents(
@@ -173,8 +183,9 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
             generator,
             on_step,
             relation_guidance,
+            on_x0 if "pred_x0" in callback_on_step_end_tensor_inputs else None,
         )
-        images = latents if output_type == "latent" else self._decode(latents, output_type)
+        images = latents if output_type == "latent" else self.decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -202,18 +213,42 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
             raise ValueError(f"{len(generators)} generators for {num_images} pictures")
         return torch.stack([torch.randn(shape, generator=g) for g in generators])
 
-    def _decode(self, latents: torch.Tensor, output_type: str) -> Any:
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
+        """Pictures of latents [B, c, h, w] in the form `output_type`, as `__call__` returns them."""
         decoded = decode_latents(self.vae, latents / self.vae.config.scaling_factor)
         return self.image_processor.postprocess(decoded.float(), output_type=output_type)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """The pipeline in a folder, or that of a hub id. Parts and settings in `kwargs` take the place of the folder's.
+
+        Raises `ModelError`, one line that names file and cause, for a part that is missing, damaged or of another kind.
+        Arguments of diffusers other than `torch_dtype` are left to diffusers, which looks less closely.
+        """
+        dtype = kwargs.pop("torch_dtype", None)
+        kwargs.pop("use_safetensors", None)
+        if kwargs.keys() - inspect.signature(cls).parameters.keys():
+            more = {} if dtype is None else {"torch_dtype": dtype}
+            return super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **more, **kwargs)
+        place = str(pretrained_model_name_or_path)
+        root = loading.find_folder("model", place, ("", *PARTS))
+        with loading.border(f"{place}: cannot be loaded"):
+            pipeline = cls(**{**load_pipeline_parts(root, kwargs), **kwargs})
+        return pipeline if dtype is None else pipeline.to(dtype=dtype)
+
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """A diffusers folder, with a model card (README.md) and the `pipeline.py` that stock diffusers loads it by."""
+        """A diffusers folder, with a model card (README.md), the `pipeline.py` that stock diffusers loads it by, and
+        the SHA-256 of each file."""
         super().save_pretrained(save_directory, *args, **kwargs)
+        loading.forget_places(Path(save_directory))
         write_card(self, save_directory)
+        loading.seal(Path(save_directory))
 
     def _upload_folder(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         """Of `push_to_hub`, which has put an empty card into the folder: ours goes up in its place."""
         write_card(self, working_dir)
+        loading.seal(Path(working_dir))
         return super()._upload_folder(working_dir, *args, **kwargs)
 
 

@@ -7,6 +7,20 @@ import os
 import warnings
 
 
+class _Plain(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        from sgg_fast.graph import plain
+
+        return "\n".join(plain(line) for line in super().format(record).split("\n"))
+
+
+def speak_plainly() -> None:
+    """Log lines go to stderr as they are, but for what a terminal would obey; nothing where a handler is there."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Plain("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+
+
 def quiet_imports() -> None:
     """What libraries log and warn of while they are imported is not shown; their errors are. Loads none of them."""
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
@@ -20,7 +34,7 @@ def quiet_libraries(verbose: bool = False) -> None:
 
     Our own log goes to stderr: warnings, with `verbose` also what was chosen and why.
     """
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    speak_plainly()
     logging.getLogger("sgg_fast").setLevel(logging.INFO if verbose else logging.WARNING)
     quiet_imports()
     import diffusers

@@ -5,9 +5,12 @@ P marks what the paper fixes (Wang et al., AAAI-25, Implementation Details); the
 
 from __future__ import annotations
 
-import dataclasses
+from typing import Any
 
-from .config import Config, ConfigError
+from .config import Config, ConfigError, DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, RunConfig
+
+NUM_VG, NUM_COCO = 62_565, 24_972
+"""Training images of the published sets."""
 
 
 def toy() -> Config:
@@ -15,73 +18,79 @@ def toy() -> Config:
     return Config()
 
 
-def _paper(name: str, resolution: int) -> Config:
+def _paper(name: str, resolution: int, num_published: int, relation_draws: int = 1) -> Config:
     return Config(
-        recipe=name,
-        data="",
-        resolution=resolution,  # P: 128 and 256
-        width=512,  # P
-        token_init="none",
-        gate_init=0.0,
-        num_layers=6,
-        mask_ratio=0.3,  # P
-        contrastive="bce",
-        graph_negatives=False,
-        geometry=0.0,
-        attention_loss=0.0,
-        loss_weight=0.5,  # P
-        batch_size=2,  # P
-        pretrain_steps=700_000,  # P
-        finetune_steps=30_000,  # P
-        pretrain_lr=5e-4,  # P
-        unet_lr=1e-6,  # P
-        graph_lr=1e-4,
-        optimizer="adam8bit",  # P: Adam
-        sampling_steps=100,  # P: DDIM
-        guidance=7.5,
-        condition_dropout=0.1,
-        validation_pairs=1024,
-        validate_every=5000,
-        log_every=50,
-        sample_every=1000,
-        checkpoint_every=1000,
+        model=ModelConfig(embedded=False, width=512, token_init="none", gate_init=0.0, num_layers=6),  # width: P
+        data=DataConfig(
+            source="",
+            num_published=num_published,
+            relation_draws=relation_draws,
+            resolution=resolution,  # P: 128 and 256
+        ),
+        objective=ObjectiveConfig(
+            mask_ratio=0.3,  # P
+            contrastive="bce",
+            graph_negatives=False,
+            geometry=0.0,
+            attention_loss=0.0,
+            loss_weight=0.5,  # P
+            condition_dropout=0.1,
+        ),
+        optim=OptimConfig(
+            batch_size=2,  # P
+            pretrain_steps=700_000,  # P
+            finetune_steps=30_000,  # P
+            pretrain_lr=5e-4,  # P
+            unet_lr=1e-6,  # P
+            graph_lr=1e-4,
+            optimizer="adam8bit",  # P: Adam
+        ),
+        run=RunConfig(
+            recipe=name,
+            sampling_steps=100,  # P: DDIM
+            guidance=7.5,
+            validation_pairs=1024,
+            validate_every=5000,
+            log_every=50,
+            sample_every=1000,
+            checkpoint_every=1000,
+        ),
     )
 
 
 def vg128() -> Config:
     """Visual Genome at 128 x 128, the paper's settings."""
-    return _paper("vg128", 128)
+    return _paper("vg128", 128, NUM_VG)
 
 
 def vg256() -> Config:
     """Visual Genome at 256 x 256, the paper's settings."""
-    return _paper("vg256", 256)
+    return _paper("vg256", 256, NUM_VG)
 
 
 def coco128() -> Config:
     """COCO-Stuff at 128 x 128, the paper's settings."""
-    return dataclasses.replace(_paper("coco128", 128), relation_draws=4)
+    return _paper("coco128", 128, NUM_COCO, relation_draws=4)
 
 
 def coco256() -> Config:
     """COCO-Stuff at 256 x 256, the paper's settings."""
-    return dataclasses.replace(_paper("coco256", 256), relation_draws=4)
+    return _paper("coco256", 256, NUM_COCO, relation_draws=4)
 
 
 def vg256_literal() -> Config:
     """vg256 in the paper's printed forms: plain layers, shared eq. 7, eq. 9 and eq. 10 as they stand."""
-    return dataclasses.replace(
-        vg256(), recipe="vg256-literal", encoder="plain", triple="shared", contrastive="literal", isa_weight="none"
+    return vg256().replace(
+        recipe="vg256-literal", encoder="plain", triple="shared", contrastive="literal", isa_weight="none"
     )
 
 
 def vg256_best() -> Config:
-    """vg256 with the forms that did best on the toy world (benchmarks/LOG.md); nobody has run it on Visual Genome.
+    """vg256 with the forms that did best on the toy world (benchmarks/LOG.md); not yet run on Visual Genome.
 
-    But for `gate_init`, which stays 0: at the paper's rate for the UNet the tokens have to begin as text that it knows.
+    `gate_init` stays 0: at the paper's rate for the UNet the tokens have to begin as text that it knows.
     """
-    return dataclasses.replace(
-        vg256(),
+    return vg256().replace(
         recipe="vg256-best",
         token_init="text",
         contrastive="infonce",
@@ -97,13 +106,13 @@ RECIPES = {"toy": toy, "vg128": vg128, "vg256": vg256, "coco128": coco128, "coco
            "vg256-literal": vg256_literal, "vg256-best": vg256_best}  # fmt: skip
 
 
-def recipe(name: str, **overrides: object) -> Config:
-    """The recipe `name` with fields replaced. Raises `ConfigError` for an unknown name or a bad value.
+def recipe(name: str, **settings: Any) -> Config:
+    """The recipe `name` with flat settings changed. Raises `ConfigError` for an unknown name or a bad value.
 
-    A baseline has none of SGG-IG's own losses, unless they are asked for, which is refused.
+    A baseline has none of SGG-IG's own losses; asking for one is refused.
     """
     if name not in RECIPES:
         raise ConfigError(f"--recipe {name}: there is no such recipe; there are {', '.join(RECIPES)}")
-    if overrides.get("conditioner", "sgg") != "sgg":
-        overrides = {"loss_weight": 1.0, "geometry": 0.0, "attention_loss": 0.0, **overrides}
-    return dataclasses.replace(RECIPES[name](), **overrides)  # type: ignore[arg-type]
+    if settings.get("conditioner", "sgg") != "sgg":
+        settings = {"loss_weight": 1.0, "geometry": 0.0, "attention_loss": 0.0, **settings}
+    return RECIPES[name]().replace(**settings)

@@ -21,12 +21,15 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # train.py and infer.
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
+    parser.addoption("--browser", action="store_true", help="also run the tests marked browser; they need Chromium")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     skips = {"slow": pytest.mark.skip(reason="slow: over a minute or the true model size; run with --slow")}
-    if config.getoption("--slow"):
-        del skips["slow"]
+    skips["browser"] = pytest.mark.skip(reason="browser: drives a real Chromium; run with --browser")
+    for option in ("slow", "browser"):
+        if config.getoption(f"--{option}"):
+            del skips[option]
     if not torch.cuda.is_available():
         skips["gpu"] = pytest.mark.skip(reason="gpu: no CUDA device here")
     for item in items:

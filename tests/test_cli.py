@@ -114,8 +114,9 @@ def test_infer_refuses_a_folder_without_permission(tmp_path, graph, capsys):
 
 
 def test_a_disk_that_refuses_leaves_no_half_picture(tmp_path, graph, capsys, trained_run, monkeypatch):
-    def half(self, path, **_):
-        Path(path).write_bytes(b"\x89PNG")
+    def half(self, file, **_):
+        if isinstance(file, Path):
+            file.write_bytes(b"\x89PNG")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", half)
@@ -160,8 +161,8 @@ def data_folder(tmp_path: Path, image: bytes | None = None) -> Path:
     ("stage", "more", "reason"),
     [
         ("pretrain", ["--recipe", "vg512"], "--recipe vg512: there is no such recipe; there are toy, vg128"),
-        ("pretrain", ["--recipe", "vg256"], "--recipe vg256 needs --data"),
-        ("pretrain", ["--recipe", "vg256", "--data", "toy"], "--recipe vg256 needs --model"),
+        ("pretrain", ["--recipe", "vg256"], "this recipe needs --data: a folder"),
+        ("pretrain", ["--recipe", "vg256", "--data", "toy"], "this recipe needs --model: a Stable Diffusion v1.4"),
         ("pretrain", ["--model", "{folder}"], "the folder lacks unet/config.json"),
         ("pretrain", ["--model", "{folder}/absent"], "absent: there is no such folder, and it is not a hub id"),
         ("pretrain", ["--model", "owner/name", "--clip", "./absent"], "--clip ./absent: there is no such folder"),

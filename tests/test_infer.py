@@ -86,7 +86,7 @@ def test_words_of_the_training_set_are_not_called_unseen_and_typos_get_a_suggest
     assert "never saw" not in err
     typo = f"{graph.objects[0]}s"
     path.write_text(json.dumps({"objects": [typo]}))
-    _, err = run(capsys, path, "--model", trained_run, "--out", tmp_path / "a.png", "--steps", 1)
+    _, err = run(capsys, path, "--model", trained_run, "--out", tmp_path / "b.png", "--steps", 1)
     assert f"never saw in training: {typo} (did you mean {graph.objects[0]}?)\n" in err
 
 
@@ -105,7 +105,8 @@ def test_different_graphs_differ_and_the_same_graph_is_the_same_picture(draw, tm
 
 def test_the_same_command_gives_the_same_bytes_and_every_flag_counts(draw, graph_file, tmp_path):
     def drawn(name: str, *more: object) -> np.ndarray:
-        (path,) = draw(graph_file, "--out", tmp_path / name, *(() if "--steps" in more else ("--steps", 2)), *more)
+        steps = () if "--steps" in more else ("--steps", 2)
+        (path,) = draw(graph_file, "--out", tmp_path / name, "--overwrite", *steps, *more)
         return pixels(path)
 
     first = drawn("a.png")
@@ -245,7 +246,7 @@ def test_relation_guidance_of_a_model_that_was_not_taught_it_is_called_a_guess(t
     said = "relation guidance is a guess: this model was last trained without --relation-dropout\n"
     for model, pull, told in ((trained_run, 2, 1), (trained_run, 0, 0), ("toy", 2, 0)):
         argv = ("sheep on grass", "--steps", 1, "--relation-guidance", pull, "--model", model)
-        _, err = run(capsys, *argv, "--out", tmp_path / f"{told}.png")
+        _, err = run(capsys, *argv, "--out", tmp_path / f"{told}.png", "--overwrite")
         assert err.count(said) == told, (model, pull)
     _, err = run(capsys, tmp_path / "1.png", "--steps", 1, "--out", tmp_path)
     assert said in err, "a picture brings its model and its pull"
@@ -266,7 +267,7 @@ def test_a_file_that_was_not_drawn_here_is_kept(graph_file, trained_run, tmp_pat
     argv = (graph_file, "--model", trained_run, "--out", tmp_path, "--grid", "--steps")
     run(capsys, *argv, 1, "--overwrite")
     grid = tmp_path / "g-grid.png"
-    assert run(capsys, *argv, 2)[0] == [photo, grid] and read_record(photo)[1]["steps"] == 2
+    assert run(capsys, *argv, 2, "--overwrite")[0] == [photo, grid] and read_record(photo)[1]["steps"] == 2
     assert infer.main([str(grid)]) == 2 and capsys.readouterr().err.startswith(f"infer.py: {grid}: ")
 
 

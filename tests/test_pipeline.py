@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import diffusers.utils.hub_utils
 import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
+from support import ROOT
 from support.graphs import all_graphs
 
 from sgg_fast.config import Config
@@ -17,6 +22,7 @@ from sgg_fast.drawing import load_pipeline
 from sgg_fast.drawing.models import SCHEDULERS, scheduler_name, set_scheduler
 from sgg_fast.graph import SceneGraph
 from sgg_fast.model_card import provenance
+from sgg_fast.nn import loading
 from sgg_fast.pipeline import SceneGraphToImagePipeline, decode_latents
 
 SHEEP = SceneGraph(("sheep", "grass"), ((0, "standing on", 1),))
@@ -285,3 +291,26 @@ def test_push_to_hub_uploads_our_card(pipeline, tmp_path, monkeypatch):
     assert (
         "# Scene graph to image (SGG-IG)" in found["README.md"] and "SceneGraphToImagePipeline" in found["pipeline.py"]
     )
+
+
+SAVE = """
+import sys
+from sgg_fast.drawing import load_pipeline
+load_pipeline(sys.argv[1])[0].save_pretrained(sys.argv[2])
+"""
+
+
+def test_two_processes_export_the_same_bytes_wherever_the_models_lay(pipeline, trained_run, tmp_path):
+    """Another process with another hash seed, from a copy in another folder: every file, the manifest included."""
+    pipeline.save_pretrained(tmp_path / "a")
+    shutil.copytree(trained_run, tmp_path / "moved")
+    places = [str(tmp_path / "moved"), str(tmp_path / "b")]
+    environment = {**os.environ, "PYTHONHASHSEED": "77"}
+    subprocess.run([sys.executable, "-c", SAVE, *places], check=True, cwd=ROOT, env=environment, timeout=600)
+    names = [sorted(p.relative_to(tmp_path / x).as_posix() for p in (tmp_path / x).rglob("*.*")) for x in "ab"]
+    assert names[0] == names[1] and loading.MANIFEST in names[0] and len(names[0]) > 15
+    for name in names[0]:
+        if (tmp_path / "a" / name).is_file():
+            assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
+    loading.check(tmp_path / "a")
+    assert not any(str(trained_run).encode() in p.read_bytes() for p in (tmp_path / "a").rglob("*.json"))

@@ -19,10 +19,9 @@ from support import DS_JSON, ROOT
 from support.tiny_runs import trainer
 
 from sgg_fast import drawing
-from sgg_fast.config import ConfigError
+from sgg_fast.config import ConfigError, ModelConfig
 from sgg_fast.data.sources import folder_source
 from sgg_fast.nn.foundation import load_foundation
-from sgg_fast.recipes import recipe
 from sgg_fast.train.assemble import read_conditioner
 from sgg_fast.train.run import checkpoint
 from sgg_fast.train.run.checkpoint import MANIFEST, _digest, _sealed, checkpoint_dir, newest_checkpoint
@@ -124,7 +123,7 @@ def test_pipelines_with_pickled_weights(tmp_path, trace):
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_foundation(str(folder), "")
     with pytest.raises(ConfigError, match="not a graph encoder"):
-        read_conditioner(folder / "graph_encoder", recipe("toy"))
+        read_conditioner(folder / "graph_encoder", ModelConfig())
 
 
 def test_pickles_under_the_name_of_safetensors(tmp_path, trace):

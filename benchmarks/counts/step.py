@@ -58,12 +58,12 @@ class StepCount:
 
 def engine_of(config: Config) -> CapturedEngine:
     """The engine of a GPU, on tensors without memory. Call it under a `FakeTensorMode`."""
-    config = dataclasses.replace(config, attention="sdpa", fuse_unet="on")
-    models = blank_foundation(config)
-    if config.bf16_weights:
+    config = config.replace(attention="sdpa", fuse_unet="on")
+    models = blank_foundation(config.model)
+    if config.optim.bf16_weights:
         _recast(models.unet, torch.bfloat16)
     make_channels_last(models.unet)
-    parts = models, blank_conditioner(config, models), blank_cache(config, models, 1)
+    parts = models, blank_conditioner(config.model, models), blank_cache(config, models, 1)
     stage = assemble(config, "finetune", *parts, torch.device("cpu"))
     for module in (stage, models.unet):  # all is done, and tensors without memory cannot be moved
         module.to = module.bfloat16 = lambda *args, module=module, **kwargs: module
@@ -77,10 +77,10 @@ def count(config: Config) -> StepCount:
     try:
         for context in (FakeTensorMode(allow_non_fake_inputs=True), opaque_attention(), interpreter_allowed()):
             stack.enter_context(context)
-        if not config.bf16_weights:  # which run without autocast
+        if not config.optim.bf16_weights:  # which run without autocast
             stack.enter_context(cuda_norms())
         engine = engine_of(config)
-        bucket = engine.buckets.of(np.zeros((1, config.batch_size), np.int64))
+        bucket = engine.buckets.of(np.zeros((1, config.optim.batch_size), np.int64))
         numels = [[p.numel() for p in group["params"]] for group in engine.optimizer.param_groups]
         addresses = torch.zeros(sum(num_chunks(group, "triton") for group in numels), 3, dtype=torch.int64)
         counters: list[Any] = []

@@ -6,19 +6,24 @@ import argparse
 import csv
 import dataclasses
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:  # its import takes seconds, which tables and help do not wait for
+    import torch
 
 
 def device(text: str) -> torch.device:
     """A device by its name, with its number where it is a GPU."""
+    import torch
+
     found = torch.device(text)
     return torch.device("cuda", found.index or 0) if found.type == "cuda" else found
 
 
 def add_flags(parser: argparse.ArgumentParser, written: str) -> None:
     """The flags of every command that measures. written: what --out will hold."""
+    import torch
+
     here = "cuda" if torch.cuda.is_available() else "cpu"
     parser.add_argument("--device", type=device, default=here, help="%(default)s")
     parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help=f"folder for {written} (default: print only)")

@@ -97,16 +97,17 @@ def _untrained(folder: Path, own: dict[str, Any]) -> None:
     from sgg_fast.data.sources import open_source
     from sgg_fast.recipes import recipe
     from sgg_fast.train.assemble import new_conditioner
-    from sgg_fast.train.outputs import export
+    from sgg_fast.train.outputs import export, make_pipeline
 
     result = folder / "finetune" / "pipeline"
     if result.is_dir():
         return
     result.parent.mkdir(parents=True, exist_ok=True)
     config = recipe("toy", **own)
-    source, foundation = open_source(config), open_foundation(config)
+    source, foundation = open_source(config.data, config.run.seed), open_foundation(config.model)
     cache = build_cache(source, foundation, env.device(), with_latents=False, progress=False)
-    export(result, "finetune", config, foundation, new_conditioner(config, foundation, cache, source.graphs))
+    conditioner = new_conditioner(config.model, config.run.seed, foundation, cache, source.graphs)
+    export(result, make_pipeline(config, foundation, conditioner))
 
 
 def _evaluate(folder: Path, sizes: Sizes, seed: int) -> None:

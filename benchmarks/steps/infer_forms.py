@@ -47,8 +47,8 @@ def open_models(model: str | None, device: torch.device, dtype: torch.dtype) -> 
         config = recipe("vg256", precision="fp32", token_init="none")
         torch.manual_seed(0)
         with device:
-            foundation = blank_foundation(config)
-            conditioner = blank_conditioner(config, foundation).eval()
+            foundation = blank_foundation(config.model)
+            conditioner = blank_conditioner(config.model, foundation).eval()
         foundation = dataclasses.replace(foundation, clip_tokenizer=toy_tokenizer())
         pipeline = make_pipeline(config, foundation, conditioner, with_text=False)
     # What diffusers' pipeline insists on; it changes the scheduler that it is given otherwise.

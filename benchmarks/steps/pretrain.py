@@ -91,12 +91,14 @@ class Setup:
         self.device, self.sizes = device, "toy" if toy else "paper"
         if toy:
             self.config, self.foundation = recipe("toy", **PAPERS_FORMS), toy_foundation()
-            self.source = toy_source(0, NUM_PAIRS, self.config.resolution)
+            self.source = toy_source(0, NUM_PAIRS, self.config.data.resolution)
         else:
             self.config = recipe("vg256")
             words = toy_tokenizer()
-            self.foundation = dataclasses.replace(blank_foundation(self.config), tokenizer=words, clip_tokenizer=words)
-            self.source = random_pairs(NUM_PAIRS, self.config.resolution)
+            self.foundation = dataclasses.replace(
+                blank_foundation(self.config.model), tokenizer=words, clip_tokenizer=words
+            )
+            self.source = random_pairs(NUM_PAIRS, self.config.data.resolution)
         self.foundation.clip.to(device)
         self.cache = self.cached(range(NUM_PAIRS))
 
@@ -109,8 +111,8 @@ class Setup:
 
     def stage(self, batch: int) -> PretrainStage:
         """The same fresh weights at every call."""
-        config = dataclasses.replace(self.config, batch_size=batch)
-        conditioner = new_conditioner(config, self.foundation, self.cache)
+        config = self.config.replace(batch_size=batch)
+        conditioner = new_conditioner(config.model, config.run.seed, self.foundation, self.cache)
         stage = assemble(config, "pretrain", self.foundation, conditioner, self.cache, self.device)
         assert isinstance(stage, PretrainStage)
         return stage
@@ -145,7 +147,7 @@ class Naive:
 
     def __init__(self, setup: Setup, batch: int) -> None:
         self.setup, self.stage = setup, setup.stage(batch)
-        self.optimizer = torch.optim.Adam(self.stage.parameters(), lr=self.stage.config.pretrain_lr)
+        self.optimizer = torch.optim.Adam(self.stage.parameters(), lr=self.stage.config.optim.pretrain_lr)
         source = setup.source
         pairs = [(source.load_image(i), source.graphs[i]) for i in range(len(source))]
         workers = 4 if setup.device.type == "cuda" else 0
@@ -174,7 +176,7 @@ class Naive:
     def step(self) -> None:
         """Load, encode, forward, backward, clip, update."""
         self.loss(next(self._batches), self._step).total.backward()
-        nn.utils.clip_grad_norm_(self.stage.parameters(), self.stage.config.max_grad_norm)
+        nn.utils.clip_grad_norm_(self.stage.parameters(), self.stage.config.optim.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self._step += 1

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import dataclasses
 import functools
 import gc
 import importlib.util
@@ -87,12 +86,12 @@ class Ours(Form):
     def __init__(
         self, config: Config, ds_path: str | None, sizes: Sequence[Size], device: torch.device, num: int
     ) -> None:
-        self.config, self.device, self.ids = config, device, np.arange(config.batch_size)
-        self.ds = plan_engine(config, "finetune", device, ds_path)
-        torch.manual_seed(config.seed)
+        self.config, self.device, self.ids = config, device, np.arange(config.optim.batch_size)
+        self.ds = plan_engine(config.optim, "finetune", device, ds_path)
+        torch.manual_seed(config.run.seed)
         with device:
-            foundation = self.foundation = blank_foundation(config)
-            conditioner = blank_conditioner(config, foundation)
+            foundation = self.foundation = blank_foundation(config.model)
+            conditioner = blank_conditioner(config.model, foundation)
         parts = foundation, conditioner, self._cache(sizes[0].resolution)
         self.stage = assemble(config, "finetune", *parts, device, self.ds)
         set_attention(foundation.unet, "sdpa", device)
@@ -100,17 +99,17 @@ class Ours(Form):
         for size in sizes:
             self._work_on(size)
             self.references[size] = self._stage_losses(num, None), self._stage_losses(num, torch.bfloat16)
-        set_attention(foundation.unet, config.attention, device)
+        set_attention(foundation.unet, config.model.attention, device)
         self.engine = build_engine(self.stage, device, self.ds)
         numel = sum(p.numel() for p in self.engine.module.parameters() if p.requires_grad)
         # Read weight, gradient and two bytes of state; write weight and state. DeepSpeed's also writes bf16 weights.
-        weight, gradient = 2 if config.weights == "lean" else 4, 2 if config.bf16_weights else 4
+        weight, gradient = 2 if config.optim.weights == "lean" else 4, 2 if config.optim.bf16_weights else 4
         self.optimiser_bytes = numel * (2 * weight + gradient + 4 + (2 if self.ds else 0))
         self._step = 0
 
     def _cache(self, resolution: int) -> Any:
-        torch.manual_seed(self.config.seed)
-        config = dataclasses.replace(self.config, resolution=resolution)
+        torch.manual_seed(self.config.run.seed)
+        config = self.config.replace(resolution=resolution)
         return blank_cache(config, self.foundation, NUM_IMAGES).to(self.device)
 
     @torch.no_grad()
@@ -138,7 +137,7 @@ class Ours(Form):
 
     @functools.cache  # noqa: B019 - as long-lived as the form
     def _planner(self, resolution: int) -> Planner:
-        config = dataclasses.replace(self.config, resolution=resolution)
+        config = self.config.replace(resolution=resolution)
         return Planner(config, self.ds, self.device.type, num_images=NUM_IMAGES, stored=False)
 
 
@@ -154,7 +153,7 @@ class Captured(Ours):
         super().prepare(size)
         del self.engine
         gc.collect()
-        self.stage.config = dataclasses.replace(self.config, batch_size=size.batch)
+        self.stage.config = self.config.replace(batch_size=size.batch)
         self.engine = build_engine(self.stage, self.device, self.ds)
         self._step = 0
 
@@ -166,9 +165,9 @@ class Diffusers(Form):
         self, config: Config, optimiser: str, attention: str, sizes: Sequence[Size], device: torch.device, num: int
     ) -> None:
         self.device, self.cast = device, torch.bfloat16
-        torch.manual_seed(config.seed)
+        torch.manual_seed(config.run.seed)
         with device:
-            models = blank_foundation(config)
+            models = blank_foundation(config.model)
         self.vae, self.text_encoder, self.scheduler = models.vae, models.text_encoder, models.scheduler
         self.unet = models.unet.requires_grad_(True).train()
         del models.clip
@@ -294,4 +293,4 @@ def build(name: str, config: Config, sizes: Sequence[Size], device: torch.device
         attention = changes["attention"] if device.type == "cuda" else "sdpa"
         return Diffusers(config, other, attention, sizes, device, num_losses)
     kind = Captured if captured else Ours
-    return kind(dataclasses.replace(config, **changes), other, sizes, device, num_losses)
+    return kind(config.replace(**changes), other, sizes, device, num_losses)

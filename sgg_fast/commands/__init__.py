@@ -8,16 +8,21 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-REFUSED, INTERRUPTED = 2, 130
-"""Exit codes: settings or input that cannot be used; SIGINT. argparse has 2 for a wrong command line, too."""
+REFUSED, BAD_NUMBERS, INTERRUPTED = 2, 3, 130
+"""Exit codes: settings or input that cannot be used; numbers that are not finite; SIGINT. argparse has 2 for a wrong
+command line, too."""
+_LONGEST = 2000
 
 Main = Callable[[list[str] | None], int | None]
 
 
-def refuse(name: str, reason: Exception | str) -> int:
-    """Print `name: reason` as one line on stderr; returns the exit code."""
-    print(f"{name}: {' '.join(str(reason).split())}", file=sys.stderr)
-    return REFUSED
+def refuse(name: str, reason: Exception | str, code: int = REFUSED) -> int:
+    """Print `name: reason` as one line on stderr, nothing in it that a terminal would obey; returns the exit code."""
+    said = " ".join(str(reason).split())
+    if not said.isprintable():
+        said = said.encode("unicode_escape").decode("ascii")
+    print(f"{name}: {said[:_LONGEST]}", file=sys.stderr)
+    return code
 
 
 def typed(name: str) -> list[str]:

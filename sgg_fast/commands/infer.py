@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
-from sgg_fast.commands import command
+from sgg_fast.commands import BAD_NUMBERS, command, refuse
+from sgg_fast.commands.flags import OneLineParser
 
 EXAMPLES = """examples:
   python infer.py graph.json                                  draws outputs/graph.png
@@ -20,13 +23,14 @@ EXAMPLES = """examples:
   cat graphs.jsonl | python infer.py - --json                 for scripts
 
 files: JSON of sg2im, Visual Genome, LAION-SG or GQA, known by content; JSON lines; .txt with a graph in words a line
-exit codes: 0 done, 2 input or settings that cannot be used (one line on stderr), 130 interrupted"""
+exit codes: 0 done, 2 input, settings or a model that cannot be used, 3 numbers went bad (one line on stderr each),
+130 interrupted"""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Flags of this script; those that are fields of `sgg_fast.drawing.Options` bear their names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EXAMPLES, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = OneLineParser(
+        prog="infer.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
     add("inputs", nargs="+", metavar="INPUT", help="file of graphs, picture drawn here, graph in words, or - for stdin")
@@ -45,42 +49,79 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--explain", action="store_true", help="also write -explain.png, where each object and relation had attention")
     add("--grid", action="store_true", help="also write all pictures on one sheet")
     add("--batch-size", type=int, default=8, metavar="N", help="pictures at a time (8); fewer take less memory")
-    add("--overwrite", action="store_true", help="draw again what is there already, and replace files of others")
+    add(
+        "--overwrite",
+        action="store_true",
+        help="draw again what is there already, and replace other files and pictures",
+    )
+    add("--verify", action="store_true", help="read every byte of the model, also what was found whole before")
     add("--quiet", action="store_true", help="no notices, no progress; errors and paths only")
     add("--json", action="store_true", help="print a JSON object a picture in place of its path; implies --quiet")
     return parser.parse_args(argv)
 
 
 @command("infer.py", interrupted="the same command goes on where it stopped")
-def main(argv: list[str] | None) -> None:
-    """Exit code: 0 done, 2 for input that cannot be used (one line on stderr), 130 interrupted."""
-    draw(parse(argv))
+def main(argv: list[str] | None) -> int:
+    """Exit code: 0 done, 2 what cannot be used, 3 numbers that went bad (one line on stderr each), 130 interrupted."""
+    args = parse(argv)
+    check_streams(sys.argv[1:] if argv is None else argv)
+    try:
+        draw(args)
+    except ArithmeticError as error:
+        return refuse("infer.py", error, BAD_NUMBERS)
+    return 0
+
+
+def check_streams(argv: list[str]) -> None:
+    """Raise ValueError for words that are not text, and for a closed stdout; whatever is printed then can be."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if sys.stdout is None:
+        raise ValueError("standard output is closed: nobody would learn where the pictures are")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    for number, word in enumerate(argv, 1):
+        if any("\ud800" <= character <= "\udfff" for character in word):
+            raise ValueError(f"argument {number} ({ascii(word[:40])[1:-1]}): not UTF-8 text")
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Read, load, draw, print. Raises ValueError or OSError for input that cannot be used."""
-    from sgg_fast.data.inputs import model_of, read_inputs
-
-    quiet = args.quiet or args.json
-    items = read_inputs(args.inputs, quiet)  # refused before the libraries are loaded, which takes seconds
-    from sgg_fast.quiet import quiet_libraries
-
-    quiet_libraries()
+    """Read, load, draw, print. Raises ValueError or OSError for input that cannot be used, ArithmeticError for bad
+    numbers."""
     from sgg_fast import drawing
-    from sgg_fast.drawing.talk import Talk
+    from sgg_fast.data.inputs import model_of, read_inputs
+    from sgg_fast.drawing.edit import edited
+    from sgg_fast.quiet import quiet_libraries, speak_plainly
 
+    speak_plainly()
+    quiet = args.quiet or args.json
+    # What needs no model is refused before the libraries are loaded, which takes seconds.
+    items = read_inputs(args.inputs, quiet)
     names = drawing.Options.__dataclass_fields__
     given: dict[str, Any] = {name: value for name, value in vars(args).items() if name in names}
     options = drawing.Options(**{**given, "edits": tuple(args.edits)})
     drawing.picture_paths(items, options)
+    for item in items:
+        edited(item.graph, options.edits)
+    quiet_libraries()
+    from sgg_fast.drawing.talk import Talk
+
     talk = Talk(quiet)
-    model = drawing.load_model(args.model or model_of(items))
+    model = drawing.load_model(args.model or model_of(items), verify=args.verify)
     jobs = drawing.make_jobs(items, model, options)
     talk.begin(items, jobs, model)
     with talk.progress(len(jobs) * drawing.work(options)) as progress:
         for job in drawing.draw_jobs(jobs, model, options, progress):
             files = [str(path) for path in (job.path, *job.sheets.values())]
-            talk.result(json.dumps({**job.record, "files": files}) if args.json else "\n".join(files))
+            talk.result(json.dumps(described(job, files, model)) if args.json else "\n".join(files))
     if options.grid:
         path = str(drawing.draw_grid(items, jobs, options))
         talk.result(json.dumps({"grid": path}) if args.json else path)
+
+
+def described(job: Any, files: list[str], model: Any) -> dict[str, Any]:
+    """What --json prints of a picture."""
+    from sgg_fast.drawing import graph_notices
+
+    return {**job.record, "files": files, "notices": graph_notices(model.pipeline, job.graph)}

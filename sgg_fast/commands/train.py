@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 import traceback
@@ -13,7 +14,7 @@ from sgg_fast.commands import command, refuse, typed
 NAME = "train.py"
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
+def command_line() -> argparse.ArgumentParser:
     """Flags of this script and, from the fields of `Config`, of the recipe."""
     from sgg_fast.config import add_flags
     from sgg_fast.recipes import RECIPES
@@ -26,6 +27,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--graph-encoder", type=Path, help="pre-trained graph encoder (OUT/pretrain/graph_encoder)")
     parser.add_argument("--steps", type=int, default=argparse.SUPPRESS, help="iterations of the chosen stage")
     parser.add_argument("--overwrite", action="store_true", help="start over instead of continuing the run in OUT")
+    parser.add_argument("--verify", action="store_true", help="read every byte of the models, also if whole before")
     parser.add_argument("--plan", nargs="?", const="cuda", choices=("cuda", "cpu"), help="print what memory "
                         "fine-tuning will take on a GPU (or in CPU memory), part by part, and run nothing")  # fmt: skip
     parser.add_argument("--budget", help="memory that there is, for --plan (24GiB) and --auto-batch (the device's)")
@@ -33,7 +35,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
                         "accumulated to the same images a step")  # fmt: skip
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher passes it
     add_flags(parser.add_argument_group("settings of the recipe"))
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line's words."""
+    return command_line().parse_args(argv)
 
 
 @command(NAME, interrupted="the same command continues from the last checkpoint", refused=())
@@ -46,6 +53,8 @@ def main(argv: list[str] | None) -> int:
     args = vars(parse(argv))
     stage, name, ds_path, out = (args.pop(key) for key in ("stage", "recipe", "deepspeed", "out"))
     graph_encoder, overwrite = args.pop("graph_encoder"), args.pop("overwrite")
+    if args.pop("verify"):
+        os.environ["SGG_FAST_VERIFY"] = "1"
     plan, budget, auto_batch, _ = (args.pop(key) for key in ("plan", "budget", "auto_batch", "local_rank"))
     if "steps" in args:
         args[f"{stage}_steps"] = args.pop("steps")
@@ -54,6 +63,7 @@ def main(argv: list[str] | None) -> int:
     from sgg_fast.config import ConfigError
     from sgg_fast.quiet import quiet_libraries
     from sgg_fast.recipes import recipe
+    from sgg_fast.train.preflight import preflight
     from sgg_fast.train.run.interrupts import Signalled, Stop
 
     try:
@@ -61,15 +71,17 @@ def main(argv: list[str] | None) -> int:
             config = recipe(name, **args)  # refused before the libraries are loaded, which takes seconds
             if budget and not (plan or auto_batch):
                 raise ConfigError("--budget is for --plan and --auto-batch: add one of them")
+            if not plan:
+                preflight(config, stage, out, ds_path, graph_encoder)
             quiet_libraries(verbose=env.rank() == 0)
             from sgg_fast.train.memory import advice as memory
             from sgg_fast.train.trainer import Trainer
 
             if plan:
-                print(memory.show_plan(config, stage, ds_path, plan, budget))
+                print(memory.show_plan(memory.TypedRun(config, stage, ds_path, plan), budget))
                 return 0
             if auto_batch:
-                config = memory.auto_batch(config, stage, ds_path, budget)
+                config = memory.auto_batch(memory.TypedRun(config, stage, ds_path, env.device().type), budget)
             trainer = Trainer(config, stage, out, ds_path, graph_encoder, overwrite)
         except (ValueError, OSError) as error:
             return refuse(NAME, error)
@@ -84,7 +96,7 @@ def main(argv: list[str] | None) -> int:
             raise
         trainer = None
         traceback.clear_frames(error.__traceback__)  # and with them what the run had allocated
-        return refuse(NAME, memory.out_of_memory(config, stage, ds_path, env.device().type))
+        return refuse(NAME, memory.out_of_memory(memory.TypedRun(config, stage, ds_path, env.device().type)))
     except Stop as stop:
         if env.rank() == 0 or not isinstance(stop, Signalled):
             print(f"{NAME}: {stop}", file=sys.stderr)

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import ConfigError, ModelConfig
 from sgg_fast.data.sources import PairSource
 from sgg_fast.data.stored import MomentRows, StoredCache
 from sgg_fast.graph import NameTable, SceneGraphBatch
@@ -77,12 +77,11 @@ class TrainingCache:
         return mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise_Bchw
 
 
-def open_foundation(config: Config) -> Foundation:
+def open_foundation(model: ModelConfig) -> Foundation:
     """The models that --model and --clip name, or the toy's. Raises `ConfigError`."""
-    if config.model:
-        return load_foundation(config.model, config.clip)
-    if config.recipe != "toy":
-        raise ConfigError(f"--recipe {config.recipe} needs --model: a Stable Diffusion v1.4 folder or hub id")
+    model.check_given()
+    if model.source:
+        return load_foundation(model.source, model.clip)
     from sgg_fast.toy.models import toy_foundation
 
     return toy_foundation()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import struct
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from PIL import Image, PngImagePlugin
 
@@ -35,19 +36,30 @@ def graph_json(graph: SceneGraph) -> dict[str, Any]:
     return {"objects": list(graph.objects), "relationships": [list(relation) for relation in graph.relations]}
 
 
-def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> None:
-    """Write `image`, with its record if it has one; the file appears whole or not at all."""
-    info = PngImagePlugin.PngInfo()
+def encode_png(image: Image.Image, record: dict[str, Any] | None) -> bytes:
+    """The PNG file of `image`, with its record if it has one."""
+    info, file = PngImagePlugin.PngInfo(), io.BytesIO()
     if record is not None:
-        info.add_text(KEYWORD, json.dumps(record, sort_keys=True))
+        info.add_text(KEYWORD, record_text(record))
+    image.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def record_text(record: dict[str, Any]) -> str:
+    """A record as the picture holds it."""
+    return json.dumps(record, sort_keys=True)
+
+
+def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> None:
+    """Write `encode_png`; the file appears whole or not at all."""
     with write_aside(path) as aside:
-        image.save(aside, format="PNG", pnginfo=info)
+        aside.write_bytes(encode_png(image, record))
 
 
-def raw_record(path: Path) -> str | None:
+def raw_record(file: Path | BinaryIO) -> str | None:
     """The record's text in a PNG, None where there is none or the file is no PNG that can be read."""
     try:
-        with Image.open(path, formats=["PNG"]) as image:
+        with Image.open(file, formats=["PNG"]) as image:
             text = getattr(image, "text", {}).get(KEYWORD)
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, IndexError,
             Image.DecompressionBombError):  # fmt: skip
@@ -56,24 +68,25 @@ def raw_record(path: Path) -> str | None:
 
 
 def is_drawn(path: Path, record: dict[str, Any]) -> bool:
-    """Whether the file is there and carries exactly this record."""
-    return path.is_file() and raw_record(path) == json.dumps(record, sort_keys=True)
+    """Whether the file is there and carries exactly this record; one that was cut in its pixels does not."""
+    return path.is_file() and raw_record(path) == record_text(record)
 
 
-def read_record(path: Path) -> tuple[SceneGraph, dict[str, Any]]:
-    """(graph, settings) of a picture. Raises `SceneGraphError` for a picture that carries none, or a broken one."""
-    text = raw_record(path)
+def read_record(file: Path | BinaryIO, source: str = "") -> tuple[SceneGraph, dict[str, Any]]:
+    """(graph, settings) of a picture. Raises `SceneGraphError` for a picture that carries none, or a broken one; it
+    begins with `source`, the path unless given."""
+    source, text = source or str(file), raw_record(file)
     if text is None:
-        raise SceneGraphError(f"{path}: no scene graph in this picture; those that infer.py draws carry one")
-    record = parse_json(text, str(path))
+        raise SceneGraphError(f"{source}: no scene graph in this picture; those that infer.py draws carry one")
+    record = parse_json(text, source)
     if not isinstance(record, dict):
-        raise SceneGraphError(f"{path}: the record in the picture must be an object, not {shown(record)}")
-    (graph,) = read_document(record.get("graph"), str(path))[:1]
+        raise SceneGraphError(f"{source}: the record in the picture must be an object, not {shown(record)}")
+    (graph,) = read_document(record.get("graph"), source)[:1]
     settings = {}
     for name, kinds in _KINDS.items():
         value = record.get(name, _OLDER.get(name))
         usual = isinstance(value, kinds) and not isinstance(value, bool)
         if not usual or (isinstance(value, float) and not math.isfinite(value)):
-            raise SceneGraphError(f"{path}: the record in the picture has no usable {name}: {shown(value)}")
+            raise SceneGraphError(f"{source}: the record in the picture has no usable {name}: {shown(value)}")
         settings[name] = value
     return graph, settings

@@ -16,15 +16,16 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sgg_fast.commands import command
-from sgg_fast.config import TOY_DATA, ConfigError
+from sgg_fast.config import DRAWN_SETS, ConfigError, DataConfig
 from sgg_fast.data.images import ImageError
 from sgg_fast.data.sources import PairSource, open_source, stored_source
-from sgg_fast.data.stored import SETTINGS, StoredCache, is_cache
+from sgg_fast.data.stored import StoredCache, is_cache
 from sgg_fast.graph import SceneGraph, SceneGraphError
 from sgg_fast.pictures.graph_picture import draw_graph
 from sgg_fast.pictures.sheets import INK, font, wrapped
-from sgg_fast.recipes import recipe
 
+SEED = 0
+"""Of toy scenes."""
 SIDE = 320
 """Of a picture on the sheet, in pixels."""
 GRAPH = 420
@@ -43,19 +44,18 @@ def colour_of(k: int) -> tuple[int, int, int]:
 
 def open_for_show(data: str, split: str, resolution: int = SIDE, num_scenes: int = 256) -> tuple[PairSource, str]:
     """The set and what is to be said of it. Raises `ConfigError`."""
-    folder = Path(data)
-    config = recipe("toy", data=data, resolution=resolution, num_scenes=num_scenes, sample_every=0)
-    if data in TOY_DATA or not is_cache(folder):
-        source = open_source(config, split, check=False)
+    folder, asked = Path(data), DataConfig(source=data, resolution=resolution, num_scenes=num_scenes)
+    if asked.is_drawn or not is_cache(folder):
+        source = open_source(asked, SEED, split, check=False)
         return source, source.name
     stored = StoredCache(folder)
-    settings = {name: stored.index["settings"][name] for name in SETTINGS}
+    prepared = dataclasses.replace(asked, **stored.index["settings"])
     origin = stored.index["data"]
-    if origin in TOY_DATA or Path(origin).is_dir():
-        seen = dataclasses.replace(config, **{**settings, "resolution": resolution, "data": origin})
-        source = open_source(seen, stored.index["split"], check=False)
+    if origin in DRAWN_SETS or Path(origin).is_dir():
+        seen = dataclasses.replace(prepared, resolution=resolution, source=origin)
+        source = open_source(seen, SEED, stored.index["split"], check=False)
         return source, f"{folder}, a cache of {source.name}"
-    source = stored_source(folder, dataclasses.replace(config, **settings))
+    source = stored_source(folder, prepared)
     return source, f"{folder}, a cache of {origin}, which is gone: no boxes, the pictures that the cache keeps"
 
 

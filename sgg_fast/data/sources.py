@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sgg_fast.config import TOY_DATA, Config, ConfigError
+from sgg_fast.config import ConfigError, DataConfig
 from sgg_fast.data import jsonl
 from sgg_fast.data.formats import load_scene_graphs
 from sgg_fast.data.images import IMAGE_ENDINGS, boxes_in_square, open_rgb, size_of, to_square
@@ -62,25 +62,24 @@ class PairSource:
         return np.tile(np.concatenate(rows).astype(np.float32), (self.draws, 1))
 
 
-def open_source(config: Config, split: str = "train", check: bool = True) -> PairSource:
-    """The set that --data names. Raises `ConfigError` for one that cannot be used; with `check`, for absent images."""
-    folder = Path(config.data)
-    if config.data in TOY_DATA:
-        source = toy_source(config.seed, config.num_scenes, config.resolution, rare=config.data == "toy-rare")
-    elif not config.data:
-        raise ConfigError(
-            f"--recipe {config.recipe} needs --data: a folder that `python -m sgg_fast.data.prepare` wrote, or one of "
-            "images with a graph .json beside each"
-        )
+def open_source(data: DataConfig, seed: int, split: str = "train", check: bool = True) -> PairSource:
+    """The set that --data names; toy scenes are drawn from `seed`.
+
+    Raises `ConfigError` for a set that cannot be used; with `check`, for absent images.
+    """
+    data.check_given()
+    folder, resolution = Path(data.source), data.resolution
+    if data.is_drawn:
+        source = toy_source(seed, data.num_scenes, resolution, rare=data.source == "toy-rare")
     elif is_cache(folder):
-        return stored_source(folder, config)
+        return stored_source(folder, data)
     elif jsonl.is_set(folder):
-        source = jsonl_source(folder, config.resolution, split, config.relation_draws, check)
+        source = jsonl_source(folder, resolution, split, data.relation_draws, check)
     elif (folder / f"{split}.h5").is_file():
-        source = vg_source(folder, config.resolution, split, config.attributes == "first", check)
+        source = vg_source(folder, resolution, split, data.attributes == "first", check)
     else:
-        source = folder_source(folder, config.resolution)
-    return with_mirrored(source) if config.flip == "swap" else source
+        source = folder_source(folder, resolution)
+    return with_mirrored(source) if data.flip == "swap" else source
 
 
 def toy_source(seed: int, num_scenes: int, resolution: int, rare: bool = False) -> PairSource:
@@ -94,8 +93,6 @@ def toy_source(seed: int, num_scenes: int, resolution: int, rare: bool = False) 
 
 def folder_source(folder: Path, resolution: int) -> PairSource:
     """Images of `folder` with sg2im JSON of the same stem beside them; centre-cropped squares, antialiased."""
-    if not folder.is_dir():
-        raise ConfigError(f"--data {folder}: there is no such folder, and it is not {' or '.join(TOY_DATA)}")
     images = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
     paths = [p for p in images if p.with_suffix(".json").is_file()]
     if not paths:
@@ -211,8 +208,8 @@ def with_mirrored(source: PairSource) -> PairSource:
     )
 
 
-def stored_source(folder: Path, config: Config) -> PairSource:
+def stored_source(folder: Path, data: DataConfig) -> PairSource:
     """A finished cache. Raises `ConfigError` where it is damaged, unfinished or of other settings than the run's."""
     stored = StoredCache(folder)
-    stored.check_settings(config)
+    stored.check_settings(data)
     return PairSource(stored.graphs, stored.picture, str(folder), stored.draws, stored=stored)

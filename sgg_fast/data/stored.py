@@ -16,24 +16,29 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
-import torch
 
-from sgg_fast.config import Config, ConfigError, flag
+from sgg_fast.config import SETTINGS, ConfigError, DataConfig, flag
 from sgg_fast.data.shards import INDEX, DamagedError, check_files, read_index, read_tensors
 from sgg_fast.graph import IMAGE_OBJECT, NameTable, SceneGraph, SceneGraphBatch
+
+if TYPE_CHECKING:
+    import torch
 
 FORMAT = "sgg_fast cache 1"
 JOB = "job.json"
 GRAPHS = "graphs.safetensors"
-SETTINGS = ("resolution", "flip", "attributes", "relation_draws")
-"""Fields of `Config` that make a cache what it is; a run must have the same."""
 GRAPH_TENSORS = (
     "object_name", "predicate_name", "phrase", "subject", "object", "object_ptr", "relation_ptr", "message_ptr",
     "message_mid", "message_slot", "object_graph", "relation_graph", "object_pooled", "relation_pooled",
 )  # fmt: skip
+
+
+def fixed_settings(data: DataConfig) -> dict[str, Any]:
+    """The settings that make a cache what it is, by flat name; a run must have the same."""
+    return {name: getattr(data, s.field) for name, s in SETTINGS.items() if s.rules.in_cache}
 
 
 def is_cache(folder: Path) -> bool:
@@ -54,6 +59,8 @@ class MomentRows:
 
     def __getitem__(self, index_B: torch.Tensor) -> torch.Tensor:
         """Rows [B, 2c, h, w] on the index's device. Waits for the index where it lies on a GPU."""
+        import torch
+
         image_B = index_B.cpu().numpy() % self._starts[-1]
         shard_B = np.searchsorted(self._starts, image_B, side="right") - 1
         rows = [self._shards[k][i - self._starts[k]] for k, i in zip(shard_B, image_B, strict=True)]
@@ -61,6 +68,8 @@ class MomentRows:
 
     def on(self, device: torch.device) -> torch.Tensor:
         """All rows in the memory of `device`."""
+        import torch
+
         rows = torch.cat([torch.from_numpy(np.array(shard)).to(device) for shard in self._shards])
         return rows.repeat(self.shape[0] // len(rows), 1, 1, 1)
 
@@ -122,20 +131,21 @@ class StoredCache:
         """M."""
         return sum(len(shard["images"]) for shard in self._shards)
 
-    def check_settings(self, config: Config) -> None:
+    def check_settings(self, data: DataConfig) -> None:
         """Raises `ConfigError` where the run wants another picture or graph than was prepared."""
-        for name in SETTINGS:
-            was, now = self.index["settings"][name], getattr(config, name)
+        for name, now in fixed_settings(data).items():
+            was = self.index["settings"][name]
             if was != now:
                 raise ConfigError(
                     f"--data {self.folder}: this cache was prepared with --{flag(name)} {was}, not {now}; "
                     "give that flag or prepare another cache"
                 )
-        shown = min(config.num_samples, self.num_images)
-        if config.sample_every and shown > len(self.arrays["previews"]):
-            raise ConfigError(
-                f"--num-samples {shown}: a cache keeps {len(self.arrays['previews'])} pictures; ask for fewer"
-            )
+
+    def check_pictures(self, num: int) -> None:
+        """Raises `ConfigError` where the cache keeps fewer than `num` of its images as pictures."""
+        kept, num = len(self.arrays["previews"]), min(num, self.num_images)
+        if num > kept:
+            raise ConfigError(f"--num-samples {num}: a cache keeps {kept} pictures; ask for fewer")
 
     def picture(self, index: int) -> np.ndarray:
         """uint8 [R, R, 3] of an image. Raises `ConfigError` for one of which only the latent was kept."""
@@ -146,6 +156,8 @@ class StoredCache:
 
     def batch(self) -> SceneGraphBatch:
         """All graphs, packed, on the CPU."""
+        import torch
+
         tensors = {name: torch.from_numpy(np.array(self.arrays[name])) for name in GRAPH_TENSORS}
         return SceneGraphBatch(**tensors, sizes=np.array(self.arrays["sizes"]))
 
@@ -157,6 +169,8 @@ class StoredCache:
 
     def images(self) -> torch.Tensor:
         """[S, I] image embeddings."""
+        import torch
+
         rows = torch.from_numpy(np.concatenate([shard["images"] for shard in self._shards]))
         return rows.repeat(self.draws, 1)
 

@@ -120,6 +120,11 @@ def _predicates(words: Sequence[str], known: frozenset[str] = PREDICATES) -> lis
     return found
 
 
+def is_predicate(name: str) -> bool:
+    """Whether a name reads as a predicate: a common one, or a verb in -ing with or without a place."""
+    return _is_predicate(name.lower().split(), 1, PREDICATES)
+
+
 def _is_predicate(words: list[str], start: int, known: frozenset[str]) -> bool:
     if " ".join(words) in known:
         return True

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin
 
+from sgg_fast.diffusion.noise import predicted_z0
+
 
 def conditions(guidance: float, relation_guidance: float = 0.0) -> tuple[str, ...]:
     """What a denoiser is asked about in one call, in the order of the batch.
@@ -50,6 +52,7 @@ def sample_latents(
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     on_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None] | None = None,
     relation_guidance: float = 0.0,
+    on_x0: Callable[[torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
     """Latents [B, c, h, w] from unit noise of the same shape, eta 0.
 
@@ -58,7 +61,8 @@ def sample_latents(
     wrap the timesteps in a progress bar.
 
     generator: for schedulers that draw noise at each step, one or one a sample. on_step(i, t, latents) is called after
-    each step, with t on the host, and returns the latents to go on with, or None to stop there.
+    each step, with t on the host, and returns the latents to go on with, or None to stop there. on_x0(pred_x0) is
+    called before it with the clean latents that the step predicts.
     """
     scheduler.set_timesteps(num_steps)
     on_host: torch.Tensor = scheduler.timesteps
@@ -70,10 +74,16 @@ def sample_latents(
     extra: dict[str, Any] = {"eta": 0.0} if "eta" in taken else {}
     if "generator" in taken and generator is not None:
         extra["generator"] = generator if isinstance(generator, torch.Generator) else list(generator)
+    alpha_bar = scheduler.alphas_cumprod.to(noise.device)[:, None]
     for i, t in enumerate(track(on_host)):
         z = latents if copies == 1 else torch.cat([latents] * copies)
-        predicted = denoise(scheduler.scale_model_input(z, steps[i]), on_device[i])
-        latents = scheduler.step(guided(predicted, guidance, relation_guidance), steps[i], latents, **extra).prev_sample
+        z = scheduler.scale_model_input(z, steps[i])
+        predicted = guided(denoise(z, on_device[i]), guidance, relation_guidance)
+        latents = scheduler.step(predicted, steps[i], latents, **extra).prev_sample
+        if on_x0 is not None:
+            # Schedulers scale their latents to what the UNet was trained on: the z_t of `predicted_z0`.
+            kind, at = scheduler.config.prediction_type, alpha_bar[round(float(t))]
+            on_x0(predicted_z0(kind, predicted, z[: len(noise)], at))
         if on_step is not None:
             kept = on_step(i, t, latents)
             if kept is None:

@@ -40,7 +40,7 @@ def settings(**changes: object) -> Config:
 
 def _losses(engine: Engine, num: int) -> list[float]:
     """At a learning rate of 0, so that every engine has the same weights."""
-    ids = np.arange(engine.module.config.batch_size)[None]
+    ids = np.arange(engine.module.config.optim.batch_size)[None]
     return [float(engine.update(ids, step, 0.0).losses["loss"]) for step in range(num)]
 
 
@@ -78,7 +78,7 @@ def check_capture(stage: str, device: torch.device) -> Iterator[Finding]:
 
 def launches_of(engine: Engine) -> int | None:
     """Kernels, copies and fills of one step by torch's profiler; None where it sees none."""
-    ids = np.arange(engine.module.config.batch_size)[None]
+    ids = np.arange(engine.module.config.optim.batch_size)[None]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
         engine.update(ids, NUM_STEPS, 0.0)
         torch.cuda.synchronize()
@@ -104,7 +104,7 @@ def judge_launches(stage: str, launches: int | None) -> Finding:
 
 def check_attention(device: torch.device) -> Finding:
     """The operators that attend in a UNet of the toy, called once in training."""
-    unet = blank_foundation(settings()).unet.to(device).requires_grad_(True).train()
+    unet = blank_foundation(settings().model).unet.to(device).requires_grad_(True).train()
     chosen = set_attention(unet, "auto", device)
     side, width = unet.config.sample_size, unet.config.cross_attention_dim
     z, context = torch.randn(1, 4, side, side, device=device), torch.randn(1, 80, width, device=device)
@@ -122,7 +122,8 @@ def check_attention(device: torch.device) -> Finding:
 def check_memory(device: torch.device) -> Finding:
     """The peak of a captured fine-tuning step beside the plan."""
     config = settings()
-    plan = Planner(config, None, device.type, num_images=2 * config.batch_size, stored=False).plan(config.batch_size)
+    batch = config.optim.batch_size
+    plan = Planner(config, None, device.type, num_images=2 * batch, stored=False).plan(batch)
     gc.collect()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)

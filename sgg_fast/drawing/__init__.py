@@ -9,21 +9,54 @@
 outputs/sheep-standing-on-grass-sky-above-grass.png ('horse', 'grass', 'sky') 0
 """
 
-from sgg_fast.drawing.jobs import Job, draw_grid, draw_jobs, make_jobs, work
-from sgg_fast.drawing.models import SHIPPED, Model, find_pipeline, load_model, load_pipeline
+from typing import TYPE_CHECKING, Any
+
+from sgg_fast.drawing.edit import edited
 from sgg_fast.drawing.options import Options, picture_paths
+
+if TYPE_CHECKING:
+    from sgg_fast.drawing.jobs import (
+        Job,
+        NotFiniteError,
+        OnStep,
+        Step,
+        draw_grid,
+        draw_jobs,
+        make_jobs,
+        make_records,
+        sample,
+        work,
+    )
+    from sgg_fast.drawing.models import SHIPPED, Model, find_pipeline, load_model, load_pipeline
+    from sgg_fast.drawing.notices import graph_notices
 
 __all__ = [
     "SHIPPED",
     "Job",
     "Model",
+    "NotFiniteError",
+    "OnStep",
     "Options",
+    "Step",
     "draw_grid",
     "draw_jobs",
+    "edited",
     "find_pipeline",
+    "graph_notices",
     "load_model",
     "load_pipeline",
     "make_jobs",
+    "make_records",
     "picture_paths",
+    "sample",
     "work",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """What needs models, on first use: their libraries take seconds, which a refusal does not wait for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sgg_fast.drawing import jobs, models, notices
+
+    return next(getattr(module, name) for module in (jobs, models, notices) if hasattr(module, name))

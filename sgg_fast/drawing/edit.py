@@ -19,6 +19,13 @@ from sgg_fast.graph import SceneGraph, SceneGraphError, shown
 _HELP = 'write "sheep -> cow", "add hat on sheep" or "remove hat"'
 
 
+def edited(graph: SceneGraph, edits: Sequence[str]) -> SceneGraph:
+    """The graph after all edits, in order. Raises `SceneGraphError` as `apply_edit` does."""
+    for edit in edits:
+        graph = apply_edit(graph, edit)
+    return graph
+
+
 def apply_edit(graph: SceneGraph, text: str) -> SceneGraph:
     """The changed graph. Raises `SceneGraphError` for words that say no change or name what the graph does not have."""
     said = f"--edit {shown(' '.join(text.split()))}"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +13,39 @@ import torch
 from PIL import Image
 
 from sgg_fast.data.inputs import Item
-from sgg_fast.data.png_record import graph_json, is_drawn, save_png
-from sgg_fast.drawing.edit import apply_edit
+from sgg_fast.data.png_record import graph_json, is_drawn, record_text, save_png
+from sgg_fast.diffusion import limits
+from sgg_fast.drawing.edit import edited
 from sgg_fast.drawing.explain import AttentionMaps, explain_sheet
-from sgg_fast.drawing.models import Model, scheduler_name, set_scheduler
-from sgg_fast.drawing.options import Options, grid_path, picture_paths, sheet_paths
+from sgg_fast.drawing.models import Model, made_scheduler, scheduler_name, set_scheduler
+from sgg_fast.drawing.options import Options, grid_path, is_lost, names_picture, picture_paths, sheet_paths
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import context_length
 from sgg_fast.pictures.graph_picture import draw_graph
 from sgg_fast.pictures.sheets import beside, grid, tiles, zoomed
+from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 Progress = Callable[[float], None]
 """Told after each denoising step how many pictures' worth of work it was."""
+
+
+class NotFiniteError(ArithmeticError):
+    """A picture that is not made of numbers; nothing of its batch was saved."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A denoising step that a batch has just taken."""
+
+    number: int
+    """From 1."""
+    total: int
+    preview: Callable[[], Image.Image]
+    """Decodes the first picture as this step predicts it; costs one pass of the VAE."""
+
+
+OnStep = Callable[[Step], None]
+"""Told after each denoising step; whatever it raises ends the drawing there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +61,8 @@ class Job:
     sheets: dict[str, Path]
     """Kind ("graph", "explain", "edit") -> file of each further sheet."""
     edits: tuple[str, ...] = ()
+    variant: int = 1
+    """Above 1: other pictures had these names already."""
 
     @property
     def group(self) -> tuple:
@@ -48,38 +73,62 @@ class Job:
 
     def is_done(self) -> bool:
         """Whether all its files are there."""
-        sheets = (is_drawn(path, self.sheet_record(kind)) for kind, path in self.sheets.items())
-        return is_drawn(self.path, self.record) and all(sheets)
+        return all(is_drawn(path, record) for path, record in self.files())
+
+    def files(self) -> list[tuple[Path, dict[str, Any]]]:
+        """(file, record) of the picture and of its sheets."""
+        return [(self.path, self.record), *((path, self.sheet_record(kind)) for kind, path in self.sheets.items())]
 
     def sheet_record(self, kind: str) -> dict[str, Any]:
         """The picture's record, and what else the sheet shows."""
         return {**self.record, "sheet": kind, "edits": list(self.edits)}
 
 
-def make_jobs(items: Sequence[Item], model: Model, options: Options) -> list[Job]:
-    """A job for each picture. Raises ValueError for an edit or a setting that cannot be followed."""
+def make_records(graph: SceneGraph, settings: Mapping[str, Any], model: Model, options: Options) -> list[dict]:
+    """The record of each picture of `graph`: the options, else `settings` that came with it, else the model's own.
+
+    Raises ValueError for a setting that cannot be followed.
+    """
     config, scheduler = model.pipeline.config, scheduler_name(model.pipeline)
     defaults = {"steps": config.sampling_steps, "guidance": config.guidance, "size": config.resolution,
                 "relation_guidance": 0.0, "scheduler": scheduler, "seed": 0}  # fmt: skip
     given = {name: getattr(options, name) for name in defaults if getattr(options, name) is not None}
-    paths = iter(picture_paths(items, options))
-    jobs = []
-    for item in items:
-        graph = item.graph
-        for edit in options.edits:
-            graph = apply_edit(graph, edit)
-        settings = {**defaults, **item.settings, **given}
-        # A picture's own settings are checked as the flags are.
-        checked = [name for name in defaults if name != "scheduler" or settings[name] != scheduler]
-        Options(num_images=options.num_images, **{name: settings[name] for name in checked})
-        for number in range(options.num_images):
-            record = {name: settings[name] for name in defaults}
-            record |= {"seed": settings["seed"] + number, "graph": graph_json(graph)}
-            record |= {name: float(record[name]) for name in ("guidance", "relation_guidance")}
-            record |= {"model": model.name, "weights": model.weights}
-            path = next(paths)
-            jobs.append(Job(graph, item.graph, path, record, sheet_paths(path, options), options.edits))
-    return jobs
+    used = {**defaults, **settings, **given}
+    # A picture's own settings are checked as the flags are.
+    checked = [name for name in defaults if name != "scheduler" or used[name] != scheduler]
+    Options(num_images=options.num_images, **{name: used[name] for name in checked})
+    if refusal := limits.refusal(made_scheduler(model.pipeline, used["scheduler"]), used["steps"]):
+        raise ValueError(f"--steps {used['steps']} with --scheduler {used['scheduler']}: {refusal}")
+    record = {name: used[name] for name in defaults} | {"graph": graph_json(graph)}
+    record |= {name: float(record[name]) for name in ("guidance", "relation_guidance")}
+    record |= {"model": model.name, "weights": model.weights}
+    return [{**record, "seed": used["seed"] + number} for number in range(options.num_images)]
+
+
+def make_jobs(items: Sequence[Item], model: Model, options: Options) -> list[Job]:
+    """A job for each picture. Raises ValueError for an edit or a setting that cannot be followed.
+
+    Where a job's file holds another picture, all files of the command are called STEM-v2, -v3, ..., the first that does
+    not, and with a picture's name as --out it is refused: without `overwrite` no picture is lost.
+    """
+    wanted = [
+        (graph, item.graph, record)
+        for item, graph in ((item, edited(item.graph, options.edits)) for item in items)
+        for record in make_records(graph, item.settings, model, options)
+    ]
+    for variant in itertools.count(1):
+        paths = picture_paths(items, options, variant)
+        jobs = [
+            Job(graph, before, path, record, sheet_paths(path, options), options.edits, variant)
+            for path, (graph, before, record) in zip(paths, wanted, strict=True)
+        ]
+        files = ((path, record) for job in jobs for path, record in job.files())
+        lost = None if options.overwrite else next((each for each in files if is_lost(*each)), None)
+        if lost is None:
+            return jobs
+        if names_picture(options.out):
+            raise ValueError(f"{lost[0]}: holds another picture: give --overwrite to replace it, or another --out")
+    raise AssertionError("the count has no end")
 
 
 def draw_jobs(
@@ -110,8 +159,12 @@ def work(options: Options) -> int:
 def _draw_batch(
     batch: Sequence[Job], missing: Sequence[bool], model: Model, options: Options, progress: Progress
 ) -> None:
-    images, maps = _sample([job.graph for job in batch], batch, model, progress, explain=options.explain)
-    befores = _sample([job.before for job in batch], batch, model, progress)[0] if options.edits else images
+    def on_step(step: Step) -> None:
+        progress(len(batch) / step.total)
+
+    records = [job.record for job in batch]
+    images, maps = sample([job.graph for job in batch], records, model, on_step, explain=options.explain)
+    befores = sample([job.before for job in batch], records, model, on_step)[0] if options.edits else images
     for i, job in enumerate(batch):
         if missing[i]:
             save_png(images[i], job.path, job.record)
@@ -129,48 +182,94 @@ def _sheet(kind: str, job: Job, before: Image.Image, image: Image.Image, maps: A
     return tiles([zoomed(before, 256), zoomed(image, 256)], ["before", "; ".join(job.edits)], columns=2)
 
 
-def _sample(
-    graphs: Sequence[SceneGraph], batch: Sequence[Job], model: Model, progress: Progress, explain: bool = False
-) -> tuple[list[Image.Image], Any]:
-    """The pictures of `graphs` with the jobs' seeds and settings, and with `explain` their attention maps."""
-    pipeline, record = model.pipeline, batch[0].record
+def sample(
+    graphs: Sequence[SceneGraph],
+    records: Sequence[Mapping[str, Any]],
+    model: Model,
+    on_step: OnStep,
+    explain: bool = False,
+) -> tuple[list[Image.Image], torch.Tensor | None]:
+    """The pictures of `graphs`, each with its record's seed; all have the first record's other settings.
+
+    With `explain` their attention maps too, [B, T, h, w] (`AttentionMaps`). Raises ValueError where there are none.
+    """
+    pipeline, record = model.pipeline, records[0]
     if record["scheduler"] != scheduler_name(pipeline):
         set_scheduler(pipeline, record["scheduler"])
 
     def tick(pipe: Any, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
-        progress(len(graphs) / len(pipe.scheduler.timesteps))
+        def preview() -> Image.Image:
+            return pipe.decode(tensors["pred_x0"][:1])[0]
+
+        on_step(Step(step + 1, len(pipe.scheduler.timesteps), preview))
         return tensors
 
     def call() -> list[Image.Image]:
         try:
-            return pipeline(
+            latents = pipeline(
                 graphs,
                 num_inference_steps=record["steps"],
                 guidance_scale=record["guidance"],
                 relation_guidance=record["relation_guidance"],
-                generator=[torch.Generator().manual_seed(job.record["seed"]) for job in batch],
+                generator=[torch.Generator().manual_seed(each["seed"]) for each in records],
                 resolution=record["size"],
+                output_type="latent",
                 callback_on_step_end=tick,
+                callback_on_step_end_tensor_inputs=("latents", "pred_x0"),
             ).images
-        except torch.OutOfMemoryError as error:
-            raise ValueError("out of GPU memory: lower --batch-size or --size") from error
+            return finite_pictures(pipeline, latents)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise ValueError("out of memory: lower --batch-size or --size") from error
+        except RuntimeError as error:
+            if "allocate memory" not in str(error):  # how torch says it on a CPU
+                raise
+            raise ValueError("out of memory: lower --batch-size or --size") from error
 
     if not explain:
         return call(), None
-    encoder = pipeline.graph_encoder.config
-    if encoder.get("context") != "triples":
-        own = "has --context global" if "context" in encoder else "is a baseline"
-        raise ValueError(f"--explain needs a model with a token for each triple; this one {own}")
+    if refusal := unexplained(pipeline):
+        raise ValueError(refusal)
     side = record["size"] // pipeline.vae_scale_factor
     with AttentionMaps(pipeline.unet, len(graphs), (side, side)) as maps:
         images = call()
     return images, maps.maps()
 
 
+def finite_pictures(pipeline: SceneGraphToImagePipeline, latents: torch.Tensor) -> list[Image.Image]:
+    """The pictures of latents [B, c, h, w]. Raises `NotFiniteError` where one is not made of numbers."""
+    pixels = pipeline.decode(latents, "pt") if torch.isfinite(latents).all() else None
+    if pixels is None or pixels.isnan().any():
+        raise NotFiniteError(f"a picture ends in numbers that are not finite, and is not saved: {_culprit(pipeline)}")
+    processor = pipeline.image_processor
+    return processor.numpy_to_pil(processor.pt_to_numpy(pixels))
+
+
+def _culprit(pipeline: SceneGraphToImagePipeline) -> str:
+    for part in ("graph_encoder", "graph_clip", "text_encoder", "unet", "vae"):
+        module = getattr(pipeline, part)
+        tensors = module.state_dict().items() if module is not None else ()
+        if name := next((name for name, tensor in tensors if not tensor.isfinite().all()), None):
+            return f"{name} of {part} holds such numbers already: get the model again"
+    return "lower --guidance or --relation-guidance, or take another --scheduler or number of --steps"
+
+
+def unexplained(pipeline: SceneGraphToImagePipeline) -> str:
+    """Why this model has no attention map for each object and relation; "" if it has them."""
+    encoder = pipeline.graph_encoder.config
+    if encoder.get("context") == "triples":
+        return ""
+    own = "has --context global" if "context" in encoder else "is a baseline"
+    return f"--explain needs a model with a token for each triple; this one {own}"
+
+
 def draw_grid(items: Sequence[Item], jobs: Sequence[Job], options: Options) -> Path:
     """Write all pictures on one sheet, a row a graph where there are several of each; its path."""
     paths = [job.path for job in jobs]
     columns = options.num_images if options.num_images > 1 and len(items) > 1 else None
-    path = grid_path(paths, items, options)
-    save_png(grid(paths, columns), path, {"sheet": "grid"})  # no graph of its own, but known as ours
+    shown = hashlib.sha256("\n".join(record_text(job.record) for job in jobs).encode()).hexdigest()
+    record = {"sheet": "grid", "pictures": shown}  # no graph of its own, but known as ours, and told from others
+    first = grid_path(paths, items, options)
+    names = (first.with_stem(f"{first.stem}-v{i}") if i > 1 else first for i in itertools.count(1))
+    path = first if options.overwrite else next(path for path in names if not is_lost(path, record))
+    save_png(grid(paths, columns), path, record)
     return path

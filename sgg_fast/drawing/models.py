@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import hashlib
 import importlib
-import json
-from collections.abc import Sequence
+import os
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from sgg_fast import env
 from sgg_fast.data.png_record import SHIPPED_NAME
-from sgg_fast.graph import SceneGraph
-from sgg_fast.nn.foundation import missing_file
+from sgg_fast.drawing.options import SCHEDULERS
+from sgg_fast.nn import loading
+from sgg_fast.nn.pipeline_parts import PARTS, load_pipeline_parts
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 DEFAULT_RUN = Path("runs/toy")
@@ -24,18 +22,6 @@ SHIPPED = Path(__file__).parents[1] / "toy" / "pipeline"
 """SGG-IG on the toy world, trained by the commands in `sgg_fast/toy/build.py`; fp16 on disk."""
 _INSIDE = ("", "pipeline", "finetune/pipeline")
 
-SCHEDULERS = {
-    "ddim": "DDIMScheduler",
-    "ddpm": "DDPMScheduler",
-    "deis": "DEISMultistepScheduler",
-    "dpm++": "DPMSolverMultistepScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler-a": "EulerAncestralDiscreteScheduler",
-    "heun": "HeunDiscreteScheduler",
-    "pndm": "PNDMScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
-"""Short names of diffusers' schedulers."""
 _AS_SD_RUNS_IT = {"pndm": {"skip_prk_steps": True}}
 """Settings that the pipeline's own scheduler has no word for."""
 
@@ -59,13 +45,15 @@ def find_pipeline(model: Path) -> Path | None:
     return next((model / part for part in _INSIDE if (model / part / "model_index.json").is_file()), None)
 
 
-def load_model(model: str | None) -> Model:
+def load_model(model: str | None, verify: bool = False) -> Model:
     """The model that --model names: a run, a pipeline folder, "toy" (the one that ships) or a hub id.
 
     Without `model`: the run in runs/toy if it was fine-tuned, else the toy model that the package ships. On CUDA its
-    UNet computes in fp16.
+    UNet computes in fp16. verify: every byte is compared with its SHA-256, also where that was done before.
     Raises ValueError for a folder that holds no pipeline.
     """
+    if verify:
+        os.environ[loading.VERIFY] = "1"
     if model is None:
         folder = find_pipeline(DEFAULT_RUN) or SHIPPED
     elif model == SHIPPED_NAME and not Path(model).exists():
@@ -91,14 +79,8 @@ def load_pipeline(model: str | None) -> tuple[SceneGraphToImagePipeline, str]:
 
 
 def _load(folder: Path) -> SceneGraphToImagePipeline:
-    try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        parts = [name for name, entry in index.items() if isinstance(entry, list) and entry[0] is not None]
-        if lacking := missing_file(folder, parts):
-            raise ValueError(f"the folder lacks {lacking}")
-        return SceneGraphToImagePipeline.from_pretrained(folder, use_safetensors=True, torch_dtype=torch.float32)
-    except (OSError, ValueError, AttributeError, TypeError, KeyError, SafetensorError) as error:
-        raise ValueError(f"--model {folder}: cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    with loading.border(f"--model {folder}: cannot be loaded"):
+        return SceneGraphToImagePipeline(**load_pipeline_parts(folder, {}))
 
 
 def _downloaded(model: str) -> Path:
@@ -107,54 +89,30 @@ def _downloaded(model: str) -> Path:
         raise ValueError(
             f"--model {model}: no pipeline there (model_index.json); give the folder of a finished fine-tuning run"
         )
-    try:
-        return Path(SceneGraphToImagePipeline.download(model, use_safetensors=True))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(f"--model {model}: no such folder, and as a hub id it cannot be loaded: {reason}") from error
+    return loading.find_folder("--model", model, ("", *PARTS))
 
 
-def fingerprint(folder: Path, samples: int = 16, block: int = 1 << 14) -> str:
-    """Tells weights apart: a hash of sizes and of evenly spaced blocks of every safetensors file."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.safetensors")):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(folder).as_posix()} {size}\n".encode())
-        with path.open("rb") as file:
-            for i in range(samples):
-                file.seek(max(size - block, 0) * i // (samples - 1))
-                digest.update(file.read(block))
-    return digest.hexdigest()[:16]
+def fingerprint(folder: Path) -> str:
+    """Tells models apart: a hash of all that drawing reads, configurations, tokenizers and scheduler included."""
+    with loading.border(f"--model {folder}"):
+        return loading.digest(folder)
 
 
 def set_scheduler(pipeline: SceneGraphToImagePipeline, name: str) -> None:
     """Put the scheduler of this short name into the pipeline, with the settings of the one that is there."""
-    scheduler = getattr(importlib.import_module("diffusers"), SCHEDULERS[name])
-    if type(pipeline.scheduler) is not scheduler:
-        pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **_AS_SD_RUNS_IT.get(name, {}))
+    pipeline.scheduler = made_scheduler(pipeline, name)
+
+
+def made_scheduler(pipeline: SceneGraphToImagePipeline, name: str) -> Any:
+    """The scheduler that `set_scheduler` puts in. Raises ValueError where the pipeline's settings are not for it."""
+    if name == scheduler_name(pipeline):
+        return pipeline.scheduler
+    kind = getattr(importlib.import_module("diffusers"), SCHEDULERS[name])
+    with loading.border(f"--scheduler {name}: cannot be made of this model's {type(pipeline.scheduler).__name__}"):
+        return kind.from_config(pipeline.scheduler.config, **_AS_SD_RUNS_IT.get(name, {}))
 
 
 def scheduler_name(pipeline: SceneGraphToImagePipeline) -> str:
     """The short name of the pipeline's scheduler, or its class where it has none."""
     kind = type(pipeline.scheduler).__name__
     return next((short for short, long in SCHEDULERS.items() if long == kind), kind)
-
-
-def unseen_notice(pipeline: SceneGraphToImagePipeline, graphs: Sequence[SceneGraph], most: int = 20) -> str:
-    """One line that names the words the model never saw, each with the nearest it did; "" if there are none."""
-    unseen = pipeline.unseen_names(graphs)
-    if not unseen:
-        return ""
-    known = sorted(pipeline.graph_encoder.config.trained_names)
-    near = [(word, difflib.get_close_matches(word, known, n=1, cutoff=0.75)) for word in unseen[:most]]
-    hints = [f"{word} (did you mean {found[0]}?)" if found else word for word, found in near]
-    more = f", and {len(unseen) - most} more" if len(unseen) > most else ""
-    return f"words that the model never saw in training: {', '.join(hints)}{more}"
-
-
-def untaught_notice(pipeline: SceneGraphToImagePipeline, relation_guidance: float) -> str:
-    """One line where relation guidance asks for what its last training is known to have left out; "" if it does not."""
-    told = (pipeline.config.get("provenance") or {}).get("settings") or {}
-    if not relation_guidance or told.get("relation_dropout") != 0:
-        return ""
-    return "relation guidance is a guess: this model was last trained without --relation-dropout"

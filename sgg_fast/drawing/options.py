@@ -3,18 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sgg_fast.data.inputs import Item
-from sgg_fast.data.png_record import KEYWORD, raw_record
-from sgg_fast.drawing.models import SCHEDULERS
+from sgg_fast.data.png_record import KEYWORD, raw_record, record_text
+from sgg_fast.graph import shown
 
+SCHEDULERS = {
+    "ddim": "DDIMScheduler",
+    "ddpm": "DDPMScheduler",
+    "deis": "DEISMultistepScheduler",
+    "dpm++": "DPMSolverMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler-a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "pndm": "PNDMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+"""Short names of diffusers' schedulers."""
 MAX_PICTURES = 1_000_000
 """Of one command."""
+MAX_STEPS, MAX_PULL = 100_000, 10_000
+"""Beyond any use; above them numbers overflow, or a sampling has no end."""
+_LONGEST = 255 - len(".part") - len("-v999999")
+"""Bytes of a file's name, with room for what is put around it."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,28 +70,37 @@ class Options:
         for name, value in (("num-images", self.num_images), ("batch-size", self.batch_size)):
             if not 1 <= value <= MAX_PICTURES:
                 raise ValueError(f"--{name} must lie between 1 and {MAX_PICTURES}, not {value}")
-        if self.steps is not None and not 1 <= self.steps <= 1000:
-            raise ValueError(f"--steps must lie between 1 and 1000, not {self.steps}")
-        if self.guidance is not None and not 1 <= self.guidance < math.inf:
-            raise ValueError(f"--guidance must be a number from 1 (none), not {self.guidance}")
-        if self.relation_guidance is not None and not 0 <= self.relation_guidance < math.inf:
-            raise ValueError(f"--relation-guidance must be a number from 0 (none), not {self.relation_guidance}")
+        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:  # the scheduler's own limit is asked later
+            raise ValueError(f"--steps must lie between 1 and {MAX_STEPS}, not {self.steps}")
+        if self.guidance is not None and not 1 <= self.guidance <= MAX_PULL:
+            raise ValueError(f"--guidance must be a number from 1 (none) to {MAX_PULL}, not {self.guidance}")
+        if self.relation_guidance is not None and not 0 <= self.relation_guidance <= MAX_PULL:
+            raise ValueError(
+                f"--relation-guidance must be a number from 0 (none) to {MAX_PULL}, not {self.relation_guidance}"
+            )
         if self.seed is not None and not 0 <= self.seed <= 2**63 - self.num_images:
             raise ValueError(f"--seed must lie between 0 and 2^63 - 1, not {self.seed}")
         if self.size is not None and (not 8 <= self.size <= 4096 or self.size % 8):
             raise ValueError(f"--size must be a multiple of 8 up to 4096, not {self.size}")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
-            raise ValueError(f"--scheduler {self.scheduler}: there is no such one; there are {', '.join(SCHEDULERS)}")
+            raise ValueError(
+                f"--scheduler {shown(self.scheduler)[1:-1]}: there is no such one; there are {', '.join(SCHEDULERS)}"
+            )
 
 
-def picture_paths(items: Sequence[Item], options: Options) -> list[Path]:
+def picture_paths(items: Sequence[Item], options: Options, variant: int = 1) -> list[Path]:
     """A file for each picture, graph by graph: outputs/STEM.png, or outputs/STEM-0.png, -1, ... for several of a stem.
 
-    Raises ValueError, before anything is drawn, for a place that cannot be written to and, without `overwrite`, for a
-    file not drawn here where a picture, one of its sheets or the grid would go.
+    variant: above 1 the names are those of STEM-v2, STEM-v3, ... Raises ValueError, before anything is drawn, for a
+    place that cannot be written to and, without `overwrite`, for a file not drawn here where a picture, one of its
+    sheets or the grid would go.
     """
     out = options.out
-    single = out is not None and out.suffix != "" and not out.is_dir()
+    single = names_picture(out)
+    if out is not None and (not str(out).isprintable() or len(os.fsencode(out)) > 4000):
+        raise ValueError(
+            f"--out {shown(str(out))}: a path of printable characters, and of at most 4000 bytes, is needed"
+        )
     if out is not None and single and out.suffix.lower() != ".png":
         raise ValueError(f"--out {out}: must end in .png, or be a folder")
     folder = (out.parent if single else out) if out is not None else Path("outputs")
@@ -91,10 +116,18 @@ def picture_paths(items: Sequence[Item], options: Options) -> list[Path]:
     for stem in stems:
         number = f"-{taken[stem]:0{len(str(totals[stem] - 1))}d}" if totals[stem] > 1 else ""
         taken[stem] += 1
-        paths.append(folder / f"{stem}{number}.png")
+        path = folder / f"{stem}{f'-v{variant}' if variant > 1 else ''}{number}.png"
+        if max(len(os.fsencode(each.name)) for each in (path, *sheet_paths(path, options).values())) > _LONGEST:
+            raise ValueError(f"{shown(stem)}: too long for a picture's name: rename the file, or give --out FILE.png")
+        paths.append(path)
     targets = [target for path in paths for target in (path, *sheet_paths(path, options).values())]
     _check_free([*targets, grid_path(paths, items, options)] if options.grid else targets, options.overwrite)
     return paths
+
+
+def names_picture(out: Path | None) -> bool:
+    """Whether --out is a picture's file and no folder."""
+    return out is not None and out.suffix != "" and not out.is_dir()
 
 
 def _check_free(targets: Sequence[Path], overwrite: bool) -> None:
@@ -115,6 +148,14 @@ def _is_ours(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(64)
     return not head or f"tEXt{KEYWORD}\0".encode() in head or raw_record(path) is not None
+
+
+def is_lost(path: Path, record: dict[str, Any]) -> bool:
+    """Whether writing a picture of this record to `path` would lose another picture, one that can still be read."""
+    if not path.is_file():
+        return False
+    there = raw_record(path)
+    return there is not None and there != record_text(record)
 
 
 def sheet_paths(path: Path, options: Options) -> dict[str, Path]:

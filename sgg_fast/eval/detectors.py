@@ -6,13 +6,13 @@ Letters: B pictures, N things asked for, R boxes, H, W = size in pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 
 from sgg_fast.eval.detector import Detector, Instance, overlaps
 from sgg_fast.graph import SceneGraph
+from sgg_fast.nn import loading
 from sgg_fast.nn.clip import normalise_pixels
 from sgg_fast.toy.detector import load_detector
 
@@ -41,19 +41,20 @@ class OpenVocabularyDetector:
     """
 
     def __init__(self, place: str, threshold: float = 0.1, same: float = 0.5) -> None:
-        from transformers import AutoConfig, AutoModelForZeroShotObjectDetection, AutoTokenizer
+        from transformers import AutoModelForZeroShotObjectDetection, AutoTokenizer
 
-        if not Path(place).is_dir() and (place.startswith((".", "/", "~")) or place.count("/") != 1):
-            raise ValueError(f"--detector {place}: there is no such folder, and it is not a hub id (owner/name)")
-        try:
-            kind = AutoConfig.from_pretrained(place).model_type
+        root = loading.find_folder("--detector", place, ("",))
+        with loading.border(f"--detector {place}: cannot be loaded"):
+            kind = str(loading.read_json(root / "config.json", "config.json").get("model_type"))
             if kind not in ("owlvit", "owlv2"):
-                raise ValueError(f"it is a {kind}; OWL-ViT and OWLv2 are supported")
-            self.model = AutoModelForZeroShotObjectDetection.from_pretrained(place, use_safetensors=True).eval()
-            self.tokenizer = AutoTokenizer.from_pretrained(place)
-        except (OSError, ValueError, KeyError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise ValueError(f"--detector {place}: cannot be loaded: {reason}") from error
+                raise loading.ModelError(f"it is a {kind}; OWL-ViT and OWLv2 are supported")
+            with loading.border("its weights"):
+                model, info = AutoModelForZeroShotObjectDetection.from_pretrained(
+                    root, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+                )
+                self.model = loading.loaded(model, info).eval()
+            with loading.border("its tokenizer"):
+                self.tokenizer = AutoTokenizer.from_pretrained(root)
         self.name, self.threshold, self.same = f"{kind} {place}", threshold, same
 
     def parse(self, name: str) -> tuple[str, str | None]:

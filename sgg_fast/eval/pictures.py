@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL
 from PIL import Image
 from tqdm import tqdm
 
+from sgg_fast.config import DataConfig
 from sgg_fast.data.cache import to_pixels
 from sgg_fast.data.formats import load_scene_graphs
 from sgg_fast.data.png_record import save_png
@@ -27,7 +28,6 @@ from sgg_fast.eval import metrics
 from sgg_fast.files import write_text
 from sgg_fast.graph import SceneGraph
 from sgg_fast.pipeline import SceneGraphToImagePipeline
-from sgg_fast.recipes import recipe
 from sgg_fast.toy.world import Scene
 
 _TOY = ("toy", "toy-combinations", "toy-repeats")
@@ -70,7 +70,7 @@ def open_graphs(data: str, resolution: int) -> GraphSet:
         return GraphSet(str(path), graphs.__getitem__, None, len(graphs))
     if not path.is_dir():
         raise ValueError(f"--data {data}: neither {' nor '.join(_TOY)}, and there is no such file or folder")
-    source = open_source(recipe("vg128", data=data, resolution=resolution), split="test")
+    source = open_source(DataConfig(source=data, resolution=resolution), seed=0, split="test")
     return GraphSet(source.name, source.graphs.__getitem__, source.load_image, source.num_images)
 
 

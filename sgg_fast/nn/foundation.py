@@ -6,22 +6,17 @@ Loads diffusers folders and hub ids, safetensors only. The toy's own parts are m
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors import SafetensorError
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
-_SD_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+from sgg_fast.nn import loading
+from sgg_fast.nn.loading import kinds
 
-# Kind of part -> the files it is known by, any of several sets. (A tokenizer without files loads all the same: empty.)
-_KNOWN_BY = {
-    "model": (("config.json",),),
-    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
-    "scheduler": (("scheduler_config.json",),),
-}
+_SD_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+_OWN_CLIP = ("graph_clip", "graph_tokenizer")
 
 
 @dataclasses.dataclass
@@ -48,54 +43,61 @@ class Foundation:
 def load_foundation(model: str, clip: str) -> Foundation:
     """`model`: SD v1 folder or hub id in diffusers format; `clip`: CLIP folder or hub id.
 
-    `clip` may be empty where `model` is a pipeline of ours, which carries it. Raises ValueError that names
-    the missing part. Weights stored in half precision are brought to fp32.
+    `clip` may be empty where `model` is a pipeline of ours, which carries it. Raises `ModelError`, a ValueError of one
+    line that names folder, file and cause. Weights stored in half precision are brought to fp32.
     """
-    folder, full = Path(model), torch.float32  # transformers, unlike diffusers, would keep the stored type
-    _check_place("--model", model)
+    root = loading.find_folder("--model", model, (*_SD_PARTS, *(() if clip else _OWN_CLIP)))
+    if lacking := loading.lacking_file(root, _SD_PARTS):
+        raise loading.ModelError(f"--model {model}: the folder lacks {lacking}; it must be in diffusers format")
+    if not clip and loading.lacking_file(root, _OWN_CLIP):
+        raise loading.ModelError(f"--model {model} has no CLIP for names and images: give --clip (CLIP ViT-B/32)")
+    at = loading.find_folder("--clip", clip, ("",)) if clip else root
+    if clip and (lacking := loading.lacking(at, "model") or loading.lacking(at, "tokenizer")):
+        raise loading.ModelError(f"--clip {clip}: the folder lacks {lacking}")
+    with loading.border(f"--model {model}: cannot be loaded"):
+        loading.check(root, (*_SD_PARTS, *(() if clip else _OWN_CLIP)))
+        parts = load_sd_parts(root)
+        parts["scheduler"] = loading.load_scheduler(root, "scheduler", as_ddim=True)
+        if not clip:
+            parts |= load_clip(root, *_OWN_CLIP)
     if clip:
-        _check_place("--clip", clip)
-    if folder.is_dir() and (lacking := missing_file(folder, _SD_PARTS)):
-        raise ValueError(f"--model {model}: the folder lacks {lacking}; it must be in diffusers format")
-    clip_at, clip_sub, tokenizer_sub = clip, "", ""
-    if not clip:
-        if missing_file(folder, ("graph_clip", "graph_tokenizer")):
-            raise ValueError(f"--model {model} has no CLIP for names and images: give --clip (CLIP ViT-B/32)")
-        clip_at, clip_sub, tokenizer_sub = model, "graph_clip", "graph_tokenizer"
-    elif Path(clip).is_dir() and (lacking := _missing(Path(clip), "model") or _missing(Path(clip), "tokenizer")):
-        raise ValueError(f"--clip {clip}: the folder lacks {lacking}")
-    try:
-        return Foundation(
-            unet=UNet2DConditionModel.from_pretrained(model, subfolder="unet", use_safetensors=True),
-            vae=AutoencoderKL.from_pretrained(model, subfolder="vae", use_safetensors=True),
-            text_encoder=CLIPTextModel.from_pretrained(
-                model, subfolder="text_encoder", use_safetensors=True, dtype=full
-            ),
-            tokenizer=CLIPTokenizer.from_pretrained(model, subfolder="tokenizer"),
-            scheduler=DDIMScheduler.from_pretrained(model, subfolder="scheduler", clip_sample=False),
-            clip=CLIPModel.from_pretrained(clip_at, subfolder=clip_sub, use_safetensors=True, dtype=full),
-            clip_tokenizer=CLIPTokenizer.from_pretrained(clip_at, subfolder=tokenizer_sub),
-            source=model,
-        ).freeze()
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"--model {model}{f' --clip {clip}' if clip else ''}: cannot be loaded: {reason}") from error
+        with loading.border(f"--clip {clip}: cannot be loaded"):
+            loading.check(at, ("",))
+            parts |= load_clip(at, "", "")
+    return Foundation(**parts, source=model).freeze()
 
 
-def missing_file(folder: Path, parts: Iterable[str]) -> str | None:
-    """PART/FILE that a diffusers folder lacks of `parts`, or None. The last word of a part's name is its kind."""
-    for part in parts:
-        kind = part.rpartition("_")[2]
-        if file := _missing(folder / part, kind if kind in _KNOWN_BY else "model"):
-            return f"{part}/{file}"
-    return None
+def load_sd_configs(root: Path, with_text: bool = True) -> tuple[dict, dict, dict | None]:
+    """Configurations of UNet, VAE and, with text, text encoder: of Stable Diffusion v1's kind, made for each other.
+
+    Raises `ModelError`.
+    """
+    config = loading.load_config
+    unet = config(root, "unet", kinds.check_unet, "_class_name", "UNet2DConditionModel")
+    vae = config(root, "vae", kinds.check_vae, "_class_name", "AutoencoderKL")
+    text = config(root, "text_encoder", kinds.check_text_tower, "model_type", "clip_text_model") if with_text else None
+    kinds.check_fit(unet, vae, text)
+    return unet, vae, text
 
 
-def _missing(folder: Path, kind: str) -> str | None:
-    there = (all((folder / file).is_file() for file in files) for files in _KNOWN_BY[kind])
-    return None if any(there) else _KNOWN_BY[kind][0][0]
+def load_sd_parts(root: Path, with_text: bool = True) -> dict[str, Any]:
+    """UNet, VAE and, with text, text encoder and tokenizer of a diffusers folder, by their names in `Foundation`.
+
+    Raises `ModelError`.
+    """
+    unet, vae, text = load_sd_configs(root, with_text)
+    parts = {
+        "unet": loading.load_part(root, "unet", UNet2DConditionModel, unet),
+        "vae": loading.load_part(root, "vae", AutoencoderKL, vae),
+    }
+    if text is not None:
+        parts["text_encoder"] = loading.load_part(root, "text_encoder", CLIPTextModel, text)
+        parts["tokenizer"] = loading.load_tokenizer(root, "tokenizer", parts["text_encoder"].config)
+    return parts
 
 
-def _check_place(flag: str, place: str) -> None:
-    if not Path(place).is_dir() and (place.startswith((".", "/", "~")) or place.count("/") != 1):
-        raise ValueError(f"{flag} {place}: there is no such folder, and it is not a hub id (owner/name)")
+def load_clip(root: Path, clip: str, tokenizer: str) -> dict[str, Any]:
+    """CLIP with both towers and its tokenizer, from the parts of these names. Raises `ModelError`."""
+    config = loading.load_config(root, clip, lambda _: None, "model_type", "clip")
+    model = loading.load_part(root, clip, CLIPModel, config)
+    return {"clip": model, "clip_tokenizer": loading.load_tokenizer(root, tokenizer, model.config.text_config)}

@@ -53,6 +53,7 @@ from sgg_fast.files import write_aside
 from sgg_fast.model_card import write_card
 from sgg_fast.nn.clip import normalise_pixels, text_states
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.loading import seal
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.toy import world
 from sgg_fast.toy.captions import caption
@@ -236,6 +237,7 @@ def ship(run: Path, folder: Path) -> None:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("_name_or_path", None) is not None:  # where it lay on the machine that made it
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    seal(folder)
 
 
 def put_on_card(folder: Path, evaluation: Path, data: str = "") -> None:
@@ -255,6 +257,7 @@ def put_on_card(folder: Path, evaluation: Path, data: str = "") -> None:
     told = content["provenance"]
     told |= {"base": "toy models (trained: unet, vae, clip)", "data": data or told["data"], "metrics": metrics}
     index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    seal(folder)
     write_card(load_pipeline(str(folder))[0], folder)
 
 
@@ -308,6 +311,7 @@ def main(argv: list[str] | None) -> None:
         PARTS[args.part](args.out, args.steps or STEPS[args.part], args.scenes)
         if args.install:
             shutil.copy(args.out / f"{args.part}.safetensors", weight_file(args.part))
+            seal(weight_file(args.part).parent if args.part not in ("vae", "clip") else SHIPPED)
 
 
 if __name__ == "__main__":

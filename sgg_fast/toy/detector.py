@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from sgg_fast.eval.detector import Instance, overlaps
+from sgg_fast.nn.loading import load_weights
 from sgg_fast.toy import world
 from sgg_fast.toy.fit import fit
 from sgg_fast.toy.layout import BACKDROPS
@@ -167,11 +167,7 @@ def _covered(box: np.ndarray, other: np.ndarray) -> bool:
 def load_detector(path: Path = WEIGHTS / "detector.safetensors") -> ToyDetector:
     """The trained detector. Raises ValueError if its weights are not there or are of another shape."""
     detector = ToyDetector()
-    try:
-        detector.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: {reason}; train it by `python -m sgg_fast.toy.build detector`") from error
+    load_weights(path, detector, "train it by `python -m sgg_fast.toy.build detector`")
     return detector.requires_grad_(False).eval()
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional
 
+from sgg_fast.nn.loading import load_weights
 from sgg_fast.toy.detector import CATEGORIES, Targets, draw_targets
 from sgg_fast.toy.fit import fit
 from sgg_fast.toy.models import WEIGHTS
@@ -59,11 +59,7 @@ def _pixels(images: np.ndarray) -> torch.Tensor:
 def load_features(path: Path = WEIGHTS / "features.safetensors") -> ToyFeatures:
     """The trained network. Raises ValueError if its weights are not there or are of another shape."""
     network = ToyFeatures()
-    try:
-        network.load_state_dict({k: v.float() for k, v in load_file(path).items()})
-    except (OSError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: {reason}; train it by `python -m sgg_fast.toy.build features`") from error
+    load_weights(path, network, "train it by `python -m sgg_fast.toy.build features`")
     return network.requires_grad_(False).eval()
 
 

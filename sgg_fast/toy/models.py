@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.loading import MANIFEST, border, check, load_weights
 
 from . import world
 
@@ -128,11 +128,13 @@ def toy_foundation(seed: int = 0, weights: Path | None = WEIGHTS) -> Foundation:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         parts = {"unet": toy_unet(), "vae": toy_vae(), "clip": toy_clip(clip_tokenizer)}
+    if weights and (weights / MANIFEST).is_file():
+        with border(str(weights)):
+            check(weights)
     files = {name: weight_file(name, weights) for name in parts} if weights else {}
     found = [name for name, file in files.items() if file.is_file()]
     for name in found:
-        state = load_file(files[name])
-        parts[name].load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+        load_weights(files[name], parts[name], f"train it by `python -m sgg_fast.toy.build {name}`")
     # As in SD: the text encoder is CLIP's text tower.
     text_encoder = CLIPTextModel(parts["clip"].config.text_config)
     text_encoder.load_state_dict(parts["clip"].text_model.state_dict())

@@ -12,46 +12,47 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import SETTINGS, Config, ConfigError, ModelConfig
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.graph import SceneGraph
-from sgg_fast.nn import fuse
+from sgg_fast.nn import fuse, loading
 from sgg_fast.nn.attention import checkpoint_activations, set_attention
 from sgg_fast.nn.clip import text_states, token_ids
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.pipeline_parts import load_conditioner
 from sgg_fast.nn.sgdiff import SGDiffConditioner
 from sgg_fast.nn.text_baseline import TextConditioner, sentence
 from sgg_fast.train.stages import FinetuneStage, PretrainStage, Stage
 
 Module = TypeVar("Module", bound=nn.Module)
 
-GRAPH_FIELDS = ("width", "num_layers", "encoder", "triple", "context", "token_init", "gate_init", "instance_codes")
-"""Settings that a graph encoder is built with and keeps."""
+
+def _encoder_settings(model: ModelConfig) -> dict[str, Any]:
+    """What a graph encoder is built with and keeps."""
+    return {name: getattr(model, setting.field) for name, setting in SETTINGS.items() if setting.rules.in_encoder}
 
 
 def conditioner_of(
-    config: Config, name_dim: int, image_dim: int, context_dim: int, names: Sequence[str] = ()
+    model: ModelConfig, name_dim: int, image_dim: int, context_dim: int, names: Sequence[str] = ()
 ) -> Conditioner:
     """The conditioner of `--conditioner` with fresh weights, its statistics not measured yet.
 
     names: strings that it is trained on.
     """
     widths: dict[str, Any] = {"image_dim": image_dim, "context_dim": context_dim, "trained_names": tuple(names)}
-    if config.conditioner == "text":
-        return TextConditioner(**widths, form=config.text_form)
-    if config.conditioner == "sgdiff":
-        return SGDiffConditioner(**widths, width=config.width)
-    own = {name: getattr(config, name) for name in GRAPH_FIELDS}
-    return SceneGraphConditioner(name_dim=name_dim, **widths, **own)
+    if model.conditioner == "text":
+        return TextConditioner(**widths, form=model.text_form)
+    if model.conditioner == "sgdiff":
+        return SGDiffConditioner(**widths, width=model.width)
+    return SceneGraphConditioner(name_dim=name_dim, **widths, **_encoder_settings(model))
 
 
 def new_conditioner(
-    config: Config, foundation: Foundation, cache: TrainingCache, graphs: Sequence[SceneGraph] = ()
+    model: ModelConfig, seed: int, foundation: Foundation, cache: TrainingCache, graphs: Sequence[SceneGraph] = ()
 ) -> Conditioner:
     """The conditioner with fresh weights (from the seed) and statistics measured on the cache.
 
@@ -60,8 +61,8 @@ def new_conditioner(
     device = cache.names.device
     widths = cache.names.shape[1], cache.images.shape[1], foundation.unet.config.cross_attention_dim
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        conditioner = conditioner_of(config, *widths, cache.table.names).to(device)
+        torch.manual_seed(seed)
+        conditioner = conditioner_of(model, *widths, cache.table.names).to(device)
     conditioner.image_mean.copy_(torch.nn.functional.normalize(cache.images, dim=-1).mean(0))
     is_own = isinstance(conditioner, SceneGraphConditioner)
     spoken = cache.table.spoken() if is_own else []
@@ -71,24 +72,28 @@ def new_conditioner(
         conditioner.calibrate_text(states[0], states[torch.arange(1, len(states)), end[1:]])
     else:
         conditioner.calibrate_text(states[0])
-    if config.conditioner == "text" and config.text_form != "phrases":
-        said = [sentence(graph, config.text_form) for graph in graphs]
+    if model.conditioner == "text" and model.text_form != "phrases":
+        said = [sentence(graph, model.text_form) for graph in graphs]
         cache.texts = token_ids(foundation.tokenizer, said, device)
-    if is_own and not config.reads_text:  # nothing reads it again
+    if is_own and not model.reads_text:  # nothing reads it again
         foundation.text_encoder.to("cpu")
     return conditioner
 
 
-def read_conditioner(folder: Path, config: Config) -> SceneGraphConditioner:
+def read_conditioner(folder: Path, model: ModelConfig) -> SceneGraphConditioner:
     """A pre-trained graph encoder. Raises `ConfigError` where it was built with other settings."""
     try:
-        conditioner = SceneGraphConditioner.from_pretrained(folder, use_safetensors=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ConfigError(f"{folder}: not a graph encoder: {str(error).strip().splitlines()[0]}") from error
-    for name in GRAPH_FIELDS:
-        if conditioner.config[name] != getattr(config, name):
+        with loading.border(f"{folder}: not a graph encoder"):
+            loading.check(folder)
+            conditioner = load_conditioner(folder, "")
+            if not isinstance(conditioner, SceneGraphConditioner):
+                raise loading.ModelError("it is a baseline's")
+    except loading.ModelError as error:
+        raise ConfigError(str(error)) from error
+    for name, asked in _encoder_settings(model).items():
+        if conditioner.config[name] != asked:
             raise ConfigError(
-                f"{folder} was pre-trained with {name} {conditioner.config[name]}, not {getattr(config, name)}; "
+                f"{folder} was pre-trained with {name} {conditioner.config[name]}, not {asked}; "
                 "pre-train again or change the flag"
             )
     return conditioner
@@ -132,7 +137,7 @@ def assemble(
     Weights that the stage adds come from the seed. ds_config: the resolved DeepSpeed configuration. checkpointing:
     further options of `torch.utils.checkpoint.checkpoint`. Raises ValueError for an attention that cannot run here.
     """
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     cache = cache.to(device)
     _move(conditioner, device)
     if stage == "pretrain":
@@ -141,12 +146,12 @@ def assemble(
     unet = foundation.unet
     _move(foundation.vae, device)
     _move(foundation.clip, device)
-    set_attention(unet, config.attention, device)
-    if config.gradient_checkpointing:
+    set_attention(unet, config.model.attention, device)
+    if config.model.gradient_checkpointing:
         checkpoint_activations(unet, **checkpointing)
     # ZeRO-3 gathers a layer's weights when that layer is called.
     by_layer = ds_config is not None and ds_config["zero_optimization"]["stage"] == 3
-    fuse.fuse_for(device, config.fuse_unet, unet, merge=not by_layer)
+    fuse.fuse_for(device, config.model.fuse_unet, unet, merge=not by_layer)
     return _move(FinetuneStage(config, conditioner, foundation, cache), device)
 
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sgg_fast.config import Config
+from sgg_fast.config import Config, RunConfig
 from sgg_fast.data.sources import PairSource
 from sgg_fast.files import replace_folder
 from sgg_fast.model_card import provenance
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.loading import forget_places, seal
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.train.run.folder import writing
 
@@ -26,7 +27,7 @@ def make_pipeline(
     Drawing needs no text encoder, and in training it may lie on another device: `with_text` False leaves it out,
     except where the tokens start from its states.
     """
-    with_text = with_text or config.reads_text
+    with_text = with_text or config.model.reads_text
     pipeline = SceneGraphToImagePipeline(
         vae=foundation.vae,
         text_encoder=foundation.text_encoder if with_text else None,
@@ -36,30 +37,29 @@ def make_pipeline(
         graph_encoder=conditioner,
         graph_clip=foundation.clip,
         graph_tokenizer=foundation.clip_tokenizer,
-        resolution=config.resolution,
-        sampling_steps=config.sampling_steps,
-        guidance=config.guidance,
+        resolution=config.data.resolution,
+        sampling_steps=config.run.sampling_steps,
+        guidance=config.run.guidance,
         provenance=provenance(config, foundation.source),
     )
-    pipeline.fuse_unet = config.fuse_unet
+    pipeline.fuse_unet = config.model.fuse_unet
     return pipeline
 
 
-def draw_sheet(config: Config, foundation: Foundation, conditioner: Conditioner, source: PairSource) -> Image.Image:
+def draw_sheet(pipeline: SceneGraphToImagePipeline, run: RunConfig, source: PairSource) -> Image.Image:
     """Real pictures of the first graphs above, generated ones of the same graphs below."""
-    num = min(config.num_samples, len(source))
-    pipeline = make_pipeline(config, foundation, conditioner, with_text=False)
+    num = min(run.num_samples, len(source))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.capture_unet = "off"  # few steps; and DeepSpeed's hooks gather weights at every call
-    foundation.unet.eval()
+    pipeline.unet.eval()
     drawn = pipeline(
         source.graphs[:num],
-        num_inference_steps=config.sheet_steps,
-        guidance_scale=config.guidance,
-        generator=[torch.Generator().manual_seed(config.seed + i) for i in range(num)],
+        num_inference_steps=run.sheet_steps,
+        guidance_scale=run.guidance,
+        generator=[torch.Generator().manual_seed(run.seed + i) for i in range(num)],
     ).images
-    foundation.unet.train()
-    side = config.resolution
+    pipeline.unet.train()
+    side = pipeline.config.resolution
     sheet = Image.new("RGB", (num * side, 2 * side))
     for i, image in enumerate(drawn):
         sheet.paste(Image.fromarray(source.load_image(i)), (i * side, 0))
@@ -67,14 +67,13 @@ def draw_sheet(config: Config, foundation: Foundation, conditioner: Conditioner,
     return sheet
 
 
-def export(result: Path, stage: str, config: Config, foundation: Foundation, conditioner: Conditioner) -> None:
-    """Write the result aside and rename it, so that it is whole or absent. Raises OSError where that fails."""
+def export(result: Path, model: Conditioner | SceneGraphToImagePipeline) -> None:
+    """Write a stage's result aside and rename it, so that it is whole or absent. Raises OSError where that fails."""
     aside = result.with_name(f".{result.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     with writing(result):
-        if stage == "pretrain":
-            conditioner.save_pretrained(aside)
-        else:
-            foundation.unet.eval()
-            make_pipeline(config, foundation, conditioner).save_pretrained(aside)
+        model.save_pretrained(aside)
+        if not isinstance(model, SceneGraphToImagePipeline):  # which does this itself
+            forget_places(aside)
+            seal(aside)
         replace_folder(aside, result)

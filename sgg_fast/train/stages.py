@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from sgg_fast import ops
-from sgg_fast.config import Config
+from sgg_fast.config import Config, ObjectiveConfig
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.diffusion import losses, noise
 from sgg_fast.graph import SceneGraphBatch
@@ -56,21 +56,20 @@ def _terms(total: torch.Tensor, chance: torch.Tensor | float, parts: Parts) -> T
     )
 
 
-def _geometry(config: Config, conditioner: SceneGraphConditioner, cache: TrainingCache) -> PairGeometry | None:
+def _geometry(seed: int, conditioner: SceneGraphConditioner, cache: TrainingCache) -> PairGeometry:
     """The head of --geometry; its weights come from the seed."""
-    if not config.geometry:
-        return None
     assert cache.boxes is not None
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return PairGeometry(conditioner.config.context_dim, config.width, cache.graphs, cache.boxes)
+        torch.manual_seed(seed)
+        sizes = conditioner.config.context_dim, conditioner.config.width
+        return PairGeometry(*sizes, cache.graphs, cache.boxes)
 
 
 def _with_boxes(
-    config: Config, total: torch.Tensor, chance: torch.Tensor | float, parts: Parts
+    objective: ObjectiveConfig, total: torch.Tensor, chance: torch.Tensor | float, parts: Parts
 ) -> tuple[torch.Tensor, torch.Tensor | float]:
     """A stage's loss and its value at chance, those of the boxes added where they are among the `parts`."""
-    for name, weight in (("geometry", config.geometry), ("attention", config.attention_loss)):
+    for name, weight in (("geometry", objective.geometry), ("attention", objective.attention_loss)):
         value, at_chance = parts.get(name, (0.0, 0.0))
         total, chance = total + weight * value, chance + weight * at_chance
     return total, chance
@@ -103,15 +102,16 @@ class PretrainStage(nn.Module):
     def __init__(self, config: Config, conditioner: SceneGraphConditioner, cache: TrainingCache) -> None:
         super().__init__()
         self.config, self.cache = config, cache
+        objective = config.objective
         self.conditioner = conditioner
         name_dim, image_dim = cache.names.shape[1], cache.images.shape[1]
-        self.decoder = MaskedObjectDecoder(config.width, name_dim, image_dim)
-        self.constraint = losses.SpatialConstraint(config.contrastive)
+        self.decoder = MaskedObjectDecoder(conditioner.config.width, name_dim, image_dim)
+        self.constraint = losses.SpatialConstraint(objective.contrastive)
         # Frozen inputs in the form the losses read them; tuples keep them out of the state dict.
         names = conditioner.standardise(cache.names)
         self._frozen = (names, conditioner.targets(names), conditioner.centre_images(cache.images))
-        self.negatives = GraphNegatives(cache.table, names.device) if config.graph_negatives else None
-        self.geometry = _geometry(config, conditioner, cache)
+        self.negatives = GraphNegatives(cache.table, names.device) if objective.graph_negatives else None
+        self.geometry = _geometry(config.run.seed, conditioner, cache) if objective.geometry else None
 
     num_micro = 1
     """K."""
@@ -124,7 +124,7 @@ class PretrainStage(nn.Module):
     @property
     def num_graphs(self) -> int:
         """Graphs that a batch packs."""
-        return self.copies * self.config.batch_size
+        return self.copies * self.config.optim.batch_size
 
     @property
     def store(self) -> SceneGraphBatch:
@@ -137,11 +137,11 @@ class PretrainStage(nn.Module):
 
     def buckets(self) -> Buckets:
         """Shapes of the batches."""
-        return Buckets(self.store.sizes, self.config.batch_size, self.copies)
+        return Buckets(self.store.sizes, self.config.optim.batch_size, self.copies)
 
     def packed_terms(self, table: torch.Tensor, bucket: Bucket) -> Terms:
         """Terms of the batch that the `ops.draw_table` on the device says, padded to the bucket."""
-        num, mask = self.config.batch_size, self.mask_draw(self.config.batch_size, 0)
+        num, mask = self.config.optim.batch_size, self.mask_draw(self.config.optim.batch_size, 0)
         packed = ops.pack_captured(self.store, table, self.num_graphs, mask, bucket=bucket.shape, bounds=bucket.bounds)
         sample_B, step = table[0, :num].long(), table[3, :1]
         return self.terms(self.encode_packed(*packed, sample_B, step), sample_B, step)
@@ -160,13 +160,13 @@ class PretrainStage(nn.Module):
 
     def mask_draw(self, num: int, step: int) -> ops.MaskDraw:
         """For a batch of `num` samples."""
-        return ops.MaskDraw((self.copies - 1) * num, self.config.mask_ratio, self.config.seed, step)
+        return ops.MaskDraw((self.copies - 1) * num, self.config.objective.mask_ratio, self.config.run.seed, step)
 
     def encode_packed(
         self, batch: SceneGraphBatch, masked_N: torch.Tensor, sample_B: torch.Tensor, step: int | torch.Tensor
     ) -> Encoded:
         """The copies of the samples `sample`, and perhaps padding."""
-        num, key, wrong_B = len(sample_B), (self.config.seed, step, sample_B), None
+        num, key, wrong_B = len(sample_B), (self.config.run.seed, step, sample_B), None
         if self.negatives:
             batch, wrong_B = self.negatives.tell(batch, num, *key)
         x_ND, tokens_EC, x_global = self.conditioner.encode(self._frozen[0], batch, masked_N, key)
@@ -186,10 +186,11 @@ class PretrainStage(nn.Module):
         predicted, name_BL, masked_BL = self.decode(encoded)
         mae = losses.masked_mse(predicted, targets[name_BL], masked_BL)
 
-        num_negatives = self.config.num_negatives if self.config.contrastive == "infonce" else 1
+        objective = self.config.objective
+        num_negatives = objective.num_negatives if objective.contrastive == "infonce" else 1
 
         def draw(rows: slice) -> torch.Tensor:
-            return noise.draw_negatives(self.config.seed, step, sample_B[rows], num_negatives, len(self.cache))
+            return noise.draw_negatives(self.config.run.seed, step, sample_B[rows], num_negatives, len(self.cache))
 
         negatives = losses.Negatives(images, draw, num_negatives)
         x_global, num, wrong = encoded.x_global, encoded.num, None
@@ -198,12 +199,12 @@ class PretrainStage(nn.Module):
         con = self.constraint(x_global[:num], images[sample_B], negatives, wrong)
         con_chance = self.constraint.chance(num_negatives, wrong[1].float().mean() if wrong else 0.0)
         mae_chance = masked_BL.any().float()  # a batch of one-object graphs masks nothing and scores 0
-        mae_weight, con_weight = self.config.mae_weight, self.config.con_weight
+        mae_weight, con_weight = objective.mae_weight, objective.con_weight
         total, chance = mae_weight * mae + con_weight * con, mae_weight * mae_chance + con_weight * con_chance
         parts: Parts = {"mae": (mae, mae_chance), "con": (con, con_chance)}
         if self.geometry:
             parts["geometry"] = self.geometry(encoded.tokens, encoded.batch, sample_B)
-        return _terms(*_with_boxes(self.config, total, chance, parts), parts)
+        return _terms(*_with_boxes(objective, total, chance, parts), parts)
 
 
 class FinetuneStage(nn.Module):
@@ -212,9 +213,10 @@ class FinetuneStage(nn.Module):
     def __init__(self, config: Config, conditioner: Conditioner, foundation: Foundation, cache: TrainingCache) -> None:
         super().__init__()
         self.config, self.cache = config, cache
+        objective = config.objective
         self.unet = foundation.unet.requires_grad_(True).train()
         self.conditioner = conditioner.requires_grad_(True)
-        self.store = cache.graphs.with_bare() if config.relation_dropout else cache.graphs
+        self.store = cache.graphs.with_bare() if objective.relation_dropout else cache.graphs
         """All graphs that batches are packed from; with --relation-dropout each once more without its relations."""
         for name, parameter in conditioner.named_parameters():
             if name.endswith("mask_token"):  # only pre-training reads it
@@ -223,15 +225,15 @@ class FinetuneStage(nn.Module):
         alpha_bar = foundation.scheduler.alphas_cumprod.to(names.device)
         # A tuple keeps the frozen models out of the parameters and the state dict.
         self._frozen = (names, conditioner.centre_images(cache.images), alpha_bar, foundation)
-        self.geometry = _geometry(config, conditioner, cache)
+        self.geometry = _geometry(config.run.seed, conditioner, cache) if objective.geometry else None
         self.placement = None
-        if config.attention_loss:
+        if objective.attention_loss:
             assert cache.boxes is not None
             self.placement = AttentionPlacement(foundation.unet, cache.graphs, cache.boxes)
         self.reader = None
-        if config.image_embedding == "latent":
+        if objective.image_embedding == "latent":
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(config.seed)
+                torch.manual_seed(config.run.seed)
                 self.reader = LatentReader(foundation.vae.config.latent_channels, cache.images.shape[1])
 
     def forward(self, ids: np.ndarray, step: int) -> Terms:
@@ -248,23 +250,24 @@ class FinetuneStage(nn.Module):
     @property
     def num_micro(self) -> int:
         """K."""
-        return self.config.accumulation_steps
+        return self.config.optim.accumulation_steps
 
     @property
     def num_graphs(self) -> int:
         """Graphs that a micro-batch packs."""
-        return self.config.batch_size
+        return self.config.optim.batch_size
 
     def graphs_of(self, ids_B: np.ndarray, step: int) -> np.ndarray:
         """[B] numbers in `store` of the samples' graphs at `step`: --relation-dropout takes bare ones."""
-        if not self.config.relation_dropout:
+        if not self.config.objective.relation_dropout:
             return ids_B
-        bare = noise.draw_bare(self.config.seed, step, torch.from_numpy(ids_B), self.config.relation_dropout)
+        share = self.config.objective.relation_dropout
+        bare = noise.draw_bare(self.config.run.seed, step, torch.from_numpy(ids_B), share)
         return ids_B + len(self.cache) * bare.numpy()
 
     def buckets(self) -> ContextBuckets:
         """Shapes of the micro-batches, by the samples' whole graphs: what is drawn of them is no larger."""
-        return ContextBuckets(self.cache.graphs.sizes, self.config.batch_size)
+        return ContextBuckets(self.cache.graphs.sizes, self.config.optim.batch_size)
 
     def packed_terms(self, table: torch.Tensor, bucket: Bucket) -> Terms:
         """Terms of the micro-batch that the `ops.draw_table` on the device says, padded to the bucket."""
@@ -278,17 +281,17 @@ class FinetuneStage(nn.Module):
         As a device tensor [1] the step may change under a captured launch.
         """
         names, images, alpha_bar, foundation = self._frozen
-        config, latent_shape = self.config, self.cache.latent_shape
+        config, objective, latent_shape = self.config, self.config.objective, self.cache.latent_shape
         sample_B = graph_B % len(self.cache)
-        key = (config.seed, step, sample_B)
+        key = (config.run.seed, step, sample_B)
         z_0 = self.cache.latents(sample_B, ops.hash_normal(latent_shape, *key, noise.STREAM_POSTERIOR))
         z_0 = z_0 * foundation.vae.config.scaling_factor
         eps = ops.hash_normal(latent_shape, *key, noise.STREAM_NOISE)
         t_B = noise.draw_timesteps(*key, len(alpha_bar))
-        kept_B = ~noise.draw_dropped(*key, config.condition_dropout)
+        kept_B = ~noise.draw_dropped(*key, objective.condition_dropout)
         abar_B, kind = alpha_bar[t_B], foundation.scheduler.config.prediction_type
 
-        codes = (key,) if config.instance_codes else ()
+        codes = (key,) if config.model.instance_codes else ()
         condition = self.conditioner(names, batch, self._said(sample_B), *codes)
         if batch.num_graphs > len(sample_B):
             context, mask, x_global = (rows[: len(sample_B)] for rows in condition[:3])
@@ -298,15 +301,15 @@ class FinetuneStage(nn.Module):
         dtype = self.unet.dtype
         with self.placement.looking() if self.placement else contextlib.nullcontext():
             predicted = self.unet(z_t.to(dtype), t_B, given.context.to(dtype), encoder_attention_mask=given.mask).sample
-        diff_chance_B = losses.min_snr_weight(kind, abar_B, config.min_snr_gamma)
+        diff_chance_B = losses.min_snr_weight(kind, abar_B, objective.min_snr_gamma)
         diff_B = diff_chance_B * losses.diffusion_loss(predicted, noise.target_of(kind, z_0, eps, abar_B))
 
         told_0 = None
-        if config.image_embedding in ("predicted", "latent"):
+        if objective.image_embedding in ("predicted", "latent"):
             told_0 = noise.predicted_z0(kind, predicted.float(), z_t, abar_B)
         isa_B, isa_chance_B = self._alignment(sample_B, t_B, z_t, told_0, condition.x_global)
-        total = losses.total_loss(diff_B, isa_B, kept_B, config.loss_weight)
-        chance = losses.total_loss(diff_chance_B, isa_chance_B, kept_B, config.loss_weight)
+        total = losses.total_loss(diff_B, isa_B, kept_B, objective.loss_weight)
+        chance = losses.total_loss(diff_chance_B, isa_chance_B, kept_B, objective.loss_weight)
         isa, isa_chance = (isa_B * kept_B).mean(), (isa_chance_B * kept_B).mean()
         parts: Parts = {"diff": (diff_B.mean(), diff_chance_B.mean()), "isa": (isa, isa_chance)}
         if self.reader and told_0 is not None:  # by its own loss, which nothing else sees
@@ -317,7 +320,7 @@ class FinetuneStage(nn.Module):
             parts["attention"] = self.placement.loss(given.mask, batch, sample_B, kept_B, size)
         if self.geometry:
             parts["geometry"] = self.geometry(condition.tokens, batch, sample_B)
-        return _terms(*_with_boxes(config, total, chance, parts), parts)
+        return _terms(*_with_boxes(objective, total, chance, parts), parts)
 
     def _said(self, sample_B: torch.Tensor) -> torch.Tensor | None:
         """What the conditioner reads beside the graphs: the states of all phrases, or those of the samples' own texts,
@@ -341,11 +344,11 @@ class FinetuneStage(nn.Module):
         told_0: the clean latents that the UNet's predictions imply, where it has a branch of its own; in that branch
         X_global is detached, and follows the clean image instead.
         """
-        form, images_BI, abar_B = self.config.image_embedding, self._frozen[1][sample_B], self._frozen[2][t_B]
+        form, images_BI, abar_B = self.config.objective.image_embedding, self._frozen[1][sample_B], self._frozen[2][t_B]
         if form == "noisy-image":
             with torch.no_grad():
                 images_BI = self._seen(z_t)
-        weight_B = losses.alignment_weight(abar_B, self.config.alignment_weight)
+        weight_B = losses.alignment_weight(abar_B, self.config.objective.alignment_weight)
         clean_B = losses.alignment_loss(images_BI, x_global, abar_B.sqrt() if form == "noised" else 1.0)
         if told_0 is None:
             return weight_B * clean_B, weight_B

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import signal
 from pathlib import Path
@@ -12,13 +11,14 @@ import numpy as np
 import torch
 
 from sgg_fast import env, ops
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import SETTINGS, Config, ConfigError
 from sgg_fast.data.cache import TrainingCache, build_cache, open_foundation
 from sgg_fast.data.sources import PairSource, open_source
 from sgg_fast.files import locked
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.train.assemble import assemble, fit_conditioner, new_conditioner, read_conditioner
 from sgg_fast.train.engines.base import Engine, StepResult
 from sgg_fast.train.engines.choose import build_engine, plan_engine
@@ -26,9 +26,10 @@ from sgg_fast.train.memory.advice import device_memory
 from sgg_fast.train.memory.planner import Planner
 from sgg_fast.train.optim.groups import lr_factor
 from sgg_fast.train.order import SampleOrder
-from sgg_fast.train.outputs import draw_sheet, export
+from sgg_fast.train.outputs import draw_sheet, export, make_pipeline
+from sgg_fast.train.preflight import preflight
 from sgg_fast.train.run import checkpoint
-from sgg_fast.train.run.folder import check_folder, check_room, clear, writing
+from sgg_fast.train.run.folder import check_room, clear, writing
 from sgg_fast.train.run.health import Health
 from sgg_fast.train.run.interrupts import Signalled, StopSignals, lost_process
 from sgg_fast.train.run.log import RunLog
@@ -36,13 +37,6 @@ from sgg_fast.train.stages import PretrainStage, Stage
 from sgg_fast.train.validation import Watch, ended, split_pairs
 
 logger = logging.getLogger(__name__)
-
-# A resumed run may change these; everything else must be as it was.
-FREE_ON_RESUME = {
-    "pretrain_steps", "finetune_steps", "log_every", "sample_every", "checkpoint_every", "num_samples",
-    "sheet_steps", "sampling_steps", "guidance", "kernels", "attention", "fuse_unet", "max_skipped", "rank_timeout",
-    "gradient_checkpointing", "validate_every", "early_stop", "cuda_graphs",
-}  # fmt: skip
 
 
 class Trainer:
@@ -59,50 +53,50 @@ class Trainer:
     ) -> None:
         self.config, self.stage, self.run, self.overwrite = config, stage, out / stage, overwrite
         self.result = self.run / ("graph_encoder" if stage == "pretrain" else "pipeline")
-        self.num_steps = config.pretrain_steps if stage == "pretrain" else config.finetune_steps
+        self.num_steps = config.optim.num_steps(stage)
         self.device = env.device()
         self.main = env.rank() == 0
-        # Settings are refused here, before anything slow is loaded.
-        ops.use_kernels(config.kernels)
-        if stage == "pretrain" and config.conditioner != "sgg":
-            raise ConfigError(f"--conditioner {config.conditioner} has no pre-training: go on with --stage finetune")
-        if self.main:
-            check_folder(self.run)
-        self.ds_config = plan_engine(config, stage, self.device, ds_path)
+        preflight(config, stage, out, ds_path, graph_encoder)
+        ops.use_kernels(config.model.kernels)
+        self.ds_config = plan_engine(config.optim, stage, self.device, ds_path)
         self._watched: dict[str, float] | None = None
         self.first_step = 0 if overwrite else self._check_resume()
-        if self._watched and ended(config, self._watched):
+        if self._watched and ended(config.run, self._watched):
             self.num_steps = self.first_step
         self.complete = self.first_step >= self.num_steps and self.result.is_dir()
         if self.complete:
             return
         ops.backend_for(self.device)  # raises now where an explicit --kernels cannot be met
         pretrained = self._pretrained(out, graph_encoder) if stage == "finetune" else None
-        self.source: PairSource = open_source(config)
+        self.source: PairSource = open_source(config.data, config.run.seed)
+        if self.source.stored is not None and config.run.sample_every:
+            self.source.stored.check_pictures(config.run.num_samples)
         if len(self.source) < 2:
-            raise ConfigError(f"--data {config.data}: {len(self.source)} image; training needs at least 2")
+            raise ConfigError(f"--data {config.data.source}: {len(self.source)} image; training needs at least 2")
         self.trained, held_out = np.arange(len(self.source)), np.arange(0)
         if stage == "pretrain":
-            self.trained, held_out = split_pairs(config, self.source)
-        self.foundation: Foundation = open_foundation(config)
+            self.trained, held_out = split_pairs(config.run, self.source, config.data.flip == "swap")
+        self.foundation: Foundation = open_foundation(config.model)
         finetune = stage == "finetune"
         self.cache: TrainingCache = build_cache(
             self.source,
             self.foundation,
             self.device,
             with_latents=finetune,
-            with_phrases=finetune and config.reads_phrases,
-            with_boxes=config.needs_boxes(stage),
+            with_phrases=finetune and config.model.reads_phrases,
+            with_boxes=config.objective.needs_boxes(stage),
             progress=self.main,
         )
         if pretrained is None:
-            self.conditioner: Conditioner = new_conditioner(config, self.foundation, self.cache, self.source.graphs)
+            self.conditioner: Conditioner = new_conditioner(
+                config.model, config.run.seed, self.foundation, self.cache, self.source.graphs
+            )
         else:
             self.conditioner = fit_conditioner(pretrained, self.foundation, self.cache)
-        with lost_process(config.rank_timeout):
+        with lost_process(config.run.rank_timeout):
             self.engine = self._engine()
         module = self.engine.module
-        self.watch = Watch(config, module, held_out) if isinstance(module, PretrainStage) else None
+        self.watch = Watch(config.run, module, held_out) if isinstance(module, PretrainStage) else None
         if self.watch and self._watched:
             self.watch.load_state_dict(self._watched)
         if self.first_step:
@@ -114,9 +108,10 @@ class Trainer:
         if newest is None:
             return 0
         step, manifest = newest
-        now = {**dataclasses.asdict(self.config), "engine": self._engine_name}
+        now = {**self.config.flat(), "engine": self._engine_name}
+        free = {name for name, setting in SETTINGS.items() if setting.rules.may_change}
         for name, was in manifest["settings"].items():
-            if name not in FREE_ON_RESUME and now.get(name) != was:
+            if name not in free and now.get(name) != was:
                 raise ConfigError(
                     f"{self.run} holds a run with {name.replace('_', '-')} {was!r}, not {now.get(name)!r}: "
                     "use the same settings to continue it, another --out, or --overwrite"
@@ -131,17 +126,13 @@ class Trainer:
         return f"deepspeed zero-{self.ds_config['zero_optimization']['stage']} x{env.world_size()}"
 
     def _pretrained(self, out: Path, given: Path | None) -> SceneGraphConditioner | None:
-        if self.config.conditioner != "sgg":
-            if given:
-                raise ConfigError(f"--graph-encoder {given} is of SGG-IG: leave out --conditioner or the folder")
+        if self.config.model.conditioner != "sgg":
             return None
-        pretrained, model = out / "pretrain" / "graph_encoder", self.config.model
+        pretrained, model = out / "pretrain" / "graph_encoder", self.config.model.source
         # A result of ours as --model carries its graph encoder: so a run goes on under any engine.
         for folder in [given] if given else [pretrained, *([Path(model) / "graph_encoder"] if model else [])]:
             if folder.is_dir():
-                return read_conditioner(folder, self.config)
-        if given:
-            raise ConfigError(f"--graph-encoder {given}: there is no such folder")
+                return read_conditioner(folder, self.config.model)
         if self.main:
             logger.warning("no pre-trained graph encoder in %s: it starts from fresh weights", pretrained)
         return None
@@ -154,7 +145,7 @@ class Trainer:
         return build_engine(module, self.device, self.ds_config)
 
     def _check_room(self, module: Stage) -> None:
-        one = checkpoint.checkpoint_bytes(module, self.config, self.stage, self.ds_config is not None)
+        one = checkpoint.checkpoint_bytes(module, self.config.optim, self.stage, self.ds_config is not None)
         parts: list[torch.nn.Module] = [self.conditioner]
         if self.stage == "finetune":
             parts += [getattr(self.foundation, name) for name in ("unet", "vae", "text_encoder", "clip")]
@@ -172,7 +163,7 @@ class Trainer:
                 stack.enter_context(locked(self.run))
                 self._take_over()
             signals = stack.enter_context(StopSignals())
-            stack.enter_context(lost_process(self.config.rank_timeout))
+            stack.enter_context(lost_process(self.config.run.rank_timeout))
             self.engine.barrier()
             sizes = self.first_step, self.num_steps, self._images_per_step
             log = RunLog(self.run, self.stage, *sizes, self._planned_memory())
@@ -180,24 +171,29 @@ class Trainer:
             self._loop(log, signals)
             with self.engine.exported():
                 if self.main:
-                    export(self.result, self.stage, self.config, self.foundation, self.conditioner)
+                    export(self.result, self.conditioner if self.stage == "pretrain" else self._pipeline())
             self.engine.barrier()
             log.event(event="done", step=self.num_steps, result=str(self.result))
         return self.result
 
+    def _pipeline(self, with_text: bool = True) -> SceneGraphToImagePipeline:
+        """What fine-tuning makes, as it is now."""
+        self.foundation.unet.eval()
+        return make_pipeline(self.config, self.foundation, self.conditioner, with_text)
+
     def _planned_memory(self) -> int | None:
         """Bytes that a step should take, where knowing it is worth the seconds: on a GPU, or with a --model."""
-        config, on_gpu = self.config, self.device.type == "cuda"
-        if self.stage == "pretrain" or not self.main or not (on_gpu or config.model) or config.conditioner != "sgg":
+        config, worthwhile = self.config, self.device.type == "cuda" or self.config.model.source
+        if self.stage == "pretrain" or not self.main or not worthwhile or config.model.conditioner != "sgg":
             return None
         stored = self.source.stored is not None
         planner = Planner(config, self.ds_config, self.device.type, env.world_size(), len(self.source), stored=stored)
-        return planner.plan(config.batch_size, device_memory(self.device)).peak
+        return planner.plan(config.optim.batch_size, device_memory(self.device)).peak
 
     @property
     def _images_per_step(self) -> int:
-        micro = self.config.accumulation_steps if self.stage == "finetune" else 1
-        return micro * self.config.batch_size * env.world_size()
+        micro = self.config.optim.accumulation_steps if self.stage == "finetune" else 1
+        return micro * self.config.optim.batch_size * env.world_size()
 
     def _take_over(self) -> None:
         """The folder is ours: empty it for --overwrite, else see that it is as it was when this run was set up."""
@@ -208,9 +204,11 @@ class Trainer:
 
     def _loop(self, log: RunLog, signals: StopSignals) -> None:
         config, engine = self.config, self.engine
-        num_micro = config.accumulation_steps if self.stage == "finetune" else 1
+        num_micro = config.optim.accumulation_steps if self.stage == "finetune" else 1
         num_trained = len(self.trained)
-        order = SampleOrder(num_trained, num_micro * config.batch_size, config.seed, env.rank(), env.world_size())
+        order = SampleOrder(
+            num_trained, num_micro * config.optim.batch_size, config.run.seed, env.rank(), env.world_size()
+        )
         parameters = sum(p.numel() for p in engine.module.parameters() if p.requires_grad)
         log.event(
             event="start",
@@ -222,15 +220,15 @@ class Trainer:
             samples=num_trained,
             engine=self._engine_name,
             execution=engine.execution,
-            settings=dataclasses.asdict(config),
+            settings=config.flat(),
         )
-        sheet_every = config.sample_every if self.stage == "finetune" and config.num_samples else 0
-        health = Health(log, config.max_skipped)
-        everybody = SampleOrder(num_trained, self._images_per_step, config.seed, 0, 1)
+        sheet_every = config.run.sample_every if self.stage == "finetune" and config.run.num_samples else 0
+        health = Health(log, config.run.max_skipped)
+        everybody = SampleOrder(num_trained, self._images_per_step, config.run.seed, 0, 1)
         sums, since = None, 0
         for step in range(self.first_step, self.num_steps):
-            ids_KB = self.trained[order.at(step)].reshape(num_micro, config.batch_size)
-            result = engine.update(ids_KB, step, lr_factor(config, step, self.num_steps))
+            ids_KB = self.trained[order.at(step)].reshape(num_micro, config.optim.batch_size)
+            result = engine.update(ids_KB, step, lr_factor(config.optim, step, self.num_steps))
             log.advance()
             done = step + 1
             last, stop = done == self.num_steps, self._stopped_by(signals)
@@ -245,7 +243,7 @@ class Trainer:
                 health.skip(skipped + 1, loss, samples)
             for skipped, loss in engine.outstanding() if last or stop else []:
                 health.skip(skipped + 1, loss, self.trained[everybody.at(skipped)].tolist())
-            if sums is not None and (last or done % config.log_every == 0):
+            if sums is not None and (last or done % config.run.log_every == 0):
                 losses, chance = self._means(result, sums, since)
                 log.record(done, losses, chance)
                 health.record(done, losses["loss"])
@@ -254,7 +252,7 @@ class Trainer:
                 if sheet_every and (last or done % sheet_every == 0):
                     self._sample_sheet(done, log)
                 enough = self.watch is not None and self.watch.look(done, last, log)
-                if last or stop or enough or done % config.checkpoint_every == 0:
+                if last or stop or enough or done % config.run.checkpoint_every == 0:
                     self._checkpoint(done, log)
             if enough:
                 self.num_steps = done
@@ -277,7 +275,7 @@ class Trainer:
         return dict(zip(result.losses, means[:half], strict=True)), dict(zip(result.chance, means[half:], strict=True))
 
     def _checkpoint(self, step: int, log: RunLog) -> None:
-        meta = {"stage": self.stage, "settings": {**dataclasses.asdict(self.config), "engine": self._engine_name}}
+        meta = {"stage": self.stage, "settings": {**self.config.flat(), "engine": self._engine_name}}
         if self.watch:
             meta["validation"] = self.watch.state_dict()
         engine = self.engine
@@ -287,7 +285,7 @@ class Trainer:
     def _sample_sheet(self, step: int, log: RunLog) -> None:
         """samples/step-N.png: real pictures above, generated ones of the same graphs below."""
         if self.main or self.engine.sharded:  # sharded weights come together layer by layer, by everybody's doing
-            sheet = draw_sheet(self.config, self.foundation, self.conditioner, self.source)
+            sheet = draw_sheet(self._pipeline(with_text=False), self.config.run, self.source)
             if self.main:
                 path = self.run / "samples" / f"step-{step:07d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -11,7 +11,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import ConfigError, RunConfig
 from sgg_fast.data.sources import PairSource
 from sgg_fast.train.run.log import RunLog
 from sgg_fast.train.stages import PretrainStage
@@ -39,24 +39,25 @@ class Scores:
         return sum(self.values.values()) / len(self.values)
 
 
-def split_pairs(config: Config, source: PairSource) -> tuple[np.ndarray, np.ndarray]:
+def split_pairs(run: RunConfig, source: PairSource, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
     """(samples that train, samples that validate), int64 ids.
 
-    `config.validation_pairs` images, but at most an eighth of them, are drawn by the seed; all their graphs, and their
-    mirror images, stay out of training. Of each only the first graph validates, unmirrored. Fewer than two are none:
-    then everything trains. Raises `ConfigError` where early stopping was asked for and there is nothing to watch.
+    `validation_pairs` images, but at most an eighth of them, are drawn by the seed; all their graphs, and their mirror
+    images, stay out of training. Only the first graph of each validates, unmirrored. Fewer than two are none: then
+    everything trains. mirrored: the second half of the images mirrors the first. Raises `ConfigError` where early
+    stopping was asked for and there is nothing to watch.
     """
     num_images = source.num_images
-    num_drawn = num_images // 2 if config.flip == "swap" else num_images
-    num = min(config.validation_pairs, num_drawn // LARGEST_SHARE)
+    num_drawn = num_images // 2 if mirrored else num_images
+    num = min(run.validation_pairs, num_drawn // LARGEST_SHARE)
     if num < 2:
-        if config.early_stop:
+        if run.early_stop:
             raise ConfigError(
-                f"--early-stop {config.early_stop} needs pairs to watch: --validation-pairs above 1 and a set of at "
+                f"--early-stop {run.early_stop} needs pairs to watch: --validation-pairs above 1 and a set of at "
                 f"least {2 * LARGEST_SHARE} images; this one has {num_drawn}"
             )
         return np.arange(len(source)), np.arange(0)
-    held_out = np.sort(np.random.default_rng([config.seed, MASK_STEP]).permutation(num_drawn)[:num])
+    held_out = np.sort(np.random.default_rng([run.seed, MASK_STEP]).permutation(num_drawn)[:num])
     image = np.arange(len(source)) % num_images
     return np.flatnonzero(~np.isin(image % num_drawn, held_out)), held_out
 
@@ -116,21 +117,21 @@ class Validation:
 
 
 class Watch:
-    """Validates when it is due, and says when the last `config.early_stop` validations brought nothing new."""
+    """Validates when it is due, and says when the last `early_stop` validations brought nothing new."""
 
-    def __init__(self, config: Config, stage: PretrainStage, held_out: np.ndarray) -> None:
-        self.config, self.best, self.since = config, 0.0, 0
-        self.validation = Validation(stage, held_out) if config.validate_every and len(held_out) else None
+    def __init__(self, run: RunConfig, stage: PretrainStage, held_out: np.ndarray) -> None:
+        self.run, self.best, self.since = run, 0.0, 0
+        self.validation = Validation(stage, held_out) if run.validate_every and len(held_out) else None
 
     def look(self, step: int, last: bool, log: RunLog) -> bool:
         """After `step` steps: measure and log if it is time. True where training should end here."""
-        if self.validation is None or not (last or step % self.config.validate_every == 0):
+        if self.validation is None or not (last or step % self.run.validate_every == 0):
             return False
         scores = self.validation.measure()
         log.validated(step, scores.values, scores.chance)
         improved = scores.overall > self.best
         self.best, self.since = max(self.best, scores.overall), 0 if improved else self.since + 1
-        if not ended(self.config, self.state_dict()):
+        if not ended(self.run, self.state_dict()):
             return False
         log.event(event="early stop", step=step, validations_without_improvement=self.since)
         return True
@@ -144,6 +145,6 @@ class Watch:
         self.best, self.since = state["best"], int(state["since"])
 
 
-def ended(config: Config, state: dict[str, float]) -> bool:
+def ended(run: RunConfig, state: dict[str, float]) -> bool:
     """Whether the `Watch` of this state has ended training."""
-    return 0 < config.early_stop <= state["since"]
+    return 0 < run.early_stop <= state["since"]

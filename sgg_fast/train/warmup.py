@@ -54,18 +54,18 @@ def _models(config: Config, device: torch.device) -> Foundation:
     """Random weights, and tokenizers that turn any word into some tokens."""
     from sgg_fast.toy.models import toy_tokenizer
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.run.seed)
     with device:
-        foundation = blank_foundation(config)
+        foundation = blank_foundation(config.model)
     return dataclasses.replace(foundation, tokenizer=toy_tokenizer(), clip_tokenizer=toy_tokenizer())
 
 
 def engine_of(stage: str, config: Config, device: torch.device, ds_path: str | None) -> Engine:
     """The engine that `Trainer` has, on random weights and data."""
     foundation = _models(config, device)
-    cache = blank_cache(config, foundation, 2 * config.batch_size)
-    ds_config = plan_engine(config, stage, device, ds_path)
-    conditioner = blank_conditioner(config, foundation)
+    cache = blank_cache(config, foundation, 2 * config.optim.batch_size)
+    ds_config = plan_engine(config.optim, stage, device, ds_path)
+    conditioner = blank_conditioner(config.model, foundation)
     module = assemble(config, stage, foundation, conditioner, cache, device, ds_config)
     return build_engine(module, device, ds_config)
 
@@ -73,16 +73,16 @@ def engine_of(stage: str, config: Config, device: torch.device, ds_path: str | N
 def _train(stage: str, config: Config, device: torch.device, ds_path: str | None) -> None:
     """Steps of a stage, as `Trainer` takes them."""
     engine = engine_of(stage, config, device, ds_path)
-    micro = config.accumulation_steps if stage == "finetune" else 1
+    micro = config.optim.accumulation_steps if stage == "finetune" else 1
     for step in range(NUM_STEPS):
-        engine.update(np.tile(np.arange(config.batch_size), (micro, 1)), step)
+        engine.update(np.tile(np.arange(config.optim.batch_size), (micro, 1)), step)
 
 
 def _draw(config: Config, device: torch.device) -> None:
     """One step of sampling, as infer.py takes it."""
     foundation = _models(config, device)
     with device:
-        conditioner = blank_conditioner(config, foundation)
+        conditioner = blank_conditioner(config.model, foundation)
     pipeline = make_pipeline(config, foundation, conditioner)
     if device.type == "cuda":
         pipeline.unet.to(torch.float16)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from support.small_sets import cache_of, write_small
 
-from sgg_fast.config import TOY_DATA
+from sgg_fast.config import DRAWN_SETS
 from sgg_fast.data import show
 from sgg_fast.data.show import colour_of
 from sgg_fast.graph import SceneGraph
@@ -57,9 +57,9 @@ def test_sets_caches_folders_and_the_toy_open(data, tmp_path, capsys):
     for k in range(2):
         shutil.copy(data / "images" / f"p{k}.png", folder)
         (folder / f"p{k}.json").write_text('{"objects": ["a", "b"], "relationships": [[0, "on", 1]]}')
-    for place in (data, cache, folder, *TOY_DATA):
+    for place in (data, cache, folder, *DRAWN_SETS):
         out = tmp_path / "sheet.png"
-        assert show.main([str(place), "--n", "4" if place in TOY_DATA else "16", "--out", str(out)]) == 0, place
+        assert show.main([str(place), "--n", "4" if place in DRAWN_SETS else "16", "--out", str(out)]) == 0, place
         assert capsys.readouterr().out == f"{out}\n"
         width, height = Image.open(out).size
         assert width == 2 * (show.SIDE + show.GRAPH + 2 * show.GAP) + show.GAP and height > show.SIDE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -18,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 from support import ROOT
-from support.small_sets import SIDE, cache_of, derived, draw, files_of, small_config, unusable, write_small
+from support.small_sets import SIDE, cache_of, derived, draw, files_of, small_job, small_source, unusable, write_small
 
 from sgg_fast.config import ConfigError
 from sgg_fast.data import jsonl
@@ -26,9 +25,7 @@ from sgg_fast.data.cache import build_cache
 from sgg_fast.data.prepare import cache as writer
 from sgg_fast.data.prepare.__main__ import main
 from sgg_fast.data.prepare.cache import write_cache
-from sgg_fast.data.prepare.shard_work import CacheJob
 from sgg_fast.data.shards import DamagedError, read_tensors, write_tensors
-from sgg_fast.data.sources import open_source
 from sgg_fast.data.stored import StoredCache
 from sgg_fast.files import locked
 from sgg_fast.toy.models import toy_foundation
@@ -55,11 +52,10 @@ def foundation():
 @pytest.mark.parametrize("flip", ["none", "swap"])
 def test_what_is_read_is_what_the_models_give(data, tmp_path, foundation, flip):
     """Same batches in memory and on disk: same bits, for images, latents, names, phrases and packed graphs."""
-    config = small_config(data, flip=flip)
     out = cache_of(data, tmp_path / "cache", shard_size=4, flip=flip)
     direct, stored = (
-        build_cache(open_source(c), foundation, CPU, True, True, batch_size=4, progress=False)
-        for c in (config, small_config(out, flip=flip))
+        build_cache(small_source(folder, flip=flip), foundation, CPU, True, True, batch_size=4, progress=False)
+        for folder in (data, out)
     )
     assert len(stored) == len(direct) == (24 if flip == "swap" else 12)
     assert stored.table.names == direct.table.names and stored.table.phrases == direct.table.phrases
@@ -70,11 +66,11 @@ def test_what_is_read_is_what_the_models_give(data, tmp_path, foundation, flip):
     assert stored.latents(every, torch.zeros(1)).equal(direct.latents(every, torch.zeros(1)))
     for name, value in vars(direct.graphs).items():
         assert (np.asarray(getattr(stored.graphs, name)) == np.asarray(value)).all(), name
-    assert list(open_source(small_config(out, flip=flip)).graphs) == list(open_source(config).graphs)
+    assert list(small_source(out, flip=flip).graphs) == list(small_source(data, flip=flip).graphs)
 
 
 def test_a_mirrored_sample_is_the_mirrored_picture_with_its_words_swapped(data):
-    source = open_source(small_config(data, flip="swap"))
+    source = small_source(data, flip="swap")
     for i in range(12):
         assert (source.load_image(12 + i) == source.load_image(i)[:, ::-1]).all()
         assert source.graphs[12 + i].objects == source.graphs[i].objects
@@ -89,8 +85,8 @@ def test_each_draw_of_relations_is_a_sample_of_the_same_image(tmp_path, foundati
     header = {"kind": "coco", "resize": "squash", "relations": "derived"}
     jsonl.write_set(tmp_path / "set", header, {"train": rows}, lambda: "{}")
     out = cache_of(tmp_path / "set", tmp_path / "cache", shard_size=4, relation_draws=3, flip="swap")
-    cache = build_cache(open_source(small_config(out, relation_draws=3, flip="swap")), foundation, CPU, True)
-    source = open_source(small_config(tmp_path / "set", relation_draws=3, flip="swap"))
+    cache = build_cache(small_source(out, relation_draws=3, flip="swap"), foundation, CPU, True)
+    source = small_source(tmp_path / "set", relation_draws=3, flip="swap")
     assert len(source) == len(cache) == 3 * 2 * 6 and source.num_images == 12
     assert cache.images[:12].equal(cache.images[12:24]) and cache.images[:12].equal(cache.images[24:])
     index = torch.tensor([1, 13, 25])
@@ -102,7 +98,7 @@ def test_each_draw_of_relations_is_a_sample_of_the_same_image(tmp_path, foundati
     assert all(a != b for k, a in enumerate(drawn) for b in drawn[:k]), "draws differ"
     assert all(len(set(g.relations)) == len(g.relations) > 0 for graphs in drawn for g in graphs)
     with pytest.raises(ConfigError, match=r"prepared with --relation-draws 3, not 1; give that flag"):
-        open_source(small_config(out, flip="swap"))
+        small_source(out, flip="swap")
 
 
 def test_a_changed_or_missing_byte_anywhere_is_noticed_and_the_file_named(made, tmp_path):
@@ -251,11 +247,11 @@ def test_pictures_that_cannot_be_used_are_counted_named_and_left_out(tmp_path, c
     kept = [i for i, name in enumerate(listed) if name in names]
     assert [graph.objects[0] for graph in cache.graphs] == [f"thing {i}" for i in kept], "graphs stay with their images"
     assert cache.num_images == 4 and cache.moments().shape[0] == 4
-    source = open_source(small_config(folder), check=False)
+    source = small_source(folder, check=False)
     for k, i in enumerate(kept):
         assert (cache.picture(k) == source.load_image(i)).all()
     with pytest.raises(ConfigError, match=r"images missing, first .*gone\.png"):
-        open_source(small_config(folder))
+        small_source(folder)
 
 
 def test_a_set_without_a_usable_picture_says_why(tmp_path, capsys):
@@ -274,15 +270,15 @@ def test_changes_are_noticed(data, tmp_path, capsys, foundation, monkeypatch):
     out = cache_of(folder, tmp_path / "cache")
     before = files_of(out)
     said: list[str] = []
-    write_cache(CacheJob(small_config(folder), out, shard_size=5, batch_size=4), say=said.append)
+    write_cache(small_job(folder, out), say=said.append)
     assert said == [f"{out} is complete; the set, its images and the settings are as they were"]
     assert files_of(out) == before
 
-    pixels = np.asarray(open_source(small_config(folder)).load_image(0))
+    pixels = np.asarray(small_source(folder).load_image(0))
     draw(tmp_path / "other", 1, size=(60, 60))
     shutil.copy(tmp_path / "other" / "p0.png", folder / "images" / "p7.png")
     said.clear()
-    write_cache(CacheJob(small_config(folder), out, shard_size=5, batch_size=4), say=said.append)
+    write_cache(small_job(folder, out), say=said.append)
     assert said == ["2 of 3 shards are there already",
                     "1 shards are made again: files of their images changed, or they are damaged"]  # fmt: skip
     after = files_of(out)
@@ -308,7 +304,7 @@ def test_changes_are_noticed(data, tmp_path, capsys, foundation, monkeypatch):
 
 def test_a_cache_of_other_models_is_refused(data, made, tmp_path, monkeypatch):
     other = toy_foundation(seed=1, weights=None)
-    source = open_source(small_config(made))
+    source = small_source(made)
     with pytest.raises(ConfigError, match="prepared with another clip; give the same --clip"):
         build_cache(source, other, CPU, False)
     mixed = toy_foundation()
@@ -318,7 +314,7 @@ def test_a_cache_of_other_models_is_refused(data, made, tmp_path, monkeypatch):
         build_cache(source, mixed, CPU, True)
     monkeypatch.setattr("sgg_fast.data.prepare.cache.open_foundation", lambda config: other)
     with pytest.raises(ConfigError, match="another clip, another vae"):
-        write_cache(CacheJob(small_config(data), made, shard_size=5, batch_size=4))
+        write_cache(small_job(data, made))
 
 
 @pytest.mark.parametrize(
@@ -331,9 +327,9 @@ def test_a_cache_of_other_models_is_refused(data, made, tmp_path, monkeypatch):
 )
 def test_settings_of_a_run_must_be_those_of_the_cache(made, change, reason):
     with pytest.raises(ConfigError, match=reason):
-        open_source(dataclasses.replace(small_config(made), **change))
+        small_source(made, **change)
     with pytest.raises(ConfigError, match="is a cache already"):
-        CacheJob(small_config(made), made)
+        small_job(made, made)
 
 
 def test_two_preparations_of_one_folder_do_not_meet(data, tmp_path):

@@ -13,13 +13,12 @@ from support.tiny_runs import flags
 from support.vg_files import LOW, draw_images, load_by_facts, plain_set
 
 import train
-from sgg_fast.config import ConfigError
+from sgg_fast.config import ConfigError, DataConfig
 from sgg_fast.data.images import stays_inside
 from sgg_fast.data.prepare.vg import prepare
 from sgg_fast.data.sources import open_source, vg_source
 from sgg_fast.data.vg_h5 import read_split, read_vocabulary
 from sgg_fast.graph import SceneGraph
-from sgg_fast.recipes import recipe
 
 NAMES = {
     "object_idx_to_name": ["__image__", "man", "tree", "sky"],
@@ -120,7 +119,7 @@ def test_ours_is_read_as_it_was_prepared(tmp_path):
     assert vg_source(tmp_path / "out", 64, "val").graphs == [SceneGraph(("sky", "man", "tree"), ((1, "on", 2),))]
     assert vg_source(tmp_path / "out", 64, "test").load_image(0).shape == (64, 64, 3)
     assert vg_source(tmp_path / "out", 64, first_attribute=True).graphs[0].objects == ("man", "green tree", "sky")
-    source = open_source(recipe("toy", data=str(tmp_path / "out")))
+    source = open_source(DataConfig(source=str(tmp_path / "out")), seed=0)
     assert source.graphs == [expected] * 3 and "train" in source.name
 
 

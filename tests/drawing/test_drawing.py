@@ -23,7 +23,8 @@ from sgg_fast.data.text_form import parse_text, to_text
 from sgg_fast.drawing import Options, picture_paths
 from sgg_fast.drawing.edit import apply_edit
 from sgg_fast.drawing.explain import AttentionMaps, explain_sheet, token_labels
-from sgg_fast.drawing.models import fingerprint, untaught_notice
+from sgg_fast.drawing.models import fingerprint
+from sgg_fast.drawing.notices import untaught_notice
 from sgg_fast.drawing.talk import Talk
 from sgg_fast.graph import SceneGraph, SceneGraphError
 from sgg_fast.pictures import graph_picture as drawer

@@ -43,7 +43,7 @@ def measure(name: str, resolution: int, batch: int) -> dict[str, Any]:
     changes, ds_path = FORMS[name]
     config = recipe("vg256", resolution=resolution, batch_size=batch, **changes)
     card = torch.device("cuda", 0)
-    planner = Planner(config, plan_engine(config, "finetune", card, ds_path), num_images=2 * batch, stored=False)
+    planner = Planner(config, plan_engine(config.optim, "finetune", card, ds_path), num_images=2 * batch, stored=False)
     planned = planner.plan(batch).peak
     del planner
     engine = engine_of("finetune", config, card, ds_path)

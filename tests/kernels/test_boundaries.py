@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from sgg_kernels import launch, masked_pool, role_sums, scatter_mean, segments
-from support.graph_cases import BATCHES, OPS, Tensors, assert_within_rule, batch_of, call, evaluate, inputs_of
+from support.cases.graph import BATCHES, OPS, Tensors, assert_within_rule, batch_of, call, evaluate, inputs_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sgg_fast import ops

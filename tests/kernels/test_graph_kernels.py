@@ -10,7 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sgg_kernels import launch, masked_pool, role_sums, scatter_mean, segments
-from support.graph_cases import BATCHES, OPS, assert_within_rule, batch_of, call, evaluate, inputs_of
+from support.cases.graph import BATCHES, OPS, assert_within_rule, batch_of, call, evaluate, inputs_of
 
 from sgg_fast import ops
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from filelock import FileLock
-from support.graph_cases import OPS, assert_within_rule, call, evaluate, inputs_of, random_batch
+from support.cases.graph import OPS, assert_within_rule, call, evaluate, inputs_of, random_batch
 
 from sgg_fast import ops
 from sgg_fast.graph import SceneGraphBatch

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sgg_kernels import launch
 from support import graphs
-from support.graph_cases import BATCHES, OPS, call, inputs_of
+from support.cases.graph import BATCHES, OPS, call, inputs_of
 
 from sgg_fast import ops
 from sgg_fast.nn.conditioner import SceneGraphConditioner

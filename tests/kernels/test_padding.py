@@ -40,7 +40,7 @@ def cache() -> TrainingCache:
 def stage() -> PretrainStage:
     torch.manual_seed(0)
     conditioner = SceneGraphConditioner(name_dim=WIDTH, image_dim=6, context_dim=8, width=WIDTH, num_layers=2)
-    return PretrainStage(Config(width=WIDTH, num_layers=2, geometry=0.0), conditioner, cache())
+    return PretrainStage(Config().replace(width=WIDTH, num_layers=2, geometry=0.0), conditioner, cache())
 
 
 def bucket_for(store: SceneGraphBatch, ids: np.ndarray, room: tuple[int, int]) -> tuple[int, int]:

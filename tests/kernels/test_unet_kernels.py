@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from sgg_kernels import group_norm_layout, launch, reference
-from support.graph_cases import Tensors, assert_within_rule, randn
+from support.cases.graph import Tensors, assert_within_rule, randn
 
 from sgg_fast import ops
 from sgg_fast.ops import unet_kernels

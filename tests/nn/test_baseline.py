@@ -135,7 +135,8 @@ def test_zero_shot_is_the_foundation_called_with_that_text(foundation):
     """The pipeline's picture against diffusers' parts alone: 77 states, no mask, guidance written out."""
     config = recipe("toy", conditioner="text", num_scenes=2)
     cache = trainer_cache(config, foundation)
-    pipeline = make_pipeline(config, foundation, new_conditioner(config, foundation, cache, [GRAPH, LONE]))
+    conditioner = new_conditioner(config.model, config.run.seed, foundation, cache, [GRAPH, LONE])
+    pipeline = make_pipeline(config, foundation, conditioner)
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     drawn = pipeline([GRAPH, LONE], 3, 4.0, latents=noise, output_type="latent").images

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support import loops
-from support.conditioner_cases import CONTEXT, IMAGE, NAME, WIDTH, conditioner
+from support.cases.conditioner import CONTEXT, IMAGE, NAME, WIDTH, conditioner
 from support.graphs import GRAPHS, all_graphs, by_name, embeddings, pack, shared_table
 from support.loops import assert_rows, split
 

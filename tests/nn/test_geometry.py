@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import Image
 from support import loops
-from support.box_cases import BOXES, boxed, random_boxes  # noqa: F401
-from support.loops import under
-from support.stage_cases import (  # noqa: F401  (fixtures)
+from support.cases.box import BOXES, boxed, random_boxes  # noqa: F401
+from support.cases.stage import (  # noqa: F401  (fixtures)
     GRAPHS,
     IDS,
     STEP,
@@ -23,8 +22,9 @@ from support.stage_cases import (  # noqa: F401  (fixtures)
     given_graph,
     pretrain_stage,
 )
+from support.loops import under
 
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import ConfigError, DataConfig, ModelConfig
 from sgg_fast.data.cache import build_cache
 from sgg_fast.data.images import ImageError, size_of
 from sgg_fast.data.prepare.cache import write_cache
@@ -186,12 +186,12 @@ def test_a_prepared_cache_keeps_them(tmp_path, foundation, monkeypatch):
     from sgg_fast.data.prepare import cache as writer
 
     monkeypatch.setattr(writer, "open_foundation", lambda config: foundation)
-    config = Config(num_scenes=5, resolution=32, num_samples=1, token_init="none", geometry=0.0)
-    write_cache(CacheJob(config, tmp_path, batch_size=5), say=lambda line: None)
-    stored = open_source(dataclasses.replace(config, data=str(tmp_path)))
+    data = DataConfig(num_scenes=5, resolution=32)
+    write_cache(CacheJob(ModelConfig(token_init="none"), data, 0, tmp_path, batch_size=5), say=lambda line: None)
+    stored = open_source(dataclasses.replace(data, source=str(tmp_path)), seed=0)
     device = torch.device("cpu")
     built = build_cache(stored, foundation, device, with_latents=False, with_boxes=True, progress=False)
-    assert np.array_equal(built.boxes, open_source(config).box_rows(range(5)))
+    assert np.array_equal(built.boxes, open_source(data, seed=0).box_rows(range(5)))
     del stored.stored.arrays["boxes"]
     with pytest.raises(ConfigError, match=r"^--geometry and --attention-loss: .* no boxes; prepare the cache"):
         build_cache(stored, foundation, device, with_latents=False, with_boxes=True, progress=False)

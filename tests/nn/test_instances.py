@@ -9,7 +9,7 @@ from support.graphs import GRAPHS, by_name, embeddings, pack
 from support.loops import jitter
 
 from sgg_fast import ops
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import ConfigError, ModelConfig
 from sgg_fast.diffusion import noise
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import SceneGraphConditioner
@@ -84,9 +84,9 @@ def test_codes_are_drawn_anew_in_training_and_fixed_at_inference(tmp_path):
     assert not torch.allclose(drawn[0][0], drawn[1][0], atol=1e-3)
     torch.testing.assert_close(drawn[0][1], drawn[1][1])
     settings = {"width": 8, "num_layers": 2, "token_init": "none", "gate_init": 0.0}
-    assert read_conditioner(tmp_path, Config(instance_codes=True, **settings)).config.instance_codes
+    assert read_conditioner(tmp_path, ModelConfig(instance_codes=True, **settings)).config.instance_codes
     with pytest.raises(ConfigError, match="pre-trained with instance_codes True, not False"):
-        read_conditioner(tmp_path, Config(**settings))
+        read_conditioner(tmp_path, ModelConfig(**settings))
 
 
 def test_without_the_option_there_is_no_weight_for_it():

@@ -9,7 +9,7 @@ import pytest
 import torch
 from sgg_kernels.reference.pack import MASK_STREAM
 from support import loops
-from support.conditioner_cases import NAME, conditioner
+from support.cases.conditioner import NAME, conditioner
 from support.graphs import GRAPHS, all_graphs, by_name, embeddings, pack
 from support.loops import assert_rows, jitter, split
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.attention_processor import AttnProcessor
-from support.box_cases import BOXES, boxed  # noqa: F401  (fixture)
-from support.stage_cases import (  # noqa: F401  (fixtures)
+from support.cases.box import BOXES, boxed  # noqa: F401  (fixture)
+from support.cases.stage import (  # noqa: F401  (fixtures)
     IDS,
     STEP,
     cache,

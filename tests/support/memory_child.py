@@ -76,11 +76,11 @@ def _train(settings: dict[str, Any], ds_path: str | None, num_steps: int) -> Non
     from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
 
     config, device = recipe("vg128", **settings), torch.device("cpu")
-    foundation = blank_foundation(config)
-    ds = plan_engine(config, "finetune", device, ds_path)
-    parts = foundation, blank_conditioner(config, foundation), blank_cache(config, foundation, 8)
+    foundation = blank_foundation(config.model)
+    ds = plan_engine(config.optim, "finetune", device, ds_path)
+    parts = foundation, blank_conditioner(config.model, foundation), blank_cache(config, foundation, 8)
     engine = build_engine(assemble(config, "finetune", *parts, device, ds), device, ds)
-    shape = config.accumulation_steps, config.batch_size
+    shape = config.optim.accumulation_steps, config.optim.batch_size
     for step in range(num_steps):
         engine.update(np.arange(shape[0] * shape[1]).reshape(shape) % 8, step)
 

@@ -14,6 +14,9 @@ from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 from PIL import Image
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.foundation import load_foundation
+from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.toy.models import toy_tokenizer
 
 CONTEXT = 24
@@ -141,3 +144,19 @@ def write_pairs(folder: Path) -> Path:
         names, relations = ["sky", "sheep", "grass"][: i % 3 + 1], [[0, "above", 1]] if i % 3 else []
         (folder / f"p{i}.json").write_text(json.dumps({"objects": names, "relationships": relations}))
     return folder
+
+
+def write_pipeline(folder: Path) -> Path:
+    """`folder`/pipeline, sealed; the base models lie beside it in sd and clip."""
+    foundation = load_foundation(str(write_sd(folder / "sd")), str(write_clip(folder / "clip")))
+    torch.manual_seed(2)
+    encoder = SceneGraphConditioner(
+        name_dim=CLIP_WIDTH, image_dim=CLIP_WIDTH, context_dim=CONTEXT, width=16, num_layers=1, token_init="text",
+        trained_names=("__image__", "__in_image__", "sheep", "grass", "above"),
+    )  # fmt: skip
+    SceneGraphToImagePipeline(
+        vae=foundation.vae, text_encoder=foundation.text_encoder, tokenizer=foundation.tokenizer, unet=foundation.unet,
+        scheduler=foundation.scheduler, graph_encoder=encoder, graph_clip=foundation.clip,
+        graph_tokenizer=foundation.clip_tokenizer, resolution=64, sampling_steps=2, guidance=3.0,
+    ).save_pretrained(folder / "pipeline")  # fmt: skip
+    return folder / "pipeline"

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sgg_fast.config import Config
+from sgg_fast.config import Config, DataConfig
 from sgg_fast.data import jsonl
 from sgg_fast.data.prepare.cache import write_cache
 from sgg_fast.data.prepare.shard_work import CacheJob
-from sgg_fast.recipes import recipe
+from sgg_fast.data.sources import PairSource, open_source
 
 SIDE = 32
 """Resolution of the small caches."""
@@ -59,17 +59,21 @@ def derived(names: list[str]) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def small_config(data: Path, **changes: Any) -> Config:
-    """The toy recipe at `SIDE` on a set."""
-    return recipe(
-        "toy", data=str(data), resolution=SIDE, num_samples=2, **{"geometry": 0.0, "attention_loss": 0.0, **changes}
-    )
+def small_source(data: Path, check: bool = True, **changes: Any) -> PairSource:
+    """A set at `SIDE`, opened."""
+    return open_source(DataConfig(source=str(data), **{"resolution": SIDE, **changes}), seed=0, check=check)
+
+
+def small_job(data: Path, out: Path, shard_size: int = 5, batch_size: int = 4, **changes: Any) -> CacheJob:
+    """The preparation of such a set, in several shards."""
+    made = Config().replace(**{"data": str(data), "resolution": SIDE, **changes})
+    return CacheJob(made.model, made.data, 0, out, shard_size=shard_size, batch_size=batch_size)
 
 
 def cache_of(data: Path, out: Path, shard_size: int = 5, batch_size: int = 4, **changes: Any) -> Path:
     """A cache with several shards, made here and now."""
     quiet = {"say": lambda line: None}
-    write_cache(CacheJob(small_config(data, **changes), out, shard_size=shard_size, batch_size=batch_size), **quiet)
+    write_cache(small_job(data, out, shard_size, batch_size, **changes), **quiet)
     return out
 
 

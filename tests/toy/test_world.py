@@ -7,9 +7,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from sgg_fast.config import DataConfig
 from sgg_fast.data.sources import open_source
 from sgg_fast.eval.relations import exchangeable
-from sgg_fast.recipes import recipe
 from sgg_fast.toy import world
 
 NUM_SCENES = 1200
@@ -24,7 +24,7 @@ def scenes(request) -> list[world.Scene]:
 
 def test_the_training_sets_are_those_scenes(scenes, request):
     name = request.node.callspec.params["scenes"]
-    source = open_source(recipe("toy", data=name, seed=3, num_scenes=9))
+    source = open_source(DataConfig(source=name, num_scenes=9), seed=3)
     assert source.graphs == [scene.graph for scene in scenes[:9]]
     for i, scene in enumerate(scenes[:9]):
         np.testing.assert_array_equal(source.load_image(i), scene.image)

@@ -94,10 +94,10 @@ def test_a_stage_is_whole_on_its_device():
     from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
 
     for stage in ("pretrain", "finetune"):
-        models = blank_foundation(config)
+        models = blank_foundation(config.model)
         cache = blank_cache(config, models, 4)
         assert cache.boxes is not None and cache.phrases is not None
-        made = assemble(config, stage, models, blank_conditioner(config, models), cache, meta)
+        made = assemble(config, stage, models, blank_conditioner(config.model, models), cache, meta)
         assert summary(made).devices == {"meta"}
 
 
@@ -110,7 +110,7 @@ def test_the_planner_plans_what_a_gpu_will_run():
         for changed, ds, device in (
             (config, None, "cuda"),
             (config, None, "cpu"),
-            (dataclasses.replace(config, fuse_unet="off"), None, "cuda"),
+            (config.replace(fuse_unet="off"), None, "cuda"),
             (config, zero3, "cuda"),
         )
     ]

@@ -8,8 +8,8 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from support.capture_cases import FORBIDDEN, Watcher, visual_genome
-from support.stage_cases import GRAPHS, IDS, STEP, cache, pretrain_stage  # noqa: F401  (a fixture)
+from support.cases.capture import FORBIDDEN, Watcher, visual_genome
+from support.cases.stage import GRAPHS, IDS, STEP, cache, pretrain_stage  # noqa: F401  (a fixture)
 
 from sgg_fast import ops
 from sgg_fast.train.buckets import GROWTH, Bucket, Buckets

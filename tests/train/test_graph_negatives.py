@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.cases.negative import told_wrongly
 from support.graphs import all_graphs, embeddings, pack
 from support.loops import jitter
-from support.negative_cases import told_wrongly
 
 from sgg_fast import ops
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch

@@ -62,7 +62,7 @@ def fit(
 ) -> None:
     """The trainer's loop without its files: every step reads what `Trainer` would."""
     engine = EagerEngine(module, CPU)
-    order = SampleOrder(num_scenes, config.batch_size, config.seed, rank=0, world_size=1)
+    order = SampleOrder(num_scenes, config.optim.batch_size, config.run.seed, rank=0, world_size=1)
     for step in range(steps):
         before_step(step)
         engine.update(order.at(step)[None], step)
@@ -85,7 +85,7 @@ def foundation() -> Foundation:
 
 
 def cache_of(config: Config, foundation: Foundation, with_latents: bool) -> TrainingCache:
-    return build_cache(open_source(config), foundation, CPU, with_latents, progress=False)
+    return build_cache(open_source(config.data, config.run.seed), foundation, CPU, with_latents, progress=False)
 
 
 NUM_TRAINED, NUM_HELD_OUT = 128, 64
@@ -96,8 +96,8 @@ def pretrain(foundation: Foundation, shuffled: bool) -> tuple[dict[str, float], 
     own = {"contrastive": "bce", "graph_negatives": False, "geometry": 0.0}
     config = recipe("toy", num_scenes=NUM_TRAINED + NUM_HELD_OUT, width=64, num_layers=3, batch_size=16, **own)
     cache = cache_of(config, foundation, with_latents=False)
-    torch.manual_seed(config.seed)
-    stage = PretrainStage(config, new_conditioner(config, foundation, cache), cache)
+    torch.manual_seed(config.run.seed)
+    stage = PretrainStage(config, new_conditioner(config.model, config.run.seed, foundation, cache), cache)
     names, targets, images = stage._frozen
     trained, held_out = np.arange(NUM_TRAINED), np.arange(NUM_TRAINED, len(cache))
 
@@ -129,7 +129,7 @@ def test_fine_tuning_learns(foundation):
     own = {"token_init": "none", "geometry": 0.0, "attention_loss": 0.0, "unet_lr": 1e-3}
     config = recipe("toy", num_scenes=32, width=64, num_layers=3, batch_size=8, **own)
     cache = cache_of(config, foundation, with_latents=True)
-    stage = FinetuneStage(config, new_conditioner(config, foundation, cache), foundation, cache)
+    stage = FinetuneStage(config, new_conditioner(config.model, config.run.seed, foundation, cache), foundation, cache)
     ids = np.arange(len(cache))
     before = measure(stage, ids, 8)
     fit(stage, config, len(cache), 50)

@@ -14,9 +14,8 @@ import pytest
 import torch
 from sgg_kernels.reference.pack import MASK_STREAM
 from support import loops
-from support.graphs import by_name, pack
-from support.negative_cases import told_wrongly
-from support.stage_cases import (  # noqa: F401
+from support.cases.negative import told_wrongly
+from support.cases.stage import (  # noqa: F401
     GRAPHS,
     IDS,
     IMAGE,
@@ -36,6 +35,7 @@ from support.stage_cases import (  # noqa: F401
     pretrain_stage,
     settings,
 )
+from support.graphs import by_name, pack
 
 from sgg_fast.diffusion import noise
 from sgg_fast.nn.clip import embed_images
@@ -50,7 +50,9 @@ def mae_squares(stage: PretrainStage, sample: int) -> list[float]:
     """Squared errors of the sample's masked objects, a value per object."""
     config, model, cache = stage.config, stage.conditioner, stage.cache
     graph = GRAPHS[sample]
-    masked = loops.masked_objects(len(graph.objects), config.mask_ratio, config.seed, STEP, sample, MASK_STREAM)
+    masked = loops.masked_objects(
+        len(graph.objects), config.objective.mask_ratio, config.run.seed, STEP, sample, MASK_STREAM
+    )
     copy = encoded(stage, sample, masked)
     heads = stage.decoder.layers[0].self_attn.num_heads
     predicted = loops.mae_decoder(loops.weights(stage.decoder), copy.x, copy.x_global, heads)
@@ -64,18 +66,21 @@ def contrast(stage: PretrainStage, sample: int) -> float:
     images = stage.conditioner.centre_images(stage.cache.images)
     scale, bias = stage.constraint.scale.exp().item(), stage.constraint.bias.item()
     others = [i for i in range(len(GRAPHS)) if i != sample]
-    num = config.num_negatives if config.contrastive == "infonce" else 1
+    num = config.objective.num_negatives if config.objective.contrastive == "infonce" else 1
     drawn = [
-        others[loops.hash_u32(config.seed, STEP, sample, noise.STREAM_NEGATIVE, k) % len(others)] for k in range(num)
+        others[loops.hash_u32(config.run.seed, STEP, sample, noise.STREAM_NEGATIVE, k) % len(others)]
+        for k in range(num)
     ]
     f_pos = scale * loops.cosine(x_global, images[sample]) + bias
     f_negs = [scale * loops.cosine(x_global, images[i]) + bias for i in drawn]
     words = set(stage.cache.table.names)
-    if config.graph_negatives and (graph := told_wrongly(GRAPHS[sample], words, config.seed, STEP, sample)):
+    if config.objective.graph_negatives and (
+        graph := told_wrongly(GRAPHS[sample], words, config.run.seed, STEP, sample)
+    ):
         f_negs.append(scale * loops.cosine(encoded(stage, sample, graph=graph).x_global, images[sample]) + bias)
-    if config.contrastive == "infonce":
+    if config.objective.contrastive == "infonce":
         return math.log(math.exp(f_pos) + sum(map(math.exp, f_negs))) - f_pos
-    shift = 0 if config.contrastive == "bce" else 1
+    shift = 0 if config.objective.contrastive == "bce" else 1
     return loops.softplus(-f_pos) + sum(loops.softplus(f - shift) for f in f_negs)
 
 
@@ -103,7 +108,7 @@ def test_pretrain_terms(cache, changes):
         assert terms.losses[name].item() == pytest.approx(value, rel=2e-4), name
     chance = {"bce": 2 * math.log(2), "literal": 2 * math.log(1 + math.exp(-0.5)), "infonce": math.log(6)}
     con_chance = chance[changes["contrastive"]]
-    if stage.config.graph_negatives:  # four of the six graphs have a relation to tell wrongly
+    if stage.config.objective.graph_negatives:  # four of the six graphs have a relation to tell wrongly
         entropy = -math.log(3 / 8) - 5 / 3 * math.log(5 / 8)
         con_chance = {"bce": entropy, "infonce": 1 / 3 * math.log(6) + 2 / 3 * math.log(7)}[changes["contrastive"]]
     assert {k: v.item() for k, v in terms.chance.items()} == pytest.approx(
@@ -165,23 +170,23 @@ def finetune_sample(stage: FinetuneStage, foundation: Foundation, sample: int) -
     graph, z_t = encoded(stage, sample), signal * drawn.z_0 + blur * drawn.eps
     if drawn.kept:
         rows, mask = loops.context(loops.weights(model), graph, 112)
-        rows = rows[mask] if config.context == "triples" else rows[1:2]
+        rows = rows[mask] if config.model.context == "triples" else rows[1:2]
     else:
         rows = model.null_states
     with torch.no_grad():
         out = stage.unet(z_t[None].float(), torch.tensor([drawn.t]), rows[None].float()).sample[0].double()
     target = drawn.eps if kind == "epsilon" else signal * drawn.eps - blur * drawn.z_0
     image = clean = model.centre_images(stage.cache.images)[sample]
-    if config.image_embedding == "noisy-image":
+    if config.objective.image_embedding == "noisy-image":
         image = seen(model, foundation, z_t)
     cos = loops.cosine(image, graph.x_global)
-    weight = 1.0 if config.isa_weight == "none" or config.image_embedding == "noised" else abar
-    isa = weight * (1 - (signal if config.image_embedding == "noised" else 1) * cos)
+    weight = 1.0 if config.objective.isa_weight == "none" or config.objective.image_embedding == "noised" else abar
+    isa = weight * (1 - (signal if config.objective.image_embedding == "noised" else 1) * cos)
     z_0 = (z_t - blur * out) / signal if kind == "epsilon" else signal * z_t - blur * out
     reader = 0.0
-    if config.image_embedding in ("predicted", "latent"):
+    if config.objective.image_embedding in ("predicted", "latent"):
         told = seen(model, foundation, z_0)
-        if config.image_embedding == "latent":
+        if config.objective.image_embedding == "latent":
             with torch.no_grad():
                 told = stage.reader(z_0[None].float(), torch.tensor([drawn.t]))[0]
             reader = 1 - loops.cosine(told, clean)
@@ -217,9 +222,9 @@ def test_finetune_terms(cache, foundation, changes, kind):
     samples = [finetune_sample(stage, models, sample) for sample in ids.tolist()]
     assert {sample["kept"] for sample in samples} == {True, False}
     bare = {sample for sample in ids.tolist() if given_graph(stage, sample) != GRAPHS[sample]}
-    assert (0 < len(bare) < len(set(ids))) == (stage.config.relation_dropout > 0)
+    assert (0 < len(bare) < len(set(ids))) == (stage.config.objective.relation_dropout > 0)
     diff, isa, chance = (sum(s[name] for s in samples) / len(samples) for name in ("diff", "isa", "isa_chance"))
-    share = stage.config.loss_weight
+    share = stage.config.objective.loss_weight
     expected = {"loss": share * diff + (1 - share) * isa, "diff": diff, "isa": isa}
     at_chance = {"loss": share + (1 - share) * chance, "diff": 1.0, "isa": chance}
     if stage.reader:

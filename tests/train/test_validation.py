@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from support import loops
-from support.stage_cases import cache, pretrain_stage  # noqa: F401  (a fixture)
+from support.cases.stage import cache, pretrain_stage  # noqa: F401  (a fixture)
 from support.tiny_runs import lines, rows, same_weights, train, trainer
 
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import ConfigError, RunConfig
 from sgg_fast.data.sources import PairSource
 from sgg_fast.graph import SceneGraph
 from sgg_fast.train import validation
@@ -26,7 +26,7 @@ def source(num_images: int, draws: int = 1) -> PairSource:
 @pytest.mark.parametrize("flip", ["none", "swap"])
 def test_no_copy_of_a_held_out_image_trains(draws, flip):
     num = 80
-    trained, held_out = split_pairs(Config(validation_pairs=5, flip=flip, seed=3), source(num, draws))
+    trained, held_out = split_pairs(RunConfig(validation_pairs=5, seed=3), source(num, draws), flip == "swap")
     assert len(set(held_out.tolist())) == 5 and list(held_out) == sorted(held_out)
     pictures = num // 2 if flip == "swap" else num
     assert held_out.max() < pictures, "the first graph of each, unmirrored"
@@ -36,22 +36,22 @@ def test_no_copy_of_a_held_out_image_trains(draws, flip):
 
 
 def test_the_seed_draws_and_an_eighth_is_the_limit():
-    drawn = [split_pairs(Config(validation_pairs=64, seed=seed), source(160))[1].tolist() for seed in (0, 0, 1)]
+    drawn = [split_pairs(RunConfig(validation_pairs=64, seed=seed), source(160))[1].tolist() for seed in (0, 0, 1)]
     assert drawn[0] == drawn[1] != drawn[2] and len(drawn[0]) == 20
     assert 0.2 < np.mean(drawn[0]) / 159 < 0.8, "from all of the set, not from an end"
 
 
 @pytest.mark.parametrize(("pairs", "images"), [(0, 100), (1, 100), (32, 15)])
 def test_without_two_pairs_everything_trains(pairs, images):
-    trained, held_out = split_pairs(Config(validation_pairs=pairs), source(images))
+    trained, held_out = split_pairs(RunConfig(validation_pairs=pairs), source(images))
     assert list(trained) == list(range(images)) and not len(held_out)
     with pytest.raises(ConfigError, match=f"--early-stop 2 needs pairs to watch.*has {images}"):
-        split_pairs(Config(validation_pairs=pairs, early_stop=2), source(images))
+        split_pairs(RunConfig(validation_pairs=pairs, early_stop=2), source(images))
 
 
 def test_early_stop_needs_validations():
     with pytest.raises(ConfigError, match="--early-stop 2 needs validations"):
-        Config(early_stop=2, validate_every=0)
+        RunConfig(early_stop=2, validate_every=0)
 
 
 @pytest.mark.parametrize("k", [1, 2, 5])
@@ -140,13 +140,13 @@ class Silent:
 
 def test_early_stop_counts_validations_without_improvement(cache):
     stage = pretrain_stage(cache)
-    log, watch = Silent(), Watch(Config(validate_every=10, early_stop=2), stage, np.array([0, 1, 2]))
+    log, watch = Silent(), Watch(RunConfig(validate_every=10, early_stop=2), stage, np.array([0, 1, 2]))
     scores = iter([0.1, 0.3, 0.2, 0.3, 0.9])
     watch.validation.measure = lambda: validation.Scores({"x": next(scores)}, {"x": 0.1})  # type: ignore[method-assign]
     stops = [watch.look(step, False, log) for step in range(1, 41)]
     assert stops == [step == 40 for step in range(1, 41)], "two in a row, equal is no improvement"
     assert log.seen == [10, 20, 30, 40, "early stop"]
-    again = Watch(watch.config, stage, np.array([0, 1, 2]))
+    again = Watch(watch.run, stage, np.array([0, 1, 2]))
     again.load_state_dict(watch.state_dict())
     assert (again.best, again.since) == (0.3, 2)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sgg_fast.commands import command
-from sgg_fast.config import add_flags
+from sgg_fast.config import SETTINGS, add_flags
 from sgg_fast.data.images import RESIZE
 from sgg_fast.data.prepare import coco, folder, laion, vg
 from sgg_fast.data.prepare.coco import CocoFilters
@@ -59,9 +59,6 @@ train.py will get. Changed images are read again; a changed set, model or settin
 cannot be used are left out, counted and named in OUT/report.json: files that are missing, empty, cut or larger than
 Pillow's limit, CMYK and 16-bit pictures (no exact conversion to 8-bit RGB exists) and those with transparent pixels."""
 
-CACHE_FIELDS = ("model", "clip", "data", "resolution", "num_scenes", "attributes", "flip", "relation_draws",
-                "token_init", "seed")  # fmt: skip
-
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Flags of the command; `run` is what they are for."""
@@ -104,7 +101,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     own.add_argument("--workers", type=int, help="processes, spread over the GPUs (one a GPU)")
     own.add_argument("--shard-size", type=int, default=1024, help="images a file (%(default)s)")
     own.add_argument("--batch-size", type=int, default=32, help="images that the models read at once (%(default)s)")
-    add_flags(own.add_argument_group("settings of the recipe"), CACHE_FIELDS)
+    add_flags(own.add_argument_group("settings of the recipe"), for_cache=True)
     return parser.parse_args(argv)
 
 
@@ -161,6 +158,9 @@ def run_cache(args: argparse.Namespace) -> int:
     from sgg_fast.quiet import quiet_libraries
     from sgg_fast.recipes import recipe
 
+    given = {name: getattr(args, name) for name, s in SETTINGS.items() if s.rules.makes_cache and hasattr(args, name)}
+    config = recipe(args.recipe, **given)
+    config.check_given()
     quiet_libraries()
     # Imported here: the models' libraries take seconds.
     import torch
@@ -168,9 +168,10 @@ def run_cache(args: argparse.Namespace) -> int:
     from sgg_fast.data.prepare.cache import write_cache
     from sgg_fast.data.prepare.shard_work import CacheJob
 
-    config = recipe(args.recipe, **{name: getattr(args, name) for name in CACHE_FIELDS if hasattr(args, name)})
     workers = max(1, torch.cuda.device_count()) if args.workers is None else args.workers
-    job = CacheJob(config, args.out, args.split, args.shard_size, args.batch_size, workers)
+    job = CacheJob(
+        config.model, config.data, config.run.seed, args.out, args.split, args.shard_size, args.batch_size, workers
+    )
     report = write_cache(job, args.overwrite, say)
     images = report["images"]
     print(f"{images['kept']} of {images['listed']} images, {report['samples']} samples")

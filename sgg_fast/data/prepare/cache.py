@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 
 from sgg_fast import env
-from sgg_fast.config import TOY_DATA, ConfigError, flag
+from sgg_fast.config import ConfigError, flag
 from sgg_fast.data.cache import fingerprint, open_foundation
 from sgg_fast.data.prepare.shard_work import CacheJob, is_done, make_shards, shard_path
 from sgg_fast.data.shards import INDEX, entry_of, read_tensors, write_index, write_tensors, write_whole
-from sgg_fast.data.sources import PairSource, open_source
-from sgg_fast.data.stored import FORMAT, GRAPH_TENSORS, GRAPHS, JOB, SETTINGS
+from sgg_fast.data.sources import PairSource
+from sgg_fast.data.stored import FORMAT, GRAPH_TENSORS, GRAPHS, JOB, fixed_settings
 from sgg_fast.files import locked
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.nn.clip import embed_names, phrase_states
@@ -37,8 +37,8 @@ def write_cache(job: CacheJob, overwrite: bool = False, say: Callable[[str], Non
     A cache that was made from something else (another set, models, settings) is refused, by name of what changed,
     unless `overwrite`; images that changed since are read again.
     """
-    source = open_source(job.config, job.split, check=False)
-    foundation = open_foundation(job.config)
+    source = job.open_source()
+    foundation = open_foundation(job.model)
     job.out.mkdir(parents=True, exist_ok=True)
     with locked(job.out):
         described = _describe(job, source, foundation)
@@ -64,14 +64,13 @@ def _describe(job: CacheJob, source: PairSource, foundation: Foundation) -> dict
         digest.update(repr((graph.objects, graph.relations)).encode("utf-8", "surrogatepass"))
     if source.place is not None:
         for i in range(source.num_images):
-            digest.update(os.fsencode(os.path.relpath(source.place(i), job.config.data)) + b"\0")
-    config = job.config
-    parts = ("clip", "vae", *(("text_encoder",) if config.token_init == "text" else ()))
+            digest.update(os.fsencode(os.path.relpath(source.place(i), job.data.source)) + b"\0")
+    parts = ("clip", "vae", *(("text_encoder",) if job.model.token_init == "text" else ()))
     return {
         "format": FORMAT,
         "split": job.split,
         "graphs": digest.hexdigest(),
-        "settings": {name: getattr(config, name) for name in SETTINGS},
+        "settings": fixed_settings(job.data),
         "models": {"text_encoder": None, **{part: fingerprint(getattr(foundation, part)) for part in parts}},
         "shard_size": job.shard_size,
         "batch_size": job.batch_size,
@@ -124,13 +123,13 @@ def _finish(
             assert source.place is not None  # drawn pictures have no faults
             faults.setdefault(reason, []).append(str(source.place(item)))
     if not kept:
-        raise ConfigError(f"--data {job.config.data}: none of {source.num_images} images can be used: "
+        raise ConfigError(f"--data {job.data.source}: none of {source.num_images} images can be used: "
                           f"{'; '.join(f'{len(at)} {reason}' for reason, at in faults.items())}")  # fmt: skip
     graphs = [source.graphs[d * source.num_images + i] for d in range(source.draws) for i in kept]
     previews = np.stack([source.load_image(i) for i in kept[:NUM_PREVIEWS]])
     _write_graphs(job, graphs, previews, source.box_rows(kept), foundation)
     report = {
-        "data": job.config.data,
+        "data": job.data.source,
         "images": {"listed": source.num_images, "kept": len(kept), "left_out": source.num_images - len(kept)},
         "samples": len(graphs),
         "faults": [{"reason": reason, "count": len(paths), "images": paths} for reason, paths in faults.items()],
@@ -138,7 +137,7 @@ def _finish(
     write_whole(job.out / "report.json", (json.dumps(report, indent=1) + "\n").encode("ascii"))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         entries = list(pool.map(lambda k: entry_of(shard_path(job.out, k)), range(num_shards)))
-    data = job.config.data if job.config.data in TOY_DATA else str(Path(job.config.data).resolve())
+    data = job.data.source if job.data.is_drawn else str(Path(job.data.source).resolve())
     index = {**described, "data": data, "draws": source.draws, "images": len(kept), "shards": entries,
              "graphs": entry_of(job.out / GRAPHS)}  # fmt: skip
     write_index(job.out, index)
@@ -155,7 +154,7 @@ def _write_graphs(
     tensors |= {"sizes": batch.sizes, "previews": previews, **({} if boxes is None else {"boxes": boxes})}
     clip = foundation.clip.to(device)
     tensors["names"] = embed_names(clip, foundation.clip_tokenizer, table.spoken()).cpu().numpy()
-    if job.config.token_init == "text":
+    if job.model.token_init == "text":
         states = phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
         tensors["phrases"] = states.cpu().numpy()
     tensors["text"] = np.frombuffer(json.dumps(words).encode("ascii"), np.uint8)

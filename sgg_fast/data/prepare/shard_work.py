@@ -25,7 +25,7 @@ import torch
 from tqdm import tqdm
 
 from sgg_fast import env
-from sgg_fast.config import Config, ConfigError, flag
+from sgg_fast.config import ConfigError, DataConfig, ModelConfig, flag
 from sgg_fast.data.cache import encode_images, open_foundation
 from sgg_fast.data.images import ImageError
 from sgg_fast.data.shards import DamagedError, read_tensors, write_tensors
@@ -43,7 +43,10 @@ _POLL = 0.2
 class CacheJob:
     """What is to be made, and how."""
 
-    config: Config
+    model: ModelConfig
+    data: DataConfig
+    seed: int
+    """Of toy scenes."""
     out: Path
     split: str = "train"
     shard_size: int = 1024
@@ -57,8 +60,14 @@ class CacheJob:
         for name in ("shard_size", "batch_size", "workers"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{flag(name)} must be at least 1, not {getattr(self, name)}")
-        if self.config.data and is_cache(Path(self.config.data)):
-            raise ConfigError(f"--data {self.config.data}: is a cache already")
+        self.data.check_given()
+        self.model.check_given()
+        if not self.data.is_drawn and is_cache(Path(self.data.source)):
+            raise ConfigError(f"--data {self.data.source}: is a cache already")
+
+    def open_source(self) -> PairSource:
+        """The set; absent images are left out later."""
+        return open_source(self.data, self.seed, self.split, check=False)
 
 
 def shard_path(out: Path, number: int) -> Path:
@@ -124,7 +133,7 @@ def _make_shard(
         images.append(embedded.cpu().numpy())
         moments.append(parameters.cpu().numpy())
     if not kept:  # keeps the widths
-        blank = np.zeros((1, job.config.resolution, job.config.resolution, 3), np.uint8)
+        blank = np.zeros((1, job.data.resolution, job.data.resolution, 3), np.uint8)
         embedded, parameters = encode_images(blank, foundation, device, with_latents=True)
         assert parameters is not None
         images, moments = [embedded[:0].cpu().numpy()], [parameters[:0].cpu().numpy()]
@@ -214,7 +223,7 @@ def _work(job: CacheJob, rank: int, num: int, parent: int, shards: Any, news: An
         else:
             device = torch.device("cpu")
             torch.set_num_threads(max(1, torch.get_num_threads() // num))
-        source, foundation = open_source(job.config, job.split, check=False), open_foundation(job.config)
+        source, foundation = job.open_source(), open_foundation(job.model)
 
         def advance(count: int) -> None:
             if os.getppid() != parent:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from sgg_fast.config import Config
+from sgg_fast.config import OptimConfig
 from sgg_fast.train.stages import Terms
 
 
@@ -85,8 +85,8 @@ def run_micro_batches(
     return losses, chance
 
 
-def resolve_precision(config: Config, device: torch.device) -> str:
+def resolve_precision(optim: OptimConfig, device: torch.device) -> str:
     """ "bf16", "fp16" or "fp32". Auto is bf16 on CUDA and for bf16 weights, fp32 on CPU, where bf16 is slower."""
-    if config.precision != "auto":
-        return config.precision
-    return "bf16" if device.type == "cuda" or config.bf16_weights else "fp32"
+    if optim.precision != "auto":
+        return optim.precision
+    return "bf16" if device.type == "cuda" or optim.bf16_weights else "fp32"

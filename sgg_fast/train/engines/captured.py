@@ -80,7 +80,7 @@ class _Slot:
 def why_eager(stage: Stage, device: torch.device) -> str | None:
     """Why a step of this stage on a GPU, without DeepSpeed, is not captured; None where it is."""
     config = stage.config
-    if not config.cuda_graphs:
+    if not config.run.cuda_graphs:
         return "--no-cuda-graphs"
     if left_out := env.unfit("capture"):
         return f"left out since sgg-doctor: {left_out}"
@@ -88,9 +88,9 @@ def why_eager(stage: Stage, device: torch.device) -> str | None:
         return "the reference forms of the kernels wait for the device"
     if not isinstance(stage, FinetuneStage):
         return None
-    if resolve_precision(config, device) == "fp16":
+    if resolve_precision(config.optim, device) == "fp16":
         return "--precision fp16: the host changes the loss's scale"
-    if config.optimizer_in_backward:
+    if config.optim.optimizer_in_backward:
         return "--optimizer-in-backward: the host steps each weight"
     if not isinstance(stage.cache.moments, torch.Tensor):
         return "the latents are read from disk, since they would take too much of the GPU's memory"

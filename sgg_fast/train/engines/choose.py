@@ -8,30 +8,23 @@ from typing import Any
 import torch
 
 from sgg_fast import env
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import OptimConfig
 from sgg_fast.train.engines.base import Engine, resolve_precision
 from sgg_fast.train.engines.captured import CapturedEngine, why_eager
 from sgg_fast.train.engines.deepspeed import DeepSpeedEngine
-from sgg_fast.train.engines.ds_config import load_ds_config
+from sgg_fast.train.engines.ds_config import check_engine, load_ds_config
 from sgg_fast.train.engines.eager import EagerEngine
 from sgg_fast.train.stages import Stage
 
 logger = logging.getLogger(__name__)
 
 
-def plan_engine(config: Config, stage: str, device: torch.device, ds_path: str | None) -> dict[str, Any] | None:
+def plan_engine(optim: OptimConfig, stage: str, device: torch.device, ds_path: str | None) -> dict[str, Any] | None:
     """The resolved DeepSpeed configuration, None without DeepSpeed. Raises `ConfigError`; builds nothing."""
-    if stage == "pretrain" and (ds_path is not None or env.world_size() > 1):
-        raise ConfigError("--stage pretrain runs in one process and without --deepspeed; it fits any GPU as it is")
-    if ds_path is None and env.world_size() > 1:
-        raise ConfigError("several processes need DeepSpeed: add --deepspeed ds.json")
+    check_engine(optim, stage, ds_path)
     if ds_path is None:
         return None
-    for name, used in ((f"--weights {config.weights}", config.bf16_weights),
-                       ("--optimizer-in-backward", config.optimizer_in_backward)):  # fmt: skip
-        if used:
-            raise ConfigError(f"{name} runs without --deepspeed, which keeps master weights of its own: leave one out")
-    return load_ds_config(ds_path, config, resolve_precision(config, device), env.world_size())
+    return load_ds_config(ds_path, optim, resolve_precision(optim, device), env.world_size())
 
 
 def build_engine(module: Stage, device: torch.device, ds_config: dict[str, Any] | None = None) -> Engine:

@@ -62,13 +62,13 @@ class DeepSpeedEngine:
                     atexit.register(_leave)
                 backend = "nccl" if device.type == "cuda" else "gloo"
                 remove_stale_locks()
-                timeout = datetime.timedelta(seconds=config.rank_timeout)
+                timeout = datetime.timedelta(seconds=config.run.rank_timeout)
                 if alone and not torch.distributed.is_initialized():  # no port, so none that is taken
                     store = torch.distributed.HashStore()
                     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
                 deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
                 module.to(device)
-                self.optimizer = build_optimizer(module, config, "finetune", GROUP_ELEMENTS)
+                self.optimizer = build_optimizer(module, config.optim, config.run.seed, "finetune", GROUP_ELEMENTS)
                 self.engine, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=ds_config)
         except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
             reason = " ".join(str(error).split())
@@ -83,8 +83,8 @@ class DeepSpeedEngine:
         if self.stage in (1, 2):
             own.check_grad_overflow = True  # in fp32 too, where DeepSpeed would not look
         self.average: WeightAverage | None = None
-        if config.ema:
-            self.average = WeightAverage(self._masters(), config.ema, config.ema_device == "cpu")
+        if config.optim.ema:
+            self.average = WeightAverage(self._masters(), config.optim.ema, config.optim.ema_device == "cpu")
 
     def update(self, ids_KB: np.ndarray, step: int, lr_factor: float = 1.0) -> StepResult:
         set_lr(self.optimizer, lr_factor)

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sgg_fast.config import Config, ConfigError
+from sgg_fast import env
+from sgg_fast.config import ConfigError, OptimConfig
 
 ZERO_AUTO = {
     "reduce_bucket_size": 50_000_000,
@@ -20,8 +21,23 @@ GROUP_ELEMENTS = 50_000_000
 """Most of a parameter group: at its update ZeRO 1 and 2 hold the group's gradients twice more, flat and in fp32."""
 
 
-def load_ds_config(path: str | Path, config: Config, precision: str, world_size: int) -> dict[str, Any]:
-    """The dictionary for `deepspeed.initialize`. precision: "bf16", "fp16" or "fp32".
+def check_engine(optim: OptimConfig, stage: str, ds_path: str | None) -> None:
+    """Raises `ConfigError` for an engine that cannot run the stage on any device, and for a bad DeepSpeed file."""
+    if stage == "pretrain" and (ds_path is not None or env.world_size() > 1):
+        raise ConfigError("--stage pretrain runs in one process and without --deepspeed; it fits any GPU as it is")
+    if ds_path is None:
+        if env.world_size() > 1:
+            raise ConfigError("several processes need DeepSpeed: add --deepspeed ds.json")
+        return
+    for name, used in ((f"--weights {optim.weights}", optim.bf16_weights),
+                       ("--optimizer-in-backward", optim.optimizer_in_backward)):  # fmt: skip
+        if used:
+            raise ConfigError(f"{name} runs without --deepspeed, which keeps master weights of its own: leave one out")
+    load_ds_config(ds_path, optim, None, env.world_size())
+
+
+def load_ds_config(path: str | Path, optim: OptimConfig, precision: str | None, world_size: int) -> dict[str, Any]:
+    """The dictionary for `deepspeed.initialize`. precision: "bf16", "fp16", "fp32", or None while the device is open.
 
     "auto" takes the recipe's value, as users of Accelerate and transformers expect; a number that
     contradicts the recipe raises `ConfigError`.
@@ -29,9 +45,10 @@ def load_ds_config(path: str | Path, config: Config, precision: str, world_size:
     ds = _read(Path(path))
     try:
         _resolve_zero(ds["zero_optimization"])
-        _resolve_sizes(ds, config, world_size)
-        _resolve_precision(ds, precision)
-        if unresolved := list(_autos(ds)):
+        _resolve_sizes(ds, optim, world_size)
+        if precision is not None:
+            _resolve_precision(ds, precision)
+        if unresolved := [name for name in _autos(ds) if precision or not name.endswith("16.enabled")]:
             raise ConfigError(f'"auto" is not known for {unresolved[0]}; give a value')
     except ConfigError as error:
         raise ConfigError(f"--deepspeed {path}: {error}") from error
@@ -72,13 +89,13 @@ def _resolve_zero(zero: dict[str, Any]) -> None:
             )
 
 
-def _resolve_sizes(ds: dict[str, Any], config: Config, world_size: int) -> None:
-    per_process = config.batch_size * config.accumulation_steps
+def _resolve_sizes(ds: dict[str, Any], optim: OptimConfig, world_size: int) -> None:
+    per_process = optim.batch_size * optim.accumulation_steps
     expected = {
-        "train_micro_batch_size_per_gpu": (config.batch_size, "--batch-size"),
-        "gradient_accumulation_steps": (config.accumulation_steps, "--accumulation-steps"),
+        "train_micro_batch_size_per_gpu": (optim.batch_size, "--batch-size"),
+        "gradient_accumulation_steps": (optim.accumulation_steps, "--accumulation-steps"),
         "train_batch_size": (per_process * world_size, "--batch-size x --accumulation-steps x processes"),
-        "gradient_clipping": (config.max_grad_norm, "--max-grad-norm"),
+        "gradient_clipping": (optim.max_grad_norm, "--max-grad-norm"),
     }
     for key, (value, source) in expected.items():
         given = ds.get(key, "auto")

@@ -25,11 +25,11 @@ class EagerEngine:
     def __init__(self, module: Stage, device: torch.device, reason: str = "", flat: bool | None = None) -> None:
         """reason: why steps are not captured. flat: as `TrainState`; by default where our kernels run."""
         config = module.config
-        self.state = TrainState(module, device, has_flat_kernels(config, device) if flat is None else flat)
+        self.state = TrainState(module, device, has_flat_kernels(config.optim, device) if flat is None else flat)
         self.module, self.optimizer = self.state.module, self.state.optimizer
         self.execution = f"eager ({reason})" if reason else "eager"
-        self.max_grad_norm = config.max_grad_norm
-        self._in_backward = isinstance(module, FinetuneStage) and config.optimizer_in_backward
+        self.max_grad_norm = config.optim.max_grad_norm
+        self._in_backward = isinstance(module, FinetuneStage) and config.optim.optimizer_in_backward
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         if self._in_backward:
             for parameter in self.state.parameters:

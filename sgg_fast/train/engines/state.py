@@ -38,16 +38,16 @@ class TrainState:
         config, precision, narrow, stage = module.config, "fp32", False, "pretrain"
         self.module = module.to(device)
         if isinstance(module, FinetuneStage):
-            stage, precision, narrow = "finetune", resolve_precision(config, device), config.bf16_weights
+            stage, precision, narrow = "finetune", resolve_precision(config.optim, device), config.optim.bf16_weights
             module.unet.to(memory_format=torch.channels_last)
             if narrow:
                 module.unet.bfloat16()
-        self.optimizer = build_optimizer(module, config, stage, flat=flat)
+        self.optimizer = build_optimizer(module, config.optim, config.run.seed, stage, flat=flat)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scale = LossScale() if precision == "fp16" else None
         self.average: WeightAverage | None = None
-        if config.ema:
-            self.average = WeightAverage(self.parameters, config.ema, config.ema_device == "cpu")
+        if config.optim.ema:
+            self.average = WeightAverage(self.parameters, config.optim.ema, config.optim.ema_device == "cpu")
         self._device_type = device.type
         self._cast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if not narrow else None
 

@@ -10,33 +10,50 @@ import itertools
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from sgg_fast import env
-from sgg_fast.config import TOY_DATA, Config, ConfigError
+from sgg_fast.config import SETTINGS, Config, ConfigError, OptimConfig, as_flags
 from sgg_fast.data.sources import open_source
 from sgg_fast.train.engines.choose import plan_engine
 from sgg_fast.train.memory.planner import GIB, OUTSIDE, Plan, Planner
 
 logger = logging.getLogger(__name__)
 
-Remedy = tuple[str, dict[str, Any], str | None]
-"""What may help, as it is typed; the fields it sets; the ds.json it brings."""
+DS_OFFLOAD = "configs/ds_offload.json"
+"""The DeepSpeed configuration that takes the least memory."""
 
-REMEDIES: tuple[Remedy, ...] = (
-    ("--gradient-checkpointing", {"gradient_checkpointing": True}, None),
-    ("--weights lean", {"weights": "lean", "precision": "auto"}, None),
-    ("--optimizer-in-backward --max-grad-norm 0", {"optimizer_in_backward": True, "max_grad_norm": 0.0}, None),
-    ("--optimizer adam8bit", {"optimizer": "adam8bit"}, None),
-    ("--ema-device cpu", {"ema_device": "cpu"}, None),
-    ("--deepspeed configs/ds_offload.json", {}, "configs/ds_offload.json"),
-)
+NUM_SHOWN = 3
+"""Remedies in a message."""
 
-NUM_REMEDIES = 3
+
+class Remedy(NamedTuple):
+    """Something that may take less memory."""
+
+    settings: Mapping[str, Any]
+    """Flat settings."""
+    ds_path: str | None = None
+    """The DeepSpeed configuration that it brings."""
+
+    def typed(self, config: Config) -> str:
+        """The words that change `config` so."""
+        words = as_flags({name: to for name, to in self.settings.items() if SETTINGS[name].of(config) != to})
+        return " ".join(words + (["--deepspeed", self.ds_path] if self.ds_path else []))
+
+
+def remedies(config: Config) -> list[Remedy]:
+    """Every setting that saves memory and has an effect beside the others, then DeepSpeed with offload."""
+    known = [
+        Remedy(setting.rules.saves_memory)
+        for setting in SETTINGS.values()
+        if setting.rules.saves_memory
+        and (not setting.rules.only_with or getattr(getattr(config, setting.part), setting.rules.only_with))
+    ]
+    return [*known, Remedy({}, DS_OFFLOAD)]
 
 
 def budget_bytes(text: str) -> int:
@@ -54,52 +71,102 @@ def device_memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def planner(config: Config, stage: str, ds_path: str | None, device: str) -> Planner:
-    """The planner of a run as it is typed. Raises `ConfigError`, also for pre-training, which fits anywhere."""
-    if stage != "finetune":
-        raise ConfigError("--plan and --auto-batch are for --stage finetune; pre-training fits any GPU")
-    if config.conditioner != "sgg":
-        raise ConfigError(f"--plan and --auto-batch know SGG-IG's graph encoder only: leave out --conditioner "
-                          f"{config.conditioner}, whose memory is about the same")  # fmt: skip
-    ds = plan_engine(config, stage, torch.device(device), ds_path)
-    if config.data in ("", *TOY_DATA):
-        return Planner(config, ds, device, env.world_size())
-    source = open_source(config)
-    return Planner(config, ds, device, env.world_size(), len(source), stored=source.stored is not None)
+@dataclasses.dataclass(frozen=True)
+class TypedRun:
+    """A run as it is typed, which the advice is about."""
+
+    config: Config
+    stage: str
+    ds_path: str | None
+    device: str
+    """ "cuda" or "cpu"."""
+
+    def planner(self) -> Planner:
+        """Its planner. Raises `ConfigError`, also for pre-training, which fits anywhere."""
+        config, device = self.config, self.device
+        if self.stage != "finetune":
+            raise ConfigError("--plan and --auto-batch are for --stage finetune; pre-training fits any GPU")
+        if config.model.conditioner != "sgg":
+            raise ConfigError(f"--plan and --auto-batch know SGG-IG's graph encoder only: leave out --conditioner "
+                              f"{config.model.conditioner}, whose memory is about the same")  # fmt: skip
+        ds = plan_engine(config.optim, self.stage, torch.device(device), self.ds_path)
+        if not config.data.source or config.data.is_drawn:
+            return Planner(config, ds, device, env.world_size())
+        source = open_source(config.data, config.run.seed)
+        return Planner(config, ds, device, env.world_size(), len(source), stored=source.stored is not None)
+
+    def changed(self, tried: Iterable[Remedy]) -> Iterator[tuple[str, TypedRun, Planner]]:
+        """Those remedies that change something and go with the settings: as typed, the changed run, its planner."""
+        for remedy in tried:
+            ds = remedy.ds_path
+            if ds and (self.ds_path or not Path(ds).is_file()):
+                continue
+            try:
+                config = self.config.replace(**remedy.settings)
+                if not ds and config == self.config:
+                    continue
+                run = dataclasses.replace(self, config=config, ds_path=ds or self.ds_path)
+                yield remedy.typed(self.config), run, run.planner()
+            except ConfigError:  # settings that exclude each other
+                continue
+
+    def added_up(self) -> Iterator[tuple[str, Planner]]:
+        """More and more remedies together: from the first one on, then from the last one back."""
+        for ordered in (remedies(self.config), remedies(self.config)[::-1]):
+            typed, run = "", self
+            for remedy in ordered:
+                for words, changed, planner in run.changed([remedy]):
+                    typed, run = f"{typed} {words}".strip(), changed
+                    yield typed, planner
+
+    def what_fits(self, budget: int) -> str:
+        """The first settings with which a batch of at least 1 fits: single ones, or the fewest of `added_up`."""
+        logger.info("not even a batch of 1 fits: looking for settings with which it does")
+
+        def fitting(tried: Iterable[tuple[str, Planner]]) -> Iterator[str]:
+            for words, planner in tried:
+                if most := planner.largest_batch(budget):
+                    optim = planner.config.optim
+                    alone = optim.optimizer_in_backward and most < optim.batch_size  # cannot accumulate
+                    yield f"{words}{f' --batch-size {most}' if alone else ''} (batch {most})"
+
+        single = ((words, planner) for words, _, planner in self.changed(remedies(self.config)))
+        found = list(itertools.islice(fitting(single), NUM_SHOWN))
+        found = found or list(itertools.islice(fitting(self.added_up()), 1))
+        if not found:
+            return "; nor with all that saves memory together: take a larger GPU or --budget, or a lower --resolution"
+        return f"; it does with {' or with '.join(found)}"
 
 
-def show_plan(config: Config, stage: str, ds_path: str | None, device: str, budget_text: str | None) -> str:
+def show_plan(run: TypedRun, budget_text: str | None) -> str:
     """The plan at the settings' batch, whether it fits the budget (24GiB), and the largest batch that does."""
     budget = budget_bytes(budget_text or "24GiB")
-    planned = planner(config, stage, ds_path, device)
-    plan = planned.plan(config.batch_size, budget)
-    most = planned.largest_batch(budget)
+    planner = run.planner()
+    plan = planner.plan(run.config.optim.batch_size, budget)
+    most = planner.largest_batch(budget)
     return "\n".join([
         *plan.lines(),
         f"{'fits' if plan.fits(budget) else 'does not fit'} {budget / GIB:.2f} GiB, of which {OUTSIDE / GIB:.0f} GiB "
         "is left to what is not counted (CUDA context, workspaces, gaps)",
-        f"largest batch that fits: {most}" if most else
-        f"not even a batch of 1 fits{_what_fits(config, stage, ds_path, device, budget)}",
+        f"largest batch that fits: {most}" if most else f"not even a batch of 1 fits{run.what_fits(budget)}",
     ])  # fmt: skip
 
 
-def auto_batch(config: Config, stage: str, ds_path: str | None, budget_text: str | None) -> Config:
+def auto_batch(run: TypedRun, budget_text: str | None) -> Config:
     """The settings with the largest micro-batch that fits the budget (the whole device); accumulation keeps the images
     of a step.
 
     Raises `ConfigError` where not even one image fits, or where accumulation is excluded and needed.
     """
-    device = env.device()
-    budget = budget_bytes(budget_text) if budget_text else device_memory(device)
-    planned = planner(config, stage, ds_path, device.type)
-    images, most = config.batch_size * config.accumulation_steps, planned.largest_batch(budget)
+    budget = budget_bytes(budget_text) if budget_text else device_memory(torch.device(run.device))
+    planner, optim = run.planner(), run.config.optim
+    images, most = optim.batch_size * optim.accumulation_steps, planner.largest_batch(budget)
     if not most:
-        plan = planned.plan(1, budget)
-        cure = _what_fits(config, stage, ds_path, device.type, budget)
+        plan, cure = planner.plan(1, budget), run.what_fits(budget)
         raise ConfigError(f"--auto-batch: not even one image fits {budget / GIB:.2f} GiB: {_peak(plan)}{cure}")
     micro = max(n for n in range(1, min(most, images) + 1) if images % n == 0)
     logger.info("--auto-batch: %d images a step as %d x %d; %d would fit", images, images // micro, micro, most)
-    return dataclasses.replace(config, batch_size=micro, accumulation_steps=images // micro)
+    return run.config.replace(batch_size=micro, accumulation_steps=images // micro)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -110,78 +177,29 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(config: Config, stage: str, ds_path: str | None, device: str) -> str:
+def out_of_memory(run: TypedRun) -> str:
     """One line for a run that had not enough: the planned peak, its largest part, and the settings that help most."""
-    if stage != "finetune":
+    if run.stage != "finetune":
         return "out of memory: lower --batch-size"
-    planned = planner(config, stage, ds_path, device)
-    plan = planned.plan(config.batch_size)
+    plan = run.planner().plan(run.config.optim.batch_size)
     lower = {}
-    for (words, *_), other in _changed(config, stage, ds_path, device, [*_smaller_batch(config), *REMEDIES]):
-        peak = other.plan(other.config.batch_size).peak
+    for words, changed, planner in run.changed([*_smaller_batch(run.config.optim), *remedies(run.config)]):
+        peak = planner.plan(changed.config.optim.batch_size).peak
         if peak < plan.peak:
             lower[words] = peak
-    best = sorted(lower, key=lambda words: lower[words])[:NUM_REMEDIES]
+    best = sorted(lower, key=lambda words: lower[words])[:NUM_SHOWN]
     helps = ", ".join(f"{words} ({lower[words] / GIB:.2f} GiB)" for words in best)
     return f"out of memory: {_peak(plan)}. Each of these would help: {helps or 'a lower --resolution'}"
 
 
-def _changed(
-    config: Config, stage: str, ds_path: str | None, device: str, remedies: Iterable[Remedy]
-) -> Iterator[tuple[Remedy, Planner]]:
-    """Those remedies that change something and go with the settings, each with the planner of the changed run."""
-    for remedy in remedies:
-        _, changes, ds = remedy
-        if ds and (ds_path or not Path(ds).is_file()):
-            continue
-        try:
-            changed = dataclasses.replace(config, **changes)
-            if not ds and (changed == config or (not config.ema and "ema_device" in changes)):
-                continue
-            other = planner(changed, stage, ds or ds_path, device)
-        except ConfigError:  # settings that exclude each other
-            continue
-        yield remedy, other
-
-
-def _added_up(config: Config, stage: str, ds_path: str | None, device: str) -> Iterator[tuple[str, Planner]]:
-    """More and more remedies together: from the first one on, then from the last one back."""
-    for remedies in (REMEDIES, REMEDIES[::-1]):
-        typed, now, now_ds = "", config, ds_path
-        for remedy in remedies:
-            for (words, _, ds), other in _changed(now, stage, now_ds, device, [remedy]):
-                typed, now, now_ds = f"{typed} {words}".strip(), other.config, ds or now_ds
-                yield typed, other
-
-
-def _what_fits(config: Config, stage: str, ds_path: str | None, device: str, budget: int) -> str:
-    """The first settings with which a batch of at least 1 fits: single ones, or the fewest of `_added_up`."""
-    logger.info("not even a batch of 1 fits: looking for settings with which it does")
-
-    def fitting(tried: Iterable[tuple[str, Planner]]) -> Iterator[str]:
-        for words, other in tried:
-            if most := other.largest_batch(budget):
-                alone = other.config.optimizer_in_backward and most < other.config.batch_size  # cannot accumulate
-                yield f"{words}{f' --batch-size {most}' if alone else ''} (batch {most})"
-
-    single = ((words, other) for (words, *_), other in _changed(config, stage, ds_path, device, REMEDIES))
-    found = list(itertools.islice(fitting(single), NUM_REMEDIES))
-    found = found or list(itertools.islice(fitting(_added_up(config, stage, ds_path, device)), 1))
-    if not found:
-        return "; nor with all that saves memory together: take a larger GPU or --budget, or a lower --resolution"
-    return f"; it does with {' or with '.join(found)}"
-
-
-def _smaller_batch(config: Config) -> list[Remedy]:
+def _smaller_batch(optim: OptimConfig) -> list[Remedy]:
     """Half the micro-batch, twice as often; or half the images where accumulation is excluded."""
-    if config.batch_size == 1:
+    if optim.batch_size == 1:
         return []
-    half = config.batch_size // 2
-    if config.optimizer_in_backward:
-        return [(f"--batch-size {half}", {"batch_size": half}, None)]
-    steps = config.accumulation_steps * config.batch_size // half
-    changes = {"batch_size": half, "accumulation_steps": steps}
-    return [(f"--batch-size {half} --accumulation-steps {steps}", changes, None)]
+    half = optim.batch_size // 2
+    if optim.optimizer_in_backward:
+        return [Remedy({"batch_size": half})]
+    return [Remedy({"batch_size": half, "accumulation_steps": optim.accumulation_steps * optim.batch_size // half})]
 
 
 def _peak(plan: Plan) -> str:

@@ -5,18 +5,18 @@ Nothing is downloaded but configuration files, and no weight is read. Under a `F
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import Config, ConfigError, ModelConfig
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
+from sgg_fast.nn import loading
 from sgg_fast.nn.conditioners import Conditioner
-from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.foundation import Foundation, load_sd_configs
 from sgg_fast.train.assemble import conditioner_of
 
 SD_UNET: dict[str, Any] = {
@@ -54,26 +54,24 @@ SD_TEXT: dict[str, Any] = {
 LARGEST_GRAPH = (30, 30)
 """Objects and relations of the largest graphs that the published sets keep."""
 
-NUM_IMAGES = {"vg": 62_565, "coco": 24_972}
-"""Training images of the published sets, by the first letters of their recipes."""
 
+def blank_foundation(model: ModelConfig) -> Foundation:
+    """The models with random weights, without tokenizers.
 
-def blank_foundation(config: Config) -> Foundation:
-    """The models of `config` with random weights. Sizes: --model's and --clip's config.json, the toy's, or SD v1.4's.
-
-    There are no tokenizers. Raises `ConfigError` for a --model whose configuration cannot be read.
+    Sizes: --model's and --clip's config.json, the toy's where they stand in, else SD v1.4's. Raises `ConfigError` for
+    a --model whose configuration cannot be read.
     """
-    if config.recipe == "toy" and not config.model:
+    if model.embedded and not model.source:
         from sgg_fast.toy import models as toy
 
         clip = toy.toy_clip(toy.toy_tokenizer())
         parts = (toy.toy_unet(), toy.toy_vae(), CLIPTextModel(clip.config.text_config), toy.toy_scheduler(), clip)
         return _foundation("toy sizes", *parts)
-    if not config.model:
+    if not model.source:
         sizes = SD_UNET, SD_VAE, CLIPTextConfig(**SD_TEXT), CLIPConfig()
         source = "Stable Diffusion v1.4 sizes"
     else:
-        sizes, source = _read_sizes(config), config.model
+        sizes, source = _read_sizes(model), model.source
     unet_config, vae_config, text_config, clip_config = sizes
     return _foundation(
         source,
@@ -90,20 +88,21 @@ def _foundation(source: str, *parts: Any) -> Foundation:
     return Foundation(unet, vae, text_encoder, None, scheduler, clip, None, source).freeze()
 
 
-def _read_sizes(config: Config) -> tuple[dict[str, Any], dict[str, Any], CLIPTextConfig, CLIPConfig]:
-    model, clip, folder = config.model, config.clip, ""
-    if not clip and (Path(model) / "graph_clip").is_dir():
-        clip, folder = model, "graph_clip"
+def _read_sizes(given: ModelConfig) -> tuple[dict[str, Any], dict[str, Any], CLIPTextConfig, CLIPConfig]:
+    model, parts = given.source, ("unet", "vae", "text_encoder", "graph_clip")
     try:
-        return (
-            dict(UNet2DConditionModel.load_config(model, subfolder="unet")),
-            dict(AutoencoderKL.load_config(model, subfolder="vae")),
-            CLIPTextConfig.from_pretrained(model, subfolder="text_encoder"),
-            CLIPConfig.from_pretrained(clip, subfolder=folder) if clip else CLIPConfig(),
-        )
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"--model {model}: its configuration cannot be read: {reason}") from error
+        root = loading.find_folder("--model", model, parts, ends=("json",))
+        with loading.border(f"--model {model}: its configuration cannot be read"):
+            unet, vae, text = load_sd_configs(root)
+        clip, at, part = f"--clip {given.clip}", root, "graph_clip"
+        if given.clip:
+            at, part = loading.find_folder("--clip", given.clip, ("",), ends=("json",)), ""
+        with loading.border(f"{clip if given.clip else model}: its configuration cannot be read"):
+            known = given.clip or (root / part).is_dir()
+            own = loading.load_config(at, part, lambda _: None, "model_type", "clip") if known else {}
+            return unet, vae, CLIPTextConfig.from_dict(text), CLIPConfig.from_dict(own)
+    except loading.ModelError as error:
+        raise ConfigError(str(error)) from error
 
 
 def blank_cache(config: Config, foundation: Foundation, num_images: int) -> TrainingCache:
@@ -113,7 +112,7 @@ def blank_cache(config: Config, foundation: Foundation, num_images: int) -> Trai
     relations = [(i % num_objects, "by", (i + 1) % num_objects) for i in range(num_relations)]
     graph, table = SceneGraph(tuple(names), tuple(relations)), NameTable()
     graphs = SceneGraphBatch.from_graphs([graph] * num_images, table)
-    clip, side = foundation.clip.config.projection_dim, config.resolution // latent_factor(foundation)
+    clip, side = foundation.clip.config.projection_dim, config.data.resolution // latent_factor(foundation)
     context = foundation.unet.config.cross_attention_dim
     return TrainingCache(
         graphs=graphs,
@@ -121,15 +120,15 @@ def blank_cache(config: Config, foundation: Foundation, num_images: int) -> Trai
         names=torch.randn(len(table), clip),
         images=torch.randn(num_images, clip),
         moments=torch.randn(num_images, 2 * foundation.vae.config.latent_channels, side, side),
-        phrases=torch.randn(len(table.phrases), context).half() if config.token_init == "text" else None,
-        boxes=torch.rand(graphs.num_objects, 4) if config.needs_boxes("finetune") else None,
+        phrases=torch.randn(len(table.phrases), context).half() if config.model.token_init == "text" else None,
+        boxes=torch.rand(graphs.num_objects, 4) if config.objective.needs_boxes("finetune") else None,
     )
 
 
-def blank_conditioner(config: Config, foundation: Foundation) -> Conditioner:
+def blank_conditioner(model: ModelConfig, foundation: Foundation) -> Conditioner:
     """The conditioner of the models' widths with random weights."""
     clip = foundation.clip.config.projection_dim
-    return conditioner_of(config, clip, clip, foundation.unet.config.cross_attention_dim)
+    return conditioner_of(model, clip, clip, foundation.unet.config.cross_attention_dim)
 
 
 def latent_factor(foundation: Foundation) -> int:

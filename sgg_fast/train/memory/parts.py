@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sgg_fast.config import Config
+from sgg_fast.config import OptimConfig
 from sgg_fast.train.engines.base import resolve_precision
 from sgg_fast.train.engines.ds_config import GROUP_ELEMENTS
 from sgg_fast.train.memory.meter import rounded
@@ -53,7 +53,9 @@ class Group:
 class Layout:
     """How a run keeps and updates its weights."""
 
-    config: Config
+    optim: OptimConfig
+    kernels: str
+    """--kernels."""
     device: str
     """ "cuda" or "cpu"."""
     ds: dict[str, Any] | None
@@ -63,7 +65,7 @@ class Layout:
     @property
     def precision(self) -> str:
         """ "fp32", "bf16" or "fp16"."""
-        return resolve_precision(self.config, torch.device(self.device))
+        return resolve_precision(self.optim, torch.device(self.device))
 
     @property
     def largest_group(self) -> float:
@@ -98,11 +100,11 @@ class Layout:
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
         if self.ds is not None:
             return half, half
-        return (torch.bfloat16 if self.config.bf16_weights else torch.float32), torch.float32
+        return (torch.bfloat16 if self.optim.bf16_weights else torch.float32), torch.float32
 
     def autocast(self) -> torch.dtype | None:
         """What compute is cast to; None where the weights' own type decides."""
-        if self.ds is not None or self.config.bf16_weights:
+        if self.ds is not None or self.optim.bf16_weights:
             return None
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
@@ -112,8 +114,8 @@ class Layout:
             offload = " with offload" if self.offloads("optimizer") or self.offloads("param") else ""
             return f"{self.precision}, DeepSpeed ZeRO-{self.stage}{offload}, {self.world_size} process(es)"
         kinds = {"lean": "bf16 weights", "split": "fp32 weights in two halves"}
-        kind = kinds.get(self.config.weights, self.precision)
-        return f"{kind}, plain engine{', optimiser in backward' if self.config.optimizer_in_backward else ''}"
+        kind = kinds.get(self.optim.weights, self.precision)
+        return f"{kind}, plain engine{', optimiser in backward' if self.optim.optimizer_in_backward else ''}"
 
 
 def state_bytes(group: Group, optimizer: str, shards: int = 1) -> int:
@@ -126,19 +128,19 @@ def state_bytes(group: Group, optimizer: str, shards: int = 1) -> int:
 
 def update_bytes_per_element(layout: Layout, group: Group) -> int:
     """What the optimiser's own arithmetic takes meanwhile, per element that it updates at once."""
-    config = layout.config
+    optim = layout.optim
     if (
         layout.ds is None
         and layout.device == "cuda"
-        and not (config.kernels == "reference" or config.optimizer_in_backward)
+        and not (layout.kernels == "reference" or optim.optimizer_in_backward)
     ):
         return 0  # our kernels, in place
-    if layout.config.optimizer == "adam":
+    if layout.optim.optimizer == "adam":
         return 4 if layout.device == "cuda" else 8
     inner = CPU_UPDATE[group.bits] if layout.device == "cpu" else 0
     if layout.ds is None and group.dtype != torch.float32:  # an fp32 stand-in of weight and gradient
         inner = 8 + max(inner, STOCHASTIC_ROUNDING)
-    if config.optimizer_in_backward:  # the weight once more, for a gradient that is not finite
+    if optim.optimizer_in_backward:  # the weight once more, for a gradient that is not finite
         inner += group.dtype.itemsize
     return inner
 
@@ -151,7 +153,7 @@ def update_bytes(layout: Layout, groups: list[Group]) -> int:
         each, width = update_bytes_per_element(layout, group), group.dtype.itemsize
         to_fp32 = 4 if width < 4 else 0
         if layout.stage is None:  # torch's Adam takes a group at once on CUDA; everything else a parameter
-            whole = layout.config.optimizer == "adam" and layout.device == "cuda"
+            whole = layout.optim.optimizer == "adam" and layout.device == "cuda"
             needs = each * (numel if whole else max(group.sizes))
         elif layout.offloads("optimizer"):
             needs = 0 if layout.device == "cuda" else each * numel
@@ -174,7 +176,7 @@ def resident_parts(layout: Layout, groups: list[Group]) -> tuple[dict[str, int],
     shards, stage = layout.shards, layout.stage
     device: dict[str, int] = {}
     host: dict[str, int] = {}
-    state = sum(state_bytes(group, layout.config.optimizer, shards) for group in groups)
+    state = sum(state_bytes(group, layout.optim.optimizer, shards) for group in groups)
     update_side = host if layout.offloads("optimizer") else device
     (host if layout.offloads("param") else device)["weights"] = weights // (shards if stage == 3 else 1)
     if stage == 3 and (layout.world_size > 1 or layout.offloads("param")):
@@ -183,12 +185,12 @@ def resident_parts(layout: Layout, groups: list[Group]) -> tuple[dict[str, int],
     if stage or (stage == 0 and layout.precision != "fp32"):
         update_side["fp32 master weights"] = 4 * numel // shards
     update_side["optimiser state"] = state
-    if layout.config.weights == "split":
+    if layout.optim.weights == "split":
         device["low halves of the weights"] = sum(2 * g.numel for g in groups if g.dtype == torch.bfloat16)
     if layout.offloads("optimizer"):
         host["fp32 gradients and a copy of the weights"] = (4 * numel + weights) // shards
-    if layout.config.ema:
-        (host if layout.config.ema_device == "cpu" else device)["average of the weights (EMA)"] = 4 * numel // shards
+    if layout.optim.ema:
+        (host if layout.optim.ema_device == "cpu" else device)["average of the weights (EMA)"] = 4 * numel // shards
     return device, host
 
 
@@ -202,7 +204,7 @@ def bucket_bytes(layout: Layout, groups: list[Group]) -> int:
 
 def gradient_bytes(layout: Layout, groups: list[Group]) -> int:
     """All gradients that this process keeps until the update."""
-    if layout.config.optimizer_in_backward or layout.offloads("optimizer"):
+    if layout.optim.optimizer_in_backward or layout.offloads("optimizer"):
         return 0
     whole = sum(group.weight_bytes() for group in groups)
     return whole // layout.shards if (layout.stage or 0) >= 2 else whole

@@ -17,11 +17,10 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sgg_fast import ops
-from sgg_fast.config import TOY_DATA, Config
+from sgg_fast.config import Config
 from sgg_fast.data.cache import RESIDENT_SHARE
 from sgg_fast.train.assemble import assemble
 from sgg_fast.train.memory.blank import (
-    NUM_IMAGES,
     blank_cache,
     blank_conditioner,
     blank_foundation,
@@ -112,22 +111,22 @@ class Planner:
         num_images: int | None = None,
         stored: bool | None = None,
     ) -> None:
-        """num_images: of the training set (the published set's by the recipe's name); stored: whether it is a prepared
+        """num_images: of the training set (as many as the settings expect); stored: whether it is a prepared
         cache, whose latents may stay on disk; by default where --data is not given. Raises `ConfigError` where
         --model's configuration cannot be read.
         """
-        self.config, self.layout = config, Layout(config, device, ds, world_size)
+        self.config, self.layout = config, Layout(config.optim, config.model.kernels, device, ds, world_size)
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._traces: dict[int, dict[str, dict[str, int]]] = {}
         with torch.random.fork_rng(devices=[]), self._mode:
-            self.foundation = blank_foundation(config)
+            self.foundation = blank_foundation(config.model)
             of_unet, of_graph = self.layout.dtypes()
             _recast(self.foundation.unet, of_unet)
             self._stage = assemble(
                 self._as_traced(),
                 "finetune",
                 self.foundation,
-                blank_conditioner(config, self.foundation),
+                blank_conditioner(config.model, self.foundation),
                 blank_cache(config, self.foundation, 1),
                 torch.device("cpu"),
                 ds,
@@ -138,10 +137,10 @@ class Planner:
                     _recast(module, of_graph)
             self._groups = [
                 Group(tuple(p.numel() for p in group["params"]), group["optim_bits"], group["params"][0].dtype)
-                for group in parameter_groups(self._stage, config, self.layout.largest_group)
+                for group in parameter_groups(self._stage, config.optim, self.layout.largest_group)
             ]
-        self._num_images = num_images if num_images is not None else _published(config)
-        self._stored = stored if stored is not None else not config.data
+        self._num_images = num_images if num_images is not None else config.data.num_expected
+        self._stored = stored if stored is not None else not config.data.source
 
     def plan(self, batch: int, budget: int = 24 * GIB) -> Plan:
         """At `batch` images a micro-batch and process."""
@@ -152,13 +151,13 @@ class Planner:
             resident, host = {**resident, **host}, {}
         moments = {phase: dict(parts) for phase, parts in self._trace(batch).items()}
         moments["backward"]["ZeRO's buckets"] = bucket_bytes(self.layout, self._groups)
-        if not self.config.optimizer_in_backward:
+        if not self.config.optim.optimizer_in_backward:
             gradients = gradient_bytes(self.layout, self._groups)
             moments["update"] = {"gradients": gradients, "the update's temporaries": self._update_bytes()}
-        config = self.config
+        config, micro, side = self.config, self.config.optim.accumulation_steps, self.config.data.resolution
         title = (
-            f"fine-tuning {config.recipe} with {self.foundation.source} at {config.resolution} x {config.resolution}, "
-            f"batch {batch}{f' x {config.accumulation_steps}' if config.accumulation_steps > 1 else ''}, "
+            f"fine-tuning {config.run.recipe} with {self.foundation.source} at {side} x {side}, "
+            f"batch {batch}{f' x {micro}' if micro > 1 else ''}, "
             f"{self.layout.describe()}, on {'a GPU' if self.layout.device == 'cuda' else 'the CPU'}"
         )
         return Plan(title, resident, moments, host)
@@ -191,13 +190,13 @@ class Planner:
 
     def _frozen_bytes(self) -> int:
         models = [self.foundation.vae, self.foundation.clip]
-        if self.config.token_init == "text" or self.layout.device == "cpu":
+        if self.config.model.token_init == "text" or self.layout.device == "cpu":
             models.append(self.foundation.text_encoder)
         return sum(t.nbytes for model in models for t in (*model.parameters(), *model.buffers()))
 
     def _data_bytes(self, budget: int) -> int:
         """The set as it lies on the device. Latents of a prepared cache stay on disk where they would take too much."""
-        side = self.config.resolution // latent_factor(self.foundation)
+        side = self.config.data.resolution // latent_factor(self.foundation)
         latents = self._num_images * 4 * 2 * self.foundation.vae.config.latent_channels * side**2
         if self._stored and (self.layout.device == "cpu" or latents >= RESIDENT_SHARE * budget):
             latents = 0
@@ -207,15 +206,17 @@ class Planner:
         """Forward and backward of a step at `batch`: what was there beside the resident parts at the highest."""
         if batch not in self._traces:
             stage, parameters = self._stage, parameters_of(self._stage)
-            bits = {id(p): g["optim_bits"] for g in parameter_groups(stage, self.config) for p in g["params"]}
+            bits = {id(p): g["optim_bits"] for g in parameter_groups(stage, self.config.optim) for p in g["params"]}
             with ops.assumed(self._backend), self._mode, Meter() as meter:
-                if self.config.optimizer_in_backward:
+                if self.config.optim.optimizer_in_backward:
                     meter.use_gradients(parameters, lambda p: self._in_backward_bytes(p, bits[id(p)]))
                 elif self.layout.stage in (1, 2, 3):
                     meter.bucket_gradients(parameters, self.layout.bucket, gradient_bytes(self.layout, self._groups))
                 else:
                     meter.keep_gradients(parameters)
-                for _ in range(min(self.config.accumulation_steps, 2)):  # the second meets the first one's gradients
+                for _ in range(
+                    min(self.config.optim.accumulation_steps, 2)
+                ):  # the second meets the first one's gradients
                     meter.phase = "forward"
                     with autocast_like_cuda(self.layout.autocast()):
                         total = stage(np.zeros(batch, np.int64), 0).total
@@ -234,15 +235,15 @@ class Planner:
     def _as_traced(self) -> Config:
         """The settings, "auto" as the run's device resolves it, which is not where fake tensors are."""
         config, on_gpu = self.config, self.layout.device == "cuda"
-        fuse = ("on" if on_gpu else "off") if config.fuse_unet == "auto" else config.fuse_unet
+        fuse = ("on" if on_gpu else "off") if config.model.fuse_unet == "auto" else config.model.fuse_unet
         # Graphs with their relations take the most.
-        return dataclasses.replace(config, relation_dropout=0.0, attention="sdpa", fuse_unet=fuse)
+        return config.replace(relation_dropout=0.0, attention="sdpa", fuse_unet=fuse)
 
     @property
     def _backend(self) -> str:
         """Form of the kernels that the run has."""
         auto = "triton" if self.layout.device == "cuda" else "reference"
-        return auto if self.config.kernels == "auto" else self.config.kernels
+        return auto if self.config.model.kernels == "auto" else self.config.model.kernels
 
     def _in_backward_bytes(self, parameter: torch.Tensor, bits: int) -> int:
         group = Group((parameter.numel(),), bits, parameter.dtype)
@@ -259,10 +260,3 @@ def _recast(module: nn.Module, dtype: torch.dtype) -> None:
         for name, buffer in owner._buffers.items():
             if buffer is not None and buffer.is_floating_point():
                 owner._buffers[name] = torch.empty_like(buffer, dtype=dtype)
-
-
-def _published(config: Config) -> int:
-    """Training images that the recipe stands for."""
-    if config.data in TOY_DATA:
-        return config.num_scenes
-    return next((num for name, num in NUM_IMAGES.items() if config.recipe.startswith(name)), 0)

@@ -9,19 +9,19 @@ import torch
 from torch import nn
 
 from sgg_fast import ops
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import ConfigError, OptimConfig
 from sgg_fast.train.optim.adam_flat import FlatAdam
 
 MIN_8BIT_ELEMENTS = 4096
 """Tensors below this keep 32-bit state, as bitsandbytes advises."""
 
 
-def lr_factor(config: Config, step: int, num_steps: int) -> float:
+def lr_factor(optim: OptimConfig, step: int, num_steps: int) -> float:
     """Share of the learning rates at `step` (from 0) of `num_steps`; a pure function, so resume needs no state."""
-    warm = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    if config.lr_schedule == "constant":
+    warm = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
+    if optim.lr_schedule == "constant":
         return warm
-    done = max(0, step - config.warmup_steps) / max(1, num_steps - 1 - config.warmup_steps)
+    done = max(0, step - optim.warmup_steps) / max(1, num_steps - 1 - optim.warmup_steps)
     return warm * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
@@ -31,7 +31,7 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
         group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
 
 
-def parameter_groups(module: nn.Module, config: Config, most: float = math.inf) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, optim: OptimConfig, most: float = math.inf) -> list[dict[str, Any]]:
     """Fine-tuning groups: UNet and graph modules apart (learning rates), matrices and the rest apart (state width).
 
     Norms, biases, embeddings and small tensors get 32-bit state by group, not by size alone, because ZeRO
@@ -47,7 +47,7 @@ def parameter_groups(module: nn.Module, config: Config, most: float = math.inf) 
             if same[-1] and sum(p.numel() for p in same[-1]) + parameter.numel() > most:
                 same.append([])
             same[-1].append(parameter)
-    lr = {"unet": config.unet_lr, "graph": config.graph_lr}
+    lr = {"unet": optim.unet_lr, "graph": optim.graph_lr}
     return [
         {"params": parameters, "lr": lr[part], "optim_bits": bits, "name": f"{part}/{bits}"}
         for (part, bits), same in groups.items()
@@ -55,32 +55,32 @@ def parameter_groups(module: nn.Module, config: Config, most: float = math.inf) 
     ]
 
 
-def has_flat_kernels(config: Config, device: torch.device) -> bool:
+def has_flat_kernels(optim: OptimConfig, device: torch.device) -> bool:
     """Whether fine-tuning without DeepSpeed steps by our kernels: where they run, and all gradients come together.
 
     With split weights it always does, on a CPU by the reference, for nobody else has them.
     """
-    if config.optimizer_in_backward:
+    if optim.optimizer_in_backward:
         return False
-    return config.weights == "split" or ops.backend_for(device, torch.float32) == "triton"
+    return optim.weights == "split" or ops.backend_for(device, torch.float32) == "triton"
 
 
 def build_optimizer(
-    module: nn.Module, config: Config, stage: str, most: float = math.inf, flat: bool = False
+    module: nn.Module, optim: OptimConfig, seed: int, stage: str, most: float = math.inf, flat: bool = False
 ) -> torch.optim.Optimizer:
     """Pre-training: Adam with 32-bit state on flat buffers. Fine-tuning: `--optimizer` on `parameter_groups`.
 
     flat: on flat buffers by our kernels, which a captured step needs; else torch's, or bitsandbytes'.
     """
     if stage == "pretrain":
-        group = {"params": list(module.parameters()), "lr": config.pretrain_lr, "optim_bits": 32, "name": "graph/32"}
-        return FlatAdam([group], config.seed, config.max_grad_norm)
-    groups = parameter_groups(module, config, most)
+        group = {"params": list(module.parameters()), "lr": optim.pretrain_lr, "optim_bits": 32, "name": "graph/32"}
+        return FlatAdam([group], seed, optim.max_grad_norm)
+    groups = parameter_groups(module, optim, most)
     if flat:
-        if config.optimizer == "adam":
+        if optim.optimizer == "adam":
             groups = [{**group, "optim_bits": 32} for group in groups]
-        return FlatAdam(groups, config.seed, config.max_grad_norm, split=config.weights == "split")
-    if config.optimizer == "adam":
+        return FlatAdam(groups, seed, optim.max_grad_norm, split=optim.weights == "split")
+    if optim.optimizer == "adam":
         return torch.optim.Adam(groups)
     try:
         import bitsandbytes  # noqa: F401
@@ -88,4 +88,4 @@ def build_optimizer(
         raise ConfigError("--optimizer adam8bit: bitsandbytes cannot be imported; install it or use adam") from error
     from sgg_fast.train.optim.adam_bnb import GroupedAdam8bit
 
-    return GroupedAdam8bit(groups, config.seed)
+    return GroupedAdam8bit(groups, seed)

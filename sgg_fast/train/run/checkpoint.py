@@ -17,7 +17,7 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import nn
 
-from sgg_fast.config import Config, ConfigError
+from sgg_fast.config import ConfigError, OptimConfig
 from sgg_fast.files import discard, replace_folder
 from sgg_fast.train.run.folder import writing
 
@@ -42,12 +42,12 @@ def checkpoint_dir(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step-{step:07d}"
 
 
-def checkpoint_bytes(module: nn.Module, config: Config, stage: str, deepspeed: bool) -> int:
+def checkpoint_bytes(module: nn.Module, optim: OptimConfig, stage: str, deepspeed: bool) -> int:
     """About what one takes on disk: weights, two moments, DeepSpeed's master weights, an average of the weights."""
     weights = sum(tensor.nbytes for tensor in module.state_dict().values())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    moments = 2 if stage == "finetune" and config.optimizer == "adam8bit" else 8
-    return weights + trained * (moments + 4 * deepspeed + 4 * (config.ema > 0))
+    moments = 2 if stage == "finetune" and optim.optimizer == "adam8bit" else 8
+    return weights + trained * (moments + 4 * deepspeed + 4 * (optim.ema > 0))
 
 
 def save_checkpoint(

@@ -8,8 +8,8 @@ import weakref
 import numpy as np
 import pytest
 import torch
-from support.capture_cases import FORBIDDEN, Watcher, visual_genome
-from support.stage_cases import GRAPHS, cache, conditioner, foundation, settings  # noqa: F401  (fixtures)
+from support.cases.capture import FORBIDDEN, Watcher, visual_genome
+from support.cases.stage import GRAPHS, cache, conditioner, foundation, settings  # noqa: F401  (fixtures)
 from torch.overrides import TorchFunctionMode
 
 from sgg_fast import ops
@@ -172,9 +172,9 @@ def without_data(**changes: object) -> CapturedEngine:
     Reading one, sizing a tensor by one and copying one to the host are errors there.
     """
     config = settings(**{**SETTINGS, "token_init": "text", "attention": "sdpa", "fuse_unet": "on", **changes})
-    models = blank_foundation(config)
+    models = blank_foundation(config.model)
     models.unet.to(META)
-    parts = models, blank_conditioner(config, models), blank_cache(config, models, 4)
+    parts = models, blank_conditioner(config.model, models), blank_cache(config, models, 4)
     return CapturedEngine(assemble(config, "finetune", *parts, META), META)
 
 
@@ -297,7 +297,7 @@ def on_card(cache: TrainingCache, **changes: object) -> tuple[EagerEngine, Captu
         rates = {"unet_lr": 1e-5, "graph_lr": 1e-4, "cuda_graphs": cuda_graphs}
         config = settings(**{**SETTINGS, **rates, **changes})
         models = toy_foundation(weights=None)
-        set_attention(models.unet, config.attention, CUDA)
+        set_attention(models.unet, config.model.attention, CUDA)
         fuse(models.unet)
         stage = FinetuneStage(config, conditioner(config, cache).to(CUDA), models, data)
         made.append(build_engine(stage, CUDA))

@@ -14,7 +14,7 @@ import torch
 from support import DS_JSON, ROOT
 from support.tiny_runs import flags, trainer
 
-from sgg_fast.config import ConfigError
+from sgg_fast.config import ConfigError, OptimConfig
 from sgg_fast.recipes import recipe
 from sgg_fast.train.engines import deepspeed as engines
 from sgg_fast.train.optim.groups import MIN_8BIT_ELEMENTS, lr_factor, parameter_groups
@@ -35,22 +35,22 @@ def step(one, number=0):
 
 def test_groups_part_matrices_from_what_keeps_32_bit_state(built):
     one = built()
-    module, groups = one.engine.module, parameter_groups(one.engine.module, one.config)
+    module, groups = one.engine.module, parameter_groups(one.engine.module, one.config.optim)
     of = {id(p): group for group in groups for p in group["params"]}
     wanted = {id(p) for p in module.parameters() if p.requires_grad}
     assert of.keys() == wanted and sum(len(g["params"]) for g in groups) == len(wanted)
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
             small = parameter.ndim < 2 or parameter.numel() < MIN_8BIT_ELEMENTS
-            lr = one.config.unet_lr if name.startswith("unet.") else one.config.graph_lr
+            lr = one.config.optim.unet_lr if name.startswith("unet.") else one.config.optim.graph_lr
             assert (of[id(parameter)]["optim_bits"], of[id(parameter)]["lr"]) == (32 if small else 8, lr), name
     assert {group["name"] for group in groups} == {"unet/8", "unet/32", "graph/8", "graph/32"}
 
 
 def test_groups_of_one_kind_follow_each_other_where_one_would_be_too_large(built):
     one = built()
-    whole, most = parameter_groups(one.engine.module, one.config), 30_000
-    split = parameter_groups(one.engine.module, one.config, most)
+    whole, most = parameter_groups(one.engine.module, one.config.optim), 30_000
+    split = parameter_groups(one.engine.module, one.config.optim, most)
     for group in whole:
         parts = [g for g in split if g["name"] == group["name"]]
         assert [id(p) for g in parts for p in g["params"]] == [id(p) for p in group["params"]]
@@ -82,14 +82,14 @@ def test_the_learning_rate_factor_reaches_the_update(built, ds_path):
         before = watched.detach().clone()
         one.engine.update(IDS, 0, factor)
         moved.append((watched.detach() - before).abs().max().item())
-    assert moved[0] == 0 and moved[1] == pytest.approx(0.5 * one.config.unet_lr, rel=0.1)
+    assert moved[0] == 0 and moved[1] == pytest.approx(0.5 * one.config.optim.unet_lr, rel=0.1)
 
 
 def test_learning_rate_schedules():
-    rates = [lr_factor(recipe("toy", warmup_steps=4), step, 10) for step in range(10)]
+    rates = [lr_factor(OptimConfig(warmup_steps=4), step, 10) for step in range(10)]
     assert rates == [0.25, 0.5, 0.75, *[1.0] * 7]
     config = recipe("toy", lr_schedule="cosine", warmup_steps=2)
-    rates = [lr_factor(config, step, 101) for step in range(101)]
+    rates = [lr_factor(config.optim, step, 101) for step in range(101)]
     assert rates[:3] == [0.5, 1.0, 1.0] and rates[-1] == pytest.approx(0.01)
     assert rates[51] == pytest.approx(0.505, abs=0.01) and all(a >= b for a, b in itertools.pairwise(rates[1:]))
 

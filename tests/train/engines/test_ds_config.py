@@ -16,12 +16,12 @@ CONFIG = recipe("toy", batch_size=4, max_grad_norm=0.5)
 
 def load(path, content, precision="fp32", world_size=1):
     path.write_text(content if isinstance(content, str) else json.dumps(content))
-    return load_ds_config(path, CONFIG, precision, world_size)
+    return load_ds_config(path, CONFIG.optim, precision, world_size)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_auto_takes_the_recipes_values(precision):
-    ds = load_ds_config(DS_JSON, CONFIG, precision, world_size=3)
+    ds = load_ds_config(DS_JSON, CONFIG.optim, precision, world_size=3)
     assert ds["train_micro_batch_size_per_gpu"] == 4
     assert ds["train_batch_size"] == 12
     assert ds["gradient_accumulation_steps"] == 1
@@ -83,7 +83,7 @@ def test_what_cannot_run_is_refused_in_one_line(tmp_path, content, reason):
 
 def test_accumulated_micro_batches_count():
     config = recipe("toy", batch_size=4, max_grad_norm=0.5, accumulation_steps=5)
-    ds = load_ds_config(DS_JSON, config, "fp32", world_size=2)
+    ds = load_ds_config(DS_JSON, config.optim, "fp32", world_size=2)
     sizes = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
     assert [ds[key] for key in sizes] == [4, 5, 40]
 
@@ -92,7 +92,7 @@ def test_accumulated_micro_batches_count():
     ("name", "stage", "offloaded"), [("ds", 2, False), ("configs/ds_offload", 2, True), ("configs/ds_zero3", 3, False)]
 )
 def test_the_files_that_we_ship_need_nothing_but_auto(name, stage, offloaded):
-    zero = load_ds_config(ROOT / f"{name}.json", CONFIG, "bf16", 2)["zero_optimization"]
+    zero = load_ds_config(ROOT / f"{name}.json", CONFIG.optim, "bf16", 2)["zero_optimization"]
     assert zero["stage"] == stage and ("offload_optimizer" in zero) == offloaded
 
 
@@ -105,4 +105,4 @@ def test_automatic_buckets_are_numbers(tmp_path):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"absent.json: cannot be read: No such file"):
-        load_ds_config(tmp_path / "absent.json", CONFIG, "fp32", 1)
+        load_ds_config(tmp_path / "absent.json", CONFIG.optim, "fp32", 1)

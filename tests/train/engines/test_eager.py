@@ -40,9 +40,9 @@ def built(stage, tmp_path):
     def build(name: str | None = None, **changes) -> Engine:
         module, config = copy.deepcopy(stage), recipe("toy", **{**TINY, **changes})
         module.config = config
-        if config.gradient_checkpointing:
+        if config.model.gradient_checkpointing:
             checkpoint_activations(module.unet)
-        ds = plan_engine(config, "finetune", CPU, name and str(write_ds(tmp_path, name)))
+        ds = plan_engine(config.optim, "finetune", CPU, name and str(write_ds(tmp_path, name)))
         return build_engine(module, CPU, ds)
 
     return build

@@ -40,6 +40,10 @@ def toy(**changes):
     return recipe("toy", **{"width": 32, "num_layers": 1, "token_init": "none", "batch_size": 2, **changes})
 
 
+def typed(config):
+    return memory.TypedRun(config, "finetune", None, "cpu")
+
+
 @pytest.fixture(scope="module")
 def sd():
     return Planner(recipe("vg256"))
@@ -57,7 +61,7 @@ def unet_groups(sd, dtype, most=math.inf):
     module.unet = sd.foundation.unet
     return [
         Group(tuple(p.numel() for p in group["params"]), group["optim_bits"], dtype)
-        for group in parameter_groups(module, sd.config, most)
+        for group in parameter_groups(module, sd.config.optim, most)
     ]
 
 
@@ -65,7 +69,7 @@ def test_our_kernels_update_in_place_and_bitsandbytes_needs_stand_ins():
     group = Group((1000, 10), 8, torch.bfloat16)
     for changes, each in (({}, 0), ({"kernels": "reference"}, 23), ({"optimizer_in_backward": True}, 25)):
         config = recipe("vg256", weights="lean", max_grad_norm=0.0, **changes)
-        assert update_bytes(Layout(config, "cuda", None), [group]) == each * 1000
+        assert update_bytes(Layout(config.optim, config.model.kernels, "cuda", None), [group]) == each * 1000
 
 
 @pytest.mark.parametrize(
@@ -83,7 +87,12 @@ def test_our_kernels_update_in_place_and_bitsandbytes_needs_stand_ins():
 )
 def test_what_stays_on_a_gpu_is_so_many_bytes_a_weight(sd, changes, ds, dtype, gigabytes):
     config = recipe("vg256", **changes)
-    layout = Layout(config, "cuda", plan_engine(config, "finetune", torch.device("cuda"), ds and DS_JSON))
+    layout = Layout(
+        config.optim,
+        config.model.kernels,
+        "cuda",
+        plan_engine(config.optim, "finetune", torch.device("cuda"), ds and DS_JSON),
+    )
     groups = unet_groups(sd, dtype)
     resident, _ = resident_parts(layout, groups)
     assert (sum(resident.values()) + gradient_bytes(layout, groups)) / 1e9 == pytest.approx(gigabytes, abs=0.02)
@@ -92,7 +101,9 @@ def test_what_stays_on_a_gpu_is_so_many_bytes_a_weight(sd, changes, ds, dtype, g
 def test_zero_flattens_a_groups_gradients_and_widens_them(sd):
     """2 + 4 bytes an element of the largest group beside what is there; its two buckets only during backward."""
     config = recipe("vg256")
-    layout = Layout(config, "cuda", plan_engine(config, "finetune", torch.device("cuda"), DS_JSON))
+    layout = Layout(
+        config.optim, config.model.kernels, "cuda", plan_engine(config.optim, "finetune", torch.device("cuda"), DS_JSON)
+    )
     groups = unet_groups(sd, torch.bfloat16, layout.largest_group)
     assert update_bytes(layout, groups) == 6 * max(group.numel for group in groups) <= 6 * 50_000_000
     assert bucket_bytes(layout, groups) == 2 * 50_000_000 * 2
@@ -104,8 +115,10 @@ def test_zero_flattens_a_groups_gradients_and_widens_them(sd):
 
 def test_offload_moves_master_state_and_gradients_to_the_cpu(sd):
     config = recipe("vg256")
-    ds = plan_engine(config, "finetune", torch.device("cuda"), str(ROOT / "configs/ds_offload.json"))
-    resident, host = resident_parts(Layout(config, "cuda", ds), unet_groups(sd, torch.bfloat16))
+    ds = plan_engine(config.optim, "finetune", torch.device("cuda"), str(ROOT / "configs/ds_offload.json"))
+    resident, host = resident_parts(
+        Layout(config.optim, config.model.kernels, "cuda", ds), unet_groups(sd, torch.bfloat16)
+    )
     assert set(resident) == {"weights"} and resident["weights"] / 1e9 == pytest.approx(1.72, abs=0.01)
     assert sum(host.values()) / 1e9 == pytest.approx((4 + 2.03 + 4 + 2) * 0.8595, abs=0.02)
 
@@ -187,9 +200,10 @@ def test_fake_tensors_take_what_real_ones_take(changes):
     config = toy(**changes)
     planner = Planner(config, device="cpu")
     planned = planner._trace(2)
-    foundation = blank_foundation(config)
-    stage = FinetuneStage(config, blank_conditioner(config, foundation), foundation, blank_cache(config, foundation, 1))
-    if config.gradient_checkpointing:
+    foundation = blank_foundation(config.model)
+    graph_encoder, cache = blank_conditioner(config.model, foundation), blank_cache(config, foundation, 1)
+    stage = FinetuneStage(config, graph_encoder, foundation, cache)
+    if config.model.gradient_checkpointing:
         foundation.unet.enable_gradient_checkpointing()
     with Meter() as meter:
         meter.keep_gradients([p for p in stage.parameters() if p.requires_grad])
@@ -205,9 +219,9 @@ def check_resident(folder, channels, settings, ds_path=None):
     """Planned peak against the rise of a fresh process's resident memory, within 15 %."""
     write_sizes(folder, channels)
     config = recipe("vg128", **settings, model=str(folder))
-    planner = Planner(config, plan_engine(config, "finetune", CPU, ds_path), "cpu", num_images=8, stored=False)
+    planner = Planner(config, plan_engine(config.optim, "finetune", CPU, ds_path), "cpu", num_images=8, stored=False)
     measured = rise(folder, settings, ds_path)
-    planned = planner.plan(config.batch_size)
+    planned = planner.plan(config.optim.batch_size)
     print(f"\nplanned {planned.peak / GIB:.3f} GiB in {planned.when}, measured {measured / GIB:.3f}")
     assert planned.peak == pytest.approx(measured, rel=0.15)
     return planned
@@ -258,13 +272,13 @@ def test_largest_batch_is_found_for_every_convex_peak(monkeypatch, most, lines):
 def test_auto_batch_keeps_the_images_of_a_step(monkeypatch):
     config = toy(batch_size=12)
     monkeypatch.setattr(Planner, "largest_batch", lambda self, budget: 5)
-    found = memory.auto_batch(config, "finetune", None, "24GiB")
-    assert found == replace(config, batch_size=4, accumulation_steps=3)  # 5 would fit, but does not divide 12
-    once = replace(config, optimizer_in_backward=True, max_grad_norm=0.0)
+    found = memory.auto_batch(typed(config), "24GiB")
+    assert found == config.replace(batch_size=4, accumulation_steps=3)  # 5 would fit, but does not divide 12
+    once = config.replace(optimizer_in_backward=True, max_grad_norm=0.0)
     with pytest.raises(ConfigError, match="--accumulation-steps above 1"):
-        memory.auto_batch(once, "finetune", None, "24GiB")
+        memory.auto_batch(typed(once), "24GiB")
     monkeypatch.setattr(Planner, "largest_batch", lambda self, budget: 40)
-    assert memory.auto_batch(config, "finetune", None, "24GiB") == config
+    assert memory.auto_batch(typed(config), "24GiB") == config
 
 
 def test_plan_prints_and_runs_nothing(tmp_path, capsys):
@@ -298,7 +312,8 @@ def test_a_plan_that_does_not_fit_names_settings_that_do():
 
 
 def saves(config):
-    return sum((config.gradient_checkpointing, config.weights == "lean", config.optimizer_in_backward))
+    optim = config.optim
+    return sum((config.model.gradient_checkpointing, optim.weights == "lean", optim.optimizer_in_backward))
 
 
 @pytest.mark.parametrize(
@@ -312,7 +327,7 @@ def test_settings_that_fit_only_together_are_named_together(monkeypatch, needed,
     """A batch of 3 wherever enough of them save memory; 12 images at once cannot be accumulated in backward."""
     monkeypatch.setattr(Planner, "largest_batch", lambda self, budget: 3 if saves(self.config) >= needed else 0)
     with pytest.raises(ConfigError, match="--auto-batch: not even one image fits 24") as refused:
-        memory.auto_batch(toy(batch_size=12), "finetune", None, "24GiB")
+        memory.auto_batch(typed(toy(batch_size=12)), "24GiB")
     assert str(refused.value).endswith(f"; it does with {' or with '.join(f'{each} (batch 3)' for each in words)}")
 
 

@@ -11,7 +11,7 @@ from support.tiny_runs import TINY, trainer
 from torch import nn
 
 from sgg_fast import ops
-from sgg_fast.config import Config
+from sgg_fast.config import OptimConfig
 from sgg_fast.nn.merge import adjacent, adjoin
 from sgg_fast.recipes import recipe
 from sgg_fast.train.engines.eager import EagerEngine
@@ -278,19 +278,19 @@ def test_refused(tmp_path):
 def test_engines_choose_it_where_the_kernels_run():
     module = nn.ModuleDict({"unet": nn.Linear(70, 99), "graph": nn.Linear(9, 9)})
     cpu = torch.device("cpu")
-    assert not has_flat_kernels(Config(), cpu) and has_flat_kernels(Config(weights="split"), cpu)
-    assert type(build_optimizer(module, Config(), "finetune")) is GroupedAdam8bit
+    assert not has_flat_kernels(OptimConfig(), cpu) and has_flat_kernels(OptimConfig(weights="split"), cpu)
+    assert type(build_optimizer(module, OptimConfig(), 0, "finetune")) is GroupedAdam8bit
     ops.use_kernels("triton")
     try:
-        assert has_flat_kernels(Config(), cpu)
-        in_backward = Config(optimizer_in_backward=True, max_grad_norm=0.0, accumulation_steps=1)
+        assert has_flat_kernels(OptimConfig(), cpu)
+        in_backward = OptimConfig(optimizer_in_backward=True, max_grad_norm=0.0, accumulation_steps=1)
         assert not has_flat_kernels(in_backward, cpu)
     finally:
         ops.use_kernels("auto")
-    made = build_optimizer(module, Config(max_grad_norm=0.5), "finetune", flat=True)
+    made = build_optimizer(module, OptimConfig(max_grad_norm=0.5), 0, "finetune", flat=True)
     assert type(made) is FlatAdam and made.hyper.max_norm == 0.5
     assert {g["name"]: g["optim_bits"] for g in made.param_groups} == {"unet/8": 8, "unet/32": 32, "graph/32": 32}
-    exact = build_optimizer(module, Config(optimizer="adam"), "finetune", flat=True)
+    exact = build_optimizer(module, OptimConfig(optimizer="adam"), 0, "finetune", flat=True)
     assert {g["optim_bits"] for g in exact.param_groups} == {32}
 
 

@@ -31,12 +31,14 @@ def poison(one, ids: set[int], value: float) -> None:
 def test_a_poisoned_sample_costs_its_steps_only_and_is_named(tmp_path, stage, ds_path):
     settings = {f"{stage}_steps": 8, "resolution": 32, "num_scenes": 8, "checkpoint_every": 8, "num_negatives": 1}
     one = trainer(tmp_path / "poisoned", stage, ds_path, **settings)
-    order = SampleOrder(8, 2, one.config.seed, 0, 1)
+    order = SampleOrder(8, 2, one.config.run.seed, 0, 1)
     read = [set(order.at(step).tolist()) for step in range(8)]
     if stage == "pretrain":  # which also reads other samples' images, as negatives
         for step, ids in enumerate(read):
             own = torch.from_numpy(order.at(step))
-            ids |= set(draw_negatives(one.config.seed, step, own, one.config.num_negatives, 8).flatten().tolist())
+            ids |= set(
+                draw_negatives(one.config.run.seed, step, own, one.config.objective.num_negatives, 8).flatten().tolist()
+            )
     bad = [step + 1 for step, ids in enumerate(read) if 5 in ids]
     assert 2 <= len(bad) < 8
     poison(one, {5}, float("nan"))
@@ -57,7 +59,7 @@ def test_a_poisoned_sample_costs_its_steps_only_and_is_named(tmp_path, stage, ds
 def test_a_skip_that_is_told_late_names_its_own_step(tmp_path, monkeypatch):
     """As a replayed step tells it: some steps behind, the last ones when the run ends."""
     one = trainer(tmp_path, "pretrain", pretrain_steps=8, checkpoint_every=8)
-    order, update, behind = SampleOrder(8, 2, one.config.seed, 0, 1), one.engine.update, 3
+    order, update, behind = SampleOrder(8, 2, one.config.run.seed, 0, 1), one.engine.update, 3
     lost = {2: 5.0, 6: 7.0}
 
     def late(ids_KB, step, factor):

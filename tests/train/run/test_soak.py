@@ -43,7 +43,7 @@ def soak(out: Path, stage: str, num_steps: int, every: int, **settings: object) 
     size = (run / "log.jsonl").stat().st_size
     events = [line for line in lines(run) if "event" in line]
     regular = len(lines(run)) - sum(line["event"] == "spike" for line in events)
-    validations = num_steps // one.config.validate_every if stage == "pretrain" else 0
+    validations = num_steps // one.config.run.validate_every if stage == "pretrain" else 0
     sheets = num_steps // every if stage == "finetune" else 0
     assert regular == num_steps // 10 + num_steps // every + validations + sheets + 2, "and a start and an end"
     assert len(lines(run)) < 1.1 * regular and size < LOG_LINE * regular

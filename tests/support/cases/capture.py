@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from support.stage_cases import GRAPHS, IDS, STEP, cache, pretrain_stage  # noqa: F401  (a fixture)
+from support.cases.stage import GRAPHS, IDS, STEP, cache, pretrain_stage  # noqa: F401  (a fixture)
 
 
 def visual_genome(num: int = 4000) -> np.ndarray:

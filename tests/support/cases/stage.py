@@ -56,9 +56,10 @@ def cache() -> TrainingCache:
 def conditioner(config: Config, cache: TrainingCache) -> SceneGraphConditioner:
     """Fresh weights, with statistics that are not trivial."""
     torch.manual_seed(0)
+    own = config.model
     model = SceneGraphConditioner(
-        NAME, IMAGE, 128, config.width, config.num_layers, config.encoder, config.triple, config.context,
-        instance_codes=config.instance_codes,
+        NAME, IMAGE, 128, own.width, own.num_layers, own.encoder, own.triple, own.context,
+        instance_codes=own.instance_codes,
     )  # fmt: skip
     jitter(model)
     model.calibrate_names(cache.names, cache.graphs.object_name[cache.graphs.object_pooled.bool()])
@@ -70,13 +71,16 @@ def conditioner(config: Config, cache: TrainingCache) -> SceneGraphConditioner:
 def settings(**changes: object) -> Config:
     plain = {"contrastive": "bce", "graph_negatives": False, "geometry": 0.0, "attention_loss": 0.0}
     sizes = {"width": WIDTH, "num_layers": 2, "seed": 11, "condition_dropout": 0.4, "resolution": 32}
-    return Config(**{**plain, **sizes, **changes})
+    return Config().replace(**{**plain, **sizes, **changes})
 
 
 def given_graph(stage: PretrainStage | FinetuneStage, sample: int) -> SceneGraph:
     """The sample's, which fine-tuning may give without its relations at `STEP`."""
-    graph, share = GRAPHS[sample], stage.config.relation_dropout
-    if isinstance(stage, FinetuneStage) and loops.uniform(stage.config.seed, STEP, sample, noise.STREAM_BARE) < share:
+    graph, share = GRAPHS[sample], stage.config.objective.relation_dropout
+    if (
+        isinstance(stage, FinetuneStage)
+        and loops.uniform(stage.config.run.seed, STEP, sample, noise.STREAM_BARE) < share
+    ):
         return SceneGraph(graph.objects)
     return graph
 
@@ -102,7 +106,7 @@ class Drawn:
 
 
 def draw(stage: FinetuneStage, foundation: Foundation, sample: int) -> Drawn:
-    seed = stage.config.seed
+    seed = stage.config.run.seed
     key, shape = (seed, STEP, sample), (4, SIDE, SIDE)
     posterior, eps = (
         loops.normals(4 * SIDE * SIDE, *key, stream).reshape(shape)
@@ -110,7 +114,7 @@ def draw(stage: FinetuneStage, foundation: Foundation, sample: int) -> Drawn:
     )
     mean, logvar = stage.cache.moments[sample].double().chunk(2)
     z_0 = (mean + (logvar / 2).exp() * posterior) * foundation.vae.config.scaling_factor
-    kept = loops.uniform(*key, noise.STREAM_DROP) >= stage.config.condition_dropout
+    kept = loops.uniform(*key, noise.STREAM_DROP) >= stage.config.objective.condition_dropout
     return Drawn(int(loops.uniform(*key, noise.STREAM_TIME) * 1000), kept, z_0, eps.double())
 
 
@@ -129,12 +133,12 @@ def encoded(
     """Sample's graph, or that one in its place, through eqs 3-8, by loops."""
     model, config, cache = stage.conditioner, stage.config, stage.cache
     names = by_name(cache.table, model.standardise(cache.names))
-    shared = config.triple == "shared"
+    shared = config.model.triple == "shared"
     graph = graph or given_graph(stage, sample)
     codes = {}
-    if config.instance_codes:
+    if config.model.instance_codes:
         seen = [name for i, name in enumerate(graph.objects) if i not in (masked or ())]
         for i, name in enumerate(graph.objects):
             if i not in (masked or ()) and seen.count(name) > 1:
-                codes[i] = loops.normals(CODE_WIDTH, config.seed, STEP, sample, STREAM_INSTANCE, i).double()
-    return loops.encode(loops.weights(model), graph, names, config.encoder, shared, masked or (), codes)
+                codes[i] = loops.normals(CODE_WIDTH, config.run.seed, STEP, sample, STREAM_INSTANCE, i).double()
+    return loops.encode(loops.weights(model), graph, names, config.model.encoder, shared, masked or (), codes)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sgg_fast.data.cache import TrainingCache
-from support.stage_cases import (
+from support.cases.stage import (
     GRAPHS,
 )
 

@@ -1,0 +1,94 @@
+"""Graphs of the page: what a line of words, a JSON text or a dropped file says, and the words that a model knows.
+
+Nothing here draws. Errors are those of the readers (`SceneGraphError`), word for word.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from sgg_fast.data import layouts
+from sgg_fast.data.formats import parse_json, parse_scene_graphs
+from sgg_fast.data.inputs import Item, read_content
+from sgg_fast.data.png_record import graph_json
+from sgg_fast.data.text_form import PREDICATES, is_predicate, parse_text, to_text
+from sgg_fast.graph import SPOKEN, SceneGraph, SceneGraphError
+
+MAX_GRAPHS = 200
+"""Graphs of one file that the page offers."""
+
+
+def parse(kind: str, text: str) -> SceneGraph:
+    """The first graph of `text`, which is "text" (one line of words) or "json". Raises `SceneGraphError`."""
+    if kind == "text":
+        return parse_text(text, "text")
+    return parse_scene_graphs(parse_json(text, "JSON"), "JSON")[0]
+
+
+def told(graph: SceneGraph) -> dict[str, Any]:
+    """A graph as the page takes it: as JSON and as one line of words."""
+    return {"graph": graph_json(graph), "text": to_text(graph)}
+
+
+def file_graphs(data: bytes, name: str) -> dict[str, Any]:
+    """{"graphs": [...], "notices": [...]} of a dropped file, a picture drawn here with its "settings".
+
+    Raises `SceneGraphError`. The name only heads the messages; nothing is read from this machine.
+    """
+    name = name.replace("\\", "/").rpartition("/")[2][:120] or "file"
+    with heard() as notices:
+        items = read_content(data, name)
+    found = [{**told(item.graph), "settings": dict(item.settings)} for item in items[:MAX_GRAPHS]]
+    if len(items) > MAX_GRAPHS:
+        notices.append(f"{name}: the first {MAX_GRAPHS} of {len(items)} graphs")
+    return {"graphs": found, "notices": notices[:20]}
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """What the readers left out in this thread, a line each."""
+    lines: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.thread == threading.get_ident():
+                lines.append(record.getMessage())
+
+    ear = Ear()
+    layouts.logger.addHandler(ear)
+    try:
+        yield lines
+    finally:
+        layouts.logger.removeHandler(ear)
+
+
+def vocabulary(trained: Sequence[str]) -> dict[str, list[str]]:
+    """Words that a model was trained on, as the page offers them: objects, predicates, attributes.
+
+    A model keeps one list of names. What the one-line form takes for a predicate is one; an attribute is what stands in
+    front of another trained name ("red" of "red hat" where "hat" is there).
+    """
+    names = sorted(set(trained) - set(SPOKEN))
+    predicates = [name for name in names if is_predicate(name)]
+    objects = [name for name in names if name not in predicates]
+    known = set(objects)
+    parted = (name.partition(" ") for name in objects)
+    attributes = sorted({first for first, _, rest in parted if rest in known})
+    return {"objects": objects, "predicates": predicates or sorted(PREDICATES), "attributes": attributes}
+
+
+def item_of(document: Any) -> Item:
+    """The graph of a request, {"objects": [...], "relationships": [...]}. Raises `SceneGraphError`."""
+    if not isinstance(document, dict):
+        raise SceneGraphError('graph: must be an object with "objects" and "relationships"')
+    return Item(parse_scene_graphs(document, "graph")[0], "graph")
+
+
+def as_json(document: Any) -> bytes:
+    """Compact JSON."""
+    return json.dumps(document, separators=(",", ":")).encode()

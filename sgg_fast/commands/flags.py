@@ -1,0 +1,29 @@
+"""Command lines that answer a mistake in one line, with the flag that was meant. Knows no torch."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from typing import NoReturn
+
+from sgg_fast.commands import refuse
+
+_UNKNOWN = "unrecognized arguments: "
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse without its page of usage in front of an error, and without guesses at cut flags."""
+
+    def __init__(self, **settings: object) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line on stderr and exit with 2."""
+        said, near = " ".join(message.split()), ""
+        if said.startswith(_UNKNOWN):
+            word = said.removeprefix(_UNKNOWN).split("=")[0].split()[0]
+            said = f"no flag {word}"
+            found = difflib.get_close_matches(word, list(self._option_string_actions), n=1)
+            near = f" (did you mean {found[0]}?)" if found else ""
+        sys.exit(refuse(self.prog, f"{said[:1000]}{near}; --help lists the flags"))

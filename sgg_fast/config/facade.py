@@ -1,0 +1,95 @@
+"""`Config`: the five parts together, and the same settings flat, by the names of their flags."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from typing import Any
+
+from .data import DataConfig
+from .fields import ConfigError, Part, Rules, name_of, rules_of
+from .model import ModelConfig
+from .objective import ObjectiveConfig
+from .optim import OptimConfig
+from .run import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """A run, both stages. Values that the paper fixes are marked P in `recipes.py`."""
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    run: RunConfig = dataclasses.field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        self.objective.check_model(self.model)
+        self.optim.check_model(self.model)
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its flat name: what logs and checkpoints keep."""
+        return {setting.name: setting.of(self) for setting in SETTINGS.values()}
+
+    def replace(self, **settings: Any) -> Config:
+        """The same with these flat settings changed. Raises `ConfigError` for a bad value or an unknown name."""
+        changes: dict[str, dict[str, Any]] = {}
+        for name, value in settings.items():
+            if name not in SETTINGS:
+                near = difflib.get_close_matches(name, SETTINGS, 1)
+                raise ConfigError(f"there is no setting {name}{f'; {near[0]} is near' if near else ''}")
+            changes.setdefault(SETTINGS[name].part, {})[SETTINGS[name].field] = value
+        parts = {part: dataclasses.replace(getattr(self, part), **own) for part, own in changes.items()}
+        return dataclasses.replace(self, **parts)
+
+    def check_given(self) -> None:
+        """Raises `ConfigError` where the recipe stands for data or models that flags must name."""
+        self.data.check_given()
+        self.model.check_given()
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A field of a part, as the flat settings see it."""
+
+    name: str
+    """In flat settings; with dashes, that of its flag."""
+    part: str
+    """Which field of `Config` holds it."""
+    kind: type[Part]
+    """Class of that part."""
+    field: str
+    """Its name in there."""
+    default: Any
+    rules: Rules
+
+    def of(self, config: Config) -> Any:
+        """Its value."""
+        return getattr(getattr(config, self.part), self.field)
+
+    def shown(self, config: Config) -> tuple[str, Any]:
+        """Name and value on a model card: "auto" resolved where the part resolves it."""
+        resolved = self.rules.resolved
+        return (resolved, getattr(getattr(config, self.part), resolved)) if resolved else (self.name, self.of(config))
+
+    @property
+    def help(self) -> str:
+        """The docstring under the field."""
+        return self.kind.docs()[self.field]
+
+
+def _settings() -> dict[str, Setting]:
+    found: dict[str, Setting] = {}
+    for part in dataclasses.fields(Config):
+        kind = part.default_factory
+        assert isinstance(kind, type) and issubclass(kind, Part)
+        for field in dataclasses.fields(kind):
+            name = name_of(field)
+            assert name not in found, name
+            found[name] = Setting(name, part.name, kind, field.name, field.default, rules_of(field))
+    return found
+
+
+SETTINGS = _settings()
+"""Every setting by its flat name, in the order of the parts."""

@@ -1,0 +1,81 @@
+"""Settings of the networks: which ones, their sizes and forms, and how they compute."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .fields import ConfigError, Part, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig(Part):
+    """Stable Diffusion, the conditioner of its UNet, and the operators that they run on."""
+
+    source: str = setting("", flag="model", makes_cache=True)
+    """Stable Diffusion v1 in diffusers format: folder or hub id. Empty: the toy models."""
+    embedded: bool = setting(True, of_recipe=True)
+    """Whether the toy models, which ship in the package, stand in where --model is empty."""
+    clip: str = setting("", makes_cache=True)
+    """CLIP ViT-B/32 for names and images: folder or hub id. Empty: the one that --model carries."""
+    conditioner: str = setting("sgg", choices=("sgg", "text", "sgdiff"), in_card=True)
+    """What conditions the UNet: sgg, the graph encoder of SGG-IG, or a baseline without pre-training: text, the graph
+    in words through SD's text encoder, or sgdiff, the graph encoder of SGDiff."""
+    text_form: str = setting("sentence", choices=("sentence", "phrases", "numbered"))
+    """How --conditioner text puts a graph in words: one sentence, phrases that are a token each, or one sentence with
+    numbered names where there are several of a kind."""
+    width: int = setting(128, at_least=1, in_encoder=True, in_card=True)
+    """D, channels of the graph encoder."""
+    num_layers: int = setting(4, at_least=1, in_encoder=True, in_card=True)
+    """Triple convolutions in the graph encoder."""
+    encoder: str = setting("residual", choices=("residual", "plain"), in_encoder=True, in_card=True)
+    """Triple convolutions with layer norm and residual sum, or plain as in eqs 3-6."""
+    triple: str = setting("roles", choices=("roles", "shared"), in_encoder=True, in_card=True)
+    """Eq. 7 with one map per role, or one map shared by subject and object as printed."""
+    context: str = setting("triples", choices=("triples", "global"), in_encoder=True, in_card=True)
+    """What the UNet attends to: a token per triple, or X_global alone (eq. 11 as printed)."""
+    token_init: str = setting("text", choices=("none", "text"), in_encoder=True, in_card=True, makes_cache=True)
+    """Start each triple's token from SD's own text state of its phrase; a gate adds the graph's share."""
+    gate_init: float = setting(1.0, in_encoder=True, in_card=True)
+    """Where the gates of --token-init text start: at 0 the tokens are SD's own text states at first, and the gates
+    open at --graph-lr; at 1 the graph's share counts as much from the first step."""
+    instance_codes: bool = setting(False, in_encoder=True)
+    """Tell objects of one name in a graph apart: a random code on every token that mentions the object."""
+    attention: str = setting("auto", choices=("auto", "xformers", "sdpa", "cudnn"), may_change=True)
+    """UNet attention: auto is xformers on CUDA and torch's SDPA elsewhere; cudnn is SDPA by cuDNN, in bf16 or fp16."""
+    kernels: str = setting("auto", choices=("auto", "reference", "triton"), may_change=True)
+    """Graph kernels: auto is Triton on CUDA and the reference form elsewhere."""
+    fuse_unet: str = setting("auto", choices=("auto", "on", "off"), may_change=True)
+    """The UNet with fused normalisation and gates and merged projections, under stock parameter names: auto is on for
+    CUDA."""
+    gradient_checkpointing: bool = setting(False, may_change=True, saves_memory={"gradient_checkpointing": True})
+    """Recompute the UNet's activations in backward: less memory, about a quarter more work."""
+
+    def check(self) -> None:
+        """Raises `ConfigError` for forms that exclude each other."""
+        if self.token_init == "text" and self.context == "global":
+            raise ConfigError(
+                "--token-init text starts the triples' tokens, but --context global has none: use --token-init none"
+            )
+        if self.conditioner != "sgg" and self.instance_codes:
+            raise ConfigError(self.without_tokens("instance-codes"))
+
+    def without_tokens(self, name: str) -> str:
+        """The refusal of a flag that needs SGG-IG's own tokens, which a baseline lacks."""
+        return f"--conditioner {self.conditioner} has none of SGG-IG's own tokens for --{name}: leave it out"
+
+    def check_given(self) -> None:
+        """Raises `ConfigError` where nothing says which models to load."""
+        if not (self.source or self.embedded):
+            raise ConfigError("this recipe needs --model: a Stable Diffusion v1.4 folder or hub id")
+
+    @property
+    def reads_phrases(self) -> bool:
+        """Whether the context is made of SD's states of the triples' phrases."""
+        if self.conditioner == "text":
+            return self.text_form == "phrases"
+        return self.conditioner == "sgg" and self.token_init == "text"
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether drawing needs SD's text encoder."""
+        return self.conditioner == "text" or self.reads_phrases

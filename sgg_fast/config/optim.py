@@ -1,0 +1,89 @@
+"""Settings of the optimisation: batches, steps, learning rates, and how weights are kept and updated."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .fields import ConfigError, Part, setting
+from .model import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig(Part):
+    """How both stages step."""
+
+    batch_size: int = setting(8, at_least=1, in_card=True)
+    """Graphs or images per step and process; in fine-tuning per micro-batch."""
+    accumulation_steps: int = setting(1, at_least=1)
+    """Micro-batches of --batch-size whose gradients make one fine-tuning step; a step counts once."""
+    pretrain_steps: int = setting(300, at_least=1, may_change=True)
+    """Iterations of --stage pretrain."""
+    finetune_steps: int = setting(150, at_least=1, may_change=True, in_card=True)
+    """Iterations of --stage finetune."""
+    pretrain_lr: float = setting(5e-4, at_least=0)
+    """Learning rate of pre-training."""
+    unet_lr: float = setting(3e-4, at_least=0, in_card=True)
+    """Learning rate of the UNet in fine-tuning."""
+    graph_lr: float = setting(1e-4, at_least=0, in_card=True)
+    """Learning rate of the graph modules in fine-tuning."""
+    lr_schedule: str = setting("constant", choices=("constant", "cosine"))
+    """Learning rates over a stage: constant, or a cosine from full to a hundredth at the stage's last step."""
+    warmup_steps: int = setting(0, at_least=0)
+    """Steps over which the learning rates rise linearly to full."""
+    max_grad_norm: float = setting(1.0, at_least=0)
+    """Largest norm of the gradient, to which larger ones are clipped; 0 clips nothing."""
+    weights: str = setting(
+        "master", choices=("master", "split", "lean"), saves_memory={"weights": "lean", "precision": "auto"}
+    )
+    """The UNet's weights in fine-tuning: in fp32, cast for compute (master); rounded to bf16 once, while the optimiser
+    keeps the rest of fp32, so that nothing is cast (split); or in bf16 alone, with updates rounded stochastically so
+    that small ones are kept on average (lean: 4 of 10 bytes a weight saved)."""
+    precision: str = setting("auto", choices=("auto", "fp32", "bf16", "fp16"), in_card=True)
+    """Precision of fine-tuning: auto is bf16 on CUDA and with bf16 --weights, else fp32; fp16 scales the loss."""
+    optimizer_in_backward: bool = setting(False, saves_memory={"optimizer_in_backward": True, "max_grad_norm": 0})
+    """Update each weight as soon as backward has its gradient, and free it: no gradient clipping, no accumulation."""
+    optimizer: str = setting(
+        "adam8bit", choices=("adam8bit", "adam"), in_card=True, saves_memory={"optimizer": "adam8bit"}
+    )
+    """Fine-tuning optimiser: 8-bit Adam, or Adam with fp32 moments. Pre-training always runs Adam in fp32."""
+    ema: float = setting(0.0, at_least=0, below=1, hint="such as 0.9999")
+    """Decay per step of an average of the weights, which the result then holds instead of the last ones; 0 for none."""
+    ema_device: str = setting("auto", choices=("auto", "cpu"), saves_memory={"ema_device": "cpu"}, only_with="ema")
+    """Where the average lies: beside the weights, or in CPU memory (then updated every 16 steps)."""
+
+    def check(self) -> None:
+        """Raises `ConfigError` for ways of updating weights that exclude each other."""
+        if self.bf16_weights and self.precision in ("fp32", "fp16"):
+            raise ConfigError(f"--weights {self.weights} keeps weights in bf16: leave out --precision {self.precision}")
+        if self.weights == "split" and self.optimizer_in_backward:
+            raise ConfigError("--optimizer-in-backward steps by bitsandbytes, without --weights split: use lean")
+        for name, used in (
+            (f"--weights {self.weights}", self.bf16_weights),
+            ("--optimizer-in-backward", self.optimizer_in_backward),
+        ):
+            if used and self.optimizer != "adam8bit":
+                raise ConfigError(f"{name} needs --optimizer adam8bit, not {self.optimizer}")
+        if self.optimizer_in_backward:
+            excluded = {
+                "--max-grad-norm (set it to 0)": self.max_grad_norm > 0,
+                "--accumulation-steps above 1": self.accumulation_steps > 1,
+                "--precision fp16": self.precision == "fp16",
+            }
+            if given := [name for name, wrong in excluded.items() if wrong]:
+                raise ConfigError(
+                    "--optimizer-in-backward never has all gradients at once, so it excludes " + " and ".join(given)
+                )
+
+    def check_model(self, model: ModelConfig) -> None:
+        """Raises `ConfigError` for a precision that the model's operators do not compute in."""
+        if self.precision == "fp32" and model.attention == "cudnn":
+            raise ConfigError("--attention cudnn computes in bf16 or fp16: leave out --precision fp32, or use sdpa")
+
+    @property
+    def bf16_weights(self) -> bool:
+        """Whether fine-tuning's UNet is in bf16, without autocast; not under DeepSpeed, which refuses such weights."""
+        return self.weights != "master"
+
+    def num_steps(self, stage: str) -> int:
+        """Iterations of a stage."""
+        return self.pretrain_steps if stage == "pretrain" else self.finetune_steps

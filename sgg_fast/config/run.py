@@ -1,0 +1,50 @@
+"""Settings of a run: its seed, what it shows and keeps on the way, when it stops, how the result draws."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from .fields import ConfigError, Part, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig(Part):
+    """Everything that is neither model nor data nor optimisation."""
+
+    recipe: str = setting("toy", of_recipe=True)
+    """Name of the settings that everything else was taken from."""
+    seed: int = setting(0, at_least=0, at_most=2**32 - 1, in_card=True, makes_cache=True)
+    """Seed of everything random; each draw is a hash of (seed, step, sample)."""
+    cuda_graphs: bool = setting(True, may_change=True)
+    """Replay steps on CUDA as CUDA graphs instead of launching kernel by kernel; what cannot be captured (DeepSpeed,
+    --precision fp16, --optimizer-in-backward) runs eagerly."""
+    max_skipped: int = setting(10, at_least=1, may_change=True)
+    """Steps in a row whose loss or gradient is not finite, all skipped, at which the run stops."""
+    rank_timeout: float = setting(600.0, at_least=1, may_change=True)
+    """Seconds that a process waits for the others of the run before it stops."""
+    validation_pairs: int = setting(32, at_least=0)
+    """Images kept out of pre-training with their graphs, to validate on; at most an eighth of the set."""
+    validate_every: int = setting(100, at_least=0, may_change=True)
+    """Pre-training steps between validations (and one at the end); 0 for none."""
+    early_stop: int = setting(0, at_least=0, may_change=True)
+    """End pre-training after this many validations in a row without improvement; 0 for never."""
+    log_every: int = setting(10, at_least=1, may_change=True)
+    """Steps between log lines."""
+    sample_every: int = setting(50, at_least=0, may_change=True)
+    """Fine-tuning steps between sample sheets; 0 for none."""
+    checkpoint_every: int = setting(100, at_least=1, may_change=True)
+    """Steps between checkpoints; one is always written at the end."""
+    num_samples: int = setting(4, at_least=0, may_change=True)
+    """Graphs on a sample sheet."""
+    sheet_steps: int = setting(20, at_least=1, may_change=True)
+    """DDIM steps of the pictures on a sample sheet."""
+    sampling_steps: int = setting(100, at_least=1, may_change=True)
+    """DDIM steps that infer.py takes with the saved result unless --steps is given."""
+    guidance: float = setting(4.0, at_least=1, hint="1 is none", may_change=True)
+    """Classifier-free guidance scale of sample sheets, and of infer.py with the saved result unless --guidance is
+    given."""
+
+    def check(self) -> None:
+        """Raises `ConfigError` for early stopping without validations."""
+        if self.early_stop and not self.validate_every:
+            raise ConfigError(f"--early-stop {self.early_stop} needs validations: --validate-every above 0")

@@ -1,0 +1,59 @@
+"""`python -m sgg_fast.nn.loading convert FOLDER`: a part's half-precision variant or pickled weights as safetensors.
+`python -m sgg_fast.nn.loading seal FOLDER`: a model folder's sha256.json anew, after a change that is meant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from .border import ModelError, border
+from .files import seal
+from .parts import weights_name
+
+
+def convert(folder: Path) -> Path:
+    """Write the safetensors file that a part lacks, from its variant or its pickle, which is read as tensors alone.
+
+    Raises `ModelError`.
+    """
+    there = [path for end in ("*.safetensors", "*.bin") for path in sorted(folder.glob(end))]
+    name = weights_name(folder)
+    if not there or (folder / name).is_file():
+        raise ModelError(f"{folder}: " + (f"{name} is there already" if there else "no weights are there"))
+    with border(str(there[0])):
+        if there[0].suffix == ".bin":
+            state = torch.load(there[0], map_location="cpu", weights_only=True)
+        else:
+            state = load_file(there[0])
+        if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+            raise ModelError("not a table of tensors")
+        save_file({k: v.clone().contiguous() for k, v in state.items()}, folder / name, {"format": "pt"})
+    return folder / name
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Exit code: 0 done, 2 with one line on stderr."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sgg_fast.nn.loading", description=__doc__, allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("command", choices=("convert", "seal"))
+    parser.add_argument("folder", type=Path)
+    args = parser.parse_args(argv)
+    try:
+        if not args.folder.is_dir():
+            raise ModelError(f"{args.folder}: there is no such folder")
+        print(convert(args.folder) if args.command == "convert" else seal(args.folder))
+    except (ModelError, OSError) as error:
+        print(f"sgg_fast.nn.loading: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,41 @@
+"""Where the libraries' exceptions end: one line that says which file, and why."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from sgg_fast.graph import plain
+
+_LONGEST = 300
+
+
+class ModelError(ValueError):
+    """A model that cannot be used. One line: the place, the file in it, the cause, the cure where there is one."""
+
+
+@contextlib.contextmanager
+def border(what: str) -> Iterator[None]:
+    """Whatever is raised inside becomes `ModelError("WHAT: cause")`; borders nest, the outer one's `what` in front."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{what}: {error}") from error
+    except Exception as error:  # border
+        raise ModelError(f"{what}: {cause(error)}") from error
+    except BaseException as error:  # border
+        # Rust's panics (tokenizers, safetensors) are no Exception; signals and exits are none of ours.
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(f"{what}: {cause(error)}") from error
+
+
+def cause(error: BaseException) -> str:
+    """The first line of what an exception says, fit for a terminal."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if not said or not isinstance(error, (ValueError, OSError, RuntimeError)):
+        said = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    said = plain(said)
+    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."

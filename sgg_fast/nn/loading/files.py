@@ -1,0 +1,200 @@
+"""The files of a model folder: JSON read with care, and the SHA-256s that an export carries in sha256.json.
+
+Sizes are compared at every load. Bytes are compared once for each (path, size, time of change), which is noted in
+~/.cache/sgg_fast (or $SGG_FAST_CACHE); small files every time, and all with --verify ($SGG_FAST_VERIFY).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from sgg_fast.graph import shown
+
+from .border import ModelError, border
+
+MANIFEST = "sha256.json"
+VERIFY = "SGG_FAST_VERIFY"
+"""Environment variable: if set, nothing noted is believed."""
+_CACHE = "SGG_FAST_CACHE"
+_LOADED = (".json", ".safetensors", ".txt")
+"""Endings of the files that loading reads; cards and code are not among them."""
+_SMALL = 1 << 20
+_MOST_JSON = 1 << 28
+_CURE = f"get the folder again; if you changed it yourself, delete its {MANIFEST}"
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The object in a JSON file, which is called `what` in the message. Raises `ModelError`."""
+    with border(what):
+        if path.stat().st_size > _MOST_JSON:
+            raise ModelError(f"{path.stat().st_size} bytes of JSON; at most {_MOST_JSON}")
+        try:
+            content = json.loads(path.read_text(encoding="utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise ModelError(f"not UTF-8 text (byte {error.start})") from error
+        except json.JSONDecodeError as error:
+            raise ModelError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from error
+        except RecursionError as error:
+            raise ModelError("not usable JSON: nested too deeply") from error
+        if not isinstance(content, dict):
+            raise ModelError(f"must be a JSON object, not {shown(content)}")
+        return content
+
+
+def files_of(root: Path) -> list[str]:
+    """Names below `root` of the files that loading reads: its own and those of the folders in it, sorted."""
+    found = [path for pattern in ("*", "*/*") for path in root.glob(pattern)]
+    return sorted(
+        path.relative_to(root).as_posix()
+        for path in found
+        if path.suffix in _LOADED and path.name != MANIFEST and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    )  # fmt: skip
+
+
+def forget_places(root: Path) -> None:
+    """Take out of an export where its parts lay on the machine that made it: the same models give the same bytes."""
+    for name in files_of(root):
+        if name.endswith("config.json") or name == "model_index.json":
+            content = read_json(root / name, name)
+            if content.pop("_name_or_path", None) is not None:
+                (root / name).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def seal(root: Path) -> Path:
+    """Write the manifest of an export: size and SHA-256 of every file that loading reads; its path. Raises OSError."""
+    (root / MANIFEST).unlink(missing_ok=True)
+    files = {name: {"bytes": (root / name).stat().st_size, "sha256": _sha256(root / name)} for name in files_of(root)}
+    (root / MANIFEST).write_text(_render(files), encoding="ascii")
+    return root / MANIFEST
+
+
+def check(root: Path, parts: Iterable[str] | None = None) -> None:
+    """Compare a folder with its manifest, if it or the folder above has one: all files, or those of `parts`.
+
+    Raises `ModelError` for the first file that is missing, new or other than it was exported.
+    """
+    wanted = set(parts) if parts is not None else None
+    if not (root / MANIFEST).is_file():
+        if not (root.parent / MANIFEST).is_file():
+            return
+        root, wanted = root.parent, {root.name}
+    entries = _entries(root)
+
+    def counts(name: str) -> bool:
+        return wanted is None or "/" not in name or name.split("/")[0] in wanted
+
+    if strays := [name for name in files_of(root) if name not in entries and counts(name)]:
+        raise ModelError(f"{strays[0]}: not among the files that were exported: delete it, or {_CURE}")
+    _compare(root, {name: entry for name, entry in entries.items() if counts(name)})
+
+
+def check_file(path: Path) -> None:
+    """Compare one file with the manifest of its folder or the one above, if there is one. Raises `ModelError`."""
+    for root in (path.parent, path.parents[1]):
+        if (root / MANIFEST).is_file():
+            name = path.relative_to(root).as_posix()
+            _compare(root, {each: entry for each, entry in _entries(root).items() if each == name})
+
+
+def _compare(root: Path, due: dict[str, dict[str, Any]]) -> None:
+    for name, entry in due.items():
+        with border(name):
+            size = (root / name).stat().st_size
+            if size != entry["bytes"]:
+                raise ModelError(f"has {size} bytes where {entry['bytes']} were exported: {_CURE}")
+    found = sha256s(root, due)
+    for name, entry in due.items():
+        # A note that says "damaged" is not believed.
+        if found[name] != entry["sha256"] and _sha256(root / name) != entry["sha256"]:
+            raise ModelError(f"{name}: its bytes are not those that were exported (SHA-256 differs): {_CURE}")
+
+
+def _entries(root: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's files. Raises `ModelError` where a single byte of it is another."""
+    content = read_json(root / MANIFEST, MANIFEST)
+    files = content.get("files")
+    with border(MANIFEST):
+        if not isinstance(files, dict) or (root / MANIFEST).read_bytes() != _render(files).encode("ascii"):
+            raise ModelError(f"its bytes are not those that were written: {_CURE}")
+    return files
+
+
+def _render(files: dict[str, Any]) -> str:
+    body = json.dumps(files, sort_keys=True)
+    content = {"seal": hashlib.sha256(body.encode()).hexdigest(), "files": files}
+    return json.dumps(content, indent=1, sort_keys=True) + "\n"
+
+
+def digest(root: Path) -> str:
+    """Tells models apart: a hash of every byte that loading reads, but for what model_index.json says of the past."""
+    whole = hashlib.sha256()
+    for name, sha in sha256s(root, files_of(root)).items():
+        if name == "model_index.json":
+            content = read_json(root / name, name)
+            content.pop("provenance", None)
+            sha = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        whole.update(f"{name} {sha}\n".encode())
+    return whole.hexdigest()[:32]
+
+
+def sha256s(root: Path, names: Iterable[str]) -> dict[str, str]:
+    """Name -> SHA-256, read anew or as it was noted for this path, size and time of change."""
+    note, found = _note_of(root), {}
+    known = {} if os.environ.get(VERIFY) else _read_note(note)
+    noted: dict[str, list[Any]] = {}
+    for name in names:
+        with border(name):
+            stat = (root / name).stat()
+            if stat.st_size <= _SMALL:
+                found[name] = _sha256(root / name)
+                continue
+            size, changed, sha = known.get(name, (None, None, ""))
+            same = (size, changed) == (stat.st_size, stat.st_mtime_ns)
+            found[name] = sha if same else _sha256(root / name)
+            noted[name] = [stat.st_size, stat.st_mtime_ns, found[name]]
+    if any(known.get(name) != entry for name, entry in noted.items()):
+        _write_note(note, {**known, **noted})
+    return found
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _note_of(root: Path) -> Path:
+    base = os.environ.get(_CACHE) or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sgg_fast"
+    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
+    return Path(base) / "sha256" / f"{name}.json"
+
+
+def _read_note(path: Path) -> dict[str, list[Any]]:
+    """What was noted; {} where there is none or it is damaged, since it only saves time."""
+    try:
+        text = path.read_text(encoding="ascii")
+        files = json.loads(text)["files"]
+        return files if _render(files) == text else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def _write_note(path: Path, files: dict[str, list[Any]]) -> None:
+    """Nothing is lost where it cannot be written."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(prefix=".note-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                file.write(_render(files))
+            os.replace(aside, path)
+        except OSError:
+            Path(aside).unlink(missing_ok=True)
+            raise

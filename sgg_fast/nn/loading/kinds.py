@@ -1,0 +1,102 @@
+"""Which models serve: those of Stable Diffusion v1's kind. Checked by their configurations, before a weight is read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from sgg_fast.graph import shown
+
+from .border import ModelError
+
+Config = Mapping[str, Any]
+
+PREDICTIONS = ("epsilon", "v_prediction")
+TEXT_LENGTH = 77
+"""Tokens of CLIP's text context; the null condition is made of that many."""
+_CONDITIONS = (
+    "addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type",
+    "time_cond_proj_dim",
+)  # fmt: skip
+"""Settings by which a UNet is given more than latents, time and text (SDXL, depth, upscaling, guidance-distilled)."""
+
+
+def check_class(config: Config, key: str, allowed: tuple[str, ...]) -> None:
+    """Raise `ModelError` unless `config[key]` names one of the kinds that serve here."""
+    found = config.get(key)
+    if found not in allowed:
+        said = f"{key} is {shown(found)}" if key in config else f"does not say {key}"
+        raise ModelError(f"{said}; needed is {' or '.join(allowed)}")
+
+
+def check_unet(config: Config) -> None:
+    """A UNet of text-to-image: latents in, as many channels out, and text by cross-attention alone."""
+    channels = _whole(config, "in_channels", 4), _whole(config, "out_channels", 4)
+    if channels[0] != channels[1]:
+        raise ModelError(
+            f"a UNet of {channels[0]} input and {channels[1]} output channels (inpainting and the like); needed is "
+            "one of text-to-image, such as Stable Diffusion v1.4's, with 4 and 4"
+        )
+    if more := next((key for key in _CONDITIONS if config.get(key) is not None), None):
+        raise ModelError(
+            f"a UNet with a further condition ({more} is {shown(config[more])}); needed is one of Stable Diffusion "
+            "v1's kind, which reads latents, time and text"
+        )
+    _whole(config, "cross_attention_dim", 1280)
+
+
+def check_vae(config: Config) -> None:
+    """A VAE whose latents are scaled by one number."""
+    _whole(config, "latent_channels", 4)
+    factor = config.get("scaling_factor", 0.18215)
+    if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
+        raise ModelError(f"scaling_factor must be a positive number, not {shown(factor)}")
+    for key in ("shift_factor", "latents_mean", "latents_std"):
+        if config.get(key) is not None:
+            raise ModelError(f"a VAE with {key}, which Stable Diffusion v1's kind has not")
+
+
+def check_scheduler(config: Config) -> None:
+    """A schedule of alpha_bar with a prediction that training and sampling know."""
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in PREDICTIONS:
+        raise ModelError(f"prediction_type is {shown(kind)}; {' and '.join(PREDICTIONS)} are supported")
+    steps = _whole(config, "num_train_timesteps", 1000)
+    if steps > 100_000:
+        raise ModelError(f"num_train_timesteps is {steps}; at most 100000")
+
+
+def check_text_tower(config: Config) -> None:
+    """SD's text encoder: its states of "" are the null condition."""
+    length = _whole(config, "max_position_embeddings", TEXT_LENGTH)
+    if length != TEXT_LENGTH:
+        raise ModelError(f"a text tower of {length} tokens; needed is one of {TEXT_LENGTH}, as Stable Diffusion v1's")
+
+
+def check_fit(unet: Config, vae: Config, text: Config | None) -> None:
+    """Raise `ModelError` where the parts were not made for each other."""
+    latents, channels = _whole(vae, "latent_channels", 4), _whole(unet, "in_channels", 4)
+    if latents != channels:
+        raise ModelError(f"unet reads {channels} channels, but the latents of vae have {latents}")
+    if text is not None and (width := _whole(text, "hidden_size", 512)) != unet["cross_attention_dim"]:
+        raise ModelError(
+            f"unet reads text states of width {unet['cross_attention_dim']}, but those of text_encoder have {width}"
+        )
+
+
+def check_depth(config: Config, num_tensors: int) -> None:
+    """Raise `ModelError` for more layers than the weights have tensors: they would be built before they are missed."""
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            check_depth(value, num_tensors)
+        counts = value if isinstance(value, (list, tuple)) else [value]
+        if "layers" in key and any(isinstance(each, int) and each > num_tensors for each in counts):
+            raise ModelError(f"{key} is {shown(value)}, but the weights have {num_tensors} tensors")
+
+
+def _whole(config: Config, key: str, default: int) -> int:
+    value = config.get(key, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelError(f"{key} must be a whole number from 1, not {shown(value)}")
+    return value

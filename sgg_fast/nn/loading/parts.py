@@ -1,0 +1,233 @@
+"""Loads one part of a model folder each: configuration, weights, tokenizer, scheduler.
+
+Every message names the file below the folder; callers put the flag and the folder in front of it by a `border`.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import DDIMScheduler, PNDMScheduler
+from diffusers.models.modeling_utils import ModelMixin
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import nn
+from transformers import CLIPTokenizer, PretrainedConfig
+
+from . import kinds
+from .border import ModelError, border
+from .files import check_file, read_json
+from .report import loaded
+
+logger = logging.getLogger(__name__)
+
+_KNOWN_BY = {
+    "model": (("config.json",),),
+    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "scheduler": (("scheduler_config.json",),),
+}
+"""Kind of part -> the files it is known by, any of several sets. (A tokenizer without files loads all the same: empty.)
+"""
+_WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+_ENDS = ("json", "txt", "safetensors")
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+
+
+def find_folder(flag: str, place: str, parts: Sequence[str], ends: Sequence[str] = _ENDS) -> Path:
+    """`place`, a folder, or where the hub's cache has the files of `parts` of the repository that it names.
+
+    Raises `ModelError`.
+    """
+    if Path(place).is_dir():
+        return Path(place)
+    if place.startswith((".", "/", "~")) or place.count("/") != 1:
+        raise ModelError(f"{flag} {place}: there is no such folder, and it is not a hub id (owner/name)")
+    wanted = [f"{part}/*.{end}" if part else f"*.{end}" for part in parts for end in ends]
+    with border(f"{flag} {place}: no such folder, and as a hub id it cannot be loaded"):
+        return Path(snapshot_download(place, allow_patterns=wanted, ignore_patterns=["*.fp16.*", "*non_ema*"]))
+
+
+def lacking_file(root: Path, parts: Iterable[str]) -> str | None:
+    """PART/FILE that a diffusers folder lacks of `parts`, or None. The last word of a part's name is its kind."""
+    for part in parts:
+        kind = part.rpartition("_")[2]
+        if file := lacking(root / part, kind if kind in _KNOWN_BY else "model"):
+            return f"{part}/{file}"
+    return None
+
+
+def lacking(folder: Path, kind: str) -> str | None:
+    """The file that a part of this kind ("model", "tokenizer", "scheduler") lacks to be known by, or None."""
+    there = (all((folder / file).is_file() for file in files) for files in _KNOWN_BY[kind])
+    return None if any(there) else _KNOWN_BY[kind][0][0]
+
+
+def load_config(root: Path, part: str, check: Callable[[kinds.Config], None], key: str, *allowed: str) -> dict:
+    """The part's config.json, known to be of a class that serves and to pass `check`. Raises `ModelError`."""
+    name = _named(part, "config.json")
+    config = read_json(root / name, name)
+    with border(name):
+        kinds.check_class(config, key, allowed)
+        check(config)
+    return config
+
+
+def load_part(root: Path, part: str, kind: Any, config: dict[str, Any]) -> Any:
+    """The model in `root / part`, in fp32, whole by the library's own report. Raises `ModelError` that names the file.
+
+    kind: a class of diffusers or transformers (also one of ours); config: what `load_config` read of it.
+    """
+    name, of_diffusers = _named(part, "config.json"), issubclass(kind, ModelMixin)
+    files = _weight_files(root, part)
+    num_tensors = sum(_check_header(root / file, file) for file in files)
+    with border(name):
+        kinds.check_depth(config, num_tensors)
+        if of_diffusers:
+            _say_unknown(name, kind.extract_init_dict(dict(config))[1])
+        with torch.device("meta"):  # what is wrong with the configuration alone shows here
+            kind.from_config(dict(config)) if of_diffusers else kind(kind.config_class.from_dict(dict(config)))
+    full = {"torch_dtype" if of_diffusers else "dtype": torch.float32}
+    with border(files[0]):
+        return loaded(
+            *kind.from_pretrained(
+                root / part, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
+                local_files_only=True, **full,
+            )
+        )  # fmt: skip
+
+
+def load_weights(path: Path, module: nn.Module, cure: str) -> None:
+    """A safetensors file of ours into `module`, half precision made full. Raises `ModelError`, which ends in `cure`."""
+    with border(str(path)):
+        if not path.is_file():
+            raise ModelError(f"is not there; {cure}")
+        check_file(path)
+        _check_header(path, "its header")
+        state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        wanted = module.state_dict()
+        shapes = [(k, v.shape, wanted[k].shape) for k, v in state.items() if k in wanted and v.shape != wanted[k].shape]
+        loaded(module, {"missing_keys": wanted.keys() - state.keys(), "mismatched_keys": shapes})
+        module.load_state_dict({k: v for k, v in state.items() if k in wanted})
+
+
+def load_tokenizer(root: Path, part: str, tower: PretrainedConfig | None = None) -> CLIPTokenizer:
+    """CLIP's tokenizer, its length that of the text `tower` where it says none. Raises `ModelError`."""
+    if file := lacking(root / part, "tokenizer"):
+        raise ModelError(f"the folder lacks {_named(part, file)}")
+    for file in ("tokenizer.json", "vocab.json", "tokenizer_config.json", "special_tokens_map.json",
+                 "added_tokens.json"):  # fmt: skip
+        if (root / part / file).is_file():
+            read_json(root / part / file, _named(part, file))
+    main = _named(part, "tokenizer.json" if (root / part / "tokenizer.json").is_file() else "vocab.json")
+    with border(main):
+        tokenizer = CLIPTokenizer.from_pretrained(root / part, local_files_only=True)
+        ids = list(tokenizer.get_vocab().values())
+        if len(set(ids)) < len(ids) or not ids:
+            raise ModelError("two of its tokens have one id" if ids else "has no tokens")
+        if lost := [word for word in ("bos", "eos", "pad") if getattr(tokenizer, f"{word}_token_id") is None]:
+            raise ModelError(f"has no {lost[0]}_token")
+        if tower is not None and max(ids) >= tower.vocab_size:
+            raise ModelError(f"has ids up to {max(ids)}, but the text tower knows {tower.vocab_size} tokens")
+    length = tokenizer.model_max_length
+    with border(_named(part, "tokenizer_config.json")):
+        if isinstance(length, bool) or not isinstance(length, int) or length < 3:
+            raise ModelError(f"model_max_length must be a whole number from 3, not {length!r}")
+    tokenizer.model_max_length = min(length, tower.max_position_embeddings if tower else kinds.TEXT_LENGTH)
+    return tokenizer
+
+
+def load_scheduler(root: Path, part: str, as_ddim: bool = False) -> Any:
+    """The part's scheduler; `as_ddim`: its schedule as DDIM, as training and sampling use it. Raises `ModelError`."""
+    name = _named(part, "scheduler_config.json")
+    config = read_json(root / name, name)
+    with border(name):
+        kind = config.get("_class_name")
+        if not isinstance(kind, str) or kind not in _schedulers():
+            kinds.check_class(config, "_class_name", ("DDIMScheduler", "PNDMScheduler", "another with beta_schedule"))
+        kinds.check_scheduler(config)
+        own = getattr(diffusers, str(kind))
+        known = {word for each in (own, DDIMScheduler, PNDMScheduler) for word in inspect.signature(each).parameters}
+        _say_unknown(name, {word for word in config if word not in known and not word.startswith("_")})
+        if as_ddim:
+            # What Stable Diffusion's first files left to its pipeline and to PNDM is not DDIM's own default.
+            meant = {"steps_offset": 1} | ({} if own is DDIMScheduler else {"set_alpha_to_one": False})
+            scheduler = DDIMScheduler.from_config({**meant, **config}, clip_sample=False)
+        else:
+            scheduler = own.from_config(config)
+        alpha_bar = scheduler.alphas_cumprod
+        if not (torch.isfinite(alpha_bar).all() and alpha_bar.min() >= 0 and alpha_bar.max() <= 1):
+            raise ModelError("its betas give no alpha_bar between 0 and 1")
+    return scheduler
+
+
+@functools.cache
+def _schedulers() -> frozenset[str]:
+    """Classes of diffusers that are given betas, as Stable Diffusion's are."""
+    names = [name for name in dir(diffusers) if name.endswith("Scheduler")]
+    return frozenset(name for name in names if _has_betas(getattr(diffusers, name)))
+
+
+def _has_betas(kind: Any) -> bool:
+    return isinstance(kind, type) and {"beta_schedule", "prediction_type"} <= inspect.signature(kind).parameters.keys()
+
+
+def weights_name(folder: Path) -> str:
+    """What the library of this part calls its weights."""
+    config = read_json(folder / "config.json", f"{folder}/config.json")
+    return _WEIGHTS[0] if "_class_name" in config else _WEIGHTS[1]
+
+
+def _weight_files(root: Path, part: str) -> list[str]:
+    """Names below `root` of the part's safetensors files, its index of shards checked."""
+    folder = root / part
+    for file in _WEIGHTS:
+        if (folder / f"{file}.index.json").is_file():
+            name = _named(part, f"{file}.index.json")
+            shards = read_json(root / name, name).get("weight_map")
+            with border(name):
+                if not isinstance(shards, dict) or not shards:
+                    raise ModelError("has no weight_map")
+                for shard in shards.values():
+                    if not isinstance(shard, str) or "/" in shard or not shard.endswith(".safetensors"):
+                        raise ModelError(f"a shard must be a safetensors file beside it, not {shard!r}")
+                    if not (folder / shard).is_file():
+                        raise ModelError(f"{shard} is not there")
+            return [_named(part, shard) for shard in sorted(set(shards.values()))]
+        if (folder / file).is_file():
+            return [_named(part, file)]
+    there = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin"))
+    if not there:
+        raise ModelError(f"the folder lacks {_named(part, 'its weights (*.safetensors)')}")
+    what = "pickled weights, which are never opened" if there[0].endswith(".bin") else "weights of a variant"
+    what = "weights of a variant" if any(file.endswith(".safetensors") for file in there) else what
+    raise ModelError(
+        f"{_named(part, there[0])}: only {what}; `python -m sgg_fast.nn.loading convert {folder}` writes the "
+        "safetensors file that is needed"
+    )
+
+
+def _check_header(path: Path, what: str) -> int:
+    """Number of tensors in a safetensors file whose header can be used. Raises `ModelError`."""
+    with border(what), safe_open(path, framework="pt") as file:
+        names = list(file.keys())
+        for name in names:
+            if (dtype := file.get_slice(name).get_dtype()) not in _FLOATS and not name.endswith("position_ids"):
+                raise ModelError(f"{name} is stored as {dtype}; needed is one of {', '.join(sorted(_FLOATS))}")
+        return len(names)
+
+
+def _say_unknown(name: str, words: Iterable[str]) -> None:
+    if words := sorted(words):
+        logger.warning("%s: %s: no setting that this version knows; left out", name, ", ".join(words))
+
+
+def _named(part: str, file: str) -> str:
+    return f"{part}/{file}" if part else file

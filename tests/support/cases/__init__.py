@@ -1,0 +1,1 @@
+"""Inputs and fixtures of one subject each."""

@@ -1,0 +1,233 @@
+"""infer.py at its edges: no picture is lost, inputs are read once, closed streams and odd words are one line."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from support import ROOT
+
+from sgg_fast import drawing
+from sgg_fast.commands import infer
+from sgg_fast.data.inputs import read_inputs
+from sgg_fast.data.png_record import is_drawn, read_record
+from sgg_fast.drawing import models
+from sgg_fast.graph import SceneGraphError
+from sgg_fast.pipeline import SceneGraphToImagePipeline
+
+SHEEP = '{"objects": ["sheep", "grass"], "relationships": [[0, "standing on", 1]]}'
+
+
+@pytest.fixture(scope="module")
+def toy():
+    return models.load_model("toy")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch, toy) -> Path:
+    """An empty working folder with g.json; models are loaded once."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(drawing, "load_model", lambda *_, **__: toy)
+    Path("g.json").write_text(SHEEP)
+    return tmp_path
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    monkeypatch.setattr(drawing, "load_model", lambda *_, **__: pytest.fail("a model was loaded"))
+
+
+def run(capsys, *argv: str, code: int = 0) -> tuple[list[str], str]:
+    capsys.readouterr()
+    assert infer.main(list(argv)) == code
+    out, err = capsys.readouterr()
+    if code:
+        assert err.count("\n") == 1 and err.startswith("infer.py: ") and err[:-1].isprintable() and out == ""
+    return out.splitlines(), err
+
+
+def test_another_seed_setting_or_edit_never_replaces_a_picture(here, capsys):
+    argv = ("g.json", "--steps", "1", "--guidance", "1")
+    assert run(capsys, *argv)[0] == ["outputs/g.png"]
+    first = Path("outputs/g.png").read_bytes()
+    assert run(capsys, *argv)[0] == ["outputs/g.png"], "the same one again"
+    lines, err = run(capsys, *argv, "--seed", "1", "--grid")
+    assert lines == ["outputs/g-v2.png", "outputs/g-grid.png"] and "stay: the new ones end in -v2" in err
+    assert run(capsys, *argv, "--edit", "sheep -> horse")[0] == ["outputs/g-v3.png", "outputs/g-v3-edit.png"]
+    assert run(capsys, *argv, "--seed", "1")[0] == ["outputs/g-v2.png"]
+    assert run(capsys, *argv, "--grid")[0] == ["outputs/g.png", "outputs/g-grid-v2.png"]
+    assert Path("outputs/g.png").read_bytes() == first
+    _, err = run(capsys, *argv, "--seed", "2", "--out", "outputs/g.png", code=2)
+    assert "outputs/g.png: holds another picture: give --overwrite to replace it, or another --out" in err
+    run(capsys, *argv, "--seed", "2", "--out", "outputs/g.png", "--overwrite")  # the cure
+    assert read_record(Path("outputs/g.png"))[1]["seed"] == 2
+
+
+def test_a_picture_that_was_cut_in_its_pixels_is_not_taken_for_done(here, capsys):
+    argv = ("g.json", "--steps", "1", "--guidance", "1")
+    run(capsys, *argv)
+    path = Path("outputs/g.png")
+    whole, (_, record) = path.read_bytes(), read_record(path)
+    graph = json.loads(SHEEP)
+    assert is_drawn(path, {**record, "graph": graph})
+    path.write_bytes(whole[:-40])
+    assert not is_drawn(path, {**record, "graph": graph})
+    assert run(capsys, *argv)[0] == ["outputs/g.png"] and path.read_bytes() == whole
+
+
+def test_the_record_tells_a_scheduler_or_a_tokenizer_from_another(tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(drawing.SHIPPED, copy)
+    seen = {models.fingerprint(copy)}
+    for name in ("scheduler/scheduler_config.json", "graph_tokenizer/tokenizer.json", "unet/config.json"):
+        path = copy / name
+        path.write_bytes(path.read_bytes() + b"\n")
+        seen.add(models.fingerprint(copy))
+    assert len(seen) == 4
+
+
+def test_steps_that_the_scheduler_cannot_take_are_refused_and_what_it_says_it_can_is_drawn(here, capsys):
+    for name in ("dpm++", "ddim"):
+        _, err = run(capsys, "g.json", "--steps", "1000", "--scheduler", name, code=2)
+        assert f"--steps 1000 with --scheduler {name}: this scheduler takes at most 99" in err
+    assert not Path("outputs").exists()
+
+
+def test_numbers_that_are_not_finite_are_never_saved(here, capsys, monkeypatch, toy):
+    weight = toy.pipeline.unet.conv_in.weight
+    before = weight.detach().clone()
+    try:
+        with torch.no_grad():
+            weight[0, 0, 0, 0] = float("nan")
+        err = _code_three(capsys)
+    finally:
+        with torch.no_grad():
+            weight.copy_(before)
+    assert "not saved: conv_in.weight of unet holds such numbers already: get the model again" in err
+    assert not list(here.rglob("*.png"))
+    monkeypatch.setattr(
+        SceneGraphToImagePipeline, "decode", lambda self, z, kind="pil": torch.full((len(z), 3, 8, 8), torch.nan)
+    )
+    assert "lower --guidance" in _code_three(capsys) and not list(here.rglob("*.png"))
+
+
+def _code_three(capsys) -> str:
+    capsys.readouterr()
+    assert infer.main(["g.json", "--steps", "1", "--quiet"]) == 3
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1
+    return err
+
+
+def test_a_machine_without_memory_is_one_line(here, capsys, monkeypatch):
+    def full(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:119] DefaultCPUAllocator: can't allocate memory: 1 bytes")
+
+    monkeypatch.setattr(SceneGraphToImagePipeline, "__call__", full)
+    capsys.readouterr()
+    assert infer.main(["g.json", "--steps", "1", "--quiet"]) == 2
+    assert capsys.readouterr().err == "infer.py: out of memory: lower --batch-size or --size\n"
+
+
+def test_notices_are_of_the_edited_graph_and_json_carries_them(here, capsys):
+    (line,), err = run(capsys, "g.json", "--steps", "1", "--edit", "sheep -> zeppelin", "--json")
+    assert json.loads(line)["notices"] == ["never seen in training: zeppelin"] and err == ""
+    _, err = run(capsys, "zeppelin on grass", "--steps", "1", "--edit", "zeppelin -> sheep")
+    assert "zeppelin" not in err.split("read as: ")[1].split("\n", 1)[1]
+    _, err = run(capsys, "sheep frobs grass", "--steps", "1")
+    assert 'read as: sheep frobs grass ("sheep frobs grass" is one object)\n' in err
+
+
+def test_inputs_that_can_be_read_once_are_read_once(here, monkeypatch):
+    fifo = here / "pipe"
+    os.mkfifo(fifo)
+    threading.Thread(target=fifo.write_bytes, args=(SHEEP.encode(),), daemon=True).start()
+    (item,) = read_inputs([str(fifo)])
+    assert item.graph.objects == ("sheep", "grass") and item.stem == "pipe"
+    threading.Thread(target=fifo.write_text, args=("sheep on grass\ncow\n",), daemon=True).start()
+    assert len(read_inputs([str(fifo)])) == 2, "words, too: a stream has no ending to know it by"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(SHEEP.encode())))
+    assert [item.stem for item in read_inputs(["-"])] == ["stdin"]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["/dev/zero"], "/dev/zero: not text (byte 0 is zero)"),
+        (["."], "cannot be read: Is a directory"),
+        (["g.json", "--guidance", "1e30"], "--guidance must be a number from 1 (none) to 10000"),
+        (["g.json", "--relation-guidance", "inf"], "--relation-guidance must be a number"),
+        (["g.json", "--out", "a\x1b[31m.png"], r"--out 'a\x1b[31m.png': a path of printable characters"),
+        (["g.json", "--out", "a\udcff.png"], r"argument 3 (a\udcff.png): not UTF-8 text"),
+        (["g.json", "--scheduler", "\u202eddim"], r"--scheduler \u202eddim: there is no such one"),
+        (["g.json", "--edit", "cow -> sheep"], "the graph has no cow"),
+        (["g.json", "--steps", "100001"], "--steps must lie between 1 and 100000"),
+        (["sheep\x1b[31m on grass"], "control character"),
+    ],
+)
+def test_what_is_wrong_without_a_model_is_one_line_before_it_is_loaded(here, no_model, capsys, argv, said):
+    assert said in run(capsys, *argv, code=2)[1]
+    assert not (here / "outputs").exists()
+
+
+def test_bidi_and_escape_characters_are_never_written_raw(here, capsys, monkeypatch):
+    lines, err = run(capsys, "she\u202eep on grass", "--steps", "1")
+    assert "\u202e" not in err and "she\\u202eep" in err and lines == ["outputs/she-ep-on-grass.png"]
+    Path("a\x1b[31m\u2066.json").write_text(SHEEP)
+    lines, err = run(capsys, "a\x1b[31m\u2066.json", "--steps", "1")
+    assert lines == ["outputs/a-[31m-.png"] and "\x1b" not in err
+    monkeypatch.setattr(drawing, "load_model", models.load_model)
+    _, err = run(capsys, "g.json", "--model", "./x\x1b[31m\u202e", code=2)
+    assert r"x\x1b[31m\u202e" in err
+
+
+def test_a_stem_that_is_too_long_is_refused_before_anything_is_drawn(here, no_model, capsys):
+    Path(f"{'a' * 245}.json").write_text(SHEEP)
+    assert "too long for a picture's name" in run(capsys, f"{'a' * 245}.json", "--explain", code=2)[1]
+
+
+def test_an_endless_input_is_cut_off_at_the_bound(monkeypatch, tmp_path):
+    monkeypatch.setattr("sgg_fast.data.inputs.MAX_BYTES", 1 << 20)
+    (tmp_path / "g.json").write_text(" " * (3 << 20) + SHEEP)
+    with pytest.raises(SceneGraphError, match="over 1 MiB: give the graphs in several files"):
+        read_inputs([str(tmp_path / "g.json")])
+
+
+def test_a_mistyped_flag_is_one_line_with_the_one_that_was_meant(capsys):
+    for argv, said in (
+        (["g.json", "--steeps", "3"], "infer.py: no flag --steeps (did you mean --steps?); --help lists the flags\n"),
+        (["g.json", "--seed", "x"], "infer.py: argument --seed: invalid int value: 'x'; --help lists the flags\n"),
+        ([], "infer.py: the following arguments are required: INPUT; --help lists the flags\n"),
+    ):
+        with pytest.raises(SystemExit) as caught:
+            infer.main(argv)
+        assert caught.value.code == 2 and capsys.readouterr().err == said
+
+
+def test_a_reader_that_goes_away_costs_its_lines_only(here, capsys, monkeypatch):
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert infer.main(["g.json", "sheep on sand", "--steps", "1", "--quiet"]) == 0
+    assert len(list(Path("outputs").iterdir())) == 2
+
+
+@pytest.mark.parametrize(
+    ("redirection", "said"),
+    [("- <&-", "standard input: is closed"), ("g.json >&-", "standard output is closed")],
+)
+def test_closed_streams_are_one_line(here, redirection, said):
+    command = f"{sys.executable} {ROOT / 'infer.py'} {redirection}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, cwd=here, timeout=300)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1 and said in done.stderr

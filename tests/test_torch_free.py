@@ -1,0 +1,120 @@
+"""Help, and every refusal that needs no model, without loading torch: each in a fresh Python that may not import it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+RUN = """
+import runpy, sys
+class Refused:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "diffusers", "transformers"}:
+            raise AssertionError(f"{name} is imported")
+sys.meta_path.insert(0, Refused())
+kind, name, *sys.argv[1:] = sys.argv[1:]
+sys.argv[0] = name
+try:
+    runpy.run_path(name, run_name="__main__") if kind == "file" else runpy.run_module(name, run_name="__main__")
+finally:
+    assert "torch" not in sys.modules
+"""
+"""Runs a script or a module as a command; an import of torch ends it with a traceback."""
+
+
+def run(command: str, *words: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """The command in `folder`, in a process without torch."""
+    kind = "file" if command.endswith(".py") else "module"
+    name = str(ROOT / command) if kind == "file" else command
+    path = os.pathsep.join([str(ROOT), str(ROOT / "kernels")])
+    return subprocess.run(
+        [sys.executable, "-c", RUN, kind, name, *words],
+        cwd=folder, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_an_import_of_torch_would_be_seen(tmp_path):
+    (tmp_path / "loads.py").write_text("import torch\n")
+    done = subprocess.run(
+        [sys.executable, "-c", RUN, "file", str(tmp_path / "loads.py")], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "torch is imported" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "train.py",
+        "infer.py",
+        "sgg_fast.data.prepare",
+        "sgg_fast.data.show",
+        "sgg_fast.eval",
+        "benchmarks.quality",
+        "benchmarks.aot",
+        "benchmarks.regress",
+    ],
+)
+def test_help(command):
+    done = run(command, "--help")
+    assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--recipe", "vg512"], "--recipe vg512: there is no such recipe; there are toy, vg128"),
+        (["--recipe", "vg256"], "this recipe needs --data: a folder"),
+        (["--recipe", "vg256", "--data", "toy"], "this recipe needs --model: a Stable Diffusion v1.4 folder"),
+        (["--data", "{folder}/absent"], "there is no such folder, and it is not toy or toy-rare"),
+        (["--resolution", "60"], "--resolution must be a multiple of 8, at least 32, not 60"),
+        (["--steps", "0"], "--pretrain-steps must be at least 1, not 0"),
+        (["--conditioner", "text", "--geometry", "0.5"], "has none of SGG-IG's own tokens for --geometry"),
+        (["--budget", "24GiB"], "--budget is for --plan and --auto-batch"),
+        (["--conditioner", "text"], "--conditioner text has no pre-training: go on with --stage finetune"),
+        (["--deepspeed", "{folder}/absent.json"], "--stage pretrain runs in one process and without --deepspeed"),
+        (["--out", "{folder}/file"], "file is a file, not a folder"),
+        (["--stage", "finetune", "--graph-encoder", "{folder}/absent"], "absent: there is no such folder"),
+        (["--stage", "finetune", "--deepspeed", "{folder}/absent.json"], "absent.json: cannot be read: No such file"),
+        (["--stage", "finetune", "--deepspeed", "{folder}/file"], "file: not JSON"),
+    ],
+)
+def test_train_refuses(tmp_path, words, reason):
+    (tmp_path / "file").touch()
+    words = [word.format(folder=tmp_path) for word in words]
+    done = run("train.py", "--stage", "pretrain", "--out", str(tmp_path / "run"), *words, folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("train.py: ") and reason in done.stderr and done.stderr.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["{folder}/absent.json"], "absent.json: cannot be read: No such file or directory"),
+        (["{folder}/bad.json"], "bad.json: relationships[0]: object index 7, but the graph has 2 objects"),
+        (["{folder}/graph.json", "--steps", "0"], "--steps must lie between 1 and 1000"),
+        (["{folder}/graph.json", "--scheduler", "best"], "--scheduler best: there is no such one; there are ddim, "),
+        (["{folder}/graph.json", "--out", "{folder}/a.jpg"], "must end in .png"),
+        (["{folder}/graph.json", "--edit", "cow -> dog"], "the graph has no cow; it has sky, sheep"),
+    ],
+)
+def test_infer_refuses(tmp_path, words, reason):
+    graph = {"objects": ["sky", "sheep"], "relationships": [[0, "above", 1]]}
+    (tmp_path / "graph.json").write_text(json.dumps(graph))
+    (tmp_path / "bad.json").write_text(json.dumps({**graph, "relationships": [[0, "above", 7]]}))
+    done = run("infer.py", *(word.format(folder=tmp_path) for word in words), folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("infer.py: ") and reason in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_prepare_refuses(tmp_path):
+    done = run("sgg_fast.data.prepare", "cache", "--recipe", "vg256", "--out", str(tmp_path / "c"))
+    assert done.returncode == 2 and done.stderr.startswith("prepare: this recipe needs --data")
+    done = run("sgg_fast.data.prepare", "vg", "--root", str(tmp_path), "--out", str(tmp_path / "c"))
+    assert done.returncode == 2 and done.stderr.startswith("prepare: ") and done.stderr.count("\n") == 1
