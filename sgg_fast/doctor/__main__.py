@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from sgg_fast.commands import command
 from sgg_fast.doctor.findings import FAILED, OK, UNKNOWN, Finding, record
@@ -50,7 +51,7 @@ def checks() -> list[Check]:
     return [*first, *zip(names, runs, strict=True)]
 
 
-def _device(device: object) -> Finding:
+def _device(device: Any) -> Finding:
     import torch
 
     if not torch.cuda.is_available():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -147,7 +148,7 @@ def check(device: torch.device) -> Iterator[Finding]:
     checks: dict[str, Callable[[], str]] = {"pack": lambda: _pack(device), "adam": lambda: _adam(device)}
     for name, (call, shapes) in calls().items():
         drawn = {key: torch.randn(shape, generator=generator).to(device) for key, shape in shapes(batch).items()}
-        checks[name] = lambda call=call, drawn=drawn: _judge(call, batch, drawn, dtypes)
+        checks[name] = functools.partial(_judge, call, batch, drawn, dtypes)
     for name, run in checks.items():
         try:
             wrong = run()

@@ -116,7 +116,7 @@ def test_what_is_not_installed_is_skipped_and_so_is_an_xformers_that_cannot_run(
         (row,) = train_step.measure_form("ds.json", config, SIZES[:1], CPU, 0.1)
         assert row.status == "skipped: not installed here: deepspeed"
     form = object.__new__(train_forms.Diffusers)
-    form.unet = train_forms.blank_foundation(config).unet
+    form.unet = train_forms.blank_foundation(config.model).unet
     with pytest.raises(train_forms.UnavailableError, match=r"^skipped: diffusers' xformers: .+"):
         form._attend_by("xformers")
 

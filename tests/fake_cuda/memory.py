@@ -34,8 +34,8 @@ FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
     "lean in backward": ({"weights": "lean", "optimizer_in_backward": True, "max_grad_norm": 0.0}, None),
     "ds.json": ({}, "ds.json"),
 }
-FIELDS = ("form", "resolution", "batch", "planned_gib", "allocated_gib", "reserved_gib", "left_gib", "off_percent",
-          "torch", "device")  # fmt: skip
+FIELDS = ("form", "resolution", "batch", "planned_gib", "allocated_gib", "reserved_gib", "built_gib", "left_gib",
+          "off_percent", "torch", "device")  # fmt: skip
 
 
 def measure(name: str, resolution: int, batch: int) -> dict[str, Any]:
@@ -47,18 +47,18 @@ def measure(name: str, resolution: int, batch: int) -> dict[str, Any]:
     planned = planner.plan(batch).peak
     del planner
     engine = engine_of("finetune", config, card, ds_path)
+    built = torch.cuda.max_memory_allocated()
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
     ids = np.arange(batch)[None]
-    for step in range(2):
-        if step == 1:  # the build's own peak is another row's matter
-            gc.collect()
-            torch.cuda.reset_peak_memory_stats()
+    for step in range(2):  # the first one warms up and captures: what a replay takes was allocated there
         engine.update(ids, step)
     allocated, reserved = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
     del engine
     gc.collect()
     left = torch.cuda.memory_allocated()
     torch.cuda.empty_cache()
-    sizes = [f"{size / GIB:.3f}" for size in (planned, allocated, reserved, left)]
+    sizes = [f"{size / GIB:.3f}" for size in (planned, allocated, reserved, built, left)]
     off = 100 * (allocated - planned) / planned
     return dict(
         zip(FIELDS, (name, resolution, batch, *sizes, f"{off:+.1f}", torch.__version__, "stand-in"), strict=True)
