@@ -10,10 +10,6 @@ import json
 import sys
 from pathlib import Path
 
-from support import sd_folder, small_sets
-
-from sgg_fast.toy.world import draw_scene
-
 DONE = "complete"
 
 
@@ -21,6 +17,10 @@ def make(folder: Path) -> None:
     """What is there already stays."""
     if (folder / DONE).is_file():
         return
+    from support import sd_folder, small_sets  # which load diffusers
+
+    from sgg_fast.toy.world import draw_scene
+
     folder.mkdir(parents=True, exist_ok=True)
     sd_folder.write_sd(folder / "sd")
     sd_folder.write_clip(folder / "clip")
