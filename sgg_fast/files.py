@@ -7,13 +7,22 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 LOCK = "lock"
 """The file of a folder that `locked` holds."""
+
+
+def check_text(words: dict[str, object]) -> None:
+    """Raises ValueError for a flag's value that is not UTF-8: what cannot be printed is refused before it is used."""
+    for name, value in words.items():
+        try:
+            str(value).encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"--{name.replace('_', '-')}: not UTF-8 text; give another name") from error
 
 
 def sync(path: Path) -> None:
@@ -50,21 +59,32 @@ def write_text(path: Path, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
+ASIDE = ".prepare-"
+"""What the name of `write_together`'s folder begins with. One that is there means that a writer was killed."""
+
+
 @contextlib.contextmanager
-def write_together(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+def write_together(
+    folder: Path, names: Sequence[str], before_moving: Callable[[], None] = lambda: None
+) -> Iterator[Path]:
     """Yields a folder within `folder` to write the files `names` in; at the end they move out of it, in order.
 
     The last file is the mark of a complete set: it goes before the first one moves and comes after all others.
+    `before_moving` runs while there is no mark. Folders that killed writers left are deleted; hold `locked` around it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=".prepare-", dir=folder))
+    for left in folder.glob(f"{ASIDE}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    aside = Path(tempfile.mkdtemp(prefix=ASIDE, dir=folder))
     try:
         yield aside
         for name in names:
             sync(aside / name)
         (folder / names[-1]).unlink(missing_ok=True)
+        before_moving()
         for name in names:
             (aside / name).replace(folder / name)
+        sync(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

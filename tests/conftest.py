@@ -12,6 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 from filelock import FileLock
+from support import ptx_plugin
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
@@ -22,6 +23,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1]))  # train.py and infer.
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow")
     parser.addoption("--browser", action="store_true", help="also run the tests marked browser; they need Chromium")
+    ptx_plugin.add_options(parser)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--ptx"):
+        config.pluginmanager.register(ptx_plugin.PtxPlugin(config.getoption("--ptx-arch")))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -14,7 +14,8 @@ import pytest
 from support import ROOT
 
 NOUNS = ("sgg_fast.graph", "sgg_fast.config", "sgg_fast.recipes", "sgg_fast.env", "sgg_fast.files",
-         "sgg_fast.commands.command", "sgg_fast.SceneGraph", "sgg_fast.NameTable")  # fmt: skip
+         "sgg_fast.commands.command", "sgg_fast.commands.typed", "sgg_fast.commands.flags", "sgg_fast.SceneGraph",
+         "sgg_fast.NameTable")  # fmt: skip
 FORMATS = tuple(f"sgg_fast.data.{name}" for name in ("formats", "inputs", "layouts", "png_record", "text_form"))
 """Graphs as files and words: what the page reads and writes."""
 MODELS = ("torch", "numpy", "PIL", "safetensors", "tqdm", "diffusers", "transformers")

@@ -64,9 +64,13 @@ def adam_squares_kernel(p_table, p_squares, GRAD: tl.constexpr, BLOCK: tl.conste
 
 @triton.jit(do_not_specialize=["num_chunks"])
 def adam_decide_kernel(
-    p_squares, p_control, p_step, num_chunks, beta_1, beta_2, max_norm, CLIP: tl.constexpr, BLOCK: tl.constexpr
-):
-    """One program: norm, clipping, whether the step is applied, and the corrections `c = beta c + (1 - beta)`."""
+    p_squares, p_control, p_step, num_chunks, beta_1, rest_1, beta_2, rest_2, max_norm,
+    CLIP: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One program: norm, clipping, whether the step is applied, and the corrections `c = beta c + (1 - beta)`.
+
+    rest: 1 - beta, which fp32 arithmetic would have to six digits only.
+    """
     # [BLOCK]
     total = tl.zeros([BLOCK], dtype=tl.float32)
     for o in range(0, num_chunks, BLOCK):
@@ -80,8 +84,8 @@ def adam_decide_kernel(
     if CLIP:
         factor = inverse_scale * tl.minimum(max_norm / (norm + 1e-6), 1.0)
     c_1, c_2 = tl.load(p_control + C1_PLACE), tl.load(p_control + C2_PLACE)
-    tl.store(p_control + C1_PLACE, tl.where(applied, c_1 * beta_1 + (1 - beta_1), c_1))
-    tl.store(p_control + C2_PLACE, tl.where(applied, c_2 * beta_2 + (1 - beta_2), c_2))
+    tl.store(p_control + C1_PLACE, tl.where(applied, c_1 * beta_1 + rest_1, c_1))
+    tl.store(p_control + C2_PLACE, tl.where(applied, c_2 * beta_2 + rest_2, c_2))
     tl.store(p_control + APPLIED_PLACE, applied.to(tl.float32))
     tl.store(p_control + FACTOR_PLACE, factor)
     tl.store(p_control + NORM_PLACE, norm)
@@ -90,7 +94,7 @@ def adam_decide_kernel(
 
 @triton.jit(do_not_specialize=["seed"])
 def adam_kernel(
-    p_param, p_low, p_m, p_v, p_table, p_control, p_rate, p_step, seed, beta_1, beta_2, eps,
+    p_param, p_low, p_m, p_v, p_table, p_control, p_rate, p_step, seed, rest_1, beta_2, rest_2, eps,
     GRAD: tl.constexpr, FORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """m += (1 - beta_1)(g - m); v += (1 - beta_2)(g^2 - v); p -= lr / c_1 m / (sqrt(v / c_2) + eps), g scaled first.
@@ -107,8 +111,8 @@ def adam_kernel(
         m = tl.load(p_m + i, mask=m_i, other=0.0)
         v = tl.load(p_v + i, mask=m_i, other=0.0)
         p = load_weight(p_param, p_low, i, m_i, FORM)
-        m += (1 - beta_1) * (g - m)
-        v = beta_2 * v + (1 - beta_2) * g * g
+        m += rest_1 * (g - m)
+        v = beta_2 * v + rest_2 * g * g
         rate = tl.load(p_rate) / tl.load(p_control + C1_PLACE)
         spread = tl.sqrt(v) / tl.sqrt(tl.load(p_control + C2_PLACE)) + eps
         tl.store(p_m + i, m, mask=m_i)
@@ -150,7 +154,8 @@ def adam_decide(
             GRAD=GRAD_TYPES[dtype], BLOCK=BLOCK, num_warps=NUM_WARPS,
         )  # fmt: skip
     launch(
-        adam_decide_kernel, (1,), squares_K, control, step, ends[-1], hyper.beta_1, hyper.beta_2, hyper.max_norm,
+        adam_decide_kernel, (1,), squares_K, control, step, ends[-1],
+        hyper.beta_1, 1 - hyper.beta_1, hyper.beta_2, 1 - hyper.beta_2, hyper.max_norm,
         CLIP=hyper.max_norm > 0, BLOCK=DECIDE_BLOCK, num_warps=DECIDE_WARPS,
     )  # fmt: skip
 
@@ -170,6 +175,6 @@ def adam_update(
     param, low, seed = weights
     launch(
         adam_kernel, (table_K3.shape[0],), param, param if low is None else low, moment_1_P, moment_2_P, table_K3,
-        control, rate, step, seed, hyper.beta_1, hyper.beta_2, hyper.eps,
+        control, rate, step, seed, 1 - hyper.beta_1, hyper.beta_2, 1 - hyper.beta_2, hyper.eps,
         GRAD=GRAD_TYPES[grad_dtype], FORM=form_of(weights), BLOCK=BLOCK, num_warps=NUM_WARPS,
     )  # fmt: skip

@@ -63,13 +63,13 @@ def _code(x, LINES: tl.constexpr, TOP: tl.constexpr):
 @triton.jit(do_not_specialize=["seed"])
 def adam8bit_kernel(
     p_param, p_low, p_code_1, p_code_2, p_absmax_1, p_absmax_2, p_map_1, p_map_2, p_table, p_control, p_rate, p_step,
-    seed, beta_1, beta_2, eps, GRAD: tl.constexpr, FORM: tl.constexpr,
+    seed, beta_1, rest_1, beta_2, rest_2, eps, GRAD: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
     """m = beta_1 m + (1 - beta_1) g; v = beta_2 v + (1 - beta_2) g^2; p -= lr / c_1 m / (sqrt(v / c_2) + eps).
 
-    g is scaled first; m and v come from codes and go back to codes after p has been updated from them. A whole block
-    is read and written where a parameter ends within it: the buffers are padded. Bytes an element, with fp32 weights
-    and gradients: 16 (10 read, 6 written), with bf16 weights alone 10, and 16 for each block of 256.
+    g is scaled first, rest = 1 - beta; m and v come from codes and go back to codes after p has been updated from
+    them. A whole block is read and written where a parameter ends within it: the buffers are padded. Bytes an element,
+    with fp32 weights and gradients: 16 (10 read, 6 written), with bf16 weights alone 10, and 16 for each block of 256.
     1. Kingma and Ba, 2015, algorithm 1. 2. Dettmers et al., 2022, section 2.
     """
     if tl.load(p_control + APPLIED_PLACE) > 0:
@@ -90,8 +90,8 @@ def adam8bit_kernel(
         g = tl.reshape(g, [_ROWS, _BLOCK]) * tl.load(p_control + FACTOR_PLACE)
         absmax_1 = beta_1 * tl.load(p_absmax_1 + i_r, mask=m_r, other=0.0)
         absmax_2 = beta_2 * tl.load(p_absmax_2 + i_r, mask=m_r, other=0.0)
-        m = tl.reshape(value_1, [_ROWS, _BLOCK]) * absmax_1[:, None] + (1 - beta_1) * g
-        v = tl.reshape(value_2, [_ROWS, _BLOCK]) * absmax_2[:, None] + (1 - beta_2) * g * g
+        m = tl.reshape(value_1, [_ROWS, _BLOCK]) * absmax_1[:, None] + rest_1 * g
+        v = tl.reshape(value_2, [_ROWS, _BLOCK]) * absmax_2[:, None] + rest_2 * g * g
         rate = tl.load(p_rate) / tl.load(p_control + C1_PLACE)
         update = rate * m / (tl.sqrt(v) * (1 / tl.sqrt(tl.load(p_control + C2_PLACE))) + eps)
         p -= tl.reshape(update, [_ROWS * _BLOCK])
@@ -124,6 +124,6 @@ def adam8bit_update(
     narrow = torch.float32 not in (param.dtype, grad_dtype)
     launch(
         adam8bit_kernel, (table_K3.shape[0],), param, param if low is None else low, *moments[:4], *maps, table_K3,
-        control, rate, step, seed, hyper.beta_1, hyper.beta_2, hyper.eps,
+        control, rate, step, seed, hyper.beta_1, 1 - hyper.beta_1, hyper.beta_2, 1 - hyper.beta_2, hyper.eps,
         GRAD=GRAD_TYPES[grad_dtype], FORM=form_of(weights), num_warps=4 if narrow else 8,
     )  # fmt: skip

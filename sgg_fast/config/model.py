@@ -38,6 +38,9 @@ class ModelConfig(Part):
     gate_init: float = setting(1.0, in_encoder=True, in_card=True)
     """Where the gates of --token-init text start: at 0 the tokens are SD's own text states at first, and the gates
     open at --graph-lr; at 1 the graph's share counts as much from the first step."""
+    null_tokens: int = setting(77, at_least=1, at_most=77, in_encoder=True)
+    """States of the empty text that the null condition holds: 77 as Stable Diffusion was trained with, or fewer (2: its
+    start and end) for a model that never saw the rest; then the context is only as long as its graphs."""
     instance_codes: bool = setting(False, in_encoder=True)
     """Tell objects of one name in a graph apart: a random code on every token that mentions the object."""
     attention: str = setting("auto", choices=("auto", "xformers", "sdpa", "cudnn"), may_change=True)

@@ -132,7 +132,7 @@ def build_cache(
         foundation.vae.to(device)
     images, moments = [], []
     starts = range(0, source.num_images, batch_size)
-    for start in tqdm(starts, desc="encode images", unit="batch", disable=not progress, leave=False):
+    for start in tqdm(starts, desc="encode images", unit="batch", disable=None if progress else True, leave=False):
         stop = min(start + batch_size, source.num_images)
         pictures = np.stack([source.load_image(i) for i in range(start, stop)])
         embedded, parameters = encode_images(pictures, foundation, device, with_latents)

@@ -12,12 +12,35 @@ import numpy as np
 from PIL import Image
 
 from sgg_fast.config import ConfigError
+from sgg_fast.graph import shown
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 RESIZE = ("squash", "crop")
 """squash: the whole picture, as sg2im does, so that no object of the graph is cut off; crop: the central square."""
 _MODES = {"1", "L", "P", "RGB", "LA", "PA", "RGBA"}
+_ORIENTATION = 0x0112
+_AS_STORED = (0, 1)
+"""0 is what some cameras write for unknown."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Value of the orientation tag -> what makes the picture upright (EXIF 2.3, 4.6.4)."""
 _PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def graph_beside(picture: Path) -> Path | None:
+    """The picture's graph: the file of its stem that ends in .json, in capitals or not; None where there is none."""
+    usual = picture.with_suffix(".json")
+    if usual.is_file():
+        return usual
+    near = (p for p in picture.parent.iterdir() if p.stem == picture.stem and p.suffix.lower() == ".json")
+    return next((p for p in sorted(near) if p.is_file()), None)
 
 
 class ImageError(ConfigError):
@@ -35,12 +58,13 @@ def stays_inside(path: str) -> bool:
     return bool(path) and not escapes and ".." not in PurePosixPath(path).parts
 
 
-def open_rgb(path: Path) -> Image.Image:
+def open_rgb(path: Path, upright: bool = False) -> Image.Image:
     """The picture in `path`, RGB with 8 bits. Raises `ImageError`.
 
     Grey and palette pictures are converted, which loses nothing. CMYK (its colours depend on a profile), 16-bit and
     floating-point pictures (which range is black to white?) and pictures with transparent pixels (on which ground?)
-    are refused rather than changed. Orientation tags are not followed: boxes were drawn on the pixels as stored.
+    are refused rather than changed. `upright`: turned as its orientation tag says, for pictures without boxes; boxes
+    were drawn on the pixels as stored.
     """
     limit = Image.MAX_IMAGE_PIXELS or 2**63
     try:
@@ -53,16 +77,40 @@ def open_rgb(path: Path) -> Image.Image:
                 raise ImageError(path, "CMYK colours, which have no exact RGB; convert the file to RGB")
             if image.mode not in _MODES or _is_deep_png(path):
                 raise ImageError(path, "more than 8 bits a channel; convert the file to 8 bits")
-            return _opaque(path, image)
+            opaque = _opaque(path, image)
+            turn = turn_of(image, path) if upright else None  # after decoding, which finds what is cut
+            return opaque if turn is None else opaque.transpose(turn)
     except ImageError:
         raise
     except FileNotFoundError as error:
         raise ImageError(path, "there is no such file") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(path, f"too large: more than {limit} pixels") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        reason = str(error).replace(repr(str(path)), "the file")  # Pillow raises all of them
+    except Exception as error:  # border: a damaged file makes Pillow raise anything, struct.error and KeyError included
+        reason = str(error).replace(repr(str(path)), "the file")
         raise ImageError(path, f"cannot be read as an image: {reason}") from error
+
+
+def turn_of(image: Image.Image, path: Path) -> Image.Transpose | None:
+    """How a picture just opened is turned upright, by its EXIF tag; None where it is. Raises `ImageError`."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception as error:  # border: Pillow raises anything on a damaged tag
+        raise ImageError(path, f"its orientation tag cannot be read: {error}; save the picture anew") from error
+    if value not in _AS_STORED and value not in _TURNS:
+        raise ImageError(path, f"its orientation tag is {shown(value)}, not 1 to 8; save the picture anew")
+    return _TURNS.get(value)
+
+
+def is_turned(path: Path) -> bool:
+    """Whether `open_rgb` turns the picture; only the header is read. Raises `ImageError`."""
+    try:
+        with Image.open(path) as image:
+            return turn_of(image, path) is not None
+    except ImageError:
+        raise
+    except Exception as error:  # border
+        raise ImageError(path, "cannot be read as an image") from error
 
 
 def size_of(path: Path) -> tuple[int, int]:
@@ -70,7 +118,7 @@ def size_of(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Exception as error:  # border
         raise ImageError(path, "cannot be read as an image") from error
 
 

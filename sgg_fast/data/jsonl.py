@@ -10,6 +10,7 @@ of each object's mask in shares of the picture) and "size" (width, height in pix
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -20,13 +21,17 @@ import numpy as np
 from sgg_fast.config import ConfigError
 from sgg_fast.data.formats import parse_scene_graphs
 from sgg_fast.data.images import RESIZE, stays_inside
+from sgg_fast.data.shards import sha256_of
 from sgg_fast.data.spatial import spatial_relations
 from sgg_fast.files import write_together
-from sgg_fast.graph import SceneGraph, SceneGraphError
+from sgg_fast.graph import SceneGraph, SceneGraphError, shown
 
 FORMAT = "sgg_fast set 1"
 MARK = "set.json"
 """Put in place last: a folder that has it is whole."""
+AGAIN = "prepare the set again (--overwrite)"
+ON_PURPOSE = f'{AGAIN}, or, if you changed it on purpose, delete "files" and "sha256" from {MARK}'
+_GRAPH_KEYS = {"objects", "relationships"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +44,11 @@ class Line:
     """One for each draw of relations."""
     boxes: np.ndarray | None
     """float64 [N, 4] x, y, w, h in pixels."""
+
+
+def files_of(splits: Iterable[str]) -> list[str]:
+    """Names of the files of a set, in the order in which they are put in place."""
+    return [*(f"{split}.jsonl" for split in splits), "report.json", MARK]
 
 
 def is_set(folder: Path) -> bool:
@@ -58,7 +68,7 @@ def write_set(
     Written aside and renamed, set.json last. `report` is asked when the last record has been taken. `images` becomes
     the link OUT/images.
     """
-    with write_together(out, [*(f"{split}.jsonl" for split in splits), "report.json", MARK]) as aside:
+    with write_together(out, files_of(splits), lambda: link_images(out, images)) as aside:
         counts = {}
         for split, records in splits.items():
             counts[split] = 0
@@ -67,75 +77,121 @@ def write_set(
                     file.write(json.dumps(record, separators=(",", ":")) + "\n")
                     counts[split] += 1
         (aside / "report.json").write_text(report(), encoding="ascii")
-        mark = {"format": FORMAT, **header, "images": counts}
-        (aside / MARK).write_text(json.dumps(mark, indent=1) + "\n", encoding="ascii")
-    if images is not None and images.resolve() != (out / "images").resolve():
-        link_images(out, images)
+        files = {f"{split}.jsonl": sha256_of(aside / f"{split}.jsonl") for split in counts}
+        mark = {"format": FORMAT, **header, "images": counts, "files": files}
+        text = json.dumps({**mark, "sha256": _digest(mark)}, indent=1) + "\n"
+        (aside / MARK).write_text(text, encoding="ascii")
 
 
-def link_images(out: Path, images: Path) -> None:
-    """OUT/images -> `images`. Raises `ConfigError` where something else is there."""
+def fault_of(record: Mapping[str, Any]) -> str:
+    """Why `read_lines` would refuse a record of a set; "" where it reads it. Writers ask before they write."""
+    try:
+        _line(json.loads(json.dumps(record)), 1, "record")
+    except (SceneGraphError, ConfigError) as error:
+        return str(error).removeprefix("record: ")
+    return ""
+
+
+def check_link(out: Path, images: Path | None) -> None:
+    """Raises `ConfigError` where `link_images` could not do what it is for."""
+    if images is None:
+        return
+    if not images.is_dir():
+        raise ConfigError(f"--images {images}: there is no such folder")
     link = out / "images"
-    if link.exists() and not link.is_symlink():
+    if images.resolve() != link.resolve() and link.exists() and not link.is_symlink():
         raise ConfigError(f"{link} is there already; move it away or leave --images out")
-    link.unlink(missing_ok=True)
-    link.symlink_to(images.resolve(), target_is_directory=True)
 
 
-def read_header(folder: Path) -> dict[str, Any]:
-    """set.json. Raises `ConfigError`."""
+def link_images(out: Path, images: Path | None) -> None:
+    """OUT/images -> `images`, if it is not that already."""
+    link = out / "images"
+    if images is not None and images.resolve() != link.resolve():
+        link.unlink(missing_ok=True)
+        link.symlink_to(images.resolve(), target_is_directory=True)
+
+
+def read_header(folder: Path, split: str = "train") -> dict[str, Any]:
+    """set.json. Raises `ConfigError` where it, or the split's file, is not what was written."""
     path = folder / MARK
     try:
-        header = json.loads(path.read_text(encoding="utf-8"))
+        header = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: cannot be read: {error}; prepare the set again") from error
+        raise ConfigError(f"{path}: cannot be read: {error}; {AGAIN}") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT or header.get("resize") not in RESIZE:
-        raise ConfigError(f"{path}: not the header of a prepared set ({FORMAT}); prepare the set again")
+        raise ConfigError(f"{path}: not the header of a prepared set ({FORMAT}); {AGAIN}")
+    if header.pop("sha256", None) not in (None, _digest(header)):
+        raise ConfigError(f"{path}: its bytes are not those that were written (SHA-256 differs); {ON_PURPOSE}")
+    file, known = folder / f"{split}.jsonl", header.get("files", {})
+    if file.is_file() and isinstance(known, dict) and known.get(file.name) not in (None, sha256_of(file)):
+        raise ConfigError(f"{file}: its bytes are not those that were written (SHA-256 differs); {ON_PURPOSE}")
     return header
+
+
+def _digest(header: Mapping[str, Any]) -> str:
+    """Of the header without its own digest."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def read_lines(path: Path, draws: int = 1) -> Iterator[Line]:
     """Images of a split in order. Raises `ConfigError` that names file, line and reason."""
+    number = 0
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, text in enumerate(file, start=1):
-                yield _line(json.loads(text), draws, f"{path}: line {number}")
+                if text.strip():
+                    yield _line(json.loads(text), draws, f"{path}: line {number}")
     except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}; prepare the set again") from error
+        raise ConfigError(f"{path}: cannot be read: {error.strerror or error}; {AGAIN}") from error
     except (SceneGraphError, ConfigError) as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"{error}; {AGAIN}") from error
     except (ValueError, RecursionError) as error:  # not JSON, not UTF-8
-        raise ConfigError(f"{path}: not usable JSON: {error}; prepare the set again") from error
+        raise ConfigError(f"{path}: not usable JSON near line {number}: {error}; {AGAIN}") from error
 
 
 def _line(record: Any, draws: int, where: str) -> Line:
     image = record.get("image") if isinstance(record, dict) else None
     if not isinstance(image, str) or not stays_inside(image):
-        raise ConfigError(f"{where}: image path {image!r} is absent or leaves the folder of the images")
+        raise ConfigError(f"{where}: image path {shown(image)} is absent or leaves the folder of the images")
     boxes = _numbers(record.get("boxes"), 4, where) if "boxes" in record else None
-    if "centres" not in record:
-        return Line(image, tuple(parse_scene_graphs(record, where)) * draws, boxes)
-    centres, size = _numbers(record["centres"], 2, where), _numbers([record.get("size")], 2, where)[0]
-    if boxes is None or not len(boxes) == len(centres) == len(record.get("objects", ())) or not (size > 0).all():
+    if "centres" in record:
+        graphs = _derived(record, boxes, draws, where)
+    else:
+        graphs = parse_scene_graphs({key: record[key] for key in record.keys() & _GRAPH_KEYS}, where) * draws
+    if boxes is not None and len(boxes) != len(graphs[0].objects):
+        raise ConfigError(f"{where}: {len(boxes)} boxes for {len(graphs[0].objects)} objects")
+    return Line(image, tuple(graphs), boxes)
+
+
+def _derived(record: dict[str, Any], boxes: np.ndarray | None, draws: int, where: str) -> list[SceneGraph]:
+    """Graphs whose relations follow from boxes and centres."""
+    centres, size = _numbers(record["centres"], 2, where), _numbers([record.get("size")], 2, where)
+    names, image_id = record.get("objects"), record.get("id")
+    fits = isinstance(names, list) and boxes is not None and len(boxes) == len(centres) == len(names)
+    if not fits or len(size) != 1 or not (size > 0).all():
         raise ConfigError(f"{where}: boxes, centres and size do not fit the objects")
-    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1) / np.tile(size, 2)
-    image_id = record.get("id")
+    assert boxes is not None
     if not isinstance(image_id, int):
         raise ConfigError(f"{where}: no id, which relations are drawn from")
+    corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1) / np.tile(size[0], 2)
     places = corners.tolist(), centres.tolist()
     drawn = [
-        {"objects": record["objects"], "relationships": list(map(list, spatial_relations(image_id, *places, seed)))}
+        {"objects": names, "relationships": list(map(list, spatial_relations(image_id, *places, seed)))}
         for seed in range(draws)
     ]
-    return Line(image, tuple(parse_scene_graphs(drawn, where)), boxes)
+    return parse_scene_graphs(drawn, where)
 
 
 def _numbers(value: Any, width: int, where: str) -> np.ndarray:
     """float64 [N, width]."""
+    rows = value if isinstance(value, list) else [None]
+    for row in rows:
+        if not isinstance(row, list) or len(row) != width or not all(type(x) in (int, float) for x in row):
+            raise ConfigError(f"{where}: lists of {width} numbers expected")
     try:
-        array = np.array(value, dtype=np.float64).reshape(-1, width)
-    except (TypeError, ValueError) as error:
-        raise ConfigError(f"{where}: lists of {width} numbers expected") from error
+        array = np.array(rows, dtype=np.float64).reshape(-1, width)
+    except OverflowError as error:
+        raise ConfigError(f"{where}: a number is too large") from error
     if not np.isfinite(array).all():
         raise ConfigError(f"{where}: a number is not finite")
     return array

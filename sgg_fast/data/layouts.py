@@ -1,4 +1,4 @@
-"""What a scene graph looks like in each published layout: sg2im, Visual Genome, LAION-SG, GQA.
+"""What a scene graph looks like in each published layout: sg2im, Visual Genome, LAION-SG, GQA, PSG, plain triples.
 
 The layout is recognised by content, graph by graph. Not here: files and JSON (`sgg_fast/data/formats.py`), the one-line
 form (`sgg_fast/data/text_form.py`).
@@ -6,12 +6,19 @@ form (`sgg_fast/data/text_form.py`).
     sg2im          {"objects": ["sheep", "grass"], "relationships": [[0, "on", 1]]}
     Visual Genome  {"image_id": 1, "objects": [{"object_id": 5, "names": ["sheep"], "attributes": ["white"]}],
                     "relationships": [{"subject": {"object_id": 5, "name": "sheep"}, "predicate": "ON", "object": {}}]}
-                   objects.json, attributes.json (where the first key is "attributes"), relationships.json, and
-                   scene_graphs.json, which has "subject_id" and "object_id"
+                   objects.json, attributes.json (where the first key is "attributes"; "object_names" in 1.0),
+                   relationships.json, and scene_graphs.json, which has "subject_id" and "object_id", as have
+                   region_graphs.json, where a graph is a region
     LAION-SG       {"img_id": "1", "items": [{"item_id": 0, "label": "sheep", "attributes": ["white"]}],
                     "relations": [{"item1": 0, "relation": "on", "item2": 1}]}
     GQA            {"7": {"objects": {"5": {"name": "sheep", "attributes": ["white"],
                                             "relations": [{"name": "on", "object": "6"}]}}}}
+
+    PSG            {"thing_classes": ["sheep"], "stuff_classes": ["grass"], "predicate_classes": ["on"],
+                    "data": [{"segments_info": [{"category_id": 0}, {"category_id": 1}], "relations": [[0, 1, 0]]}]}
+    triples        [["sheep", "on", "grass"], ["sky", "above", "grass"]] or [{"subject": "sheep", "predicate": "on",
+                    "object": "grass"}]; a name is one object
+    VRD            names things by number only; refused, as the names are in other files
 
 Attributes go in front of the name: "white sheep".
 """
@@ -20,10 +27,10 @@ from __future__ import annotations
 
 import logging
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from sgg_fast.graph import SceneGraph, SceneGraphError, check_index, check_name, shown
+from sgg_fast.graph import IMAGE_OBJECT, IN_IMAGE, SceneGraph, SceneGraphError, check_index, check_name, shown
 
 logger = logging.getLogger(__name__)
 
@@ -141,12 +148,19 @@ class _Draft:
         return SceneGraph(tuple(self.names), tuple(self.relations))
 
 
+Reader = Callable[[Any, _Draft], None]
+
+
 def _sg2im(graph: dict, draft: _Draft) -> None:
     names = graph.get("objects")
     if not isinstance(names, list) or not names:
         raise SceneGraphError(f"{draft.at('objects')}: must be a non-empty list of names")
-    for place, name in draft.entries(graph, "objects", "names"):
-        draft.add_object(name, place)
+    # sg2im's own files may hold the image node, which the model adds itself.
+    is_image = [isinstance(name, str) and name.strip() == IMAGE_OBJECT for name in names]
+    place_of: list[int | None] = [
+        None if image else draft.add_object(name, place)
+        for image, (place, name) in zip(is_image, draft.entries(graph, "objects", "names"), strict=True)
+    ]
     form = "[subject, predicate, object]"
     for place, relation in draft.entries(graph, "relationships", form):
         if not isinstance(relation, list) or len(relation) != 3:
@@ -154,12 +168,53 @@ def _sg2im(graph: dict, draft: _Draft) -> None:
         subject, predicate, obj = relation
         for index in (subject, obj):
             check_index(index, len(names), draft.at(place))
-        draft.relate(subject, predicate, obj, place)
+        if predicate == IN_IMAGE and is_image[obj]:
+            continue
+        ends = place_of[subject], place_of[obj]
+        if ends[0] is None or ends[1] is None:
+            raise SceneGraphError(f"{draft.at(place)}: relates {IMAGE_OBJECT} by another predicate than {IN_IMAGE}")
+        draft.relate(ends[0], predicate, ends[1], place)
+
+
+def _triples(graph: list, draft: _Draft) -> None:
+    """Triples of words; the same name is the same object."""
+
+    def end(name: Any, place: str) -> int:
+        name = clean_name(name, draft.at(place))
+        if name not in draft.index:
+            draft.index[name] = draft.add_object(name, place)
+        return draft.index[name]
+
+    for i, triple in enumerate(graph):
+        place = f"[{i}]"
+        subject, predicate, obj = triple if isinstance(triple, list) else _words(triple)
+        ends = end(subject, place), end(obj, place)
+        if ends[0] == ends[1]:
+            raise SceneGraphError(
+                f"{draft.at(place)}: {shown(subject)} is related to itself; of two things of one name say which by "
+                '{"objects": [...], "relationships": [[0, "on", 1]]}'
+            )
+        draft.relate(ends[0], predicate, ends[1], place)
+
+
+def _words(triple: dict) -> tuple[Any, Any, Any]:
+    """Subject, predicate and object of a triple in braces."""
+    return triple.get("subject"), triple.get("predicate", triple.get("relation")), triple.get("object")
+
+
+def _are_triples(graph: Any) -> bool:
+    """Whether it is a list of triples of words, each a list or in braces."""
+
+    def is_triple(entry: Any) -> bool:
+        three = entry if isinstance(entry, list) else _words(entry) if isinstance(entry, dict) else ()
+        return len(three) == 3 and all(isinstance(word, str) for word in three)
+
+    return isinstance(graph, list) and bool(graph) and all(map(is_triple, graph))
 
 
 def _visual_genome(graph: dict, draft: _Draft) -> None:
     def name_of(record: dict, place: str) -> Any:
-        names = record.get("names")
+        names = record.get("names", record.get("object_names"))
         name = names[0] if isinstance(names, list) and names else record.get("name")
         return draft.described(record, name.lower() if isinstance(name, str) else name, place)
 
@@ -206,31 +261,83 @@ def _gqa(graph: dict, draft: _Draft) -> None:
             draft.relate(draft.index[key], relation.get("name"), obj, at)
 
 
+_PSG_LISTS = ("thing_classes", "stuff_classes", "predicate_classes")
+
+
+def _psg(document: dict) -> Reader:
+    """The reader of a PSG file's records, which name things by their place in the file's lists of classes."""
+
+    lists = {key: found if isinstance(found := document.get(key), list) else [] for key in _PSG_LISTS}
+    things = "thing_classes, stuff_classes"
+    known = {things: lists["thing_classes"] + lists["stuff_classes"],
+             "predicate_classes": lists["predicate_classes"]}  # fmt: skip
+
+    def name_of(key: str, index: Any, place: str, draft: _Draft) -> Any:
+        names = known[key]
+        if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < len(names):
+            raise SceneGraphError(f"{draft.at(place)}: {shown(index)} is no index of the file's {key}")
+        return names[index]
+
+    def read(graph: dict, draft: _Draft) -> None:
+        for place, segment in draft.records(graph, "segments_info"):
+            draft.add_object(name_of(things, segment.get("category_id"), place, draft), place)
+        form = "[subject, object, predicate]"
+        for place, relation in draft.entries(graph, "relations", form):
+            if not isinstance(relation, list) or len(relation) != 3:
+                raise SceneGraphError(f"{draft.at(place)}: must be {form}")
+            for index in relation[:2]:
+                check_index(index, len(draft.names), draft.at(place))
+            predicate = name_of("predicate_classes", relation[2], place, draft)
+            draft.relate(relation[0], predicate, relation[1], place)
+
+    return read
+
+
 _VG_LISTS = ("objects", "attributes", "relationships")
+_KNOWN = 'a graph must be an object with "objects" and "relationships", or a list of triples'
 
 
-def _layout(graph: dict) -> Any:
-    """The reader of a graph, by its content."""
+def _layout(graph: Any, where: str) -> Reader:
+    """The reader of a graph, by its content. Raises `SceneGraphError` for none that is known."""
+    if _are_triples(graph):
+        return _triples
+    if not isinstance(graph, dict):
+        raise SceneGraphError(f"{where}: {_KNOWN}")
+    if "segments_info" in graph and "objects" not in graph:
+        raise SceneGraphError(f"{where}: a record of PSG, whose names are in the lists of its file; give that file")
+    if _is_vrd(graph):
+        raise SceneGraphError(
+            f"{where}: in VRD's format, which names things by number; put the words of VRD's objects.json and "
+            'predicates.json in their place, as {"objects": ["sheep", "grass"], "relationships": [[0, "on", 1]]}'
+        )
     if "items" in graph and "objects" not in graph:
         return _laion_sg
     if isinstance(graph.get("objects"), dict):
         return _gqa
     lists = [graph[key] for key in _VG_LISTS if isinstance(graph.get(key), list)]
     first = next((entries[0] for entries in lists if entries), None)
-    if isinstance(first, dict) or (lists and first is None and "image_id" in graph):
-        return _visual_genome
-    return _sg2im
+    empty = bool(lists) and first is None and not graph.keys().isdisjoint(("image_id", "id", "region_id"))
+    return _visual_genome if isinstance(first, dict) or empty else _sg2im
 
 
-def _read(graph: Any, source: str, path: str, notices: Notices) -> SceneGraph | None:
+def _is_vrd(document: dict) -> bool:
+    """Whether it is a dictionary from image to relations between numbered categories, or such a relation."""
+    rows = [row for value in document.values() if isinstance(value, list) for row in value] or [document]
+    return all(
+        isinstance(row, dict) and isinstance(row.get("subject"), dict) and "category" in row["subject"] for row in rows
+    )
+
+
+def _read(graph: Any, source: str, path: str, notices: Notices, reader: Reader | None) -> SceneGraph | None:
     """The graph at `path` of the document; None for a published record that has no object, which is left out."""
-    if not isinstance(graph, dict):
-        where = f"{source}: {path}" if path else source
-        raise SceneGraphError(f'{where}: a graph must be an object with "objects" and "relationships"')
-    draft = _Draft(f"{source}: {path}." if path else f"{source}: ", notices)
-    _layout(graph)(graph, draft)
+    where = f"{source}: {path}" if path else source
+    reader = reader or _layout(graph, where)
+    if not isinstance(graph, list if reader is _triples else dict):
+        raise SceneGraphError(f"{where}: {_KNOWN}")
+    draft = _Draft(f"{source}: {path}{'' if reader is _triples else '.'}" if path else f"{source}: ", notices)
+    reader(graph, draft)
     if not draft.names:
-        notices.add(f"{source}: {path}" if path else source, "a graph without objects")
+        notices.add(where, "a graph without objects")
         return None
     return draft.graph()
 
@@ -241,6 +348,29 @@ def _is_gqa_file(document: Any) -> bool:
     return bool(values) and all(isinstance(v, dict) and isinstance(v.get("objects"), dict) for v in values)
 
 
+def _parts(document: Any) -> tuple[list[tuple[str, Any]], Reader | None]:
+    """(place, graph) of every graph of a document, and their reader where the document says it."""
+    reader = None
+    if isinstance(document, dict) and "predicate_classes" in document and isinstance(document.get("data"), list):
+        reader = _psg(document)
+        parts = [(f"data[{i}]", graph) for i, graph in enumerate(document["data"])]
+    elif isinstance(document, list) and not _are_triples(document):
+        parts = [(f"[{i}]", graph) for i, graph in enumerate(document)]
+    elif _is_gqa_file(document):
+        parts = [(f"[{shown(key)}]", graph) for key, graph in document.items()]
+    else:
+        parts = [("", document)]
+    return [inner for part in parts for inner in _regions(*part)], reader
+
+
+def _regions(path: str, graph: Any) -> list[tuple[str, Any]]:
+    """The regions of a record of Visual Genome's region_graphs.json; any other graph by itself."""
+    regions = graph.get("regions") if isinstance(graph, dict) and "objects" not in graph else None
+    if not isinstance(regions, list):
+        return [(path, graph)]
+    return [(f"{path}.regions[{k}]".removeprefix("."), region) for k, region in enumerate(regions)]
+
+
 def read_document(document: Any, source: str) -> list[SceneGraph]:
     """Every graph of a parsed JSON document of any layout, which is not modified; one graph, or several.
 
@@ -248,14 +378,10 @@ def read_document(document: Any, source: str) -> list[SceneGraph]:
     empty predicates and graphs without objects, which published files have, are left out with a warning.
     """
     notices = Notices(source)
-    if isinstance(document, list):
-        if not document:
-            raise SceneGraphError(f"{source}: the list of graphs is empty")
-        found = [_read(graph, source, f"[{i}]", notices) for i, graph in enumerate(document)]
-    elif _is_gqa_file(document):
-        found = [_read(graph, source, f"[{shown(key)}]", notices) for key, graph in document.items()]
-    else:
-        found = [_read(document, source, "", notices)]
+    if isinstance(document, list) and not document:
+        raise SceneGraphError(f"{source}: the list of graphs is empty")
+    parts, reader = _parts(document)
+    found = [_read(graph, source, path, notices, reader) for path, graph in parts]
     notices.close()
     graphs = [graph for graph in found if graph is not None]
     if not graphs:

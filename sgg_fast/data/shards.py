@@ -39,14 +39,32 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], note: Any) -> None:
-    """A safetensors file with `note` as JSON in its header; the same content gives the same bytes."""
+    """A safetensors file with `note` as JSON in its header, and a digest of both taken before they are written.
+
+    The same content gives the same bytes.
+    """
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     # One key: safetensors writes several in an order that changes from process to process.
-    metadata = {"note": json.dumps(note, sort_keys=True)}
-    write_whole(path, save({k: np.ascontiguousarray(v) for k, v in tensors.items()}, metadata))
+    metadata = {"note": json.dumps({"note": note, "sha256": _digest(arrays, note)}, sort_keys=True)}
+    write_whole(path, save(arrays, metadata))
 
 
-def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Any]:
-    """(tensors as memory maps, note) of a file that `write_tensors` made. Raises `DamagedError`."""
+def _digest(tensors: Mapping[str, np.ndarray], note: Any) -> str:
+    """SHA-256 of names, types, shapes and bytes of the tensors, and of the note."""
+    digest = hashlib.sha256(json.dumps(note, sort_keys=True).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
+
+
+def read_tensors(path: Path, verify: bool = False) -> tuple[dict[str, np.ndarray], Any]:
+    """(tensors as memory maps, note) of a file that `write_tensors` made. Raises `DamagedError`.
+
+    `verify`: every byte is compared with the digest that was taken before the file was written; a finished cache's
+    index has one of the whole file, so that its reader need not.
+    """
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -54,20 +72,24 @@ def read_tensors(path: Path) -> tuple[dict[str, np.ndarray], Any]:
             if not 2 <= length <= size - 8:
                 raise ValueError("its header is cut")
             header = json.loads(file.read(length))
-        note = json.loads(header.pop("__metadata__")["note"])
+        held = json.loads(header.pop("__metadata__")["note"])
         tensors = {}
         for name, entry in header.items():
             dtype, shape = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"])
             start, stop = entry["data_offsets"]
+            if not 0 <= start <= stop or any(side < 0 for side in shape):
+                raise ValueError(f"{name} lies nowhere")
             if stop - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)) or 8 + length + stop > size:
                 raise ValueError(f"{name} is cut")
             # An empty map does not exist.
             mapped = np.memmap(path, dtype, "r", 8 + length + start, shape) if start < stop else np.empty(shape, dtype)
             tensors[name] = mapped
-        return tensors, note
+        if verify and held["sha256"] != _digest(tensors, held["note"]):
+            raise ValueError("its bytes are not those that were written (SHA-256 differs)")
+        return tensors, held["note"]
     except OSError as error:
         raise DamagedError(path, f"cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise DamagedError(path, f"not a file of a cache: {error}") from error
 
 
@@ -89,7 +111,7 @@ def check_files(folder: Path, entries: Iterable[Mapping[str, Any]]) -> None:
     """Compare every byte with the index's digests. Raises `DamagedError` for the first file that differs."""
 
     def check(entry: Mapping[str, Any]) -> None:
-        path = folder / entry["file"]
+        path = folder / Path(entry["file"]).name
         try:
             size = os.path.getsize(path)
             if size != entry["bytes"]:

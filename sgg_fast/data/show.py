@@ -16,11 +16,13 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import DRAWN_SETS, ConfigError, DataConfig
 from sgg_fast.data.images import ImageError
 from sgg_fast.data.sources import PairSource, open_source, stored_source
 from sgg_fast.data.stored import StoredCache, is_cache
-from sgg_fast.graph import SceneGraph, SceneGraphError
+from sgg_fast.files import check_text
+from sgg_fast.graph import SceneGraph
 from sgg_fast.pictures.graph_picture import draw_graph
 from sgg_fast.pictures.sheets import INK, font, wrapped
 
@@ -133,10 +135,10 @@ def _draw_boxes(picture: Image.Image, names: Sequence[str], boxes: np.ndarray) -
         draw.text((x + 3, y + 1), text, "white", font(SMALL))
 
 
-@command("show", refused=(ConfigError, SceneGraphError, OSError))
+@command("show")
 def main(argv: list[str] | None) -> None:
     """Exit code: 0 done, 2 for a set or settings that cannot be used (one line on stderr)."""
-    parser = argparse.ArgumentParser(prog="python -m sgg_fast.data.show", description=__doc__,
+    parser = OneLineParser(prog="python -m sgg_fast.data.show", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("data", metavar="DIR", help="the set")
     parser.add_argument("--n", type=int, default=16, help="samples on the sheet (%(default)s)")
@@ -145,6 +147,7 @@ def main(argv: list[str] | None) -> None:
     parser.add_argument("--first", type=int, help="show N samples from this one on in place of a choice")
     parser.add_argument("--out", type=Path, default=Path("outputs/set.png"), help="the sheet (%(default)s)")
     args = parser.parse_args(argv)
+    check_text(vars(args))
     if args.n < 1 or args.seed < 0:
         raise ConfigError("--n must be at least 1 and --seed not negative")
     if args.out.suffix.lower() not in (".png", ".jpg", ".jpeg"):

@@ -14,10 +14,10 @@ import numpy as np
 from sgg_fast.config import ConfigError, DataConfig
 from sgg_fast.data import jsonl
 from sgg_fast.data.formats import load_scene_graphs
-from sgg_fast.data.images import IMAGE_ENDINGS, boxes_in_square, open_rgb, size_of, to_square
+from sgg_fast.data.images import IMAGE_ENDINGS, boxes_in_square, graph_beside, open_rgb, size_of, to_square
 from sgg_fast.data.spatial import mirrored_graph
 from sgg_fast.data.stored import StoredCache, is_cache
-from sgg_fast.data.vg_h5 import read_boxes, read_split, read_vocabulary
+from sgg_fast.data.vg_h5 import check_digests, read_boxes, read_split, read_vocabulary
 from sgg_fast.graph import SceneGraph, SceneGraphError
 
 
@@ -70,7 +70,7 @@ def open_source(data: DataConfig, seed: int, split: str = "train", check: bool =
     data.check_given()
     folder, resolution = Path(data.source), data.resolution
     if data.is_drawn:
-        source = toy_source(seed, data.num_scenes, resolution, rare=data.source == "toy-rare")
+        source = toy_source(seed, data.num_scenes, resolution, data.source)
     elif is_cache(folder):
         return stored_source(folder, data)
     elif jsonl.is_set(folder):
@@ -78,33 +78,40 @@ def open_source(data: DataConfig, seed: int, split: str = "train", check: bool =
     elif (folder / f"{split}.h5").is_file():
         source = vg_source(folder, resolution, split, data.attributes == "first", check)
     else:
-        source = folder_source(folder, resolution)
+        source = folder_source(folder, resolution, split)
     return with_mirrored(source) if data.flip == "swap" else source
 
 
-def toy_source(seed: int, num_scenes: int, resolution: int, rare: bool = False) -> PairSource:
-    """The first `num_scenes` toy scenes of `seed`; with `rare` a third of them begin with what is rare."""
+def toy_source(seed: int, num_scenes: int, resolution: int, data: str = "toy") -> PairSource:
+    """The first `num_scenes` scenes of `seed`, of one of `TOY_DATA`; in "toy-rare" every third shows what is rare."""
     from sgg_fast.toy.world import draw_scene
 
-    scenes = [draw_scene(seed, i, resolution, rare=rare and i % 3 == 2) for i in range(num_scenes)]
-    name = f"toy{'-rare' * rare}({num_scenes} scenes, seed {seed})"
+    rare, spoken = data == "toy-rare", data == "toy-words"
+    scenes = [draw_scene(seed, i, resolution, rare=rare and i % 3 == 2, spoken=spoken) for i in range(num_scenes)]
+    name = f"{data}({num_scenes} scenes, seed {seed})"
     return PairSource([s.graph for s in scenes], lambda i: scenes[i].image, name, boxes=lambda i: scenes[i].boxes)
 
 
-def folder_source(folder: Path, resolution: int) -> PairSource:
-    """Images of `folder` with sg2im JSON of the same stem beside them; centre-cropped squares, antialiased."""
+def folder_source(folder: Path, resolution: int, split: str = "train") -> PairSource:
+    """Images of `folder` with a graph of the same stem beside them; upright, centre-cropped squares, antialiased."""
+    if (folder / "vocab.json").is_file():
+        raise ConfigError(f"--data {folder}: has a vocab.json and no {split}.h5; give a split that is there, "
+                          "or prepare the set again")  # fmt: skip
     images = sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_ENDINGS)
-    paths = [p for p in images if p.with_suffix(".json").is_file()]
-    if not paths:
+    pairs = [(picture, graph) for picture in images if (graph := graph_beside(picture))]
+    if not pairs:
         raise ConfigError(f"--data {folder}: no image with a graph beside it (scene.png and scene.json)")
     graphs = []
-    for path in paths:
-        found = load_scene_graphs(path.with_suffix(".json"))
+    for picture, file in pairs:
+        found = load_scene_graphs(file)
         if len(found) != 1:
-            raise SceneGraphError(f"{path.with_suffix('.json')}: must hold one graph, that of {path.name}")
+            raise SceneGraphError(f"{file}: must hold one graph, that of {picture.name}")
         graphs += found
     return PairSource(
-        graphs, lambda i: to_square(open_rgb(paths[i]), resolution, "crop"), str(folder), place=lambda i: paths[i]
+        graphs,
+        lambda i: to_square(open_rgb(pairs[i][0], upright=True), resolution, "crop"),
+        str(folder),
+        place=lambda i: pairs[i][0],
     )
 
 
@@ -118,6 +125,7 @@ def vg_source(
     is taken. Raises `ConfigError` for files that cannot be used and, with `check`, for images that are missing.
     """
     file = folder / f"{split}.h5"
+    check_digests(folder, (file.name, "vocab.json"))
     graphs, relative = read_split(file, read_vocabulary(folder / "vocab.json"), first_attribute)
     held: list[np.ndarray] = []
 
@@ -133,7 +141,7 @@ def jsonl_source(folder: Path, resolution: int, split: str = "train", draws: int
 
     `draws` graphs an image where relations are derived from boxes; one elsewhere. Raises `ConfigError`.
     """
-    header = jsonl.read_header(folder)
+    header = jsonl.read_header(folder, split)
     draws = draws if header.get("relations") == "derived" else 1
     lines = list(jsonl.read_lines(folder / f"{split}.jsonl", draws))
     if not lines:
@@ -155,7 +163,8 @@ def _files_source(
     resize: str,
     check: bool,
 ) -> PairSource:
-    """Images by path below FOLDER/images or FOLDER; `boxes_of` gives x, y, w, h in their pixels."""
+    """Images by path below FOLDER/images or FOLDER; `boxes_of` gives x, y, w, h in their pixels. Without boxes the
+    pictures are turned upright (`open_rgb`)."""
     root = folder / "images" if (folder / "images").is_dir() else folder
     missing = [path for path in relative if not (root / path).is_file()] if check else []
     if missing:
@@ -170,7 +179,7 @@ def _files_source(
 
     return PairSource(
         graphs,
-        lambda i: to_square(open_rgb(root / relative[i % len(relative)]), resolution, resize),
+        lambda i: to_square(open_rgb(root / relative[i % len(relative)], boxes_of is None), resolution, resize),
         name,
         place=lambda i: root / relative[i % len(relative)],
         boxes=boxes if boxes_of else None,

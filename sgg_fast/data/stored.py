@@ -115,9 +115,20 @@ class StoredCache:
         self.index = read_index(folder)
         if self.index.get("format") != FORMAT:
             raise ConfigError(f"{folder / INDEX}: not of the format {FORMAT!r}; prepare the cache again")
-        entries: list[dict[str, Any]] = self.index["shards"]
+        try:
+            self._open()
+        except ConfigError:
+            raise
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+            # Every byte is as its digest says, and still not what a cache holds: somebody wrote both.
+            raise DamagedError(
+                folder / INDEX, f"does not describe a cache ({type(error).__name__}: {error})"
+            ) from error
+
+    def _open(self) -> None:
+        folder, entries = self.folder, self.index["shards"]
         check_files(folder, [*entries, self.index["graphs"]])
-        self._shards = [read_tensors(folder / entry["file"])[0] for entry in entries]
+        self._shards = [read_tensors(folder / Path(entry["file"]).name)[0] for entry in entries]
         self.arrays, _ = read_tensors(folder / GRAPHS)
         text = json.loads(self.arrays.pop("text").tobytes())
         self.names, self.phrase_words = text["names"], text["phrases"]
@@ -125,6 +136,16 @@ class StoredCache:
         self.graphs = PackedGraphs(self.arrays, self.names)
         if len(self.graphs) != self.draws * self.num_images or self.names[0] != IMAGE_OBJECT:
             raise DamagedError(folder / GRAPHS, "does not fit the shards")
+        for name, most in (("object_name", self.names), ("predicate_name", self.names), ("phrase", self.phrase_words)):
+            if not 0 <= self.arrays[name].min() <= self.arrays[name].max() < len(most):
+                raise DamagedError(folder / GRAPHS, f"{name} points outside the words")
+        known = {"settings": fixed_settings(DataConfig()), "models": ("clip", "vae", "text_encoder")}
+        if lacking := [key for part, keys in known.items() for key in keys if key not in self.index[part]]:
+            raise KeyError(*lacking)
+        if not all(isinstance(self.index[key], str) for key in ("data", "split")):
+            raise TypeError("data and split must be text")
+        if self.arrays["previews"].ndim != 4 or any(shard["moments"].ndim != 4 for shard in self._shards):
+            raise ValueError("previews and moments must have four dimensions")
 
     @property
     def num_images(self) -> int:

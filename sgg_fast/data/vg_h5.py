@@ -6,6 +6,7 @@ Letters: M images, O most objects, R most relations and A most attributes (30 ea
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
 from collections.abc import Sequence
@@ -17,12 +18,16 @@ import numpy as np
 
 from sgg_fast.config import ConfigError
 from sgg_fast.data.images import stays_inside
+from sgg_fast.data.layouts import clean_name
+from sgg_fast.data.shards import sha256_of
 from sgg_fast.graph import SceneGraph, SceneGraphError
 
 logger = logging.getLogger(__name__)
 
 VOCABULARY = ("object", "attribute", "pred")
 """vocab.json holds `<kind>_name_to_idx` and `<kind>_idx_to_name` of each."""
+DIGESTS = "sha256.json"
+"""SHA-256 of the files that `prepare vg` wrote; sets of other tools have none."""
 _READ = ("image_ids", "image_paths", "object_names", "objects_per_image", "relationship_subjects",
          "relationship_predicates", "relationship_objects", "relationships_per_image")  # fmt: skip
 
@@ -103,6 +108,27 @@ def read_vocabulary(path: Path) -> dict[str, list[str]]:
     return names
 
 
+def write_digests(folder: Path, names: Sequence[str]) -> None:
+    """DIGESTS of these files of `folder`."""
+    text = json.dumps({name: sha256_of(folder / name) for name in names}, indent=1) + "\n"
+    (folder / DIGESTS).write_text(text, encoding="ascii")
+
+
+def check_digests(folder: Path, names: Sequence[str]) -> None:
+    """Raises `ConfigError` where one of the files is not what `prepare vg` wrote; sets of others pass."""
+    path = folder / DIGESTS
+    if not path.is_file():
+        return
+    cure = f"prepare the set again (--overwrite), or, if you changed it on purpose, delete {DIGESTS}"
+    try:
+        known = json.loads(path.read_text(encoding="utf-8-sig"))
+        wrong = [name for name in names if (folder / name).is_file() and known.get(name) != sha256_of(folder / name)]
+    except (OSError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}; {cure}") from error
+    if wrong:
+        raise ConfigError(f"{folder / wrong[0]}: its bytes are not those that were written (SHA-256 differs); {cure}")
+
+
 def read_split(
     path: Path, vocabulary: dict[str, list[str]], first_attribute: bool = False
 ) -> tuple[list[SceneGraph], list[str]]:
@@ -157,9 +183,9 @@ def _read_arrays(path: Path, keys: Sequence[str]) -> dict[str, Any]:
             if missing:
                 raise ConfigError(f"{path}: not of sg2im's layout: {', '.join(missing)} missing; prepare it again")
             arrays = {key: np.asarray(file[key][()]) for key in keys}
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:  # h5py raises all of them
-        if isinstance(error, ConfigError):
-            raise
+    except ConfigError:
+        raise
+    except Exception as error:  # border: h5py raises anything on a damaged file, MemoryError included
         raise ConfigError(f"{path}: cannot be read as HDF5: {error}; prepare it again") from error
     num = len(arrays["image_ids"]) if arrays["image_ids"].ndim == 1 else -1
     for key, array in arrays.items():
@@ -169,6 +195,13 @@ def _read_arrays(path: Path, keys: Sequence[str]) -> dict[str, Any]:
         )
         if not whole or (key != "object_attributes" and len(array) != num):
             raise ConfigError(f"{path}: {key} is {array.dtype} {list(array.shape)}, which does not fit {num} images")
+    widths = [arrays[key].shape[1] for key in keys if key.startswith("relationship_")]
+    if len(set(widths)) > 1:
+        raise ConfigError(f"{path}: the arrays of relationships have room for {widths}, which must be one number")
+    if "object_boxes" in arrays and arrays["object_boxes"].shape[2] != 4:
+        raise ConfigError(f"{path}: object_boxes must have four numbers a box")
+    if "object_attributes" in arrays and not arrays["object_attributes"].shape[1]:
+        raise ConfigError(f"{path}: object_attributes has no room for an attribute")
     if "object_attributes" in arrays and len(arrays["object_attributes"]) != arrays["objects_per_image"].sum():
         raise ConfigError(f"{path}: object_attributes does not have one row an object")
     if num == 0:
@@ -199,4 +232,13 @@ def _names(ids: np.ndarray, names: list[str], where: str) -> list[str]:
         raise ConfigError(
             f"{where}: index {bad}, but vocab.json has {len(names)} names: they are not of one preparation"
         )
-    return [names[i].strip() for i in ids.tolist()]
+    try:
+        return [_cleaned(names[i]) for i in ids.tolist()]
+    except SceneGraphError as error:
+        raise ConfigError(f"{where}: {error}; prepare the set again, which leaves such names out") from error
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _cleaned(name: str) -> str:
+    """As every reader of graphs takes a name; a vocabulary's few names are met millions of times."""
+    return clean_name(name, "vocab.json")

@@ -12,19 +12,21 @@ import sys
 from pathlib import Path
 
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
+from sgg_fast.files import check_text
 from sgg_fast.quiet import quiet_libraries
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Flags of this command."""
-    parser = argparse.ArgumentParser(prog="python -m sgg_fast.eval", description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog="python -m sgg_fast.eval", description=__doc__)
     parser.add_argument("--model", help="a run, a pipeline folder, toy or a hub id, as infer.py takes it")
     parser.add_argument(
         "--data",
         default="toy",
         help="graphs: toy (held-out scenes), toy-combinations (scenes with combinations held out of training scenes), "
-        "toy-repeats (scenes with two of a kind and a chain), a JSON file, or a prepared set, whose test split is read "
-        "(toy)",
+        "toy-repeats (scenes with two of a kind and a chain), each also of toy-words, toy-words-combinations, "
+        "toy-words-repeats; a JSON file, or a prepared set, whose test split is read (toy)",
     )
     parser.add_argument("--num", type=int, help="graphs drawn (100, or all where there are fewer)")
     parser.add_argument("--pairs", type=int, default=50, help="counterfactual pairs an axis, at most (50)")
@@ -37,7 +39,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--relation-guidance", type=float, default=0.0, help="how hard the relations alone pull besides (0: no more)"
     )
     parser.add_argument(
-        "--detector", default="toy", help="toy, or folder or hub id of an OWL-ViT or OWLv2 of transformers (toy)"
+        "--detector",
+        help="toy, toy-words, folder or hub id of an OWL-ViT or OWLv2 of transformers, or none, which leaves objects "
+        "and relations unmeasured (toy where it knows the names of the graphs)",
     )
     parser.add_argument("--inception", type=Path, help="torch-fidelity's Inception weights file: adds FID and IS")
     parser.add_argument("--against", type=Path, help="--out of another model's evaluation: adds paired differences")
@@ -45,16 +49,38 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@command("sgg_fast.eval", interrupted="the same command goes on")
-def main(argv: list[str] | None) -> None:
-    """Exit code: 0 done, 2 for input that cannot be used (one line on stderr), 130 interrupted."""
-    args = parse(argv)
-    for name in ("num", "seeds"):
+def check(args: argparse.Namespace) -> None:
+    """What can be refused before libraries and models are loaded. Raises ValueError."""
+    check_text(vars(args))
+    for name in ("num", "seeds", "steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
     for name in ("pairs", "first_seed"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name.replace('_', '-')} must not be negative, not {getattr(args, name)}")
+    data = Path(args.data)
+    if not args.data.startswith("toy") and not data.exists():
+        raise ValueError(f"--data {args.data}: neither toy, one of its kinds, nor a file or folder that is there")
+    if data.is_file():
+        from sgg_fast.data.formats import load_scene_graphs
+
+        load_scene_graphs(data)
+    if args.out.exists() and not args.out.is_dir():
+        raise ValueError(f"--out {args.out}: is a file; give a folder")
+    if args.inception and not args.inception.is_file():
+        raise ValueError(
+            f"--inception {args.inception}: there is no such file; it takes torch-fidelity's "
+            "weights-inception-2015-12-05 file"
+        )
+    if args.against and not (args.against / "eval.json").is_file():
+        raise ValueError(f"--against {args.against}: no eval.json there")
+
+
+@command("sgg_fast.eval", interrupted="the same command goes on")
+def main(argv: list[str] | None) -> None:
+    """Exit code: 0 done, 2 for input that cannot be used (one line on stderr), 130 interrupted."""
+    args = parse(argv)
+    check(args)
     quiet_libraries()
     from sgg_fast.eval.evaluate import evaluate
 

@@ -14,16 +14,18 @@ from sgg_fast.eval.detector import Detector, Instance, overlaps
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn import loading
 from sgg_fast.nn.clip import normalise_pixels
-from sgg_fast.toy.detector import load_detector
+from sgg_fast.toy.detector import SPOKEN_WEIGHTS, load_detector
 
 
 class ToyWorldDetector:
-    """The detector of `sgg_fast/toy/detector.py`: knows the toy's categories, and looks for all of them."""
+    """The detector of `sgg_fast/toy/detector.py`: knows the toy's categories, and looks for all of them.
 
-    name = "toy detector"
+    spoken: the one that was trained on `toy-words` as well.
+    """
 
-    def __init__(self) -> None:
-        self.network = load_detector()
+    def __init__(self, spoken: bool = False) -> None:
+        self.name = "toy-words detector" if spoken else "toy detector"
+        self.network = load_detector(SPOKEN_WEIGHTS) if spoken else load_detector()
 
     def find(self, images: np.ndarray, graphs: Sequence[SceneGraph]) -> list[list[Instance]]:
         return self.network.find(images)
@@ -98,6 +100,41 @@ class OpenVocabularyDetector:
         return kept
 
 
-def open_detector(which: str) -> Detector:
-    """ "toy", or the folder or hub id of an open-vocabulary detector. Raises ValueError naming --detector."""
-    return ToyWorldDetector() if which == "toy" else OpenVocabularyDetector(which)
+def open_detector(which: str) -> Detector | None:
+    """ "toy", "toy-words", "none", or the folder or hub id of an open-vocabulary detector.
+
+    Raises ValueError naming --detector.
+    """
+    if which == "none":
+        return None
+    if which in ("toy", "toy-words"):
+        return ToyWorldDetector(spoken=which == "toy-words")
+    return OpenVocabularyDetector(which)
+
+
+def choose_detector(which: str | None, graphs: Sequence[SceneGraph]) -> tuple[str, str]:
+    """The detector for these graphs, as `open_detector` takes it, and a warning, "" for none.
+
+    Where --detector does not say: the toy's, if it knows every name of the graphs. Raises ValueError where it knows
+    none, or where nobody asked for it and it does not know all: its figures would be about other things.
+    """
+    if which not in (None, "toy"):
+        return which, ""
+    from sgg_fast.toy.world import COLOURS, OBJECTS
+
+    def is_known(name: str) -> bool:
+        *before, category = name.split()
+        return category in OBJECTS and (not before or (len(before) == 1 and before[0] in COLOURS))
+
+    names = [name for graph in graphs for name in graph.objects]
+    unknown = [name for name in names if not is_known(name)]
+    if not unknown:
+        return "toy", ""
+    few = ", ".join(repr(name) for name in list(dict.fromkeys(unknown))[:3])
+    said = f"{len(unknown)} of {len(names)} objects have names that the toy detector does not know ({few})"
+    if which is None or len(unknown) == len(names):
+        raise ValueError(
+            f"--detector: {said}; give the folder or hub id of an OWL-ViT or OWLv2, such as google/owlv2-base-patch16, "
+            "or none to leave objects and relations unmeasured"
+        )
+    return "toy", f"--detector toy: {said}: they count as missing, whatever the pictures show"

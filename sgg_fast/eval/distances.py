@@ -8,9 +8,20 @@ Letters: M pictures, D feature width, S seeds, G graphs.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from sgg_fast.data.shards import sha256_of
+
+PUBLISHED_PICTURES = 5000
+"""Pictures of each side that published figures of this field are computed of (Visual Genome's test split has 5 096)."""
+IS_SPLITS = 10
+INCEPTION_SHA256 = "6726825d"
+"""Of the published weights file, whose name carries it too."""
 
 
 def frechet_distance(a_MD: np.ndarray, b_MD: np.ndarray) -> float:
@@ -83,36 +94,79 @@ def toy_distances(drawn_SGhwc: np.ndarray, real: np.ndarray, floor: np.ndarray) 
     }
 
 
-def inception_distances(drawn: Path, real: Path, weights: Path) -> dict[str, float | str | int]:
-    """FID and IS of two folders of pictures by torch-fidelity with the original Inception network's weights file.
-
-    Raises ValueError where the weights or torch-fidelity are missing.
-    """
+def check_inception(weights: Path, num_drawn: int, num_real: int) -> list[str]:
+    """What is to be said beside the figures. Raises ValueError where there can be none; nothing is computed yet."""
     if not weights.is_file():
         raise ValueError(
             f"--inception {weights}: there is no such file; it takes torch-fidelity's weights-inception-2015-12-05 file"
         )
     try:
-        import torch_fidelity
+        import torch_fidelity  # noqa: F401
     except ImportError as error:
         raise ValueError(
             f"--inception needs torch-fidelity ({error}): pip install 'sgg_fast[eval]' where torch has its CUDA build"
         ) from error
-    import torch
+    if min(num_drawn, num_real) < 2:
+        raise ValueError(
+            f"--inception: {num_drawn} drawn and {num_real} real pictures; FID needs two of each at least: raise --num"
+        )
+    said = []
+    if min(num_drawn, num_real) < PUBLISHED_PICTURES:
+        said.append(
+            f"FID of {num_drawn} drawn and {num_real} real pictures: published figures take {PUBLISHED_PICTURES} or "
+            "more of each, and FID falls with their number; compare only figures of as many"
+        )
+    if num_drawn < IS_SPLITS:
+        said.append(f"IS is left out: it needs {IS_SPLITS} drawn pictures at least, one for each of its parts")
+    if not sha256_of(weights).startswith(INCEPTION_SHA256):
+        said.append(
+            f"{weights} is not the published Inception network (its SHA-256 does not begin with {INCEPTION_SHA256}): "
+            "these figures compare with no published ones"
+        )
+    return said
 
-    found = torch_fidelity.calculate_metrics(
-        input1=str(drawn),
-        input2=str(real),
-        samples_find_deep=True,
-        isc=True,
-        fid=True,
-        cuda=torch.cuda.is_available(),
-        feature_extractor_weights_path=str(weights),
-        verbose=False,
-    )
+
+class _Pictures(Dataset):
+    """uint8 [3, H, W] of each picture of a list, as torch-fidelity takes them."""
+
+    def __init__(self, images: np.ndarray) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.from_numpy(np.array(self.images[index])).permute(2, 0, 1)
+
+
+def inception_distances(drawn: np.ndarray, real: np.ndarray, weights: Path) -> dict[str, float | str | int]:
+    """FID and IS of just these pictures, uint8 [M, H, W, 3] each, by torch-fidelity with the original Inception
+    network's weights file. Raises ValueError where `check_inception` does, and for a file that is no such network.
+    """
+    check_inception(weights, len(drawn), len(real))
+    try:
+        torch.load(weights, map_location="cpu", weights_only=True)  # torch-fidelity itself would run a pickle's code
+        import torch_fidelity
+
+        found = torch_fidelity.calculate_metrics(
+            input1=_Pictures(drawn),
+            input2=_Pictures(real),
+            isc=len(drawn) >= IS_SPLITS,
+            isc_splits=IS_SPLITS,
+            fid=True,
+            cuda=torch.cuda.is_available(),
+            feature_extractor_weights_path=str(weights),
+            save_cpu_ram=True,  # no worker processes
+            verbose=False,
+        )
+    except Exception as error:  # border
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"--inception {weights}: torch-fidelity cannot use it: {reason}; download it again") from error
     return {
         "features": f"Inception 2015-12-05, {weights.name}",
+        "drawn pictures": len(drawn),
+        "real pictures": len(real),
         "FID": float(found["frechet_inception_distance"]),
-        "IS": float(found["inception_score_mean"]),
-        "IS standard deviation": float(found["inception_score_std"]),
+        "IS": float(found.get("inception_score_mean", math.nan)),
+        "IS standard deviation": float(found.get("inception_score_std", math.nan)),
     }

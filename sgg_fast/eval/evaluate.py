@@ -14,17 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from sgg_fast.data.cache import fingerprint
-from sgg_fast.data.png_record import save_png
 from sgg_fast.drawing.models import SCHEDULERS, load_model, scheduler_name, set_scheduler
 from sgg_fast.eval import bootstrap, distances, metrics, pictures, report
 from sgg_fast.eval.detector import Detector, Instance
-from sgg_fast.eval.detectors import ToyWorldDetector, open_detector
+from sgg_fast.eval.detectors import ToyWorldDetector, choose_detector, open_detector
 from sgg_fast.eval.direction import GATE, measure_direction
 from sgg_fast.eval.pictures import EvalJob, GraphSet, noise_seed
+from sgg_fast.eval.whole import faultless_table, merged
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.pipeline import SceneGraphToImagePipeline
@@ -71,7 +70,7 @@ def make_plan(graph_set: GraphSet, num: int, num_pairs: int, folder: Path) -> Ev
     last = max(num, graph_set.scan * num_pairs) if graph_set.size is None else graph_set.size
     pairs: list[metrics.CounterfactualPair] = []
     wanted = [num_pairs, num_pairs]
-    for i in tqdm(range(last), desc="look for pairs", leave=False):
+    for i in tqdm(range(last), desc="look for pairs", leave=False, disable=None):
         if wanted == [0, 0]:
             break
         for pair in metrics.counterfactual_pairs(i, graph_set.graph(i)):
@@ -87,7 +86,6 @@ def evaluate(args: argparse.Namespace) -> str:
 
     Raises ValueError or OSError for what cannot be used.
     """
-    detector = open_detector(args.detector)
     model = load_model(args.model)
     pipeline = model.pipeline
     steps = pipeline.config.sampling_steps if args.steps is None else args.steps
@@ -103,26 +101,37 @@ def evaluate(args: argparse.Namespace) -> str:
     graph_set = pictures.open_graphs(args.data, pipeline.config.resolution)
     num = min(NUM_GRAPHS, graph_set.size or NUM_GRAPHS) if args.num is None else args.num
     plan = make_plan(graph_set, num, args.pairs, args.out / "pictures")
+    spoken = pictures.is_spoken(args.data)
+    which = args.detector or ("toy-words" if spoken else None)
+    chosen, warning = choose_detector(which, [*plan.graphs, *plan.partners.values()])
+    warnings = [warning] if warning else []
+    if args.inception:
+        if graph_set.image is None:
+            raise ValueError(f"--inception: {graph_set.name} has no real pictures to compare with")
+        warnings += distances.check_inception(args.inception, num * args.seeds, num)
+    detector = open_detector(chosen)
     settings = {"model": model.weights, "data": graph_set.name, "steps": steps, "guidance": guidance}
     settings |= {"relation_guidance": args.relation_guidance, "scheduler": scheduler_name(pipeline)}
+    settings["graphs"] = pictures.graphs_digest(graph_set)
     pictures.check_settings(args.out, settings)
     seeds = range(args.first_seed, args.first_seed + args.seeds)
     for seed in seeds:
         pictures.draw_missing(pipeline, plan.jobs(seed), steps, guidance, relation_guidance=args.relation_guidance)
 
     result: dict[str, Any] = {**settings, "model": model.description, "weights": model.weights, "seeds": args.seeds}
-    result["first seed"] = args.first_seed
-    result["detector"] = _detector_accuracy(detector, pipeline)
+    result |= {"first seed": args.first_seed, "num graphs": num}
+    result["detector"] = _detector_accuracy(detector, pipeline, spoken)
     drawn = [pictures.load([plan.path(seed, i) for i in range(num)]) for seed in seeds]
     real = None if graph_set.image is None else np.stack([graph_set.image(i) for i in range(num)])
     result |= _score(detector, pipeline, plan.graphs, drawn, real)
     result["counterfactual pairs"] = _score_pairs(detector, plan, seeds)
     if isinstance(pipeline.graph_encoder, SceneGraphConditioner):  # baselines have no token a relation to look at
         result["direction"] = dataclasses.asdict(measure_direction(pipeline, plan.graphs))
-    result["distances"] = _distances(args, graph_set, plan, np.stack(drawn), real)
+    result["distances"] = _distances(args, graph_set, plan, np.stack(drawn), real, warnings)
     result["diversity"] = _diversity(graph_set, np.stack(drawn), real)
     if args.against:
         result["against"] = {"folder": str(args.against), "differences": compare(result, args.against)}
+    result["warnings"] = warnings
     text = _tables(result)
     report.write_json(args.out / "eval.json", result)
     (args.out / "tables.md").write_text(text + "\n", encoding="utf-8")
@@ -130,21 +139,23 @@ def evaluate(args: argparse.Namespace) -> str:
     return f"{text}\n\n{args.out / 'eval.json'}\n{args.out / 'tables.md'}\n{args.out / 'sheet.png'}"
 
 
-_MEASURED: dict[tuple[str, int], dict[str, Any]] = {}
+_MEASURED: dict[tuple[str, int, bool], dict[str, Any]] = {}
 """The toy detector's accuracy by autoencoder: a process that evaluates several models measures it once."""
 
 
-def _detector_accuracy(detector: Detector, pipeline: SceneGraphToImagePipeline) -> dict[str, Any]:
+def _detector_accuracy(detector: Detector | None, pipeline: SceneGraphToImagePipeline, spoken: bool) -> dict[str, Any]:
     """The toy detector on scenes whose things are known: as drawn, and through this model's autoencoder."""
     from sgg_fast.toy.detector import accuracy
     from sgg_fast.toy.world import HELD_OUT_SEED, draw_scene
 
+    if detector is None:
+        return {"name": "none"}
     if not isinstance(detector, ToyWorldDetector):
         return {"name": detector.name}
-    known = fingerprint(pipeline.vae), NUM_ACCURACY
+    known = fingerprint(pipeline.vae), NUM_ACCURACY, spoken
     if known in _MEASURED:
         return _MEASURED[known]
-    scenes = [draw_scene(HELD_OUT_SEED, i) for i in range(NUM_ACCURACY)]
+    scenes = [draw_scene(HELD_OUT_SEED, i, spoken=spoken) for i in range(NUM_ACCURACY)]
     through = pictures.through_vae(pipeline.vae, np.stack([scene.image for scene in scenes]))
     own = {"real": accuracy(detector.network, scenes), "through the VAE": accuracy(detector.network, scenes, through)}
     _MEASURED[known] = {
@@ -158,13 +169,15 @@ def _detector_accuracy(detector: Detector, pipeline: SceneGraphToImagePipeline) 
 
 
 def _score(
-    detector: Detector,
+    detector: Detector | None,
     pipeline: SceneGraphToImagePipeline,
     graphs: Sequence[SceneGraph],
     drawn: Sequence[np.ndarray],
     real: np.ndarray | None,
 ) -> dict[str, Any]:
     """Rows of figures: the model, its two floors and, where there are real pictures, the ceilings."""
+    if detector is None:
+        return {"whole": {}, "rows": {}, "predicates": {}, "intervals": {}, "per picture": {}}
 
     found = [detector.find(images, graphs) for images in drawn]
 
@@ -191,7 +204,15 @@ def _score(
     own = [scored([one]) for one in found]
     values = [[metrics.per_picture(score) for score in scores] for scores in own]
     per_picture = {name: [[v[name] for v in seed] for seed in values] for name in values[0][0]}
+    whole = {
+        name: faultless_table(
+            graphs, np.array([score.faultless for score in scores]).reshape(-1, len(graphs)), detector.parse
+        )
+        for name, scores in rows.items()
+        if name in ("drawn", "ceiling: real, through the VAE")
+    }
     return {
+        "whole": whole,
         "rows": {name: metrics.summarise(scores) for name, scores in rows.items()},
         "predicates": {name: metrics.relation_table(scores) for name, scores in rows.items()},
         "intervals": {name: str(bootstrap.estimate(np.array(v))) for name, v in per_picture.items()},
@@ -206,8 +227,10 @@ def _held_out(graph: SceneGraph) -> SceneGraph:
     return SceneGraph(graph.objects, tuple(graph.relations[k] for k in held_out_relations(graph)))
 
 
-def _score_pairs(detector: Detector, plan: EvalPlan, seeds: Sequence[int]) -> dict[str, Any]:
+def _score_pairs(detector: Detector | None, plan: EvalPlan, seeds: Sequence[int]) -> dict[str, Any]:
     """Axis -> estimate over its pairs, and every value [S, P]: of both pictures the share that follows."""
+    if detector is None:
+        return {}
     values: dict[int, list[list[float]]] = {0: [], 1: []}
     for axis, rows in values.items():
         pairs = [pair for pair in plan.pairs if pair.axis == axis]
@@ -240,22 +263,27 @@ def _score_pairs(detector: Detector, plan: EvalPlan, seeds: Sequence[int]) -> di
 
 
 def _distances(
-    args: argparse.Namespace, graph_set: GraphSet, plan: EvalPlan, drawn: np.ndarray, real: np.ndarray | None
+    args: argparse.Namespace,
+    graph_set: GraphSet,
+    plan: EvalPlan,
+    drawn: np.ndarray,
+    real: np.ndarray | None,
+    warnings: list[str],
 ) -> dict[str, Any]:
-    """Crowd figures that this data has: toy features for the toy, Inception's on request."""
+    """Crowd figures that this data has, of just the pictures in `drawn`: toy features for the toy, Inception's on
+    request. What could not be measured is told to `warnings`."""
     found: dict[str, Any] = {}
+    flat = drawn.reshape(-1, *drawn.shape[2:])
     if graph_set.size is None and graph_set.image is not None:
-        num = drawn.shape[0] * drawn.shape[1]
+        num = len(flat)
         others = np.stack([graph_set.image(i) for i in range(len(plan.graphs), len(plan.graphs) + 2 * num)])
-        found["toy"] = distances.toy_distances(drawn, others[:num], others[num:])
+        if num < 2:
+            warnings.append("FID and KID of one picture do not exist: raise --num or --seeds")
+        else:
+            found["toy"] = distances.toy_distances(drawn, others[:num], others[num:])
     if args.inception:
-        if real is None:
-            raise ValueError(f"--inception: {graph_set.name} has no real pictures to compare with")
-        folder = args.out / "real"
-        folder.mkdir(exist_ok=True)
-        for i, image in enumerate(real):
-            save_png(Image.fromarray(image), folder / f"{i:05d}.png", None)
-        found["Inception"] = distances.inception_distances(args.out / "pictures", folder, args.inception)
+        assert real is not None
+        found["Inception"] = distances.inception_distances(flat, real, args.inception)
     return found
 
 
@@ -292,11 +320,20 @@ def _told_diversity(found: dict[str, Any]) -> str:
 
 
 def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
-    """Differences to another evaluation of the same graphs and seeds, paired by picture, with their intervals."""
+    """Differences to another evaluation of the same graphs and seeds, paired by picture, with their intervals.
+
+    Figures that an older evaluation does not have are left out.
+    """
     path = other / "eval.json"
     if not path.is_file():
         raise ValueError(f"--against {other}: no eval.json there")
-    theirs = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8-sig"))
+        theirs["data"], theirs["counterfactual pairs"].items(), theirs["per picture"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(
+            f"{path}: is not the result of an evaluation ({error!r}); evaluate that model again"
+        ) from error
     if theirs["data"] != result["data"]:
         raise ValueError(f"--against {other}: is about {theirs['data']}, not {result['data']}")
 
@@ -306,9 +343,9 @@ def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
 
     try:
         a, b = values(result), values(theirs)
-        return {name: str(bootstrap.difference(a[name], b[name])) for name in a if a[name].size}
-    except ValueError as error:
-        raise ValueError(f"--against {other}: {error}; use the same --num, --pairs and --seeds") from error
+        return {name: str(bootstrap.difference(a[name], b[name])) for name in a if name in b and a[name].size}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"--against {other}: {error}; use the same --num, --pairs, --seeds and --detector") from error
 
 
 def _tables(result: dict[str, Any]) -> str:
@@ -316,19 +353,31 @@ def _tables(result: dict[str, Any]) -> str:
     parts = [
         f"model: {result['model']} ({result['weights']}), {result['steps']} steps, guidance {result['guidance']}"
         + (f", relation guidance {result['relation_guidance']}" if result["relation_guidance"] else ""),
-        f"graphs: {result['data']}, {len(result['per picture']['SG IoU'][0])}, seeds: {result['seeds']}",
+        f"graphs: {result['data']}, {result['num graphs']}, seeds: {result['seeds']}",
         "detector: " + result["detector"]["name"],
         report.table(result["detector"].get("accuracy", {}), "its own accuracy on"),
-        report.table(result["rows"]),
-        "counterfactual pairs: the same noise, one relation flipped; the share of pictures that follow",
+        report.table(result["rows"]) if result["rows"] else "objects and relations: not measured",
+        "IoU: of multisets, 1 where nothing is asked and nothing is there; IoU (sets): as LAION-SG computes it, 0 there"
+        if result["rows"]
+        else "",
+        "pictures without any fault: every object there, once, with its colour, every relation true, nothing else"
+        if result["whole"]
+        else "",
+        report.table(merged(result["whole"]), "graphs of") if result["whole"] else "",
+        "counterfactual pairs: the same noise, one relation flipped; the share of pictures that follow"
+        if result["counterfactual pairs"]
+        else "",
         report.table(
             {a: {k: v for k, v in e.items() if k != "values"} for a, e in result["counterfactual pairs"].items()},
             "axis",
-        ),
-        report.table(result["predicates"]["drawn"], "relations drawn"),
-        "means over pictures, with 95 % intervals: "
-        + ", ".join(f"{name} {text}" for name, text in result["intervals"].items()),
+        )
+        if result["counterfactual pairs"]
+        else "",
+        report.table(result["predicates"]["drawn"], "relations drawn") if result["predicates"] else "",
     ]
+    if result["intervals"]:
+        intervals = ", ".join(f"{name} {text}" for name, text in result["intervals"].items())
+        parts.append(f"means over pictures, with 95 % intervals: {intervals}")
     if "direction" in result:
         parts.append(
             f"direction (share of the tokens' spread that a turn moves them by; gate {GATE}): "
@@ -342,6 +391,7 @@ def _tables(result: dict[str, Any]) -> str:
             f"differences to {result['against']['folder']}: "
             + ", ".join(f"{name} {text}" for name, text in differences.items())
         )
+    parts += [f"WARNING: {warning}" for warning in result["warnings"]]
     return "\n\n".join(part for part in parts if part)
 
 

@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -29,11 +29,11 @@ from sgg_fast.eval.relations import (
     is_ground,
     shown,
 )
+from sgg_fast.eval.whole import Parse, bound, num_extra
 from sgg_fast.graph import SceneGraph
 
-Parse = Callable[[str], tuple[str, str | None]]
-"""Name -> (category, colour): `Detector.parse`."""
-
+OF_SETS = " (sets)"
+"""Behind the name of a figure that is computed as LAION-SG does; without it the figure is of multisets."""
 _MOST_ASSIGNMENTS = 5000
 
 
@@ -108,12 +108,25 @@ class PictureScore:
     entity_iou: float
     relation_iou: float
     graph_iou: float
+    iou_of_sets: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    """The same three as LAION-SG computes them: of sets, 0 where both are empty."""
+    num_extra: int = 0
+    """Instances that stand for no object, grounds that were not asked for aside."""
+    bound: list[bool] = dataclasses.field(default_factory=list)
+    """Per pair of objects of different kinds with different colours, as read: each shows its own."""
+
+    @property
+    def faultless(self) -> bool:
+        """Everything that was asked for is there, once, as asked, and nothing else."""
+        holding = all(holds for _, _, holds in self.relations)
+        return all(self.found) and not self.num_extra and all(self.colour_right) and holding
 
 
 def score_picture(graph: SceneGraph, instances: Sequence[Instance], parse: Parse) -> PictureScore:
     """One picture against one graph.
 
-    The intersections over union are those of multisets, after LAION-SG (Li et al., 2024): of names (colours as read)
+    The intersections over union are those of multisets, and beside them of sets, as LAION-SG (Li et al., 2024) has
+    them: of names (colours as read)
     between the graph and all instances; of predicates and of (subject name, predicate, object name) between the graph
     and what the picture shows of its pairs (the relation asked for, else its opposite, else nothing). LAION-SG's own
     figures come from a language model's reading of the picture and do not compare.
@@ -156,6 +169,13 @@ def score_picture(graph: SceneGraph, instances: Sequence[Instance], parse: Parse
         entity_iou=_iou(graph.objects, [*names_seen, *[None] * extra]),
         relation_iou=_iou([p for _, p, _ in told], [p for _, p, _ in seen]),
         graph_iou=_iou(told, seen),
+        iou_of_sets=(
+            set_iou(graph.objects, [*names_seen, *(there.keys() - wanted.keys())]),
+            set_iou([p for _, p, _ in told], [p for _, p, _ in seen]),
+            set_iou(told, seen),
+        ),
+        num_extra=num_extra([category for category, _ in asked], chosen, instances),
+        bound=bound(asked, chosen),
     )
 
 
@@ -168,6 +188,12 @@ def _iou(a: Iterable[Hashable], b: Iterable[Hashable]) -> float:
     left, right = Counter(a), Counter(b)
     union = (left | right).total()
     return (left & right).total() / union if union else 1.0
+
+
+def set_iou(a: Iterable[Hashable], b: Iterable[Hashable]) -> float:
+    """Of sets, in which two of a kind are one; 0 for two empty ones. LAION-SG's definition."""
+    left, right = set(a), set(b)
+    return len(left & right) / len(left | right) if left | right else 0.0
 
 
 def flipped_graph(graph: SceneGraph) -> SceneGraph:
@@ -206,10 +232,12 @@ def summarise(scores: Sequence[PictureScore]) -> dict[str, float]:
 
     num_found = sum(sum(score.found) for score in scores)
     return {
+        "without a fault": _share(score.faultless for score in scores),
         "entity recall": _share(f for score in scores for f in score.found),
         "entity precision": num_found / max(sum(score.num_instances for score in scores), 1),
         "counts": _share(c for score in scores for c in score.counts_right),
         "colours": _share(c for score in scores for c in score.colour_right),
+        "colours bound": _share(b for score in scores for b in score.bound),
         "relations": macro("holds", table),
         "relations if present": macro("holds if present", table),
         "directional": macro("holds", DIRECTIONAL),
@@ -217,6 +245,10 @@ def summarise(scores: Sequence[PictureScore]) -> dict[str, float]:
         "entity IoU": float(np.mean([score.entity_iou for score in scores])),
         "relation IoU": float(np.mean([score.relation_iou for score in scores])),
         "SG IoU": float(np.mean([score.graph_iou for score in scores])),
+        **{
+            f"{name}{OF_SETS}": float(np.mean([score.iou_of_sets[k] for score in scores]))
+            for k, name in enumerate(("entity IoU", "relation IoU", "SG IoU"))
+        },
     }
 
 
@@ -224,6 +256,7 @@ def per_picture(score: PictureScore) -> dict[str, float]:
     """One picture's own means, NaN where nothing was asked; what intervals are computed from."""
     directional = [row for row in score.relations if row[0] in DIRECTIONAL]
     return {
+        "without a fault": float(score.faultless),
         "entity recall": _share(score.found),
         "entity precision": sum(score.found) / score.num_instances if score.num_instances else math.nan,
         "relations": _share(holding for _, _, holding in score.relations),

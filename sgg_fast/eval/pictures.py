@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -30,7 +31,10 @@ from sgg_fast.graph import SceneGraph
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.toy.world import Scene
 
-_TOY = ("toy", "toy-combinations", "toy-repeats")
+_AGAIN = "delete it, and the same command draws it again"
+_FEW = 4
+_KINDS = ("", "-combinations", "-repeats")
+_TOY = tuple(f"{world}{kind}" for world in ("toy", "toy-words") for kind in _KINDS)
 _SCAN = 80
 """Toy graphs looked through for each counterfactual pair that is wanted."""
 
@@ -51,17 +55,19 @@ class GraphSet:
 
 def open_graphs(data: str, resolution: int) -> GraphSet:
     """ "toy": held-out scenes; "toy-combinations": scenes with a combination of `world.HELD_OUT`;
-    "toy-repeats": held-out scenes that are hard to put in words (`_repeats`); a JSON file of graphs; or a set that
-    training takes, whose test split is read. Raises ValueError naming --data.
+    "toy-repeats": held-out scenes that are hard to put in words (`_repeats`); each also of "toy-words", the world as
+    people talk about it; a JSON file of graphs; or a set that training takes, whose test split is read. Raises
+    ValueError naming --data.
     """  # fmt: skip
-    if data == "toy-repeats":
-        repeats = _repeats(resolution)
+    if data.endswith("-repeats") and data in _TOY:
+        repeats = _repeats(resolution, is_spoken(data))
         return GraphSet(data, lambda i: repeats(i).graph, lambda i: repeats(i).image, None, scan=1)
     if data in _TOY:
         from sgg_fast.toy.world import HELD_OUT_SEED, draw_scene
 
+        held_out, spoken = data.endswith("-combinations"), is_spoken(data)
         scene = functools.lru_cache(maxsize=None)(
-            lambda i: draw_scene(HELD_OUT_SEED, i, resolution, held_out=data == "toy-combinations")
+            lambda i: draw_scene(HELD_OUT_SEED, i, resolution, held_out=held_out, spoken=spoken)
         )
         return GraphSet(data, lambda i: scene(i).graph, lambda i: scene(i).image, None)
     path = Path(data)
@@ -74,8 +80,13 @@ def open_graphs(data: str, resolution: int) -> GraphSet:
     return GraphSet(source.name, source.graphs.__getitem__, source.load_image, source.num_images)
 
 
+def is_spoken(data: str) -> bool:
+    """Whether a set of graphs is of the world as people talk about it."""
+    return data.startswith("toy-words") and data in _TOY
+
+
 @functools.cache
-def _repeats(resolution: int) -> Callable[[int], Scene]:
+def _repeats(resolution: int, spoken: bool = False) -> Callable[[int], Scene]:
     """Index -> the held-out scene of that number among those whose graph names two things alike, has a chain (the
     object of one relation is the subject of another) and a relation that could as well be the other way round.
     """
@@ -87,7 +98,7 @@ def _repeats(resolution: int) -> Callable[[int], Scene]:
     def scene(index: int) -> Scene:
         while len(found) <= index:
             i = next(looked)
-            drawn = draw_scene(HELD_OUT_SEED, i, resolution)
+            drawn = draw_scene(HELD_OUT_SEED, i, resolution, spoken=spoken)
             graph = drawn.graph
             alike = len(set(graph.objects)) < len(graph.objects)
             chain = {s for s, _, _ in graph.relations} & {o for _, _, o in graph.relations}
@@ -112,12 +123,28 @@ def noise_seed(seed: int, index: int) -> int:
     return seed * 1_000_003 + index
 
 
+def graphs_digest(graph_set: GraphSet) -> str:
+    """Of the graphs that pictures are drawn of, so that those of an edited file are not taken for its own.
+
+    All of a set that ends; of an endless one the first few, which change with the world that draws them.
+    """
+    digest = hashlib.sha256()
+    for i in range(_FEW if graph_set.size is None else graph_set.size):
+        graph = graph_set.graph(i)
+        digest.update(repr((graph.objects, graph.relations)).encode("utf-8", "surrogatepass"))
+    return digest.hexdigest()[:16]
+
+
 def check_settings(out: Path, settings: dict[str, Any]) -> None:
     """Notes in `out` what its pictures are drawn with. Raises ValueError where it holds those of other settings."""
     path = out / "settings.json"
     if path.is_file():
-        older = {"relation_guidance": 0.0, "scheduler": "ddim"}  # of folders from before these were settings
-        there = older | json.loads(path.read_text(encoding="utf-8"))
+        # Of folders from before these were settings; what was drawn then cannot be asked for its graphs.
+        older = {"relation_guidance": 0.0, "scheduler": "ddim", "graphs": settings.get("graphs")}
+        try:
+            there = older | json.loads(path.read_text(encoding="utf-8-sig"))
+        except (OSError, ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path}: cannot be read: {error}; give another --out, or delete {out}") from error
         for key, value in settings.items():
             if there.get(key) != value:
                 raise ValueError(f"--out {out} holds pictures with {key} {there.get(key)}, not {value}: give another")
@@ -136,7 +163,7 @@ def draw_missing(
     """Draws the pictures that are not there yet, each file whole or not at all; returns how many were drawn."""
     todo = [job for job in jobs if not job.path.is_file()]
     pipeline.set_progress_bar_config(disable=True)
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="draw", unit="picture") as bar:
+    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="draw", unit="picture", disable=None) as bar:
         for start in range(0, len(todo), batch_size):
             some = todo[start : start + batch_size]
             images = pipeline(
@@ -153,8 +180,18 @@ def draw_missing(
 
 
 def load(paths: Sequence[Path]) -> np.ndarray:
-    """uint8 [len(paths), H, W, 3]."""
-    return np.stack([np.asarray(Image.open(path).convert("RGB")) for path in paths])
+    """uint8 [len(paths), H, W, 3]. Raises ValueError naming a picture that cannot be read or has another size."""
+    images: list[np.ndarray] = []
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                images.append(np.asarray(image.convert("RGB")))
+        except Exception as error:  # border: Pillow raises anything on a damaged file
+            raise ValueError(f"{path}: cannot be read ({error}); {_AGAIN}") from error
+        if images[-1].shape != images[0].shape:
+            (h, w), (first_h, first_w) = images[-1].shape[:2], images[0].shape[:2]
+            raise ValueError(f"{path}: is {w} x {h} pixels where the others are {first_w} x {first_h}; {_AGAIN}")
+    return np.stack(images)
 
 
 @torch.no_grad()

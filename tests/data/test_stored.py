@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -17,17 +18,30 @@ import numpy as np
 import pytest
 import torch
 from support import ROOT
-from support.small_sets import SIDE, cache_of, derived, draw, files_of, small_job, small_source, unusable, write_small
+from support.small_sets import (
+    SIDE,
+    cache_of,
+    derived,
+    draw,
+    files_of,
+    records,
+    small_job,
+    small_source,
+    unusable,
+    write_small,
+)
+from support.tiny_runs import TINY
 
-from sgg_fast.config import ConfigError
+import train
+from sgg_fast.config import ConfigError, DataConfig, as_flags
 from sgg_fast.data import jsonl
 from sgg_fast.data.cache import build_cache
 from sgg_fast.data.prepare import cache as writer
 from sgg_fast.data.prepare.__main__ import main
 from sgg_fast.data.prepare.cache import write_cache
-from sgg_fast.data.shards import DamagedError, read_tensors, write_tensors
+from sgg_fast.data.shards import DamagedError, read_index, read_tensors, write_index, write_tensors
 from sgg_fast.data.stored import StoredCache
-from sgg_fast.files import locked
+from sgg_fast.files import LOCK, locked
 from sgg_fast.toy.models import toy_foundation
 from sgg_fast.train.order import SampleOrder
 
@@ -142,12 +156,97 @@ def test_a_changed_or_missing_byte_anywhere_is_noticed_and_the_file_named(made, 
     assert len(StoredCache(folder).graphs) == 12
 
 
-def test_the_cure_that_the_message_names_works(data, made, tmp_path):
+def names_of(made: Path) -> list[str]:
+    return sorted(path.name for path in made.iterdir() if path.name != LOCK)
+
+
+@pytest.mark.parametrize("how", ["deleted", "damaged", "empty"])
+def test_the_cure_that_the_message_names_works_for_every_file(data, made, tmp_path, foundation, monkeypatch, how):
+    """Delete the file, or leave it as it is, and run the same command again: the same bytes as never touched."""
+    monkeypatch.setattr(writer, "open_foundation", lambda config: foundation)
+    assert names_of(made) == ["graphs.safetensors", "index.json", "job.json", "report.json",
+                              *(f"shard-0000{k}.safetensors" for k in range(3))]  # fmt: skip
+    folder = tmp_path / "cache"
+    for name in names_of(made):
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(made, folder)
+        whole = (folder / name).read_bytes()
+        if how == "deleted":
+            (folder / name).unlink()
+        else:
+            middle = len(whole) // 2
+            spoilt = whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]
+            (folder / name).write_bytes(spoilt if how == "damaged" else b"")
+        if name == "job.json" and how != "deleted":
+            with pytest.raises(ConfigError, match=r"was begun from something else .*or --overwrite to start over"):
+                cache_of(data, folder)
+            write_cache(small_job(data, folder), overwrite=True, say=lambda line: None)
+        if name not in ("job.json", "report.json"):
+            with pytest.raises(ConfigError, match="run the same `prepare cache` command"):
+                StoredCache(folder)
+        assert files_of(cache_of(data, folder)) == files_of(made), name
+        assert len(StoredCache(folder).graphs) == 12
+
+
+def test_damage_before_the_index_is_there_is_not_vouched_for(data, made, tmp_path, foundation, monkeypatch):
+    """A shard has a digest from its first write: a preparation that goes on must not adopt what changed since."""
+    monkeypatch.setattr(writer, "open_foundation", lambda config: foundation)
+    folder, rng = tmp_path / "cache", random.Random(4)
+    shutil.copytree(made, folder)
+    path = folder / "shard-00001.safetensors"
+    whole = path.read_bytes()
+    for _ in range(8):
+        (folder / "index.json").unlink()
+        spoilt = bytearray(whole)
+        spoilt[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(spoilt)
+        assert files_of(cache_of(data, folder)) == files_of(made)
+
+
+def test_what_killed_processes_left_is_cleaned(data, made, tmp_path):
     folder = tmp_path / "cache"
     shutil.copytree(made, folder)
-    (folder / "shard-00001.safetensors").unlink()
-    (folder / "index.json").write_bytes(b"{")
+    for name in (".index.json.part", ".report.json.part", ".shard-00000.safetensors.part", ".index.json-x1y2",
+                 ".shard-00000.safetensors-abc"):  # fmt: skip
+        (folder / name).write_bytes(b"half")
     assert files_of(cache_of(data, folder)) == files_of(made)
+
+
+def test_an_index_that_is_sealed_anew_around_wrong_content_is_one_line(made, tmp_path):
+    folder = tmp_path / "cache"
+    shutil.copytree(made, folder)
+    index = read_index(folder)
+    wrong = [{**index, key: value} for key in index for value in (None, 7, [], {}, "x")
+             if not (key in ("data", "split") and value == "x")]  # fmt: skip
+    wrong += [{k: v for k, v in index.items() if k != key} for key in ("shards", "graphs", "draws", "settings")]
+    entry = index["shards"][0]
+    wrong += [{**index, "shards": [{**entry, key: None}]} for key in entry]
+    wrong += [{**index, "shards": [{**entry, "file": "../../etc/passwd"}]}]
+    refused = 0
+    for content in wrong:
+        write_index(folder, content)
+        try:
+            StoredCache(folder).check_settings(DataConfig(source=str(folder), resolution=SIDE))
+        except ConfigError as error:
+            assert "\n" not in str(error) and str(folder) in str(error)
+            refused += 1
+    assert refused >= len(wrong) - 25, "sizes and such are read by who needs them"
+
+
+def test_the_next_command_is_complete(tmp_path, capsys):
+    """Typed as it stands, it trains; the cache of a set without boxes says so to train.py."""
+    rows = [{key: value for key, value in row.items() if key != "boxes"}
+            for row in records(draw(tmp_path / "set" / "images", 6))]  # fmt: skip
+    jsonl.write_set(tmp_path / "set", {"kind": "folder", "resize": "squash"}, {"train": rows}, lambda: "{}")
+    out = tmp_path / "a cache"
+    argv = ["cache", "--data", str(tmp_path / "set"), "--out", str(out), "--resolution", str(SIDE), "--flip", "swap"]
+    assert main(argv) == 0
+    said = capsys.readouterr()
+    command = shlex.split(said.out.splitlines()[-1].removeprefix("next: "))
+    assert command[:4] == ["python", "train.py", "--stage", "pretrain"] and str(out) in command
+    assert "encode images" not in said.err, "a bar is for terminals"
+    cheap = {k: v for k, v in TINY.items() if k not in ("num_scenes", "pretrain_steps", "checkpoint_every")}
+    assert train.main([*command[2:], "--steps", "2", "--out", str(tmp_path / "run"), *as_flags(cheap)]) == 0
 
 
 def prepare_here(data: Path, out: Path, foundation) -> None:
@@ -190,7 +289,7 @@ def test_several_workers_make_the_same_bytes(data, tmp_path):
     command = [sys.executable, "-m", "sgg_fast.data.prepare", *argv, "--workers", "2", "--out", str(tmp_path / "two")]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert "12 of 12 images, 12 samples" in done.stdout and "encode images" in done.stderr and "12/12" in done.stderr
+    assert "12 of 12 images, 12 samples" in done.stdout and "encode images" not in done.stderr
     assert main([*argv, "--out", str(tmp_path / "one")]) == 0
     assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
 
@@ -297,6 +396,9 @@ def test_changes_are_noticed(data, tmp_path, capsys, foundation, monkeypatch):
         assert f"was begun from something else ({reason}); give another --out, or --overwrite" in err
     lines = (folder / "train.jsonl").read_text()
     (folder / "train.jsonl").write_text(lines.replace("standing on", "near", 1))
+    assert main([*argv, "--resolution", "32"]) == 2 and 'delete "files" and "sha256"' in capsys.readouterr().err
+    header = json.loads((folder / "set.json").read_text())
+    (folder / "set.json").write_text(json.dumps({k: v for k, v in header.items() if k not in ("files", "sha256")}))
     assert main([*argv, "--resolution", "32"]) == 2 and "other graphs" in capsys.readouterr().err
     assert main([*argv, "--resolution", "32", "--overwrite"]) == 0
     assert StoredCache(out).graphs[0].relations[1] == (0, "near", 1)

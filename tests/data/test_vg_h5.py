@@ -159,7 +159,7 @@ def changed(key: str, place, value):
     ("change", "reason"),
     [
         (changed("object_names", (1, 2), 4), "row 1 (image 9): object_names: index 4, but vocab.json has 4 names"),
-        (changed("object_names", (0, 0), 0), "row 0 (image 7): objects[0]: '__image__' is added by the model"),
+        (changed("object_names", (0, 0), 0), "row 0 (image 7): object_names: vocab.json: '__image__' is added by the"),
         (changed("objects_per_image", 0, 31), "row 0 (image 7): objects_per_image: 31, but there is room for 30"),
         (changed("relationship_objects", (1, 0), 3), "row 1 (image 9): relationships[0]: object index 3, but"),
         (changed("relationship_predicates", (1, 0), -1), "row 1 (image 9): predicates: index -1"),

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import pickle
 import sys
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from sgg_fast.eval import bootstrap, distances, report
@@ -101,13 +106,68 @@ def test_diversity_is_nothing_for_a_model_that_repeats_itself():
 
 
 def test_inception_names_what_is_missing(tmp_path, monkeypatch):
+    some = np.zeros((3, 8, 8, 3), np.uint8)
     with pytest.raises(ValueError, match=r"--inception .*nothing.pth: there is no such file"):
-        distances.inception_distances(tmp_path, tmp_path, tmp_path / "nothing.pth")
+        distances.inception_distances(some, some, tmp_path / "nothing.pth")
     weights = tmp_path / "weights.pth"
     weights.touch()
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # as where it is not installed
     with pytest.raises(ValueError, match=r"pip install 'sgg_fast\[eval\]'"):
-        distances.inception_distances(tmp_path, tmp_path, weights)
+        distances.inception_distances(some, some, weights)
+
+
+def test_what_inception_figures_lack_is_said_before_anything_is_drawn(tmp_path, monkeypatch):
+    """Numbers only: the library is not asked yet."""
+    monkeypatch.setitem(sys.modules, "torch_fidelity", types.ModuleType("torch_fidelity"))
+    weights = tmp_path / "weights.pth"
+    weights.write_bytes(b"x")
+    for drawn, real in ((1, 9), (9, 1)):
+        with pytest.raises(ValueError, match=f"{drawn} drawn and {real} real pictures; FID needs two of each"):
+            distances.check_inception(weights, drawn, real)
+    few, no_is, other = distances.check_inception(weights, 9, 6000)
+    assert "FID of 9 drawn and 6000 real pictures: published figures take 5000" in few
+    assert "IS is left out" in no_is and "does not begin with 6726825d" in other
+    monkeypatch.setattr(distances, "sha256_of", lambda path: "6726825d00")
+    assert distances.check_inception(weights, 5000, 5096) == []
+
+
+@pytest.mark.slow
+def test_fid_is_of_the_pictures_in_the_list_by_the_real_library(tmp_path):
+    """torch-fidelity's own network, random weights: FID by hand from its features; a pickle's code is not run."""
+    inception = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3", exc_type=Exception)
+    weights = tmp_path / "random.pth"
+    torch.manual_seed(0)
+    with pytest.MonkeyPatch.context() as patch:  # its weights are a download away: those that it was made with instead
+        patch.setattr(inception, "load_state_dict_from_url", lambda *args, **more: None)
+        patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda self, state: None)
+        network = inception.FeatureExtractorInceptionV3("x", ["2048"])
+    torch.save(network.state_dict(), weights)
+    rng = np.random.default_rng(0)
+    drawn, real = (rng.integers(0, 255, (n, 64, 64, 3), dtype=np.uint8) for n in (4, 3))
+    found = distances.inception_distances(drawn, real, weights)
+    assert (found["drawn pictures"], found["real pictures"]) == (4, 3) and math.isnan(found["IS"])
+
+    def features(images: np.ndarray) -> np.ndarray:
+        with torch.no_grad():
+            return network(torch.from_numpy(images).permute(0, 3, 1, 2))[0].double().numpy()
+
+    assert found["FID"] == pytest.approx(distances.frechet_distance(features(drawn), features(real)), rel=1e-3)
+    spoilt = bytearray(weights.read_bytes())
+    for content in (b"", b"x" * 99, bytes(spoilt[: len(spoilt) // 2]), pickle.dumps(Payload(tmp_path / "executed"))):
+        weights.write_bytes(content)
+        with pytest.raises(ValueError, match=r"random\.pth: torch-fidelity cannot use it: [^\n]+; download it again$"):
+            distances.inception_distances(drawn, real, weights)
+    assert not (tmp_path / "executed").exists()
+
+
+class Payload:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
 
 
 def test_tables_and_json_say_what_is_not_there(tmp_path):

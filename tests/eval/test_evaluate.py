@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from PIL import Image
 from support import ROOT
 
 from sgg_fast.drawing.models import SHIPPED, load_pipeline
-from sgg_fast.eval import evaluate, metrics, pictures
+from sgg_fast.eval import distances, evaluate, metrics, pictures
 from sgg_fast.eval.__main__ import main
 from sgg_fast.eval.detector import overlaps
 from sgg_fast.eval.detectors import OpenVocabularyDetector, open_detector
@@ -267,6 +268,7 @@ def test_an_evaluation_with_an_open_vocabulary_detector(owl, tmp_path):
     assert not any(row.startswith("ceiling") for row in result["rows"]), "a file of graphs has no real pictures"
     assert result["distances"] == result["diversity"] == {}
     assert "diversity: not measured" in (tmp_path / "out" / "tables.md").read_text()
+    assert "IoU (sets): as LAION-SG computes it" in (tmp_path / "out" / "tables.md").read_text()
 
 
 def test_another_kind_of_model_is_no_detector(tmp_path):
@@ -275,3 +277,106 @@ def test_another_kind_of_model_is_no_detector(tmp_path):
     toy_clip(toy_tokenizer()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match=r"it is a clip; OWL-ViT and OWLv2 are supported"):
         open_detector(str(tmp_path))
+
+
+def write_graphs(path: Path, *names: str) -> Path:
+    path.write_text(json.dumps([{"objects": [name, "house"], "relationships": [[0, "left of", 1]]} for name in names]))
+    return path
+
+
+def test_a_detector_that_does_not_know_the_names_is_not_chosen_and_each_cure_works(owl, tmp_path, capsys):
+    file, out = write_graphs(tmp_path / "g.json", "zebra", "striped dog"), tmp_path / "out"
+    changes = {"data": file, "pairs": 0}
+    assert main(flags(out, **changes)) == 2
+    said = capsys.readouterr().err
+    assert "--detector: 2 of 4 objects have names that the toy detector does not know ('zebra', 'striped dog')" in said
+    assert not (out / "pictures").exists(), "refused before anything is drawn"
+    assert main(flags(out, **changes, detector="none")) == 0
+    result, text = json.loads((out / "eval.json").read_text()), (out / "tables.md").read_text()
+    assert result["rows"] == result["per picture"] == result["counterfactual pairs"] == {}
+    assert "objects and relations: not measured" in text and "detector: none" in text
+    assert main(flags(out, **changes, detector=owl)) == 0, "the second cure, over the same pictures"
+    assert next(iter(json.loads((out / "eval.json").read_text())["rows"])) == "drawn"
+    assert main(flags(out, **changes, detector="toy")) == 0
+    assert "WARNING: --detector toy: 2 of 4 objects" in (out / "tables.md").read_text()
+    assert main([*flags(out, **changes, detector="none"), "--against", str(out)]) == 0, "nothing to compare"
+    alien = tmp_path / "alien.json"
+    alien.write_text(json.dumps({"objects": ["zebra", "lamp post"]}))
+    assert main(flags(tmp_path / "o", data=alien, num=1, detector="toy")) == 2
+    assert "2 of 2 objects" in capsys.readouterr().err
+
+
+def test_pictures_of_other_graphs_are_not_taken_for_those_of_an_edited_file(tmp_path, capsys):
+    file, out = write_graphs(tmp_path / "g.json", "dog", "sheep"), tmp_path / "out"
+    assert main(flags(out, data=file, pairs=0)) == 0
+    write_graphs(file, "dog", "person")
+    assert main(flags(out, data=file, pairs=0)) == 2
+    assert "holds pictures with graphs " in capsys.readouterr().err
+    assert main(flags(tmp_path / "another", data=file, pairs=0)) == 0
+
+
+def test_distances_are_of_the_drawn_pictures_and_of_no_other_file(tmp_path, monkeypatch):
+    """Counterfactual pictures, partners beyond --num and files of earlier runs lie in the same folder."""
+    seen: list[tuple[int, int]] = []
+
+    def note(drawn: np.ndarray, real: np.ndarray, weights: Path) -> dict[str, float]:
+        seen.append((len(drawn), len(real)))
+        return {"FID": 1.0}
+
+    monkeypatch.setattr(
+        distances, "inception_distances", note
+    )  # torch-fidelity is not everywhere: its list is looked at
+    monkeypatch.setattr(distances, "check_inception", lambda weights, drawn, real: [f"{drawn} drawn, {real} real"])
+    weights = tmp_path / "w.pth"
+    weights.touch()
+    assert main([*flags(tmp_path / "out", num=3, pairs=2), "--inception", str(weights)]) == 0
+    assert len(list((tmp_path / "out" / "pictures").rglob("*.png"))) > 3
+    assert main([*flags(tmp_path / "out", num=2, pairs=2, seeds=2), "--inception", str(weights)]) == 0
+    assert seen == [(3, 3), (4, 2)]
+    assert "WARNING: 4 drawn, 2 real" in (tmp_path / "out" / "tables.md").read_text()
+
+
+def test_one_picture_has_no_distance_and_that_is_one_line(tmp_path):
+    assert main(flags(tmp_path, num=1, pairs=0)) == 0
+    assert json.loads((tmp_path / "eval.json").read_text())["distances"] == {}
+    assert (
+        "WARNING: FID and KID of one picture do not exist: raise --num or --seeds"
+        in (tmp_path / "tables.md").read_text()
+    )
+    assert main(flags(tmp_path, num=1, pairs=0, seeds=2)) == 0, "the cure"
+    assert json.loads((tmp_path / "eval.json").read_text())["distances"]["toy"]["pictures a side"] == 2
+
+
+def test_a_damaged_picture_is_named_and_drawn_again_once_it_is_deleted(tmp_path, capsys):
+    assert main(flags(tmp_path, pairs=0)) == 0
+    path = tmp_path / "pictures" / "seed-0" / "00001.png"
+    whole = path.read_bytes()
+    for content in (whole[: len(whole) // 2], b"", b"x"):
+        path.write_bytes(content)
+        capsys.readouterr()
+        assert main(flags(tmp_path, pairs=0)) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and f"{path}: cannot be read" in said and "delete it, and the same command" in said
+    Image.new("RGB", (9, 9)).save(path)
+    assert main(flags(tmp_path, pairs=0)) == 2 and "is 9 x 9 pixels where the others are" in capsys.readouterr().err
+    path.unlink()
+    before = np.asarray(Image.open(io.BytesIO(whole))).astype(int)
+    assert main(flags(tmp_path, pairs=0)) == 0
+    assert np.abs(np.asarray(Image.open(path)) - before).max() <= 2, "alone in its batch: sums in another order"
+    for name, cure in (("settings.json", "give another --out, or delete"), ("eval.json", "evaluate that model again")):
+        kept = (tmp_path / name).read_bytes()
+        for content in (b"{", b"[1]", b"\xff", b"3"):
+            (tmp_path / name).write_bytes(content)
+            assert main([*flags(tmp_path, pairs=0), "--against", str(tmp_path)]) == 2
+            said = capsys.readouterr().err
+            assert said.count("\n") == 1 and name in said and cure in said
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + kept)
+        assert main([*flags(tmp_path, pairs=0), "--against", str(tmp_path)]) == 0, "as an editor would save it"
+
+
+def test_a_mistyped_flag_is_one_line_with_the_flag_that_was_meant(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--modell", "toy"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "no flag --modell (did you mean --model?)" in said

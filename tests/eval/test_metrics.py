@@ -137,6 +137,8 @@ def test_missing_extra_and_miscoloured_things_cost_what_they_should():
     # Asked: red ball, dog, dog, sun. Seen: other ball, dog, tree.
     assert score.entity_iou == pytest.approx(1 / 6)
     assert (score.relation_iou, score.graph_iou) == (pytest.approx(1 / 2), pytest.approx(1 / 2))
+    # As sets: {red ball, dog, sun} and {other ball, dog, tree}.
+    assert score.iou_of_sets == pytest.approx((1 / 5, 1 / 2, 1 / 2))
     figures = metrics.summarise([score])
     assert figures["entity recall"] == pytest.approx(2 / 4)
     assert figures["entity precision"] == pytest.approx(2 / 3)
@@ -233,3 +235,16 @@ def test_overlaps_against_counted_cells():
         union = (cells[i] | cells[j]).sum()
         expected = (cells[i] & cells[j]).sum() / union if union else 0.0
         assert overlaps(boxes, boxes)[i, j] == pytest.approx(expected)
+
+
+def test_intersections_over_unions_by_both_definitions():
+    """LAION-SG: sets, 0 for two empty ones; ours: multisets, 1 for two empty ones. Both are printed, named."""
+    two_of_a_kind = SceneGraph(("dog", "dog"))
+    one = metrics.score_picture(two_of_a_kind, [thing("dog", 0.1, 0.6, 0.3, 0.8)], parse)
+    assert one.entity_iou == 0.5 and one.iou_of_sets[0] == 1.0, "a set cannot count"
+    assert (one.relation_iou, one.graph_iou) == (1.0, 1.0) and one.iou_of_sets[1:] == (0.0, 0.0), "nothing asked"
+    nothing = metrics.score_picture(two_of_a_kind, [], parse)
+    assert nothing.entity_iou == nothing.iou_of_sets[0] == 0.0
+    figures = metrics.summarise([one, nothing])
+    assert figures["entity IoU"] == 0.25 and figures["entity IoU (sets)"] == 0.5
+    assert figures["SG IoU"] == 1.0 and figures["SG IoU (sets)"] == figures["relation IoU (sets)"] == 0.0

@@ -48,3 +48,19 @@ def bf16_rounds_to_nearest(monkeypatch) -> None:
         return values.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16).reshape(data.shape)
 
     monkeypatch.setattr(interpreter, "_convert_float", rounded)
+
+
+@pytest.fixture(autouse=True)
+def floats_are_fp32(monkeypatch) -> None:
+    """A Python float that a kernel receives is fp32 once compiled; the interpreter would compute on it in float64."""
+    interpreter = pytest.importorskip("triton.runtime.interpreter")
+    import triton.language as tl
+
+    convert = interpreter._implicit_cvt
+
+    def narrowed(argument):
+        if not isinstance(argument, float):
+            return convert(argument)
+        return tl.tensor(interpreter.TensorHandle(np.array([argument], dtype=np.float32), tl.float32), tl.float32)
+
+    monkeypatch.setattr(interpreter, "_implicit_cvt", narrowed)

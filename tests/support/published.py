@@ -88,11 +88,26 @@ SG2IM: list[Any] = [
     for scene in SCENES
 ]
 
+PSG: dict[str, Any] = {
+    "thing_classes": ["man", "white sheep"], "stuff_classes": ["sky", "grass", "old red hat"],
+    "predicate_classes": ["above", "standing on", "wearing"],
+    "data": [
+        {"image_id": "1", "segments_info": [{"category_id": 2}, {"category_id": 1}, {"category_id": 3}],
+         "relations": [[1, 2, 1], [0, 2, 0]]},
+        {"image_id": "2", "segments_info": [{"category_id": 0}, {"category_id": 4}], "relations": [[0, 1, 2]]},
+    ],
+}  # fmt: skip
+
+TRIPLES: list[Any] = [[[scene.objects[s], p, scene.objects[o]] for s, p, o in scene.relations] for scene in SCENES]
+
 LAYOUTS: dict[str, Any] = {
     "sg2im": SG2IM,
     "vg attributes": VISUAL_GENOME_ATTRIBUTES,
     "vg relationships": VISUAL_GENOME_RELATIONSHIPS,
     "vg scene graphs": VISUAL_GENOME_SCENE_GRAPHS,
+    "vg regions": [{"image_id": 7, "regions": VISUAL_GENOME_SCENE_GRAPHS}],
     "laion-sg": LAION_SG,
     "gqa": GQA,
+    "psg": PSG,
+    "triples": TRIPLES,
 }

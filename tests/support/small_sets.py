@@ -17,6 +17,7 @@ from sgg_fast.data import jsonl
 from sgg_fast.data.prepare.cache import write_cache
 from sgg_fast.data.prepare.shard_work import CacheJob
 from sgg_fast.data.sources import PairSource, open_source
+from sgg_fast.files import LOCK
 
 SIDE = 32
 """Resolution of the small caches."""
@@ -78,8 +79,8 @@ def cache_of(data: Path, out: Path, shard_size: int = 5, batch_size: int = 4, **
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    """Name -> bytes of every file."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """Name -> bytes of every file but the lock, which names a process."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file() and path.name != LOCK}
 
 
 def png_of(width: int, height: int, depth: int = 8, kind: int = 2) -> bytes:

@@ -327,7 +327,7 @@ window.addEventListener("keydown", (event) => {
   } else if (event.key === "a") inspector.pin();
   else if (event.key === "?") $("help-dialog").showModal();
 });
-new ResizeObserver(() => view.aim()).observe($("canvas"));
+new ResizeObserver(() => view.resize()).observe($("canvas"));
 
 // The beginning: what was here before, else an example.
 

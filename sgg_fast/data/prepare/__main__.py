@@ -5,17 +5,21 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-from sgg_fast.commands import command
-from sgg_fast.config import SETTINGS, add_flags
+from sgg_fast.commands import command, typed
+from sgg_fast.commands.flags import OneLineParser
+from sgg_fast.config import SETTINGS, Config, add_flags, as_flags
 from sgg_fast.data.images import RESIZE
 from sgg_fast.data.prepare import coco, folder, laion, vg
 from sgg_fast.data.prepare.coco import CocoFilters
 from sgg_fast.data.prepare.encode import Filters
 from sgg_fast.data.prepare.report import Report
+from sgg_fast.files import check_text
 
 VG_HELP = f"""\
 Visual Genome 1.4 to {{train,val,test}}.h5 and vocab.json, in the layout that sg2im and SGDiff read.
@@ -27,8 +31,9 @@ are written; predicates are lower-cased, stripped and replaced by their alias in
 splits a predicate written "ON" is unknown and its relation is lost. --names clean treats all names of all splits
 alike (lower-cased, stripped, aliases) and keeps more images than the paper counts.
 
-Left out, counted and named in OUT/report.json: faulty records. Boxes that reach over the image's edge are kept as
-they are and counted; boxes wholly outside it are faults. Nothing is drawn at random. Files are read record by record;
+Left out, counted and named in OUT/report.json: faulty records, and names that no graph can have. Boxes that reach over
+the image's edge are kept as they are and counted, as are, with --names sg2im, boxes wholly outside it; with --names
+clean these are faults. Fractions of pixels are rounded. Nothing is drawn at random. Files are read record by record;
 memory grows with what is kept, not with the size of the JSON."""
 
 COCO_HELP = f"""\
@@ -38,6 +43,7 @@ COCO-Stuff to {{train,val,test}}.jsonl: things and stuff of {{instances,stuff}}_
 {coco.LISTS}/{{train,val}}-ids.txt (images one id a line). The paper counts {coco.PAPER["train"]} / {coco.PAPER["val"]} / {coco.PAPER["test"]}
 images, which need the lists. Test images are the last of val2017, val the first.
 
+Objects without a mask, or with one that cannot be read, are kept; the middle of their box stands for the mask's.
 Relations (left of, right of, above, below, inside, surrounding) are not written: they are drawn when the set is opened,
 by image id and number of the draw (train.py --relation-draws), from boxes and mask centres, the same ones everywhere."""  # noqa: E501
 
@@ -48,7 +54,8 @@ A record with a fault is left out whole, counted and named in OUT/report.json.""
 
 FOLDER_HELP = """\
 Your own pictures (png, jpg, webp), each with its graph beside it: scene.png and scene.json, in any layout that infer.py
-reads. Every picture is decoded; what cannot be used is counted and named in OUT/report.json."""
+reads. Every picture is decoded, and turned as its orientation tag says; what cannot be used is counted and named in
+OUT/report.json."""
 
 CACHE_HELP = """\
 Runs the frozen models (VAE, CLIP) over a set once, and writes what train.py --data OUT then reads: latents, embeddings
@@ -62,11 +69,11 @@ Pillow's limit, CMYK and 16-bit pictures (no exact conversion to 8-bit RGB exist
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Flags of the command; `run` is what they are for."""
-    parser = argparse.ArgumentParser(prog="python -m sgg_fast.data.prepare", description=__doc__)
+    parser = OneLineParser(prog="python -m sgg_fast.data.prepare", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
 
     def command(name: str, title: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=title, description=text, allow_abbrev=False,
+        made = commands.add_parser(name, help=title, description=text,
                                    formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
         made.set_defaults(run=run)
         made.add_argument("--out", type=Path, required=True, help="folder of the result")
@@ -178,14 +185,23 @@ def run_cache(args: argparse.Namespace) -> int:
     for fault in report["faults"]:
         few = ", ".join(fault["images"][:3]) + (", ..." if fault["count"] > 3 else "")
         print(f"- left out: {fault['reason']}: {fault['count']} ({few})")
-    print(f"\nwritten: {args.out}; train with: python train.py --recipe {args.recipe} --data {args.out} ...")
+    print(f"\nwritten: {args.out}\nnext: {next_command(args, config, given, report['boxes'])}")
     return 0
+
+
+def next_command(args: argparse.Namespace, config: Config, given: dict[str, Any], has_boxes: bool) -> str:
+    """What to type after a cache: the flags that were given, for train.py checks that the cache was made with them."""
+    given = {name: value for name, value in given.items() if name != "num_scenes"} | {"data": args.out}
+    if not has_boxes and (config.objective.geometry or config.objective.attention_loss):
+        given |= {"geometry": 0.0, "attention_loss": 0.0}
+    return shlex.join([*typed("train"), "--stage", "pretrain", "--recipe", args.recipe, *as_flags(given)])
 
 
 @command("prepare", interrupted="the same command goes on")
 def main(argv: list[str] | None) -> int:
     """Exit code: 0 done, 2 for files or settings that cannot be used (one line on stderr), 130 when interrupted."""
     args = parse(argv)
+    check_text({name: value for name, value in vars(args).items() if name != "run"})
     return args.run(args)
 
 

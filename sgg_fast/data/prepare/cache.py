@@ -19,7 +19,17 @@ from sgg_fast import env
 from sgg_fast.config import ConfigError, flag
 from sgg_fast.data.cache import fingerprint, open_foundation
 from sgg_fast.data.prepare.shard_work import CacheJob, is_done, make_shards, shard_path
-from sgg_fast.data.shards import INDEX, entry_of, read_tensors, write_index, write_tensors, write_whole
+from sgg_fast.data.shards import (
+    INDEX,
+    DamagedError,
+    check_files,
+    entry_of,
+    read_index,
+    read_tensors,
+    write_index,
+    write_tensors,
+    write_whole,
+)
 from sgg_fast.data.sources import PairSource
 from sgg_fast.data.stored import FORMAT, GRAPH_TENSORS, GRAPHS, JOB, fixed_settings
 from sgg_fast.files import locked
@@ -27,6 +37,7 @@ from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.nn.clip import embed_names, phrase_states
 from sgg_fast.nn.foundation import Foundation
 
+REPORT = "report.json"
 NUM_PREVIEWS = 64
 """Pictures kept as they are, for the sample sheets of training."""
 
@@ -39,22 +50,34 @@ def write_cache(job: CacheJob, overwrite: bool = False, say: Callable[[str], Non
     """
     source = job.open_source()
     foundation = open_foundation(job.model)
-    job.out.mkdir(parents=True, exist_ok=True)
     with locked(job.out):
         described = _describe(job, source, foundation)
         started = _accept(job.out, described, overwrite)
-        starts = list(range(0, source.num_images, job.shard_size))
-        todo = [k for k in range(len(starts)) if not is_done(job, source, k, started)]
-        if not todo and (job.out / INDEX).is_file():
+        shards = [shard_path(job.out, k) for k in range(-(-source.num_images // job.shard_size))]
+        todo = [k for k in range(len(shards)) if not is_done(job, source, k, started)]
+        if not todo and _is_whole(job.out, described, shards):
             say(f"{job.out} is complete; the set, its images and the settings are as they were")
-            return json.loads((job.out / "report.json").read_text())
+            return _report(job, source, shards)
         (job.out / INDEX).unlink(missing_ok=True)
-        if len(todo) < len(starts):
-            say(f"{len(starts) - len(todo)} of {len(starts)} shards are there already")
-        if outdated := [k for k in todo if shard_path(job.out, k).is_file()]:
+        if len(todo) < len(shards):
+            say(f"{len(shards) - len(todo)} of {len(shards)} shards are there already")
+        if outdated := [k for k in todo if shards[k].is_file()]:
             say(f"{len(outdated)} shards are made again: files of their images changed, or they are damaged")
         make_shards(job, source, foundation, todo, started)
-        return _finish(job, source, foundation, described, len(starts))
+        return _finish(job, source, foundation, described, shards)
+
+
+def _is_whole(out: Path, described: dict[str, Any], shards: list[Path]) -> bool:
+    """Whether the index is there, of this job, and every file is what it says."""
+    try:
+        index = read_index(out)
+        entries = [*index["shards"], index["graphs"]]
+        check_files(out, entries)
+        named = [entry["file"] for entry in entries] == [*(path.name for path in shards), GRAPHS]
+    except (DamagedError, KeyError, TypeError):
+        return False
+    # Under "graphs" the index has the file, job.json the digest of what is in it.
+    return named and all(index.get(key) == value for key, value in described.items() if key != "graphs")
 
 
 def _describe(job: CacheJob, source: PairSource, foundation: Foundation) -> dict[str, Any]:
@@ -74,6 +97,8 @@ def _describe(job: CacheJob, source: PairSource, foundation: Foundation) -> dict
         "models": {"text_encoder": None, **{part: fingerprint(getattr(foundation, part)) for part in parts}},
         "shard_size": job.shard_size,
         "batch_size": job.batch_size,
+        # Pictures without boxes are turned upright; caches from before that say nothing here.
+        **({"upright": True} if source.place is not None and source.boxes is None else {}),
     }
 
 
@@ -95,8 +120,8 @@ def _accept(out: Path, described: dict[str, Any], overwrite: bool) -> str:
     elif overwrite:
         for old in (out / INDEX, *out.glob("shard-*.safetensors"), path):
             old.unlink(missing_ok=True)
-    for stale in out.glob(".*.safetensors-*"):
-        stale.unlink(missing_ok=True)  # left by a process that was killed while writing
+    for stale in [*out.glob(".*.part"), *out.glob(".*.safetensors-*"), *out.glob(".*.json-*")]:
+        stale.unlink(missing_ok=True)  # left by a process that was killed while writing, also by an older version
     if not path.is_file():
         write_whole(path, text.encode())
     return hashlib.sha256(text.encode()).hexdigest()
@@ -111,36 +136,49 @@ def _difference(key: str, was: Any, now: Any) -> str:
 
 
 def _finish(
-    job: CacheJob, source: PairSource, foundation: Foundation, described: dict[str, Any], num_shards: int
+    job: CacheJob, source: PairSource, foundation: Foundation, described: dict[str, Any], shards: list[Path]
 ) -> dict[str, Any]:
-    """graphs.safetensors of the images that were kept, report.json, and last the index."""
-    kept: list[int] = []
-    faults: dict[str, list[str]] = {}
-    for number in range(num_shards):
-        tensors, note = read_tensors(shard_path(job.out, number))
-        kept += tensors["item"].tolist()
-        for item, _, reason in note["faults"]:
-            assert source.place is not None  # drawn pictures have no faults
-            faults.setdefault(reason, []).append(str(source.place(item)))
+    """report.json, graphs.safetensors of the images that were kept, and last the index."""
+    report = _report(job, source, shards)
+    # Verified here once more: what the index vouches for must be what the models gave.
+    kept = [item for path in shards for item in read_tensors(path, verify=True)[0]["item"].tolist()]
     if not kept:
-        raise ConfigError(f"--data {job.data.source}: none of {source.num_images} images can be used: "
-                          f"{'; '.join(f'{len(at)} {reason}' for reason, at in faults.items())}")  # fmt: skip
+        why = "; ".join(f"{fault['count']} {fault['reason']}" for fault in report["faults"])
+        raise ConfigError(
+            f"--data {job.data.source}: none of {source.num_images} images can be used: {why}; each is named in "
+            f"{job.out / REPORT}"
+        )
     graphs = [source.graphs[d * source.num_images + i] for d in range(source.draws) for i in kept]
     previews = np.stack([source.load_image(i) for i in kept[:NUM_PREVIEWS]])
     _write_graphs(job, graphs, previews, source.box_rows(kept), foundation)
-    report = {
-        "data": job.data.source,
-        "images": {"listed": source.num_images, "kept": len(kept), "left_out": source.num_images - len(kept)},
-        "samples": len(graphs),
-        "faults": [{"reason": reason, "count": len(paths), "images": paths} for reason, paths in faults.items()],
-    }
-    write_whole(job.out / "report.json", (json.dumps(report, indent=1) + "\n").encode("ascii"))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        entries = list(pool.map(lambda k: entry_of(shard_path(job.out, k)), range(num_shards)))
+        entries = list(pool.map(entry_of, shards))
     data = job.data.source if job.data.is_drawn else str(Path(job.data.source).resolve())
     index = {**described, "data": data, "draws": source.draws, "images": len(kept), "shards": entries,
              "graphs": entry_of(job.out / GRAPHS)}  # fmt: skip
     write_index(job.out, index)
+    return report
+
+
+def _report(job: CacheJob, source: PairSource, shards: list[Path]) -> dict[str, Any]:
+    """report.json's content, from what the shards note; the file is written where it does not hold just that."""
+    num_kept, faults = 0, dict[str, list[str]]()
+    for path in shards:
+        tensors, note = read_tensors(path)
+        num_kept += len(tensors["item"])
+        for item, _, reason in note["faults"]:
+            assert source.place is not None  # drawn pictures have no faults
+            faults.setdefault(reason, []).append(str(source.place(item)))
+    report = {
+        "data": job.data.source,
+        "images": {"listed": source.num_images, "kept": num_kept, "left_out": source.num_images - num_kept},
+        "samples": num_kept * source.draws,
+        "boxes": source.boxes is not None,
+        "faults": [{"reason": reason, "count": len(paths), "images": paths} for reason, paths in faults.items()],
+    }
+    path, text = job.out / REPORT, (json.dumps(report, indent=1) + "\n").encode("ascii")
+    if not path.is_file() or path.read_bytes() != text:
+        write_whole(path, text)
     return report
 
 

@@ -8,32 +8,33 @@ the set is opened, by a pure function of image id and epoch seed (`sgg_fast/data
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sgg_fast.config import ConfigError
 from sgg_fast.data import jsonl
 from sgg_fast.data.images import stays_inside
 from sgg_fast.data.prepare.masks import mask_centre
+from sgg_fast.data.prepare.place import preparing
 from sgg_fast.data.prepare.records import (
     FaultError,
     PrepareError,
     checked_id,
+    checked_name,
     checked_text,
     is_id,
     place,
     stream_lists,
 )
 from sgg_fast.data.prepare.report import Report
-from sgg_fast.graph import SceneGraphError, check_name, shown
+from sgg_fast.graph import shown
 
 PAPER = {"train": 24_972, "val": 1_024, "test": 2_048}
 """Images of each split after preparation, with the deprecated challenge's id lists (sg2im; Wang et al., AAAI-25)."""
 WITHOUT_LISTS = 72_623
 """Training images that come out of the final COCO-Stuff release without the lists."""
 LISTS = "deprecated-challenge2017"
+BOX_ONLY = "objects_without_a_mask_whose_box_is_used"
 OVERHANG = "boxes_kept_that_reach_over_the_edge"
 SOURCES = (
     "annotations_trainval2017.zip and stuff_annotations_trainval2017.zip (which has the id lists in "
@@ -97,25 +98,19 @@ def prepare(
             f"images come out in place of the {PAPER['train']} that papers use; get {SOURCES}, or go on with "
             "--all-images"
         )
-    if jsonl.is_set(out) and not overwrite:
-        raise PrepareError(f"{out} already holds a set; --overwrite replaces it")
+    listed = {split: None if all_images else _read_ids(path) for split, path in lists.items()}
     report = Report({"root": str(root), "all_images": all_images, **dataclasses.asdict(filters)}, PAPER)
-    kept = {}
-    for split in ("train", "val"):
-        say(f"reading the annotations of {split}2017 (minutes for the whole set)")
-        listed = None if all_images else _read_ids(lists[split])
-        reader = _Reader(split, found, filters, report)
-        kept[split] = reader.read(listed)
-    if not kept["train"]:
-        reasons = "; ".join(f"{len(ids)} {reason}" for reason, ids in report.dropped["train"].items())
-        raise PrepareError(f"{root}: no training image passes the filters: {reasons or 'none is listed'}")
-    kept["val"], kept["test"] = _parted(kept["val"], filters, report)
-    report.kept.update({split: len(records) for split, records in kept.items()})
-    header = {"kind": "coco", "resize": "squash", "relations": "derived"}
-    try:
+    with preparing(out, jsonl.files_of(PAPER), overwrite, report, images):
+        kept = {}
+        for split in ("train", "val"):
+            say(f"reading the annotations of {split}2017 (minutes for the whole set)")
+            kept[split] = _Reader(split, found, filters, report).read(listed[split])
+        if not kept["train"]:
+            raise PrepareError(f"{root}: no training image passes the filters: {report.why()}")
+        kept["val"], kept["test"] = _parted(kept["val"], filters, report)
+        report.kept.update({split: len(records) for split, records in kept.items()})
+        header = {"kind": "coco", "resize": "squash", "relations": "derived"}
         jsonl.write_set(out, header, kept, report.text, images)
-    except ConfigError as error:
-        raise PrepareError(str(error)) from error
     return report
 
 
@@ -127,7 +122,7 @@ def _read_ids(path: Path | None) -> list[int]:
     """One id a line. Raises `PrepareError` for anything else."""
     assert path is not None
     ids = []
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), start=1):
+    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n"), start=1):
         text = line.strip()
         if text and not (text.isascii() and text.isdigit()):
             raise PrepareError(f"{path}: line {number}: not an image id: {shown(text)}")
@@ -179,10 +174,15 @@ class _Reader:
                 self.report.drop_image(self.split, image_id, reason)
                 continue
             objects, boxes, centres = zip(*image.objects, strict=True)
-            records.append({
+            record = {
                 "id": image_id, "image": image.path, "size": [image.width, image.height], "objects": objects,
                 "boxes": boxes, "centres": centres,
-            })  # fmt: skip
+            }  # fmt: skip
+            if fault := jsonl.fault_of(record):
+                self._fault("instances", place(image_id), fault)
+                self.report.drop_image(self.split, image_id, "no graph can be made of it")
+                continue
+            records.append(record)
         return records
 
     def _describe(self) -> tuple[dict[int, _Image], dict[str, dict[int, str]]]:
@@ -207,10 +207,8 @@ class _Reader:
             category = checked_id(record, "id", "category")
             if category in names:
                 raise FaultError("category id occurs again")
-            name = checked_text(record.get("name"), "category name")
-            check_name(name, "category name")
-            names[category] = name.strip()
-        except (FaultError, SceneGraphError) as fault:
+            names[category] = checked_name(record.get("name"), "category name").strip()
+        except FaultError as fault:
             self._fault(kind, f"category {shown(record.get('id') if isinstance(record, dict) else record)}", str(fault))
 
     def _describe_image(self, record: Any, described: dict[int, _Image], faulty: set[int]) -> None:
@@ -265,14 +263,13 @@ class _Reader:
             report.read_parts["objects"] += 1
             try:
                 annotation = checked_id(record, "id", "annotation")
-                if image is None:
-                    raise FaultError("annotation without a usable image_id")
+                checked_id(record, "image_id", "annotation")
+                assert image is not None
                 if annotation in seen:
                     raise FaultError("annotation id occurs again")
                 seen.add(annotation)
                 image.has_stuff |= kind == "stuff"
-                category: Any = record.get("category_id")
-                name = names.get(category) if is_id(category) else None
+                name = names.get(checked_id(record, "category_id", "annotation"))
                 if name is None:
                     raise FaultError("category that the file does not describe")
                 box = _box(record.get("bbox"), image)
@@ -281,9 +278,7 @@ class _Reader:
                 elif name == "other":
                     report.drop("objects", 'category "other"')
                 else:
-                    centre = mask_centre(record.get("segmentation"), image.width, image.height)
-                    if centre is None:  # as in sg2im
-                        centre = (box[0] + box[2] / 2) / image.width, (box[1] + box[3] / 2) / image.height
+                    centre = self._centre(kind, record, image, box, place(image_id, "annotation", annotation))
                     image.objects.append((name, box, [round(value, 6) for value in centre]))
                     over = box[0] < 0 or box[1] < 0 or box[0] + box[2] > image.width or box[1] + box[3] > image.height
                     report.notes[OVERHANG] = report.notes.get(OVERHANG, 0) + over
@@ -291,6 +286,23 @@ class _Reader:
                 what = record.get("id") if isinstance(record, dict) else record
                 self._fault(kind, place(image_id, "annotation", what), str(fault))
                 report.drop("objects", f"fault: {fault}")
+
+    def _centre(
+        self, kind: str, record: dict[str, Any], image: _Image, box: list[float], where: str
+    ) -> tuple[float, float]:
+        """x and y of the mask's middle in shares of the image; the box's where there is no mask, as in sg2im.
+
+        A mask that cannot be read costs itself only: it is named, and the object stays.
+        """
+        centre, mask, notes = None, record.get("segmentation"), self.report.notes
+        if mask is None or mask == []:
+            notes[BOX_ONLY] = notes.get(BOX_ONLY, 0) + 1
+        else:
+            try:
+                centre = mask_centre(mask, image.width, image.height, lambda reason: self._fault(kind, where, reason))
+            except FaultError as fault:
+                self._fault(kind, where, f"{fault}; its box is used")
+        return centre or ((box[0] + box[2] / 2) / image.width, (box[1] + box[3] / 2) / image.height)
 
     def _reason(self, image: _Image) -> str:
         """The first filter that the image does not pass; "" for none."""
@@ -308,7 +320,7 @@ def _box(value: Any, image: _Image) -> list[float]:
     for number in value:
         if isinstance(number, bool) or not isinstance(number, (int, float)):
             raise FaultError("box that is not four numbers")
-        if not math.isfinite(number) or abs(number) > 2**31:
+        if not abs(number) <= 2**31:  # NaN included
             raise FaultError("box with a coordinate that is not finite")
     x, y, w, h = value
     if w < 0 or h < 0 or x >= image.width or y >= image.height or x + w <= 0 or y + h <= 0:

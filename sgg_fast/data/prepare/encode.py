@@ -20,8 +20,10 @@ from sgg_fast.data.prepare.records import (
     PrepareError,
     checked_box,
     checked_id,
+    checked_name,
     checked_text,
     is_id,
+    is_name,
     place,
     stream,
 )
@@ -29,6 +31,9 @@ from sgg_fast.data.prepare.report import Report
 from sgg_fast.data.prepare.vocabulary import by_count, check_size, check_version, read_aliases, vocabulary_of
 from sgg_fast.data.vg_h5 import VgImage
 from sgg_fast.graph import IMAGE_OBJECT, IN_IMAGE, shown
+
+OVERHANG = "boxes_kept_that_reach_over_the_edge"
+ROUNDED = "boxes_rounded_to_whole_pixels"
 
 
 def _option(default: Any, text: str) -> Any:
@@ -138,7 +143,7 @@ class Encoder:
         for number, record in enumerate(stream(self.root / name)):
             where = f"record {number}"
             try:
-                image_id = checked_id(record, "image_id", "record")
+                image_id = checked_id(record, "image_id" if "image_id" in record else "id", "record")
                 where = place(image_id)
                 if image_id in seen:
                     raise FaultError("image id occurs again")
@@ -156,12 +161,14 @@ class Encoder:
 
     def encode(self) -> dict[str, Any]:
         """Go through the files; vocab.json's content."""
-        objects = [IMAGE_OBJECT, *by_count(self._count_objects(), self.filters.min_object_instances)]
+        counted = by_count(self._count_objects(), self.filters.min_object_instances)
+        objects = [IMAGE_OBJECT, *filter(is_name, counted)]
         attributes = by_count(self._count_attributes(), self.filters.min_attribute_instances)
         self._encode_objects({name: i for i, name in enumerate(objects)})
         counts = self._count_predicates()
         # sg2im keeps predicates in the order they were met, not by count.
-        predicates = [IN_IMAGE, *(p for p, count in counts.items() if count >= self.filters.min_relation_instances)]
+        least = self.filters.min_relation_instances
+        predicates = [IN_IMAGE, *(p for p, count in counts.items() if count >= least and is_name(p))]
         vocabulary = vocabulary_of(objects, attributes, predicates)
         check_size(vocabulary, self.filters == Filters(), self.any_version, self.report)
         self._encode_relations({name: i for i, name in enumerate(predicates)})
@@ -191,7 +198,7 @@ class Encoder:
 
     def _encode_objects(self, index: dict[str, int]) -> None:
         """Objects with a known name and a box large enough. Counted under the first reason: fault, name, size."""
-        filters, report, overhang = self.filters, self.report, 0
+        filters, report, notes = self.filters, self.report, Counter[str]()
         for image_id, records in self._records("objects.json", "objects", report):
             image = self.images[image_id]
             kept: list[tuple[int, ...]] = []
@@ -204,7 +211,7 @@ class Encoder:
                         raise FaultError("object id occurs again in the image")
                     taken.add(object_id)
                     names = [self._object_name(name) for name in _object_names(record)]
-                    box, over = checked_box(record, image.width, image.height)
+                    box, over = checked_box(record, image.width, image.height, outside=not self.clean)
                 except FaultError as fault:
                     what = record.get("object_id") if isinstance(record, dict) else record
                     report.fault("objects.json", place(image_id, "object", what), str(fault))
@@ -216,10 +223,11 @@ class Encoder:
                 elif min(box[2:]) < filters.min_object_size:
                     report.drop("objects", f"box side below {filters.min_object_size} px")
                 else:
-                    kept.append((object_id, index[name], *box))
-                    overhang += over
+                    kept.append((object_id, index[name], *map(round, box)))
+                    notes[OVERHANG] += over
+                    notes[ROUNDED] += any(value != int(value) for value in box)
             image.objects = np.array(kept, np.int32).reshape(-1, 6)
-        report.notes["boxes_kept_that_reach_over_the_edge"] = overhang
+        report.notes |= {OVERHANG: notes[OVERHANG], **({ROUNDED: notes[ROUNDED]} if notes[ROUNDED] else {})}
 
     def _predicate(self, text: str, split: str) -> str:
         """As sg2im reads it, which cleans and replaces in training images only."""
@@ -291,7 +299,7 @@ class Encoder:
         names: list[str] = []
         for value in found if isinstance(found, list) else []:
             try:
-                name = checked_text(value, "attribute")
+                name = checked_name(value, "attribute")
                 names.append(name.lower().strip() if self.clean else name)
             except FaultError as fault:
                 if where:
@@ -369,18 +377,20 @@ def _described(record: dict[str, Any]) -> tuple[int, int, str]:
 
 
 def _object_names(record: Any) -> list[str]:
-    """Names of an object, the first is preferred. Raises `FaultError`."""
+    """Names of an object that a graph can have, the first is preferred. Raises `FaultError` where it has none."""
     names = record.get("names") if isinstance(record, dict) else None
     if not isinstance(names, list):
-        raise FaultError("object without names")
-    return [checked_text(name, "name") for name in names]
+        has = ": it has name, in place of the list names" if isinstance(record, dict) and "name" in record else ""
+        raise FaultError(f"object without names{has}")
+    usable = [name for name in names if isinstance(name, str) and is_name(name)]
+    return usable or [checked_name(name, "name") for name in names]
 
 
 def _relation(record: Any) -> tuple[int, int, str, int]:
     """Relation id, subject's object id, predicate, object's object id. Raises `FaultError`."""
     relation_id = checked_id(record, "relationship_id", "relation")
     subject, obj = (checked_id(record.get(role), "object_id", role) for role in ("subject", "object"))
-    return relation_id, subject, checked_text(record.get("predicate"), "predicate"), obj
+    return relation_id, subject, checked_name(record.get("predicate"), "predicate"), obj
 
 
 def _mentions_merging(record: Any) -> bool:

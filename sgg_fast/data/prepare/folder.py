@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sgg_fast.config import ConfigError
 from sgg_fast.data import jsonl
 from sgg_fast.data.formats import load_scene_graphs
-from sgg_fast.data.images import IMAGE_ENDINGS, ImageError, open_rgb
+from sgg_fast.data.images import IMAGE_ENDINGS, ImageError, graph_beside, is_turned, open_rgb
+from sgg_fast.data.prepare.place import preparing
 from sgg_fast.data.prepare.records import PrepareError
 from sgg_fast.data.prepare.report import Report
 from sgg_fast.graph import SceneGraphError
+
+TURNED = "pictures_turned_upright_by_their_orientation_tag"
 
 
 def prepare(
@@ -35,47 +37,42 @@ def prepare(
     """
     if not root.is_dir():
         raise PrepareError(f"{root}: there is no such folder")
+    if out.resolve() == root.resolve():
+        raise PrepareError(f"--out {out}: is --root itself; give another folder")
     if not 0 <= val_share < 1:
         raise PrepareError(f"--val-share must lie between 0 and 1, not {val_share}")
-    if jsonl.is_set(out) and not overwrite:
-        raise PrepareError(f"{out} already holds a set; --overwrite replaces it")
     report = Report({"root": str(root), "val_share": val_share, "resize": resize}, {"train": None, "val": None})
-    paths: dict[str, list[Path]] = {"train": [], "val": []}
-    for path in sorted(root.rglob("*"), key=os.fsencode):
-        if path.suffix.lower() in IMAGE_ENDINGS and out not in path.parents:
-            relative = path.relative_to(root)
-            drawn = int.from_bytes(hashlib.blake2b(os.fsencode(relative), digest_size=4).digest(), "little") / 2**32
-            paths["val" if drawn < val_share else "train"].append(relative)
-        elif path.suffix.lower() == ".json" and out not in path.parents:
-            _check_alone(path, root, report)
-    splits = {split: _records(root, found, split, report) for split, found in paths.items()}
-    say(f"checking {sum(map(len, paths.values()))} images of {root}")
-    try:
+    with preparing(out, jsonl.files_of(report.paper), overwrite, report, root):
+        paths: dict[str, list[Path]] = {"train": [], "val": []}
+        own = os.path.relpath(out.resolve(), root.resolve())
+        found = [path for path in sorted(root.rglob("*"), key=os.fsencode) if root / own not in path.parents]
+        stems = {path.with_suffix("") for path in found if path.suffix.lower() in IMAGE_ENDINGS}
+        for path in found:
+            if path.suffix.lower() in IMAGE_ENDINGS:
+                relative = path.relative_to(root)
+                drawn = int.from_bytes(hashlib.blake2b(os.fsencode(relative), digest_size=4).digest(), "little") / 2**32
+                paths["val" if drawn < val_share else "train"].append(relative)
+            elif path.suffix.lower() == ".json" and path.with_suffix("") not in stems:
+                report.fault("graphs", _named(path.relative_to(root)), "no picture of the same name")
+        splits = {split: _records(root, listed, split, report) for split, listed in paths.items()}
+        say(f"checking {sum(map(len, paths.values()))} images of {root}")
         jsonl.write_set(out, {"kind": "folder", "resize": resize}, splits, report.text, root)
-    except PrepareError:
-        raise
-    except ConfigError as error:
-        raise PrepareError(str(error)) from error
     return report
-
-
-def _check_alone(path: Path, root: Path, report: Report) -> None:
-    """Name a graph that has no picture."""
-    if not any(path.with_suffix(ending).is_file() for ending in IMAGE_ENDINGS):
-        report.fault("graphs", _named(path.relative_to(root)), "no picture of the same name")
 
 
 def _records(root: Path, paths: list[Path], split: str, report: Report) -> Iterator[dict[str, Any]]:
     for relative in paths:
         report.listed[split] += 1
-        name, reason = _named(relative), ""
-        graph = None
+        name, reason, turned = _named(relative), "", False
+        graph = file = None
         try:
             os.fspath(relative).encode("utf-8")
-            graphs = load_scene_graphs((root / relative).with_suffix(".json"))
+            file = graph_beside(root / relative)
+            graphs = load_scene_graphs(file or (root / relative).with_suffix(".json"))
             if len(graphs) == 1:
                 graph = graphs[0]
                 open_rgb(root / relative)
+                turned = is_turned(root / relative)
             else:
                 reason = f"{len(graphs)} graphs where there must be one"
         except UnicodeEncodeError:
@@ -83,16 +80,20 @@ def _records(root: Path, paths: list[Path], split: str, report: Report) -> Itera
         except ImageError as error:
             reason = error.reason
         except SceneGraphError as error:
-            reason = str(error).removeprefix(f"{(root / relative).with_suffix('.json')}: ")
+            reason = str(error).removeprefix(f"{file or (root / relative).with_suffix('.json')}: ")
+        if graph is not None and not reason:
+            line = {"id": name, "image": relative.as_posix(), "objects": graph.objects,
+                    "relationships": graph.relations}  # fmt: skip
+            reason = jsonl.fault_of(line)
         if reason or graph is None:
             report.fault("images", name, reason)
             report.drop_image(split, name, "picture or graph that cannot be used")
             continue
         report.kept[split] += 1
-        yield {"id": name, "image": relative.as_posix(), "objects": graph.objects, "relationships": graph.relations}
+        report.notes[TURNED] = report.notes.get(TURNED, 0) + turned
+        yield line
     if split == "train" and not report.kept[split]:
-        named = "; ".join(f"{where[0]}: {reason}" for (_, reason), where in list(report.faults.items())[:3])
-        raise PrepareError(f"{root}: no image with a usable graph beside it (scene.png and scene.json); {named}")
+        raise PrepareError(f"{root}: no image with a usable graph beside it (scene.png and scene.json); {report.why()}")
 
 
 def _named(path: Path) -> str:

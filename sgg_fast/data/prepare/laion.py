@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from sgg_fast.config import ConfigError
 from sgg_fast.data import jsonl
 from sgg_fast.data.formats import parse_scene_graphs
 from sgg_fast.data.images import stays_inside
+from sgg_fast.data.prepare.place import preparing
 from sgg_fast.data.prepare.records import FaultError, PrepareError, checked_text, stream
 from sgg_fast.data.prepare.report import Report
 from sgg_fast.graph import SceneGraphError, shown
@@ -40,17 +40,11 @@ def prepare(
     for path in files.values():
         if not path.is_file():
             raise PrepareError(f"{path}: there is no such file; {SOURCE}")
-    if jsonl.is_set(out) and not overwrite:
-        raise PrepareError(f"{out} already holds a set; --overwrite replaces it")
     report = Report({"files": {split: str(path) for split, path in files.items()}}, dict.fromkeys(files))
     seen: set[str] = set()
-    splits = {split: _records(path, split, report, seen, say) for split, path in files.items()}
-    try:
+    with preparing(out, jsonl.files_of(files), overwrite, report, images):
+        splits = {split: _records(path, split, report, seen, say) for split, path in files.items()}
         jsonl.write_set(out, {"kind": "laion-sg", "resize": resize}, splits, report.text, images)
-    except PrepareError:
-        raise
-    except ConfigError as error:
-        raise PrepareError(str(error)) from error
     return report
 
 
@@ -77,7 +71,9 @@ def _records(
         report.kept[split] += 1
         yield line
     if split == "train" and not report.kept[split]:
-        raise PrepareError(f"{path}: none of {report.listed[split]} records can be used; is it one of {SOURCE}?")
+        raise PrepareError(
+            f"{path}: none of {report.listed[split]} records can be used; is it one of {SOURCE}? {report.why()}"
+        )
 
 
 def _line(record: Any, report: Report) -> dict[str, Any]:
@@ -101,8 +97,11 @@ def _line(record: Any, report: Report) -> dict[str, Any]:
         (scene,) = parse_scene_graphs(graph, "graph")
     except SceneGraphError as error:
         raise FaultError(str(error).removeprefix("graph: ")) from error
-    return {"id": shown(record.get("img_id")).strip("'"), "image": image, "objects": scene.objects,
+    line = {"id": shown(record.get("img_id")).strip("'"), "image": image, "objects": scene.objects,
             "relationships": scene.relations}  # fmt: skip
+    if fault := jsonl.fault_of(line):
+        raise FaultError(fault)
+    return line
 
 
 def _distinct(relations: list[Any], report: Report) -> list[Any]:

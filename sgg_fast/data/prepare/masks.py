@@ -7,6 +7,7 @@ memory a far-away polygon asks for.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,15 @@ from pycocotools import mask as coco_mask
 from sgg_fast.data.prepare.records import FaultError
 
 
-def mask_centre(segmentation: Any, width: int, height: int) -> tuple[float, float] | None:
-    """Mean x and y of a mask's pixels in shares of the image (0..1); None for an empty mask. Raises `FaultError`."""
+def mask_centre(
+    segmentation: Any, width: int, height: int, say: Callable[[str], None] = lambda reason: None
+) -> tuple[float, float] | None:
+    """Mean x and y of a mask's pixels in shares of the image (0..1); None for an empty mask. Raises `FaultError`.
+
+    Of several polygons the bad ones are left out, each told to `say`.
+    """
     if isinstance(segmentation, list):
-        rle = _of_polygons(segmentation, width, height)
+        rle = _of_polygons(segmentation, width, height, say)
     elif isinstance(segmentation, dict):
         rle = _checked_runs(segmentation, width, height)
     else:
@@ -32,19 +38,27 @@ def mask_centre(segmentation: Any, width: int, height: int) -> tuple[float, floa
     return x, float((row_H * (np.arange(height) + 0.5)).sum()) / (area * height)
 
 
-def _of_polygons(polygons: list[Any], width: int, height: int) -> dict[str, Any]:
+def _of_polygons(polygons: list[Any], width: int, height: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Run lengths of a list of polygons, each x, y, x, y, ..."""
-    if not polygons:
-        raise FaultError("segmentation without a polygon")
-    for polygon in polygons:
-        if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-            raise FaultError("polygon of fewer than three points")
-        for k, value in enumerate(polygon):
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-                raise FaultError("polygon with a coordinate that is not finite")
-            if not -1 <= value <= (height if k % 2 else width) + 1:
-                raise FaultError("polygon that leaves the image")
-    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
+    faults = [_polygon_fault(polygon, width, height) for polygon in polygons]
+    good = [polygon for polygon, fault in zip(polygons, faults, strict=True) if not fault]
+    if not good:
+        raise FaultError(next(iter(faults), "segmentation without a polygon"))
+    for fault in filter(None, faults):
+        say(f"{fault}; the object's other polygons are used")
+    return coco_mask.merge(coco_mask.frPyObjects(good, height, width))
+
+
+def _polygon_fault(polygon: Any, width: int, height: int) -> str:
+    """Why pycocotools must not be given it; "" for a good one."""
+    if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
+        return "polygon of fewer than three points"
+    for k, value in enumerate(polygon):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not abs(value) < math.inf:
+            return "polygon with a coordinate that is not finite"
+        if not -1 <= value <= (height if k % 2 else width) + 1:
+            return "polygon that leaves the image"
+    return ""
 
 
 def _checked_runs(rle: dict[str, Any], width: int, height: int) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sgg_fast.graph import shown
+from sgg_fast.data.layouts import clean_name
+from sgg_fast.graph import SceneGraphError, shown
 
 CHUNK = 1 << 20
 """Characters read at a time."""
@@ -160,9 +161,35 @@ def checked_id(record: object, key: str, what: str) -> int:
     """`record[key]`. Raises `FaultError` where that is no id."""
     value = record.get(key) if isinstance(record, dict) else None
     if not is_id(value):
-        raise FaultError(f"{what} without a usable {key}")
+        raise FaultError(f"{what} without a usable {key}{_wrong_id(value)}")
     assert isinstance(value, int)
     return value
+
+
+def _wrong_id(value: object) -> str:
+    """What is wrong with an id that other tools write, "" where it is no such id."""
+    if isinstance(value, str) and value.strip().isdigit():
+        return ": it is text in quotes, and ids are numbers"
+    if isinstance(value, float) and value.is_integer():
+        return ": it is written with a decimal point, and ids are whole numbers"
+    return ""
+
+
+def checked_name(value: object, what: str) -> str:
+    """A name as it is written, of which a graph can be made (`clean_name`). Raises `FaultError`."""
+    text = checked_text(value, what)
+    if not is_name(text):
+        raise FaultError(f"{what} that no graph can have: empty, reserved, too long or with control characters")
+    return text
+
+
+def is_name(text: str) -> bool:
+    """Whether the readers of graphs take it."""
+    try:
+        clean_name(text, "name")
+    except SceneGraphError:
+        return False
+    return True
 
 
 def checked_text(value: object, what: str) -> str:
@@ -176,20 +203,23 @@ def checked_text(value: object, what: str) -> str:
     return value
 
 
-def checked_box(record: dict[str, Any], width: int, height: int) -> tuple[tuple[int, int, int, int], bool]:
-    """((x, y, w, h) in pixels, whether it reaches over the image's edge). Raises `FaultError`."""
-    box = []
+def checked_box(record: dict[str, Any], width: int, height: int, outside: bool) -> tuple[tuple[float, ...], bool]:
+    """((x, y, w, h) in pixels, whether it reaches over the image's edge). Raises `FaultError`.
+
+    `outside`: boxes wholly outside the image pass, as in sg2im.
+    """
+    box: list[float] = []
     for key in "xywh":
         value = record.get(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise FaultError(f"box without a number for {key}")
         if isinstance(value, float) and not math.isfinite(value):
             raise FaultError("box with a coordinate that is not finite")
-        if value != int(value) or abs(value) > INT32_MAX:
-            raise FaultError("box with a coordinate that is not a whole pixel")
-        box.append(int(value))
+        if abs(value) > INT32_MAX:
+            raise FaultError("box with a coordinate that is too large")
+        box.append(value)
     x, y, w, h = box
-    if x >= width or y >= height or x + max(w, 1) <= 0 or y + max(h, 1) <= 0:
+    if not outside and (x >= width or y >= height or x + max(w, 1) <= 0 or y + max(h, 1) <= 0):
         raise FaultError("box outside the image")
     return (x, y, w, h), x < 0 or y < 0 or x + w > width or y + h > height
 

@@ -8,6 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+REPORT = "report.json"
+REFUSED = "refused.json"
+"""The report of a preparation that came to nothing, beside an earlier set with a report of its own."""
 MAX_LISTED = 1000
 """Faults of one reason that are named; beyond that they are only counted."""
 MAX_SHOWN = 8
@@ -83,6 +86,16 @@ class Report:
     def text(self) -> str:
         """Content of report.json; ASCII, so that values which are not text can be named."""
         return json.dumps(self.document(), indent=1) + "\n"
+
+    def why(self, split: str = "train") -> str:
+        """What kept the images of a split out, down to the parts and the records that caused it, in one line."""
+        said = [f"{len(ids)} {reason}" for reason, ids in self.dropped[split].items()] or ["none is listed"]
+        for part, dropped in self.parts.items():
+            most = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(3))
+            said += [f"of {self.read_parts[part]} {part} left out: {most}"] if most else []
+        named = [(at[0], reason) for (_, reason), at in self.faults.items()]
+        said += [f"{at}: {reason}" for at, reason in named if not any(reason in text for text in said)][:3]
+        return "; ".join(said)
 
     def table(self) -> str:
         """The same for a terminal, without the lists."""

@@ -90,12 +90,12 @@ def _items(job: CacheJob, source: PairSource, number: int) -> range:
 
 
 def is_done(job: CacheJob, source: PairSource, number: int, started: str) -> bool:
-    """Whether the shard is there, of this job, and its images' files are as they were."""
+    """Whether the shard is there with every byte as it was made, of this job, and its images' files as they were."""
     path = shard_path(job.out, number)
     if not path.is_file():
         return False
     try:
-        tensors, note = read_tensors(path)
+        tensors, note = read_tensors(path, verify=True)
         seen = {int(i): tuple(s) for i, s in zip(tensors["item"], tensors["stat"].tolist(), strict=True)}
         seen |= {item: tuple(stat) for item, stat, _ in note["faults"]}
         of_job = note["job"] == started
@@ -107,7 +107,7 @@ def is_done(job: CacheJob, source: PairSource, number: int, started: str) -> boo
 def make_shards(job: CacheJob, source: PairSource, foundation: Foundation, todo: Sequence[int], started: str) -> None:
     """Run over the shards that are missing, here or in worker processes, under a bar with the remaining time."""
     total = sum(len(_items(job, source, number)) for number in todo)
-    with tqdm(total=total, desc="encode images", unit="image", disable=not total) as bar:
+    with tqdm(total=total, desc="encode images", unit="image", disable=None if total else True) as bar:
         if job.workers == 1 or len(todo) < 2:
             device = env.device()
             for number in todo:

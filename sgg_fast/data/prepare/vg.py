@@ -10,17 +10,18 @@ from typing import Any
 
 from sgg_fast.data.jsonl import link_images
 from sgg_fast.data.prepare.encode import Encoder, Filters
+from sgg_fast.data.prepare.place import preparing
 from sgg_fast.data.prepare.records import PrepareError, read_json
 from sgg_fast.data.prepare.report import Report
 from sgg_fast.data.prepare.vocabulary import compare
-from sgg_fast.data.vg_h5 import VgImage, write_split
+from sgg_fast.data.vg_h5 import DIGESTS, VgImage, write_digests, write_split
 from sgg_fast.files import write_together
 
 FILES = ("objects.json", "attributes.json", "relationships.json", "image_data.json", "object_alias.txt",
          "relationship_alias.txt", "vg_splits.json")  # fmt: skip
 PAPER = {"train": 62_565, "val": 5_062, "test": 5_096}
 """Images of each split after preparation (Wang et al., AAAI-25, Datasets)."""
-RESULT = ("train.h5", "val.h5", "test.h5", "report.json", "vocab.json")
+RESULT = ("train.h5", "val.h5", "test.h5", "report.json", DIGESTS, "vocab.json")
 """vocab.json is put in place last and taken away first: a folder that has it is whole."""
 SOURCES = (
     "annotations (version 1.4) and alias files: https://homes.cs.washington.edu/~ranjay/visualgenome/api.html; "
@@ -47,30 +48,27 @@ def prepare(
     missing = [name for name in FILES if not (root / name).is_file()]
     if missing:
         raise PrepareError(f"{root}: {', '.join(missing)} missing; {SOURCES}")
-    there = [name for name in RESULT if (out / name).exists()]
-    if there and not overwrite:
-        raise PrepareError(f"{out} already holds {', '.join(there)}; --overwrite replaces an earlier result")
+    splits = _splits(root / "vg_splits.json")
     published = compare_vocab or root / "vocab.json"
     known = read_json(published) if compare_vocab or published.is_file() else None
-
     report = Report({"root": str(root), "any_version": any_version, **dataclasses.asdict(filters)}, PAPER)
-    encoder = Encoder(root, filters, report, any_version)
-    say("reading image_data.json and vg_splits.json")
-    encoder.select_images(_splits(root / "vg_splits.json"))
-    if not any(image.split == "train" for image in encoder.images.values()):
-        raise PrepareError(f"{root}: no training image passes the first filters: {_drops(report)}")
-    say(
-        f"{len(encoder.images)} images; reading their objects, relationships and attributes (minutes for the whole set)"
-    )
-    vocabulary = encoder.encode()
-    if known is not None:
-        report.vocabulary |= {"compared_with": str(published), "compared": compare(vocabulary, known, published)}
-    kept = encoder.result()
-    if not kept["train"]:
-        raise PrepareError(f"{root}: no training image passes the filters: {_drops(report)}")
-    _write(out, kept, vocabulary, report, filters)
-    if images is not None and images.resolve() != (out / "images").resolve():
-        link_images(out, images)
+    with preparing(out, RESULT, overwrite, report, images):
+        encoder = Encoder(root, filters, report, any_version)
+        say("reading image_data.json and vg_splits.json")
+        encoder.select_images(splits)
+        if not any(image.split == "train" for image in encoder.images.values()):
+            raise PrepareError(f"{root}: no training image passes the first filters: {report.why()}")
+        say(
+            f"{len(encoder.images)} images; reading their objects, relationships and attributes (minutes for the whole "
+            "set)"
+        )
+        vocabulary = encoder.encode()
+        if known is not None:
+            report.vocabulary |= {"compared_with": str(published), "compared": compare(vocabulary, known, published)}
+        kept = encoder.result()
+        if not kept["train"]:
+            raise PrepareError(f"{root}: no training image passes the filters: {report.why()}")
+        _write(out, kept, vocabulary, report, filters, images)
     return report
 
 
@@ -85,16 +83,18 @@ def _splits(path: Path) -> dict[str, list[Any]]:
     return {split: document[split] for split in PAPER}
 
 
-def _drops(report: Report) -> str:
-    return "; ".join(f"{len(ids)} {reason}" for reason, ids in report.dropped["train"].items()) or "the split is empty"
-
-
 def _write(
-    out: Path, images: dict[str, list[VgImage]], vocabulary: dict[str, Any], report: Report, filters: Filters
+    out: Path,
+    kept: dict[str, list[VgImage]],
+    vocabulary: dict[str, Any],
+    report: Report,
+    filters: Filters,
+    images: Path | None,
 ) -> None:
     """The set's files, whole or not at all."""
-    with write_together(out, RESULT) as aside:
-        for split, kept in images.items():
-            write_split(aside / f"{split}.h5", kept, filters.max_objects, filters.max_relations, filters.max_attributes)
+    with write_together(out, RESULT, lambda: link_images(out, images)) as aside:
+        for split, rows in kept.items():
+            write_split(aside / f"{split}.h5", rows, filters.max_objects, filters.max_relations, filters.max_attributes)
         (aside / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        write_digests(aside, [*(f"{split}.h5" for split in kept), "vocab.json"])
         report.write(aside / "report.json")

@@ -23,7 +23,7 @@ RIGHT = (178, 45)
 def read_aliases(path: Path, clean: bool, report: Report) -> dict[str, str]:
     """Name -> the first name of its line. As in sg2im a later line wins and an alias is replaced once."""
     aliases: dict[str, str] = {}
-    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     for number, line in enumerate(lines, start=1):
         names = [name.strip() for name in line.split(",")]
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
 from support.small_sets import dump
 
+from sgg_fast.config import ConfigError
 from sgg_fast.data import jsonl
 from sgg_fast.data.prepare.__main__ import main
 from sgg_fast.data.prepare.coco import CocoFilters, prepare
@@ -128,8 +130,6 @@ def test_each_filter_is_counted_once(tmp_path):
 
 def test_each_fault_is_named_and_left_out(tmp_path):
     coco, said = plain(), {}
-    rle = coco_mask.encode(np.asfortranarray(np.ones((H, W), np.uint8)))
-    full = {"size": [H, W], "counts": rle["counts"].decode()}
     nan = float("nan")
     faults = {
         "box with a coordinate that is not finite": {"bbox": [nan, 0, 50, 50]},
@@ -138,15 +138,7 @@ def test_each_fault_is_named_and_left_out(tmp_path):
         "category that the file does not describe": {"category_id": 55},
         "annotation id occurs again": {"id": 1000},
         "annotation without a usable id": {"id": "x"},
-        "polygon with a coordinate that is not finite": {"segmentation": [[0, nan, 9, 9, 0, 9]]},
-        "polygon that leaves the image": {"segmentation": [[0, 0, 10**9, 9, 0, 9]]},
-        "polygon of fewer than three points": {"segmentation": [[0, 0, 9, 9]]},
-        "segmentation without a polygon": {"segmentation": []},
-        "object without a segmentation": {"segmentation": None},
-        "mask of another size than the image": {"segmentation": {**full, "size": [W, H]}},
-        "mask without run lengths": {"segmentation": {"size": [H, W], "counts": [1.5]}},
-        "mask whose run lengths do not fill the image": {"segmentation": {**full, "counts": full["counts"][:-1] + "1"}},
-        "mask whose run lengths are not in COCO's form": {"segmentation": {**full, "counts": "\udcff\u00e9"}},
+        "annotation without a usable category_id: it is text in quotes, and ids are numbers": {"category_id": "1"},
     }
     for image_id, (reason, change) in enumerate(faults.items(), start=50):
         coco.good("train", image_id)
@@ -161,6 +153,100 @@ def test_each_fault_is_named_and_left_out(tmp_path):
     assert [len(line["objects"]) for line in lines(tmp_path / "out")] == [4, 3, 3] + [3] * len(faults)
     assert lines(tmp_path / "out")[0]["boxes"][2] == [-5, 0, 50, 50]
     assert report.notes == {"boxes_kept_that_reach_over_the_edge": 1}
+
+
+def test_a_mask_that_cannot_be_read_costs_itself_only(tmp_path):
+    """As in sg2im, whose images are chosen by boxes and names: the object stays, and the box's middle is taken."""
+    coco, said = plain(), {}
+    rle = coco_mask.encode(np.asfortranarray(np.ones((H, W), np.uint8)))
+    full = {"size": [H, W], "counts": rle["counts"].decode()}
+    nan = float("nan")
+    faults = {
+        "polygon with a coordinate that is not finite": [[0, nan, 9, 9, 0, 9]],
+        "polygon that leaves the image": [[0, 0, 10**9, 9, 0, 9]],
+        "polygon of fewer than three points": [[0, 0, 9, 9]],
+        "mask of another size than the image": {**full, "size": [W, H]},
+        "mask without run lengths": {"size": [H, W], "counts": [1.5]},
+        "mask whose run lengths do not fill the image": {**full, "counts": full["counts"][:-1] + "1"},
+        "mask whose run lengths are not in COCO's form": {**full, "counts": "\udcff\u00e9"},
+    }
+    for image_id, (reason, segmentation) in enumerate(faults.items(), start=50):
+        coco.good("train", image_id)
+        row = coco.annotate("train", image_id, 1, [0, 0, 50, 40], segmentation)
+        said["instances_train2017.json", f"{reason}; its box is used"] = [f"image {image_id}, annotation {row['id']}"]
+    for image_id, segmentation in ((80, []), (81, None)):
+        coco.good("train", image_id)
+        coco.annotate("train", image_id, 1, [0, 0, 50, 40], []).update(segmentation=segmentation)
+    coco.good("train", 82)
+    row = coco.annotate("train", 82, 1, [0, 0, 50, 40], [[0, 0, 9, 9], *square(10, 10, 20, 20)])
+    one = "polygon of fewer than three points; the object's other polygons are used"
+    said["instances_train2017.json", one] = [f"image 82, annotation {row['id']}"]
+    report = prepare(coco.write(tmp_path / "root"), tmp_path / "out", FEW)
+    assert {(fault["file"], fault["reason"]): fault["where"] for fault in report.document()["faults"]} == said
+    rows = lines(tmp_path / "out")[3:]
+    assert [len(line["objects"]) for line in rows] == [4] * (len(faults) + 3), "no image changes its split"
+    assert [line["centres"][2] for line in rows] == [[0.25, 0.25]] * (len(faults) + 2) + [[0.2, 0.25]]
+    assert report.notes["objects_without_a_mask_whose_box_is_used"] == 2 and not report.parts["objects"]
+
+
+def test_boxes_alone_make_a_set_and_ids_as_text_or_with_a_point_are_named(tmp_path, capsys):
+    """What Label Studio and CVAT write, and what pandas makes of ids."""
+    coco = plain()
+    for name, content in coco.files.items():
+        for row in content["annotations"]:
+            row["segmentation"] = [] if "instances" in name else row["segmentation"]
+    root, out = coco.write(tmp_path / "root"), tmp_path / "out"
+    argv = ["coco", "--root", str(root), "--out", str(out), "--num-val", "1", "--num-test", "1"]
+    assert main(argv) == 0 and len(lines(out)) == 3
+    for kind, said in ((str, "it is text in quotes"), (float, "it is written with a decimal point")):
+        for row in coco.files["instances_train2017"]["annotations"]:
+            row["image_id"] = kind(row["image_id"])
+        coco.write(root)
+        assert main([*argv, "--overwrite"]) == 2
+        err = capsys.readouterr().err
+        assert said in err and "3 fewer than 3 objects" in err and "refused.json" in err, err
+        assert said in (out / "refused.json").read_text() and len(lines(out)) == 3, "the earlier set stays"
+
+
+def test_what_is_written_can_be_read(tmp_path):
+    """Objects and relations beyond what one graph may hold are left out by the writer, not refused by the reader."""
+    coco = plain()
+    coco.image("train", 70)
+    for k in range(2100):
+        coco.annotate("train", 70, 1, [k % 40, 10, 20, 30])
+    coco.annotate("train", 70, 106, [0, 0, W, 20])
+    filters = dataclasses.replace(FEW, max_objects=5000)
+    report = prepare(coco.write(tmp_path / "root"), tmp_path / "out", filters)
+    assert report.dropped["train"] == {"no graph can be made of it": [70]}
+    assert len(jsonl_source(tmp_path / "out", 32, draws=2, check=False)) == 6
+
+
+def test_lists_with_a_byte_order_mark_are_read(tmp_path):
+    coco = plain()
+    root = coco.write(tmp_path / "root")
+    for path in root.rglob("*.*"):
+        if path.is_file():
+            path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    prepare(root, tmp_path / "out", FEW)
+    assert [line["id"] for line in lines(tmp_path / "out")] == [5, 2, 9]
+    for name in ("set.json", "train.jsonl"):  # as an editor would save them
+        (tmp_path / "out" / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / "out" / name).read_bytes())
+    with pytest.raises(ConfigError, match=r"train\.jsonl: its bytes are not those"):
+        jsonl_source(tmp_path / "out", 32, check=False)
+    header = json.loads((tmp_path / "out" / "set.json").read_text(encoding="utf-8-sig"))
+    kept = {key: value for key, value in header.items() if key not in ("files", "sha256")}  # the cure it names
+    (tmp_path / "out" / "set.json").write_text(json.dumps(kept), encoding="utf-8-sig")
+    assert len(jsonl_source(tmp_path / "out", 32, check=False)) == 3
+
+
+def test_a_folder_of_pictures_that_is_not_there_is_refused_before_anything_is_read(tmp_path, capsys):
+    argv = ["coco", "--root", str(plain().write(tmp_path / "root")), "--out", str(tmp_path / "out")]
+    assert main([*argv, "--images", str(tmp_path / "none")]) == 2
+    assert "--images" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    (tmp_path / "out" / "images").mkdir(parents=True)
+    assert main([*argv, "--images", str(tmp_path)]) == 2
+    assert "images is there already; move it away or leave --images out" in capsys.readouterr().err
+    assert main(argv) == 0
 
 
 def test_faulty_images_and_categories_are_named_and_left_out(tmp_path):
@@ -186,7 +272,9 @@ def test_faulty_images_and_categories_are_named_and_left_out(tmp_path):
         (things, "image without a usable id"): ["image without id", "image without id"],
         (stuff, "category name is not UTF-8"): ["category 107"],
         (stuff, "category id occurs again"): ["category 106"],
-        (stuff, "category name: a name must be a non-empty string, not ' '"): ["category 108"],
+        (stuff, "category name that no graph can have: empty, reserved, too long or with control characters"): [
+            "category 108"
+        ],
     }
     assert report.dropped["train"] == {"faulty record of the image": [60, 61, 62, 63, 64]}
     assert lines(tmp_path / "out")[0]["image"] == "train2017/000000000005.jpg"

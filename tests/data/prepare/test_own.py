@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 from support.small_sets import draw, dump, unusable
 
+from sgg_fast.data import jsonl
+from sgg_fast.data.images import ImageError, open_rgb
 from sgg_fast.data.prepare import folder as own
 from sgg_fast.data.prepare import laion
 from sgg_fast.data.prepare.__main__ import main
-from sgg_fast.data.sources import jsonl_source
+from sgg_fast.data.sources import folder_source, jsonl_source
 
 
 def record(k: int, **changes: Any) -> dict[str, Any]:
@@ -164,3 +168,79 @@ def test_what_cannot_run_is_one_line(tmp_path, capsys, monkeypatch, flags, reaso
     assert main(["folder", *flags, "--out", "out"]) == 2 and reason in capsys.readouterr().err
     assert main(["folder", "--root", ".", "--out", "out"]) == 2
     assert "no image with a usable graph beside it" in capsys.readouterr().err
+
+
+def tagged(path: Path, orientation: int) -> np.ndarray:
+    """A picture, red left and blue right when upright, stored as a camera that was held so; its upright pixels."""
+    upright = np.zeros((24, 48, 3), np.uint8)
+    upright[:, :24, 0], upright[:, 24:, 2] = 255, 255
+    undo = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    picture, exif = Image.fromarray(upright), Image.Exif()
+    picture = picture if undo[orientation] is None else picture.transpose(undo[orientation])
+    exif[0x0112] = orientation
+    picture.save(path, quality=100, subsampling=0, exif=exif)
+    return upright
+
+
+def test_own_pictures_are_turned_as_their_tag_says_and_counted(tmp_path, capsys):
+    root = tmp_path / "mine"
+    root.mkdir()
+    for orientation in (1, 3, 6, 8):
+        tagged(root / f"{orientation}.jpg", orientation)
+        graph(root / f"{orientation}.json", "a", "b")
+    assert main(["folder", "--root", str(root), "--out", str(tmp_path / "out")]) == 0
+    assert re.search(r"turned upright by their orientation tag +3", capsys.readouterr().out)
+    for source in (jsonl_source(tmp_path / "out", 24), folder_source(root, 24)):
+        first = source.load_image(0)
+        assert len(source) == 4 and first[:, 2, 0].min() > 200 and first[:, -3, 2].min() > 200
+        assert all(np.abs(source.load_image(i).astype(int) - first).max() < 30 for i in (1, 2, 3))
+
+
+def test_pictures_with_boxes_stay_as_stored_for_their_boxes_were_drawn_there(tmp_path):
+    (tmp_path / "images").mkdir()
+    tagged(tmp_path / "images" / "6.jpg", 6)
+    row = {"image": "6.jpg", "objects": ["a"], "boxes": [[0, 0, 24, 24]]}
+    jsonl.write_set(tmp_path, {"kind": "coco", "resize": "squash"}, {"train": [row]}, lambda: "{}")
+    picture = jsonl_source(tmp_path, 24).load_image(0)
+    assert (
+        np.abs(picture[2].astype(int) - [0, 0, 255]).max() < 30
+        or np.abs(picture[2].astype(int) - [255, 0, 0]).max() < 30
+    )
+    assert np.abs(picture[2].astype(int) - picture[-3]).max() > 200, "red and blue one above the other"
+
+
+@pytest.mark.parametrize("value", [9, 60678])
+def test_a_damaged_orientation_tag_is_named_not_guessed(tmp_path, value):
+    path = tmp_path / "a.jpg"
+    tagged(path, 6)
+    with Image.open(path) as picture:
+        exif = picture.getexif()
+        exif[0x0112] = value
+        picture.save(path, exif=exif)
+    with pytest.raises(ImageError, match=f"its orientation tag is {value}, not 1 to 8; save the picture anew"):
+        open_rgb(path, upright=True)
+    Image.fromarray(np.asarray(open_rgb(path))).save(path)  # the cure
+    assert open_rgb(path, upright=True).size == (24, 48)
+
+
+def test_endings_in_capitals_belong_together(tmp_path):
+    root = tmp_path / "mine"
+    (one,) = draw(root, 1)
+    for picture, file in (("UPPER.PNG", "UPPER.json"), ("lower.png", "lower.JSON"), ("BOTH.PNG", "BOTH.JSON")):
+        (root / picture).write_bytes((root / one).read_bytes())
+        graph(root / file, "a", "b")
+    (root / one).unlink()
+    report = own.prepare(root, tmp_path / "out")
+    assert not report.faults and report.kept["train"] == 3 == len(folder_source(root, 24))
+
+
+def test_a_set_that_comes_to_nothing_leaves_its_report_and_the_same_command_goes_over_it(tmp_path, capsys):
+    root, out = tmp_path / "mine", tmp_path / "out"
+    (name,) = draw(root, 1)
+    argv = ["folder", "--root", str(root), "--out", str(out)]
+    assert main(argv) == 2
+    assert "p0.png: cannot be read" in capsys.readouterr().err and "p0.png" in (out / "report.json").read_text()
+    graph((root / name).with_suffix(".json"), "a", "b")
+    assert main(argv) == 0 and main(argv) == 2, "now a set is there"
+    assert main(["folder", "--root", str(root), "--out", str(root)]) == 2
+    assert "is --root itself; give another folder" in capsys.readouterr().err

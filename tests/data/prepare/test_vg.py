@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import tracemalloc
@@ -14,11 +15,15 @@ from support.tiny_runs import flags
 from support.vg_files import LOW, SAMPLE, VgSet, draw_images, load_by_facts, plain_set, real, sample_root
 
 import train
+from sgg_fast.config import ConfigError
 from sgg_fast.data.prepare.__main__ import main
 from sgg_fast.data.prepare.encode import Filters
 from sgg_fast.data.prepare.records import PrepareError, stream
+from sgg_fast.data.prepare.report import Report
 from sgg_fast.data.prepare.vg import RESULT, prepare
+from sgg_fast.data.prepare.vocabulary import read_aliases
 from sgg_fast.data.sources import vg_source
+from sgg_fast.data.vg_h5 import read_split, read_vocabulary
 
 VOCABULARY = PUBLISHED / "vg_vocab.json"
 
@@ -238,13 +243,15 @@ def test_attributes_of_an_object_are_cut_at_the_most(tmp_path):
     assert first["attributes"] == [[0, 1], [1, 0], []]
 
 
+TEXT = ": it is text in quotes, and ids are numbers"
+
+
 def bad_objects(vg: VgSet) -> dict[tuple[str, str], list[str]]:
     """Spoil the fourth object of an image a fault; what the report must say."""
     changes = {
         "box with a coordinate that is not finite": {"x": float("nan")},
-        "box outside the image": {"x": 300},
         "box without a number for w": {"w": "40"},
-        "box with a coordinate that is not a whole pixel": {"y": 1.5},
+        "box with a coordinate that is too large": {"w": 10**40},
         "name is not UTF-8": {"names": ["tr\udcffe"]},
         "name is not text": {"names": [None]},
         "object without names": {"names": "tree"},
@@ -300,7 +307,7 @@ def test_faulty_records_elsewhere_are_named_and_left_out(tmp_path):
         ("image_data.json", "no usable width and height"): ["image 36"],
         ("image_data.json", "image id occurs again"): ["image 1"],
         ("objects.json", "image id occurs again"): ["image 2"],
-        ("objects.json", "record without a usable image_id"): ["record 14"],
+        ("objects.json", f"record without a usable image_id{TEXT}"): ["record 14"],
         ("relationships.json", "predicate is not UTF-8"): ["image 1, relation 10"],
         ("relationships.json", "subject without a usable object_id"): ["image 1, relation 10"],
         ("relationships.json", "relation without a usable relationship_id"): ["image 1, relation 'on'"],
@@ -333,7 +340,8 @@ def spoil(name: str, content: str | bytes | None):
         (spoil("objects.json", "[] []"), "more text after the list"),
         (spoil("image_data.json", "{}"), "image_data.json: not usable JSON: must be a list of records"),
         (spoil("relationships.json", "[" * 100_000), "relationships.json: not usable JSON: nested too deeply"),
-        (spoil("objects.json", '[{"id": 1, "objects": []}]'), "objects.json: no record has an image_id"),
+        (spoil("objects.json", '[{"id": 1, "objects": []}]'), "objects.json is not Visual Genome 1.4 but an earlier"),
+        (spoil("objects.json", '[{"file": 1, "objects": []}]'), "objects.json: no record has an image_id"),
         (spoil("vg_splits.json", "[1]"), "vg_splits.json: must be an object with the lists train, val, test"),
         (spoil("vg_splits.json", '{"train": [], "val": [], "test": []}'), "no training image passes the first filters"),
         (spoil("vg_splits.json", b"\xff"), "vg_splits.json: not usable JSON"),
@@ -348,7 +356,7 @@ def test_what_cannot_run_is_one_line_and_exit_2(tmp_path, capsys, change, reason
     out, err = capsys.readouterr()
     said = [line for line in err.splitlines() if line.startswith("prepare:")]
     assert len(said) == 1 and reason in said[0] and out == "" and "Traceback" not in err
-    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out" / "vocab.json").exists()
 
 
 def test_bad_settings_are_refused(tmp_path, capsys):
@@ -395,14 +403,14 @@ def test_an_earlier_version_is_recognised_by_its_names(tmp_path, sizes, refused)
 def test_same_bytes_twice_and_nothing_else_left_behind(tmp_path):
     root, out = plain_set().write(tmp_path / "root"), tmp_path / "out"
     prepare(root, out, LOW)
-    assert sorted(os.listdir(out)) == sorted(RESULT)
+    assert sorted(os.listdir(out)) == sorted([*RESULT, "lock"])
     first = {name: (out / name).read_bytes() for name in RESULT}
-    with pytest.raises(PrepareError, match=r"already holds train\.h5, .*--overwrite replaces"):
+    with pytest.raises(PrepareError, match=r"already holds a set; --overwrite replaces it \(there: train\.h5, "):
         prepare(root, out, LOW)
     (out / "images").mkdir()
     prepare(root, out, LOW, overwrite=True)
     assert {name: (out / name).read_bytes() for name in RESULT} == first
-    assert sorted(os.listdir(out)) == sorted([*RESULT, "images"])
+    assert sorted(os.listdir(out)) == sorted([*RESULT, "images", "lock"])
 
 
 def test_a_failure_while_writing_leaves_the_earlier_result(tmp_path, monkeypatch):
@@ -417,7 +425,7 @@ def test_a_failure_while_writing_leaves_the_earlier_result(tmp_path, monkeypatch
     with pytest.raises(OSError, match="No space"):
         prepare(plain_set(2).write(tmp_path / "other"), out, LOW, overwrite=True)
     assert {name: (out / name).read_bytes() for name in RESULT} == before
-    assert sorted(os.listdir(out)) == sorted(RESULT)
+    assert sorted(os.listdir(out)) == sorted([*RESULT, "lock"])
 
 
 def test_streaming_holds_one_record_not_the_file(tmp_path):
@@ -445,3 +453,88 @@ def test_records_are_the_same_whatever_is_read_at_a_time(tmp_path, monkeypatch, 
     path.write_text("[1, ]")
     with pytest.raises(PrepareError, match="not usable JSON: Expecting value at character"):
         list(stream(path))
+
+
+def test_names_that_no_graph_can_have_are_left_out_and_what_is_written_is_read(tmp_path):
+    """Writer and reader have one definition (`clean_name`); sg2im's own would have written them."""
+    vg = plain_set()
+    for image_id, name in enumerate(["", " ", "__image__", "x" * 201, "a\x07b"] * 2, start=40):
+        vg.add("train", image_id, ("man", "tree", "sky", name), ((0, "on", 1), (0, name, 2)), {3: [name]})
+    vg.object(40, 3)["names"] = ["", "tree"]
+    report = prepare(vg.write(tmp_path / "root"), tmp_path / "out", LOW)
+    said = "that no graph can have: empty, reserved, too long or with control characters"
+    assert report.parts["objects"][f"fault: name {said}"] == 9
+    assert report.parts["relations"][f"fault: predicate {said}"] == 10
+    assert report.fault_counts["attributes.json", f"attribute {said}"] == 10
+    vocabulary = json.loads((tmp_path / "out" / "vocab.json").read_text())
+    names = [name for kind in ("object", "pred", "attribute") for name in vocabulary[f"{kind}_idx_to_name"]]
+    assert all(name.strip() == name and 0 < len(name) < 200 for name in names) and names.count("__image__") == 1
+    graphs, _ = read_split(tmp_path / "out" / "train.h5", read_vocabulary(tmp_path / "out" / "vocab.json"), True)
+    assert len(graphs) == report.kept["train"] == 14 and graphs[4].objects == ("man", "tree", "sky", "tree")
+
+
+@pytest.mark.parametrize("names", ["sg2im", "clean"])
+def test_fractional_boxes_are_kept_and_boxes_outside_follow_sg2im_under_its_names(tmp_path, names):
+    vg = plain_set()
+    vg.object(1, 0).update(x=1.4, w=40.6)
+    vg.object(1, 1).update(h=31.9)  # below the least side
+    vg.object(2, 0).update(x=300)  # outside: sg2im does not look
+    filters = dataclasses.replace(LOW, names=names, min_objects=2, min_relations=0)
+    report = prepare(vg.write(tmp_path / "root"), tmp_path / "out", filters)
+    images = {image["id"]: image for image in load_by_facts(tmp_path / "out" / "train.h5")}
+    assert images[1]["boxes"][0] == [1, images[1]["boxes"][0][1], 41, 50] and len(images[1]["boxes"]) == 2
+    assert report.notes["boxes_rounded_to_whole_pixels"] == 1
+    assert report.parts["objects"].get("fault: box outside the image", 0) == (names == "clean")
+    assert (images[2]["boxes"][0][0] == 300) == (names == "sg2im")
+
+
+def test_refusals_name_the_cause_and_the_report_is_written(tmp_path, capsys):
+    """`name` for `names`, ids in quotes: not merely that no image passes the last filter."""
+    root, out = plain_set().write(tmp_path / "root"), tmp_path / "out"
+    low = [f"--min-{what}-instances=2" for what in ("object", "relation", "attribute")]
+    argv = ["vg", "--root", str(root), "--out", str(out), *low]
+    objects = json.loads((root / "objects.json").read_text())
+    good = json.dumps(objects)
+    for change, said in (
+        (lambda o: {**{k: v for k, v in o.items() if k != "names"}, "name": "man"},
+         "object without names: it has name, in place of the list names"),
+        (lambda o: {**o, "object_id": str(o["object_id"])}, f"object without a usable object_id{TEXT}"),
+        (lambda o: {**o, "object_id": float(o["object_id"])}, "it is written with a decimal point"),
+    ):  # fmt: skip
+        rows = [{**image, "objects": list(map(change, image["objects"]))} for image in objects]
+        (root / "objects.json").write_text(json.dumps(rows))
+        assert main(argv) == 2
+        err = capsys.readouterr().err
+        assert said in err and str(out / "report.json") in err
+        assert any(said in fault["reason"] for fault in json.loads((out / "report.json").read_text())["faults"])
+    (root / "objects.json").write_text(good)
+    assert main(argv) == 0, "the report of a refusal is no set: the same command needs no --overwrite"
+    whole = (out / "report.json").read_bytes()
+    (root / "objects.json").write_text("[]")
+    assert main([*argv, "--overwrite"]) == 2 and (out / "report.json").read_bytes() == whole
+    assert (out / "refused.json").is_file() and "refused.json" in capsys.readouterr().err
+
+
+def test_a_line_separator_in_an_alias_is_no_end_of_line_and_a_byte_order_mark_no_letter(tmp_path):
+    path = tmp_path / "alias.txt"
+    path.write_bytes("\ufeffman,me\u2028n,guy\r\ntree,trees\n".encode())
+    aliases = read_aliases(path, False, Report({}, {"train": None}))
+    assert aliases == {"man": "man", "me\u2028n": "man", "guy": "man", "tree": "tree", "trees": "tree"}
+
+
+def test_a_changed_byte_of_a_prepared_set_is_noticed_and_both_cures_work(tmp_path, capsys):
+    root, out = plain_set().write(tmp_path / "root"), tmp_path / "out"
+    prepare(root, out, LOW)
+    for name in ("train.h5", "vocab.json"):
+        spoilt = bytearray((out / name).read_bytes())
+        spoilt[len(spoilt) // 2] ^= 1
+        (out / name).write_bytes(spoilt)
+        with pytest.raises(ConfigError, match=rf"{name}: its bytes are not those .*--overwrite.*delete sha256\.json"):
+            vg_source(out, 32, check=False)
+        prepare(root, out, LOW, overwrite=True)
+        assert len(vg_source(out, 32, check=False)) == 4
+    (out / "vocab.json").write_text((out / "vocab.json").read_text().replace('"man"', '"woman"'))
+    with pytest.raises(ConfigError, match=r"vocab\.json: its bytes"):
+        vg_source(out, 32, check=False)
+    (out / "sha256.json").unlink()
+    assert "woman" in vg_source(out, 32, check=False).graphs[0].objects

@@ -1,0 +1,339 @@
+"""The AOT cases at small sizes: the same programs on tensors that exist, forward and backward, against the reference.
+
+Blocks and specialisation follow from shapes. So sizes here keep what those look at (divisibility by 16, one row or
+more, splits), and the launchers' thresholds are lowered for a case instead of its tensors being large.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+from collections.abc import Callable, Iterator
+from unittest import mock
+
+import numpy as np
+import torch
+
+from benchmarks.aot.cases import ADAM_FORMS, NORMS, SIZES, GraphSize, cases
+from benchmarks.ops import registry
+from sgg_fast import ops
+from sgg_fast.graph import SceneGraphBatch
+
+Tensors = dict[str, torch.Tensor]
+FLOOR = 1e-6
+"""Of the largest result, plus 1."""
+SAME_CODES = 0.999
+"""Share of 8-bit codes, and of stochastically rounded weights, that kernel and reference must agree on: the others
+lie at a middle, up to rounding."""
+
+
+def compare(found: Tensors, low: Tensors, exact: Tensors) -> None:
+    """Error against float64 <= 2 x the error of the reference in the same precision, plus the floor."""
+    assert found.keys() == low.keys() == exact.keys()
+    for name, want in exact.items():
+        assert (found[name].dtype, found[name].shape) == (low[name].dtype, low[name].shape), name
+        if not want.numel():
+            continue
+        error, allowed = ((x[name].double() - want).abs().max().item() for x in (found, low))
+        limit = 2 * allowed + FLOOR * (1 + want.abs().max().item())
+        assert error <= limit, f"{name}: off by {error:.3g}, the reference in its precision by {allowed:.3g}"
+
+
+def _evaluate(
+    backend: str, run: Callable[..., tuple[torch.Tensor, ...]], inputs: Tensors, narrow: list[torch.dtype] | None = None
+) -> Tensors:
+    """Outputs and the gradient of every input; what arrives is drawn in `narrow`, the outputs' types by default."""
+    ops.use_kernels(backend)
+    try:
+        leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
+        outputs = run(**leaves)
+        types = narrow or [o.dtype for o in outputs]
+        pairs = zip(outputs, types, strict=True)
+        arriving = [registry.upstream(o.shape, t, o.device, i).to(o) for i, (o, t) in enumerate(pairs)]
+        grads = torch.autograd.grad(outputs, list(leaves.values()), arriving)
+    finally:
+        ops.use_kernels("auto")
+    found = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
+    return found | {f"gradient of {name}": g for name, g in zip(leaves, grads, strict=True)}
+
+
+def check(run: Callable[..., tuple[torch.Tensor, ...]], inputs: Tensors) -> None:
+    """The kernels against the reference, forward and backward. Raises AssertionError."""
+    found, low = (_evaluate(backend, run, inputs) for backend in ("triton", "reference"))
+    narrow = [x.dtype for name, x in found.items() if name.startswith("output")]
+    compare(found, low, _evaluate("reference", run, {k: x.double() for k, x in inputs.items()}, narrow))
+
+
+@contextlib.contextmanager
+def lowered(**values: object) -> Iterator[None]:
+    """Thresholds of the launchers, each by `module__NAME`."""
+    with contextlib.ExitStack() as stack:
+        for place, value in values.items():
+            module, name = place.split("__")
+            stack.enter_context(mock.patch.object(importlib.import_module(f"sgg_kernels.{module}"), name, value))
+        yield
+
+
+def _randn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def _batch(num_graphs: int, num_objects: int, num_relations: int, hubs: bool) -> SceneGraphBatch:
+    """Ends drawn within each graph; with hubs, half of the first graph's relations begin at one object and a third end
+    at another. About a third of the rows is masked; the last graph may be empty."""
+    rng = np.random.default_rng(0)
+    first = (num_objects // 2, num_relations * 2 // 3) if hubs else (0, 0)
+    left = num_graphs - bool(hubs)
+    sizes = [first] * bool(hubs) + [
+        tuple(total // left + (i < total % left) for total in (num_objects - first[0], num_relations - first[1]))
+        for i in range(left)
+    ]
+    ends, begin = [], 0
+    for i, (n, e) in enumerate(sizes):
+        subject, object_ = rng.integers(begin, begin + n, (2, e))
+        if hubs and i == 0:
+            subject[: e // 2], object_[e // 2 :] = begin, begin + n - 1
+        ends.append(np.stack([subject, object_]))
+        begin += n
+    names = np.zeros(num_objects, np.int64), np.zeros(num_relations, np.int64)
+    batch = SceneGraphBatch.from_arrays(*names, *np.concatenate(ends, axis=1), np.asarray(sizes))
+    masks = (torch.from_numpy((rng.random(n) < 0.7).astype(np.uint8)) for n in (num_objects, num_relations))
+    return dataclasses.replace(batch, object_pooled=next(masks), relation_pooled=next(masks))
+
+
+_BUCKET = (5, 32, 64)
+_SMALL = {"bucket": _BUCKET, "toy": (3, 48, 64), "odd": (3, 31, 77), "scale": (5, 141, 331), "narrow": (5, 256, 328)}
+"""Graphs, objects, relations in place of `SIZES`, by the first word of its name."""
+
+
+def _chunk_size(num_rows: int) -> int:
+    """In place of `segments.chunk_size`, so that a run of 100 rows has chunks."""
+    return 16 if num_rows > 64 else 0
+
+
+def _thresholds(most_partials: int) -> dict[str, object]:
+    split = {f"{module}__chunk_size": _chunk_size for module in ("scatter_mean", "role_sums", "masked_pool")}
+    most = {f"{module}__MAX_PARTIALS": most_partials for module in ("scatter_mean", "role_sums")}
+    return split | most | {"segments__SMALL_ELEMENTS": 2**14}
+
+
+_LOWERED = {"scale": _thresholds(32), "narrow": _thresholds(128)}
+
+
+def _graph_op(op: str, z: GraphSize) -> None:
+    kind = z.name.split()[0]
+    with lowered(**_LOWERED.get(kind, {})):
+        _check_graph_op(op, z, _batch(*_SMALL[kind], hubs=kind in _LOWERED))
+
+
+def _check_graph_op(op: str, z: GraphSize, b: SceneGraphBatch) -> None:
+    n, e, d, ends = b.num_objects, b.num_relations, z.width, (b.subject, b.object)
+    rows = functools.partial(_randn, dtype=z.dtype)
+    wide = functools.partial(_randn, dtype=z.wide)
+    if op == "gather_add_relu":
+        check(
+            lambda ac, b_, bias: (ops.gather_add_relu(ac, b_, bias, *ends, b.plan),),
+            {"ac": rows(0, n, 2 * d), "b_": rows(1, e, d), "bias": wide(2, d)},
+        )
+    elif op == "scatter_mean":
+        inputs = {"y": rows(0, e, 3 * d), "bias": wide(1, 3 * d)}
+        for residual in ({"residual": wide(2, e, d)}, {}):
+            check(lambda y, bias, residual=None: ops.scatter_mean(y, bias, *ends, b.plan, residual), inputs | residual)
+    elif op == "masked_pool":
+        graph, pooled = (b.object_graph, b.relation_graph), (b.object_pooled, b.relation_pooled)
+        check(
+            lambda x, r: (ops.masked_pool(x, r, b.object_ptr, b.relation_ptr, *graph, *pooled),),
+            {"x": wide(0, n, d), "r": wide(1, e, d)},
+        )
+        check(lambda x: (ops.graph_mean(x, b.relation_ptr, b.relation_graph),), {"x": rows(2, e, d)})
+        _check_both_halves(b, rows(2, e, d), z.dtype, mean=True)
+    else:
+        values = {"s": rows(0, n, 2 * d), "r": rows(1, e, 2 * d), "o": rows(2, n, 2 * d)}
+        check(
+            lambda s, r, o, pool, bias: (
+                ops.triple_context(s, r, o, pool, bias, *ends, b.relation_graph, b.plan, b.relation_ptr),
+            ),
+            values | {"pool": wide(3, b.num_graphs, 2 * d), "bias": wide(4, 2 * d)},
+        )
+        _check_both_halves(b, rows(5, e, 2 * d), z.wide, mean=False)
+
+
+def _check_both_halves(b: SceneGraphBatch, x_ED: torch.Tensor, dtype: torch.dtype, mean: bool) -> None:
+    """The pool of one set of rows is half of a kernel for two: without masks, both halves."""
+    from sgg_kernels.masked_pool import Rows, _pool, pool_bwd
+
+    sets = [x_ED, x_ED.flip(0)]
+    found, count = _pool([Rows(x, b.relation_ptr, b.relation_graph) for x in sets], dtype, mean)
+    graph, sizes = b.relation_graph.long(), b.relation_ptr.diff().clamp(min=1)[:, None].double()
+    width = x_ED.shape[1]
+    sums = [x.new_zeros(b.num_graphs, width, dtype=torch.float64).index_add(0, graph, x.double()) for x in sets]
+    exact = torch.cat(sums, 1) / (torch.cat([sizes, sizes], 1).repeat_interleave(width, 1) if mean else 1)
+    assert torch.equal(count[0], b.relation_ptr.diff()) and torch.equal(count[0], count[1]), "rows counted"
+    compare({"pool": found}, {"pool": exact.to(dtype)}, {"pool": exact})
+    if mean:
+        grad = _randn(6, b.num_graphs, 2 * width, dtype=dtype)
+        for half, got in enumerate(pool_bwd(grad, count, [(b.relation_graph, None, dtype)] * 2)):
+            want = (grad[:, half * width : (half + 1) * width].double() / sizes)[graph]
+            compare({"gradient": got}, {"gradient": want.to(dtype)}, {"gradient": want})
+
+
+def _pack(padded: bool, masked: bool) -> None:
+    """Bit for bit."""
+    from sgg_kernels.pack import pack_fwd
+    from sgg_kernels.reference.pack import pack
+
+    drawn, shape = registry.draw("paper" if padded else "vg2", torch.device("cpu"))
+    given = drawn.store, drawn.ids, drawn.object_ptr, drawn.relation_ptr
+    mask = drawn.mask if masked else None
+    found, found_mask = pack_fwd(*given, shape.objects, shape.relations, mask)
+    want, want_mask = pack(*given, mask)
+    assert torch.equal(found_mask, want_mask), "masked"
+    for name, x in want.items():
+        assert torch.equal(found[name], x), name
+
+
+_NUMELS, _OFFSETS, _NUM = [300, 1024, 2053], [0, 512, 1536], 3840
+"""Elements of three gradients, where they begin in the flat buffers, and the buffers'."""
+
+
+def _read(weights, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    from sgg_kernels.reference.weights import read_weights
+
+    return read_weights(weights, slice(0, _NUM)).to(dtype)
+
+
+def _adam(bits: int, form: str, max_norm: float) -> None:
+    """One step after a drawn state; weights and moments within the rule of a float64 step."""
+    from sgg_fast.ops import adam as op
+
+    dtype, split, grad_dtype = ADAM_FORMS[form]
+    hyper = op.Hyper(max_norm=max_norm)
+    grads = [_randn(i, num).to(grad_dtype) for i, num in enumerate(_NUMELS)]
+    states: dict[str, Tensors] = {}
+    for backend in ("reference", "triton"):
+        ops.use_kernels(backend)
+        low = torch.zeros(_NUM, dtype=torch.int16) if split else None
+        weights = op.Weights(_randn(7, _NUM).to(dtype), low, 3)
+        moments = _moments(bits)
+        control, step, rate = (
+            torch.zeros(op.CONTROL_SIZE),
+            torch.full((1,), 6, dtype=torch.int32),
+            torch.full((4,), 1e-2),
+        )
+        control[[op.INVERSE_SCALE, op.CORRECTION_1, op.CORRECTION_2]] = torch.tensor([0.5, 1 - 0.9**6, 1 - 0.999**6])
+        before = _exact_moments(moments)
+        group = op.GroupGrads(grads, _OFFSETS, op.chunk_table(grads, _OFFSETS, backend))
+        op.adam_decide_([group], control, step, hyper)
+        if bits == 32:
+            op.adam_update_(weights, *moments, group, control, rate, step, hyper)
+        else:
+            op.adam8bit_(weights, moments, group, control, rate, step, hyper)
+        ops.use_kernels("auto")
+        assert step.item() == 7, "the step was not taken"
+        m, v = _exact_moments(moments)
+        states[backend] = {"weights": _read(weights), "m": m, "v": v, "control": control}
+        states[f"{backend} codes"] = {str(i): c for i, c in enumerate(moments[:2])} if bits == 8 else {}
+    exact = _true_step(grads, _randn(7, _NUM).to(dtype).double(), *before, max_norm)
+    exact["control"] = states["reference"]["control"].double()
+    compare(states["triton"], states["reference"], exact)
+    pairs = [(c, states["reference codes"][i]) for i, c in states["triton codes"].items()]
+    if form == "lean":
+        pairs.append((states["triton"]["weights"], states["reference"]["weights"]))
+    for mine, other in pairs:
+        same = (mine == other).double().mean().item()
+        assert same >= SAME_CODES, f"{100 * (1 - same):.2f} % of the codes are not the reference's"
+
+
+def _moments(bits: int):
+    from sgg_fast.ops import adam as op
+
+    if bits == 32:
+        m, v = torch.zeros(_NUM), torch.zeros(_NUM)
+        for num, offset in zip(_NUMELS, _OFFSETS, strict=True):
+            m[offset : offset + num], v[offset : offset + num] = _randn(8, num), _randn(9, num).square()
+        return m, v
+    codes = [torch.full((_NUM,), zero, dtype=torch.uint8) for zero in (op.ZERO_1, op.ZERO_2)]
+    generator = torch.Generator().manual_seed(8)
+    for code in codes:
+        for num, offset in zip(_NUMELS, _OFFSETS, strict=True):
+            code[offset : offset + num] = torch.randint(256, (num,), generator=generator, dtype=torch.uint8)
+    scales = [torch.rand(_NUM // op.BLOCK_8BIT, generator=generator) for _ in range(2)]
+    return op.Moments(*codes, *scales, op.dynamic_map(True), op.dynamic_map(False))
+
+
+def _exact_moments(moments) -> tuple[torch.Tensor, torch.Tensor]:
+    if len(moments) == 2:
+        return moments[0].clone(), moments[1].clone()
+    parts = zip(moments[:2], moments[2:4], moments[4:], strict=True)
+    m, v = (values[code.long()] * absmax.repeat_interleave(256) for code, absmax, values in parts)
+    return m, v
+
+
+def _true_step(
+    grads: list[torch.Tensor], wide: torch.Tensor, m: torch.Tensor, v: torch.Tensor, max_norm: float
+) -> Tensors:
+    """Step 7 by the book, in float64."""
+    norm = 0.5 * sum(g.double().square().sum() for g in grads).sqrt().item()
+    factor = 0.5 * (min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0)
+    g, covered = torch.zeros_like(wide), torch.zeros_like(wide, dtype=torch.bool)
+    for grad, offset in zip(grads, _OFFSETS, strict=True):
+        g[offset : offset + len(grad)] = factor * grad.double()
+        covered[offset : offset + len(grad)] = True
+    m, v = 0.9 * m.double() + 0.1 * g, 0.999 * v.double() + 0.001 * g.square()
+    update = 1e-2 * (m / (1 - 0.9**7)) / ((v / (1 - 0.999**7)).sqrt() + 1e-8)
+    return {"weights": torch.where(covered, wide - update, wide), "m": m, "v": v}
+
+
+_SMALL_NORMS = {
+    "C/G 10 1024": (1, 128, 80, 8), "C/G 20 1024": (1, 128, 80, 4), "C/G 30 1024": (1, 48, 240, 8),
+    "C/G 40 256": (2, 80, 80, 2), "C/G 60 64": (1, 48, 240, 4), "C/G 80 16": (1, 16, 160, 2),
+    "512px": (1, 512, 160, 8), "vae": (1, 2304, 64, 8), "toy": (1, 128, 96, 16), "odd large": (3, 140, 21, 3),
+}  # fmt: skip
+"""Images, pixels, channels, groups in place of `NORMS`, where a case is not small as it is."""
+_SPLIT = {"group_norm_layout__ONE_PASS_PIXELS": 0, "group_norm_layout__CHUNK_PIXELS": 16}
+
+
+def _group_norm(name: str, dtype: torch.dtype, wide: torch.dtype, silu: bool) -> None:
+    images, pixels, channels, groups = _SMALL_NORMS.get(name, NORMS[name])
+    x = 2 + _randn(0, images, pixels, channels, dtype=dtype).transpose(1, 2)
+    inputs = {"x": x, "weight": 1 + 0.5 * _randn(1, channels, dtype=wide), "bias": _randn(2, channels, dtype=wide)}
+    with lowered(**(_SPLIT if name in ("512px", "vae", "odd large") else {})):
+        check(
+            lambda x, weight, bias: (ops.group_norm_silu(x, weight, bias, num_groups=groups, eps=1e-5, silu=silu),),
+            inputs,
+        )
+
+
+def _geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
+    """Rows that 16 divides or not, as in the case; an odd width fills its block, so that every lane has a column.
+
+    Threefold normal numbers, since erf has two branches, below 1 and above.
+    """
+    rows, width = 32 if num_rows % 16 == 0 else 77, width if width % 16 == 0 else 127
+    check(lambda x: (ops.geglu(x),), {"x": 3 * _randn(0, rows, 2 * width, dtype=dtype)})
+
+
+_SMALL_OF = {"pack": _pack, "group_norm_silu": _group_norm, "geglu": _geglu}
+
+
+def small_cases() -> dict[str, Callable[[], None]]:
+    """AOT case -> its small run, which raises AssertionError where a result is wrong."""
+    made: dict[str, Callable[[], None]] = {}
+    sizes = {z.name: z for z in SIZES}
+    for case in cases():
+        run, op = case.run, case.run.func.__name__  # type: ignore[attr-defined]
+        args = run.args  # type: ignore[attr-defined]
+        if op == "adam":
+            _, max_norm, weight, split, grad, bits = args
+            form = next(name for name, types in ADAM_FORMS.items() if types == (weight, split, grad))
+            made[case.name] = functools.partial(_adam, bits, form, max_norm)
+        elif op == "group_norm_silu":
+            name = next(name for name, shape in NORMS.items() if shape == args[0])
+            made[case.name] = functools.partial(_group_norm, name, *args[1:])
+        elif op in _SMALL_OF:
+            made[case.name] = functools.partial(_SMALL_OF[op], *args)
+        else:
+            made[case.name] = functools.partial(_graph_op, op, sizes[args[0].name])
+    return made

@@ -1,0 +1,136 @@
+"""What the machine counts: instructions of a warp by kind, sectors that its requests touch, bank conflicts, barriers.
+
+Counts of the PTX, before `ptxas` schedules, fuses and drops moves. They say nothing of time.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+
+import numpy as np
+
+from benchmarks.aot.ptx.arithmetic import u8
+from benchmarks.aot.ptx.memory import Access
+from benchmarks.aot.ptx.program import Instruction
+
+SECTOR, WARP, BANKS = 32, 32, 32
+KINDS = ("float", "special", "integer", "convert", "select", "move", "global", "shared", "warp", "control")
+
+_FLOATS = {"add", "sub", "mul", "fma", "min", "max", "neg", "abs", "mad"}
+_SPECIAL = {"div", "sqrt", "rsqrt", "rcp", "ex2", "lg2"}
+_OTHER = {"setp": "select", "selp": "select", "cvt": "convert", "mov": "move", "cvta": "move", "shfl": "warp",
+          "redux": "warp", "bra": "control", "ret": "control", "exit": "control", "bar": "control",
+          "ldmatrix": "shared"}  # fmt: skip
+
+
+def kind_of(inst: Instruction) -> str:
+    """Which of `KINDS` an instruction belongs to; reading a parameter is a move."""
+    stem, of_floats = inst.parts[0], inst.parts[-1] == "f32"
+    if stem in ("ld", "st"):
+        space = inst.parts[1]
+        return {"global": "global", "shared": "shared", "local": "global"}.get(space, "move")
+    if stem in _OTHER:
+        return _OTHER[stem]
+    if stem in _SPECIAL and of_floats:
+        return "special"
+    return "float" if stem in _FLOATS and of_floats else "integer"
+
+
+@dataclasses.dataclass
+class Requests:
+    """Of one load or store."""
+
+    requests: int = 0
+    """By a warp, with at least one lane."""
+    sectors: int = 0
+    """Of 32 bytes, distinct within a request; in shared memory its passes."""
+    useful: int = 0
+    """Distinct bytes asked; in shared memory the passes that the width alone takes."""
+
+
+def _distinct_per_group(keys: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(groups, number of distinct keys in each)"""
+    pairs = np.unique(np.stack([group, keys]), axis=1)
+    return np.unique(pairs[0], return_counts=True)
+
+
+class Traffic:
+    """Requests by instruction."""
+
+    def __init__(self) -> None:
+        self.by_instruction: dict[Instruction, Requests] = collections.defaultdict(Requests)
+
+    def request(self, space: str, access: Access, num_bytes: int) -> None:
+        """One instruction's lanes ask for `num_bytes` each."""
+        entry = self.by_instruction[access.inst]
+        warp, address = access.lanes.astype(u8) // u8(WARP), access.address.astype(u8)
+        entry.requests += len(np.unique(warp))
+        if space == "shared":
+            passes, least = self._passes(access.lanes.astype(u8), address, num_bytes)
+            entry.sectors, entry.useful = entry.sectors + passes, entry.useful + least
+            return
+        key = (warp << u8(47)) | address
+        entry.sectors += len(np.unique((warp << u8(47)) | (address // u8(SECTOR))))
+        entry.useful += len(np.unique(key)) * num_bytes
+
+    def _passes(self, lanes: np.ndarray, address: np.ndarray, num_bytes: int) -> tuple[int, int]:
+        """(passes through the banks, the fewest): 128 bytes a pass; lanes of one pass that want two words of one bank
+        take one more each."""
+        lanes_a_pass = WARP // max(1, num_bytes // 4)
+        phase = lanes // u8(lanes_a_pass)
+        words = (address[:, None] // u8(4) + np.arange(max(1, num_bytes // 4), dtype=u8)).ravel()
+        phase = np.repeat(phase, max(1, num_bytes // 4))
+        banks, num = _distinct_per_group(words, phase * u8(BANKS) + words % u8(BANKS))
+        phases = banks // u8(BANKS)
+        starts = np.flatnonzero(np.concatenate([[True], phases[1:] != phases[:-1]]))
+        return int(np.maximum.reduceat(num, starts).sum()), len(starts)
+
+
+@dataclasses.dataclass
+class Row:
+    """One kernel's line in the table."""
+
+    name: str
+    warps: int = 0
+    instructions: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(KINDS, 0))
+    barriers: int = 0
+    loads: Requests = dataclasses.field(default_factory=Requests)
+    stores: Requests = dataclasses.field(default_factory=Requests)
+    shared: Requests = dataclasses.field(default_factory=Requests)
+
+    def add(self, blocks: list[list[Instruction]], executed: np.ndarray, warps: int, traffic: Traffic) -> None:
+        """Count one program's runs."""
+        self.warps += warps
+        for block, times in zip(blocks, executed, strict=True):
+            for inst in block:
+                self.instructions[kind_of(inst)] += int(times)
+                self.barriers += int(times) * (inst.op == "bar.sync")
+        for inst, seen in traffic.by_instruction.items():
+            kind = kind_of(inst)
+            into = self.shared if kind == "shared" else self.loads if inst.parts[0] == "ld" else self.stores
+            into.requests += seen.requests
+            into.sectors += seen.sectors
+            into.useful += seen.useful
+
+    def line(self) -> str:
+        """Instructions and barriers of a warp; sectors a request and useful share; extra passes a shared request."""
+        each = " ".join(f"{self.instructions[kind] / max(self.warps, 1):8.1f}" for kind in KINDS)
+        total = sum(self.instructions.values()) / max(self.warps, 1)
+        memory = "  ".join(_share(r) for r in (self.loads, self.stores))
+        barriers = self.barriers / max(self.warps, 1)
+        conflicts = (self.shared.sectors - self.shared.useful) / max(self.shared.requests, 1)
+        return f"{self.name:36} {total:8.0f} {each}  {memory}  {conflicts:7.2f} {barriers:6.1f}"
+
+
+def _share(r: Requests) -> str:
+    if not r.requests:
+        return f"{'-':>6} {'-':>6}"
+    return f"{r.sectors / r.requests:6.1f} {100 * r.useful / (SECTOR * r.sectors):4.0f} %"
+
+
+def header() -> str:
+    """Of `Row.line`."""
+    kinds = " ".join(f"{kind:>8}" for kind in KINDS)
+    memory = f"{'loads':>6} {'useful':>6}  {'stores':>6} {'useful':>6}"
+    return f"{'a warp':36} {'all':>8} {kinds}  {memory}  {'bank +':>7} {'bar':>6}"

@@ -1,0 +1,236 @@
+"""Runs what `benchmarks.aot` compiles: every program of every chip, forward and backward, against the reference.
+
+    python -m benchmarks.aot.run                        # five chips
+    python -m benchmarks.aot.run --arch sm_89 --counts  # one, and what its kernels ask of the machine
+    python -m benchmarks.aot.run --arch sm_89 --case geglu --verbose
+
+The machine (`benchmarks.aot.ptx`) executes the PTX at small sizes and checks bounds, alignment, unwritten memory and
+races. Programs that two chips share are run once. A basic block that no run enters is printed with its reason; one
+without a reason fails, as do more than 3 % of them. It says nothing about time, nor what `ptxas` makes of the PTX.
+Exit code 1 where anything is wrong or was not run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import time
+
+from benchmarks.aot.rules import CHIPS, AotError
+from sgg_fast.commands import command
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+KERNELS = ROOT / "kernels" / "sgg_kernels"
+MOST_UNENTERED = 0.03
+"""Of the basic blocks of all programs."""
+
+_LOOP = "skips a loop that has at least one turn: "
+REASONS: dict[tuple[str, str], str] = {
+    ("pack_fwd_kernel", "//"): "64-bit division of numbers from 2^32 on; a batch has at most 2^28 rows",
+    ("role_sums_kernel", "for i_row in range("): _LOOP + "a program has a row",
+    ("role_sums_kernel", "b_program"): _LOOP + "a program has a row",
+    ("scatter_mean_bwd_kernel", "for start in range("): _LOOP + "a program has a relation",
+    ("scatter_mean_bwd_kernel", "p_partial"): _LOOP + "a program has a relation",
+    ("scatter_mean_fwd_hub_kernel", "for start in range("): _LOOP + "a chunk has rows",
+    ("scatter_mean_fwd_hub_kernel", "tl.store(partial_ptr"): _LOOP + "a chunk has rows",
+    ("group_norm_silu_", "in range("): _LOOP + "an image has a pixel, a group a chunk",
+    ("group_norm_silu_", "o_out = "): _LOOP + "an image has a pixel, a group a chunk",
+}
+"""(start of a kernel's name, text in the Python line of a block) -> why no run enters that block."""
+
+
+@dataclasses.dataclass
+class Result:
+    """What one chip's process found."""
+
+    arch: str
+    programs: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    """Digest -> the launches of the AOT cases that compile to it."""
+    ran: list[str] = dataclasses.field(default_factory=list)
+    """Digests that ran here in a case whose results were right."""
+    cases: dict[str, str] = dataclasses.field(default_factory=dict)
+    """Case -> what was wrong, "" for right, "shared" where another chip's run stands for it."""
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)
+    entered: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    """Digest -> how many warps entered each of its blocks."""
+    sources: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+    """Digest -> the source line of each block."""
+    counts: list[str] = dataclasses.field(default_factory=list)
+
+
+def compile_programs(result: Result, pattern: str) -> dict[str, set[str]]:
+    """Digests of each AOT case whose name holds `pattern`; every launch compiled, none run."""
+    from sgg_kernels.launch import intercept
+
+    from benchmarks.aot.cases import cases
+    from benchmarks.aot.ptx.program import digest
+
+    made: dict[str, set[str]] = collections.defaultdict(set)
+    for case in cases():
+
+        def take(kernel, grid, args, options, name=case.name) -> bool:
+            compiled = kernel.warmup(*args, grid=grid, **options)
+            program = digest(compiled.asm["ptx"], compiled.metadata.shared)
+            made[name].add(program)
+            result.programs.setdefault(program, []).append(f"{name}: {kernel.__name__}")
+            return True
+
+        if pattern in case.name:
+            with intercept(take):
+                case.run()
+    return made
+
+
+def work(arch: str, known: set[str], pattern: str, counts: bool) -> Result:
+    """One chip, in this process. known: digests that have been seen to be right."""
+    import torch
+
+    from benchmarks.aot.ptx.cases import small_cases
+    from benchmarks.aot.ptx.counts import Row, header
+    from benchmarks.aot.ptx.host import Host
+
+    torch.set_num_threads(1)
+    result, host, done = Result(arch), Host(arch, count=counts), {}
+    with host.taking_over():
+        programs = compile_programs(result, pattern)
+        for name, run in small_cases().items():
+            if pattern not in name:
+                continue
+            if programs[name] <= known:
+                result.cases[name] = "shared"
+                continue
+            key = (run.func, run.args)
+            if key not in done:
+                began = time.perf_counter()
+                host.launched.clear()
+                done[key] = _outcome(run), sorted(host.launched), time.perf_counter() - began
+                host.fresh.forget()
+            result.cases[name], ran, result.seconds[name] = done[key]
+            result.ran += ran if not result.cases[name] else []
+    for program, kernel in host.kernels.items():
+        result.entered[program] = kernel.executed.tolist()
+        result.sources[program] = kernel.program.sources()
+    if counts:
+        rows = {name: Row(name) for name in sorted(set(host.names.values()))}
+        for program, kernel in host.kernels.items():
+            kernel.add_to(rows[host.names[program]])
+        result.counts = [header(), *(row.line() for row in rows.values())]
+    return result
+
+
+def _outcome(run) -> str:
+    from benchmarks.aot.ptx.program import PtxError
+
+    try:
+        run()
+    except (AssertionError, PtxError) as error:
+        return f"{type(error).__name__}: {str(error).splitlines()[0]}"
+    return ""
+
+
+def in_process(arch: str, known: set[str], pattern: str, counts: bool) -> Result:
+    """`work` in a process of its own, where Triton is not the interpreter. Raises `AotError`."""
+    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    with tempfile.TemporaryDirectory() as folder:
+        task, out = pathlib.Path(folder) / "task.json", pathlib.Path(folder) / "result.json"
+        task.write_text(json.dumps([arch, sorted(known), pattern, counts]))
+        line = [sys.executable, "-m", "benchmarks.aot.run", "--worker", str(task), str(out)]
+        done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        if done.returncode or not out.is_file():
+            raise AotError(f"{arch}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
+        return Result(**json.loads(out.read_text()))
+
+
+def unentered(results: list[Result]) -> tuple[int, collections.Counter]:
+    """(blocks in all, (kernel, source line) -> blocks that no chip's run entered)"""
+    total, missed = 0, collections.Counter()
+    seen: dict[str, list[bool]] = {}
+    for result in results:
+        for program, warps in result.entered.items():
+            flags = [n > 0 for n in warps]
+            seen[program] = [a or b for a, b in zip(seen.get(program, flags), flags, strict=True)]
+    names = {p: used[0].split(": ")[1] for r in results for p, used in r.programs.items()}
+    lines = {p: sources for r in results for p, sources in r.sources.items()}
+    for program, flags in seen.items():
+        if program in names:  # small sizes may need programs that do not ship
+            total += len(flags)
+            missed.update((names[program], lines[program][k]) for k, entered in enumerate(flags) if not entered)
+    return total, missed
+
+
+def python_line(source: str) -> str:
+    """The line of a kernel's file that `file.py:line:column ..` names, "" where the compiler names none."""
+    m = re.match(r"(\w+\.py):(\d+)", source)
+    path = KERNELS / m[1] if m else KERNELS
+    return path.read_text().splitlines()[int(m[2]) - 1].strip() if m and int(m[2]) and path.is_file() else ""
+
+
+def reason_of(kernel: str, line: str) -> str:
+    """Why a block is not entered, "" where none is known. line: of the kernel's Python."""
+    return next((why for (name, text), why in REASONS.items() if kernel.startswith(name) and text in line), "")
+
+
+def report(results: list[Result], whole: bool) -> list[str]:
+    """Print the tables; every line of what is wrong."""
+    wrong, ran = [], {program for result in results for program in result.ran}
+    print(f"{'chip':8} {'cases':>6} {'equal':>6} {'shared':>7} {'programs':>9} {'run':>5} {'seconds':>8}")
+    for r in results:
+        bad = {name: why for name, why in r.cases.items() if why not in ("", "shared")}
+        shared = sum(why == "shared" for why in r.cases.values())
+        print(f"{r.arch:8} {len(r.cases):6} {len(r.cases) - len(bad) - shared:6} {shared:7} {len(r.programs):9} "
+              f"{len(ran & r.programs.keys()):5} {sum(r.seconds.values()):8.0f}")  # fmt: skip
+        wrong += [f"{r.arch} {name}: {why}" for name, why in bad.items()]
+        if whole:
+            wrong += [f"{r.arch} {used[0]}: no run" for p, used in r.programs.items() if p not in ran]
+    total, missed = unentered(results)
+    print(f"blocks: {total}, never entered {sum(missed.values())} ({100 * sum(missed.values()) / max(total, 1):.1f} %)")
+    for (kernel, line), num in sorted(missed.items()):
+        code = python_line(line)
+        why = reason_of(kernel, code)
+        print(f"  {num:3} {kernel} {line.split(' @')[0]} `{code}`: {why or 'NO REASON KNOWN'}")
+        wrong += [f"{kernel} {line}: a block that no run enters, without a reason"] if whole and not why else []
+    if whole and sum(missed.values()) > MOST_UNENTERED * total:
+        wrong.append(f"more than {100 * MOST_UNENTERED:.0f} % of the blocks are never entered")
+    for r in results:
+        print(*r.counts, sep="\n")
+    return wrong
+
+
+@command("aot.run", refused=(AotError, OSError))
+def main(argv: list[str] | None) -> int:
+    """The command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.aot.run", description=__doc__.split("\n")[0])
+    parser.add_argument("--arch", nargs="+", choices=list(CHIPS), default=list(CHIPS), help="chips (all)")
+    parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name holds this (all)")
+    parser.add_argument("--counts", action="store_true", help="instructions, sectors, bank conflicts and barriers")
+    parser.add_argument("--verbose", action="store_true", help="a line for every case")
+    parser.add_argument("--worker", nargs=2, type=pathlib.Path, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    if args.worker:
+        arch, known, *rest = json.loads(args.worker[0].read_text())
+        args.worker[1].write_text(json.dumps(dataclasses.asdict(work(arch, set(known), *rest))))
+        return 0
+    began, results, known = time.perf_counter(), [], set()
+    for arch in args.arch:
+        results.append(in_process(arch, known, args.case, args.counts))
+        known |= set(results[-1].ran)
+        if args.verbose:
+            for name, why in results[-1].cases.items():
+                print(f"{arch} {name:44} {results[-1].seconds.get(name, 0.0):6.1f} s  {why or 'equal'}", flush=True)
+    wrong = report(results, whole=not args.case)
+    for line in wrong:
+        print(f"  {line}")
+    print(f"{'FAILED' if wrong else 'ok'} in {time.perf_counter() - began:.0f} s")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,98 @@
+"""`benchmarks.aot.run`: Triton's own programs on the PTX machine, and faults planted in them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.aot import run as running
+from benchmarks.aot.cases import cases
+from benchmarks.aot.ptx.cases import small_cases
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+def command(*line: str) -> subprocess.CompletedProcess:
+    """A Python process in which Triton compiles."""
+    paths = os.pathsep.join(str(ROOT / name) for name in (".", "kernels", "tests"))
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": paths}
+    return subprocess.run([sys.executable, *line], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+
+
+def test_every_aot_case_has_a_small_run():
+    assert list(small_cases()) == [case.name for case in cases()]
+
+
+def test_two_chips_share_a_program():
+    """One runs it, and its row says so of the other."""
+    done = command(
+        "-m", "benchmarks.aot.run", "--arch", "sm_86", "sm_80", "--case", "geglu odd", "--counts", "--verbose"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows = {
+        line.split()[0]: line.split()[1:6]
+        for line in done.stdout.splitlines()
+        if line[:7].strip() in ("sm_86", "sm_80")
+    }
+    assert "sm_86 geglu odd bfloat16" in done.stdout and "equal" in done.stdout
+    assert rows["sm_86"] == ["1", "1", "0", "2", "2"] and rows["sm_80"] == ["1", "0", "1", "2", "2"]
+    assert "geglu_fwd_kernel" in done.stdout and "useful" in done.stdout
+
+
+def planted(kind: str, *names: str) -> list[list[str]]:
+    done = command("tests/support/ptx_mutants.py", kind, *names)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_every_barrier_left_out_is_caught():
+    found = planted("barrier", "group_norm_silu odd bfloat16")
+    assert len(found) >= 4
+    assert not [row for row in found if not row[3]]
+    assert all("barrier" in row[3] for row in found if row[3].startswith("machine")), found
+
+
+def test_masks_off_by_one_and_wrong_strides_are_caught():
+    """Every wrong stride. Some comparisons change nothing by one more (a loop's last turn adds masked rows)."""
+    strides = planted("stride", "geglu odd bfloat16")
+    assert len(strides) >= 3 and all(row[3] for row in strides), strides
+    masks = planted("off by one", "geglu odd bfloat16")
+    assert len(masks) >= 2 and sum(bool(row[3]) for row in masks) >= 0.5 * len(masks), masks
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["barrier", "off by one", "stride"])
+def test_faults_in_more_kernels(kind):
+    """In the kernels with shared memory every barrier; of the others, what the LOG lists."""
+    names = ("scatter_mean odd bf16", "group_norm_silu odd large bfloat16", "masked_pool odd bf16", "adam paper")
+    found = planted(kind, *names)
+    caught = sum(bool(row[3]) for row in found)
+    print(f"{kind}: {caught} of {len(found)}")
+    assert found and (caught == len(found) if kind == "barrier" else caught >= 0.5 * len(found)), found
+
+
+def test_a_block_without_a_reason_fails_and_one_with_a_reason_does_not(capsys):
+    def result(source: str) -> running.Result:
+        made = running.Result("sm_89", programs={"a": ["case: pack_fwd_kernel"]}, ran=["a"], cases={"case": ""})
+        made.entered, made.sources = {"a": [3] * 99 + [0]}, {"a": [""] * 99 + [source]}
+        return made
+
+    path = ROOT / "kernels" / "sgg_kernels" / "pack.py"
+    lines = path.read_text().splitlines()
+    division = next(i for i, line in enumerate(lines, 1) if "//" in line and "tl." not in line and "#" not in line)
+    assert running.report([result(f"pack.py:{division}:7")], whole=True) == []
+    assert "64-bit division" in capsys.readouterr().out
+    (wrong,) = running.report([result("pack.py:1:0")], whole=True)
+    assert "without a reason" in wrong
+
+
+def test_what_does_not_run_or_differs_is_wrong():
+    made = running.Result(
+        "sm_89", programs={"a": ["case: k"], "b": ["other: k"]}, ran=["a"], cases={"case": "off by 1"}
+    )
+    assert running.report([made], whole=True) == ["sm_89 case: off by 1", "sm_89 other: k: no run"]
