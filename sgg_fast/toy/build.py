@@ -20,6 +20,8 @@ some combinations held out of the scenes. Fine-tuning began (`--model`) from the
 with `--gate-init 0` and without the losses about boxes; its last step was set to 3000, 5000, 4000 and 4600 on the way,
 that of its second part to 4500, 8000, 7000 and 6400. The detector took 660 steps on 12 000 scenes with a first loss,
 840 on 7 000 and 3 400 on 10 000 with the present one, the features 600 steps on 1 500 scenes.
+
+What `toy-words` has of its own is made by the same commands with `--data-set toy-words`, as docs/toy.md lists them.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ from sgg_fast.toy.models import (
     toy_vae,
     weight_file,
 )
-from sgg_fast.toy.text_unet import build_text_unet, encode
+from sgg_fast.toy.text_unet import build_text_unet, encode, parts_of
 from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
 
 SAMPLING_STEPS = 25
@@ -243,7 +245,7 @@ def assemble(out: Path, folder: Path) -> None:
 
     While the UNet is still being trained, with the average of its last checkpoint.
     """
-    foundation = toy_foundation(weights=out, wide=True)
+    foundation = parts_of(out)
     unfinished = out / "unet" / "checkpoint" / "ema.safetensors"
     if not (out / "unet.safetensors").is_file() and unfinished.is_file():
         foundation.unet.load_state_dict(load_file(unfinished))

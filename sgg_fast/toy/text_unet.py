@@ -123,10 +123,17 @@ def build_text_unet(
 ) -> nn.Module:
     """The wide UNet's moving average. Looked at: error of the predicted latents by noise level, on held-out scenes.
 
-    start: a foundation's folder, whose UNet, trained for `first` steps, is gone on with, beside its other parts;
-    without it the parts of `out`, and a new UNet. Raises SystemExit where those are missing.
+    start: a foundation's folder, whose UNet, trained for `first` steps, is gone on with, beside its other parts, which
+    are written to `out`; without it the parts of `out`, and a new UNet. Raises ValueError where those are missing.
     """
-    foundation = _parts(out) if start is None else load_foundation(str(start), "")
+    if start is not None:
+        foundation = load_foundation(str(start), "")
+        out.mkdir(parents=True, exist_ok=True)
+        save_half(foundation.vae, out / "vae.safetensors")
+        save_half(foundation.clip, out / "clip.safetensors")
+        foundation.tokenizer.save_pretrained(out / "tokenizer")
+    else:
+        foundation = parts_of(out)
     graphs, latents = training_set(foundation, out, num_scenes)
     scenes = [world.draw_scene(HELD_OUT_SEED, i, spoken=True) for i in range(_LOOKED_AT)]
     held_out = [scene.graph for scene in scenes]
@@ -181,8 +188,8 @@ def build_text_unet(
     return ema
 
 
-def _parts(out: Path) -> Foundation:
-    """Autoencoder and CLIP of `out`, and its UNet or a new one."""
+def parts_of(out: Path) -> Foundation:
+    """Autoencoder and CLIP of `out`, and its UNet or a new one. Raises ValueError where one of the first is missing."""
     if missing := [part for part in ("vae", "clip") if not (out / f"{part}.safetensors").is_file()]:
-        raise SystemExit(f"{out} has no {' and no '.join(missing)}: build that first")
+        raise ValueError(f"{out} has no {' and no '.join(missing)}: build that first")
     return toy_foundation(weights=out, wide=True)

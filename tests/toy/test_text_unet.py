@@ -129,6 +129,11 @@ def test_the_foundation_holds_the_average_and_is_gone_on_with(parts, tmp_path):
     name = "down_blocks.1.resnets.0.conv1.weight"
     moved = (further[name].float() - held[name].float()).abs().max()
     assert 0 < moved < 1e-3 < held[name].float().abs().max(), "one step of warm-up, from those weights"
+    assert build.main(["foundation", "--out", str(tmp_path)]) == 0
+    for part in ("vae/diffusion_pytorch_model", "graph_clip/model", "text_encoder/model"):
+        old, new = (load_file(base / "foundation" / f"{part}.safetensors") for base in (parts, tmp_path))
+        assert old.keys() == new.keys() and all(torch.equal(old[name], new[name]) for name in old), part
+    assert build.main(["foundation", "--out", str(tmp_path / "empty")]) == 2
     assert build.main(["vae", "--start", str(parts / "foundation")]) == 2
 
 
