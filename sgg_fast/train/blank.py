@@ -62,12 +62,12 @@ def blank_foundation(config: Config) -> Foundation:
 
     There are no tokenizers. Raises `ConfigError` for a --model whose configuration cannot be read.
     """
-    if config.recipe == "toy" and not config.model:
+    if config.recipe in ("toy", "toy-words") and not config.model:
         from sgg_fast.toy import models as toy
 
         clip = toy.toy_clip(toy.toy_tokenizer())
-        parts = (toy.toy_unet(), toy.toy_vae(), CLIPTextModel(clip.config.text_config), toy.toy_scheduler(), clip)
-        return _foundation("toy sizes", *parts)
+        unet, text = toy.toy_unet(wide=config.recipe == "toy-words"), CLIPTextModel(clip.config.text_config)
+        return _foundation("toy sizes", unet, toy.toy_vae(), text, toy.toy_scheduler(), clip)
     if not config.model:
         sizes = SD_UNET, SD_VAE, CLIPTextConfig(**SD_TEXT), CLIPConfig()
         source = "Stable Diffusion v1.4 sizes"
