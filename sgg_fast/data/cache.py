@@ -63,15 +63,21 @@ class TrainingCache:
         return mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise_Bchw
 
 
+def check_foundation(config: Config) -> None:
+    """Raises `ConfigError` where --model is needed and not given: before scenes are drawn, which takes minutes."""
+    if config.model or config.recipe == "toy":
+        return
+    what = "a Stable Diffusion v1.4 folder or hub id"
+    if config.recipe == "toy-words":
+        what = "the foundation that `python -m sgg_fast.toy.build foundation` makes (docs/toy.md)"
+    raise ConfigError(f"--recipe {config.recipe} needs --model: {what}")
+
+
 def open_foundation(config: Config) -> Foundation:
     """The models that --model and --clip name, or the toy's. Raises `ConfigError`."""
+    check_foundation(config)
     if config.model:
         return load_foundation(config.model, config.clip)
-    if config.recipe == "toy-words":
-        made = "the foundation that `python -m sgg_fast.toy.build foundation` makes (docs/toy.md)"
-        raise ConfigError(f"--recipe toy-words needs --model: {made}")
-    if config.recipe != "toy":
-        raise ConfigError(f"--recipe {config.recipe} needs --model: a Stable Diffusion v1.4 folder or hub id")
     from sgg_fast.toy.models import toy_foundation
 
     return toy_foundation()

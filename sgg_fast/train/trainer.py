@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from sgg_fast import env, ops
-from sgg_fast.config import Config, ConfigError
-from sgg_fast.data.cache import TrainingCache, build_cache, open_foundation
+from sgg_fast.config import TOY_DATA, Config, ConfigError
+from sgg_fast.data.cache import TrainingCache, build_cache, check_foundation, open_foundation
 from sgg_fast.data.sources import PairSource, open_source
 from sgg_fast.nn.attention import checkpoint_activations, set_attention
 from sgg_fast.nn.conditioner import SceneGraphConditioner
@@ -72,6 +72,8 @@ class Trainer:
         self.main = env.rank() == 0
         # Settings are refused here, before anything slow is loaded.
         ops.use_kernels(config.kernels)
+        if config.data in TOY_DATA:
+            check_foundation(config)
         if stage == "pretrain" and config.conditioner != "sgg":
             raise ConfigError(f"--conditioner {config.conditioner} has no pre-training: go on with --stage finetune")
         if self.main:
