@@ -22,7 +22,7 @@ def toy_words() -> Config:
     """SGG-IG on `toy-words` from its own foundation (--model): days on a CPU core. See docs/toy.md."""
     return toy().replace(
         recipe="toy-words",
-        embedded=False,
+        sizes="toy-words",
         data="toy-words",
         num_scenes=16_000,
         null_tokens=2,
@@ -46,7 +46,7 @@ def toy_words() -> Config:
 
 def _paper(name: str, resolution: int, num_published: int, relation_draws: int = 1) -> Config:
     return Config(
-        model=ModelConfig(embedded=False, width=512, token_init="none", gate_init=0.0, num_layers=6),  # width: P
+        model=ModelConfig(sizes="sd", width=512, token_init="none", gate_init=0.0, num_layers=6),  # width: P
         data=DataConfig(
             source="",
             num_published=num_published,

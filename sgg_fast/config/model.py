@@ -13,8 +13,8 @@ class ModelConfig(Part):
 
     source: str = setting("", flag="model", makes_cache=True)
     """Stable Diffusion v1 in diffusers format: folder or hub id. Empty: the toy models."""
-    embedded: bool = setting(True, of_recipe=True)
-    """Whether the toy models, which ship in the package, stand in where --model is empty."""
+    sizes: str = setting("toy", choices=("toy", "toy-words", "sd"), of_recipe=True)
+    """The models that the recipe is for; those of the toy ship in the package and stand in where --model is empty."""
     clip: str = setting("", makes_cache=True)
     """CLIP ViT-B/32 for names and images: folder or hub id. Empty: the one that --model carries."""
     conditioner: str = setting("sgg", choices=("sgg", "text", "sgdiff"), in_card=True)
@@ -68,8 +68,12 @@ class ModelConfig(Part):
 
     def check_given(self) -> None:
         """Raises `ConfigError` where nothing says which models to load."""
-        if not (self.source or self.embedded):
-            raise ConfigError("this recipe needs --model: a Stable Diffusion v1.4 folder or hub id")
+        if self.source or self.sizes == "toy":
+            return
+        what = "a Stable Diffusion v1.4 folder or hub id"
+        if self.sizes == "toy-words":
+            what = "the foundation that `python -m sgg_fast.toy.build foundation` makes (docs/toy.md)"
+        raise ConfigError(f"this recipe needs --model: {what}")
 
     @property
     def reads_phrases(self) -> bool:

@@ -18,7 +18,7 @@ from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.clip import phrase_states, text_states
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.recipes import recipe
-from sgg_fast.toy import build, text_unet, world
+from sgg_fast.toy import build, gates, text_unet, world
 from sgg_fast.toy.fit import learning_rate
 from sgg_fast.toy.gates import BANDS, object_cells, x0_errors
 from sgg_fast.toy.models import toy_foundation, toy_tokenizer, weight_file
@@ -144,7 +144,9 @@ def test_sgg_ig_trains_on_the_folder(parts, tmp_path):
     names = ("data", "null_tokens", "optimizer", "instance_codes", "relation_dropout", "accumulation_steps")
     own = {"model": str(parts / "foundation"), **{name: flat[name] for name in names}}
     assert own["null_tokens"] == text_unet.NULL_TOKENS and own["instance_codes"]
-    with pytest.raises(ConfigError, match=r"this recipe needs --model"):
+    with pytest.raises(
+        ConfigError, match=r"needs --model: the foundation that `python -m sgg_fast\.toy\.build foundation`"
+    ):
         open_foundation(settings.model)
     trainer(tmp_path, "pretrain", **own).train()
     run = trainer(tmp_path, "finetune", **own)
@@ -162,3 +164,12 @@ def test_sgg_ig_trains_on_the_folder(parts, tmp_path):
 def test_only_what_it_has_of_its_own_is_built_for_toy_words(capsys):
     assert build.main(["detector", "--data-set", "toy-words"]) == 2
     assert "--data-set toy-words has clip, unet, detector_words of its own" in capsys.readouterr().err
+
+
+def test_a_run_is_measured_and_what_cannot_be_is_refused(trained_run, capsys):
+    for data in ("toy", "toy-words"):
+        assert gates.main(["--model", str(trained_run), "--data", data, "--num", "4"]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith("x0 error: t 100-200 ") and said.count("objects") == len(BANDS)
+    assert gates.main(["--model", "./nowhere"]) == 2
+    assert capsys.readouterr().err.startswith("toy.gates: --model ./nowhere")
