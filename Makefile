@@ -4,7 +4,7 @@ OUT ?= outputs/gpu-suite
 
 PTX_ARCH ?= sm_89
 
-.PHONY: test ptx check types wheel bench gpu-suite gpu-suite-dry
+.PHONY: test ptx check types wheel bench gpu-suite gpu-suite-dry first-contact
 
 test:  ## everything that runs without a GPU
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2
@@ -31,3 +31,6 @@ gpu-suite:  ## everything that needs a GPU, within nine minutes: make gpu-suite 
 
 gpu-suite-dry:  ## the same script on a CPU at tiny sizes; nothing is timed on an interpreter
 	$(PYTHON) -m benchmarks.gpu_suite --out $(OUT) --dry
+
+first-contact:  ## every command on CUDA's rules without a GPU: make first-contact ROWS="pretrain infer"
+	bash tests/fake_cuda/first_contact.sh $(if $(ROWS),--rows $(ROWS))

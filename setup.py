@@ -8,6 +8,7 @@ setup(
     package_data={
         "sgg_fast": ["py.typed"],
         "sgg_fast.app": ["static/*"],
+        "sgg_fast.doctor": ["counts.json"],
         "sgg_fast.toy": ["weights/*", "pipeline/*", "pipeline/*/*"],
         "sgg_kernels": ["py.typed"],
     },

@@ -4,7 +4,9 @@
     python -m benchmarks.gpu_suite --out DIR --dry    # make gpu-suite-dry OUT=DIR: the same script on a CPU, tiny
 
 Each part is a process of its own with a time limit of its own, killed with its children when it is over, so that one
-failure does not lose the rest. What is there is written after every part: environment.json, summary.json,
+failure does not lose the rest. The headline comes first: steps of pre-training and fine-tuning, and pictures. What a
+part does not use of its time those after it may. A part whose packages are not installed is unavailable, which is not a
+failure. What is there is written after every part: environment.json, summary.json,
 logs.tar.gz, and the CSVs, which grow row by row. To add a part, add it to `PARTS`.
 """
 
@@ -41,12 +43,15 @@ MAX_FILES, MAX_BYTES = 8, 16 * 2**20
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """One process of the suite. `{out}` in a command is the folder of results."""
+    """One process of the suite.
+
+    In a command `{out}` is the folder of results, `{soon}` the seconds after which it should start nothing new.
+    """
 
     name: str
     command: tuple[str, ...]
     seconds: float
-    """Its limit; less where the deadline of the whole suite is nearer."""
+    """That are kept for it; it may take what those before it left over as well."""
     dry: tuple[str, ...] = ()
     """What it runs on a CPU instead."""
     needs: tuple[str, ...] = ()
@@ -74,54 +79,52 @@ _REGRESS = (*_python("benchmarks.regress"), "{out}")
 _TIMED = ("--out", "{out}", "--no-plots")
 
 PARTS = (
+    Part("pretrain_step", _PRETRAIN, seconds=45, dry=(*_PRETRAIN, "--quick", "--batch", "2")),
+    Part(
+        "train_step",
+        (*_STEP, "--resolution", "256", "512", "--limit", "{soon}"),
+        seconds=140,
+        dry=(*_STEP, "--quick", "--form", "plain", "lean", "diffusers-adamw"),
+    ),
+    Part(
+        "infer",
+        (*_INFER, "--limit", "{soon}"),
+        seconds=90,
+        dry=(*_INFER, "--quick", "--batch", "1", "--form", "captured", "eager", "diffusers", "--no-cold"),
+    ),
     Part(
         "tests",
         (*_python("pytest"), "-m", "gpu", "--continue-on-collection-errors", "--durations=10", *_parallel()),
-        seconds=200,
+        seconds=95,
         dry=(*_python("pytest"), "-m", "gpu", "--collect-only"),
         needs=("pytest", "hypothesis"),
     ),
     Part(
         "bench",
-        (*_BENCH, *_TIMED, "--limit", "150", "--compile-seconds", "60"),
-        seconds=190,
+        (*_BENCH, *_TIMED, "--limit", "{soon}", "--compile-seconds", "30"),
+        seconds=85,
         dry=(*_BENCH, *_TIMED, "--quick", "--size", "tiny", "--width", "32", "--compile-seconds", "0"),
     ),
     Part(
         "verify",
         (*_BENCH, *_OURS, "--size", "paper", "vg16", "1e4", "--dtype", "bf16", "fp32", "fp16"),
-        seconds=60,
+        seconds=35,
         dry=(*_BENCH, *_OURS, "--size", "tiny", "--width", "32", "--dtype", "bf16"),
         interpreted=True,
     ),
     Part(
         "optimiser",
         (*_OPTIMISER, "--size", "unet", "graph"),
-        seconds=60,
+        seconds=25,
         dry=(*_OPTIMISER, "--size", "tiny", "--seconds", "0"),
         needs=("bitsandbytes",),
     ),
-    Part(
-        "pretrain_step",
-        _PRETRAIN,
-        seconds=50,
-        dry=(*_PRETRAIN, "--quick", "--batch", "2"),
-    ),
-    Part(
-        "train_step",
-        (*_STEP, "--resolution", "256", "512", "--limit", "70"),
-        seconds=100,
-        dry=(*_STEP, "--quick", "--form", "plain", "lean", "diffusers-adamw"),
-        needs=("bitsandbytes",),
-    ),
-    Part(
-        "infer",
-        (*_INFER, "--limit", "60"),
-        seconds=90,
-        dry=(*_INFER, "--quick", "--batch", "1", "--form", "captured", "eager", "diffusers", "--no-cold"),
-    ),
-    Part("regress", _REGRESS, seconds=10, dry=_REGRESS),
+    Part("regress", _REGRESS, seconds=5, dry=_REGRESS),
 )
+"""In the order in which they run; their seconds add up to less than TOTAL_SECONDS."""
+
+SOON = 0.75
+"""Share of a part's time after which it starts nothing new."""
 
 
 @dataclasses.dataclass
@@ -144,31 +147,32 @@ class Suite:
         out.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> int:
-        """All parts; 0 where every one of them passed."""
+        """All parts; 0 where every one of them passed or is unavailable here."""
         self._write_json("environment", environment())
-        for part in self.parts:
+        for number, part in enumerate(self.parts):
             print(f"--- {part.name}", flush=True)
-            self.results.append(self._run_part(part))
+            self.results.append(self._run_part(part, sum(p.seconds for p in self.parts[number + 1 :])))
             print(f"--- {part.name}: {self.results[-1].status} ({self.results[-1].seconds:.0f} s)", flush=True)
             self._write_summary()
         self._print_table()
         self._check_files()
         shutil.rmtree(self.logs, ignore_errors=True)
-        return int(any(r.status != "passed" for r in self.results))
+        return int(any(not r.status.startswith(("passed", "unavailable")) for r in self.results))
 
-    def _run_part(self, part: Part) -> Result:
+    def _run_part(self, part: Part, kept: float) -> Result:
+        """kept: seconds of the parts after it."""
         start = time.monotonic()
         missing = [name for name in part.needs if importlib.util.find_spec(name) is None]
         left = self.deadline - start
         if missing:
-            return Result(part.name, f"skipped: not installed here: {', '.join(missing)}", 0.0)
+            return Result(part.name, f"unavailable: not installed here: {', '.join(missing)}", 0.0)
         if left < 5:
             return Result(part.name, "skipped: no time was left", 0.0)
         work = self.logs / part.name
         work.mkdir()
         words = part.dry if self.dry else part.command
-        words = tuple(word.format(out=self.out) for word in words)
-        limit = left if self.dry else min(part.seconds, left)  # a busy CPU says nothing about what a GPU needs
+        limit = left if self.dry else min(left, max(part.seconds, left - kept))  # a busy CPU says nothing of a GPU
+        words = tuple(word.format(out=self.out, soon=int(SOON * limit)) for word in words)
         status = run_limited(words, self._environment(part), work / "log.txt", limit)
         return Result(part.name, status, time.monotonic() - start)
 

@@ -30,6 +30,7 @@ from benchmarks.harness import measure
 from benchmarks.harness.output import OpRow, Output, add_flags, file_in, first_line
 from benchmarks.steps import pretrain as pretrain_step
 from benchmarks.steps import train_forms
+from benchmarks.steps.train_forms import Size
 from sgg_fast.commands import command
 from sgg_fast.config import Config, ConfigError, ModelConfig
 from sgg_fast.quiet import quiet_libraries
@@ -74,17 +75,6 @@ class StepRow(OpRow):
         return f"{self.size:14} {self.backend:22} {numbers}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """What a step works on."""
-
-    resolution: int
-    batch: int
-
-    def __str__(self) -> str:
-        return f"{self.resolution}x{self.resolution} b{self.batch}"
-
-
 @functools.cache
 def step_flops(model: ModelConfig, resolution: int) -> int:
     """Floating-point operations of forward and backward for one image, on fake tensors."""
@@ -107,9 +97,9 @@ def _floor(row: StepRow, device: torch.device) -> float | None:
     return 1e3 * (row.flops / chip.flops + row.compulsory_bytes / chip.bytes_per_second)
 
 
-def mismatch(form: train_forms.Form) -> str:
-    """Why the form's losses are not those of its fp32 reference, or ""."""
-    exact, low = form.reference_losses
+def mismatch(form: train_forms.Form, size: Size) -> str:
+    """Why the form's losses, prepared for `size`, are not those of its fp32 reference, or ""."""
+    exact, low = form.references[size]
     found = form.losses(NUM_LOSSES)
     allowed = 2 * max(abs(a - b) for a, b in zip(low, exact, strict=True)) + FLOOR
     off = max(abs(a - b) for a, b in zip(found, exact, strict=True))
@@ -119,7 +109,7 @@ def mismatch(form: train_forms.Form) -> str:
 def measure_form(
     name: str, config: Config, sizes: list[Size], device: torch.device, seconds: float
 ) -> Iterator[StepRow]:
-    """Rows of one form, smallest size first; once memory is out, nothing larger is tried."""
+    """Rows of one form, smallest size first, compared at each; once memory is out, nothing larger is tried."""
     shape = f"{LARGEST_GRAPH[0]} objects, {LARGEST_GRAPH[1]} relations"
     facts = dataclasses.asdict(measure.machine(device))
     precision = "bf16"
@@ -129,24 +119,28 @@ def measure_form(
         return StepRow("train_step", "finetune", str(size), shape, precision, name, call, "warm", **facts, **changes)  # type: ignore[arg-type]
 
     try:
-        form = train_forms.build(name, config, sizes[0].resolution, device, NUM_LOSSES)
-        reason = mismatch(form)
+        form = train_forms.build(name, config, sizes, device, NUM_LOSSES)
     except train_forms.UnavailableError as error:
         yield row(sizes[0], status=str(error))
         return
     except (ValueError, RuntimeError) as error:  # torch's out of memory is one of them
         yield row(sizes[0], status=_failure(error))
         return
+    skipped = ""
     for size in sizes:
-        if reason:
-            yield row(size, status=reason if reason.startswith("skipped") else f"mismatch: {reason}")
+        if skipped:
+            yield row(size, status=skipped)
             continue
         try:
-            yield _timed(row(size), form, config.model, size, device, seconds)
+            form.prepare(size)
+            if reason := mismatch(form, size):
+                yield row(size, status=f"mismatch: {reason}")
+            else:
+                yield _timed(row(size), form, config.model, size, device, seconds)
         except RuntimeError as error:
             status = _failure(error)
-            reason = f"skipped: a smaller one {status.split(':')[0]}"
-            yield row(size, planned_bytes=form.planned(size.resolution, size.batch), status=status)
+            skipped = f"skipped: a smaller one {status.split(':')[0]}"
+            yield row(size, planned_bytes=form.planned(size), status=status)
 
 
 def _failure(error: Exception) -> str:
@@ -158,7 +152,6 @@ def _timed(
     row: StepRow, form: train_forms.Form, model: ModelConfig, size: Size, device: torch.device, seconds: float
 ) -> StepRow:
     """The row with its numbers. The first steps allocate state and choose algorithms, and do not count."""
-    form.prepare(size.resolution, size.batch)
     for _ in range(3 if device.type == "cuda" else 1):
         form.step()
     if device.type == "cuda":
@@ -169,7 +162,7 @@ def _timed(
     row.peak_bytes = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
     row.gpu_clocks_mhz = measure.gpu_clocks(device)
     row.images_per_s = 1e3 * size.batch / times.p50
-    row.planned_bytes = form.planned(size.resolution, size.batch)
+    row.planned_bytes = form.planned(size)
     row.compulsory_bytes, row.flops = form.optimiser_bytes, size.batch * step_flops(model, size.resolution)
     row.floor_ms = _floor(row, device)
     row.over_floor = None if row.floor_ms is None else times.p50 / row.floor_ms

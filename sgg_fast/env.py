@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import json
 import os
 import resource
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # its import takes seconds, which a refusal does not wait for
@@ -41,3 +47,54 @@ def peak_memory() -> int:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+PARTS = ("kernels", "attention", "capture", "fused")
+"""What automatic choices can do without: Triton's kernels, xformers, CUDA graphs, the fused UNet."""
+
+_trusting = False
+
+
+def machine() -> str:
+    """The device and the versions that a doctor's verdict holds for."""
+    import torch
+
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = "none"
+    return f"{name}, torch {torch.__version__}, triton {triton}"
+
+
+def doctor_record() -> Path:
+    """Where `sgg-doctor` leaves which parts failed."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "sgg_fast" / "doctor.json"
+
+
+def unfit(part: str) -> str:
+    """Why an automatic choice leaves `part` out on this machine, from the last `sgg-doctor`; "" where it does not."""
+    assert part in PARTS
+    return "" if _trusting else _record().get(part, "")
+
+
+@functools.cache
+def _record() -> dict[str, str]:
+    try:
+        said = json.loads(doctor_record().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return said["unfit"] if said.get("machine") == machine() else {}
+
+
+@contextlib.contextmanager
+def everything_fit() -> Iterator[None]:
+    """Inside, nothing is left out: for the doctor itself."""
+    global _trusting
+    before, _trusting = _trusting, True
+    try:
+        yield
+    finally:
+        _trusting = before
+        _record.cache_clear()

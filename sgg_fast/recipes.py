@@ -18,9 +18,35 @@ def toy() -> Config:
     return Config()
 
 
+def toy_words() -> Config:
+    """SGG-IG on `toy-words` from its own foundation (--model): days on a CPU core. See docs/toy.md."""
+    return toy().replace(
+        recipe="toy-words",
+        sizes="toy-words",
+        data="toy-words",
+        num_scenes=16_000,
+        null_tokens=2,
+        instance_codes=True,
+        relation_dropout=0.1,
+        batch_size=32,
+        accumulation_steps=2,
+        pretrain_steps=2500,
+        finetune_steps=28_000,
+        unet_lr=1e-3,
+        graph_lr=5e-4,
+        lr_schedule="cosine",
+        warmup_steps=50,
+        optimizer="adam",
+        ema=0.999,
+        validation_pairs=128,
+        validate_every=500,
+        sample_every=1000,
+    )
+
+
 def _paper(name: str, resolution: int, num_published: int, relation_draws: int = 1) -> Config:
     return Config(
-        model=ModelConfig(embedded=False, width=512, token_init="none", gate_init=0.0, num_layers=6),  # width: P
+        model=ModelConfig(sizes="sd", width=512, token_init="none", gate_init=0.0, num_layers=6),  # width: P
         data=DataConfig(
             source="",
             num_published=num_published,
@@ -102,7 +128,7 @@ def vg256_best() -> Config:
     )
 
 
-RECIPES = {"toy": toy, "vg128": vg128, "vg256": vg256, "coco128": coco128, "coco256": coco256,
+RECIPES = {"toy": toy, "toy-words": toy_words, "vg128": vg128, "vg256": vg256, "coco128": coco128, "coco256": coco256,
            "vg256-literal": vg256_literal, "vg256-best": vg256_best}  # fmt: skip
 
 

@@ -160,7 +160,7 @@ def data_folder(tmp_path: Path, image: bytes | None = None) -> Path:
 @pytest.mark.parametrize(
     ("stage", "more", "reason"),
     [
-        ("pretrain", ["--recipe", "vg512"], "--recipe vg512: there is no such recipe; there are toy, vg128"),
+        ("pretrain", ["--recipe", "vg512"], "--recipe vg512: there is no such recipe; there are toy, toy-words, vg128"),
         ("pretrain", ["--recipe", "vg256"], "this recipe needs --data: a folder"),
         ("pretrain", ["--recipe", "vg256", "--data", "toy"], "this recipe needs --model: a Stable Diffusion v1.4"),
         ("pretrain", ["--model", "{folder}"], "the folder lacks unet/config.json"),

@@ -34,10 +34,10 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sgg_fast/pipeline.py": ("torch", "numpy", "diffusers", "transformers", "sgg_fast.graph", "sgg_fast.nn",
                              "sgg_fast.diffusion", "sgg_fast.data.formats", "sgg_fast.model_card"),
     "sgg_fast/config/": ("sgg_fast.config",),
-    "sgg_fast/ops/": ("torch", "numpy", "sgg_kernels", "sgg_fast.ops", "sgg_fast.graph"),
+    "sgg_fast/ops/": ("torch", "numpy", "sgg_kernels", "sgg_fast.ops", "sgg_fast.graph", "sgg_fast.env"),
     "sgg_fast/nn/": ("torch", "numpy", "safetensors", "diffusers", "transformers", "huggingface_hub", "sgg_fast.nn",
-                     "sgg_fast.ops", "sgg_fast.graph"),
-    "sgg_fast/nn/attention.py": ("torch", "diffusers", "xformers"),
+                     "sgg_fast.ops", "sgg_fast.graph", "sgg_fast.env"),
+    "sgg_fast/nn/attention.py": ("torch", "diffusers", "xformers", "sgg_fast.env"),
     # Its draws are hashes, which are operators.
     "sgg_fast/diffusion/": ("torch", "diffusers", "sgg_fast.diffusion", "sgg_fast.ops"),
     # The toy's scenes are one of the training sets.
@@ -56,6 +56,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sgg_fast/eval/": (*MODELS, "torch_fidelity", "sgg_fast"),
     "sgg_fast/toy/": (*MODELS, "pycocotools", "tokenizers", "sgg_fast"),
     "sgg_fast/train/": (*MODELS, "deepspeed", "bitsandbytes", "sgg_fast"),
+    "sgg_fast/doctor/": ("torch", "numpy", "diffusers", "sgg_fast"),
     "sgg_fast/app/": ("numpy", "PIL", "starlette", "uvicorn", "sgg_fast.app", "sgg_fast.pipeline", "sgg_fast.drawing",
                       *FORMATS, "sgg_fast.quiet", *NOUNS),
     "train.py": ("sgg_fast",),

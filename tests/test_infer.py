@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -120,6 +121,35 @@ def test_the_same_command_gives_the_same_bytes_and_every_flag_counts(draw, graph
         assert (drawn("c.png", *more) != first).any(), more
     assert drawn("c.png", "--size", 32).shape == (32, 32, 3)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.png", "c.png", "g.json"], "nothing left aside"
+
+
+def test_a_scaled_picture_is_the_same_in_squares_and_keeps_its_own_size(
+    draw, graph_file, tmp_path, capsys, trained_run
+):
+    (plain,), (large,) = (draw(graph_file, "--out", tmp_path / f"{n}.png", "--scale", n) for n in (1, 3))
+    assert (pixels(large) == pixels(plain).repeat(3, axis=0).repeat(3, axis=1)).all()
+    assert read_record(large) == read_record(plain) and read_record(large)[1]["size"] == 64
+    (again,), _ = run(capsys, large, "--out", tmp_path)
+    assert np.abs(pixels(again) - pixels(plain)).max() <= 1, "drawn again at its own size"
+    draw(graph_file, "--out", large, "--scale", 2)
+    assert pixels(large).shape == (128, 128, 3), "another scale is another picture"
+    assert infer.main([str(graph_file), "--model", str(trained_run), "--scale", "17"]) == 2
+    assert capsys.readouterr().err == "infer.py: --scale must lie between 1 and 16, not 17\n"
+
+
+def test_words_lists_what_the_model_was_trained_on(trained_run, capsys):
+    assert infer.main(["--words", "--model", str(trained_run)]) == 0
+    things, relations = capsys.readouterr().out.splitlines()
+    known = {name for i in range(8) for name in draw_scene(0, i).graph.objects}
+    said = {p for i in range(8) for _, p, _ in draw_scene(0, i).graph.relations}
+    assert relations == f"relations: {', '.join(sorted(said))}"
+    told: set[str] = set()
+    for kind, attributes in re.findall(r"([a-z ]+?)(?: \(([a-z, ]*)\))?(?:, |$)", things.removeprefix("things: ")):
+        told |= {kind, *(f"{colour} {kind}" for colour in attributes.split(", ") if colour)}
+    assert known <= told and {name for name in told if " " in name} <= known
+    with pytest.raises(SystemExit):
+        infer.main([])
+    assert "required: INPUT" in capsys.readouterr().err
 
 
 def test_a_picture_is_drawn_again_from_itself(draw, graph_file, tmp_path, capsys, trained_run):
@@ -276,4 +306,6 @@ def test_help_names_every_flag_with_examples(capsys):
         infer.main(["--help"])
     out = capsys.readouterr().out
     assert caught.value.code == 0 and "examples:" in out and "exit codes:" in out
-    assert all(flag in out for flag in ("--seed", "--scheduler", "--grid", "--explain", "--edit", "--json", "INPUT"))
+    assert all(
+        flag in out for flag in ("--seed", "--scheduler", "--grid", "--explain", "--edit", "--json", "--words", "INPUT")
+    )

@@ -22,18 +22,18 @@ class LaneLayout:
 class Op:
     """One operation, its operands and results (with types) by id, the blocks of its regions by theirs."""
 
-    handle: Any
     name: str
     operands: list[int]
     results: list[tuple[int, str]]
     blocks: list[int]
+    numbers: dict[str, int] = dataclasses.field(default_factory=dict)
+    """Integer attributes, of those in `NUMBERED`."""
 
     def number(self, attribute: str) -> int:
         """An integer attribute. Raises ValueError where it has none of that name."""
-        found = self.handle.get_int_attr(attribute)
-        if found is None:
+        if attribute not in self.numbers:
             raise ValueError(f"{self.name} has no attribute {attribute}")
-        return found
+        return self.numbers[attribute]
 
 
 def _ints(text: str) -> tuple[int, ...]:
@@ -62,6 +62,21 @@ def _constants(ttgir: str) -> list[int | None]:
     named = {"true": 1, "false": 0}
     texts = [dense or scalar for dense, scalar in words]
     return [named[t] if t in named else int(t) if re.fullmatch(r"-?\d+", t) else None for t in texts]
+
+
+NUMBERED = ("tt.get_program_id", "tt.get_num_programs", "tt.make_range", "tt.expand_dims")
+"""Operations whose integer attributes are read; they have no regions, so a walk meets them in the order of the text."""
+
+
+def numbered(text: str) -> dict[str, list[dict[str, int]]]:
+    """The integer attributes of every operation of `NUMBERED`, in order, from the text: Triton 3.6 gives no others."""
+    found: dict[str, list[dict[str, int]]] = {name: [] for name in NUMBERED}
+    for name, rest in re.findall(rf"= ({'|'.join(map(re.escape, NUMBERED))})\b(.*)", text):
+        numbers = {key: int(number) for key, number in re.findall(r"(\w+) = (-?\d+)", rest)}
+        if axis := re.match(r" ([xyz]) ", rest):
+            numbers["axis"] = "xyz".index(axis.group(1))
+        found[name].append(numbers)
+    return found
 
 
 def shape_of(type_text: str) -> tuple[int, ...]:
@@ -100,7 +115,10 @@ class Module:
         self._blocks_of: dict[int, list[int]] = {}  # region -> blocks
         self._constant_ids: list[int] = []
         self._entries: list[int] = []
+        self._numbers = {name: iter(each) for name, each in numbered(text).items()}
         self._module.walk(self._see)
+        if any(next(left, None) is not None for left in self._numbers.values()):
+            raise ValueError("the text has more numbered operations than the module")
         self.constants = dict(zip(self._constant_ids, _constants(text), strict=True))
         """Of every constant; None for what is not one integer."""
         if len(self._entries) != 1:
@@ -113,7 +131,8 @@ class Module:
         values = [handle.get_result(i) for i in range(handle.get_num_results())]
         regions = [handle.get_region(i).id() for i in range(handle.get_num_regions())]
         blocks = [block for region in regions for block in self._blocks_of.get(region, [])]
-        op = Op(handle, handle.get_name(), operands, [(v.id(), str(v.get_type())) for v in values], blocks)
+        op = Op(handle.get_name(), operands, [(v.id(), str(v.get_type())) for v in values], blocks)
+        op.numbers = next(self._numbers[op.name]) if op.name in NUMBERED else {}
         if op.name == "tt.func":
             self._entries += blocks
         block = handle.get_block()

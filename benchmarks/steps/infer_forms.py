@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler
 
-from benchmarks.train_step import Size
+from benchmarks.steps.train_forms import Size
 from sgg_fast.diffusion.captured import CapturedUNet
 from sgg_fast.drawing import load_pipeline
 from sgg_fast.graph import SceneGraph

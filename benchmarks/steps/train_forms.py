@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 import functools
 import gc
 import importlib.util
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,17 @@ NUM_IMAGES = 32
 DS_JSON = str(measure.ROOT / "ds.json")
 
 
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """What a step works on."""
+
+    resolution: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.resolution}x{self.resolution} b{self.batch}"
+
+
 class UnavailableError(Exception):
     """This form cannot run here; the message says why."""
 
@@ -44,14 +57,15 @@ def settings(quick: bool) -> Config:
 
 
 class Form(abc.ABC):
-    """A step at a size that may change. `reference_losses`: the first ones in fp32 and in plain bf16."""
+    """A step at a size that may change, its weights always the first ones: it runs at a learning rate of 0."""
 
-    reference_losses: tuple[list[float], list[float]]
+    references: dict[Size, tuple[list[float], list[float]]]
+    """The first losses at each size, in fp32 and in plain bf16."""
     optimiser_bytes: int
     """What the update must read and write."""
 
     @abc.abstractmethod
-    def prepare(self, resolution: int, batch: int) -> None:
+    def prepare(self, size: Size) -> None:
         """Work on images of this size from now on."""
 
     @abc.abstractmethod
@@ -62,7 +76,7 @@ class Form(abc.ABC):
     def losses(self, num: int) -> list[float]:
         """Losses of the first steps with the weights as they are, computed as this form computes."""
 
-    def planned(self, resolution: int, batch: int) -> int | None:
+    def planned(self, size: Size) -> int | None:
         """Bytes at the peak as the planner sees it; None where it knows nothing of the form."""
         return None
 
@@ -70,18 +84,22 @@ class Form(abc.ABC):
 class Ours(Form):
     """The trainer's engine with some settings changed."""
 
-    def __init__(self, config: Config, ds_path: str | None, resolution: int, device: torch.device, num: int) -> None:
+    def __init__(
+        self, config: Config, ds_path: str | None, sizes: Sequence[Size], device: torch.device, num: int
+    ) -> None:
         self.config, self.device, self.ids = config, device, np.arange(config.optim.batch_size)
         self.ds = plan_engine(config.optim, "finetune", device, ds_path)
         torch.manual_seed(config.run.seed)
         with device:
             foundation = self.foundation = blank_foundation(config.model)
             conditioner = blank_conditioner(config.model, foundation)
-        parts = foundation, conditioner, self._cache(resolution)
+        parts = foundation, conditioner, self._cache(sizes[0].resolution)
         self.stage = assemble(config, "finetune", *parts, device, self.ds)
         set_attention(foundation.unet, "sdpa", device)
-        exact, low = self._stage_losses(num, None), self._stage_losses(num, torch.bfloat16)
-        self.reference_losses = exact, low
+        self.references = {}
+        for size in sizes:
+            self._work_on(size)
+            self.references[size] = self._stage_losses(num, None), self._stage_losses(num, torch.bfloat16)
         set_attention(foundation.unet, config.model.attention, device)
         self.engine = build_engine(self.stage, device, self.ds)
         numel = sum(p.numel() for p in self.engine.module.parameters() if p.requires_grad)
@@ -100,20 +118,23 @@ class Ours(Form):
         with torch.autocast(self.device.type, cast) if cast else contextlib.nullcontext():
             return [self.stage(self.ids, step).total.item() for step in range(num)]
 
-    def prepare(self, resolution: int, batch: int) -> None:
-        self.stage.cache = self._cache(resolution)
-        self.ids = np.arange(batch) % NUM_IMAGES
+    def _work_on(self, size: Size) -> None:
+        self.stage.cache = self._cache(size.resolution)
+        self.ids = np.arange(size.batch) % NUM_IMAGES
+
+    def prepare(self, size: Size) -> None:
+        self._work_on(size)
 
     def step(self) -> None:
-        self.engine.update(self.ids[None], self._step)
+        self.engine.update(self.ids[None], self._step, 0.0)
         self._step += 1
 
     @torch.no_grad()
     def losses(self, num: int) -> list[float]:
         return [self.engine.forward(self.ids, step).total.item() for step in range(num)]
 
-    def planned(self, resolution: int, batch: int) -> int | None:
-        return self._planner(resolution).plan(batch).peak
+    def planned(self, size: Size) -> int | None:
+        return self._planner(size.resolution).plan(size.batch).peak
 
     @functools.cache  # noqa: B019 - as long-lived as the form
     def _planner(self, resolution: int) -> Planner:
@@ -125,15 +146,15 @@ class Captured(Ours):
     """The same, captured as CUDA graphs, which are made for one size."""
 
     def losses(self, num: int) -> list[float]:
-        """By captured steps at a learning rate of 0, so that what is compared is what is timed."""
+        """By captured steps, so that what is compared is what is timed."""
         return [self.engine.update(self.ids[None], step, 0.0).losses["loss"].item() for step in range(num)]
 
-    def prepare(self, resolution: int, batch: int) -> None:
+    def prepare(self, size: Size) -> None:
         """Gives up the graphs of the size before first."""
-        super().prepare(resolution, batch)
+        super().prepare(size)
         del self.engine
         gc.collect()
-        self.stage.config = self.config.replace(batch_size=batch)
+        self.stage.config = self.config.replace(batch_size=size.batch)
         self.engine = build_engine(self.stage, self.device, self.ds)
         self._step = 0
 
@@ -141,7 +162,9 @@ class Captured(Ours):
 class Diffusers(Form):
     """The recipe's step: encode the images, encode the texts, predict the noise, AdamW, clip at 1."""
 
-    def __init__(self, config: Config, optimiser: str, attention: str, device: torch.device, num: int) -> None:
+    def __init__(
+        self, config: Config, optimiser: str, attention: str, sizes: Sequence[Size], device: torch.device, num: int
+    ) -> None:
         self.device, self.cast = device, torch.bfloat16
         torch.manual_seed(config.run.seed)
         with device:
@@ -149,29 +172,46 @@ class Diffusers(Form):
         self.vae, self.text_encoder, self.scheduler = models.vae, models.text_encoder, models.scheduler
         self.unet = models.unet.requires_grad_(True).train()
         del models.clip
-        self.prepare(config.data.resolution, config.optim.batch_size)
+        self._attend_by(attention)  # before anything slow: it may be unavailable
         set_attention(self.unet, "sdpa", device)
-        exact = self._first_losses(num, torch.float32)
+        exact = self._at_sizes(sizes, num, torch.float32)
         self.vae.to(self.cast)
         self.text_encoder.to(self.cast)
-        self.reference_losses = exact, self._first_losses(num, self.cast)
-        set_attention(self.unet, attention, device)
+        low = self._at_sizes(sizes, num, self.cast)
+        self.references = {size: (exact[size], low[size]) for size in sizes}
+        self._attend_by(attention)
         self.optimizer = self._optimizer(optimiser)
         numel, state = sum(p.numel() for p in self.unet.parameters()), 2 if optimiser == "adamw8bit" else 8
         self.optimiser_bytes = numel * (3 * 4 + 2 * state)
         self._step = 0
 
+    def _attend_by(self, attention: str) -> None:
+        """As the recipe does it: xformers through diffusers' own switch."""
+        if attention != "xformers":
+            set_attention(self.unet, attention, self.device)
+            return
+        try:
+            self.unet.enable_xformers_memory_efficient_attention()
+        except (ImportError, ValueError, NotImplementedError) as error:
+            raise UnavailableError(f"skipped: diffusers' xformers: {' '.join(str(error).split())}") from error
+
+    def _at_sizes(self, sizes: Sequence[Size], num: int, cast: torch.dtype) -> dict[Size, list[float]]:
+        found = {}
+        for size in sizes:
+            self.prepare(size)
+            found[size] = self._first_losses(num, cast)
+        return found
+
     def _optimizer(self, kind: str) -> torch.optim.Optimizer:
-        arguments = {"lr": 1e-6, "betas": (0.9, 0.999), "weight_decay": 1e-2, "eps": 1e-8}
+        arguments = {"lr": 0.0, "betas": (0.9, 0.999), "weight_decay": 1e-2, "eps": 1e-8}
         if kind == "adamw":
             return torch.optim.AdamW(self.unet.parameters(), **arguments)
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise UnavailableError("skipped: bitsandbytes is not installed")
         import bitsandbytes
 
         return bitsandbytes.optim.AdamW8bit(self.unet.parameters(), **arguments)
 
-    def prepare(self, resolution: int, batch: int) -> None:
+    def prepare(self, size: Size) -> None:
+        resolution, batch = size.resolution, size.batch
         generator = torch.Generator(self.device).manual_seed(0)
         self.pixels = torch.rand(batch, 3, resolution, resolution, device=self.device, generator=generator) * 2 - 1
         vocabulary, length = self.text_encoder.config.vocab_size, self.text_encoder.config.max_position_embeddings
@@ -228,23 +268,30 @@ FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
 """Name -> settings that are changed, and the ds.json or the recipe's optimiser."""
 
 
+NEEDS = {
+    "lean-in-backward": ("bitsandbytes",),
+    "ds.json": ("deepspeed", "bitsandbytes"),
+    "diffusers-8bit-xformers": ("bitsandbytes", "xformers"),
+}
+"""Packages without which a form cannot run."""
+
+
 def call_of(name: str) -> str:
     """The form's `run.Row.call`."""
     return "replay" if name.startswith("captured") else "eager"
 
 
-def build(name: str, config: Config, resolution: int, device: torch.device, num_losses: int) -> Form:
-    """The form `name`, its reference losses known. Raises `UnavailableError` where it cannot run here."""
+def build(name: str, config: Config, sizes: Sequence[Size], device: torch.device, num_losses: int) -> Form:
+    """The form `name`, its references at `sizes` known. Raises `UnavailableError` where it cannot run here."""
     changes, other = FORMS[name]
     captured = call_of(name) == "replay"
     if captured and device.type != "cuda":
         raise UnavailableError("skipped: CUDA graphs need a GPU")
-    if other == DS_JSON and importlib.util.find_spec("deepspeed") is None:
-        raise UnavailableError("skipped: deepspeed is not installed")
+    if absent := [package for package in NEEDS.get(name, ()) if importlib.util.find_spec(package) is None]:
+        raise UnavailableError(f"skipped: not installed here: {', '.join(absent)}")
     if name.startswith("diffusers"):
         assert other is not None
         attention = changes["attention"] if device.type == "cuda" else "sdpa"
-        sized = config.replace(resolution=resolution)
-        return Diffusers(sized, other, attention, device, num_losses)
+        return Diffusers(config, other, attention, sizes, device, num_losses)
     kind = Captured if captured else Ours
-    return kind(config.replace(**changes), other, resolution, device, num_losses)
+    return kind(config.replace(**changes), other, sizes, device, num_losses)

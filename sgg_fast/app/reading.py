@@ -5,7 +5,6 @@ Nothing here draws. Errors are those of the readers (`SceneGraphError`), word fo
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections.abc import Iterator, Sequence
@@ -23,11 +22,14 @@ MAX_GRAPHS = 200
 """Graphs of one file that the page offers."""
 
 
-def parse(kind: str, text: str) -> SceneGraph:
-    """The first graph of `text`, which is "text" (one line of words) or "json". Raises `SceneGraphError`."""
-    if kind == "text":
-        return parse_text(text, "text")
-    return parse_scene_graphs(parse_json(text, "JSON"), "JSON")[0]
+def text_graph(kind: str, text: str) -> dict[str, Any]:
+    """{"graph", "text", "notices"} of the first graph of `text`, which is "text" (one line of words) or "json".
+
+    Raises `SceneGraphError`.
+    """
+    with heard() as notices:
+        graph = parse_text(text, "text") if kind == "text" else parse_scene_graphs(parse_json(text, "JSON"), "JSON")[0]
+    return {**told(graph), "notices": notices[:20]}
 
 
 def told(graph: SceneGraph) -> dict[str, Any]:
@@ -87,8 +89,3 @@ def item_of(document: Any) -> Item:
     if not isinstance(document, dict):
         raise SceneGraphError('graph: must be an object with "objects" and "relationships"')
     return Item(parse_scene_graphs(document, "graph")[0], "graph")
-
-
-def as_json(document: Any) -> bytes:
-    """Compact JSON."""
-    return json.dumps(document, separators=(",", ":")).encode()

@@ -2,7 +2,7 @@
 
     GET    /                        the page (static files; everything below /api/ needs the token)
     GET    /api/model               {"state": "loading" | "ready" | "failed", words, defaults, ...}
-    POST   /api/graph               {"text": "..."} or {"json": "..."} -> {"graph", "text"} or {"error"}
+    POST   /api/graph               {"text": "..."} or {"json": "..."} -> {"graph", "text", "notices"} or {"error"}
     POST   /api/file?name=a.png     a file's bytes -> {"graphs": [{"graph", "text", "settings"}], "notices"}
     POST   /api/drawings            {"graph", "settings", "page", "maps"} -> 202 {"id", "state", ...}
     GET    /api/drawings/ID         how it stands; ?wait=S waits up to S seconds for its end, ?seen=K for newer previews
@@ -14,9 +14,11 @@ A page asks again and again while something is drawn and holds no connection ope
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import math
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -102,11 +104,11 @@ class Routes:
 
         def read() -> dict[str, Any]:
             self.studio.readable.wait()
-            from sgg_fast.app.reading import parse, told
+            from sgg_fast.app.reading import text_graph
             from sgg_fast.graph import SceneGraphError
 
             try:
-                return told(parse(kind, text))
+                return text_graph(kind, text)
             except SceneGraphError as error:
                 return {"error": str(error)}
 
@@ -152,8 +154,9 @@ class Routes:
     async def follow(self, request: Request) -> Response:
         drawing = self._find(request)
         wait = number_of(request.query_params.get("wait", "0"), 0, LONGEST_WAIT)
-        if wait and not drawing.is_over:
-            await run_in_threadpool(self.studio.wait, drawing, wait)
+        until = time.monotonic() + wait
+        while not drawing.is_over and time.monotonic() < until:
+            await asyncio.sleep(0.05)  # a thread each would leave none for others
         seen = number_of(request.query_params.get("seen", "0"), 0, math.inf)
         return Json(self.studio.progress(drawing, int(min(seen, 1e6))))
 

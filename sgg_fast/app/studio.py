@@ -132,11 +132,6 @@ class Studio:
         with self._change:
             self._end(drawing, "stopped")
 
-    def wait(self, drawing: Drawing, seconds: float) -> None:
-        """Return when it is over, or `seconds` have passed."""
-        with self._change:
-            self._change.wait_for(lambda: drawing.is_over, seconds)
-
     def progress(self, drawing: Drawing, seen: int) -> dict[str, Any]:
         """What the page shows of it; the preview only if it is newer than that of step `seen`."""
         with self._change:
@@ -154,7 +149,6 @@ class Studio:
         if drawing.state == "waiting":
             self._line.remove(drawing)
             drawing.state = state
-            self._change.notify_all()
         elif not drawing.is_over:
             drawing.ending = drawing.ending or state
 
@@ -225,7 +219,6 @@ class Studio:
             drawing.error, end = f"the model failed: {type(error).__name__}: {error}"[:300], "failed"
         with self._change:
             drawing.state, drawing.preview, drawing.seconds = end, "", time.monotonic() - began
-            self._change.notify_all()
 
     def _sample(self, drawing: Drawing, began: float) -> None:
         from sgg_fast.data.png_record import encode_png

@@ -15,7 +15,8 @@ from sgg_fast.commands.flags import OneLineParser
 EXAMPLES = """examples:
   python infer.py graph.json                                  draws outputs/graph.png
   python infer.py "sheep standing on grass; sky above grass"  a graph in words; sheep#2 is a second sheep
-  python infer.py "man (hops over) fence"                     a predicate in parentheses may be any words
+  python infer.py "dog (in front of) house"                   a predicate in parentheses may be any words
+  python infer.py --words                                     the words that the model was trained on
   python infer.py a.json b.jsonl --out pictures --grid        many graphs; run it again to go on where it stopped
   python infer.py outputs/graph.png --seed 7                  a picture carries its graph and settings
   python infer.py graph.json --edit "sheep -> dog"            before and after; also "add ...", "remove ..."
@@ -33,7 +34,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="infer.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("inputs", nargs="+", metavar="INPUT", help="file of graphs, picture drawn here, graph in words, or - for stdin")
+    add("inputs", nargs="*", metavar="INPUT", help="file of graphs, picture drawn here, graph in words, or - for stdin")
     add("--model", help="run of train.py, pipeline folder, hub id, or toy, which we ship (runs/toy if it is there)")
     add("--out", type=Path, help="PNG or folder to write (outputs); several of one name get -0, -1, ...")
     add("--seed", type=int, help="the same seed gives the same picture, and every graph the same noise (0)")
@@ -43,8 +44,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--relation-guidance", type=float, metavar="R", help="how hard the relations alone pull besides (0: no more)")
     add("--scheduler", help="ddim, dpm++, euler, euler-a, heun, unipc, ... of diffusers (the model's)")
     add("--size", type=int, help="pixels a side (as trained)")
+    add("--scale", type=int, default=1, metavar="N", help="save each picture N times as large, pixel by pixel (1)")
     add("--edit", dest="edits", action="append", default=[], metavar="CHANGE",
-        help="'sheep -> cow', 'add hat on sheep', 'remove hat'; repeatable; -edit.png shows both")  # fmt: skip
+        help="'sheep -> dog', 'add hat on dog', 'remove hat'; repeatable; -edit.png shows both")  # fmt: skip
     add("--show-graph", action="store_true", help="also write -graph.png, the graph drawn beside the picture")
     add("--explain", action="store_true", help="also write -explain.png, where each object and relation had attention")
     add("--grid", action="store_true", help="also write all pictures on one sheet")
@@ -57,7 +59,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--verify", action="store_true", help="read every byte of the model, also what was found whole before")
     add("--quiet", action="store_true", help="no notices, no progress; errors and paths only")
     add("--json", action="store_true", help="print a JSON object a picture in place of its path; implies --quiet")
-    return parser.parse_args(argv)
+    add("--words", action="store_true", help="print the words that the model was trained on, and draw nothing")
+    args = parser.parse_args(argv)
+    if not (args.inputs or args.words):
+        parser.error("the following arguments are required: INPUT")
+    return args
 
 
 @command("infer.py", interrupted="the same command goes on where it stopped")
@@ -66,7 +72,7 @@ def main(argv: list[str] | None) -> int:
     args = parse(argv)
     check_streams(sys.argv[1:] if argv is None else argv)
     try:
-        draw(args)
+        tell_words(args) if args.words else draw(args)
     except ArithmeticError as error:
         return refuse("infer.py", error, BAD_NUMBERS)
     return 0
@@ -84,6 +90,17 @@ def check_streams(argv: list[str]) -> None:
     for number, word in enumerate(argv, 1):
         if any("\ud800" <= character <= "\udfff" for character in word):
             raise ValueError(f"argument {number} ({ascii(word[:40])[1:-1]}): not UTF-8 text")
+
+
+def tell_words(args: argparse.Namespace) -> None:
+    """Print the words of the model. Raises ValueError or OSError for one that cannot be loaded."""
+    from sgg_fast.quiet import quiet_libraries
+
+    quiet_libraries()
+    from sgg_fast.drawing import load_model
+    from sgg_fast.drawing.vocabulary import known_words
+
+    print(known_words(load_model(args.model, verify=args.verify).pipeline.graph_encoder.config.trained_names))
 
 
 def draw(args: argparse.Namespace) -> None:

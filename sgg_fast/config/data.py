@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .fields import ConfigError, Part, setting
 
-DRAWN_SETS = ("toy", "toy-rare")
+DRAWN_SETS = ("toy", "toy-rare", "toy-words")
 """Values of --data that are no folder: toy scenes, drawn on the spot."""
 
 
@@ -16,9 +16,10 @@ class DataConfig(Part):
     """Where pairs of image and scene graph come from, and in which form training sees them."""
 
     source: str = setting("toy", flag="data", makes_cache=True)
-    """Training set: "toy" or "toy-rare" (drawn on the spot; in a third of toy-rare's scenes one thing is above another
-    that is elsewhere below it, or somebody holds something), a folder that `sgg_fast.data.prepare` made (a set, or a
-    cache of one), or a folder of images, each with its graph in a .json beside it."""
+    """Training set: "toy", "toy-rare" or "toy-words" (drawn on the spot; in a third of toy-rare's scenes one thing is
+    above another that is elsewhere below it, or somebody holds something; toy-words speaks as people type), a folder
+    that `sgg_fast.data.prepare` made (a set, or a cache of one), or a folder of images, each with its graph in a .json
+    beside it."""
     num_published: int = setting(0, of_recipe=True)
     """Training images of the published set that the recipe stands for, which --plan counts without --data."""
     attributes: str = setting("none", choices=("none", "first"), in_cache=True, makes_cache=True)
@@ -30,7 +31,7 @@ class DataConfig(Part):
     resolution: int = setting(64, at_least=32, multiple_of=8, in_cache=True, makes_cache=True, in_card=True)
     """Side of the training images, in pixels; a multiple of 8."""
     num_scenes: int = setting(256, at_least=1, makes_cache=True)
-    """Number of toy scenes, with --data toy."""
+    """Number of toy scenes, with --data toy, toy-rare or toy-words."""
 
     @property
     def is_drawn(self) -> bool:

@@ -13,8 +13,8 @@ class ModelConfig(Part):
 
     source: str = setting("", flag="model", makes_cache=True)
     """Stable Diffusion v1 in diffusers format: folder or hub id. Empty: the toy models."""
-    embedded: bool = setting(True, of_recipe=True)
-    """Whether the toy models, which ship in the package, stand in where --model is empty."""
+    sizes: str = setting("toy", choices=("toy", "toy-words", "sd"), of_recipe=True)
+    """The models that the recipe is for; those of the toy ship in the package and stand in where --model is empty."""
     clip: str = setting("", makes_cache=True)
     """CLIP ViT-B/32 for names and images: folder or hub id. Empty: the one that --model carries."""
     conditioner: str = setting("sgg", choices=("sgg", "text", "sgdiff"), in_card=True)
@@ -38,6 +38,9 @@ class ModelConfig(Part):
     gate_init: float = setting(1.0, in_encoder=True, in_card=True)
     """Where the gates of --token-init text start: at 0 the tokens are SD's own text states at first, and the gates
     open at --graph-lr; at 1 the graph's share counts as much from the first step."""
+    null_tokens: int = setting(77, at_least=1, at_most=77, in_encoder=True)
+    """States of the empty text that the null condition holds: 77 as Stable Diffusion was trained with, or fewer (2: its
+    start and end) for a model that never saw the rest; then the context is only as long as its graphs."""
     instance_codes: bool = setting(False, in_encoder=True)
     """Tell objects of one name in a graph apart: a random code on every token that mentions the object."""
     attention: str = setting("auto", choices=("auto", "xformers", "sdpa", "cudnn"), may_change=True)
@@ -65,8 +68,12 @@ class ModelConfig(Part):
 
     def check_given(self) -> None:
         """Raises `ConfigError` where nothing says which models to load."""
-        if not (self.source or self.embedded):
-            raise ConfigError("this recipe needs --model: a Stable Diffusion v1.4 folder or hub id")
+        if self.source or self.sizes == "toy":
+            return
+        what = "a Stable Diffusion v1.4 folder or hub id"
+        if self.sizes == "toy-words":
+            what = "the foundation that `python -m sgg_fast.toy.build foundation` makes (docs/toy.md)"
+        raise ConfigError(f"this recipe needs --model: {what}")
 
     @property
     def reads_phrases(self) -> bool:

@@ -1,7 +1,8 @@
 """A look at a training set: `python -m sgg_fast.data.show DIR --n 16` writes a sheet of pictures, boxes and graphs.
 
 DIR is anything that train.py --data takes: a prepared set, a cache (its set is opened, or where that is gone the
-pictures that the cache keeps), a folder of pictures with graphs beside them, "toy" or "toy-rare".
+pictures that the cache keeps), a folder of pictures with graphs beside them, "toy", "toy-rare" or
+"toy-words".
 """
 
 from __future__ import annotations

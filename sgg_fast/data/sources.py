@@ -70,7 +70,7 @@ def open_source(data: DataConfig, seed: int, split: str = "train", check: bool =
     data.check_given()
     folder, resolution = Path(data.source), data.resolution
     if data.is_drawn:
-        source = toy_source(seed, data.num_scenes, resolution, rare=data.source == "toy-rare")
+        source = toy_source(seed, data.num_scenes, resolution, data.source)
     elif is_cache(folder):
         return stored_source(folder, data)
     elif jsonl.is_set(folder):
@@ -82,12 +82,13 @@ def open_source(data: DataConfig, seed: int, split: str = "train", check: bool =
     return with_mirrored(source) if data.flip == "swap" else source
 
 
-def toy_source(seed: int, num_scenes: int, resolution: int, rare: bool = False) -> PairSource:
-    """The first `num_scenes` toy scenes of `seed`; with `rare` a third of them begin with what is rare."""
+def toy_source(seed: int, num_scenes: int, resolution: int, data: str = "toy") -> PairSource:
+    """The first `num_scenes` scenes of `seed`, of one of `TOY_DATA`; in "toy-rare" every third shows what is rare."""
     from sgg_fast.toy.world import draw_scene
 
-    scenes = [draw_scene(seed, i, resolution, rare=rare and i % 3 == 2) for i in range(num_scenes)]
-    name = f"toy{'-rare' * rare}({num_scenes} scenes, seed {seed})"
+    rare, spoken = data == "toy-rare", data == "toy-words"
+    scenes = [draw_scene(seed, i, resolution, rare=rare and i % 3 == 2, spoken=spoken) for i in range(num_scenes)]
+    name = f"{data}({num_scenes} scenes, seed {seed})"
     return PairSource([s.graph for s in scenes], lambda i: scenes[i].image, name, boxes=lambda i: scenes[i].boxes)
 
 

@@ -22,7 +22,7 @@ from sgg_fast.drawing.options import Options, grid_path, is_lost, names_picture,
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import context_length
 from sgg_fast.pictures.graph_picture import draw_graph
-from sgg_fast.pictures.sheets import beside, grid, tiles, zoomed
+from sgg_fast.pictures.sheets import beside, enlarged, grid, tiles, zoomed
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 Progress = Callable[[float], None]
@@ -64,12 +64,11 @@ class Job:
     variant: int = 1
     """Above 1: other pictures had these names already."""
 
-    @property
-    def group(self) -> tuple:
-        """Jobs of one group can share a batch."""
+    def group(self, null_tokens: int) -> tuple:
+        """Jobs of one group can share a batch; a context holds at least the null condition's tokens."""
         triples = max(len(g.objects) + len(g.relations) for g in (self.graph, self.before))
         shared = ("size", "scheduler", "steps", "guidance", "relation_guidance")
-        return context_length(triples), *(self.record[name] for name in shared)
+        return context_length(triples, null_tokens), *(self.record[name] for name in shared)
 
     def is_done(self) -> bool:
         """Whether all its files are there."""
@@ -102,6 +101,7 @@ def make_records(graph: SceneGraph, settings: Mapping[str, Any], model: Model, o
     record = {name: used[name] for name in defaults} | {"graph": graph_json(graph)}
     record |= {name: float(record[name]) for name in ("guidance", "relation_guidance")}
     record |= {"model": model.name, "weights": model.weights}
+    record |= {"scale": options.scale} if options.scale > 1 else {}
     return [{**record, "seed": used["seed"] + number} for number in range(options.num_images)]
 
 
@@ -138,8 +138,9 @@ def draw_jobs(
     batches are cut from all jobs, and one of which anything is missing is drawn whole.
     """
     groups: dict[tuple, list[Job]] = {}
+    null_tokens = model.pipeline.graph_encoder.config.null_tokens
     for job in jobs:
-        groups.setdefault(job.group, []).append(job)
+        groups.setdefault(job.group(null_tokens), []).append(job)
     for group in groups.values():
         for start in range(0, len(group), options.batch_size):
             batch = group[start : start + options.batch_size]
@@ -167,7 +168,7 @@ def _draw_batch(
     befores = sample([job.before for job in batch], records, model, on_step)[0] if options.edits else images
     for i, job in enumerate(batch):
         if missing[i]:
-            save_png(images[i], job.path, job.record)
+            save_png(enlarged(images[i], options.scale), job.path, job.record)
             for kind, path in job.sheets.items():
                 sheet = _sheet(kind, job, befores[i], images[i], maps[i] if maps is not None else None)
                 save_png(sheet, path, job.sheet_record(kind))

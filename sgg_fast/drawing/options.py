@@ -31,6 +31,7 @@ MAX_STEPS, MAX_PULL = 100_000, 10_000
 """Beyond any use; above them numbers overflow, or a sampling has no end."""
 _LONGEST = 255 - len(".part") - len("-v999999")
 """Bytes of a file's name, with room for what is put around it."""
+MAX_SCALE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,8 @@ class Options:
     """Short name of a diffusers scheduler."""
     size: int | None = None
     """Pixels a side."""
+    scale: int = 1
+    """How many times as large a picture is saved, pixel by pixel; its record keeps the size that was drawn."""
     batch_size: int = 8
     """Pictures drawn at a time."""
     edits: tuple[str, ...] = ()
@@ -82,6 +85,8 @@ class Options:
             raise ValueError(f"--seed must lie between 0 and 2^63 - 1, not {self.seed}")
         if self.size is not None and (not 8 <= self.size <= 4096 or self.size % 8):
             raise ValueError(f"--size must be a multiple of 8 up to 4096, not {self.size}")
+        if not 1 <= self.scale <= MAX_SCALE:
+            raise ValueError(f"--scale must lie between 1 and {MAX_SCALE}, not {self.scale}")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise ValueError(
                 f"--scheduler {shown(self.scheduler)[1:-1]}: there is no such one; there are {', '.join(SCHEDULERS)}"

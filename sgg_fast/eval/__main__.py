@@ -25,8 +25,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--data",
         default="toy",
         help="graphs: toy (held-out scenes), toy-combinations (scenes with combinations held out of training scenes), "
-        "toy-repeats (scenes with two of a kind and a chain), a JSON file, or a prepared set, whose test split is read "
-        "(toy)",
+        "toy-repeats (scenes with two of a kind and a chain), each also of toy-words, toy-words-combinations, "
+        "toy-words-repeats; a JSON file, or a prepared set, whose test split is read (toy)",
     )
     parser.add_argument("--num", type=int, help="graphs drawn (100, or all where there are fewer)")
     parser.add_argument("--pairs", type=int, default=50, help="counterfactual pairs an axis, at most (50)")
@@ -40,8 +40,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--detector",
-        help="toy, folder or hub id of an OWL-ViT or OWLv2 of transformers, or none, which leaves objects and "
-        "relations unmeasured (toy where it knows the names of the graphs)",
+        help="toy, toy-words, folder or hub id of an OWL-ViT or OWLv2 of transformers, or none, which leaves objects "
+        "and relations unmeasured (toy where it knows the names of the graphs)",
     )
     parser.add_argument("--inception", type=Path, help="torch-fidelity's Inception weights file: adds FID and IS")
     parser.add_argument("--against", type=Path, help="--out of another model's evaluation: adds paired differences")

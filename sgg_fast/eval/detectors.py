@@ -14,16 +14,18 @@ from sgg_fast.eval.detector import Detector, Instance, overlaps
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn import loading
 from sgg_fast.nn.clip import normalise_pixels
-from sgg_fast.toy.detector import load_detector
+from sgg_fast.toy.detector import SPOKEN_WEIGHTS, load_detector
 
 
 class ToyWorldDetector:
-    """The detector of `sgg_fast/toy/detector.py`: knows the toy's categories, and looks for all of them."""
+    """The detector of `sgg_fast/toy/detector.py`: knows the toy's categories, and looks for all of them.
 
-    name = "toy detector"
+    spoken: the one that was trained on `toy-words` as well.
+    """
 
-    def __init__(self) -> None:
-        self.network = load_detector()
+    def __init__(self, spoken: bool = False) -> None:
+        self.name = "toy-words detector" if spoken else "toy detector"
+        self.network = load_detector(SPOKEN_WEIGHTS) if spoken else load_detector()
 
     def find(self, images: np.ndarray, graphs: Sequence[SceneGraph]) -> list[list[Instance]]:
         return self.network.find(images)
@@ -99,10 +101,15 @@ class OpenVocabularyDetector:
 
 
 def open_detector(which: str) -> Detector | None:
-    """ "toy", "none", or the folder or hub id of an open-vocabulary detector. Raises ValueError naming --detector."""
+    """ "toy", "toy-words", "none", or the folder or hub id of an open-vocabulary detector.
+
+    Raises ValueError naming --detector.
+    """
     if which == "none":
         return None
-    return ToyWorldDetector() if which == "toy" else OpenVocabularyDetector(which)
+    if which in ("toy", "toy-words"):
+        return ToyWorldDetector(spoken=which == "toy-words")
+    return OpenVocabularyDetector(which)
 
 
 def choose_detector(which: str | None, graphs: Sequence[SceneGraph]) -> tuple[str, str]:

@@ -23,6 +23,7 @@ from sgg_fast.eval.detector import Detector, Instance
 from sgg_fast.eval.detectors import ToyWorldDetector, choose_detector, open_detector
 from sgg_fast.eval.direction import GATE, measure_direction
 from sgg_fast.eval.pictures import EvalJob, GraphSet, noise_seed
+from sgg_fast.eval.whole import faultless_table, merged
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.pipeline import SceneGraphToImagePipeline
@@ -100,7 +101,9 @@ def evaluate(args: argparse.Namespace) -> str:
     graph_set = pictures.open_graphs(args.data, pipeline.config.resolution)
     num = min(NUM_GRAPHS, graph_set.size or NUM_GRAPHS) if args.num is None else args.num
     plan = make_plan(graph_set, num, args.pairs, args.out / "pictures")
-    chosen, warning = choose_detector(args.detector, [*plan.graphs, *plan.partners.values()])
+    spoken = pictures.is_spoken(args.data)
+    which = args.detector or ("toy-words" if spoken else None)
+    chosen, warning = choose_detector(which, [*plan.graphs, *plan.partners.values()])
     warnings = [warning] if warning else []
     if args.inception:
         if graph_set.image is None:
@@ -117,7 +120,7 @@ def evaluate(args: argparse.Namespace) -> str:
 
     result: dict[str, Any] = {**settings, "model": model.description, "weights": model.weights, "seeds": args.seeds}
     result |= {"first seed": args.first_seed, "num graphs": num}
-    result["detector"] = _detector_accuracy(detector, pipeline)
+    result["detector"] = _detector_accuracy(detector, pipeline, spoken)
     drawn = [pictures.load([plan.path(seed, i) for i in range(num)]) for seed in seeds]
     real = None if graph_set.image is None else np.stack([graph_set.image(i) for i in range(num)])
     result |= _score(detector, pipeline, plan.graphs, drawn, real)
@@ -136,11 +139,11 @@ def evaluate(args: argparse.Namespace) -> str:
     return f"{text}\n\n{args.out / 'eval.json'}\n{args.out / 'tables.md'}\n{args.out / 'sheet.png'}"
 
 
-_MEASURED: dict[tuple[str, int], dict[str, Any]] = {}
+_MEASURED: dict[tuple[str, int, bool], dict[str, Any]] = {}
 """The toy detector's accuracy by autoencoder: a process that evaluates several models measures it once."""
 
 
-def _detector_accuracy(detector: Detector | None, pipeline: SceneGraphToImagePipeline) -> dict[str, Any]:
+def _detector_accuracy(detector: Detector | None, pipeline: SceneGraphToImagePipeline, spoken: bool) -> dict[str, Any]:
     """The toy detector on scenes whose things are known: as drawn, and through this model's autoencoder."""
     from sgg_fast.toy.detector import accuracy
     from sgg_fast.toy.world import HELD_OUT_SEED, draw_scene
@@ -149,10 +152,10 @@ def _detector_accuracy(detector: Detector | None, pipeline: SceneGraphToImagePip
         return {"name": "none"}
     if not isinstance(detector, ToyWorldDetector):
         return {"name": detector.name}
-    known = fingerprint(pipeline.vae), NUM_ACCURACY
+    known = fingerprint(pipeline.vae), NUM_ACCURACY, spoken
     if known in _MEASURED:
         return _MEASURED[known]
-    scenes = [draw_scene(HELD_OUT_SEED, i) for i in range(NUM_ACCURACY)]
+    scenes = [draw_scene(HELD_OUT_SEED, i, spoken=spoken) for i in range(NUM_ACCURACY)]
     through = pictures.through_vae(pipeline.vae, np.stack([scene.image for scene in scenes]))
     own = {"real": accuracy(detector.network, scenes), "through the VAE": accuracy(detector.network, scenes, through)}
     _MEASURED[known] = {
@@ -174,7 +177,7 @@ def _score(
 ) -> dict[str, Any]:
     """Rows of figures: the model, its two floors and, where there are real pictures, the ceilings."""
     if detector is None:
-        return {"rows": {}, "predicates": {}, "intervals": {}, "per picture": {}}
+        return {"whole": {}, "rows": {}, "predicates": {}, "intervals": {}, "per picture": {}}
 
     found = [detector.find(images, graphs) for images in drawn]
 
@@ -201,7 +204,15 @@ def _score(
     own = [scored([one]) for one in found]
     values = [[metrics.per_picture(score) for score in scores] for scores in own]
     per_picture = {name: [[v[name] for v in seed] for seed in values] for name in values[0][0]}
+    whole = {
+        name: faultless_table(
+            graphs, np.array([score.faultless for score in scores]).reshape(-1, len(graphs)), detector.parse
+        )
+        for name, scores in rows.items()
+        if name in ("drawn", "ceiling: real, through the VAE")
+    }
     return {
+        "whole": whole,
         "rows": {name: metrics.summarise(scores) for name, scores in rows.items()},
         "predicates": {name: metrics.relation_table(scores) for name, scores in rows.items()},
         "intervals": {name: str(bootstrap.estimate(np.array(v))) for name, v in per_picture.items()},
@@ -309,7 +320,10 @@ def _told_diversity(found: dict[str, Any]) -> str:
 
 
 def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
-    """Differences to another evaluation of the same graphs and seeds, paired by picture, with their intervals."""
+    """Differences to another evaluation of the same graphs and seeds, paired by picture, with their intervals.
+
+    Figures that an older evaluation does not have are left out.
+    """
     path = other / "eval.json"
     if not path.is_file():
         raise ValueError(f"--against {other}: no eval.json there")
@@ -329,7 +343,7 @@ def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
 
     try:
         a, b = values(result), values(theirs)
-        return {name: str(bootstrap.difference(a[name], b[name])) for name in a if a[name].size}
+        return {name: str(bootstrap.difference(a[name], b[name])) for name in a if name in b and a[name].size}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"--against {other}: {error}; use the same --num, --pairs, --seeds and --detector") from error
 
@@ -346,6 +360,10 @@ def _tables(result: dict[str, Any]) -> str:
         "IoU: of multisets, 1 where nothing is asked and nothing is there; IoU (sets): as LAION-SG computes it, 0 there"
         if result["rows"]
         else "",
+        "pictures without any fault: every object there, once, with its colour, every relation true, nothing else"
+        if result["whole"]
+        else "",
+        report.table(merged(result["whole"]), "graphs of") if result["whole"] else "",
         "counterfactual pairs: the same noise, one relation flipped; the share of pictures that follow"
         if result["counterfactual pairs"]
         else "",

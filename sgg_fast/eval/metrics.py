@@ -13,7 +13,7 @@ import dataclasses
 import itertools
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 
 import numpy as np
 
@@ -29,10 +29,8 @@ from sgg_fast.eval.relations import (
     is_ground,
     shown,
 )
+from sgg_fast.eval.whole import Parse, bound, num_extra
 from sgg_fast.graph import SceneGraph
-
-Parse = Callable[[str], tuple[str, str | None]]
-"""Name -> (category, colour): `Detector.parse`."""
 
 OF_SETS = " (sets)"
 """Behind the name of a figure that is computed as LAION-SG does; without it the figure is of multisets."""
@@ -112,6 +110,16 @@ class PictureScore:
     graph_iou: float
     iou_of_sets: tuple[float, float, float] = (0.0, 0.0, 0.0)
     """The same three as LAION-SG computes them: of sets, 0 where both are empty."""
+    num_extra: int = 0
+    """Instances that stand for no object, grounds that were not asked for aside."""
+    bound: list[bool] = dataclasses.field(default_factory=list)
+    """Per pair of objects of different kinds with different colours, as read: each shows its own."""
+
+    @property
+    def faultless(self) -> bool:
+        """Everything that was asked for is there, once, as asked, and nothing else."""
+        holding = all(holds for _, _, holds in self.relations)
+        return all(self.found) and not self.num_extra and all(self.colour_right) and holding
 
 
 def score_picture(graph: SceneGraph, instances: Sequence[Instance], parse: Parse) -> PictureScore:
@@ -166,6 +174,8 @@ def score_picture(graph: SceneGraph, instances: Sequence[Instance], parse: Parse
             set_iou([p for _, p, _ in told], [p for _, p, _ in seen]),
             set_iou(told, seen),
         ),
+        num_extra=num_extra([category for category, _ in asked], chosen, instances),
+        bound=bound(asked, chosen),
     )
 
 
@@ -222,10 +232,12 @@ def summarise(scores: Sequence[PictureScore]) -> dict[str, float]:
 
     num_found = sum(sum(score.found) for score in scores)
     return {
+        "without a fault": _share(score.faultless for score in scores),
         "entity recall": _share(f for score in scores for f in score.found),
         "entity precision": num_found / max(sum(score.num_instances for score in scores), 1),
         "counts": _share(c for score in scores for c in score.counts_right),
         "colours": _share(c for score in scores for c in score.colour_right),
+        "colours bound": _share(b for score in scores for b in score.bound),
         "relations": macro("holds", table),
         "relations if present": macro("holds if present", table),
         "directional": macro("holds", DIRECTIONAL),
@@ -244,6 +256,7 @@ def per_picture(score: PictureScore) -> dict[str, float]:
     """One picture's own means, NaN where nothing was asked; what intervals are computed from."""
     directional = [row for row in score.relations if row[0] in DIRECTIONAL]
     return {
+        "without a fault": float(score.faultless),
         "entity recall": _share(score.found),
         "entity precision": sum(score.found) / score.num_instances if score.num_instances else math.nan,
         "relations": _share(holding for _, _, holding in score.relations),

@@ -31,9 +31,10 @@ from sgg_fast.graph import SceneGraph
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.toy.world import Scene
 
-_TOY = ("toy", "toy-combinations", "toy-repeats")
 _AGAIN = "delete it, and the same command draws it again"
 _FEW = 4
+_KINDS = ("", "-combinations", "-repeats")
+_TOY = tuple(f"{world}{kind}" for world in ("toy", "toy-words") for kind in _KINDS)
 _SCAN = 80
 """Toy graphs looked through for each counterfactual pair that is wanted."""
 
@@ -54,17 +55,19 @@ class GraphSet:
 
 def open_graphs(data: str, resolution: int) -> GraphSet:
     """ "toy": held-out scenes; "toy-combinations": scenes with a combination of `world.HELD_OUT`;
-    "toy-repeats": held-out scenes that are hard to put in words (`_repeats`); a JSON file of graphs; or a set that
-    training takes, whose test split is read. Raises ValueError naming --data.
+    "toy-repeats": held-out scenes that are hard to put in words (`_repeats`); each also of "toy-words", the world as
+    people talk about it; a JSON file of graphs; or a set that training takes, whose test split is read. Raises
+    ValueError naming --data.
     """  # fmt: skip
-    if data == "toy-repeats":
-        repeats = _repeats(resolution)
+    if data.endswith("-repeats") and data in _TOY:
+        repeats = _repeats(resolution, is_spoken(data))
         return GraphSet(data, lambda i: repeats(i).graph, lambda i: repeats(i).image, None, scan=1)
     if data in _TOY:
         from sgg_fast.toy.world import HELD_OUT_SEED, draw_scene
 
+        held_out, spoken = data.endswith("-combinations"), is_spoken(data)
         scene = functools.lru_cache(maxsize=None)(
-            lambda i: draw_scene(HELD_OUT_SEED, i, resolution, held_out=data == "toy-combinations")
+            lambda i: draw_scene(HELD_OUT_SEED, i, resolution, held_out=held_out, spoken=spoken)
         )
         return GraphSet(data, lambda i: scene(i).graph, lambda i: scene(i).image, None)
     path = Path(data)
@@ -77,8 +80,13 @@ def open_graphs(data: str, resolution: int) -> GraphSet:
     return GraphSet(source.name, source.graphs.__getitem__, source.load_image, source.num_images)
 
 
+def is_spoken(data: str) -> bool:
+    """Whether a set of graphs is of the world as people talk about it."""
+    return data.startswith("toy-words") and data in _TOY
+
+
 @functools.cache
-def _repeats(resolution: int) -> Callable[[int], Scene]:
+def _repeats(resolution: int, spoken: bool = False) -> Callable[[int], Scene]:
     """Index -> the held-out scene of that number among those whose graph names two things alike, has a chain (the
     object of one relation is the subject of another) and a relation that could as well be the other way round.
     """
@@ -90,7 +98,7 @@ def _repeats(resolution: int) -> Callable[[int], Scene]:
     def scene(index: int) -> Scene:
         while len(found) <= index:
             i = next(looked)
-            drawn = draw_scene(HELD_OUT_SEED, i, resolution)
+            drawn = draw_scene(HELD_OUT_SEED, i, resolution, spoken=spoken)
             graph = drawn.graph
             alike = len(set(graph.objects)) < len(graph.objects)
             chain = {s for s, _, _ in graph.relations} & {o for _, _, o in graph.relations}

@@ -2,7 +2,8 @@
 
 The geometric six hold by half the margin that the toy world asks for before it says one, so that a box that is a
 pixel off does not decide. The toy's interactions are read off the spots where its drawing joins two things (hat and
-head, hand and string); other worlds' interactions are not judged.
+head, hand and string); other worlds' interactions are not judged. What people say of these things in other words (on,
+in, with, ...) holds where one of the relations that the word may stand for does.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import numpy as np
 
 from sgg_fast.eval.detector import Instance
-from sgg_fast.toy import layout
+from sgg_fast.toy import layout, words
 
 OPPOSITE = {
     "left of": "right of",
@@ -34,14 +35,21 @@ _SLACK = 0.03
 """How far a side may reach over the side that it should stay within."""
 _REACH = 0.11
 """Greatest distance between the two spots that should be joined."""
+_WITHIN = 0.65
+"""Least share of a cover's box in that of what it covers: a thin layer, whose box is a pixel off, loses a quarter."""
 _GROUNDS = {*itertools.chain(*layout.BACKDROPS.values()), *layout.COVERS}
 _WIDE = 0.9
 """Grounds and skies: between them and others only above and below mean anything."""
 
 
 def flipped(relation: Relation) -> Relation:
-    """The relation that says the opposite: "left of" for "right of", or subject and object exchanged."""
+    """The relation that says the opposite: "left of" for "right of", or subject and object exchanged.
+
+    Of "next to" and "near" there is none: they stay as they are.
+    """
     s, predicate, o = relation
+    if predicate in words.EITHER_WAY:
+        return relation
     return (s, OPPOSITE[predicate], o) if predicate in OPPOSITE else (o, predicate, s)
 
 
@@ -74,6 +82,8 @@ def holds(predicate: str, s: Instance, o: Instance) -> bool | None:
         return _within(s.box, o.box)
     if predicate == "surrounding":
         return _within(o.box, s.box)
+    if predicate in _PLACES:
+        return _PLACES[predicate](s.box, o.box)
     rule = _INTERACTIONS.get(predicate)
     return None if rule is None else rule(s, o)
 
@@ -141,17 +151,53 @@ def _behind(back: Instance, front: Instance) -> bool:
 
 
 def _covered(thing: Instance, cover: Instance) -> bool:
-    """The cover lies within the thing and spans most of its width."""
+    """Most of the cover lies within the thing, and it spans most of the thing's width."""
     if cover.category not in layout.COVERS:
         return False
-    width = thing.box[2] - thing.box[0]
-    return bool(
-        (cover.box[:2] > thing.box[:2] - _SLACK).all()
-        and (cover.box[2:] < thing.box[2:] + _SLACK).all()
-        and cover.box[2] - cover.box[0] > 0.6 * width
-    )
+    return _share_within(cover.box, thing.box) >= _WITHIN and _width(cover.box) > 0.6 * _width(thing.box)
 
 
+def _share_within(inner: np.ndarray, outer: np.ndarray) -> float:
+    """Share of the area of box `inner` that lies in box `outer`."""
+    shared = np.minimum(inner[2:], outer[2:]) - np.maximum(inner[:2], outer[:2])
+    return float(np.prod(np.maximum(shared, 0.0)) / max(np.prod(inner[2:] - inner[:2]), 1e-9))
+
+
+def _width(box: np.ndarray) -> float:
+    return float(box[2] - box[0])
+
+
+def _on(s: Instance, o: Instance) -> bool:
+    """It stands or rides on it, is worn by it, or covers it."""
+    if s.category in layout.COVERS:
+        return _covered(o, s)
+    if s.category == "hat" and any(sprite.split()[0] == o.category for sprite in layout.HEAD):
+        return bool(_wearing(o, s))
+    return not is_ground(s.category) and (_standing(s, o) or bool(_riding(s, o)))
+
+
+def _in(s: Instance, o: Instance) -> bool:
+    """It rides in a boat, its base lies in a sky or a sea, or its box in that of anything else."""
+    if is_ground(s.category):
+        return False
+    if o.category == "boat":
+        return bool(_riding(s, o))
+    if o.category in ("sky", "sea"):
+        base = np.array([centre(s.box)[0], s.box[3]])
+        return bool((base > o.box[:2] - _SLACK).all() and (base < o.box[2:] + _SLACK).all())
+    return _within(s.box, o.box)
+
+
+def _with(s: Instance, o: Instance) -> bool:
+    return bool(_wearing(s, o) if o.category == "hat" else False) or bool(_holding(s, o))
+
+
+_PLACES = {
+    "next to": lambda a, b: words.is_beside(a, b, words.BESIDE_GAP + _MARGIN, words.LEAST_SHARED - 0.1),
+    "near": lambda a, b: words.is_near(a, b, words.NEAR_GAP + _MARGIN),
+    "under": lambda a, b: words.is_under(a, b, _MARGIN),
+}
+"""What boxes alone say, by more than the margin with which the world says it."""
 _INTERACTIONS = {
     "wearing": _wearing,
     "holding": _holding,
@@ -159,4 +205,8 @@ _INTERACTIONS = {
     "standing on": _standing,
     "behind": _behind,
     "covered in": _covered,
+    "in front of": lambda front, back: _behind(back, front),
+    "on": _on,
+    "in": _in,
+    "with": _with,
 }

@@ -16,7 +16,7 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 
-from .conditioner import MIN_TOKENS, NULL_TOKENS, GraphCondition, SceneGraphConditioner
+from .conditioner import NULL_TOKENS, GraphCondition, SceneGraphConditioner, context_length
 
 
 class BaselineConditioner(nn.Module):
@@ -62,7 +62,8 @@ class BaselineConditioner(nn.Module):
 
     def condition(self, tokens_BTC: torch.Tensor, mask_BT: torch.Tensor) -> GraphCondition:
         """The tokens with masked padding up to a length that holds the null condition, and an X_global of zeros."""
-        missing = max(0, MIN_TOKENS - tokens_BTC.shape[1])
+        least = context_length(0, self.config.null_tokens)
+        missing = max(0, least - tokens_BTC.shape[1])
         return GraphCondition(
             nn.functional.pad(tokens_BTC, (0, 0, 0, missing)),
             nn.functional.pad(mask_BT, (0, missing)),

@@ -32,8 +32,13 @@ NULL_TOKENS = 77
 """Length of CLIP's text context."""
 
 
-def context_length(most_triples: int) -> int:
-    """T: 80, or the next multiple of 16 that holds the start token, X_global and every triple."""
+def context_length(most_triples: int, null_tokens: int = NULL_TOKENS) -> int:
+    """T: 80, or the next multiple of 16 that holds the start token, X_global and every triple.
+
+    With a null condition of fewer than CLIP's 77 states: the next multiple of 8 that holds it and all of those.
+    """
+    if null_tokens < NULL_TOKENS:
+        return -(-max(null_tokens, most_triples + 2) // 8) * 8
     return max(MIN_TOKENS, -(-(most_triples + 2) // 16) * 16)
 
 
@@ -72,6 +77,7 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         token_init: str = "none",
         gate_init: float = 0.0,
         instance_codes: bool = False,
+        null_tokens: int = NULL_TOKENS,
         trained_names: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
@@ -202,7 +208,8 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         token is that of its phrase plus the graph's token through a gate that starts at `gate_init`.
         """
         _, own_EC, x_global = self.encode(names_VD, batch, code_key=code_key)
-        num_images, length = batch.num_graphs, context_length(int(batch.sizes[:, 1].max()))
+        length = context_length(int(batch.sizes[:, 1].max()), self.config.null_tokens)
+        num_images = batch.num_graphs
         global_BC = self.token_norm(self.from_global(x_global))
         tokens_EC = self.token_norm(own_EC)
         if self.gates is not None:
@@ -224,9 +231,12 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         return GraphCondition(context, mask, x_global, own_EC)
 
     def null_condition(self, num_images: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The empty text as SD knows it: all 77 states of "", then masked padding. ([B, T, C], [B, T] bool)."""
-        padded = nn.functional.pad(self.null_states, (0, 0, 0, length - NULL_TOKENS))
-        mask = torch.arange(length, device=padded.device) < NULL_TOKENS
+        """The empty text as the model knows it: the first `null_tokens` states of "", which are all 77 for Stable
+        Diffusion, then masked padding. ([B, T, C], [B, T] bool).
+        """  # fmt: skip
+        num = self.config.null_tokens
+        padded = nn.functional.pad(self.null_states[:num], (0, 0, 0, length - num))
+        mask = torch.arange(length, device=padded.device) < num
         return padded.expand(num_images, -1, -1), mask.expand(num_images, -1)
 
     def drop(self, condition: GraphCondition, dropped_B: torch.Tensor) -> GraphCondition:

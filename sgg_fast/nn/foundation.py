@@ -46,6 +46,9 @@ def load_foundation(model: str, clip: str) -> Foundation:
     `clip` may be empty where `model` is a pipeline of ours, which carries it. Raises `ModelError`, a ValueError of one
     line that names folder, file and cause. Weights stored in half precision are brought to fp32.
     """
+    for flag, place in (("--model", model), ("--clip", clip)):
+        if place:
+            loading.check_place(flag, place)  # before either is fetched
     root = loading.find_folder("--model", model, (*_SD_PARTS, *(() if clip else _OWN_CLIP)))
     if lacking := loading.lacking_file(root, _SD_PARTS):
         raise loading.ModelError(f"--model {model}: the folder lacks {lacking}; it must be in diffusers format")

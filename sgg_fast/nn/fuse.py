@@ -29,7 +29,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from sgg_fast import ops
+from sgg_fast import env, ops
 from sgg_fast.nn.merge import Merged, MergedLinear, separate
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,12 @@ class FusedResnetBlock2D(ResnetBlock2D):
     """A residual block whose two norms apply the SiLU; without resampling, its time embedding added."""
 
     time: tuple[Merged, int] | None
+
+    def _apply(self, *args: Any, **kwargs: Any) -> FusedResnetBlock2D:
+        super()._apply(*args, **kwargs)
+        if self.time is not None:
+            self.time[0].rejoin()
+        return self
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[B, out channels, h, w]."""
@@ -260,7 +266,13 @@ def fuse_for(
 
     `channels_last` lays the weights of those that are fused now out so; DeepSpeed does not take such weights.
     """
-    if choice == "on" or (choice == "auto" and device.type == "cuda"):
+    on = choice == "on"
+    if choice == "auto" and device.type == "cuda":
+        left_out = env.unfit("kernels") or env.unfit("fused")
+        on = not left_out
+        if left_out:
+            logger.warning("the UNet is not fused: sgg-doctor found %s", left_out)
+    if on:
         for model in models:
             if channels_last and _STATE not in model.__dict__:
                 model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -1,9 +1,11 @@
 """Linear layers that read one tensor, run as one GEMM, while every layer keeps its own parameters under its own name.
 
 The weights lie end to end in one storage, so that the GEMM reads them as one matrix without a copy; each parameter is a
-view into it. Whatever replaces storages (`.to`, `load_state_dict(assign=True)`, DeepSpeed's flat buffers) is noticed
-at the next call: storages of their own are put end to end again, views into somebody else's are left where they lie,
-and where they are not adjacent there they are concatenated, which costs a copy and nothing else.
+view into it. `.to` and its like give each weight a storage of its own: the layer that is moved last puts all end to end
+again, so that a flat buffer, into which they are moved then, keeps them so. Whatever else replaces storages
+(`load_state_dict(assign=True)`, DeepSpeed's flat buffers) is noticed at the next call: storages of their own are put
+end to end, views into somebody else's are left where they lie, and where they are not adjacent there they are
+concatenated, which costs a copy and nothing else.
 """
 
 from __future__ import annotations
@@ -103,6 +105,12 @@ class Merged:
         weights, biases = ([getattr(layer, name) for layer in self.layers] for name in ("weight", "bias"))
         return [weights] if biases[0] is None else [weights, biases]
 
+    def rejoin(self) -> None:
+        """After a layer was moved or cast: put the weights end to end, if that layer was the last of them."""
+        for parameters in self.parameters:
+            if len({(p.dtype, p.device) for p in parameters}) == 1:
+                adjoin(parameters)
+
     def begin(self) -> None:
         """From here to `end` the first caller computes for all."""
         self.end()
@@ -137,6 +145,11 @@ class MergedLinear(nn.Linear):
     """A layer of a `Merged`; takes the place of a stock layer by its class alone."""
 
     merged: tuple[Merged, int]
+
+    def _apply(self, *args: Any, **kwargs: Any) -> MergedLinear:
+        super()._apply(*args, **kwargs)
+        self.merged[0].rejoin()
+        return self
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[.., out_features]."""

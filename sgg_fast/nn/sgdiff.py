@@ -23,7 +23,7 @@ from sgg_fast import ops
 from sgg_fast.graph import NameTable, SceneGraphBatch
 
 from .baseline import BaselineConditioner, first_rows
-from .conditioner import GraphCondition
+from .conditioner import NULL_TOKENS, GraphCondition
 from .encoder import RelationEncoder
 
 NUM_LAYERS = 6
@@ -37,7 +37,12 @@ class SGDiffConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, image_dim: int = 512, context_dim: int = 768, width: int = 512, trained_names: tuple[str, ...] = ()
+        self,
+        image_dim: int = 512,
+        context_dim: int = 768,
+        width: int = 512,
+        null_tokens: int = NULL_TOKENS,
+        trained_names: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self._add_frame(image_dim, context_dim)

@@ -28,7 +28,7 @@ from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 
 from .baseline import BaselineConditioner, first_rows
 from .clip import phrase_states, text_states
-from .conditioner import GraphCondition, context_length
+from .conditioner import NULL_TOKENS, GraphCondition, context_length
 
 
 def phrases(graph: SceneGraph) -> list[str]:
@@ -57,7 +57,12 @@ class TextConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
 
     @register_to_config
     def __init__(
-        self, image_dim: int = 512, context_dim: int = 768, form: str = "sentence", trained_names: tuple[str, ...] = ()
+        self,
+        image_dim: int = 512,
+        context_dim: int = 768,
+        form: str = "sentence",
+        null_tokens: int = NULL_TOKENS,
+        trained_names: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
         self._add_frame(image_dim, context_dim)
@@ -78,7 +83,7 @@ class TextConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
         """The condition of every graph. names: not read. said: see `read`."""
         if self.config.form != "phrases":
             return self.condition(said, torch.ones(said.shape[:2], dtype=torch.bool, device=said.device))
-        num = context_length(int(batch.sizes[:, 1].max())) - 1
+        num = context_length(int(batch.sizes[:, 1].max()), self.config.null_tokens) - 1
         tokens_BTC, there_BT = first_rows(batch, said[batch.phrase.long()].float(), num)
         start = self.start_state.to(tokens_BTC.dtype).expand(len(tokens_BTC), 1, -1)
         return self.condition(

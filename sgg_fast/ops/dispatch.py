@@ -11,6 +11,8 @@ from collections.abc import Iterator
 
 import torch
 
+from sgg_fast import env
+
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("reference", "triton")
@@ -75,6 +77,8 @@ def backend_for(device: torch.device, *dtypes: torch.dtype) -> str:
         raise ValueError(f"--kernels triton: {obstacle}")
     if _requested != "auto":
         backend, reason = _requested, f"--kernels {_requested}"
+    elif device.type == "cuda" and (left_out := env.unfit("kernels")):
+        backend, reason = "reference", f"Triton is left out since sgg-doctor: {left_out}"
     elif device.type == "cuda" and obstacle is None:
         backend, reason = "triton", "CUDA tensors"
     else:

@@ -50,7 +50,11 @@ def _shortened(line: str, width: int, size: int) -> str:
 
 def zoomed(image: Image.Image, side: int) -> Image.Image:
     """`image` with its longer side at least `side`: enlarged by a whole number, so that pixels stay squares."""
-    factor = max(1, -(-side // max(image.size)))
+    return enlarged(image, max(1, -(-side // max(image.size))))
+
+
+def enlarged(image: Image.Image, factor: int) -> Image.Image:
+    """`image` with squares of `factor` x `factor` pixels for its pixels."""
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 

@@ -20,6 +20,8 @@ some combinations held out of the scenes. Fine-tuning began (`--model`) from the
 with `--gate-init 0` and without the losses about boxes; its last step was set to 3000, 5000, 4000 and 4600 on the way,
 that of its second part to 4500, 8000, 7000 and 6400. The detector took 660 steps on 12 000 scenes with a first loss,
 840 on 7 000 and 3 400 on 10 000 with the present one, the features 600 steps on 1 500 scenes.
+
+What `toy-words` has of its own is made by the same commands with `--data-set toy-words`, as docs/toy.md lists them.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -46,10 +48,10 @@ from sgg_fast.data.cache import to_pixels
 from sgg_fast.diffusion import noise
 from sgg_fast.diffusion.sampling import sample_latents
 from sgg_fast.drawing import SHIPPED, load_pipeline
-from sgg_fast.drawing.models import fingerprint
+from sgg_fast.drawing.models import fingerprint, set_scheduler
 from sgg_fast.eval.pictures import through_vae
 from sgg_fast.eval.report import contact_sheet
-from sgg_fast.files import write_aside
+from sgg_fast.graph import SPOKEN
 from sgg_fast.model_card import write_card
 from sgg_fast.nn.clip import normalise_pixels, text_states
 from sgg_fast.nn.foundation import Foundation
@@ -59,8 +61,9 @@ from sgg_fast.toy import world
 from sgg_fast.toy.captions import caption
 from sgg_fast.toy.detector import train_detector
 from sgg_fast.toy.features import train_features
-from sgg_fast.toy.fit import fit
+from sgg_fast.toy.fit import fit, save_half
 from sgg_fast.toy.models import (
+    make_tokenizer,
     toy_clip,
     toy_foundation,
     toy_scheduler,
@@ -69,8 +72,11 @@ from sgg_fast.toy.models import (
     toy_vae,
     weight_file,
 )
+from sgg_fast.toy.text_unet import build_text_unet, encode, parts_of
 from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
 
+SAMPLING_STEPS = 25
+"""Of the model that ships."""
 SHEET = Path(__file__).parent / "sheet.png"
 
 
@@ -125,23 +131,24 @@ def build_vae(out: Path, num_steps: int, num_scenes: int, batch: int = 16) -> Au
     return ema
 
 
-def save_half(model: torch.nn.Module, path: Path) -> None:
-    """fp16 safetensors, written aside and renamed."""
-    halves = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
-    with write_aside(path) as aside:
-        save_file({k: v.contiguous() for k, v in halves.items()}, aside)
-
-
 def _tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> dict[str, torch.Tensor]:
     """Padded to the longest of the batch, not to 77: attention is causal, so what follows the end changes nothing."""
     return dict(tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt"))
 
 
-def build_clip(out: Path, num_steps: int, num_scenes: int, batch: int = 96) -> CLIPModel:
-    """CLIP on (sentence, picture) pairs, symmetric InfoNCE. Looked at: held-out retrieval, 256 pairs, chance 1/256."""
-    scenes = [world.draw_scene(TRAIN_SEED, i) for i in tqdm(range(num_scenes), desc="draw", leave=False)]
-    held_out = [world.draw_scene(HELD_OUT_SEED, i) for i in range(256)]
+def build_clip(out: Path, num_steps: int, num_scenes: int, batch: int = 96, spoken: bool = False) -> CLIPModel:
+    """CLIP on (sentence, picture) pairs, symmetric InfoNCE. Looked at: held-out retrieval, 256 pairs, chance 1/256.
+
+    spoken: on scenes of `toy-words`, with a tokenizer that has its words, which lies beside the weights.
+    """
     tokenizer = toy_tokenizer()
+    if spoken:
+        words = {word for name in world.vocabulary(spoken=True) for word in name.split()}
+        tokenizer = make_tokenizer(words | {word for name in SPOKEN.values() for word in name.split()})
+        tokenizer.save_pretrained(out / "tokenizer")
+    numbers = tqdm(range(num_scenes), desc="draw", leave=False)
+    scenes = [world.draw_scene(TRAIN_SEED, i, spoken=spoken) for i in numbers]
+    held_out = [world.draw_scene(HELD_OUT_SEED, i, spoken=spoken) for i in range(256)]
     torch.manual_seed(0)
     clip = toy_clip(tokenizer)
 
@@ -205,14 +212,6 @@ def clip_pixels(clip: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
 
 
 @torch.no_grad()
-def encode(foundation: Foundation, images: np.ndarray) -> torch.Tensor:
-    """Scaled latents (posterior means) of uint8 pictures."""
-    pixels = to_pixels(images, torch.device("cpu"))
-    parts = [foundation.vae.encode(some).latent_dist.mean for some in pixels.split(50)]
-    return torch.cat(parts) * foundation.vae.config.scaling_factor
-
-
-@torch.no_grad()
 def draw_texts(foundation: Foundation, unet: torch.nn.Module, texts: list[str], guidance: float = 4.0) -> np.ndarray:
     """uint8 pictures of sentences, 40 DDIM steps, noise from seed 0."""
     context, _ = text_states(foundation.text_encoder, foundation.tokenizer, [""] * len(texts) + texts)
@@ -227,15 +226,45 @@ def draw_texts(foundation: Foundation, unet: torch.nn.Module, texts: list[str], 
 
 
 def ship(run: Path, folder: Path) -> None:
-    """The pipeline of a finished `train.py --out RUN`, in fp16, becomes what infer.py draws with by default."""
+    """The pipeline of a finished `train.py --out RUN`, in fp16, becomes what infer.py draws with by default.
+
+    By 25 steps of DPM-Solver++, with which pictures are no worse than with 100 of DDIM (benchmarks/LOG.md).
+    """
     pipeline = SceneGraphToImagePipeline.from_pretrained(
         run / "finetune" / "pipeline", torch_dtype=torch.float16, use_safetensors=True
     )
+    set_scheduler(pipeline, "dpm++")
+    pipeline.register_to_config(sampling_steps=SAMPLING_STEPS)
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.save_pretrained(folder)
+    _forget_places(folder)
+
+
+def assemble(out: Path, folder: Path) -> None:
+    """The parts of `toy-words` as a foundation in diffusers format, fp16: what `train.py --model` starts from.
+
+    While the UNet is still being trained, with the average of its last checkpoint.
+    """
+    foundation = parts_of(out)
+    unfinished = out / "unet" / "checkpoint" / "ema.safetensors"
+    if not (out / "unet.safetensors").is_file() and unfinished.is_file():
+        foundation.unet.load_state_dict(load_file(unfinished))
+    shutil.rmtree(folder, ignore_errors=True)
+    models = {"unet": foundation.unet, "vae": foundation.vae, "text_encoder": foundation.text_encoder,
+              "graph_clip": foundation.clip}  # fmt: skip
+    for name, model in models.items():
+        model.half().save_pretrained(folder / name)
+    for name in ("tokenizer", "graph_tokenizer"):
+        foundation.tokenizer.save_pretrained(folder / name)
+    foundation.scheduler.save_pretrained(folder / "scheduler")
+    _forget_places(folder)
+
+
+def _forget_places(folder: Path) -> None:
+    """Leaves out where the models lay on the machine that made them."""
     for path in folder.rglob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("_name_or_path", None) is not None:  # where it lay on the machine that made it
+        if content.pop("_name_or_path", None) is not None:
             path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     seal(folder)
 
@@ -272,9 +301,15 @@ def draw_sheet(path: Path, num: int = 8) -> None:
 
 
 def build_judge(out: Path, num_steps: int, num_scenes: int, part: str) -> None:
-    """A network that judges pictures and has no part in drawing them: "detector", or the "features" of FID."""
-    train = train_detector if part == "detector" else train_features
-    save_half(train(out / part, num_steps, num_scenes, TRAIN_SEED, HELD_OUT_SEED), out / f"{part}.safetensors")
+    """A network that judges pictures and has no part in drawing them: "detector", "detector_words" (that of
+    `toy-words`), or the "features" of FID.
+    """  # fmt: skip
+    judges: dict[str, Callable[..., torch.nn.Module]] = {
+        "detector": train_detector,
+        "detector_words": partial(train_detector, spoken=True),
+        "features": train_features,
+    }
+    save_half(judges[part](out / part, num_steps, num_scenes, TRAIN_SEED, HELD_OUT_SEED), out / f"{part}.safetensors")
 
 
 PARTS: dict[str, Callable[[Path, int, int], object]] = {
@@ -284,34 +319,60 @@ PARTS: dict[str, Callable[[Path, int, int], object]] = {
     "detector": partial(build_judge, part="detector"),
     "features": partial(build_judge, part="features"),
 }
-STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000, "detector": 2400, "features": 1000}
+SPOKEN_PARTS: dict[str, Callable[[Path, int, int], object]] = {
+    "clip": partial(build_clip, spoken=True),
+    "unet": build_text_unet,
+    "detector_words": partial(build_judge, part="detector_words"),
+}
+"""What `toy-words` has of its own."""
+STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000, "detector": 2400, "features": 1000, "detector_words": 500}
 
 
 @command("toy.build")
 def main(argv: list[str] | None) -> None:
     """Exit code 0, 2 for an evaluation that is not of what ships."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=[*PARTS, "ship", "card", "sheet"])
+    parser.add_argument("part", choices=[*PARTS, "detector_words", "foundation", "ship", "card", "sheet"])
     parser.add_argument(
         "--out", type=Path, default=Path("runs/toy-build"), help="folder of the parts; of the run to ship"
     )
+    parser.add_argument("--data-set", default="toy", choices=("toy", "toy-words"), help="the world (%(default)s)")
     parser.add_argument("--steps", type=int, help=f"optimiser steps ({STEPS})")
+    parser.add_argument("--start", type=Path, help="foundation whose UNet is trained on, with unet of toy-words")
+    parser.add_argument("--first", type=int, default=0, help="steps that the UNet of --start has had (%(default)s)")
     parser.add_argument("--scenes", type=int, default=20_000, help="training scenes to draw")
     parser.add_argument("--eval", type=Path, default=Path("outputs/eval"), help="--out of the evaluation for the card")
     parser.add_argument("--data", default="", help="what the card says that it was trained on (as it stands there)")
     parser.add_argument("--install", action="store_true", help="copy the weights into the package when done")
     args = parser.parse_args(argv)
-    if args.part == "ship":
+    if args.part == "foundation":
+        assemble(args.out, args.out / "foundation")
+    elif args.part == "ship":
         ship(args.out, SHIPPED)
     elif args.part == "card":
         put_on_card(SHIPPED, args.eval, args.data)
     elif args.part == "sheet":
         draw_sheet(SHEET)
     else:
-        PARTS[args.part](args.out, args.steps or STEPS[args.part], args.scenes)
-        if args.install:
-            shutil.copy(args.out / f"{args.part}.safetensors", weight_file(args.part))
-            seal(weight_file(args.part).parent if args.part not in ("vae", "clip") else SHIPPED)
+        build_part(args)
+
+
+def build_part(args: argparse.Namespace) -> None:
+    """Train one part, and with --install put it into the package. Raises ValueError for one that there is not."""
+    parts = SPOKEN_PARTS if args.data_set == "toy-words" else PARTS
+    if args.part not in parts:
+        raise ValueError(
+            f"{args.part}: --data-set {args.data_set} has {', '.join(parts)} of its own; the rest is that of toy"
+        )
+    build = parts[args.part]
+    if args.start:
+        if build is not build_text_unet:
+            raise ValueError("--start is of unet with --data-set toy-words")
+        build = partial(build_text_unet, start=args.start, first=args.first)
+    build(args.out, args.steps or STEPS[args.part], args.scenes)
+    if args.install:
+        shutil.copy(args.out / f"{args.part}.safetensors", weight_file(args.part))
+        seal(weight_file(args.part).parent if args.part not in ("vae", "clip") else SHIPPED)
 
 
 if __name__ == "__main__":

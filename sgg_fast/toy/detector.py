@@ -164,10 +164,15 @@ def _covered(box: np.ndarray, other: np.ndarray) -> bool:
     return bool(shared > MOST * np.prod(box[2:] - box[:2]))
 
 
+SPOKEN_WEIGHTS = WEIGHTS / "detector_words.safetensors"
+"""The detector of `toy-words`. That of `toy` stays beside it, so that older figures compare."""
+
+
 def load_detector(path: Path = WEIGHTS / "detector.safetensors") -> ToyDetector:
     """The trained detector. Raises ValueError if its weights are not there or are of another shape."""
     detector = ToyDetector()
-    load_weights(path, detector, "train it by `python -m sgg_fast.toy.build detector`")
+    words = "detector_words --data-set toy-words" if path == SPOKEN_WEIGHTS else "detector"
+    load_weights(path, detector, f"train it by `python -m sgg_fast.toy.build {words} --install`")
     return detector.requires_grad_(False).eval()
 
 
@@ -187,11 +192,11 @@ class Targets:
     """float16 [M, H, W]: 1 / sqrt(visible pixels of its thing), so that a bird counts beside a sky."""
 
 
-def draw_targets(seed: int, num: int) -> Targets:
-    """The first `num` scenes of the world `seed`."""
+def draw_targets(seed: int, num: int, spoken: bool = False) -> Targets:
+    """The first `num` scenes of the world `seed`; with `spoken` every second one is of `toy-words`."""
     rows = []
     for i in tqdm(range(num), desc="draw", leave=False):
-        scene = world.draw_scene(seed, i)
+        scene = world.draw_scene(seed, i, spoken=spoken and i % 2 == 1)
         owner_HW = scene.masks.argmax(axis=0)
         names = [name.split() for name in scene.graph.objects]
         category_N = np.array([CATEGORIES.index(words[-1]) for words in names], np.uint8)
@@ -310,12 +315,17 @@ def accuracy(detector: ToyDetector, scenes: list[world.Scene], images: np.ndarra
     return Accuracy(num_found / num_things, num_found / num_instances, num_right / max(num_named, 1), missed, invented)
 
 
-def train_detector(out: Path, num_steps: int, num_scenes: int, seed: int, held_out_seed: int) -> nn.Module:
-    """The detector's moving average after `num_steps`; goes on from `out` if it can. Looked at: held-out accuracy."""
-    targets = draw_targets(seed, num_scenes)
-    held_out = [world.draw_scene(held_out_seed, i) for i in range(200)]
+def train_detector(
+    out: Path, num_steps: int, num_scenes: int, seed: int, held_out_seed: int, spoken: bool = False
+) -> nn.Module:
+    """The detector's moving average after `num_steps`; goes on from `out` if it can. Looked at: held-out accuracy.
+
+    spoken: that of `toy-words`, which begins as the one that ships and sees scenes of both worlds.
+    """
+    targets = draw_targets(seed, num_scenes, spoken)
+    held_out = [world.draw_scene(held_out_seed, i, spoken=spoken) for i in range(200)]
     torch.manual_seed(0)
-    detector = ToyDetector()
+    detector = load_detector().requires_grad_(True) if spoken else ToyDetector()
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         terms = loss_terms(detector, _batch(targets, np.random.default_rng([seed, step]), 16))
@@ -326,4 +336,5 @@ def train_detector(out: Path, num_steps: int, num_scenes: int, seed: int, held_o
         assert isinstance(ema, ToyDetector)
         return str(accuracy(ema, held_out))
 
-    return fit("detector", detector, loss_of, out, num_steps, peak_lr=2e-3, ema_decay=0.998, look=look, look_every=300)
+    peak, every = (7e-4, 100) if spoken else (2e-3, 300)
+    return fit("detector", detector, loss_of, out, num_steps, peak, ema_decay=0.998, look=look, look_every=every)

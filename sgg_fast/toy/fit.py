@@ -16,18 +16,22 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from tqdm import tqdm
 
-from sgg_fast.files import replace_folder
+from sgg_fast.files import replace_folder, write_aside
 
 Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
 """Step number -> loss with gradient, and figures for the progress bar. Draws its own batch, by step number."""
 
 
-def learning_rate(step: int, num_steps: int, peak: float, warmup: int = 100) -> float:
-    """Linear warm-up, then a cosine down to a hundredth of `peak`."""
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    done = (step - warmup) / max(num_steps - warmup, 1)
-    return peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
+def learning_rate(
+    step: int, num_steps: int, peak: float, warmup: int = 100, constant_until: float = 0.0, first: int = 0
+) -> float:
+    """Linear warm-up from the step `first`, `peak` up to the share `constant_until` of all steps, then a cosine down to
+    a hundredth of it.
+    """  # fmt: skip
+    falls = max(warmup, round(constant_until * num_steps))
+    done = max(step - falls, 0) / max(num_steps - falls, 1)
+    warm = min(1.0, (step - first + 1) / warmup)
+    return warm * peak * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
 def _save(folder: Path, step: int, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -38,6 +42,13 @@ def _save(folder: Path, step: int, model: nn.Module, ema: nn.Module, optimizer: 
     save_file({k: v.contiguous() for k, v in ema.state_dict().items()}, aside / "ema.safetensors")
     torch.save({"step": step, "optimizer": optimizer.state_dict()}, aside / "optimizer.pt")
     replace_folder(aside, folder)
+
+
+def save_half(model: nn.Module, path: Path) -> None:
+    """fp16 safetensors, written aside and renamed."""
+    halves = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    with write_aside(path) as aside:
+        save_file({k: v.contiguous() for k, v in halves.items()}, aside)
 
 
 def fit(
@@ -52,27 +63,34 @@ def fit(
     look: Callable[[nn.Module, int], str] | None = None,
     look_every: int = 500,
     weight_decay: float = 1e-4,
+    constant_until: float = 0.0,
+    first: int = 0,
 ) -> nn.Module:
     """Train `model` for `num_steps` with AdamW and return its moving average; goes on from `folder` if it can.
+
+    While the rate is still constant (`constant_until`), a run may go on with another number of steps. Without a
+    checkpoint `model` counts as trained for `first` steps.
 
     `look(ema, step)` is called now and then, writes pictures if it likes, and returns a line for the log.
     """
     model.train()
     ema = copy.deepcopy(model).requires_grad_(False).eval()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_lr, weight_decay=weight_decay, betas=(0.9, 0.99))
-    first, last_look = 0, folder / "checkpoint"
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=peak_lr, weight_decay=weight_decay, betas=(0.9, 0.99), fused=True
+    )
+    start, last_look = first, folder / "checkpoint"
     if (last_look / "optimizer.pt").is_file():
         model.load_state_dict(load_file(last_look / "weights.safetensors"))
         ema.load_state_dict(load_file(last_look / "ema.safetensors"))
         state = torch.load(last_look / "optimizer.pt", weights_only=True)
         optimizer.load_state_dict(state["optimizer"])
-        first = state["step"]
+        start = state["step"]
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with tqdm(total=num_steps, initial=first, desc=name, unit="step", mininterval=5) as bar:
-        for step in range(first, num_steps):
+    with tqdm(total=num_steps, initial=start, desc=name, unit="step", mininterval=5) as bar:
+        for step in range(start, num_steps):
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, num_steps, peak_lr)
+                group["lr"] = learning_rate(step, num_steps, peak_lr, constant_until=constant_until, first=first)
             torch.manual_seed(step)
             loss, figures = loss_of(step)
             loss.backward()

@@ -6,12 +6,15 @@ the shipped model has the same ones, from `pipeline/`; `sgg_fast/toy/build.py` m
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
-from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
 from transformers import CLIPConfig, CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from sgg_fast.nn.foundation import Foundation
@@ -37,29 +40,45 @@ def weight_file(part: str, folder: Path = WEIGHTS) -> Path:
     return folder / f"{part}.safetensors"
 
 
+TOKENIZER = Path(__file__).parent / "pipeline" / "tokenizer"
+"""The tokenizer of the weights in `WEIGHTS`, the one copy that there is of it."""
+
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def toy_tokenizer() -> CLIPTokenizer:
-    """CLIP's own byte-level BPE with merges learned from the toy's words; any other string falls into bytes."""
-    bpe = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+def toy_tokenizer(folder: Path = TOKENIZER) -> CLIPTokenizer:
+    """The tokenizer in `folder`: CLIP's own byte-level BPE with the toy's words; any other string falls into bytes."""
+    return CLIPTokenizer.from_pretrained(folder)
+
+
+def make_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
+    """A tokenizer in which each of `words` is one token. The same words give the same merges, which training BPE does
+    not: its library breaks ties differently from call to call.
+    """  # fmt: skip
+    merges: list[tuple[str, str]] = []
+    for word in sorted(set(words)):
+        pieces = _pieces([*word[:-1], f"{word[-1]}</w>"], {pair: rank for rank, pair in enumerate(merges)})
+        while len(pieces) > 1:  # behind the merges that are there, so that none of theirs comes out otherwise
+            merges.append((pieces[0], pieces[1]))
+            pieces = [pieces[0] + pieces[1], *pieces[2:]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.BpeTrainer(
-        vocab_size=2048, min_frequency=1, initial_alphabet=alphabet, end_of_word_suffix="</w>", show_progress=False
-    )
-    words = sorted({word for name in world.vocabulary() for word in name.split()} | {"image", "in"})
-    bpe.train_from_iterator(words, trainer)
-    learned = [tuple(pair) for pair in _merges(bpe)]
-    pieces = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *("".join(pair) for pair in learned), START, END]
-    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(pieces))}
-    return CLIPTokenizer(vocab=vocab, merges=learned, model_max_length=77)
+    made = [*alphabet, *(f"{byte}</w>" for byte in alphabet), *("".join(pair) for pair in merges), START, END]
+    vocab = {piece: i for i, piece in enumerate(dict.fromkeys(made))}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
 
 
-def _merges(bpe: Tokenizer) -> list[list[str]]:
-    import json
-
-    return json.loads(bpe.to_str())["model"]["merges"]
+def _pieces(pieces: list[str], rank: dict[tuple[str, str], int]) -> list[str]:
+    """What is left of a word when the merges are applied, the earliest first."""
+    while True:
+        pairs = [pair for pair in itertools.pairwise(pieces) if pair in rank]
+        if not pairs:
+            return pieces
+        best = min(pairs, key=rank.__getitem__)
+        k = 0
+        while k < len(pieces) - 1:
+            if (pieces[k], pieces[k + 1]) == best:
+                pieces = [*pieces[:k], "".join(best), *pieces[k + 2 :]]
+            k += 1
 
 
 def toy_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
@@ -95,17 +114,27 @@ def toy_vae() -> AutoencoderKL:
     )
 
 
-def toy_unet() -> UNet2DConditionModel:
-    """SD v1's UNet scaled down to 16 x 16 latents; cross-attention at 16 x 16, 8 x 8 and in the middle block."""
+def toy_unet(wide: bool = False) -> UNet2DConditionModel:
+    """SD v1's UNet scaled down to 16 x 16 latents; cross-attention at 16 x 16, 8 x 8 and in the middle block.
+
+    `wide`: twice the channels, and attention, by one head, at 8 x 8 and in the middle alone. At equal CPU time it
+    denoises better; it is the one of `toy-words`.
+    """
+    own: dict[str, Any] = {
+        "block_out_channels": (32, 64, 96),
+        "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        "attention_head_dim": 4,
+    }
+    if wide:
+        own = {
+            "block_out_channels": (64, 96, 128),
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            "attention_head_dim": 1,
+        }
     return UNet2DConditionModel(
-        sample_size=16,
-        block_out_channels=(32, 64, 96),
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        layers_per_block=1,
-        cross_attention_dim=WIDTH,
-        attention_head_dim=4,
-        norm_num_groups=16,
+        sample_size=16, layers_per_block=1, cross_attention_dim=WIDTH, norm_num_groups=16, **own
     )
 
 
@@ -122,12 +151,16 @@ def toy_scheduler() -> DDIMScheduler:
     )
 
 
-def toy_foundation(seed: int = 0, weights: Path | None = WEIGHTS) -> Foundation:
-    """Every part, with its weights from the folder `weights` where a file is there, else random ones from `seed`."""
-    tokenizer, clip_tokenizer = toy_tokenizer(), toy_tokenizer()
+def toy_foundation(seed: int = 0, weights: Path | None = WEIGHTS, wide: bool = False) -> Foundation:
+    """Every part, with its weights from the folder `weights` where a file is there, else random ones from `seed`.
+
+    Its tokenizer, too, where it has one. wide: see `toy_unet`.
+    """
+    merges = weights / "tokenizer" if weights and (weights / "tokenizer").is_dir() else TOKENIZER
+    tokenizer, clip_tokenizer = toy_tokenizer(merges), toy_tokenizer(merges)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        parts = {"unet": toy_unet(), "vae": toy_vae(), "clip": toy_clip(clip_tokenizer)}
+        parts = {"unet": toy_unet(wide), "vae": toy_vae(), "clip": toy_clip(clip_tokenizer)}
     if weights and (weights / MANIFEST).is_file():
         with border(str(weights)):
             check(weights)

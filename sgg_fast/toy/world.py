@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from sgg_fast.graph import SceneGraph
-from sgg_fast.toy import sprites
+from sgg_fast.toy import sprites, words
 from sgg_fast.toy.layout import COLOURED, COVERS, PAINTS, USUAL, Plan, Thing
 
 OBJECTS: tuple[str, ...] = (
@@ -152,15 +152,20 @@ def _relations(
     return tuple(chosen[k] for k in rng.permutation(len(chosen)))
 
 
+SAID_HELD_OUT = frozenset(
+    (o, word, s) if turned else (s, word, o) for s, p, o in HELD_OUT for word, turned in words.ways(p, o)
+)
+"""`HELD_OUT` in all the ways that `toy-words` says it."""
+
+
 def held_out_relations(graph: SceneGraph) -> list[int]:
-    """Indices of the relations whose triple, colours aside, is in `HELD_OUT`."""
+    """Indices of the relations whose triple, colours aside, is in `HELD_OUT` or says the same in other words."""
     category = [name.split()[-1] for name in graph.objects]
-    return [k for k, (s, p, o) in enumerate(graph.relations) if (category[s], p, category[o]) in HELD_OUT]
+    return [k for k, (s, p, o) in enumerate(graph.relations) if (category[s], p, category[o]) in SAID_HELD_OUT]
 
 
-def _try_scene(rng: np.random.Generator, size: int, held_out: bool, rare: bool) -> Scene | None:
+def _try_scene(rng: np.random.Generator, size: int, held_out: bool, plan: Plan) -> Scene | None:
     """One attempt; None when something ended up hidden, too little is going on or `held_out` is not met."""
-    plan = Plan(rng, rare)
     if not plan.groups:
         return None
     if not held_out and any((s.category, p, o.category) in HELD_OUT for s, p, o in plan.links):
@@ -182,7 +187,12 @@ def _try_scene(rng: np.random.Generator, size: int, held_out: bool, rare: bool) 
         hidden = (full_NHW[s] & full_NHW[o]).sum() / full_NHW[s].sum()
         if predicate != "behind" or hidden > 0.1:
             links.append((s, predicate, o))
-    relations = _relations(rng, links, boxes, {place[t] for t in (*plan.backdrop, *plan.covers)})
+    wide = {place[t] for t in (*plan.backdrop, *plan.covers)}
+    if isinstance(plan, words.WordsPlan):
+        categories = [plan.things[n].category for n in order]
+        relations = words.say(rng, links, categories, boxes, wide, geometric, MAX_RELATIONS)
+    else:
+        relations = _relations(rng, links, boxes, wide)
     if len(relations) < 2:
         return None
     graph = SceneGraph(tuple(plan.things[n].name for n in order), relations)
@@ -191,19 +201,25 @@ def _try_scene(rng: np.random.Generator, size: int, held_out: bool, rare: bool) 
     return Scene(graph, image, boxes, seen_NHW)
 
 
-def draw_scene(seed: int, index: int, size: int = 64, held_out: bool = False, rare: bool = False) -> Scene:
+def draw_scene(
+    seed: int, index: int, size: int = 64, held_out: bool = False, rare: bool = False, spoken: bool = False
+) -> Scene:
     """Scene `index` of the world `seed`, `size` pixels a side; a pure function of its arguments.
 
     No scene holds a combination of `HELD_OUT`, but with `held_out` every graph says at least one. With `rare` a scene
-    begins with what few show of themselves (`Plan`): training on some of those teaches it sooner.
+    begins with what few show of themselves (`Plan`): training on some of those teaches it sooner. With `spoken` it is a
+    scene of `toy-words` (`sgg_fast/toy/words.py`), which has its own share of rare ones.
     """
+    if rare and spoken:
+        raise ValueError("toy-words has its own share of rare scenes: leave out rare")
     rng = np.random.Generator(np.random.PCG64([seed, index]))
-    while (scene := _try_scene(rng, size, held_out, rare)) is None:
-        pass
+    scene = None
+    while scene is None:
+        scene = _try_scene(rng, size, held_out, words.WordsPlan(rng) if spoken else Plan(rng, rare))
     return scene
 
 
-def vocabulary() -> list[str]:
+def vocabulary(spoken: bool = False) -> list[str]:
     """Every object name, coloured or not, and every predicate that `draw_scene` can emit, sorted."""
     coloured = {f"{colour} {category}" for category, colours in COLOURED.items() for colour in colours}
-    return sorted({*OBJECTS, *coloured, *PREDICATES})
+    return sorted({*OBJECTS, *coloured, *PREDICATES, *(words.NEW if spoken else ())})

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import re
-import time
 
 import pytest
 from playwright.sync_api import expect
@@ -232,12 +230,9 @@ def test_touch_adds_moves_and_pinches(tabs):
     expect(tab.id("model")).to_have_attribute("data-state", "ready")
     session = tab.context.new_cdp_session(tab.page)
 
-    clock = itertools.count(time.time(), 0.05)  # of the fingers, however busy the machine is
-
     def touch(kind: str, *points: tuple[float, float]) -> None:
         touches = [{"x": x, "y": y, "id": i} for i, (x, y) in enumerate(points)]
-        event = {"type": kind, "touchPoints": touches, "timestamp": next(clock)}
-        session.send("Input.dispatchTouchEvent", event)
+        session.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": touches})
 
     x, y = tab.centre(tab.node("grass"))
     touch("touchStart", (x, y))
@@ -252,8 +247,13 @@ def test_touch_adds_moves_and_pinches(tabs):
     touch("touchMove", a, (b[0] + 60, b[1]))
     touch("touchEnd")
     assert tab.id("zoom").text_content() != "100 %"
-    for _ in range(2):
-        touch("touchStart", tab.spot(0.5, 0.88))
-        touch("touchEnd")
+    under = "([x, y]) => document.elementFromPoint(x, y).id"
+    spots = [tab.spot(x, y) for y in (0.3, 0.5, 0.7) for x in (0.1, 0.5, 0.9)]
+    empty = next(spot for spot in spots if tab.page.evaluate(under, list(spot)) == "ground")
+    for _ in range(6):  # two are enough, unless the machine is too busy to deliver them in time
+        tab.page.touchscreen.tap(*empty)
+        tab.page.wait_for_timeout(80)
+        if tab.id("combo").is_visible():
+            break
     tab.answer("sun")
     assert "sun" in tab.json["objects"]

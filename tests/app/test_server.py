@@ -119,8 +119,13 @@ def test_errors_are_the_readers_words(client, text):
 
 def test_words_and_json_are_read(client):
     found = client.json("POST", "/api/graph", {"text": "a sheep standing on grass; sky above grass"})
-    assert found == {"graph": MEADOW, "text": "sheep (standing on) grass; sky (above) grass"}
+    assert found == {"graph": MEADOW, "text": "sheep (standing on) grass; sky (above) grass", "notices": []}
     assert client.json("POST", "/api/graph", {"json": json.dumps(found["graph"])}) == found
+    twice = {**SHEEP, "relationships": [*SHEEP["relationships"], *SHEEP["relationships"], [1, "on", 1]]}
+    found = client.json("POST", "/api/graph", {"json": json.dumps(twice)})
+    assert found["graph"] == SHEEP
+    assert found["notices"] == ["JSON: relationships[1]: left out: an exact duplicate",
+                                "JSON: relationships[2]: left out: object 1 is related to itself"]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -372,9 +372,33 @@ def test_suite_keeps_going_and_kills_what_hangs(tmp_path):
     assert time.monotonic() - start < 20
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [part["status"] for part in summary["parts"]] == [
-        "skipped: not installed here: no_such_package", "failed: stopped after 2 s", "failed: exit 3", "passed",
+        "unavailable: not installed here: no_such_package", "failed: stopped after 2 s", "failed: exit 3", "passed",
     ]  # fmt: skip
     assert {path.name for path in tmp_path.iterdir()} == {"environment.json", "summary.json", "logs.tar.gz"}
+
+
+def test_what_is_unavailable_turns_nothing_red(tmp_path):
+    absent = gpu_suite.Part("absent", (sys.executable, "-c", "1"), 9, needs=("no_such_package",))
+    assert gpu_suite.Suite(tmp_path, dry=False, parts=(absent,)).run() == 0
+
+
+def test_the_headline_comes_first_and_the_limits_fit():
+    names = [part.name for part in gpu_suite.PARTS]
+    assert names[:3] == ["pretrain_step", "train_step", "infer"] and names[-1] == "regress"
+    assert sum(part.seconds for part in gpu_suite.PARTS) <= gpu_suite.TOTAL_SECONDS - 10  # to start, and to write
+    assert gpu_suite.TOTAL_SECONDS <= 9 * 60
+
+
+def test_a_part_may_use_what_those_before_it_left(tmp_path):
+    """The first one needs none of its 6 seconds; the second is stopped after its own 1 and those."""
+    limit = "import sys; open(sys.argv[1], 'w').write(sys.argv[2])"
+    words = sys.executable, "-c", limit, str(tmp_path / "{soon}"), "x"
+    first, last = gpu_suite.Part("first", words, 6), gpu_suite.Part("last", words, 3)
+    suite = gpu_suite.Suite(tmp_path / "out", dry=False, parts=(first, last))
+    suite.deadline = time.monotonic() + 40
+    assert suite.run() == 0
+    soon = sorted(int(path.name) for path in tmp_path.iterdir() if path.name.isdigit())
+    assert len(soon) == 2 and soon[0] >= 20 and soon[1] >= soon[0]
 
 
 def test_dry_suite_runs_end_to_end(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from sgg_fast.recipes import recipe
 from sgg_fast.train.optim.groups import MIN_8BIT_ELEMENTS
 
 CPU = torch.device("cpu")
+SIZES = [train_forms.Size(32, 2), train_forms.Size(64, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -75,19 +77,29 @@ def test_operations_are_counted_per_image():
 @pytest.fixture(scope="module")
 def form():
     return train_forms.build(
-        "lean", recipe("toy", precision="bf16", token_init="none", batch_size=2), 32, CPU, train_step.NUM_LOSSES
+        "lean", recipe("toy", precision="bf16", token_init="none", batch_size=2), SIZES, CPU, train_step.NUM_LOSSES
     )
 
 
 def test_a_wrong_form_is_not_timed(form, monkeypatch):
-    assert train_step.mismatch(form) == ""
-    with torch.no_grad():
-        form.stage.unet.conv_out.bias.add_(0.5)
-    assert train_step.mismatch(form).startswith("losses off by")
+    """At each size: what is right at the first may be wrong at the next."""
+    for size in SIZES:
+        form.prepare(size)
+        assert train_step.mismatch(form, size) == ""
+        form.step()
     monkeypatch.setattr(train_forms, "build", lambda *_: form)
-    sizes = [train_step.Size(32, 2)]
-    (row,) = train_step.measure_form("lean", form.config, sizes, CPU, 0.1)
-    assert row.status.startswith("mismatch: losses off by") and row.ms_p50 is None and row.images_per_s is None
+    losses = type(form).losses
+
+    def off(self, num):
+        second = self.stage.cache.latent_shape != small
+        return [loss + 0.5 * second for loss in losses(self, num)]
+
+    form.prepare(SIZES[0])
+    small = form.stage.cache.latent_shape
+    monkeypatch.setattr(type(form), "losses", off)
+    first, second = train_step.measure_form("lean", form.config, SIZES, CPU, 0.1)
+    assert first.status == "ok" and first.ms_p50
+    assert second.status.startswith("mismatch: losses off by") and second.ms_p50 is None
 
 
 def test_what_needs_a_gpu_says_so_here():
@@ -96,16 +108,28 @@ def test_what_needs_a_gpu_says_so_here():
     assert (row.status, row.call, row.ms_p50) == ("skipped: CUDA graphs need a GPU", "replay", None)
 
 
+def test_what_is_not_installed_is_skipped_and_so_is_an_xformers_that_cannot_run(monkeypatch):
+    find_spec = importlib.util.find_spec
+    config = train_forms.settings(quick=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else find_spec(name))
+        (row,) = train_step.measure_form("ds.json", config, SIZES[:1], CPU, 0.1)
+        assert row.status == "skipped: not installed here: deepspeed"
+    form = object.__new__(train_forms.Diffusers)
+    form.unet = train_forms.blank_foundation(config.model).unet
+    with pytest.raises(train_forms.UnavailableError, match=r"^skipped: diffusers' xformers: .+"):
+        form._attend_by("xformers")
+
+
 def test_out_of_memory_ends_the_larger_sizes(form, monkeypatch):
     monkeypatch.setattr(train_forms, "build", lambda *_: form)
-    monkeypatch.setattr(train_step, "mismatch", lambda _: "")
+    monkeypatch.setattr(train_step, "mismatch", lambda *_: "")
 
     def refuse():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(form, "step", refuse)
-    sizes = [train_step.Size(32, 2), train_step.Size(64, 2)]
-    first, second = train_step.measure_form("lean", form.config, sizes, CPU, 0.1)
+    first, second = train_step.measure_form("lean", form.config, SIZES, CPU, 0.1)
     assert first.status == "ran out of memory: CUDA out of memory. Tried to allocate 2.00 GiB."
     assert first.planned_bytes > 0 and first.ms_p50 is None
     assert second.status == "skipped: a smaller one ran out of memory"

@@ -22,7 +22,7 @@ def test_pictures_of_an_evaluation_are_drawn_with_it(trained_run, tmp_path):
     pipeline, _ = load_pipeline(str(trained_run))
     pipeline.set_progress_bar_config(disable=True)
     for pull in (0.0, 500.0):
-        job = pictures.Job(tmp_path / f"{pull}.png", SHEEP, 3)
+        job = pictures.EvalJob(tmp_path / f"{pull}.png", SHEEP, 3)
         assert pictures.draw_missing(pipeline, [job], 1, 4.0, relation_guidance=pull) == 1
         (own,) = pipeline(
             SHEEP, num_inference_steps=1, guidance_scale=4.0, relation_guidance=pull,

@@ -34,7 +34,7 @@ def few_scenes(monkeypatch):
 
 
 def flags(out: Path, **changes: object) -> list[str]:
-    values = {"model": "toy", "num": 2, "pairs": 1, "steps": 1, "out": out, **changes}
+    values = {"model": "toy", "num": 2, "pairs": 1, "steps": 1, "scheduler": "ddim", "out": out, **changes}
     return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 

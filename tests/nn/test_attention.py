@@ -9,12 +9,14 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
+from fake_cuda.attention import standing_in
 from support.tiny_runs import trainer
 
 from sgg_fast.drawing import load_pipeline
 from sgg_fast.nn import attention
-from sgg_fast.nn.attention import CudnnAttnProcessor, set_attention
+from sgg_fast.nn.attention import CudnnAttnProcessor, XformersAttnProcessor, set_attention
 from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.fuse import fuse
 from sgg_fast.toy.world import draw_scene
 
 CPU = torch.device("cpu")
@@ -52,18 +54,134 @@ def test_what_needs_cuda_is_refused_on_cpu_in_one_line(unet, choice):
     assert "\n" not in str(caught.value)
 
 
-def test_where_xformers_fails_auto_falls_back_and_says_why_but_a_request_raises(unet, monkeypatch, caplog):
-    def fail(self):
-        raise ValueError("no operator\nfor this card")
+def test_where_xformers_cannot_auto_falls_back_and_says_the_whole_reason_but_a_request_raises(
+    unet, monkeypatch, caplog
+):
+    def fail(unet, device):
+        raise ValueError("fa2F: device too old; cutlassF: dtype: torch.int8 (supported: none)")
 
-    monkeypatch.setattr(UNet2DConditionModel, "enable_xformers_memory_efficient_attention", fail)
+    monkeypatch.setattr(attention, "check_xformers", fail)
     unet.set_attn_processor(AttnProcessor())
     with caplog.at_level("INFO", logger="sgg_fast"):
         assert set_attention(unet, "auto", torch.device("cuda")) == "sdpa"
     assert {type(p) for p in unet.attn_processors.values()} == {AttnProcessor2_0}
-    assert "sdpa (xformers: no operator)" in caplog.text
-    with pytest.raises(ValueError, match=r"^--attention xformers: no operator$"):
+    whole = "xformers cannot attend: fa2F: device too old; cutlassF: dtype: torch.int8 (supported: none)"
+    assert f"sdpa ({whole})" in caplog.text
+    with pytest.raises(ValueError, match=r"^--attention xformers cannot attend: .* use --attention sdpa$"):
         set_attention(unet, "xformers", torch.device("cuda"))
+
+
+def test_every_reason_of_every_operator_is_named():
+    q = torch.zeros(1, 8, 2, 8)
+    with pytest.raises(ValueError, match=r"device=cpu .*; cutlassF-pt: .*device=cpu") as caught:
+        attention.find_operators(q, q, None)
+    assert "\n" not in str(caught.value) and "wasn't build" not in str(caught.value)
+
+
+@pytest.fixture(params=["CUDA 12: its binary loads", "CUDA 13: it does not"])
+def operators(request, monkeypatch):
+    """xFormers' CUTLASS operators on CPU tensors, with torch's own checks, as xformers finds itself on either build."""
+    from xformers.ops.fmha import common
+
+    monkeypatch.setattr(common, "_built_with_cuda", request.param.startswith("CUDA 12"))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
+    monkeypatch.setattr(attention, "_MOOT", (*attention._MOOT, "device=cpu", "bf16 is only supported on A100+"))
+    with standing_in() as seen:
+        yield seen
+
+
+def wide_unet() -> UNet2DConditionModel:
+    """Heads of width 8, which the operators take in every dtype."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8, block_out_channels=(16, 32), down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), layers_per_block=1, cross_attention_dim=12,
+        attention_head_dim=2, norm_num_groups=8,
+    )  # fmt: skip
+
+
+def losses_of(unet: UNet2DConditionModel, dtype: torch.dtype | None) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Output and gradients, under autocast to `dtype`."""
+    z, context, mask = inputs()
+    unet.zero_grad()
+    with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+        out = unet(z, torch.tensor([10, 900]), context, encoder_attention_mask=mask).sample
+    out.float().square().mean().backward()
+    return out.detach().float(), [p.grad.clone() for p in unet.parameters() if p.grad is not None]
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "autocast to bf16"])
+def test_xformers_attends_as_sdpa_forward_and_backward_under_autocast(operators, dtype, fused):
+    """The mask's bias is fp32 there and the queries bf16, at an operator that autocast does not know."""
+    unet = wide_unet()
+    if fused:
+        fuse(unet)
+    unet.set_attn_processor(AttnProcessor2_0())
+    exact, low = losses_of(unet, None), losses_of(unet, dtype)
+    assert attention.check_xformers(unet, CPU) == "cutlassF-pt"
+    operators.clear()
+    unet.set_attn_processor(XformersAttnProcessor())
+    got = losses_of(unet, dtype)
+    layers = sum(name.endswith(("attn1", "attn2")) for name, _ in unet.named_modules())
+    assert len(operators) == layers and {seen.query.dtype for seen in operators} == {dtype or torch.float32}
+    assert len(got[1]) == len(exact[1]) > 100
+    outs, grads = ((got[0], low[0], exact[0]), (torch.cat([g.flatten() for g in of[1]]) for of in (got, low, exact)))
+    for a, b, c in (outs, grads):  # all gradients as one vector: a bias of 16 numbers is luck
+        assert (a - c).norm() <= 2 * (b - c).norm() + 1e-5 * c.norm()
+
+
+def test_no_head_is_copied_and_one_bias_serves_every_layer(operators):
+    unet, made = wide_unet(), []
+    unet.set_attn_processor(XformersAttnProcessor())
+    for name, module in unet.named_modules():
+        if name.endswith((".to_q", ".to_k", ".to_v")):
+            module.register_forward_hook(lambda module, args, out: made.append(out.data_ptr()))
+    losses_of(unet, torch.bfloat16)
+    assert {x.data_ptr() for seen in operators for x in (seen.query, seen.key, seen.value)} <= set(made)
+    biases = [seen.bias for seen in operators if seen.bias is not None]
+    assert len(biases) == len(operators) / 2 and len({bias.data_ptr() for bias in biases}) == 1
+    for bias in biases:
+        assert bias.dtype == torch.bfloat16 and bias.stride()[1:] == (0, 0, 1)
+
+
+def test_a_context_of_odd_length_gets_an_aligned_bias(operators):
+    unet = wide_unet()
+    z, context, mask = inputs()
+    context, mask = context[:, :13], mask[:, :13]
+    unet.set_attn_processor(AttnProcessor2_0())
+    wanted = unet(z, 10, context, encoder_attention_mask=mask).sample
+    unet.set_attn_processor(XformersAttnProcessor())
+    got = unet(z, 10, context, encoder_attention_mask=mask).sample
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert all(seen.bias.stride(0) == 16 for seen in operators if seen.bias is not None)
+
+
+def test_the_stand_in_refuses_what_torch_refuses(operators):
+    """Else the tests above would prove nothing: diffusers' own processor would give this bias."""
+    q = torch.zeros(2, 8, 2, 8, dtype=torch.bfloat16)
+    ops = attention.find_operators(q, q, None)
+    with pytest.raises(RuntimeError, match="invalid dtype for bias"):
+        torch.ops.aten._efficient_attention_forward(q, q, q, torch.zeros(2, 2, 8, 8), None, None, 8, 8, 0.0, 0)
+    with pytest.raises(ValueError, match=r"^bias in torch\.float32, queries in torch\.bfloat16$"):
+        attention.attend(ops, q, q, q, torch.zeros(2, 2, 8, 8))
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        torch.ops.aten._efficient_attention_forward(q, q.float(), q, None, None, None, 8, 8, 0.0, 0)
+
+
+def test_an_operator_whose_numbers_are_wrong_is_refused(operators, monkeypatch):
+    """As one that was not compiled for the device: it returns, and what it returns is rubbish."""
+    attend = attention.attend
+    monkeypatch.setattr(attention, "attend", lambda *args, **kwargs: attend(*args, **kwargs) * 1.5)
+    with pytest.raises(ValueError, match=r"^cutlassF-pt in torch\..* its numbers are wrong here$"):
+        attention.check_xformers(wide_unet(), CPU)
+
+
+def test_a_layer_that_the_processor_does_not_know_is_named(unet):
+    other = copy.deepcopy(unet)
+    other.mid_block.attentions[0].transformer_blocks[0].attn1.norm_q = torch.nn.LayerNorm(4)
+    with pytest.raises(ValueError, match=r"mid_block.*attn1 has norm_q"):
+        attention.check_xformers(other, CPU)
 
 
 def test_a_cudnn_that_cannot_attend_is_refused_and_what_it_cannot_take_runs_elsewhere(unet, monkeypatch):

@@ -168,6 +168,24 @@ def test_null_condition_is_the_empty_text_then_masked_padding():
             assert mask[b].tolist() == [True] * 77 + [False] * (length - 77)
 
 
+def test_a_short_null_condition_lets_the_context_be_as_long_as_its_graphs():
+    """What is told of a graph is the same, without the padding; the null condition is the first states of ""."""
+    long, short = (conditioner(null_tokens=num) for num in (77, 2))
+    short.load_state_dict(long.state_dict())
+    batch, table = pack(*all_graphs()[:3])
+    names = embeddings(table, NAME)
+    full, trimmed = long(names, batch), short(names, batch)
+    num, most = trimmed.context.shape[1], int(full.mask.sum(dim=1).max())
+    assert num == -(-most // 8) * 8 < full.context.shape[1]
+    assert torch.equal(trimmed.context, full.context[:, :num]) and torch.equal(trimmed.mask, full.mask[:, :num])
+    context, mask = short.null_condition(3, num)
+    assert context.shape == (3, num, CONTEXT) and mask.tolist() == [[True] * 2 + [False] * (num - 2)] * 3
+    assert torch.equal(context[:, :2], short.null_states[:2].expand(3, -1, -1)) and not context[:, 2:].any()
+    dropped = short.drop(trimmed, torch.tensor([False, True, False]))
+    assert torch.equal(dropped.context[1], context[0]) and torch.equal(dropped.mask[1], mask[0])
+    assert [context_length(n, 2) for n in (1, 6, 7, 100)] == [8, 8, 16, 104] and context_length(3, 40) == 40
+
+
 def test_drop_exchanges_whole_conditions_and_keeps_x_global():
     model = conditioner()
     batch, table = pack(*all_graphs()[:3])

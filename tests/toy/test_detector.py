@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from sgg_fast.eval.detectors import ToyWorldDetector, open_detector
 from sgg_fast.toy import world
 from sgg_fast.toy.detector import (
     CATEGORIES,
@@ -143,6 +144,24 @@ def test_what_ships_finds_the_things_of_scenes_it_was_not_trained_on(scenes):
     assert found.recall >= 0.85, str(found)
     assert found.precision >= 0.9, str(found)
     assert found.colour >= 0.9, str(found)
+
+
+def test_the_one_of_toy_words_sees_what_the_other_misses():
+    """Birds and hats in hands, riders on dogs; and the older world still."""
+    assert (ToyWorldDetector(spoken=True).name, ToyWorldDetector().name) == ("toy-words detector", "toy detector")
+    own, older = open_detector("toy-words").network, open_detector("toy").network
+    spoken = [world.draw_scene(77, i, spoken=True) for i in range(60)]
+    found, missed = accuracy(own, spoken), accuracy(older, spoken)
+    assert found.recall > missed.recall and found.precision > missed.precision, f"{found}; {missed}"
+    assert min(found.recall, found.precision, found.colour) > 0.95, str(found)
+    assert accuracy(own, [world.draw_scene(77, i) for i in range(60)]).recall > 0.95
+
+
+def test_every_second_training_scene_is_of_toy_words():
+    both, older = draw_targets(5, 4, spoken=True), draw_targets(5, 4)
+    same = (both.images == older.images).all(axis=(1, 2, 3)).tolist()
+    assert same == [True, False, True, False]
+    assert (both.images[1] == world.draw_scene(5, 1, spoken=True).image).all()
 
 
 def test_it_is_blind_to_what_is_not_there(scenes):

@@ -9,7 +9,6 @@ export function listen(view, tools) {
   const pointers = new Map();
   let gesture = null;
   let last = { time: 0, id: null };
-  let tapped = false;
   let space = false; // held down: pans; let go without: chooses the item in focus
   let panned = false;
 
@@ -88,7 +87,7 @@ export function listen(view, tools) {
     const at = point(event);
     if (!done.moved) {
       last = { time: event.timeStamp, ...at, id: done.id };
-      if (done.twice) tapped = true;
+      if (done.twice) setTimeout(again, 60); // after the mouse events in its name, which move the focus
       else if (done.kind === "wire") tools.select(done.id);
       else if (done.id === null) tools.clear();
       return;
@@ -107,12 +106,7 @@ export function listen(view, tools) {
     if (id === null) tools.add(view.toWorld(x, y));
     else tools.edit(id);
   };
-  svg.addEventListener("dblclick", () => tapped || again());
-  // After the mouse events that stand in for a tap: they move the focus.
-  svg.addEventListener("click", () => {
-    if (tapped) again();
-    setTimeout(() => (tapped = false));
-  });
+  svg.addEventListener("dblclick", again);
   svg.addEventListener("pointerup", end);
   svg.addEventListener("pointercancel", end);
   svg.addEventListener("pointerleave", () => tools.hover(null));

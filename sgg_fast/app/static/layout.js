@@ -39,6 +39,7 @@ export function layout(state, width, fixed = new Set()) {
     const push = nodes.map(() => ({ x: 0, y: 0 }));
     repel(nodes, at, push, width);
     part(links, at, push);
+    gather(at, push);
     for (const { a, b, dx, dy, reach } of links) {
       const from = at[a];
       const to = at[b];
@@ -88,6 +89,16 @@ function repel(nodes, at, push, width) {
       push[j].y -= (y / (HEIGHT + GAP) / length) * force;
     }
   }
+}
+
+/** Objects that nothing relates stay near the others. */
+function gather(at, push) {
+  const mean = (axis) => at.reduce((sum, p) => sum + p[axis], 0) / at.length;
+  const [x, y] = [mean("x"), mean("y")];
+  at.forEach((p, i) => {
+    push[i].x += (x - p.x) * 0.09;
+    push[i].y += (y - p.y) * 0.09;
+  });
 }
 
 /** Names of relations that would cover each other push their objects apart sideways. */

@@ -113,7 +113,7 @@ function draw() {
   if (!doc.state.nodes.length) return tell("There is nothing to draw: add an object first.");
   const { state } = doc;
   const request = { graph: toGraph(state), settings: settings.request(), maps: $("maps").checked };
-  return drawer.draw({ ...request, state, text: $("text").value });
+  return drawer.draw({ ...request, state });
 }
 
 function stop() {
@@ -157,8 +157,10 @@ drawer.addEventListener("done", ({ detail }) => {
   const { state } = request;
   const said = labels(state);
   const relations = state.edges.map((e) => `${said.get(e.from)} ${e.name} ${said.get(e.to)}`);
+  const lone = state.nodes.filter((n) => !state.edges.some((e) => e.from === n.id || e.to === n.id));
+  const text = [...relations, ...lone.map((n) => said.get(n.id))].join("; ");
   const entry = {
-    state, text: request.text, records, maps, blobs: pictures,
+    state, text, records, maps, blobs: pictures,
     settings: { ...settings.read(), ...records[0], num_images: records.length },
     ids: [...state.nodes, ...state.edges].map((item) => item.id),
     labels: [...said.values(), ...relations],
@@ -327,7 +329,7 @@ window.addEventListener("keydown", (event) => {
   } else if (event.key === "a") inspector.pin();
   else if (event.key === "?") $("help-dialog").showModal();
 });
-new ResizeObserver(() => view.aim()).observe($("canvas"));
+new ResizeObserver(() => view.resize()).observe($("canvas"));
 
 // The beginning: what was here before, else an example.
 

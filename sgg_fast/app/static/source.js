@@ -58,7 +58,7 @@ export class Source {
       const turn = ++this.turn;
       const found = await this.read({ [kind]: this[kind].value });
       if (turn !== this.turn || !found) return;
-      this.blame(kind, found.error ?? "");
+      this.blame(kind, found.error ?? found.notices.join(" "));
       if (!found.error) this.editor.replace(found.graph, kind);
     }, 250);
   }

@@ -38,6 +38,8 @@ export class View extends EventTarget {
     super();
     this.svg = svg;
     this.camera = { x: 0, y: 0, k: 1 };
+    this.fitted = false; // whether the camera is where fit() put it
+    this.size = null;
     this.state = { nodes: [], edges: [] };
     this.selected = new Set();
     this.current = null; // the item that Tab reaches
@@ -214,7 +216,17 @@ export class View extends EventTarget {
     return this.toWorld(box.left + box.width / 2, box.top + box.height / 2);
   }
 
+  /** The canvas has another size: all in sight again if it was, else the same middle. */
+  resize() {
+    const { width: wide, height: high } = this.svg.getBoundingClientRect();
+    const [dx, dy] = this.size ? [(wide - this.size[0]) / 2, (high - this.size[1]) / 2] : [0, 0];
+    this.size = [wide, high];
+    if (this.fitted) this.fit();
+    else if (dx || dy) this.pan(dx, dy);
+  }
+
   pan(dx, dy) {
+    this.fitted = false;
     this.camera = { ...this.camera, x: this.camera.x + dx, y: this.camera.y + dy };
     this.aim();
     this.dispatchEvent(new Event("camera"));
@@ -226,6 +238,7 @@ export class View extends EventTarget {
     const px = (clientX ?? box.left + box.width / 2) - box.left;
     const py = (clientY ?? box.top + box.height / 2) - box.top;
     const k = Math.min(4, Math.max(0.1, this.camera.k * factor));
+    this.fitted = false;
     const by = k / this.camera.k;
     this.camera = { k, x: px - (px - this.camera.x) * by, y: py - (py - this.camera.y) * by };
     this.aim();
@@ -241,6 +254,7 @@ export class View extends EventTarget {
     const right = Math.max(...nodes.map((n) => n.x + width(n) / 2));
     const top = Math.min(...nodes.map((n) => n.y - HEIGHT / 2));
     const bottom = Math.max(...nodes.map((n) => n.y + HEIGHT / 2));
+    this.fitted = true;
     // Clear of the buttons that float above and below.
     const margin = Math.min(56, box.width / 12);
     const tall = box.height - 2 * BUTTONS;

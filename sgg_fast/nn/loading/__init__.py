@@ -7,6 +7,7 @@ schedulers, detectors, and the weights that ship. A folder that we exported is c
 from .border import ModelError, border
 from .files import MANIFEST, VERIFY, check, check_file, digest, forget_places, read_json, seal
 from .parts import (
+    check_place,
     find_folder,
     lacking,
     lacking_file,
@@ -25,6 +26,7 @@ __all__ = [
     "border",
     "check",
     "check_file",
+    "check_place",
     "digest",
     "find_folder",
     "forget_places",

@@ -41,15 +41,20 @@ _ENDS = ("json", "txt", "safetensors")
 _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
+def check_place(flag: str, place: str) -> None:
+    """Raise `ModelError` for what is neither a folder nor could be a hub id."""
+    if not Path(place).is_dir() and (place.startswith((".", "/", "~")) or place.count("/") != 1):
+        raise ModelError(f"{flag} {place}: there is no such folder, and it is not a hub id (owner/name)")
+
+
 def find_folder(flag: str, place: str, parts: Sequence[str], ends: Sequence[str] = _ENDS) -> Path:
     """`place`, a folder, or where the hub's cache has the files of `parts` of the repository that it names.
 
     Raises `ModelError`.
     """
+    check_place(flag, place)
     if Path(place).is_dir():
         return Path(place)
-    if place.startswith((".", "/", "~")) or place.count("/") != 1:
-        raise ModelError(f"{flag} {place}: there is no such folder, and it is not a hub id (owner/name)")
     wanted = [f"{part}/*.{end}" if part else f"*.{end}" for part in parts for end in ends]
     with border(f"{flag} {place}: no such folder, and as a hub id it cannot be loaded"):
         return Path(snapshot_download(place, allow_patterns=wanted, ignore_patterns=["*.fp16.*", "*non_ema*"]))

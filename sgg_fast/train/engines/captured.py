@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sgg_fast import ops
+from sgg_fast import env, ops
 from sgg_fast.ops import adam as adam_op
 from sgg_fast.train.buckets import Bucket
 from sgg_fast.train.engines.base import StepResult, resolve_precision
@@ -82,6 +82,8 @@ def why_eager(stage: Stage, device: torch.device) -> str | None:
     config = stage.config
     if not config.run.cuda_graphs:
         return "--no-cuda-graphs"
+    if left_out := env.unfit("capture"):
+        return f"left out since sgg-doctor: {left_out}"
     if ops.backend_for(device, torch.float32) != "triton":
         return "the reference forms of the kernels wait for the device"
     if not isinstance(stage, FinetuneStage):

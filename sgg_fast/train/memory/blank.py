@@ -61,12 +61,12 @@ def blank_foundation(model: ModelConfig) -> Foundation:
     Sizes: --model's and --clip's config.json, the toy's where they stand in, else SD v1.4's. Raises `ConfigError` for
     a --model whose configuration cannot be read.
     """
-    if model.embedded and not model.source:
+    if model.sizes != "sd" and not model.source:
         from sgg_fast.toy import models as toy
 
         clip = toy.toy_clip(toy.toy_tokenizer())
-        parts = (toy.toy_unet(), toy.toy_vae(), CLIPTextModel(clip.config.text_config), toy.toy_scheduler(), clip)
-        return _foundation("toy sizes", *parts)
+        unet, text = toy.toy_unet(wide=model.sizes == "toy-words"), CLIPTextModel(clip.config.text_config)
+        return _foundation("toy sizes", unet, toy.toy_vae(), text, toy.toy_scheduler(), clip)
     if not model.source:
         sizes = SD_UNET, SD_VAE, CLIPTextConfig(**SD_TEXT), CLIPConfig()
         source = "Stable Diffusion v1.4 sizes"

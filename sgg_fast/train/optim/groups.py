@@ -81,7 +81,7 @@ def build_optimizer(
             groups = [{**group, "optim_bits": 32} for group in groups]
         return FlatAdam(groups, seed, optim.max_grad_norm, split=optim.weights == "split")
     if optim.optimizer == "adam":
-        return torch.optim.Adam(groups)
+        return torch.optim.Adam(groups, fused=True)
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:

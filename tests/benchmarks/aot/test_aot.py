@@ -14,6 +14,7 @@ from support import ROOT
 
 from benchmarks.aot import __main__ as aot
 from benchmarks.aot import cases as aot_cases
+from benchmarks.aot import mlir
 from benchmarks.aot import rules as aot_rules
 from benchmarks.aot.compile import Compiled
 from benchmarks.aot.rules import CHIPS, AotError, Budget, budget_problems, resident_warps
@@ -75,6 +76,31 @@ def test_occupancy_by_hand():
     assert "the limit is 99 KB" in budget_problems(ada, Budget(32, 99 * 1024 + 1, 4), 1, 4)[0]
     assert budget_problems(ada, Budget(168, 0, 1), 128 * 12, 16) == [], "a grid of 12 warps an SM needs no 16"
     assert "12 resident warps" in budget_problems(ada, Budget(168, 0, 1), 128 * 13, 16)[0]
+
+
+def test_integers_of_operations_come_from_the_text():
+    """Triton 3.6 gives a walk no integer attributes; 3.7 and 3.8 print them the same way."""
+    text = """module {
+  tt.func public @k(%x: !tt.ptr<f32>) {
+    %0 = tt.get_program_id x : i32
+    %1 = tt.make_range {end = 128 : i32, start = 0 : i32} : tensor<128xi32>
+    %2 = tt.expand_dims %1 {axis = 1 : i32} : tensor<128xi32> -> tensor<128x1xi32>
+    %3 = tt.get_num_programs y : i32
+    %4 = tt.make_range {end = 8 : i32, start = 4 : i32} : tensor<4xi32>
+    %5 = "tt.reduce"(%1) <{axis = 0 : i32}> ({
+    }) : (tensor<128xi32>) -> i32
+  }
+}"""
+    assert mlir.numbered(text) == {
+        "tt.get_program_id": [{"axis": 0}],
+        "tt.get_num_programs": [{"axis": 1}],
+        "tt.make_range": [{"end": 128, "start": 0}, {"end": 8, "start": 4}],
+        "tt.expand_dims": [{"axis": 1}],
+    }
+    op = mlir.Op("tt.make_range", [], [], [], {"end": 8})
+    assert op.number("end") == 8
+    with pytest.raises(ValueError, match=r"^tt.make_range has no attribute start$"):
+        op.number("start")
 
 
 def test_baseline(tmp_path):

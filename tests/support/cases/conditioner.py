@@ -10,11 +10,13 @@ from support.loops import jitter
 WIDTH, NAME, IMAGE, CONTEXT = 8, 5, 6, 12
 
 
-def conditioner(encoder: str = "residual", triple: str = "roles", context: str = "triples") -> SceneGraphConditioner:
+def conditioner(
+    encoder: str = "residual", triple: str = "roles", context: str = "triples", null_tokens: int = 77
+) -> SceneGraphConditioner:
     torch.manual_seed(0)
     model = SceneGraphConditioner(
         name_dim=NAME, image_dim=IMAGE, context_dim=CONTEXT, width=WIDTH, num_layers=2,
-        encoder=encoder, triple=triple, context=context,
+        encoder=encoder, triple=triple, context=context, null_tokens=null_tokens,
     )  # fmt: skip
     states = torch.randn(77, CONTEXT)
     model.calibrate_text(states, 3 * torch.randn(20, CONTEXT) + 1)

@@ -1,0 +1,88 @@
+"""The whole graph at once: how many pictures have no fault at all, by how much was asked, and whose colour is whose.
+
+A newcomer does not see that 94 % of the things are there, but that something is wrong with the picture. A picture has
+no fault where every object is there, once, with its colour, every relation that can be judged holds, and nothing else
+stands in it; a ground that was not asked for (a sky behind a boat) is none.
+
+Letters: S seeds, G graphs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sgg_fast.eval import bootstrap
+from sgg_fast.eval.detector import Instance
+from sgg_fast.eval.relations import is_ground
+from sgg_fast.graph import SceneGraph
+
+Parse = Callable[[str], tuple[str, str | None]]
+"""Name -> (category, colour): `Detector.parse`."""
+
+NUMBERS = ((1, 4), (5, 5), (6, 6), (7, 99))
+"""Objects of a graph, from and to: the rows of the table."""
+
+
+def num_extra(asked: Sequence[str], chosen: Sequence[Instance | None], instances: Sequence[Instance]) -> int:
+    """Instances that stand for no object; those of a ground that no object is named after do not count.
+
+    asked: the objects' categories; chosen: the instance of each, or None.
+    """
+    taken = {id(x) for x in chosen if x is not None}
+    free = [x for x in instances if id(x) not in taken]
+    return sum(x.category in asked or not is_ground(x.category) for x in free)
+
+
+def bound(asked: Sequence[tuple[str, str | None]], chosen: Sequence[Instance | None]) -> list[bool]:
+    """Of each two objects of different kinds with different colours: whether each shows its own.
+
+    asked: category and colour of each object. Only pairs that are both there, with colours that are read, are judged.
+    """
+    there = [
+        (category, colour, x.colour)
+        for (category, colour), x in zip(asked, chosen, strict=True)
+        if x is not None and x.colour is not None and colour is not None
+    ]
+    return [
+        a[1] == a[2] and b[1] == b[2] for k, a in enumerate(there) for b in there[:k] if a[0] != b[0] and a[1] != b[1]
+    ]
+
+
+def has_two_of_a_kind(graph: SceneGraph, parse: Parse) -> bool:
+    """Whether two objects are of one category, whatever their colours."""
+    return max(Counter(parse(name)[0] for name in graph.objects).values()) > 1
+
+
+def faultless_table(
+    graphs: Sequence[SceneGraph], faultless_SG: np.ndarray, parse: Parse
+) -> dict[str, dict[str, float]]:
+    """Share of the pictures [S, G] (0 or 1) without a fault: of all, by number of objects, and with or without two of a
+    kind; each with its number of graphs and 95 % interval. Rows of no graph are left out.
+    """  # fmt: skip
+    sizes = np.array([len(graph.objects) for graph in graphs])
+    twins = np.array([has_two_of_a_kind(graph, parse) for graph in graphs])
+    rows: dict[str, np.ndarray] = {"all": np.ones(len(graphs), bool)}
+    for low, high in NUMBERS:
+        name = {1: f"up to {high}", high: str(high)}.get(low, f"{low} or more")
+        rows[f"{name} objects"] = (sizes >= low) & (sizes <= high)
+    rows |= {"two of a kind": twins, "none of a kind twice": ~twins}
+    table = {}
+    for name, some in rows.items():
+        if some.any():
+            share = bootstrap.estimate(np.asarray(faultless_SG, float)[:, some])
+            table[name] = {"graphs": int(some.sum()), "share": share.mean, "low": share.low, "high": share.high}
+    return table
+
+
+def merged(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, Any]]:
+    """Tables of several rows of pictures side by side, an interval in a cell: to be printed."""
+    rows: dict[str, dict[str, Any]] = {}
+    for column, table in tables.items():
+        for name, cell in table.items():
+            row = rows.setdefault(name, {"graphs": cell["graphs"]})
+            row[column] = f"{cell['share']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+    return rows

@@ -1,0 +1,217 @@
+"""The toy world as people talk about it: `toy-words`, the scenes of `--data toy-words`.
+
+Beside the predicates of `sgg_fast/toy/world.py` its graphs say on, in, under, next to, near, in front of and with. Each
+is a function of what is seen, so that `sgg_fast/eval/relations.py` can judge it; where several words are true of a pair
+one is drawn at random. There is more to do than in the older world: people ride every animal that carries them and hold
+whatever fits a hand, and most scenes have two of a kind. The older world stays as it is, to the bit, so that figures
+compare.
+
+Letters: N objects of one scene. Lengths are in picture units: 0..1, x to the right, y down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sgg_fast.toy import layout
+from sgg_fast.toy.layout import Group, Plan, Thing
+
+NEW = ("on", "in", "under", "next to", "near", "in front of", "with")
+"""Predicates that the older world does not say."""
+EITHER_WAY = ("next to", "near")
+"""Of these, the ones that are as true the other way round."""
+
+SAID_OF_SKY = 0.4
+"""Share of the things in the sky, and of boats in the sea, whose graph may say so."""
+MOUNTS = {"land": ("horse", "horse", "sheep", "sheep", "dog"), "beach": ("horse", "dog")}
+HELD = ("kite", "umbrella", "ball", "hat", "bird")
+
+BESIDE_GAP, NEAR_GAP, LEAST_SHARED = 0.1, 0.14, 0.6
+"""Widest gap between two boxes that are next to each other, and near; the share of the lower one's height that things
+next to each other have in common."""
+
+_WAYS: dict[str, tuple[tuple[str, bool], ...]] = {
+    "standing on": (("on", False),),
+    "riding": (("on", False),),
+    "wearing": (("with", False), ("on", True)),
+    "holding": (("with", False),),
+    "behind": (("in front of", True),),
+    "covered in": (("on", True),),
+}
+"""What else may be said of things that belong together, and whether subject and object change places."""
+
+
+def ways(predicate: str, obj: str) -> list[tuple[str, bool]]:
+    """What may be said of a pair that stands in a relation of the older world to something of the category `obj`:
+
+    that relation first, each with whether subject and object change places.
+    """
+    more = (("in", False),) if (predicate, obj) == ("riding", "boat") else ()
+    return [(predicate, False), *_WAYS.get(predicate, ()), *more]
+
+
+def gap(a: np.ndarray, b: np.ndarray) -> float:
+    """Distance between the nearest points of two boxes [4]; 0 where they overlap."""
+    return float(np.linalg.norm(np.maximum(np.maximum(a[:2] - b[2:], b[:2] - a[2:]), 0.0)))
+
+
+def is_near(a: np.ndarray, b: np.ndarray, most: float = NEAR_GAP) -> bool:
+    """Whether two boxes [4] are at most `most` apart."""
+    return gap(a, b) <= most
+
+
+def is_beside(a: np.ndarray, b: np.ndarray, most: float = BESIDE_GAP, shared: float = LEAST_SHARED) -> bool:
+    """Whether two boxes [4] stand side by side: at one height, hardly overlapping, at most `most` apart."""
+    in_common = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
+    lower, narrower = (min(a[k + 2] - a[k], b[k + 2] - b[k]) for k in (1, 0))
+    return bool(in_common[1] >= shared * lower and -most <= in_common[0] <= 0.35 * narrower)
+
+
+def is_under(a: np.ndarray, b: np.ndarray, least: float = 0.08) -> bool:
+    """Whether the middle of box `a` [4] is lower than that of `b`, and one of them lies within the other's width."""
+    (ax, ay), (bx, by) = ((box[:2] + box[2:]) / 2 for box in (a, b))
+    return bool(ay - by >= least and (b[0] <= ax <= b[2] or a[0] <= bx <= a[2]))
+
+
+def between(a: np.ndarray, b: np.ndarray, wide: bool) -> list[str]:
+    """The words of `NEW` that boxes alone say of `a` [4] and `b` [4]; `wide`: one of them fills the picture's width."""
+    rules = {"next to": is_beside, "near": is_near, "under": is_under}
+    return [] if wide else [word for word, rule in rules.items() if rule(a, b)]
+
+
+class WordsPlan(Plan):
+    """A scene with more to say: two of a kind, riders, things in hand, and what few scenes show."""
+
+    def _start(self) -> None:
+        topic = self.rng.random()
+        if topic < 0.35:
+            self._start_pair()
+        elif topic < 0.55:
+            self._start_rare()
+        elif topic < 0.8 and self.kind != "sea":
+            self.target = max(self.target, len(self.backdrop) + 3)
+            self._settle(self._rider_on_land() if self.chance(0.6) else self._holder(), "ground")
+
+    def _fill(self) -> None:
+        self._start()
+        super()._fill()
+
+    def _start_pair(self) -> None:
+        """Begins with two of a kind, each with what belongs to it."""
+        self.target = max(self.target, len(self.backdrop) + 3)
+        makers = {"land": (self._animal, self._building, self._people, self._prop),
+                  "sea": (self._boats,), "beach": (self._people, self._boats, self._animal)}[self.kind]  # fmt: skip
+        make = makers[self.rng.integers(len(makers))]
+        zone = "sea" if make == self._boats else "ground"
+        for _ in range(2):
+            if self.room > 0:
+                self._settle(make(), zone)
+
+    def again(self, topic: str, *options: str) -> str:
+        """More often than in the older world."""
+        if topic not in self.favourites or self.chance(0.3):
+            self.favourites[topic] = self.pick(*options)
+        return self.favourites[topic]
+
+    def _settle(self, group: Group, zone: str) -> None:
+        num = len(self.groups)
+        super()._settle(group, zone)
+        if len(self.groups) == num:
+            return
+        feet = {id(thing) for thing in group.feet}
+        for thing in group.things if zone == "sky" else ():
+            if self.chance(SAID_OF_SKY) and thing.frame[1] + thing.frame[3] < self.horizon:
+                self.links.append((thing, "in", self.backdrop[0]))
+        for thing in group.things if zone == "ground" else ():
+            if thing.category == "ball" and len(group.things) == 1 and id(thing) not in feet:
+                self.links.append((thing, "standing on", self.backdrop[-1]))
+        if zone == "sea":
+            sea = next(thing for thing in self.backdrop if thing.category == "sea")
+            boats = [thing for thing in group.things if thing.category == "boat" and self.chance(SAID_OF_SKY)]
+            self.links += [(boat, "in", sea) for boat in boats]
+
+    def _rider(self, group: Group, mount: Thing) -> None:
+        """A person, or a dog, on a boat or an animal."""
+        dog = self.chance(0.2) and mount.category != "dog"
+        rider = Thing("dog").resize(0.85) if dog else Thing("person", "person riding")
+        if mount.category in ("sheep", "dog"):
+            rider.resize(0.85)
+        rider.attach((0.5, 0.74), mount, layout.SEAT[mount.sprite])
+        group.links.append((rider, "riding", mount))
+        group.things.insert(0 if mount.category == "boat" else len(group.things), rider)
+        self._hat(group, rider, 0.5)
+
+    def _rider_on_land(self) -> Group:
+        mount = Thing(self.again("animal", *MOUNTS[self.kind]))
+        group = Group([mount], feet=[mount])
+        self._rider(group, mount)
+        return group
+
+    def _people(self) -> Group:
+        if self.room > 1 and self.chance(0.4):
+            return self._rider_on_land()
+        if self.room > 1 and self.chance(0.65):
+            return self._holder()
+        person = Thing("person")
+        group = Group([person], feet=[person])
+        self._hat(group, person, 0.7)
+        return group
+
+    def _holder(self) -> Group:
+        person, held = Thing("person", "person holding"), Thing(self.pick(*HELD))
+        held.attach(layout.GRIP[held.category], person, (1.0, 0.42))
+        group = Group([person, held], [(person, "holding", held)], [person])
+        self._hat(group, person, 0.0 if held.category == "umbrella" else 0.5)
+        return group
+
+
+def say(
+    rng: np.random.Generator,
+    links: Sequence[tuple[int, str, int]],
+    categories: Sequence[str],
+    boxes: np.ndarray,
+    wide: set[int],
+    geometric: Callable[[np.ndarray, np.ndarray, bool], str | None],
+    most: int,
+) -> tuple[tuple[int, str, int], ...]:
+    """Relations of a scene, 2 to `most` where it has them: what belongs together first, then pairs at random.
+
+    categories [N], boxes [N, 4]; geometric: the older world's word for two boxes, or None.
+    """
+    num = len(boxes)
+    goal = int(rng.integers(min(max(2, num - 2), 6), most + 1))
+    dull = np.array([0.5 * (o in wide or s in wide) for s, _, o in links])
+    first: Any = np.argsort(rng.random(len(links)) + dull)[: max(1, round(0.6 * goal))] if links else []
+    chosen = [_one_way(rng, links[k], categories) for k in first]
+    # A pair that belongs together is now and then told by its places as well: a worn hat is above its wearer.
+    related = {frozenset((s, o)) for s, _, o in links if rng.random() > 0.1}
+    mentioned = {n for s, _, o in chosen for n in (s, o)}
+    pairs = [(s, o) for s in range(num) for o in range(num) if s != o]
+    dull_N = np.array([0.6 if n in wide else 0.3 if n in mentioned else 0.0 for n in range(num)])
+    rank = rng.random(len(pairs)) + dull_N[pairs].sum(axis=1)
+    for s, o in (pairs[k] for k in np.argsort(rank)):
+        if len(chosen) >= goal:
+            break
+        if frozenset((s, o)) in related:
+            continue
+        spread = bool({s, o} & wide)
+        words = between(boxes[s], boxes[o], spread)
+        if (older := geometric(boxes[s], boxes[o], not spread)) is not None:
+            words += [older] * 2
+        if words:
+            related.add(frozenset((s, o)))
+            chosen.append((s, words[rng.integers(len(words))], o))
+    return tuple(chosen[k] for k in rng.permutation(len(chosen)))
+
+
+def _one_way(rng: np.random.Generator, link: tuple[int, str, int], categories: Sequence[str]) -> tuple[int, str, int]:
+    """One of the ways to say what belongs together, half of the time that of the older world."""
+    s, predicate, o = link
+    options = ways(predicate, categories[o])
+    if len(options) == 1 or rng.random() < 0.5:
+        return link
+    word, turned = options[1 + rng.integers(len(options) - 1)]
+    return (o, word, s) if turned else (s, word, o)

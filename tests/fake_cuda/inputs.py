@@ -1,0 +1,35 @@
+"""Small inputs of the matrix's rows, made once on the CPU: `python -m fake_cuda.inputs FOLDER`.
+
+sd, clip: folders shaped like Stable Diffusion v1.4 and CLIP ViT-B/32. set: a prepared set with boxes. cache: one of it
+by the toy's models. graphs.json: ten graphs.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+DONE = "complete"
+
+
+def make(folder: Path) -> None:
+    """What is there already stays."""
+    if (folder / DONE).is_file():
+        return
+    from support import sd_folder, small_sets  # which load diffusers
+
+    from sgg_fast.toy.world import draw_scene
+
+    folder.mkdir(parents=True, exist_ok=True)
+    sd_folder.write_sd(folder / "sd")
+    sd_folder.write_clip(folder / "clip")
+    small_sets.write_small(folder / "set", 24)
+    graphs = [draw_scene(0, k).graph for k in range(10)]
+    said = [{"objects": g.objects, "relationships": [list(r) for r in g.relations]} for g in graphs]
+    (folder / "graphs.json").write_text(json.dumps(said), encoding="utf-8")
+    (folder / DONE).touch()
+
+
+if __name__ == "__main__":
+    make(Path(sys.argv[1]))

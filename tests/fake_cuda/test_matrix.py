@@ -1,0 +1,79 @@
+"""The matrix turns red for what it is there to find; its own logic, without the stand-in."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+
+from . import matrix
+
+STEP = {"launches": 2, "to_device": 1, "to_host": 1, "syncs": 0, "waits": 0, "replays": 1, "graphs": 0, "applied": 1}
+FIRST = {**STEP, "launches": 9000, "syncs": 11, "graphs": 1}
+
+
+def reports(kind: str) -> list[dict[str, Any]]:
+    """Of a row that is as it should be: two commands of a training row."""
+    steps = [FIRST, STEP, STEP] if kind == "captured" else [{**STEP, "replays": 0, "syncs": 3, "launches": 9000}] * 3
+    one = {"command": "train.py", "code": 0, "error": "", "complaints": [], "outside": {}, "updates": steps,
+           "graphs": [2660] if kind == "captured" else []}  # fmt: skip
+    return [copy.deepcopy(one), copy.deepcopy(one)]
+
+
+def row(kind: str) -> matrix.Row:
+    return matrix.Row("some", kind, train="--stage finetune")
+
+
+@pytest.mark.parametrize("kind", ["captured", "eager"])
+def test_what_is_as_committed_is_green(kind):
+    found = reports(kind)
+    assert matrix.judge(row(kind), found, matrix.counts_of(found)) == []
+
+
+def spoil(kind: str, name: str) -> list[dict[str, Any]]:
+    """Reports with the symptom of a fault."""
+    found = reports(kind)
+    last = found[1]
+    last.update(
+        {
+            "a crash": {"code": 1, "error": "RuntimeError: invalid dtype for bias"},
+            "a refused call": {"complaints": ["cudaMalloc during a capture"]},
+            "a launch beside a capture": {"outside": {"fill": 1}},
+            "a capture that failed": {"graphs": [], "updates": [{**STEP, "replays": 0, "launches": 2600}] * 3},
+            "one more launch in the graph": {"graphs": [2661]},
+            "a host that waits": {"updates": [*last["updates"][:-1], {**last["updates"][-1], "syncs": 1}]},
+            "a flag for every weight": {"updates": [*last["updates"][:-1], {**last["updates"][-1], "syncs": 686}]},
+            "a step that was skipped": {"updates": [*last["updates"][:-1], {**last["updates"][-1], "applied": 0}]},
+            "no resumed step": {"updates": last["updates"][:1]},
+        }[name]
+    )
+    return found
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "said"),
+    [
+        ("captured", "a crash", "exit 1 RuntimeError: invalid dtype for bias"),
+        ("captured", "a refused call", "refused: cudaMalloc"),
+        ("captured", "a launch beside a capture", "launched beside a capture: 1 x fill"),
+        ("captured", "a capture that failed", "no step was captured"),
+        ("captured", "one more launch in the graph", "2661"),
+        ("captured", "a host that waits", "1 synchronisations"),
+        ("eager", "a flag for every weight", "686"),
+        ("eager", "a step that was skipped", "not applied"),
+        ("captured", "no resumed step", "1 updates; two are wanted"),
+    ],
+)
+def test_the_symptom_of_a_fault_is_red(kind, name, said):
+    wrong = matrix.judge(row(kind), spoil(kind, name), matrix.counts_of(reports(kind)))
+    assert any(said in line for line in wrong), wrong
+
+
+def test_the_committed_rows_are_sound():
+    rows = matrix.read_rows()
+    assert len({(r.kind, r.train, r.run, str(r.env)) for r in rows}) == len(rows) >= 28
+    places = dict.fromkeys(("out", "sd", "clip", "set", "graphs"), "x")
+    for one in rows:
+        assert bool(one.train) != bool(one.run), one.name
+        assert all(command for command in one.commands(places))
