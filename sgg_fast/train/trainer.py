@@ -100,7 +100,8 @@ class Trainer:
         if self.watch and self._watched:
             self.watch.load_state_dict(self._watched)
         if self.first_step:
-            checkpoint.load(self.engine.load, checkpoint.checkpoint_dir(self.run, self.first_step))
+            with lost_process(config.run.rank_timeout):
+                checkpoint.load(self.engine.load, checkpoint.checkpoint_dir(self.run, self.first_step))
 
     def _check_resume(self) -> int:
         """Step to continue from, 0 for a new run."""
@@ -108,6 +109,10 @@ class Trainer:
         if newest is None:
             return 0
         step, manifest = newest
+        if manifest["stage"] != self.stage:
+            raise ConfigError(
+                f"{self.run} holds a checkpoint of --stage {manifest['stage']}: give another --out, or --overwrite"
+            )
         now = {**self.config.flat(), "engine": self._engine_name}
         free = {name for name, setting in SETTINGS.items() if setting.rules.may_change}
         for name, was in manifest["settings"].items():

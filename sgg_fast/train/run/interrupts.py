@@ -46,20 +46,25 @@ class LostProcess(Stop):
     exit_code = 4
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether a collective failed because a peer died or did not come. gloo's bare RuntimeError is known by its text
+    only."""
+    import torch  # late: train.py knows of a `Stop` before it loads torch
+
+    if env.world_size() == 1 or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
 @contextlib.contextmanager
 def lost_process(timeout: float) -> Iterator[None]:
-    """Raises `LostProcess` where a collective inside failed: a peer died, or did not come within `timeout` seconds.
-
-    gloo raises a bare RuntimeError for both, known by its text only.
-    """
+    """Raises `LostProcess` where a collective inside failed: a peer died, or did not come within `timeout` seconds."""
     try:
         yield
     except RuntimeError as error:
-        import torch  # late: train.py knows of a `Stop` before it loads torch
-
-        text = str(error)
-        if env.world_size() == 1 or (not isinstance(error, torch.distributed.DistError) and "gloo" not in text):
+        if not is_lost_process(error):
             raise
+        text = str(error)
         late = "imed out" in text or "imeout" in text
         what = f"did not answer for {timeout:g} s (--rank-timeout)" if late else "died"
         raise LostProcess(

@@ -14,6 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from sgg_fast import env
+from sgg_fast.config import ConfigError
 from sgg_fast.files import write_aside
 from sgg_fast.train.run.folder import writing
 
@@ -107,7 +108,10 @@ class RunLog:
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps above `step`, and a last line that a kill cut off."""
+    """Drop the lines of steps above `step`, and a last line that a kill cut off.
+
+    Raises `ConfigError` for a line of JSON that no run writes: it may be of use to its owner.
+    """
     if not path.exists():
         return
     with (
@@ -115,10 +119,13 @@ def _forget_after(path: Path, step: int) -> None:
         path.open(encoding="utf-8", errors="replace") as lines,
         aside.open("w", encoding="utf-8") as kept,
     ):
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             try:
                 fields = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(fields, dict) and fields.get("step", 0) <= step:
+            of = fields.get("step", 0) if isinstance(fields, dict) else None
+            if type(of) is not int:
+                raise ConfigError(f"{path}: line {number} has no whole number as its step: delete the line or the file")
+            if of <= step:
                 kept.write(line)
