@@ -41,7 +41,9 @@ class RunLog:
         with writing(self._path):
             _forget_after(self._path, first_step)
             self._lines = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._board_path = folder / "tensorboard"
+        with writing(self._board_path):
+            self._board = _Board(str(self._board_path), purge_step=first_step)
         self._bar = tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=0.5)
 
     def advance(self) -> None:
@@ -65,17 +67,15 @@ class RunLog:
         }
         first, *parts = (f"{name} {values[name]:.2f}/{chance[name]:.2f}" for name in values)
         self._bar.set_postfix_str(", ".join([f"{first} (now/chance)", *parts]))
-        for name, value in fields.items():
-            self._board.add_scalar(name, value, step)
+        self._draw(step, fields)
         self._write({"step": step, **{name: round(value, 6) for name, value in fields.items()}})
 
     def validated(self, step: int, values: dict[str, float], chance: dict[str, float]) -> None:
         """Accuracies on held-out pairs beside what they are at chance."""
         if self.silent:
             return
-        for name, value in values.items():
-            self._board.add_scalar(f"validation/{name}", value, step)
-            self._board.add_scalar(f"validation/{name}_at_chance", chance[name], step)
+        both = {**values, **{f"{name}_at_chance": chance[name] for name in values}}
+        self._draw(step, {f"validation/{name}": value for name, value in both.items()})
         shown = ", ".join(f"{name} {value:.3f}/{chance[name]:.3f}" for name, value in values.items())
         self._bar.write(f"held-out pairs at step {step} (now/chance): {shown}", file=sys.stderr)
         fields = {**values, **{f"{name}_at_chance": value for name, value in chance.items()}}
@@ -94,17 +94,26 @@ class RunLog:
         if not self.silent:
             self._write(fields)
 
+    def _draw(self, step: int, values: dict[str, float]) -> None:
+        with writing(self._board_path):
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
     def _write(self, fields: dict[str, Any]) -> None:
         with writing(self._path):
             self._lines.write(json.dumps(fields) + "\n")
             self._lines.flush()
 
     def close(self) -> None:
-        """Flush and close everything."""
-        if not self.silent:
-            self._bar.close()
-            self._lines.close()
-            self._board.close()
+        """Flush and close everything. Raises OSError naming the file that cannot be written, unless the run has
+        failed already."""
+        if self.silent:
+            return
+        self._bar.close()
+        failed = sys.exc_info()[0] is not None
+        for path, file in ((self._path, self._lines), (self._board_path, self._board)):
+            with contextlib.suppress(OSError) if failed else contextlib.nullcontext(), writing(path):
+                file.close()
 
 
 def _forget_after(path: Path, step: int) -> None:
