@@ -171,8 +171,7 @@ class Trainer:
             stack.enter_context(lost_process(self.config.run.rank_timeout))
             self.engine.barrier()
             sizes = self.first_step, self.num_steps, self._images_per_step
-            log = RunLog(self.run, self.stage, *sizes, self._planned_memory())
-            stack.callback(log.close)
+            log = stack.enter_context(RunLog(self.run, self.stage, *sizes, self._planned_memory()))
             self._loop(log, signals)
             with self.engine.exported():
                 if self.main:

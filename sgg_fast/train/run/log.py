@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
@@ -41,9 +43,10 @@ class RunLog:
         with writing(self._path):
             _forget_after(self._path, first_step)
             self._lines = self._path.open("a", encoding="utf-8")
-        self._board_path = folder / "tensorboard"
+        self._board_path, self._hook = folder / "tensorboard", threading.excepthook
+        threading.excepthook = self._thread_failed
         with writing(self._board_path):
-            self._board = _Board(str(self._board_path), purge_step=first_step)
+            self._board = SummaryWriter(str(self._board_path), purge_step=first_step)
         self._bar = tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=0.5)
 
     def advance(self) -> None:
@@ -74,11 +77,11 @@ class RunLog:
         """Accuracies on held-out pairs beside what they are at chance."""
         if self.silent:
             return
-        both = {**values, **{f"{name}_at_chance": chance[name] for name in values}}
-        self._draw(step, {f"validation/{name}": value for name, value in both.items()})
         shown = ", ".join(f"{name} {value:.3f}/{chance[name]:.3f}" for name, value in values.items())
-        self._bar.write(f"held-out pairs at step {step} (now/chance): {shown}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            self._bar.write(f"held-out pairs at step {step} (now/chance): {shown}", file=sys.stderr)
         fields = {**values, **{f"{name}_at_chance": value for name, value in chance.items()}}
+        self._draw(step, {f"validation/{name}": value for name, value in fields.items()})
         self._write({"event": "validation", "step": step, **{name: round(x, 6) for name, x in fields.items()}})
 
     @contextlib.contextmanager
@@ -99,21 +102,36 @@ class RunLog:
             for name, value in values.items():
                 self._board.add_scalar(name, value, step)
 
+    def _thread_failed(self, failed: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread keeps its error for the next value, which raises it: no traceback of the thread too."""
+        of_tensorboard = type(failed.thread).__module__.startswith("tensorboard.")
+        if not (of_tensorboard and isinstance(failed.exc_value, OSError)):
+            self._hook(failed)
+
     def _write(self, fields: dict[str, Any]) -> None:
         with writing(self._path):
             self._lines.write(json.dumps(fields) + "\n")
             self._lines.flush()
 
-    def close(self) -> None:
-        """Flush and close everything. Raises OSError naming the file that cannot be written, unless the run has
-        failed already."""
+    def close(self, failed: bool = False) -> None:
+        """Flush and close everything. Raises OSError naming what cannot be written, but not where the run failed."""
         if self.silent:
             return
         self._bar.close()
-        failed = sys.exc_info()[0] is not None
-        for path, file in ((self._path, self._lines), (self._board_path, self._board)):
-            with contextlib.suppress(OSError) if failed else contextlib.nullcontext(), writing(path):
-                file.close()
+        try:
+            for path, file in ((self._path, self._lines), (self._board_path, self._board)):
+                with contextlib.suppress(OSError) if failed else contextlib.nullcontext(), writing(path):
+                    file.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(failed=error is not None)
 
 
 def _forget_after(path: Path, step: int) -> None:
