@@ -123,7 +123,8 @@ def next_command(stage: str, recipe: str, out: Path, settings: dict[str, object]
 
     if stage == "finetune":
         return shlex.join([*typed("infer"), "graph.json", "--model", str(out)])
-    words = [*typed("train"), "--stage", "finetune", "--deepspeed", "ds.json"]
+    # Without --deepspeed: one GPU, as this stage has it, needs least memory and no file so.
+    words = [*typed("train"), "--stage", "finetune"]
     words += ["--recipe", recipe, "--out", str(out)]
     given = {name: value for name, value in settings.items() if name != "pretrain_steps"}
     return shlex.join([*words, *as_flags(given)])
