@@ -5,12 +5,14 @@ torch guards a build by a file that it holds open and deletes afterwards, and wa
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import time
 from pathlib import Path
 
 from sgg_fast import env
+from sgg_fast.config import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +30,33 @@ def _is_open(path: Path) -> bool:
     return False
 
 
+def _builders(folder: Path) -> list[int]:
+    """Ids of the processes that work in `folder`: ninja and compilers live on where the process that ran them died."""
+    found = []
+    for link in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):  # ended meanwhile, or not ours
+            if link.samefile(folder) and int(link.parts[2]) != os.getpid():
+                found.append(int(link.parts[2]))
+    return found
+
+
+def _wait_for_builders(folder: Path, patience: float) -> None:
+    """Until no process works in `folder`. Raises `ConfigError`, naming them, after `patience` seconds."""
+    end, said = time.monotonic() + patience, False
+    while builders := _builders(folder):
+        those = ", ".join(map(str, builders))
+        if time.monotonic() > end:
+            raise ConfigError(
+                f"--deepspeed: processes {those} still build in {folder}: wait until they end, or kill them"
+            )
+        if not said:
+            logger.warning(
+                "%s: compilers of a build that was killed are at work (processes %s): waiting", folder, those
+            )
+        said = True
+        time.sleep(0.1)
+
+
 def _locks() -> list[Path]:
     from torch.utils.cpp_extension import get_default_build_root
 
@@ -37,10 +66,11 @@ def _locks() -> list[Path]:
     return sorted(Path(get_default_build_root()).glob("*/deepspeed_*/lock"))
 
 
-def remove_stale_locks(wait: float = 1.0) -> None:
+def remove_stale_locks(wait: float = 1.0, patience: float = 600.0) -> None:
     """Delete the build locks of DeepSpeed's extensions that no process has open, and say so.
 
-    wait: seconds after which one must still be closed: a build that ends closes its lock, then deletes it.
+    wait: seconds after which one must still be closed: a build that ends closes its lock, then deletes it. Compilers
+    that a killed build left running are waited for, `patience` seconds: two builds would write the same files.
     Left to the first process of a machine, and to nobody where several machines may share the folder, since the other
     machines' processes are not seen.
     """
@@ -54,6 +84,7 @@ def remove_stale_locks(wait: float = 1.0) -> None:
             time.sleep(wait)
             if _is_open(lock):
                 continue
+            _wait_for_builders(lock.parent, patience)
             lock.unlink()
         except FileNotFoundError:  # a build that has just ended
             continue
