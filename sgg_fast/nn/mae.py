@@ -37,7 +37,7 @@ class Places:
         return cls(graph_N.long().masked_fill(outside_N, num), within_N.masked_fill(outside_N, 0), present_BL)
 
     def rows(self, values_N: torch.Tensor) -> torch.Tensor:
-        """[N, ...] -> [B, L, ...], zeros in rows without an object. No host decision and no sum: backward is a gather."""
+        """[N, ...] -> [B, L, ...], zeros in rows without an object. No host decision, no sum: backward is a gather."""
         num, longest = self.present.shape
         rows = values_N.new_zeros(num + 1, longest, *values_N.shape[1:])
         return rows.index_put((self.graph, self.within), values_N)[:num]
