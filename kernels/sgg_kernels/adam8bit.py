@@ -32,7 +32,7 @@ def _lines(first: int) -> tuple[tuple[float, float], ...]:
     for decade in range(DECADES):
         parts, unit = first * 2**decade, 10.0 ** (decade + 1 - DECADES)
         made.append((parts / (0.9 * unit), parts * 0.8 / 0.9))
-    # The lowest part ends half way to 0, where `_code` wants a fifth of a part; see there.
+    # The lowest part ends half way to 0; `_code` needs a fifth of a part there.
     unit, centre, end = 10.0 ** (1 - DECADES), 0.1 + 0.45 / first, 0.1 + 0.9 / first
     slope = 0.8 / (end - centre / 2)
     made[0] = (slope / unit, first + 1 - slope * end)

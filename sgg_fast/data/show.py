@@ -1,8 +1,7 @@
-"""A look at a training set: `python -m sgg_fast.data.show DIR --n 16` writes a sheet of pictures, boxes and graphs.
+"""Shows a training set: `python -m sgg_fast.data.show DIR --n 16` writes a sheet of pictures, boxes and graphs.
 
-DIR is anything that train.py --data takes: a prepared set, a cache (its set is opened, or where that is gone the
-pictures that the cache keeps), a folder of pictures with graphs beside them, "toy", "toy-rare" or
-"toy-words".
+DIR is a value of train.py --data: a prepared set, a cache (shown from its set, or from the pictures in the cache if
+the set is missing), a folder of pictures with graphs beside them, "toy", "toy-rare" or "toy-words".
 """
 
 from __future__ import annotations

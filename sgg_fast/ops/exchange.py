@@ -10,7 +10,7 @@ from sgg_fast.graph import SceneGraphBatch
 
 
 def exchange_ends(batch: SceneGraphBatch, chosen_E: torch.Tensor) -> SceneGraphBatch:
-    """A copy of `batch` with subject and object exchanged in the relations `chosen` [E] bool, plan included.
+    """A new batch: `batch` with subject and object exchanged in the relations `chosen` [E] bool, plan included.
 
     An object keeps its messages and only their roles change, so a running sum partitions its slots by role; nothing is
     sorted or read back. Slots keep their order within a role, which may no longer ascend. Phrases are not changed:

@@ -1,5 +1,5 @@
-"""Command line of the preparation: one subcommand a data set, and the cache. Exit code 2 and one line for what cannot
-run."""
+"""Command line of the preparation: one subcommand for each data set, and one for the cache. An error prints one line
+and gives exit code 2."""
 
 from __future__ import annotations
 
