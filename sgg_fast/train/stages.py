@@ -147,7 +147,7 @@ class PretrainStage(nn.Module):
         return self.terms(self.encode_packed(*packed, sample_B, step), sample_B, step)
 
     def forward(self, ids: np.ndarray, step: int, bucket: tuple[int, int] | None = None) -> Terms:
-        """Terms of the samples `ids` [B] at `step`. With `bucket` the batch is padded to (N, E), which changes no term."""
+        """Terms of the samples `ids` [B] at `step`. A `bucket` pads the batch to (N, E), which changes no term."""
         sample_B = torch.from_numpy(ids).to(self._frozen[0].device)
         return self.terms(self.encode(ids, step, bucket), sample_B, step)
 
