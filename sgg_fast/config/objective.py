@@ -77,7 +77,7 @@ class ObjectiveConfig(Part):
 
     @property
     def alignment_weight(self) -> str:
-        """"alpha_bar" or "none": `isa_weight` with "auto" resolved."""
+        """ "alpha_bar" or "none": `isa_weight` with "auto" resolved."""
         if self.isa_weight != "auto":
             return self.isa_weight
         return "none" if self.image_embedding == "noised" else "alpha_bar"
