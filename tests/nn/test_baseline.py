@@ -185,7 +185,7 @@ def test_a_baseline_trains_and_draws_and_one_resumes(tmp_path, name):
 def test_a_baselines_loss_is_the_diffusion_loss_alone(tmp_path):
     run = trainer(tmp_path, "finetune", conditioner="sgdiff")
     terms = run.engine.module(np.arange(2), 0)
-    torch.testing.assert_close(terms.values["loss"], terms.values["diff"])
+    torch.testing.assert_close(terms.losses["loss"], terms.losses["diff"])
     terms.total.backward()
     missing = [k for k, p in run.conditioner.named_parameters() if p.grad is None and not k.endswith("mask_token")]
     assert not missing

@@ -40,6 +40,13 @@ def fma(a, b, c):
     return bits.view(f8).astype(f4)
 
 
+def packed(function, *operands):
+    """Apply a function to both fp32 halves of 64-bit numbers (from sm_100 on)."""
+    pairs = [np.ascontiguousarray(np.atleast_1d(x)).view(f4).reshape(-1, 2) for x in operands]
+    made = np.ascontiguousarray(function(*np.broadcast_arrays(*pairs))).view(u8).ravel()
+    return made if any(np.ndim(x) for x in operands) else made[0]
+
+
 def divide(a, b):
     """Integer quotient towards zero. By zero, which PTX leaves undefined, all bits are set."""
     zero = b == 0
