@@ -207,7 +207,7 @@ class Replay:
         return graph, result
 
     def times(self, seconds: float, flushed: bool) -> Times:
-        """Times of one `run` within a replay."""
+        """Times of one `run` inside the captured graph."""
         if flushed:
             return call_times(self.once.replay, self.device, seconds, flushed=True)
         many = call_times(self.many.replay, self.device, seconds)

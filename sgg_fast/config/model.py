@@ -32,7 +32,7 @@ class ModelConfig(Part):
     triple: str = setting("roles", choices=("roles", "shared"), in_encoder=True, in_card=True)
     """Eq. 7 with one map per role, or one map shared by subject and object as printed."""
     context: str = setting("triples", choices=("triples", "global"), in_encoder=True, in_card=True)
-    """What the UNet attends to: a token per triple, or X_global alone (eq. 11 as printed)."""
+    """The UNet's context: a token per triple, or X_global alone (eq. 11 as printed)."""
     token_init: str = setting("text", choices=("none", "text"), in_encoder=True, in_card=True, makes_cache=True)
     """Start each triple's token from SD's own text state of its phrase; a gate adds the graph's share."""
     gate_init: float = setting(1.0, in_encoder=True, in_card=True)

@@ -255,7 +255,7 @@ def summarise(scores: Sequence[PictureScore]) -> dict[str, float]:
 
 
 def per_picture(score: PictureScore) -> dict[str, float]:
-    """One picture's own means, NaN if nothing was asked; the intervals use them."""
+    """One picture's own means, NaN if the graph has no such element; the intervals use them."""
     directional = [row for row in score.relations if row[0] in DIRECTIONAL]
     return {
         "without a fault": float(score.faultless),
