@@ -77,8 +77,7 @@ def mismatch(form: SamplingForm, exact: np.ndarray, low: np.ndarray) -> str:
 
 
 def unet_launches(form: SamplingForm, num_steps: int, device: torch.device) -> float | None:
-    """The value of `PictureRow.unet_launches`. On a CPU aten's operators are counted; a compiled model does not run
-    them."""
+    """The value of `PictureRow.unet_launches`. On a CPU it counts aten's operators; a compiled model runs none."""
     if form.call == "replay":
         return num_steps / form.size.batch
     call = form.unet_call()
@@ -153,8 +152,7 @@ def rows(args: argparse.Namespace, device: torch.device, deadline: float) -> Ite
 
 
 def cold_rows(args: argparse.Namespace, device: torch.device) -> Iterator[PictureRow]:
-    """The first picture of a fresh process: first without compiled kernels, then with the Triton cache of that
-    process."""
+    """The first picture of a fresh process: without compiled kernels, then with the Triton cache of the first."""
     size, name = Size(min(args.resolution), 1), "captured" if device.type == "cuda" else "eager"
     words = [sys.executable, "-m", "benchmarks.infer", "--first-picture", "--form", name, "--dtype", args.dtype]
     words += ["--resolution", str(size.resolution), "--steps", str(args.steps), "--device", str(args.device)]
@@ -176,7 +174,7 @@ def cold_rows(args: argparse.Namespace, device: torch.device) -> Iterator[Pictur
 
 
 def first_picture(args: argparse.Namespace, device: torch.device) -> int:
-    """Run in a process of its own: prints the seconds from `--since` to the first picture, without those for random
+    """Run in a process of its own: prints the seconds from `--since` to the first picture, less those of random
     weights."""
     start = time.time()
     pipeline = open_models(args.model, device, DTYPES[args.dtype])

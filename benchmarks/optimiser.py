@@ -34,8 +34,7 @@ FLOOR = {"adam": 1e-5, "adam8bit": 2e-2}
 """Relative error of the three updates that a form may have beside twice the reference's; codes differ at ties."""
 
 BYTES = {"adam": {"fp32": 28}, "adam8bit": {"fp32": 16, "split": 14, "bf16": 10}}
-"""Compulsory bytes of an element, by op and weights: gradient, weight and moments read, all but the first written
-again.
+"""Compulsory bytes of an element, by op and weights: gradient, weight and moments read, all but the first written.
 
 Scales add 1/16 (16 bytes for each block of 256, read and written). The norm of the gradients reads them once more.
 """

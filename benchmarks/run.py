@@ -43,8 +43,7 @@ class BenchSettings:
     seconds: float
     """Seconds per timing."""
     compile_seconds: float
-    """Seconds for all of torch.compile's compilations together; later ones are skipped, with a row that gives the
-    reason."""
+    """Seconds for all of torch.compile's compilations together; later ones are skipped, with the reason in the row."""
     verify_only: bool = False
 
 
@@ -93,8 +92,7 @@ def _timed(row: OpRow, times: measure.Times, case: Case, inputs: Inputs, device:
 def _time_on_cuda(
     row: OpRow, form: baselines.OpForm, case: Case, inputs: Inputs, judge: verify.Judge, settings: BenchSettings
 ) -> Iterator[OpRow]:
-    """Calls and captured launches, L2 warm and flushed. Everything runs on one side stream, which the graph
-    captures."""
+    """Calls and captured launches, L2 warm and flushed. All work runs on one side stream, which the graph captures."""
     device, stream = settings.device, torch.cuda.Stream(settings.device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -177,8 +175,7 @@ def measure_form(
 
 
 def _form(case: Case, backend: str, device: torch.device) -> baselines.OpForm | None:
-    """The form of a case; None if the backend has none. Raises UnavailableError if it cannot run here, or not on
-    `device`."""
+    """The form of a case; None if the backend has none. Raises UnavailableError if it cannot run on `device`."""
     form = baselines.form(case.op, backend)
     if form is not None and backend == "ours" and (reason := why_not_triton(device)):
         raise baselines.UnavailableError(f"skipped: {reason}")

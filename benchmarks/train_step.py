@@ -109,8 +109,7 @@ def mismatch(form: train_forms.Form, size: Size) -> str:
 def measure_form(
     name: str, config: Config, sizes: list[Size], device: torch.device, seconds: float
 ) -> Iterator[StepRow]:
-    """Rows of one form, smallest size first, compared at each size; after an out-of-memory error no larger size is
-    tried."""
+    """Rows of one form, smallest size first, compared at each size; an out-of-memory error ends the sizes."""
     shape = f"{LARGEST_GRAPH[0]} objects, {LARGEST_GRAPH[1]} relations"
     facts = dataclasses.asdict(measure.machine(device))
     precision = "bf16"

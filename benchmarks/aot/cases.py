@@ -102,8 +102,7 @@ SIZES = (
     GraphSize("narrow fp32", 65, 4096, 9000, 128, _F32, _F32),
     GraphSize("odd bf16", 3, 31, 77, 77, _BF16, _BF16),
 )
-"""The pre-training bucket of the paper's recipes, ten million relations, the toy's sizes, narrow rows, and odd
-sizes."""
+"""The pre-training bucket of the paper's recipes, ten million relations, the toy's sizes, narrow and odd ones."""
 
 
 def gather_add_relu(z: GraphSize) -> None:

@@ -219,8 +219,7 @@ class Kernel:
         return [self._single(op, operands, op.results[0][1])]
 
     def _loop(self, op: Op) -> list[Value]:
-        """Join the initial values with the values that one pass yields; values that change are widened to their type's
-        range."""
+        """Join the initial values with those that one pass yields; changed values are widened to their type's range."""
         low, high, _ = (self._values[i] for i in op.operands[:3])
         initial = [self._values[i] for i in op.operands[3:]]
         induction, *carried = self._module.arguments[op.blocks[0]]

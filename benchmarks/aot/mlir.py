@@ -69,8 +69,7 @@ NUMBERED = ("tt.get_program_id", "tt.get_num_programs", "tt.make_range", "tt.exp
 
 
 def numbered(text: str) -> dict[str, list[dict[str, int]]]:
-    """The integer attributes of every operation of `NUMBERED`, in order, from the text: Triton 3.6 exposes no
-    others."""
+    """The integer attributes of every operation of `NUMBERED`, in order, from the text: Triton 3.6 exposes no more."""
     found: dict[str, list[dict[str, int]]] = {name: [] for name in NUMBERED}
     for name, rest in re.findall(rf"= ({'|'.join(map(re.escape, NUMBERED))})\b(.*)", text):
         numbers = {key: int(number) for key, number in re.findall(r"(\w+) = (-?\d+)", rest)}

@@ -131,8 +131,7 @@ def resident_warps(chip: Chip, budget: Budget) -> int:
 
 
 def budget_problems(chip: Chip, budget: Budget, programs: int, least_warps: int | None) -> list[str]:
-    """Faults: shared memory beyond the opt-in limit; fewer resident warps than declared and than the grid has for an
-    SM."""
+    """Faults: shared memory beyond the opt-in limit; fewer resident warps than declared and than the grid provides."""
     problems = []
     if budget.shared > chip.shared_optin_kb * 1024:
         problems.append(f"{budget.shared} bytes of shared memory, the limit is {chip.shared_optin_kb} KB")

@@ -140,8 +140,10 @@ def _programs(num_rows: int, block: int) -> int:
 
 
 def _issued_of_images(op: str, backward: bool, z: ImageShape, s: int) -> int:
-    """Bytes requested by an image op. A norm reads its inputs twice: for their sums, and to apply them; the sums are
-    left out."""
+    """Bytes requested by an image op. A norm reads its inputs twice: for their sums, and to apply them.
+
+    The sums themselves are left out.
+    """
     again = (2 if backward else 1) * z.images * z.pixels * z.width * s if op == "group_norm_silu" else 0
     return compulsory(op, "bwd" if backward else "fwd", z, s).bytes + again
 

@@ -188,8 +188,8 @@ class Replay:
     """
 
     def __init__(self, run: Callable[[], object], device: torch.device, stream: torch.cuda.Stream) -> None:
-        """Capture `run`, which was warmed up on `stream`. Raises RuntimeError if it cannot be captured (it
-        synchronises, say)."""
+        """Capture `run`, which was warmed up on `stream`. Raises RuntimeError if that fails (`run` synchronises,
+        say)."""
         self.device, self.stream = device, stream
         self.once, self.result = self._capture(run, 1)
         self.copies = int(min(max(1, 2e-3 / _once(self.once.replay, device)), GRAPH_COPIES))

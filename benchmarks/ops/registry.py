@@ -279,8 +279,7 @@ def inputs(case: Case, device: torch.device | str, seed: int = 0, drawn: bool = 
         for name, size in _shapes(case.op, shape).items()
     }
     if drawn and case.op == "gather_add_relu":
-        # On a grid of 1/64 with absolute values up to 4 every sum is exact in fp32 and fp16: no relu unit depends on
-        # rounding.
+        # On a grid of 1/64 with absolute values up to 4 sums are exact in fp32 and fp16: rounding flips no relu unit.
         tensors = {name: t.mul_(64).round_().clamp_(-256, 256).div_(64) for name, t in tensors.items()}
     if case.op == "layer":
         tensors |= _weights(case.width, like)

@@ -136,8 +136,7 @@ def run(args: argparse.Namespace, sizes: Sizes, systems: list[System], cells: li
 
 
 def write(args: argparse.Namespace, sizes: Sizes, systems: list[System], figures: bool) -> str:
-    """Write tables, and at the end figures, of the finished cells; returns the tables, "" before the first cell is
-    done."""
+    """Write tables, and at the end figures, of the finished cells; returns the tables, "" if no cell is done."""
     from benchmarks.quality import tables as quality_tables
 
     comparison = quality_tables.Comparison(args.out, systems, range(args.seeds))

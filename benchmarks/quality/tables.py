@@ -66,8 +66,8 @@ class Comparison:
         return {column: bootstrap.estimate(values_of(self.results[system], column)) for column in COLUMNS}
 
     def differences(self) -> dict[System, tuple[Estimate, int]]:
-        """Baseline -> SGG-IG minus baseline in the headline, paired by seed, graph and noise, with the number of common
-        seeds."""
+        """Baseline -> (SGG-IG minus baseline in the headline, paired by seed, graph and noise; number of common
+        seeds)."""
         whole = next((s for s in self.results if s.name == "sgg"), None)
         found = {}
         for system in self.results if whole else ():

@@ -1,5 +1,4 @@
-"""The sampling forms that `infer.py` measures: our pipeline, and diffusers' Stable Diffusion pipeline on the same
-models.
+"""The sampling forms that `infer.py` measures: our pipeline, and diffusers' own on the same models.
 
 Diffusers' pipeline gets the context of the graphs as its prompt embeddings, computed beforehand, while ours computes it
 in every call. That pipeline has no argument for the mask of the padding, so the mask reaches its UNet through a hook.

@@ -64,8 +64,7 @@ class PretrainRow(Row):
     triples_per_s: float | None = None
     """Relations of the full copies per second, image relations included."""
     library_launches: int | None = None
-    """Launches of torch's operators in one step. CPU: operators that run a kernel; GPU: kernels and copies by the
-    profiler."""
+    """Launches of torch's operators in one step: on a CPU operators that run a kernel, on a GPU by the profiler."""
     triton_launches: int | None = None
     floor_ms: float | None = None
     """The optimiser's compulsory bytes at this machine's own copy bandwidth."""
@@ -144,8 +143,7 @@ def random_pairs(num: int, resolution: int) -> PairSource:
 
 
 class Naive:
-    """A literal implementation of the paper's text: every step encodes its images and words and packs its graphs on the
-    host."""
+    """A literal form of the paper's text: every step encodes images and words and packs its graphs on the host."""
 
     def __init__(self, setup: Setup, batch: int) -> None:
         self.setup, self.stage = setup, setup.stage(batch)

@@ -9,8 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 REFUSED, BAD_NUMBERS, INTERRUPTED = 2, 3, 130
-"""Exit codes: settings or input that cannot be used; numbers that are not finite; SIGINT. argparse also uses 2 for a
-wrong command line."""
+"""Exit codes: unusable settings or input (as in argparse); numbers that are not finite; SIGINT."""
 _LONGEST = 2000
 
 Main = Callable[[list[str] | None], int | None]
@@ -42,8 +41,7 @@ def command(
     def wrap(body: Main) -> Callable[..., int]:
         @functools.wraps(body)
         def main(argv: list[str] | None = None) -> int:
-            # Set before torch loads OpenMP: on a busy machine spinning threads make small steps 20 times slower than
-            # sleeping ones.
+            # Set before torch loads OpenMP: on a busy machine spinning threads make small steps 20 times slower.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             try:
                 return body(argv) or 0

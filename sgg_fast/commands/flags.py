@@ -1,5 +1,4 @@
-"""Argument parsers that report a mistake in one line, with the flag that was probably meant. It does not import
-torch."""
+"""Argument parsers that report a mistake in one line, with the flag that was probably meant; without torch."""
 
 from __future__ import annotations
 

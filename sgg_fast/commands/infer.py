@@ -104,8 +104,7 @@ def tell_words(args: argparse.Namespace) -> None:
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Read, load, draw, print. Raises ValueError or OSError for unusable input, ArithmeticError for numbers that are
-    not finite."""
+    """Read, load, draw, print. Raises ValueError or OSError for unusable input, ArithmeticError for NaN or Inf."""
     from sgg_fast import drawing
     from sgg_fast.data.inputs import model_of, read_inputs
     from sgg_fast.drawing.edit import edited

@@ -48,8 +48,7 @@ class ModelConfig(Part):
     kernels: str = setting("auto", choices=("auto", "reference", "triton"), may_change=True)
     """Graph kernels: auto is Triton on CUDA and the reference form elsewhere."""
     fuse_unet: str = setting("auto", choices=("auto", "on", "off"), may_change=True)
-    """Fuse the UNet's normalisation and gates and merge its projections, under stock parameter names; auto is on for
-    CUDA."""
+    """Fuse the UNet's normalisation and gates and merge projections, under stock parameter names; auto: on for CUDA."""
     gradient_checkpointing: bool = setting(False, may_change=True, saves_memory={"gradient_checkpointing": True})
     """Recompute the UNet's activations in backward: less memory, about a quarter more work."""
 

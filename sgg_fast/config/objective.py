@@ -42,11 +42,9 @@ class ObjectiveConfig(Part):
     min_snr_gamma: float = setting(0.0, at_least=0)
     """Weight the diffusion loss over timesteps by min(SNR, this) / SNR (usually 5); 0 for the paper's even weight."""
     geometry: float = setting(0.5, at_least=0, in_card=True)
-    """Weight of a loss of both stages: each relation's token predicts the relative position of its pair's boxes; 0 for
-    none."""
+    """Weight of a loss of both stages: each relation's token predicts the layout of its pair's boxes; 0 for none."""
     attention_loss: float = setting(0.1, at_least=0, in_card=True)
-    """Weight of a loss of fine-tuning: it concentrates the UNet's attention to an object's token in its box; 0 for
-    none."""
+    """Weight of a loss of fine-tuning: the UNet's attention to an object's token concentrates in its box; 0: none."""
 
     def check(self) -> None:
         """Raises `ConfigError` for losses that exclude each other."""

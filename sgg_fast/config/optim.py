@@ -41,15 +41,13 @@ class OptimConfig(Part):
     precision: str = setting("auto", choices=("auto", "fp32", "bf16", "fp16"), in_card=True)
     """Precision of fine-tuning: auto is bf16 on CUDA and with bf16 --weights, else fp32; fp16 scales the loss."""
     optimizer_in_backward: bool = setting(False, saves_memory={"optimizer_in_backward": True, "max_grad_norm": 0})
-    """Update each weight as soon as backward has its gradient, and free the gradient: no gradient clipping, no
-    accumulation."""
+    """Update each weight once backward has its gradient, and free that: no gradient clipping, no accumulation."""
     optimizer: str = setting(
         "adam8bit", choices=("adam8bit", "adam"), in_card=True, saves_memory={"optimizer": "adam8bit"}
     )
     """Fine-tuning optimiser: 8-bit Adam, or Adam with fp32 moments. Pre-training always runs Adam in fp32."""
     ema: float = setting(0.0, at_least=0, below=1, hint="such as 0.9999")
-    """Decay per step of an average of the weights; the result holds the average instead of the last weights. 0 for
-    none."""
+    """Decay per step of an average of the weights, which the result holds instead of the last ones; 0 for none."""
     ema_device: str = setting("auto", choices=("auto", "cpu"), saves_memory={"ema_device": "cpu"}, only_with="ema")
     """Device of the average: beside the weights, or in CPU memory (updated every 16 steps)."""
 

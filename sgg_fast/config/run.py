@@ -41,8 +41,7 @@ class RunConfig(Part):
     sampling_steps: int = setting(100, at_least=1, may_change=True)
     """DDIM steps that infer.py takes with the saved result unless --steps is given."""
     guidance: float = setting(4.0, at_least=1, hint="1 is none", may_change=True)
-    """Classifier-free guidance scale of sample sheets, and of infer.py with the saved result unless --guidance is
-    given."""
+    """Classifier-free guidance scale of sample sheets, and the default of infer.py with the saved result."""
 
     def check(self) -> None:
         """Raises `ConfigError` for early stopping without validations."""

@@ -1,5 +1,4 @@
-"""Whole training steps on random weights: captured against eager, the operators of attention, memory against the
-plan."""
+"""Whole training steps on random weights: captured against eager, attention operators, memory against the plan."""
 
 from __future__ import annotations
 

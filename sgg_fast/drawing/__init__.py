@@ -54,8 +54,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import the parts that need models on first use: their libraries take seconds, and errors should not wait for
-    them."""
+    """Import the parts that need models on first use: their libraries take seconds, too long for an error message."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from sgg_fast.drawing import jobs, models, notices

@@ -27,8 +27,7 @@ def edited(graph: SceneGraph, edits: Sequence[str]) -> SceneGraph:
 
 
 def apply_edit(graph: SceneGraph, text: str) -> SceneGraph:
-    """The changed graph. Raises `SceneGraphError` for text that is not an edit or names what the graph does not
-    have."""
+    """The changed graph. Raises `SceneGraphError` for text that is no edit or names what the graph does not have."""
     said = f"--edit {shown(' '.join(text.split()))}"
     if "->" in text:
         old, _, new = text.partition("->")

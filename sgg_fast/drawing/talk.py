@@ -71,7 +71,6 @@ class Talk:
 
 
 def _reading(graph: SceneGraph) -> str:
-    """The graph in one line, with a note for words that could be a relation and were read as part of one object's
-    name."""
+    """The graph in one line; marks words that could be a relation but were read as part of one object's name."""
     whole = [name for name, num in Counter(graph.objects).items() if num == 1 and len(name.split()) > 2]
     return to_text(graph) + "".join(f' ("{name}" is one object)' for name in whole)

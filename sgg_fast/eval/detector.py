@@ -36,8 +36,7 @@ class Detector(Protocol):
     """Printed beside every number."""
 
     def find(self, images: np.ndarray, graphs: Sequence[SceneGraph]) -> list[list[Instance]]:
-        """The instances of each picture, uint8 [B, H, W, 3]; an open-vocabulary detector looks for the graph's
-        names."""
+        """The instances of each picture, uint8 [B, H, W, 3]; an open-vocabulary one looks for the graph's names."""
         ...
 
     def parse(self, name: str) -> tuple[str, str | None]:

@@ -224,8 +224,7 @@ def relation_table(scores: Iterable[PictureScore]) -> dict[str, dict[str, float]
 
 
 def summarise(scores: Sequence[PictureScore]) -> dict[str, float]:
-    """Figures over all pictures. Entities: over objects; relations: means over predicates, so rare ones count
-    equally."""
+    """Figures over all pictures. Entities: over objects; relations: over predicates, with equal weights."""
     table = relation_table(scores)
 
     def macro(column: str, predicates: Iterable[str]) -> float:

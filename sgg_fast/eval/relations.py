@@ -89,8 +89,7 @@ def holds(predicate: str, s: Instance, o: Instance) -> bool | None:
 
 
 def shown(relation: Relation, s: Instance, o: Instance) -> Relation | None:
-    """The relation that the picture shows for the pair: this one if it holds, else its opposite if that holds, else
-    None."""
+    """The relation that holds for the pair: this one, else its opposite, else None."""
     if holds(relation[1], s, o):
         return relation
     other = flipped(relation)
@@ -137,8 +136,7 @@ def _riding(rider: Instance, mount: Instance) -> bool | None:
 
 
 def _standing(s: Instance, o: Instance) -> bool:
-    """Whether the base lies on the ground, or within the other's width at the height where the other carries
-    objects."""
+    """Whether the base lies on the ground, or within the other's width at the height of its carrying spot."""
     base, (x0, y0, x1, y1) = np.array([centre(s.box)[0], s.box[3]]), o.box
     if x1 - x0 >= _WIDE:
         return bool(y0 - _SLACK < base[1] < y1 + _SLACK)

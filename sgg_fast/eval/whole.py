@@ -61,8 +61,7 @@ def has_two_of_a_kind(graph: SceneGraph, parse: Parse) -> bool:
 def faultless_table(
     graphs: Sequence[SceneGraph], faultless_SG: np.ndarray, parse: Parse
 ) -> dict[str, dict[str, float]]:
-    """Share of the pictures [S, G] (0 or 1) without a fault: overall, by number of objects, and with or without two of
-    a kind.
+    """Share of the pictures [S, G] (0 or 1) without a fault: of all, by number of objects, by two of a kind.
 
     Each row has its number of graphs and 95 % interval. Rows without graphs are left out.
     """  # fmt: skip

@@ -133,8 +133,7 @@ def build_vae(out: Path, num_steps: int, num_scenes: int, batch: int = 16) -> Au
 
 
 def _tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> dict[str, torch.Tensor]:
-    """Tokens padded to the longest text of the batch, not to 77: attention is causal, so later padding changes
-    nothing."""
+    """Tokens padded to the longest text of the batch, not to 77: under causal attention the rest changes nothing."""
     return dict(tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt"))
 
 
@@ -174,8 +173,7 @@ def build_clip(out: Path, num_steps: int, num_scenes: int, batch: int = 96, spok
 
 
 def build_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32) -> UNet2DConditionModel:
-    """The text-conditioned UNet: v-prediction on latents, sentences through CLIP's text tower, 10 % without a
-    condition."""
+    """The text-conditioned UNet: v-prediction on latents, sentences through CLIP's text tower, 10 % unconditional."""
     foundation = toy_foundation(weights=out)
     if missing := [part for part in ("vae", "clip") if not (out / f"{part}.safetensors").is_file()]:
         raise ValueError(f"{out} has no {' and no '.join(missing)}: build that first")
@@ -294,8 +292,8 @@ def put_on_card(folder: Path, evaluation: Path, data: str = "") -> None:
 
 
 def draw_sheet(path: Path, num: int = 8) -> None:
-    """Draw the graphs of the first held-out scenes, unselected, each beside its scene and the shipped model's
-    picture."""
+    """Draw the graphs of the first held-out scenes, unselected, beside their scenes and the shipped model's
+    pictures."""
     pipeline, _ = load_pipeline(str(SHIPPED))
     scenes = [world.draw_scene(HELD_OUT_SEED, i) for i in range(num)]
     generators = [torch.Generator().manual_seed(i) for i in range(num)]

@@ -255,8 +255,7 @@ def loss_terms(detector: ToyDetector, batch: list[torch.Tensor]) -> dict[str, to
 
 
 def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of boxes [B, 4, ...]: intersection over union minus the share of their common bounding box that neither
-    covers."""
+    """Of boxes [B, 4, ...]: intersection over union minus the uncovered share of their common bounding box."""
 
     def area(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         return (high - low).clamp(min=0).prod(dim=1)

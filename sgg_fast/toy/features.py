@@ -71,8 +71,7 @@ def _cells(targets: Targets, chosen: np.ndarray) -> torch.Tensor:
 
 
 def train_features(out: Path, num_steps: int, num_scenes: int, seed: int, held_out_seed: int) -> nn.Module:
-    """The network's moving average after `num_steps`; continues from `out` if possible. Monitored: held-out
-    accuracy."""
+    """The network's moving average after `num_steps`; continues from `out` if possible. Logs held-out accuracy."""
     targets, held_out = draw_targets(seed, num_scenes), draw_targets(held_out_seed, 200)
     torch.manual_seed(1)
     network = ToyFeatures()

@@ -68,8 +68,7 @@ def draw_sheet(pipeline: SceneGraphToImagePipeline, run: RunConfig, source: Pair
 
 
 def export(result: Path, model: Conditioner | SceneGraphToImagePipeline) -> None:
-    """Write a stage's result to a temporary folder and rename it, so it is complete or absent. Raises OSError on
-    failure."""
+    """Write a stage's result to a temporary folder and rename it: complete or absent. Raises OSError on failure."""
     aside = result.with_name(f".{result.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     with writing(result):

@@ -258,7 +258,7 @@ class FinetuneStage(nn.Module):
         return self.config.optim.batch_size
 
     def graphs_of(self, ids_B: np.ndarray, step: int) -> np.ndarray:
-        """[B] indices in `store` of the samples' graphs at `step`; --relation-dropout selects graphs without
+        """[B] indices in `store` of the samples' graphs at `step`; --relation-dropout selects ones without
         relations."""
         if not self.config.objective.relation_dropout:
             return ids_B

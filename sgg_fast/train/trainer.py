@@ -40,8 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One run of one stage in `out/stage`. Raises `ConfigError` for settings that cannot run, before it writes
-    anything."""
+    """One run of one stage in `out/stage`. Raises `ConfigError` for settings that cannot run, before any writing."""
 
     def __init__(
         self,

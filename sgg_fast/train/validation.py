@@ -88,8 +88,7 @@ class Validation:
 
     @torch.no_grad()
     def measure(self) -> Scores:
-        """Measure graph <-> image retrieval among the held-out pairs, and the accuracy of the nearest word for masked
-        objects."""
+        """Measure graph <-> image retrieval among held-out pairs, and nearest-word accuracy for masked objects."""
         stage = self.stage
         training = stage.training
         stage.eval()
@@ -108,8 +107,7 @@ class Validation:
         return Scores(values, chance)
 
     def _chunk(self, ids: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """X_global [m, I] of the full graphs, their images [m, I], and for each masked object the predicted and the
-        true word."""
+        """X_global [m, I] of the full graphs, their images [m, I], and each masked object's predicted and true word."""
         stage = self.stage
         _, targets, images = stage._frozen
         encoded = stage.encode(ids, MASK_STEP)

@@ -44,8 +44,7 @@ def compare(found: Tensors, low: Tensors, exact: Tensors) -> None:
 def _evaluate(
     backend: str, run: Callable[..., tuple[torch.Tensor, ...]], inputs: Tensors, narrow: list[torch.dtype] | None = None
 ) -> Tensors:
-    """Outputs and the gradient of every input. Incoming gradients are drawn in `narrow`, by default the outputs'
-    types."""
+    """Outputs and the gradient of every input. Incoming gradients have the types `narrow`, by default the outputs'."""
     ops.use_kernels(backend)
     try:
         leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
@@ -82,8 +81,7 @@ def _randn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.
 
 
 def _batch(num_graphs: int, num_objects: int, num_relations: int, hubs: bool) -> SceneGraphBatch:
-    """A batch whose relations join objects of one graph; about a third of the rows is masked, and the last graph may be
-    empty.
+    """A batch whose relations join objects of one graph; a third of the rows is masked, the last graph may be empty.
 
     With hubs, half of the first graph's relations start at one object and a third end at another.
     """

@@ -27,8 +27,7 @@ LAUNCHERS = "sgg_kernels."
 
 @dataclasses.dataclass
 class Fresh:
-    """Tensors allocated by launchers, and which of their bytes have been written. They are kept, so no address
-    repeats."""
+    """Tensors allocated by launchers, and which of their bytes were written. They are kept, so no address repeats."""
 
     tensors: list[torch.Tensor] = dataclasses.field(default_factory=list)
     written: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
@@ -143,8 +142,7 @@ class Host:
 
     @contextlib.contextmanager
     def taking_over(self) -> Iterator[Host]:
-        """Context in which this class runs every launch of a Triton kernel in this process, and CPU tensors count as
-        device tensors."""
+        """Context in which every launch of a Triton kernel runs here, and CPU tensors count as device tensors."""
         from triton.runtime import jit
 
         from sgg_fast.ops import dispatch

@@ -58,8 +58,8 @@ class Kernel:
         self._functions = [names[f"b{k}"] for k in range(len(self._blocks))]
 
     def launch(self, grid: Grid, params: list, memory: Memory, *, count: bool = False) -> None:
-        """Run every CTA. params: numbers and addresses in order. Raises `PtxError` for a fatal fault; other faults are
-        in `notes`."""
+        """Run every CTA. params: numbers and addresses in order. Raises `PtxError` for a fatal fault; others go to
+        `notes`."""
         if len(params) != len(self.program.params):
             raise PtxError(f"{self.program.name}: {len(params)} arguments for {len(self.program.params)} parameters")
         values = [_parameter(v, t) for v, (t, _) in zip(params, self.program.params, strict=True)]

@@ -83,7 +83,7 @@ class Memory:
         """Asked for (base, bytes) of an address that no argument of the launch holds: tables of addresses."""
 
     def add(self, base: int, num_bytes: int, name: str, itemsize: int = 1, written: np.ndarray | None = None) -> None:
-        """Register a storage. written: one bool for each byte, updated by stores; None if all of it has been
+        """Register a storage. written: one bool for each byte, updated by stores; None if every byte has been
         written."""
         place = bisect.bisect_left(self.bases, base)
         if num_bytes == 0:

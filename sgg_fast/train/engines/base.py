@@ -73,8 +73,7 @@ class Engine(Protocol):
 def run_micro_batches(
     ids_KB: np.ndarray, step: int, forward: Callable[[np.ndarray, int], Terms], backward: Callable[[torch.Tensor], None]
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Run forward and backward for each micro-batch's share of the loss; returns the mean terms and their values at
-    chance."""
+    """Run forward and backward for each micro-batch's share of the loss; returns mean terms and values at chance."""
     micro = []
     for ids in ids_KB:
         terms = forward(ids, step)

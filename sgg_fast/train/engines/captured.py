@@ -185,8 +185,7 @@ class CapturedEngine:
         """Run forward and backward of a micro-batch and add its gradients and terms; the first one overwrites."""
         with self.state.autocast():
             terms = self.module.packed_terms(self._table, bucket)
-        # A loss that is not finite can have finite gradients. Multiplied by NaN they are not finite, and the step is
-        # skipped.
+        # A loss that is not finite can have finite gradients. Times NaN they are not, and the step is skipped.
         terms.total.backward(terms.total.detach() * 0 + 1 / self.num_micro)
         row = torch.stack([*terms.losses.values(), *terms.chance.values()])
         if self._sum is None:
@@ -199,8 +198,7 @@ class CapturedEngine:
 
     @torch.no_grad()
     def apply(self, addresses: torch.Tensor | None) -> Gradients:
-        """Run the optimiser's step and, if it was applied, update the mean terms. Returns the gradients, which are
-        released.
+        """Run the optimiser's step; if it is applied, update the mean terms. Returns the gradients and releases them.
 
         addresses: the optimiser's table on the device, which may be filled later; None builds it from the gradients.
         """
@@ -313,8 +311,7 @@ def run_part(part: Part) -> Gradients | None:
 
 @contextlib.contextmanager
 def _tried_algorithms() -> Iterator[None]:
-    """Context in which cuDNN tries its algorithms. It keeps the fastest afterwards, because it cannot try them in a
-    capture."""
+    """Context in which cuDNN tries its algorithms, which it cannot do in a capture. It keeps the fastest afterwards."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield

@@ -189,8 +189,7 @@ class DeepSpeedEngine:
 
 @contextlib.contextmanager
 def _no_pickles() -> Iterator[None]:
-    """Context in which torch.load builds only tensors and DeepSpeed's own records. DeepSpeed itself would load any
-    pickle."""
+    """Context in which torch.load builds only tensors and DeepSpeed's own records, never other pickles."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address

@@ -34,8 +34,7 @@ class TrainState:
     """State of an engine without DeepSpeed: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean)."""
 
     def __init__(self, module: Stage, device: torch.device, flat: bool) -> None:
-        """Build optimiser, average and loss scale. flat: put the optimiser on flat buffers, which a captured step
-        needs."""
+        """Build optimiser, average and loss scale. flat: the optimiser is on flat buffers, as a captured step needs."""
         config, precision, narrow, stage = module.config, "fp32", False, "pretrain"
         self.module = module.to(device)
         if isinstance(module, FinetuneStage):

@@ -205,8 +205,8 @@ class Planner:
         return latents + self._num_images * (4 * self.foundation.clip.config.projection_dim + GRAPH_BYTES)
 
     def _trace(self, batch: int) -> dict[str, dict[str, int]]:
-        """Trace forward and backward of a step at `batch`: what each phase adds to the resident parts at its highest
-        point."""
+        """Trace forward and backward of a step at `batch`: the highest point of each phase beside the resident
+        parts."""
         if batch not in self._traces:
             stage, parameters = self._stage, parameters_of(self._stage)
             bits = {id(p): g["optim_bits"] for g in parameter_groups(stage, self.config.optim) for p in g["params"]}

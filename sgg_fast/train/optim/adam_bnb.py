@@ -32,8 +32,7 @@ class GroupedAdam8bit(bitsandbytes.optim.Adam8bit):
     """Adam with `optim_bits` (8 or 32) per group. The state is flat, in the memory order of the weight."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], seed: int) -> None:
-        """Build the optimiser. seed: of stochastic rounding, which otherwise depends only on the parameter and its
-        step."""
+        """Build the optimiser. seed: of stochastic rounding, which depends only on it, the parameter and its step."""
         super().__init__(groups)
         self._seed = seed
         self._places = {p: (i, k) for i, group in enumerate(self.param_groups) for k, p in enumerate(group["params"])}

@@ -79,8 +79,7 @@ class _Group:
         return {name: m.as_strided(parameter.shape, parameter.stride(), offset) for name, m in names}
 
     def load(self, index: int, saved: dict[str, torch.Tensor]) -> None:
-        """Load moments from `state_of`, from bitsandbytes (small tensors have 32-bit state in any group) or from
-        torch's Adam."""
+        """Load moments from `state_of`, from bitsandbytes (32-bit state for small tensors) or from torch's Adam."""
         own = self.state_of(index)
         if "state1" not in saved:
             stride = self.flat.parameters[index].stride()
@@ -126,8 +125,7 @@ class FlatGroups:
             self.bases.append(self.bases[-1] + flat.buffer.numel())
 
     def gradients(self) -> tuple[list[torch.Tensor], list[int]]:
-        """The gradients that exist, each flat in the memory order of its parameter, and their offsets, group after
-        group."""
+        """The gradients that exist, each flat in its parameter's memory order, and their offsets, group after group."""
         grads: list[torch.Tensor] = []
         offsets: list[int] = []
         for flat, base in zip(self.groups, self.bases, strict=False):
@@ -235,8 +233,7 @@ class FlatAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load a result of `state_dict`, or of bitsandbytes' Adam8bit, for parameters of the same sizes in the same
-        groups.
+        """Load a result of `state_dict`, or of bitsandbytes' Adam8bit, for parameters of equal sizes and groups.
 
         A parameter without saved state starts from zero. All continue from the largest number of steps. Raises
         ValueError if the state does not fit.

@@ -35,8 +35,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raises `ConfigError` if the content of `folder` and the free space of its file system are less than `needed`
-    bytes."""
+    """Raises `ConfigError` if the content of `folder` and the free space beside it are less than `needed` bytes."""
     held = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(_nearest(folder)).free
     if free + held < needed:
