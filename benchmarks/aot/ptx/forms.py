@@ -1,7 +1,7 @@
-"""The arithmetic half of the translator, and the list of every form that the machine knows; any other raises.
+"""The arithmetic half of the translator, and the list of every supported form; any other form raises.
 
-One method an opcode: it writes a line of Python for the instruction. Approximate functions are computed in float64 and
-rounded, within what their specification allows.
+It has one method for each opcode, which writes a line of Python for the instruction. Approximate functions are computed
+in float64 and rounded, within the tolerance of their specification.
 """
 
 from __future__ import annotations
@@ -66,11 +66,11 @@ FORMS = {
     "cvt": r"cvt\.([su](8|16|32|64)\.[su](8|16|32|64)|rn\.f32\.[su](16|32|64)|r[znmp]i\.[su]32\.f32|f32\.(f16|bf16)"
     r"|rn\.(f16|bf16|f16x2|bf16x2)\.f32)",
 }
-"""Opcode -> what follows it, as a regular expression."""
+"""Opcode -> a regular expression for the rest."""
 
 
 class Arithmetic:
-    """Mixed into `Translator`, which has `get`, `set`, `constant` and `lines`."""
+    """Mixin of `Translator`, which has `get`, `set`, `constant` and `lines`."""
 
     def check_form(self, inst: Instruction) -> None:
         """Raises `PtxError` for a form that is not in the list."""
@@ -78,7 +78,7 @@ class Arithmetic:
             raise inst.error("this form is not known")
 
     def _packed(self, inst: Instruction, function: str) -> None:
-        """Of two fp32 numbers in one register of 64 bits."""
+        """Call a function on both fp32 halves of 64-bit registers."""
         given = ", ".join(self.get(x, "u8") for x in inst.args[1:])
         self.set(inst.args[0], f"packed({function}, {given})", "u8", inst)
 
@@ -90,7 +90,7 @@ class Arithmetic:
         self.set(inst.args[0], f"({self.get(inst.args[1], t)} {symbol} {self.get(inst.args[2], t)})", t, inst)
 
     def _call(self, inst: Instruction, function: str, t: str) -> None:
-        """A function of all operands, which have the type of the result."""
+        """Call a function of all operands, which have the type of the result."""
         given = ", ".join(self.get(x, t) for x in inst.args[1:])
         self.set(inst.args[0], f"{function}({given})", t, inst)
 
@@ -192,7 +192,7 @@ class Arithmetic:
         self._call(inst, "permute_bytes", "u4")
 
     def op_lop3(self, inst, parts, a):
-        """Any function of three bits, by its table: the terms for which it is 1."""
+        """Any function of three bits, by its truth table: the terms for which it is 1."""
         x, y, z = (self.get(v, "u4") for v in a[1:4])
         table = int(a[4], 0)
         terms = [
@@ -277,7 +277,7 @@ class Arithmetic:
             self._convert(inst, TYPES[dst], TYPES[src])
 
     def _convert(self, inst, to, source):
-        """Between integers, or to fp32; a byte fills the 16 bits of its register, or what it has."""
+        """Convert between integers, or to fp32; a byte fills the 16 bits of its register."""
         value = f"{self.get(inst.args[1], source)}.astype({to})"
         room = size_of(home(inst.args[0].lstrip("%")))
         if size_of(to) < room:
@@ -290,7 +290,7 @@ _SYMBOLS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="
 
 
 def _comparison(how: str, x: str, y: str, floats: bool) -> str:
-    """Of floats: false where either is NaN, but for those that end in u, which are true there."""
+    """Comparison of floats is false if either is NaN, except for operators that end in u, which are then true."""
     if how == "num":
         return f"(({x} == {x}) & ({y} == {y}))"
     if how == "nan":
