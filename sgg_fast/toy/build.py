@@ -299,10 +299,12 @@ def build_judge(out: Path, num_steps: int, num_scenes: int, part: str) -> None:
     """A network that judges pictures and has no part in drawing them: "detector", "detector_words" (that of
     `toy-words`), or the "features" of FID.
     """  # fmt: skip
-    train = {"detector": train_detector, "detector_words": partial(train_detector, spoken=True)}.get(
-        part, train_features
-    )
-    save_half(train(out / part, num_steps, num_scenes, TRAIN_SEED, HELD_OUT_SEED), out / f"{part}.safetensors")
+    judges: dict[str, Callable[..., torch.nn.Module]] = {
+        "detector": train_detector,
+        "detector_words": partial(train_detector, spoken=True),
+        "features": train_features,
+    }
+    save_half(judges[part](out / part, num_steps, num_scenes, TRAIN_SEED, HELD_OUT_SEED), out / f"{part}.safetensors")
 
 
 PARTS: dict[str, Callable[[Path, int, int], object]] = {

@@ -100,7 +100,7 @@ def training_set(foundation: Foundation, out: Path, num: int) -> tuple[list[Scen
         save_file({"latents": torch.cat(parts).contiguous()}, kept / "latents.part")
         (kept / "latents.part").rename(kept / "latents.safetensors")
     read = json.loads((kept / "graphs.json").read_text(encoding="utf-8"))
-    graphs = [SceneGraph(tuple(objects), tuple(map(tuple, relations))) for objects, relations in read]  # type: ignore[misc]
+    graphs = [SceneGraph(tuple(objects), tuple(map(tuple, relations))) for objects, relations in read]
     return graphs, load_file(kept / "latents.safetensors")["latents"].float()
 
 
