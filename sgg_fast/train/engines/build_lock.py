@@ -72,8 +72,8 @@ def remove_stale_locks(wait: float = 1.0, patience: float = 600.0) -> None:
 
     wait: seconds after which one must still be closed: a build that ends closes its lock, then deletes it. Compilers
     that a killed build left running are waited for, `patience` seconds: two builds would write the same files.
-    Only the first process of a machine calls this. No process calls it if several machines may share the folder, because
-    processes of other machines are invisible.
+    Only the first process of a machine calls this. No process calls it if several machines may share the folder: the
+    processes of other machines are not visible.
     """
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if env.local_rank() != 0 or here < env.world_size() or not Path("/proc/self/fd").is_dir():
