@@ -117,16 +117,23 @@ class InUseError(OSError):
 def locked(folder: Path) -> Iterator[None]:
     """Inside, no other process can enter for the same folder. The kernel ends the lock with the process, killed or not.
 
-    Raises `InUseError` where another process holds it.
+    Raises `InUseError` where another process holds it, OSError where the file system has no locks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / LOCK
-    lock = FileLock(path, timeout=0)
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)  # a soft lock outlives a killed process
     try:
         lock.acquire()
     except Timeout as error:
         owner = path.read_text(encoding="utf-8") or "another process"
         raise InUseError(f"{folder} is in use by {owner}: wait until it ends, or choose another --out") from error
+    except OSError as error:
+        if error.filename is not None:  # the file, and not its lock
+            raise
+        raise OSError(
+            f"{path}: cannot be locked ({error.strerror or error}): the file system of this folder has no working "
+            "flock, which keeps two runs apart; choose --out on another, such as a local disk"
+        ) from error
     try:
         with contextlib.suppress(OSError):  # on a full disk the name is missing, not the lock
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")

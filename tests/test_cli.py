@@ -236,7 +236,7 @@ def test_train_refuses_other_settings_for_a_run_that_exists(capsys, trained_run)
 @pytest.mark.parametrize(
     ("main", "argv", "reason"),
     [
-        (train.main, ["--stage", "pretrain", "--colour", "red"], "unrecognized arguments: --colour"),
+        (train.main, ["--stage", "pretrain", "--colour", "red"], "no flag --colour"),
         (train.main, ["--stage", "sideways"], "invalid choice: 'sideways'"),
         (train.main, [], "required: --stage"),
         (train.main, ["--stage", "pretrain", "--encoder", "wide"], "argument --encoder: invalid choice"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -104,3 +106,24 @@ def test_it_loads_no_torch():
     code = "import sys; import sgg_fast.files, sgg_fast.commands; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "False", done.stderr
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK, errno.EINVAL])
+def test_a_file_system_without_flock_is_named_as_the_reason_and_another_folder_cures_it(tmp_path, monkeypatch, number):
+    """The kernel's own answer for that folder alone; and no lock of another kind, which would outlive a kill."""
+    folder, real = tmp_path / "share", fcntl.flock
+
+    def flock(descriptor: int, what: int) -> None:
+        if os.readlink(f"/proc/self/fd/{descriptor}").startswith(str(folder)):
+            raise OSError(number, os.strerror(number))
+        real(descriptor, what)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    for _ in range(2):
+        with pytest.raises(OSError) as caught, locked(folder):
+            raise AssertionError
+        said = str(caught.value)
+        assert said.startswith(f"{folder}/lock: cannot be locked ({os.strerror(number)}): the file system of this ")
+        assert not isinstance(caught.value, InUseError) and "\n" not in said
+    with locked(tmp_path / "local"):
+        pass

@@ -68,7 +68,7 @@ def test_help(command):
 @pytest.mark.parametrize(
     ("words", "reason"),
     [
-        (["--recipe", "vg512"], "--recipe vg512: there is no such recipe; there are toy, vg128"),
+        (["--recipe", "vg512"], "--recipe vg512: there is no such recipe; there are toy, "),
         (["--recipe", "vg256"], "this recipe needs --data: a folder"),
         (["--recipe", "vg256", "--data", "toy"], "this recipe needs --model: a Stable Diffusion v1.4 folder"),
         (["--data", "{folder}/absent"], "there is no such folder, and it is not toy or toy-rare"),
@@ -111,6 +111,30 @@ def test_infer_refuses(tmp_path, words, reason):
     done = run("infer.py", *words, folder=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("infer.py: ") and reason in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--data", "{folder}"], "no image with a graph beside it"),
+        (["--data", "{folder}", "--shard-size", "0"], "--shard-size must be at least 1, not 0"),
+        (["--data", "{folder}", "--workers", "0"], "--workers must be at least 1, not 0"),
+        (["--data", "{folder}/set", "--split", "val"], "has a vocab.json and no val.h5"),
+        (["--data", "{folder}/cut"], "/cut/set.json"),
+        (["--data", "{folder}/absent"], "there is no such folder"),
+    ],
+)
+def test_a_cache_of_data_that_cannot_be_used_is_refused(tmp_path, words, reason):
+    for name in ("set", "cut"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "set" / "vocab.json").write_text("{}")
+    (tmp_path / "cut" / "set.json").write_text('{"format": "sgg_fast.jsonl/1", "resize": "crop"}')
+    (tmp_path / "cut" / "train.jsonl").write_text('{"image": "a.png", "obj')
+    words = [word.format(folder=tmp_path) for word in words]
+    done = run("sgg_fast.data.prepare", "cache", *words, "--out", str(tmp_path / "c"))
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert done.stderr.startswith("prepare: ") and reason in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "c").exists()
 
 
 def test_prepare_refuses(tmp_path):

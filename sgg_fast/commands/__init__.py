@@ -29,6 +29,27 @@ def typed(name: str) -> list[str]:
     return [f"sgg-{name}"] if Path(sys.argv[0]).name.startswith("sgg-") else ["python", f"{name}.py"]
 
 
+def tell(text: str) -> None:
+    """Print a result on stdout. Where its reader has gone the work is done all the same."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _drop_stdout()
+
+
+def _end_stdout() -> None:
+    """Write what is left in stdout's buffer; the interpreter's end would make a failure of a reader that has gone."""
+    try:
+        if sys.stdout is not None and not sys.stdout.closed:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+
+
+def _drop_stdout() -> None:
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - for the rest of the process
+
+
 def command(
     name: str, interrupted: str = "", refused: tuple[type[Exception], ...] = (ValueError, OSError)
 ) -> Callable[[Main], Callable[..., int]]:
@@ -44,7 +65,9 @@ def command(
             # Set before torch loads OpenMP: on a busy machine spinning threads make small steps 20 times slower.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             try:
-                return body(argv) or 0
+                code = body(argv) or 0
+                _end_stdout()
+                return code
             except refused as error:
                 return refuse(name, error)
             except KeyboardInterrupt:

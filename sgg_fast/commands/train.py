@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
-from sgg_fast.commands import command, refuse, typed
+from sgg_fast.commands import command, refuse, tell, typed
+from sgg_fast.commands.flags import OneLineParser
 
 NAME = "train.py"
 
@@ -19,7 +22,7 @@ def command_line() -> argparse.ArgumentParser:
     from sgg_fast.config import add_flags
     from sgg_fast.recipes import RECIPES
 
-    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser = OneLineParser(prog=NAME, description=__doc__)
     parser.add_argument("--stage", required=True, choices=("pretrain", "finetune"))
     parser.add_argument("--recipe", default="toy", help=f"named settings: {', '.join(RECIPES)} (toy)")
     parser.add_argument("--deepspeed", metavar="DS_JSON", help="DeepSpeed configuration, for --stage finetune")
@@ -48,9 +51,16 @@ def main(argv: list[str] | None) -> int:
     """Exit code: 0 done; otherwise one line on stderr gives the reason.
 
     2: settings, input or disk that cannot be used; 3: numbers that are not finite; 4: another process of the run was
-    lost; 130 and 143: stopped by SIGINT or SIGTERM.
+    lost; 129, 130 and 143: stopped by SIGHUP, SIGINT or SIGTERM.
     """
-    args = vars(parse(argv))
+    from sgg_fast.train.run.interrupts import stops_at_once
+
+    with stops_at_once(NAME):
+        return _run(vars(parse(argv)))
+
+
+def _run(args: dict[str, Any]) -> int:
+    """The run that the flags describe; its exit code."""
     stage, name, ds_path, out = (args.pop(key) for key in ("stage", "recipe", "deepspeed", "out"))
     graph_encoder, overwrite = args.pop("graph_encoder"), args.pop("overwrite")
     if args.pop("verify"):
@@ -99,10 +109,11 @@ def main(argv: list[str] | None) -> int:
         return refuse(NAME, memory.out_of_memory(memory.TypedRun(config, stage, ds_path, env.device().type)))
     except Stop as stop:
         if env.rank() == 0 or not isinstance(stop, Signalled):
-            print(f"{NAME}: {stop}", file=sys.stderr)
+            with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal
+                print(f"{NAME}: {stop}", file=sys.stderr)
         return stop.exit_code
     if env.rank() == 0:
-        print(f"saved {result}\nnext: {next_command(stage, name, out, args)}")
+        tell(f"saved {result}\nnext: {next_command(stage, name, out, args)}")
     return 0
 
 
@@ -112,7 +123,8 @@ def next_command(stage: str, recipe: str, out: Path, settings: dict[str, object]
 
     if stage == "finetune":
         return shlex.join([*typed("infer"), "graph.json", "--model", str(out)])
-    words = [*typed("train"), "--stage", "finetune", "--deepspeed", "ds.json"]
+    # Without --deepspeed: one GPU, as this stage has it, needs least memory and no file so.
+    words = [*typed("train"), "--stage", "finetune"]
     words += ["--recipe", recipe, "--out", str(out)]
     given = {name: value for name, value in settings.items() if name != "pretrain_steps"}
     return shlex.join([*words, *as_flags(given)])

@@ -160,8 +160,10 @@ def min_snr_weight(kind: str, alpha_bar_B: torch.Tensor, gamma: float) -> torch.
     """
     if not gamma:
         return torch.ones_like(alpha_bar_B)
-    snr_B = alpha_bar_B / (1 - alpha_bar_B)
-    return snr_B.clamp(max=gamma) / (snr_B + 1 if kind == "v_prediction" else snr_B)
+    snr_B = alpha_bar_B / (1 - alpha_bar_B)  # 0 at the last step of a schedule with zero terminal SNR
+    if kind == "v_prediction":
+        return snr_B.clamp(max=gamma) / (snr_B + 1)
+    return (gamma / snr_B).clamp(max=1)
 
 
 def alignment_weight(alpha_bar_B: torch.Tensor, form: str) -> torch.Tensor:

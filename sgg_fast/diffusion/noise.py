@@ -63,8 +63,12 @@ def target_of(prediction_type: str, z_0: torch.Tensor, noise: torch.Tensor, alph
 def predicted_z0(
     prediction_type: str, predicted: torch.Tensor, z_t: torch.Tensor, alpha_bar_B: torch.Tensor
 ) -> torch.Tensor:
-    """The clean latent that the prediction implies, [B, c, h, w]."""
+    """The clean latent that the prediction implies, [B, c, h, w].
+
+    Predicted noise says nothing of it at abar = 0, where z_t is all noise: there it is 0, the mean of latents.
+    """
     a = _column(alpha_bar_B)
     if prediction_type == "v_prediction":
         return a.sqrt() * z_t - (1 - a).sqrt() * predicted
-    return (z_t - (1 - a).sqrt() * predicted) / a.sqrt()
+    told = (z_t - (1 - a).sqrt() * predicted) / torch.where(a > 0, a, 1).sqrt()
+    return torch.where(a > 0, told, 0)

@@ -100,7 +100,8 @@ class Trainer:
         if self.watch and self._watched:
             self.watch.load_state_dict(self._watched)
         if self.first_step:
-            checkpoint.load(self.engine.load, checkpoint.checkpoint_dir(self.run, self.first_step))
+            with lost_process(config.run.rank_timeout):
+                checkpoint.load(self.engine.load, checkpoint.checkpoint_dir(self.run, self.first_step))
 
     def _check_resume(self) -> int:
         """The step to continue from; 0 for a new run."""
@@ -108,6 +109,10 @@ class Trainer:
         if newest is None:
             return 0
         step, manifest = newest
+        if manifest["stage"] != self.stage:
+            raise ConfigError(
+                f"{self.run} holds a checkpoint of --stage {manifest['stage']}: give another --out, or --overwrite"
+            )
         now = {**self.config.flat(), "engine": self._engine_name}
         free = {name for name, setting in SETTINGS.items() if setting.rules.may_change}
         for name, was in manifest["settings"].items():
@@ -166,8 +171,7 @@ class Trainer:
             stack.enter_context(lost_process(self.config.run.rank_timeout))
             self.engine.barrier()
             sizes = self.first_step, self.num_steps, self._images_per_step
-            log = RunLog(self.run, self.stage, *sizes, self._planned_memory())
-            stack.callback(log.close)
+            log = stack.enter_context(RunLog(self.run, self.stage, *sizes, self._planned_memory()))
             self._loop(log, signals)
             with self.engine.exported():
                 if self.main:

@@ -22,6 +22,14 @@ def test_the_weight_by_hand(kind, extra):
     assert min_snr_weight(kind, torch.tensor(alpha_bar), 0.0).tolist() == [1, 1, 1, 1]
 
 
+@pytest.mark.parametrize(("kind", "at_0"), [("epsilon", 1.0), ("v_prediction", 0.0)])
+def test_the_weight_at_both_ends_of_a_schedule_is_its_limit(kind, at_0):
+    """abar = 0: zero terminal SNR (Lin et al., 2024); abar = 1: no noise."""
+    assert min_snr_weight(kind, torch.tensor([0.0, 1.0]), 5.0).tolist() == [at_0, 0.0]
+    near = min_snr_weight(kind, torch.tensor([1e-12, 1 - 1e-12], dtype=torch.float64), 5.0).tolist()
+    assert near == pytest.approx([at_0, 0.0], abs=1e-9)
+
+
 def test_a_step_weights_each_image_by_its_own_time(tmp_path):
     """With one image a step the logged loss and its chance are the unweighted ones times that image's weight."""
     ids = np.array([3])

@@ -71,6 +71,20 @@ def test_predicted_z0_is_what_ddim_uses(drawn, kind):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_predicted_z0_and_its_gradient_are_finite_where_all_is_noise(kind, dtype):
+    """abar = 0, the last step of zero terminal SNR, beside a step that is not touched by it."""
+    abar = torch.tensor([0.0, 0.25])
+    z_t, predicted = torch.ones(2, 1, 1, 1, dtype=dtype), torch.full((2, 1, 1, 1), 0.5, dtype=dtype, requires_grad=True)
+    told = noise.predicted_z0(kind, predicted, z_t, abar)
+    told.float().square().sum().backward()
+    assert told.isfinite().all() and predicted.grad.isfinite().all()
+    root, part = 0.25**0.5, 0.75**0.5
+    expected = (1 - part * 0.5) / root if kind == "epsilon" else root - part * 0.5
+    assert told.flatten().tolist() == pytest.approx([0.0 if kind == "epsilon" else -0.5, expected], rel=1e-2)
+
+
 def test_timesteps_follow_the_hash_and_are_uniform():
     samples = torch.arange(20_000)
     t = noise.draw_timesteps(5, 6, samples, 1000)

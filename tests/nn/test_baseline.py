@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -210,4 +208,4 @@ def test_a_baseline_has_no_pretraining(tmp_path):
         trainer(tmp_path, "pretrain", conditioner="sgdiff")
     with pytest.raises(ConfigError, match="is of SGG-IG: leave out --conditioner"):
         trainer(tmp_path, "finetune", conditioner="sgdiff", graph_encoder=tmp_path)
-    assert dataclasses.asdict(recipe("toy"))["conditioner"] == "sgg"
+    assert recipe("toy").model.conditioner == "sgg"

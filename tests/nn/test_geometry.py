@@ -110,7 +110,7 @@ def test_some_pairs_do_not_count():
 def check(stage, terms, ids: list[int]) -> None:
     loops.jitter(stage.geometry, seed=3)
     terms = terms()
-    own = {name: value.item() for name, value in terms.values.items()}
+    own = {name: value.item() for name, value in terms.losses.items()}
     loss, chance = by_loops(stage, ids)
     assert own["geometry"] == pytest.approx(loss, rel=1e-3)
     assert terms.chance["geometry"].item() == pytest.approx(chance, rel=1e-3)

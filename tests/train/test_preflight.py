@@ -26,7 +26,7 @@ def test_a_run_that_can_start_passes_and_leaves_nothing(tmp_path):
         ("pretrain", {}, {}, "--stage pretrain runs in one process and without --deepspeed"),
         ("finetune", {"weights": "lean"}, {}, "--weights lean runs without --deepspeed"),
         ("finetune", {}, {"train_batch_size": 3}, "train_batch_size is 3, but --batch-size"),
-        ("finetune", {}, {"bf16": {"enabled": "auto"}, "x": "auto"}, '"auto" is not known for x; give a value'),
+        ("finetune", {}, {"bf16": {"enabled": "auto"}, "dump_state": "auto"}, '"auto" is not known for dump_state'),
         ("finetune", {"data": "/nowhere"}, None, "there is no such folder"),
     ],
 )

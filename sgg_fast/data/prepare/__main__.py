@@ -162,24 +162,26 @@ def told(report: Report, out: Path) -> int:
 
 
 def run_cache(args: argparse.Namespace) -> int:
+    from sgg_fast.data.prepare.job import CacheJob
     from sgg_fast.quiet import quiet_libraries
     from sgg_fast.recipes import recipe
 
     given = {name: getattr(args, name) for name, s in SETTINGS.items() if s.rules.makes_cache and hasattr(args, name)}
     config = recipe(args.recipe, **given)
     config.check_given()
-    quiet_libraries()
-    # Imported here: the models' libraries take seconds.
-    import torch
-
-    from sgg_fast.data.prepare.cache import write_cache
-    from sgg_fast.data.prepare.shard_work import CacheJob
-
-    workers = max(1, torch.cuda.device_count()) if args.workers is None else args.workers
+    workers = 1 if args.workers is None else args.workers
     job = CacheJob(
         config.model, config.data, config.run.seed, args.out, args.split, args.shard_size, args.batch_size, workers
     )
-    report = write_cache(job, args.overwrite, say)
+    source = job.open_source()  # its refusals do not wait for the libraries, which take seconds
+    quiet_libraries()
+    import torch
+
+    from sgg_fast.data.prepare.cache import write_cache
+
+    if args.workers is None:
+        job = dataclasses.replace(job, workers=max(1, torch.cuda.device_count()))
+    report = write_cache(job, args.overwrite, say, source)
     images = report["images"]
     print(f"{images['kept']} of {images['listed']} images, {report['samples']} samples")
     for fault in report["faults"]:

@@ -18,7 +18,8 @@ import numpy as np
 from sgg_fast import env
 from sgg_fast.config import ConfigError, flag
 from sgg_fast.data.cache import fingerprint, open_foundation
-from sgg_fast.data.prepare.shard_work import CacheJob, is_done, make_shards, shard_path
+from sgg_fast.data.prepare.job import CacheJob
+from sgg_fast.data.prepare.shard_work import is_done, make_shards, shard_path
 from sgg_fast.data.shards import (
     INDEX,
     DamagedError,
@@ -42,13 +43,15 @@ NUM_PREVIEWS = 64
 """Pictures kept as they are, for the sample sheets of training."""
 
 
-def write_cache(job: CacheJob, overwrite: bool = False, say: Callable[[str], None] = print) -> dict[str, Any]:
+def write_cache(
+    job: CacheJob, overwrite: bool = False, say: Callable[[str], None] = print, source: PairSource | None = None
+) -> dict[str, Any]:
     """Make the cache, or what is left to make of it; returns report.json's content. Raises `ConfigError`.
 
     A cache that was made from something else (another set, models, settings) is refused, by name of what changed,
-    unless `overwrite`; images that changed since are read again.
+    unless `overwrite`; images that changed since are read again. source: the job's set where it is open already.
     """
-    source = job.open_source()
+    source = source or job.open_source()
     foundation = open_foundation(job.model)
     with locked(job.out):
         described = _describe(job, source, foundation)

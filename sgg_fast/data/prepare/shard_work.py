@@ -8,7 +8,6 @@ torch runs as many threads: sums of another order differ in their last bits.)
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import multiprocessing
 import os
@@ -25,49 +24,18 @@ import torch
 from tqdm import tqdm
 
 from sgg_fast import env
-from sgg_fast.config import ConfigError, DataConfig, ModelConfig, flag
+from sgg_fast.config import ConfigError
 from sgg_fast.data.cache import encode_images, open_foundation
 from sgg_fast.data.images import ImageError
+from sgg_fast.data.prepare.job import CacheJob
 from sgg_fast.data.shards import DamagedError, read_tensors, write_tensors
-from sgg_fast.data.sources import PairSource, open_source
-from sgg_fast.data.stored import is_cache
+from sgg_fast.data.sources import PairSource
 from sgg_fast.nn.foundation import Foundation
 
 Stat = tuple[int, int]
 """Bytes and modification time in ns of a file."""
 _POLL = 0.2
 """Seconds between looks at whether the workers live."""
-
-
-@dataclasses.dataclass(frozen=True)
-class CacheJob:
-    """What is to be made, and how."""
-
-    model: ModelConfig
-    data: DataConfig
-    seed: int
-    """Of toy scenes."""
-    out: Path
-    split: str = "train"
-    shard_size: int = 1024
-    """Images a file."""
-    batch_size: int = 32
-    """Images that the towers read at once; part of what the bytes depend on."""
-    workers: int = 1
-    """Processes; more than one are spread over the GPUs."""
-
-    def __post_init__(self) -> None:
-        for name in ("shard_size", "batch_size", "workers"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{flag(name)} must be at least 1, not {getattr(self, name)}")
-        self.data.check_given()
-        self.model.check_given()
-        if not self.data.is_drawn and is_cache(Path(self.data.source)):
-            raise ConfigError(f"--data {self.data.source}: is a cache already")
-
-    def open_source(self) -> PairSource:
-        """The set; absent images are left out later."""
-        return open_source(self.data, self.seed, self.split, check=False)
 
 
 def shard_path(out: Path, number: int) -> Path:

@@ -70,6 +70,8 @@ class DeepSpeedEngine:
                 module.to(device)
                 self.optimizer = build_optimizer(module, config.optim, config.run.seed, "finetune", GROUP_ELEMENTS)
                 self.engine, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=ds_config)
+        except ConfigError:  # ours
+            raise
         except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"--deepspeed: DeepSpeed refuses these settings: {reason}") from error

@@ -8,6 +8,7 @@ from typing import Any
 
 from sgg_fast import env
 from sgg_fast.config import ConfigError, OptimConfig
+from sgg_fast.train.engines.ds_keys import check_keys
 
 ZERO_AUTO = {
     "reduce_bucket_size": 50_000_000,
@@ -16,6 +17,9 @@ ZERO_AUTO = {
     "stage3_param_persistence_threshold": 100_000,
 }
 """What "auto" means in zero_optimization: buckets of 100 MB in bf16, where DeepSpeed's own take a gigabyte."""
+
+LARGEST = 1 << 20
+"""Bytes of a configuration at most."""
 
 GROUP_ELEMENTS = 50_000_000
 """Most of a parameter group: at its update ZeRO 1 and 2 hold the group's gradients twice more, flat and in fp32."""
@@ -59,19 +63,38 @@ def load_ds_config(path: str | Path, optim: OptimConfig, precision: str | None, 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        ds = json.loads(path.read_text(encoding="utf-8"))
+        if not path.is_file():
+            raise ConfigError("cannot be read: " + ("not a file" if path.exists() else "No such file or directory"))
+        if path.stat().st_size > LARGEST:
+            raise ConfigError(f"larger than {LARGEST >> 20} MiB: not a DeepSpeed configuration")
+        ds = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_once, parse_constant=_no_number)
+        if not isinstance(ds, dict):
+            raise ConfigError("must be a JSON object")
+        if "optimizer" in ds or "scheduler" in ds:
+            raise ConfigError("leave out optimizer and scheduler; the recipe's --optimizer is used")
+        check_keys(ds)
+    except ConfigError as error:
+        raise ConfigError(f"--deepspeed {path}: {error}") from error
     except OSError as error:
         raise ConfigError(f"--deepspeed {path}: cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"--deepspeed {path}: not JSON: {error}") from error
-    if not isinstance(ds, dict):
-        raise ConfigError(f"--deepspeed {path}: must be a JSON object")
-    if "optimizer" in ds or "scheduler" in ds:
-        raise ConfigError(f"--deepspeed {path}: leave out optimizer and scheduler; the recipe's --optimizer is used")
     for key in ("fp16", "bf16", "zero_optimization"):
-        if not isinstance(ds.setdefault(key, {}), dict):
-            raise ConfigError(f'--deepspeed {path}: {key} must be an object, such as {{"enabled": "auto"}}')
+        ds.setdefault(key, {})
     return ds
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are there once: of two, JSON's readers take the last without a word."""
+    made = dict(pairs)
+    if len(made) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ConfigError(f"{next(name for name in names if names.count(name) > 1)[:100]} is there twice")
+    return made
+
+
+def _no_number(word: str) -> None:
+    raise ConfigError(f"{word} is no number of JSON")
 
 
 def _resolve_zero(zero: dict[str, Any]) -> None:

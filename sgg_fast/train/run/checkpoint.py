@@ -11,15 +11,14 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-from safetensors import SafetensorError
 from torch import nn
 
 from sgg_fast.config import ConfigError, OptimConfig
 from sgg_fast.files import discard, replace_folder
 from sgg_fast.train.run.folder import writing
+from sgg_fast.train.run.interrupts import is_lost_process
 
 MANIFEST = "manifest.json"
 KEEP = 2
@@ -104,11 +103,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
         manifest = json.loads(text)
         del manifest["seal"]
-        digests = dict(manifest["sha256"])
         if _sealed(manifest) != text:
             raise ValueError("damaged, or not written by this version")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read: {error!r}") from error
+    if fault := _fault(manifest, folder):
+        raise ConfigError(f"{path}: not what train.py writes: {fault}")
+    digests: dict[str, str] = manifest["sha256"]
     for name, digest in digests.items():
         path = folder / name
         if not path.is_file() or _digest(path) != digest:
@@ -117,6 +118,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         if path.is_file() and str(path.relative_to(folder)) not in (MANIFEST, *digests):
             raise ConfigError(f"{path}: does not belong to this checkpoint")
     return manifest
+
+
+def _fault(manifest: dict[str, Any], folder: Path) -> str | None:
+    """What a sealed manifest holds that `save_checkpoint` does not write there, None for one that it wrote."""
+    step, digests, settings = manifest.get("step"), manifest.get("sha256"), manifest.get("settings")
+    if type(step) is not int or folder.name != checkpoint_dir(folder, max(step, 0)).name:
+        return f"step {step!r} in {folder.name}"[:200]
+    if not isinstance(digests, dict) or not digests:
+        return "sha256 must name its files"
+    for name, digest in digests.items():
+        if not isinstance(digest, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+            return f"sha256 names {name!r}"[:200]
+    if not isinstance(manifest.get("stage"), str) or not isinstance(settings, dict):
+        return "stage must be a word and settings an object"
+    if nested := [name for name, value in settings.items() if isinstance(value, dict)]:
+        return f"setting {nested[0]!r} is an object"[:200]
+    watched = manifest.get("validation", {"best": 0.0, "since": 0})
+    numbers = isinstance(watched, dict) and set(watched) == {"best", "since"}
+    if not numbers or any(type(value) not in (int, float) or not 0 <= value < 1e9 for value in watched.values()):
+        return "validation must hold the numbers best and since"
+    return None
 
 
 def newest_checkpoint(run: Path) -> tuple[int, dict[str, Any]] | None:
@@ -149,8 +171,15 @@ def _is_whole(folder: Path) -> bool:
 
 def load(read: Callable[[Path], None], folder: Path) -> None:
     """Let the engine `read` a checkpoint. Raises `ConfigError` for complete files that this engine does not write."""
+    from sgg_fast.train.memory.advice import is_out_of_memory  # late: it imports the planner
+
     try:
         read(folder)
-    except (UnpicklingError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ConfigError(f"{folder}: cannot be loaded, it was not written by train.py: {reason}") from error
+    except Exception as error:  # border
+        if is_out_of_memory(error) or is_lost_process(error):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ConfigError(
+            f"{folder}: cannot be loaded, it was not written by train.py with these settings: {reason}; delete it to "
+            "go on from an older one, or start over with --overwrite"
+        ) from error

@@ -10,14 +10,14 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any
 
 from sgg_fast import env
 
-CAUGHT = (signal.SIGTERM, signal.SIGINT)
-"""The first of them ends the step and saves, the second ends the process."""
+CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""The first of them ends the step and saves, the second ends the process. One that is ignored stays so (nohup)."""
 
 
 class Stop(Exception):  # noqa: N818 - not all of them are errors
@@ -27,7 +27,7 @@ class Stop(Exception):  # noqa: N818 - not all of them are errors
 
 
 class Signalled(Stop):
-    """SIGTERM or SIGINT: the step was ended and saved."""
+    """SIGTERM, SIGINT or SIGHUP: the step was ended and saved."""
 
     def __init__(self, number: int, step: int) -> None:
         super().__init__(f"{signal.Signals(number).name}: stopped and saved at step {step}; the same command continues")
@@ -46,20 +46,25 @@ class LostProcess(Stop):
     exit_code = 4
 
 
+def is_lost_process(error: BaseException) -> bool:
+    """Whether a collective failed because a peer died or did not come. gloo's bare RuntimeError is known by its text
+    only."""
+    import torch  # late: train.py knows of a `Stop` before it loads torch
+
+    if env.world_size() == 1 or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
+
+
 @contextlib.contextmanager
 def lost_process(timeout: float) -> Iterator[None]:
-    """Raises `LostProcess` where a collective inside failed: a peer died, or did not come within `timeout` seconds.
-
-    gloo raises a bare RuntimeError for both, known by its text only.
-    """
+    """Raises `LostProcess` where a collective inside failed: a peer died, or did not come within `timeout` seconds."""
     try:
         yield
     except RuntimeError as error:
-        import torch  # late: train.py knows of a `Stop` before it loads torch
-
-        text = str(error)
-        if env.world_size() == 1 or (not isinstance(error, torch.distributed.DistError) and "gloo" not in text):
+        if not is_lost_process(error):
             raise
+        text = str(error)
         late = "imed out" in text or "imeout" in text
         what = f"did not answer for {timeout:g} s (--rank-timeout)" if late else "died"
         raise LostProcess(
@@ -68,11 +73,45 @@ def lost_process(timeout: float) -> Iterator[None]:
         ) from error
 
 
-class StopSignals:
-    """While entered, the first of `CAUGHT` only sets `number`; from then on they do what the system's default is.
+def _say(line: str) -> None:
+    """On stderr, past Python's own buffer: a print may be interrupted by the handler that calls this."""
+    with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal
+        os.write(2, line.encode())
 
-    Outside the main thread, where Python allows no handlers, it catches nothing.
+
+def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
+    """Give the signals of `CAUGHT` that are not ignored to `handler`; returns what had them before.
+
+    Outside the main thread, where Python allows no handlers, that is none.
     """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    wanted = [number for number in CAUGHT if signal.getsignal(number) is not signal.SIG_IGN]
+    return {number: signal.signal(number, handler) for number in wanted}
+
+
+@contextlib.contextmanager
+def stops_at_once(name: str) -> Iterator[None]:
+    """Inside, where no `StopSignals` is entered, each of `CAUGHT` ends the process with one line and 128 + its number.
+
+    Nothing is unwound: an exception in the midst of a library's import is at times swallowed, at times a traceback.
+    What a stopped set-up leaves is no more than after SIGKILL, and that is in nobody's way.
+    """
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        _say(f"{name}: {signal.Signals(number).name}: stopped; the same command continues from the last checkpoint\n")
+        os._exit(128 + number)
+
+    before = _handle(stop)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class StopSignals:
+    """While entered, the first of `CAUGHT` only sets `number`; from then on they do what the system's default is."""
 
     def __init__(self) -> None:
         self.number: int | None = None
@@ -80,16 +119,14 @@ class StopSignals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in CAUGHT}
+        self._before = _handle(self._note)
         return self
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
-        for each in CAUGHT:
+        for each in self._before:
             signal.signal(each, signal.SIG_DFL)
-        line = f"\n{signal.Signals(number).name}: ending this step, then saving; a second signal stops at once\n"
-        os.write(2, line.encode())  # the progress bar may be in the middle of a print, which must not be entered twice
+        _say(f"\n{signal.Signals(number).name}: ending this step, then saving; a second signal stops at once\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from sgg_fast import env
+from sgg_fast.config import ConfigError
 from sgg_fast.files import write_aside
 from sgg_fast.train.run.folder import writing
 
@@ -40,7 +43,10 @@ class RunLog:
         with writing(self._path):
             _forget_after(self._path, first_step)
             self._lines = self._path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step)
+        self._board_path, self._hook = folder / "tensorboard", threading.excepthook
+        threading.excepthook = self._thread_failed
+        with writing(self._board_path):
+            self._board = SummaryWriter(str(self._board_path), purge_step=first_step)
         self._bar = tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=0.5)
 
     def advance(self) -> None:
@@ -64,20 +70,18 @@ class RunLog:
         }
         first, *parts = (f"{name} {values[name]:.2f}/{chance[name]:.2f}" for name in values)
         self._bar.set_postfix_str(", ".join([f"{first} (now/chance)", *parts]))
-        for name, value in fields.items():
-            self._board.add_scalar(name, value, step)
+        self._draw(step, fields)
         self._write({"step": step, **{name: round(value, 6) for name, value in fields.items()}})
 
     def validated(self, step: int, values: dict[str, float], chance: dict[str, float]) -> None:
         """Accuracies on held-out pairs beside what they are at chance."""
         if self.silent:
             return
-        for name, value in values.items():
-            self._board.add_scalar(f"validation/{name}", value, step)
-            self._board.add_scalar(f"validation/{name}_at_chance", chance[name], step)
         shown = ", ".join(f"{name} {value:.3f}/{chance[name]:.3f}" for name, value in values.items())
-        self._bar.write(f"held-out pairs at step {step} (now/chance): {shown}", file=sys.stderr)
+        with contextlib.suppress(OSError):  # of a terminal that was closed
+            self._bar.write(f"held-out pairs at step {step} (now/chance): {shown}", file=sys.stderr)
         fields = {**values, **{f"{name}_at_chance": value for name, value in chance.items()}}
+        self._draw(step, {f"validation/{name}": value for name, value in fields.items()})
         self._write({"event": "validation", "step": step, **{name: round(x, 6) for name, x in fields.items()}})
 
     @contextlib.contextmanager
@@ -93,21 +97,48 @@ class RunLog:
         if not self.silent:
             self._write(fields)
 
+    def _draw(self, step: int, values: dict[str, float]) -> None:
+        with writing(self._board_path):
+            for name, value in values.items():
+                self._board.add_scalar(name, value, step)
+
+    def _thread_failed(self, failed: threading.ExceptHookArgs) -> None:
+        """TensorBoard's thread keeps its error for the next value, which raises it: no traceback of the thread too."""
+        of_tensorboard = type(failed.thread).__module__.startswith("tensorboard.")
+        if not (of_tensorboard and isinstance(failed.exc_value, OSError)):
+            self._hook(failed)
+
     def _write(self, fields: dict[str, Any]) -> None:
         with writing(self._path):
             self._lines.write(json.dumps(fields) + "\n")
             self._lines.flush()
 
-    def close(self) -> None:
-        """Flush and close everything."""
-        if not self.silent:
-            self._bar.close()
-            self._lines.close()
-            self._board.close()
+    def close(self, failed: bool = False) -> None:
+        """Flush and close everything. Raises OSError naming what cannot be written, but not where the run failed."""
+        if self.silent:
+            return
+        self._bar.close()
+        try:
+            for path, file in ((self._path, self._lines), (self._board_path, self._board)):
+                with contextlib.suppress(OSError) if failed else contextlib.nullcontext(), writing(path):
+                    file.close()
+        finally:
+            threading.excepthook = self._hook
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close(failed=error is not None)
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drop the lines of steps above `step`, and a last line that a kill cut off."""
+    """Drop the lines of steps above `step`, and a last line that a kill cut off.
+
+    Raises `ConfigError` for a line of JSON that no run writes: it may be of use to its owner.
+    """
     if not path.exists():
         return
     with (
@@ -115,10 +146,13 @@ def _forget_after(path: Path, step: int) -> None:
         path.open(encoding="utf-8", errors="replace") as lines,
         aside.open("w", encoding="utf-8") as kept,
     ):
-        for line in lines:
+        for number, line in enumerate(lines, 1):
             try:
                 fields = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            if isinstance(fields, dict) and fields.get("step", 0) <= step:
+            of = fields.get("step", 0) if isinstance(fields, dict) else None
+            if type(of) is not int:
+                raise ConfigError(f"{path}: line {number} has no whole number as its step: delete the line or the file")
+            if of <= step:
                 kept.write(line)

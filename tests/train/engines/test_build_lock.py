@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 from support import DS_JSON, ROOT
 from support.tiny_runs import flags
 
+from sgg_fast.config import ConfigError
 from sgg_fast.train.engines.build_lock import remove_stale_locks
 
 BUILD = """
@@ -51,6 +56,35 @@ def test_the_lock_of_a_killed_build_is_deleted_and_of_a_living_one_is_not(lock, 
     assert not lock.exists()
     assert f"{lock}: left behind by a build that was killed" in caplog.text
     remove_stale_locks(wait=0.1)
+
+
+COMPILES = """
+import subprocess, sys
+from torch.utils.file_baton import FileBaton
+assert FileBaton(sys.argv[1]).try_acquire()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], cwd=sys.argv[2])
+print(child.pid, flush=True)
+child.wait()
+"""
+
+
+def test_compilers_that_outlive_their_build_are_waited_for(lock, caplog):
+    """As torch runs ninja: in the build's folder. Killed is the process that holds the lock, and it alone."""
+    words = [sys.executable, "-c", COMPILES, str(lock), str(lock.parent)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    compiler = int(process.stdout.readline())
+    process.kill()
+    process.wait()
+    try:
+        with pytest.raises(ConfigError, match=f"processes {compiler} still build in .*wait until they end, or kill"):
+            remove_stale_locks(wait=0.1, patience=0.3)
+        assert lock.exists() and f"are at work (processes {compiler}): waiting" in caplog.text
+        threading.Timer(0.5, os.kill, (compiler, signal.SIGKILL)).start()
+        remove_stale_locks(wait=0.1)
+        assert not lock.exists()
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(compiler, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("size, local_size, local_rank", [(16, 8, 0), (2, 2, 1)])

@@ -10,6 +10,7 @@ from support import DS_JSON, ROOT
 from sgg_fast.config import ConfigError
 from sgg_fast.recipes import recipe
 from sgg_fast.train.engines.ds_config import load_ds_config
+from sgg_fast.train.engines.ds_keys import KEYS, Flag
 
 CONFIG = recipe("toy", batch_size=4, max_grad_norm=0.5)
 
@@ -106,3 +107,135 @@ def test_automatic_buckets_are_numbers(tmp_path):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match=r"absent.json: cannot be read: No such file"):
         load_ds_config(tmp_path / "absent.json", CONFIG.optim, "fp32", 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ({"zero_optimization": {"stage": "2"}}, 'zero_optimization.stage must be a whole number, 0 to 3, not "2"'),
+        ({"zero_optimization": {"stage": True}}, "zero_optimization.stage must be a whole number, 0 to 3, not true"),
+        ({"zero_optimization": {"stage": 4}}, "zero_optimization.stage must be a whole number, 0 to 3, not 4"),
+        ({"zero_optimization": {"stage": 1.5}}, "zero_optimization.stage must be a whole number, 0 to 3, not 1.5"),
+        ({"zero_optimization": {"stage": None}}, "stage must be a whole number, 0 to 3, not null"),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": "cpu"}},
+            'zero_optimization.offload_optimizer must be an object, such as {"device": ...}, not "cpu"',
+        ),
+        (
+            {"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "gpu"}}},
+            'offload_optimizer.device must be "none" or "cpu" or "nvme", not "gpu"',
+        ),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": []}}}, 'must be "none" or "cpu" or'),
+        ({"zero_optimization": {"stage": 2, "offload_optimizer": {"pin_memory": "yes"}}}, "pin_memory must be true or"),
+        ({"zero_optimization": {"offload_optimizer": {"nvme_path": "/x"}}}, "offload_optimizer.nvme_path is no key"),
+        ({"zero_optimization": {"overlap_comm": 1}}, "zero_optimization.overlap_comm must be true or false, not 1"),
+        ({"zero_optimization": {"reduce_bucket_size": 0}}, "reduce_bucket_size must be a whole number, 1 to 2147"),
+        ({"zero_optimization": {"reduce_bucket_size": -5}}, "reduce_bucket_size must be a whole number"),
+        ({"zero_optimization": {"reduce_bucket_size": 10**15}}, "reduce_bucket_size must be a whole number"),
+        ({"zero_optimization": {"sub_group_size": 10**400}}, "sub_group_size must be a whole number, 1 to"),
+        ('{"zero_optimization": {"reduce_bucket_size": 1e999}}', "reduce_bucket_size must be a whole number"),
+        ('{"gradient_clipping": NaN}', "NaN is no number of JSON"),
+        ('{"bf16": {}, "bf16": {"enabled": false}}', "bf16 is there twice"),
+        ({"gradient_clipping": "0.5"}, 'gradient_clipping must be a number, 0 to .*, not "0.5"'),
+        ({"gradient_clipping": [0.5]}, "gradient_clipping must be a number"),
+        ({"train_batch_size": True}, "train_batch_size must be a whole number, .* not true"),
+        ({"train_micro_batch_size_per_gpu": {"a": 4}}, "train_micro_batch_size_per_gpu must be a whole number"),
+        ({"bf16": {"enabled": "yes"}}, 'bf16.enabled must be true or false, not "yes"'),
+        ({"bf16": {"enabled": None}}, "bf16.enabled must be true or false, not null"),
+        ({"bf16": {"enable": True}}, r"bf16.enable is no key that train.py takes \(did you mean enabled\?\)"),
+        ({"fp16": {"loss_scale": "dynamic"}}, "fp16.loss_scale must be a number, 0 to"),
+        ({"fp16": {"initial_scale_power": 4000}}, "fp16.initial_scale_power must be a whole number, 0 to 24"),
+        ({"fp16": None}, "fp16 must be an object"),
+        ({"zero_optimisation": {"stage": 2}}, r"zero_optimisation is no key .*did you mean zero_optimization\?"),
+        ({"zero_optimization": {"elastic_checkpoint": True}}, "zero_optimization.elastic_checkpoint is no key"),
+        ({"elasticity": {"enabled": True}}, "elasticity is no key that train.py takes"),
+        ({"tensorboard": {"enabled": True}}, "tensorboard is no key that train.py takes"),
+        ({"": 1}, "is no key that train.py takes"),
+        ({"zero_allow_untested_optimizer": False}, "zero_allow_untested_optimizer must be true: train.py needs it"),
+        ({"zero_force_ds_cpu_optimizer": True}, "zero_force_ds_cpu_optimizer must be false: train.py needs it"),
+        ({"steps_per_print": 0}, "steps_per_print must be a whole number, 1 to"),
+        ({"wall_clock_breakdown": "false"}, 'wall_clock_breakdown must be true or false, not "false"'),
+        ({"communication_data_type": "int8"}, 'communication_data_type must be "fp32" or "bf16" or "fp16", not "int8"'),
+        ("[" * 100_000, "not JSON: "),
+        ("", "not JSON: "),
+        ("null", "must be a JSON object"),
+        (" " * (1 << 20) + "{}", "larger than 1 MiB"),
+    ],
+)
+def test_wrong_types_unknown_keys_and_absurd_values_name_the_key(tmp_path, content, reason):
+    """With and without a known precision: before the libraries load, and after."""
+    path = tmp_path / "ds.json"
+    for precision in ("fp32", None):
+        with pytest.raises(ConfigError, match=reason) as caught:
+            load(path, content, precision)
+        said = str(caught.value)
+        assert said.startswith(f"--deepspeed {path}: ") and "\n" not in said and len(said) < 400
+
+
+def _places(node, where=()):
+    for key, value in node.items():
+        yield (*where, key)
+        if isinstance(value, dict):
+            yield from _places(value, (*where, key))
+
+
+WRONG = ["2", "gpu", [], {"a": 1}, None, -1, 1e300, True, 0.5]
+
+
+def test_any_wrong_type_at_any_place_is_refused_or_a_value_of_the_table(tmp_path):
+    """Each wrong value at each key of the table: what passes is of the key's own type."""
+    refused = passed = 0
+    for place in list(_places(KEYS)):
+        for value in WRONG:
+            given, node = {}, KEYS
+            inner = given
+            for key in place[:-1]:
+                inner, node = inner.setdefault(key, {}), node[key]
+            inner[place[-1]], rule = value, node[place[-1]]
+            try:
+                load(tmp_path / "ds.json", given)
+                passed += 1
+                assert value is None or (type(value) in (bool, float, int) and not isinstance(rule, dict)), (
+                    place,
+                    value,
+                )
+                assert value is not True or isinstance(rule, Flag), place
+            except ConfigError as error:
+                refused += 1
+                assert place[-1] in str(error), (place, value, str(error))
+    assert refused > 300 and 0 < passed < refused / 3
+
+
+def test_whole_numbers_may_have_an_exponent_and_files_a_mark(tmp_path):
+    ds = load(tmp_path / "ds.json", '\ufeff{"zero_optimization": {"stage": 2.0, "reduce_bucket_size": 5e8}}')
+    assert ds["zero_optimization"] == {"stage": 2, "reduce_bucket_size": 500_000_000}
+    assert all(type(value) is int for value in ds["zero_optimization"].values())
+    assert load(tmp_path / "ds.json", {"zero_optimization": {"stage": 1, "offload_param": None}})
+
+
+def test_folders_and_devices_are_no_files(tmp_path):
+    for path in (tmp_path, "/dev/zero"):
+        with pytest.raises(ConfigError, match="cannot be read: not a file"):
+            load_ds_config(path, CONFIG.optim, None, 1)
+
+
+def test_the_table_holds_keys_that_deepspeed_knows():
+    """A key that DeepSpeed does not know would be ignored by it at the top, and refused by it in a section."""
+    constants = pytest.importorskip("deepspeed.runtime.constants")
+    zero = pytest.importorskip("deepspeed.runtime.zero.config")
+    precision = pytest.importorskip("deepspeed.runtime.precision_config")
+    offload = pytest.importorskip("deepspeed.runtime.zero.offload_config")
+    top = {value for value in vars(constants).values() if isinstance(value, str)} | {"zero_optimization"}
+    assert set(KEYS) <= top
+
+    def fields(model):
+        return {field.alias or name for name, field in model.model_fields.items()}
+
+    assert set(KEYS["zero_optimization"]) <= fields(zero.DeepSpeedZeroConfig)
+    assert set(KEYS["bf16"]) <= fields(precision.DeepSpeedBF16Config)
+    assert set(KEYS["fp16"]) <= fields(precision.DeepSpeedFP16Config)
+    for name, model in (
+        ("offload_optimizer", offload.DeepSpeedZeroOffloadOptimizerConfig),
+        ("offload_param", offload.DeepSpeedZeroOffloadParamConfig),
+    ):
+        assert set(KEYS["zero_optimization"][name]) <= fields(model)

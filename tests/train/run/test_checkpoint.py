@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import shutil
 import subprocess
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support import DS_JSON
 from support.tiny_runs import trainer
 
@@ -94,6 +95,66 @@ def test_a_manifest_that_is_none_is_refused(tmp_path, content):
     (folder / checkpoint.MANIFEST).write_text(content)
     with pytest.raises(ConfigError, match=r"manifest\.json: cannot be read"):
         checkpoint.read_manifest(folder)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": "1"}, {"step": 2}, {"step": None}, {"step": True}, {"step": -1}, {"sha256": []}, {"sha256": {}},
+        {"sha256": {"w.bin": 3}}, {"sha256": {"../w.bin": "0"}}, {"sha256": {"/etc/passwd": "0"}}, {"stage": 3},
+        {"settings": []}, {"settings": None}, {"settings": {"seed": {}}}, {"validation": 3}, {"validation": None},
+        {"validation": {"best": "0", "since": 0}}, {"validation": {"best": 0.5}},
+        {"validation": {"best": float("nan"), "since": 0}},
+    ],
+)  # fmt: skip
+def test_a_manifest_sealed_anew_with_wrong_content_is_one_line(tmp_path, change):
+    folder = save(tmp_path, 1)
+    path = folder / checkpoint.MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["seal"]
+    path.write_text(checkpoint._sealed({**manifest, **change}))
+    with pytest.raises(ConfigError) as caught:
+        checkpoint.newest_checkpoint(tmp_path)
+    said = str(caught.value)
+    assert said.startswith(f"{path}: not what train.py writes: ") and "--overwrite starts over" in said
+    assert "\n" not in said
+    path.write_text(checkpoint._sealed(manifest))
+    assert checkpoint.newest_checkpoint(tmp_path)[0] == 1
+
+
+def reseal(folder, **changes):
+    """The manifest of `folder` with changes, and its files as they are now, under a seal that holds."""
+    path = folder / checkpoint.MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["seal"]
+    files = {p.name: checkpoint._digest(p) for p in folder.iterdir() if p.name != checkpoint.MANIFEST}
+    path.write_text(checkpoint._sealed({**manifest, "sha256": files, **changes}))
+
+
+@pytest.mark.parametrize("fault", ["tensor gone", "other shape", "no optimiser", "no state", "list", "other stage"])
+def test_a_checkpoint_sealed_anew_over_other_files_is_one_line_and_overwrite_cures_it(tmp_path, fault):
+    settings = {"resolution": 32, "pretrain_steps": 1, "checkpoint_every": 1}
+    trainer(tmp_path, "pretrain", **settings).train()
+    folder = checkpoint.checkpoint_dir(tmp_path / "pretrain", 1)
+    weights = load_file(folder / "weights.safetensors")
+    name = min(weights)
+    if fault == "tensor gone":
+        save_file({k: v for k, v in weights.items() if k != name}, folder / "weights.safetensors")
+    elif fault == "other shape":
+        save_file({**weights, name: torch.zeros(3, 5, 7)}, folder / "weights.safetensors")
+    elif fault == "no optimiser":
+        (folder / "optimizer.pt").unlink()
+    elif fault in ("no state", "list"):
+        torch.save({} if fault == "no state" else [1], folder / "optimizer.pt")
+    reseal(folder, **({"stage": "finetune"} if fault == "other stage" else {}))
+    longer = {**settings, "pretrain_steps": 2}
+    with pytest.raises(ConfigError) as caught:
+        trainer(tmp_path, "pretrain", **longer)
+    said = str(caught.value)
+    assert "--overwrite" in said and "\n" not in said, said
+    assert said.startswith(str(tmp_path / "pretrain")), said
+    trainer(tmp_path, "pretrain", overwrite=True, **longer).train()
+    assert checkpoint.newest_checkpoint(tmp_path / "pretrain")[0] == 2
 
 
 def test_ranks_other_than_0_write_their_part_and_publish_nothing(tmp_path):

@@ -163,7 +163,7 @@ def test_runs_killed_at_every_operation_on_checkpoints_end_with_the_same_bits(se
 def test_signals_save_and_the_same_command_continues(server, tmp_path):
     out, endless = tmp_path / "run", {"pretrain_steps": 100_000, "checkpoint_every": 100_000}
     run, stopped_at = folder("pretrain", out), []
-    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+    for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)):
         child = server.start(command("pretrain", out, **endless))
         wait_until_logged(child, run, (stopped_at or [0])[-1] + 1)
         second = server.start(command("pretrain", out, **endless))
@@ -174,11 +174,11 @@ def test_signals_save_and_the_same_command_continues(server, tmp_path):
         stopped_at.append(newest_checkpoint(run)[0])
         assert f"{signal.Signals(number).name}: stopped and saved at step {stopped_at[-1]}" in last_line(child)
         assert "Traceback" not in child.said()
-    assert stopped_at[0] < stopped_at[1]
+    assert stopped_at[0] < stopped_at[1] < stopped_at[2]
     starts = [line["step"] for line in lines(run) if line.get("event") == "start"]
-    assert starts == [0, stopped_at[0]]
+    assert starts == [0, *stopped_at[:2]]
 
-    ends = {"pretrain_steps": stopped_at[1] + 1}
+    ends = {"pretrain_steps": stopped_at[2] + 1}
     for path in (out, tmp_path / "whole"):
         child = server.start(command("pretrain", path, **ends))
         assert child.wait() == 0, child.said()
@@ -246,6 +246,24 @@ def test_a_full_disk_is_one_line_and_the_last_checkpoint_stays(server, tmp_path)
         child = server.start(command("pretrain", tmp_path / "whole", **settings))
         assert child.wait() == 0
         assert same_run("pretrain", out, tmp_path / "whole")
+
+
+@pytest.mark.parametrize("file", ["log.jsonl", "tensorboard"])
+def test_a_disk_that_fills_up_under_the_log_or_tensorboard_is_one_line_with_the_file(server, tmp_path, file):
+    """Each alone on a disk that is full from the start of the steps: nothing of either may be a traceback."""
+    run = folder("pretrain", tmp_path / "run")
+    run.mkdir(parents=True)
+    with small_disk(tmp_path / "disk", 1 << 20) as disk:
+        if file == "tensorboard":
+            (run / file).symlink_to(disk)
+        else:
+            (run / file).symlink_to(disk / file)
+        (disk / "filler").write_bytes(bytes(shutil.disk_usage(disk).free - (8 << 10)))
+        settings = {"pretrain_steps": 4000, "checkpoint_every": 100_000}
+        child = server.start(command("pretrain", tmp_path / "run", **settings))
+        assert child.wait() == 2, child.said()
+        assert f"train.py: {run / file}: cannot be written (No space left on device): free space" in last_line(child)
+        assert "Traceback" not in child.said() and "Exception" not in child.said(), child.said()
 
 
 def test_a_disk_that_is_too_small_or_read_only_is_refused_before_the_run(server, tmp_path):

@@ -1,0 +1,96 @@
+"""Signals before, after and around the steps: one line, the signal's exit code, no traceback. Real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from support import ROOT
+from support.tiny_runs import flags
+
+from sgg_fast.train.run.interrupts import StopSignals, stops_at_once
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+UNTIL = """
+import sys
+sys.path.insert(0, {root!r})
+from sgg_fast.commands import train as command
+{patch}
+sys.exit(command.main(sys.argv[1:]))
+"""
+WAITS = """
+import builtins
+real = builtins.__import__
+def waiting(name, *more, **named):
+    if name == {name!r}:
+        print("here", flush=True)
+        try:
+            import time
+            time.sleep(60)
+        except BaseException as error:  # as libraries do around imports that are optional
+            raise ImportError(name) from error
+    return real(name, *more, **named)
+builtins.__import__ = waiting
+"""
+
+
+def start(tmp_path, patch: str, *words: str) -> subprocess.Popen:
+    code = UNTIL.format(root=str(ROOT), patch=patch)
+    argv = ["--stage", "pretrain", "--out", str(tmp_path / "run"), *flags(pretrain_steps=1, resolution=32), *words]
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("place", ["sgg_fast.train.preflight", "sgg_fast.train.trainer"])
+def test_a_signal_in_the_set_up_is_one_line_whatever_an_import_makes_of_exceptions(tmp_path, number, place):
+    child = start(tmp_path, WAITS.format(name=place))
+    assert child.stdout.readline() == "here\n"
+    child.send_signal(number)
+    _, said = child.communicate(timeout=30)
+    name = signal.Signals(number).name
+    assert said == f"train.py: {name}: stopped; the same command continues from the last checkpoint\n"
+    assert child.returncode == 128 + number
+
+
+def test_a_signal_that_was_ignored_stays_ignored(tmp_path):
+    """nohup starts a run so; its terminal may close."""
+    child = start(tmp_path, "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)" + WAITS.format(name="tqdm"))
+    assert child.stdout.readline() == "here\n"
+    child.send_signal(signal.SIGHUP)
+    time.sleep(0.2)
+    assert child.poll() is None
+    child.send_signal(signal.SIGTERM)
+    assert child.wait(timeout=30) == 143
+
+
+def test_the_handlers_before_are_back_afterwards():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    with stops_at_once("train.py"):
+        outer = signal.getsignal(signal.SIGHUP)
+        with StopSignals() as signals:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert signals.number == signal.SIGHUP
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL, "a second one stops at once"
+        assert signal.getsignal(signal.SIGHUP) is outer
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_of_stdout_that_has_gone_takes_nothing_from_success(tmp_path, unbuffered):
+    code = UNTIL.format(root=str(ROOT), patch="")
+    read, write = os.pipe()
+    os.close(read)
+    argv = ["--stage", "pretrain", "--out", str(tmp_path / "run"), *flags(pretrain_steps=1, resolution=32)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    done = subprocess.run(
+        [sys.executable, "-c", code, *argv], cwd=ROOT, env=environment, stdout=write, stderr=subprocess.PIPE, text=True
+    )
+    os.close(write)
+    assert done.returncode == 0 and "Broken pipe" not in done.stderr and "Traceback" not in done.stderr, done.stderr
+    assert (tmp_path / "run" / "pretrain" / "graph_encoder").is_dir()
