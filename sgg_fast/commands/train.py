@@ -60,7 +60,7 @@ def main(argv: list[str] | None) -> int:
 
 
 def _run(args: dict[str, Any]) -> int:
-    """The run that the flags describe; its exit code."""
+    """Start the run of these flags; returns its exit code."""
     stage, name, ds_path, out = (args.pop(key) for key in ("stage", "recipe", "deepspeed", "out"))
     graph_encoder, overwrite = args.pop("graph_encoder"), args.pop("overwrite")
     if args.pop("verify"):

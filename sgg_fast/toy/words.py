@@ -12,7 +12,6 @@ Letters: N objects of one scene. Lengths are in picture units: 0..1, x to the ri
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -184,7 +183,9 @@ def say(
     num = len(boxes)
     goal = int(rng.integers(min(max(2, num - 2), 6), most + 1))
     dull = np.array([0.5 * (o in wide or s in wide) for s, _, o in links])
-    first: Any = np.argsort(rng.random(len(links)) + dull)[: max(1, round(0.6 * goal))] if links else []
+    first: list[int] = []
+    if links:
+        first = np.argsort(rng.random(len(links)) + dull)[: max(1, round(0.6 * goal))].tolist()
     chosen = [_one_way(rng, links[k], categories) for k in first]
     # A pair that belongs together is sometimes also described by position: a worn hat is above its wearer.
     related = {frozenset((s, o)) for s, _, o in links if rng.random() > 0.1}

@@ -32,17 +32,17 @@ def _is_open(path: Path) -> bool:
 
 
 def _builders(folder: Path) -> list[int]:
-    """Ids of the processes that work in `folder`: ninja and compilers live on where the process that ran them died."""
+    """Ids of the processes that work in `folder`: ninja and compilers can outlive the process that started them."""
     found = []
     for link in Path("/proc").glob("[0-9]*/cwd"):
-        with contextlib.suppress(OSError):  # ended meanwhile, or not ours
+        with contextlib.suppress(OSError):  # the process ended, or belongs to another user
             if link.samefile(folder) and int(link.parts[2]) != os.getpid():
                 found.append(int(link.parts[2]))
     return found
 
 
 def _wait_for_builders(folder: Path, patience: float) -> None:
-    """Until no process works in `folder`. Raises `ConfigError`, naming them, after `patience` seconds."""
+    """Wait until no process works in `folder`. Raises `ConfigError`, naming them, after `patience` seconds."""
     end, said = time.monotonic() + patience, False
     while builders := _builders(folder):
         those = ", ".join(map(str, builders))
