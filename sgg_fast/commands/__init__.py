@@ -30,7 +30,7 @@ def typed(name: str) -> list[str]:
 
 
 def tell(text: str) -> None:
-    """Print a result on stdout. Where its reader has gone the work is done all the same."""
+    """Print a result on stdout. If its reader has exited, the work continues."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -38,7 +38,7 @@ def tell(text: str) -> None:
 
 
 def _end_stdout() -> None:
-    """Write what is left in stdout's buffer; the interpreter's end would make a failure of a reader that has gone."""
+    """Flush stdout; if its reader has exited, the interpreter would otherwise fail at its end."""
     try:
         if sys.stdout is not None and not sys.stdout.closed:
             sys.stdout.flush()

@@ -50,8 +50,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None) -> int:
     """Exit code: 0 done; otherwise one line on stderr gives the reason.
 
-    2: settings, input or a disk that cannot do it; 3: numbers went bad; 4: another process of the run was lost; 129,
-    130 and 143: stopped by SIGHUP, SIGINT or SIGTERM.
+    2: settings, input or disk that cannot be used; 3: numbers that are not finite; 4: another process of the run was
+    lost; 129, 130 and 143: stopped by SIGHUP, SIGINT or SIGTERM.
     """
     from sgg_fast.train.run.interrupts import stops_at_once
 
@@ -60,7 +60,7 @@ def main(argv: list[str] | None) -> int:
 
 
 def _run(args: dict[str, Any]) -> int:
-    """The run that the flags describe; its exit code."""
+    """Start the run of these flags; returns its exit code."""
     stage, name, ds_path, out = (args.pop(key) for key in ("stage", "recipe", "deepspeed", "out"))
     graph_encoder, overwrite = args.pop("graph_encoder"), args.pop("overwrite")
     if args.pop("verify"):

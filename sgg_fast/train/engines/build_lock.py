@@ -32,17 +32,17 @@ def _is_open(path: Path) -> bool:
 
 
 def _builders(folder: Path) -> list[int]:
-    """Ids of the processes that work in `folder`: ninja and compilers live on where the process that ran them died."""
+    """Ids of the processes that work in `folder`: ninja and compilers can outlive the process that started them."""
     found = []
     for link in Path("/proc").glob("[0-9]*/cwd"):
-        with contextlib.suppress(OSError):  # ended meanwhile, or not ours
+        with contextlib.suppress(OSError):  # the process ended, or belongs to another user
             if link.samefile(folder) and int(link.parts[2]) != os.getpid():
                 found.append(int(link.parts[2]))
     return found
 
 
 def _wait_for_builders(folder: Path, patience: float) -> None:
-    """Until no process works in `folder`. Raises `ConfigError`, naming them, after `patience` seconds."""
+    """Wait until no process works in `folder`. Raises `ConfigError`, naming them, after `patience` seconds."""
     end, said = time.monotonic() + patience, False
     while builders := _builders(folder):
         those = ", ".join(map(str, builders))
@@ -68,12 +68,12 @@ def _locks() -> list[Path]:
 
 
 def remove_stale_locks(wait: float = 1.0, patience: float = 600.0) -> None:
-    """Delete the build locks of DeepSpeed's extensions that no process has open, and say so.
+    """Delete the build locks of DeepSpeed's extensions that no process has open, and log each deletion.
 
-    wait: seconds after which one must still be closed: a build that ends closes its lock, then deletes it. Compilers
-    that a killed build left running are waited for, `patience` seconds: two builds would write the same files.
-    Only the first process of a machine calls this. No process calls it if several machines may share the folder: the
-    processes of other machines are not visible.
+    wait: seconds after which a lock must still be closed: a build that ends closes its lock and then deletes it.
+    patience: seconds to wait for compilers that a killed build left running, because two builds would write the same
+    files. Only the first process of a machine calls this. No process calls it if several machines may share the
+    folder, because processes of other machines are invisible.
     """
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if env.local_rank() != 0 or here < env.world_size() or not Path("/proc/self/fd").is_dir():

@@ -1,7 +1,7 @@
-"""What a ds.json may hold: one table of keys and their types. Any other key is refused, for it would be ignored.
+"""The allowed keys of a ds.json and their types, as one table. Any other key is refused, because it would be ignored.
 
-Types and bounds are DeepSpeed's own where it has any; upper bounds are far above what any run needs and below what
-makes DeepSpeed allocate a buffer that no machine has.
+Types and bounds are DeepSpeed's own if it has any. Upper bounds are far above the needs of any run, and below values
+for which DeepSpeed allocates a buffer that no machine has.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from sgg_fast.config import ConfigError
 
 @dataclass(frozen=True)
 class Flag:
-    """True or false; `only` where the engine works with one of them."""
+    """True or false; `only` if the engine supports only that value."""
 
     only: bool | None = None
     may_be_auto: bool = True
 
     def fault(self, value: object) -> str | None:
-        """What a value must be, None where it is that."""
+        """The required value; None if `value` meets it."""
         if self.only is None:
             return None if isinstance(value, bool) else "must be true or false"
         return None if value is self.only else f"must be {json.dumps(self.only)}: train.py needs it"
@@ -39,7 +39,7 @@ class Number:
     may_be_auto: bool = True
 
     def fault(self, value: object) -> str | None:
-        """What a value must be, None where it is that."""
+        """The required value; None if `value` meets it."""
         right = isinstance(value, int | float) and not isinstance(value, bool) and self.least <= value <= self.most
         if right and (self.fraction or value == int(value)):  # type: ignore[call-overload]
             return None
@@ -54,14 +54,14 @@ class Word:
     may_be_auto: bool = False
 
     def fault(self, value: object) -> str | None:
-        """What a value must be, None where it is that."""
+        """The required value; None if `value` meets it."""
         return None if value in self.words else f"must be {' or '.join(map(json.dumps, self.words))}"
 
 
 Rule = Flag | Number | Word
 Section = Mapping[str, "Rule | Section"]
 
-_BUCKET = Number(1, 2**31 - 1)  # DeepSpeed allocates buckets as they are given
+_BUCKET = Number(1, 2**31 - 1)  # DeepSpeed allocates buckets of the given size
 _ELEMENTS = Number(0, 2**63 - 1)
 _OFFLOAD: Section = {"device": Word(("none", "cpu", "nvme")), "pin_memory": Flag()}
 
@@ -111,15 +111,15 @@ KEYS: Section = {
         "round_robin_gradients": Flag(),
     },
 }
-"""Keys, at any depth, with their rules. "auto" passes here; whether it can be resolved is `load_ds_config`'s to say."""
+"""Keys, at any depth, with their rules. "auto" passes here; `load_ds_config` checks whether it can be resolved."""
 
 _MAY_BE_NULL = ("offload_optimizer", "offload_param")
 
 
 def check_keys(given: dict[str, Any], rules: Section = KEYS, where: str = "") -> None:
-    """Raises `ConfigError` naming the first key that is unknown or has a value of another type or out of bounds.
+    """Raises `ConfigError` naming the first key that is unknown, has another type or is out of bounds.
 
-    Whole numbers written with a point or an exponent become integers in `given`; a section that is null goes.
+    Whole numbers written with a point or an exponent become integers in `given`; a section that is null is removed.
     """
     for key, value in list(given.items()):
         name, rule = f"{where}{key}", rules.get(key)

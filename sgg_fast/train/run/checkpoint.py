@@ -121,7 +121,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def _fault(manifest: dict[str, Any], folder: Path) -> str | None:
-    """What a sealed manifest holds that `save_checkpoint` does not write there, None for one that it wrote."""
+    """The first entry of a sealed manifest that `save_checkpoint` cannot have written; None if there is none."""
     step, digests, settings = manifest.get("step"), manifest.get("sha256"), manifest.get("settings")
     if type(step) is not int or folder.name != checkpoint_dir(folder, max(step, 0)).name:
         return f"step {step!r} in {folder.name}"[:200]
@@ -170,7 +170,7 @@ def _is_whole(folder: Path) -> bool:
 
 
 def load(read: Callable[[Path], None], folder: Path) -> None:
-    """Let the engine `read` a checkpoint. Raises `ConfigError` for files that are whole but not what it writes."""
+    """Let the engine `read` a checkpoint. Raises `ConfigError` for complete files that this engine does not write."""
     from sgg_fast.train.memory.advice import is_out_of_memory  # late: it imports the planner
 
     try:
