@@ -128,24 +128,28 @@ def test_literal_differs_from_vg256_by_the_printed_forms_only():
 
 def test_only_the_toy_recipe_brings_models_and_data():
     recipe("toy").check_given()
-    for name in RECIPES.keys() - {"toy"}:
+    for name in RECIPES.keys() - {"toy", "toy-words"}:
         with pytest.raises(ConfigError, match="this recipe needs --data: a folder"):
             recipe(name).check_given()
         with pytest.raises(ConfigError, match="this recipe needs --model: a Stable Diffusion"):
             recipe(name, data="toy").check_given()
         recipe(name, data="toy", model="a/hub-id").check_given()
+    with pytest.raises(ConfigError, match=r"needs --model: the foundation that"):
+        recipe("toy-words").check_given()
     assert recipe("vg128").data.num_expected == 62_565 and recipe("coco256").data.num_expected == 24_972
     assert recipe("vg128", data="toy", num_scenes=9).data.num_expected == 9
 
 
 def test_a_folder_of_data_that_is_not_there_is_refused(tmp_path):
     recipe("toy", data=str(tmp_path)).check_given()
-    with pytest.raises(ConfigError, match=r"absent: there is no such folder, and it is not toy or toy-rare"):
+    with pytest.raises(
+        ConfigError, match=r"absent: there is no such folder, and it is not toy or toy-rare or toy-words"
+    ):
         recipe("toy", data=str(tmp_path / "absent")).check_given()
 
 
 def test_an_unknown_recipe_names_those_that_exist():
-    with pytest.raises(ConfigError, match=r"vg512.*toy, vg128, vg256"):
+    with pytest.raises(ConfigError, match=r"vg512.*toy, toy-words, vg128, vg256"):
         recipe("vg512")
 
 
