@@ -276,10 +276,10 @@ def test_a_tokenizer_takes_the_towers_length_and_must_fit_it(base):
 
 def test_planning_reads_configurations_by_the_same_door(base):
     small = recipe("vg256", model=str(base / "sd"), clip=str(base / "clip"), data=str(base))
-    assert blank_foundation(small).unet.config.cross_attention_dim == sd_folder.CONTEXT
+    assert blank_foundation(small.model).unet.config.cross_attention_dim == sd_folder.CONTEXT
     change(base / "sd" / "unet" / "config.json", in_channels=9)
     with pytest.raises(ConfigError, match=r"--model .*unet/config\.json: a UNet of 9 input"):
-        blank_foundation(small)
+        blank_foundation(small.model)
 
 
 def test_a_shard_outside_the_folder_is_not_followed(base):
