@@ -1,4 +1,4 @@
-"""What is measured, and how. Every module here is part of a command: libraries are imported without their notices."""
+"""Benchmarks. Every module here is part of a command: libraries are imported without their notices."""
 
 from sgg_fast.quiet import quiet_imports
 

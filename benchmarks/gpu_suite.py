@@ -1,13 +1,13 @@
-"""Everything that needs a GPU, in one command that ends within nine minutes and leaves at most eight files.
+"""Every GPU check in one command that ends within nine minutes and leaves at most eight files.
 
     python -m benchmarks.gpu_suite --out DIR          # make gpu-suite OUT=DIR
     python -m benchmarks.gpu_suite --out DIR --dry    # make gpu-suite-dry OUT=DIR: the same script on a CPU, tiny
 
-Each part is a process of its own with a time limit of its own, killed with its children when it is over, so that one
-failure does not lose the rest. The headline comes first: steps of pre-training and fine-tuning, and pictures. What a
-part does not use of its time those after it may. A part whose packages are not installed is unavailable, which is not a
-failure. What is there is written after every part: environment.json, summary.json,
-logs.tar.gz, and the CSVs, which grow row by row. To add a part, add it to `PARTS`.
+Each part is a process with a time limit of its own. At the limit it is killed with its children, so one failure does
+not lose the rest. The headline comes first: steps of pre-training and fine-tuning, and pictures. Later parts may use
+the time that a part leaves over. A part whose packages are not installed is unavailable, which is not a failure. After
+every part the results so far are written: environment.json, summary.json, logs.tar.gz, and the CSVs, which grow row by
+row. To add a part, add it to `PARTS`.
 """
 
 from __future__ import annotations
@@ -45,17 +45,17 @@ MAX_FILES, MAX_BYTES = 8, 16 * 2**20
 class Part:
     """One process of the suite.
 
-    In a command `{out}` is the folder of results, `{soon}` the seconds after which it should start nothing new.
+    In a command `{out}` is the folder of results, `{soon}` the seconds after which it should start no new work.
     """
 
     name: str
     command: tuple[str, ...]
     seconds: float
-    """That are kept for it; it may take what those before it left over as well."""
+    """Seconds reserved for it; it may also use what earlier parts left over."""
     dry: tuple[str, ...] = ()
-    """What it runs on a CPU instead."""
+    """Its command on a CPU."""
     needs: tuple[str, ...] = ()
-    """Packages without which it cannot run, and says so."""
+    """Packages that it requires; without them it reports itself unavailable."""
     interpreted: bool = False
     """In a dry run, whether Triton interprets its kernels (to check them; never to time them)."""
 
@@ -65,7 +65,7 @@ def _python(*words: str) -> tuple[str, ...]:
 
 
 def _parallel() -> tuple[str, ...]:
-    """pytest-xdist where it is: most of the tests' time is the compilation of kernels, on the host."""
+    """Flags of pytest-xdist, if it is installed: most of the tests' time is the compilation of kernels, on the host."""
     return ("-n", str(min(8, os.cpu_count() or 1))) if importlib.util.find_spec("xdist") else ()
 
 
@@ -121,15 +121,15 @@ PARTS = (
     ),
     Part("regress", _REGRESS, seconds=5, dry=_REGRESS),
 )
-"""In the order in which they run; their seconds add up to less than TOTAL_SECONDS."""
+"""Parts in running order; their seconds add up to less than TOTAL_SECONDS."""
 
 SOON = 0.75
-"""Share of a part's time after which it starts nothing new."""
+"""Share of a part's time after which it starts no new work."""
 
 
 @dataclasses.dataclass
 class Result:
-    """How a part ended."""
+    """Outcome of a part."""
 
     name: str
     status: str
@@ -137,7 +137,7 @@ class Result:
 
 
 class Suite:
-    """The parts, one after another, within one deadline."""
+    """Runs the parts one after another, within one deadline."""
 
     def __init__(self, out: pathlib.Path, dry: bool, parts: tuple[Part, ...] = PARTS) -> None:
         self.out, self.dry, self.parts = out, dry, parts
@@ -147,7 +147,7 @@ class Suite:
         out.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> int:
-        """All parts; 0 where every one of them passed or is unavailable here."""
+        """Run all parts; returns 0 if every one of them passed or is unavailable here."""
         self._write_json("environment", environment())
         for number, part in enumerate(self.parts):
             print(f"--- {part.name}", flush=True)
@@ -160,7 +160,7 @@ class Suite:
         return int(any(not r.status.startswith(("passed", "unavailable")) for r in self.results))
 
     def _run_part(self, part: Part, kept: float) -> Result:
-        """kept: seconds of the parts after it."""
+        """Run a part. kept: seconds reserved for the parts after it."""
         start = time.monotonic()
         missing = [name for name in part.needs if importlib.util.find_spec(name) is None]
         left = self.deadline - start
@@ -171,7 +171,9 @@ class Suite:
         work = self.logs / part.name
         work.mkdir()
         words = part.dry if self.dry else part.command
-        limit = left if self.dry else min(left, max(part.seconds, left - kept))  # a busy CPU says nothing of a GPU
+        limit = (
+            left if self.dry else min(left, max(part.seconds, left - kept))
+        )  # limits are for GPUs, not for busy CPUs
         words = tuple(word.format(out=self.out, soon=int(SOON * limit)) for word in words)
         status = run_limited(words, self._environment(part), work / "log.txt", limit)
         return Result(part.name, status, time.monotonic() - start)
@@ -189,7 +191,7 @@ class Suite:
         (self.out / f"{name}.json").write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
     def _write_summary(self) -> None:
-        """The summary and the archive of the logs, after every part."""
+        """Write the summary and the archive of the logs, after every part."""
         findings = [dataclasses.asdict(f) for f in targets.findings(read_rows(self.out / "bench.csv"))]
         parts = [dataclasses.asdict(result) for result in self.results]
         self._write_json("summary", {"dry": self.dry, "parts": parts, "targets": findings})
@@ -217,9 +219,9 @@ class Suite:
 
 
 def run_limited(words: tuple[str, ...], env: dict[str, str], log: pathlib.Path, seconds: float) -> str:
-    """Run a command for at most `seconds`, its output both shown and kept; its process group dies with it.
+    """Run a command for at most `seconds`; its output is shown and stored, and its process group is killed at the end.
 
-    "passed", "failed: exit 1", or "failed: stopped after 60 s".
+    Returns "passed", "failed: exit 1", or "failed: stopped after 60 s".
     """
     tee = subprocess.Popen(["tee", str(log)], stdin=subprocess.PIPE)
     process = subprocess.Popen(
@@ -246,7 +248,7 @@ def run_limited(words: tuple[str, ...], env: dict[str, str], log: pathlib.Path, 
 
 
 def environment() -> dict[str, object]:
-    """Where this ran, for a reader of the files alone."""
+    """Versions and hardware of this run, so the files are readable on their own."""
     on_gpu = torch.cuda.is_available()
     device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
     facts: dict[str, object] = dataclasses.asdict(measure.machine(device))
@@ -267,7 +269,7 @@ def environment() -> dict[str, object]:
 
 @command("gpu_suite", refused=(ConfigError, OSError))
 def main(argv: list[str] | None) -> int:
-    """Exit status 1 where a part did not pass."""
+    """Exit status 1 if a part did not pass."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for at most eight files")
     parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], help="default: all")

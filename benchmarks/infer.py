@@ -1,12 +1,12 @@
 """Seconds a picture: our pipeline, called, fused and captured, against diffusers' own, called and compiled.
 
     python -m benchmarks.infer                      # SD v1.4's sizes with random weights, needs a GPU
-    python -m benchmarks.infer --model RUN          # the same of a pipeline
-    python -m benchmarks.infer --quick              # the shipped toy model in under a minute: that it works, no more
+    python -m benchmarks.infer --model RUN          # the same for a pipeline
+    python -m benchmarks.infer --quick              # the shipped toy model in under a minute, as a check only
     python -m benchmarks.infer --form captured diffusers --resolution 256 --batch 1
 
-Latents after a few steps are compared first, with those of diffusers' pipeline in fp32; a mismatch prints no number.
-The last rows are the first picture of a fresh process. What runs is in `infer_forms.py`.
+Latents after a few steps are first compared with those of diffusers' pipeline in fp32; a mismatch prints no number. The
+last rows are the first picture of a fresh process. The forms are in `steps/infer_forms.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from sgg_fast.quiet import quiet_libraries
 
 CHECK_STEPS = 2
 FLOOR = 1e-4
-"""Relative error that is allowed where low precision itself happens to be exact."""
+"""Allowed relative error if low precision happens to be exact."""
 REPEATS, QUICK_REPEATS = 3, 2
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -50,7 +50,7 @@ class PictureRow(OpRow):
     s_per_image: float | None = None
     images_per_s: float | None = None
     unet_launches: float | None = None
-    """Launches that the host makes for the UNet, for one picture: kernels, or replays of a graph."""
+    """Launches that the host makes for the UNet, for one picture: kernels, or launches of a captured graph."""
 
     def line(self) -> str:
         numbers = self.status
@@ -69,7 +69,7 @@ def _row(size: Size, form: str, args: argparse.Namespace, device: torch.device) 
 
 
 def mismatch(form: SamplingForm, exact: np.ndarray, low: np.ndarray) -> str:
-    """Why the form's latents are not those of the reference, or ""."""
+    """The fault if the form's latents differ from the reference, else ""."""
     scale = float(np.linalg.norm(exact))
     off, allowed = (float(np.linalg.norm(x - exact)) / scale for x in (latents(form, CHECK_STEPS), low))
     allowed = 2 * allowed + FLOOR
@@ -77,7 +77,7 @@ def mismatch(form: SamplingForm, exact: np.ndarray, low: np.ndarray) -> str:
 
 
 def unet_launches(form: SamplingForm, num_steps: int, device: torch.device) -> float | None:
-    """See `PictureRow`. On a CPU aten's operators are counted, which a compiled model does not run."""
+    """The value of `PictureRow.unet_launches`. On a CPU it counts aten's operators; a compiled model runs none."""
     if form.call == "replay":
         return num_steps / form.size.batch
     call = form.unet_call()
@@ -92,7 +92,7 @@ def unet_launches(form: SamplingForm, num_steps: int, device: torch.device) -> f
 
 
 def _timed(row: PictureRow, form: SamplingForm, num_steps: int, repeats: int, device: torch.device) -> PictureRow:
-    """The row with its numbers. The check has warmed the UNet up; the VAE has not run yet."""
+    """The row with its numbers. The check has warmed up the UNet, but not the VAE."""
     form.draw(1)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -115,7 +115,7 @@ def measure_form(
     name: str, pipeline: SceneGraphToImagePipeline, size: Size, known: dict[Size, tuple[np.ndarray, np.ndarray]],
     args: argparse.Namespace, device: torch.device,
 ) -> PictureRow:  # fmt: skip
-    """A row of one form; without numbers where it gives other latents or cannot run. `known`: references so far."""
+    """A row of one form, without numbers if its latents differ or it cannot run. `known`: references so far."""
     row, form = _row(size, name, args, device), None
     try:
         if size not in known:
@@ -138,7 +138,7 @@ def measure_form(
 
 
 def rows(args: argparse.Namespace, device: torch.device, deadline: float) -> Iterator[PictureRow]:
-    """Size by size, the forms that compile last of all; nothing new starts after the deadline."""
+    """Rows size by size, with the compiling forms last; nothing new starts after the deadline."""
     pipeline = open_models(args.model, device, DTYPES[args.dtype])
     sizes = sorted((Size(r, b) for r in args.resolution for b in args.batch), key=lambda s: s.resolution**2 * s.batch)
     quick, compiled = ([name for name in args.form if ("compiled" in name) == late] for late in (False, True))
@@ -152,7 +152,7 @@ def rows(args: argparse.Namespace, device: torch.device, deadline: float) -> Ite
 
 
 def cold_rows(args: argparse.Namespace, device: torch.device) -> Iterator[PictureRow]:
-    """The first picture of a fresh process: with no kernel compiled, then with Triton's cache as that one left it."""
+    """The first picture of a fresh process: without compiled kernels, then with the Triton cache of the first."""
     size, name = Size(min(args.resolution), 1), "captured" if device.type == "cuda" else "eager"
     words = [sys.executable, "-m", "benchmarks.infer", "--first-picture", "--form", name, "--dtype", args.dtype]
     words += ["--resolution", str(size.resolution), "--steps", str(args.steps), "--device", str(args.device)]
@@ -174,7 +174,8 @@ def cold_rows(args: argparse.Namespace, device: torch.device) -> Iterator[Pictur
 
 
 def first_picture(args: argparse.Namespace, device: torch.device) -> int:
-    """In a process of its own: prints the seconds from `--since` to the first picture, random weights not counted."""
+    """Run in a process of its own: prints the seconds from `--since` to the first picture, less those of random
+    weights."""
     start = time.time()
     pipeline = open_models(args.model, device, DTYPES[args.dtype])
     measure.synchronize(device)
@@ -186,7 +187,7 @@ def first_picture(args: argparse.Namespace, device: torch.device) -> int:
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
-    """The command line, its defaults filled in. Raises `ConfigError` where it asks for what there is not."""
+    """The command line with its defaults filled in. Raises `ConfigError` for an unknown form, size or model."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.infer", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--form", nargs="+", choices=list(FORMS), help="default: all; of --quick those that do not compile")
@@ -224,7 +225,7 @@ def _against_diffusers(found: list[PictureRow]) -> None:
 
 @command("infer", refused=(ConfigError, OSError))
 def main(argv: list[str] | None) -> int:
-    """Exit status 1 where a form did not match, 2 for a wrong command line."""
+    """Exit status 1 if a form did not match, 2 for a wrong command line."""
     start, args = time.perf_counter(), parse(argv)
     device = args.device
     quiet_libraries()

@@ -3,9 +3,9 @@
     python -m benchmarks.optimiser                      # everything that runs here
     python -m benchmarks.optimiser --size unet --backend ours fused bitsandbytes-flat --out outputs/bench
 
-`unet` are the 686 weights of Stable Diffusion v1's UNet, `graph` a graph encoder's. Before a form is timed it makes
-three steps on the small set, which are compared with Adam in float64: one that is wrong gets no number. Rows are those
-of `benchmarks.run`; on a CPU they say nothing about a GPU. Our kernels are timed on CUDA alone.
+`unet` are the 686 weights of Stable Diffusion v1's UNet, `graph` a graph encoder's. Before a form is timed, three of
+its steps on the small set are compared with Adam in float64; a wrong form gets no number. Rows have the format of
+`benchmarks.run`; CPU rows do not predict a GPU. Our kernels are timed only on CUDA.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ FLOOR = {"adam": 1e-5, "adam8bit": 2e-2}
 """Relative error of the three updates that a form may have beside twice the reference's; codes differ at ties."""
 
 BYTES = {"adam": {"fp32": 28}, "adam8bit": {"fp32": 16, "split": 14, "bf16": 10}}
-"""Compulsory, of an element, by op and weights: gradient, weight and moments read, all but the first written again.
+"""Compulsory bytes of an element, by op and weights: gradient, weight and moments read, all but the first written.
 
-Scales add 1/16 (16 bytes a block of 256, read and written). The norm of the gradients is one more reading of them.
+Scales add 1/16 (16 bytes for each block of 256, read and written). The norm of the gradients reads them once more.
 """
 
 FORMS: dict[str, Callable[..., torch.optim.Optimizer]] = {}
@@ -53,7 +53,7 @@ def _form(name: str) -> Callable[[Callable], Callable]:
 
 
 def _package(name: str) -> None:
-    """Raises UnavailableError where a package is absent."""
+    """Raises UnavailableError if a package is missing."""
     if importlib.util.find_spec(name) is None:
         raise UnavailableError(f"not installed (pip install {name})")
 
@@ -97,7 +97,7 @@ def _(op: str, weights: str, parameters: list[nn.Parameter]) -> torch.optim.Opti
 
 
 FORMS["bitsandbytes-flat"] = FORMS["bitsandbytes"]
-"""On one parameter of as many elements: what padding all weights into one buffer would give it."""
+"""bitsandbytes on one parameter of as many elements, as if all weights were padded into one buffer."""
 
 
 @functools.cache
@@ -115,7 +115,7 @@ def shapes(size: str) -> Shapes:
 
 
 def parameters(sizes: Shapes, dtype: torch.dtype, device: torch.device, flat: bool) -> list[nn.Parameter]:
-    """Drawn weights with drawn gradients; flat: in one."""
+    """Random weights with random gradients. flat: all in one parameter."""
     if flat:
         sizes = [(sum(torch.Size(s).numel() for s in sizes),)]
     generator, made = torch.Generator(device).manual_seed(0), []
@@ -129,7 +129,7 @@ def parameters(sizes: Shapes, dtype: torch.dtype, device: torch.device, flat: bo
 def built(
     name: str, op: str, weights: str, sizes: Shapes, device: torch.device
 ) -> tuple[torch.optim.Optimizer, list[nn.Parameter]] | None:
-    """A form on its parameters; None where it has no such form. Raises UnavailableError."""
+    """A form on its parameters; None if there is no such form. Raises UnavailableError."""
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16
     made = parameters(sizes, dtype, device, name.endswith("-flat"))
     optimizer = FORMS[name](op, weights, made)
@@ -137,7 +137,7 @@ def built(
 
 
 def update_error(name: str, op: str, weights: str, device: torch.device) -> float | None:
-    """Relative L2 error of three updates of the small set against Adam in float64; None where there is no such form."""
+    """Relative L2 error of three updates of the small set against Adam in float64; None if there is no such form."""
     made = built(name, op, weights, shapes("tiny"), device)
     if made is None:
         return None
@@ -156,7 +156,7 @@ def update_error(name: str, op: str, weights: str, device: torch.device) -> floa
 
 
 def judged(name: str, op: str, weights: str, device: torch.device) -> tuple[str, float] | None:
-    """(why it gets no number or "", its error)."""
+    """(reason for no number or "", its error)."""
     ops.use_kernels("reference")
     allowed = 2 * (update_error("reference", op, weights, device) or 0.0) + FLOOR[op]
     ops.use_kernels("triton" if name == "ours" else "reference")
@@ -167,7 +167,7 @@ def judged(name: str, op: str, weights: str, device: torch.device) -> tuple[str,
 
 
 def rows(op: str, weights: str, size: str, name: str, device: torch.device, seconds: float) -> Iterator[OpRow]:
-    """One form's rows: calls, and in a CUDA graph where it can be captured."""
+    """One form's rows: calls, and captured in a CUDA graph if possible."""
     sizes = shapes(size)
     num = sum(torch.Size(s).numel() for s in sizes)
     row = OpRow(op, "step", size, f"P={num} in {len(sizes)}", weights, name, "eager", "warm")
@@ -210,7 +210,7 @@ def rows(op: str, weights: str, size: str, name: str, device: torch.device, seco
 
 @command("optimiser", refused=(ConfigError, OSError))
 def main(argv: list[str] | None) -> int:
-    """Exit status 1 where a form of ours is wrong."""
+    """Exit status 1 if one of our forms is wrong."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.optimiser", description=__doc__.split("\n\n")[0])
     parser.add_argument("--size", nargs="+", choices=("tiny", "graph", "unet"), help="default: unet, on a CPU graph")
     parser.add_argument("--backend", nargs="+", choices=list(FORMS), default=list(FORMS))

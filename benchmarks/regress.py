@@ -1,12 +1,12 @@
-"""Whether new GPU rows are slower than the committed ones of the same GPU.
+"""Checks whether new GPU rows are slower than the committed ones of the same GPU.
 
     python -m benchmarks.regress NEW.csv                       # against every CSV of benchmarks/results
     python -m benchmarks.regress OUT --against old.csv         # all CSVs of a folder, against one file
 
-Rows are of one kind where op, mode, size, shape, dtype, backend, call, L2 and GPU (of a pre-training step: form, sizes,
-batch and GPU) are the same; of several old ones the newest counts. Medians are compared. Rows of CPUs never are: those
-machines are shared and throttled; nor are cold starts, each of which ran once. Exit status 1 where a row is more than
-`--more-than` per cent slower, 2 for what cannot be read.
+Two rows are of one kind if op, mode, size, shape, dtype, backend, call, L2 and GPU (of a pre-training step: form,
+sizes, batch and GPU) are the same; of several old ones the newest counts. Medians are compared. CPU rows are never
+compared, because those machines are shared and throttled; cold starts are not either, because each ran once. Exit
+status 1 if a row is more than `--more-than` per cent slower, 2 for unreadable input.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.harness.output import CsvRow
 from sgg_fast.commands import command
 
 KIND = ("op", "mode", "size", "shape", "dtype", "backend", "call", "l2", "form", "sizes", "batch", "device")
-"""Columns in which two rows agree that may be compared; empty where a table has no such."""
+"""Columns that are equal in two comparable rows; empty if a table lacks the column."""
 NEEDED = {"ms_p50", "device", "commit", "date"}
 RESULTS = pathlib.Path(__file__).resolve().parent / "results"
 LISTED = 40
@@ -37,11 +37,11 @@ class Pair:
 
     @property
     def ratio(self) -> float:
-        """How many times as long it takes now."""
+        """New median over old median."""
         return float(self.new["ms_p50"]) / float(self.old["ms_p50"])
 
     def line(self) -> str:
-        """For the terminal."""
+        """The pair as text."""
         name = " ".join(value for value in _kind(self.new)[:-1] if value)
         before, now = float(self.old["ms_p50"]), float(self.new["ms_p50"])
         was = f"{self.old['commit']} of {self.old['date']}"
@@ -57,7 +57,7 @@ def _counts(row: CsvRow) -> bool:
 
 
 def read(path: pathlib.Path) -> list[CsvRow]:
-    """The rows that count, of a file or of every CSV in a folder. Raises ValueError for a file that is not of rows."""
+    """The comparable rows of a file or of every CSV in a folder. Raises ValueError for a file of another kind."""
     files = sorted(path.glob("*.csv")) if path.is_dir() else [path]
     rows = []
     for file in files:
@@ -93,7 +93,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 @command("regress")
 def main(argv: list[str] | None) -> int:
-    """Exit status 1 where something became slower, 2 for what cannot be read."""
+    """Exit status 1 if a row became slower, 2 for unreadable input."""
     args = parse(argv)
     if not args.new.exists():
         raise ValueError(f"{args.new}: there is no such file or folder")

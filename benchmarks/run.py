@@ -1,6 +1,6 @@
-"""The kernel microbenchmarks: every op in every form, checked first, then timed, one CSV row as each result comes.
+"""The kernel microbenchmarks: every op in every form, checked first, then timed, with a CSV row for each result.
 
-    python -m benchmarks.run                       # what this machine can do
+    python -m benchmarks.run                       # everything that runs on this machine
     python -m benchmarks.run --quick               # under two minutes on two cores
     python -m benchmarks.run --op scatter_mean --size vg16 1e5 --dtype bf16 --mode fwd_bwd
 
@@ -36,14 +36,14 @@ QUICK_COMPILE_SECONDS, COMPILE_SECONDS = 25, 240
 
 @dataclasses.dataclass
 class BenchSettings:
-    """What to measure, and for how long."""
+    """Time limits and options of the measurement."""
 
     device: torch.device
     backends: Sequence[str]
     seconds: float
-    """Per timing."""
+    """Seconds per timing."""
     compile_seconds: float
-    """For all of torch.compile's compilations together; what comes later is skipped, and says so."""
+    """Seconds for all of torch.compile's compilations together; later ones are skipped, with the reason in the row."""
     verify_only: bool = False
 
 
@@ -92,7 +92,7 @@ def _timed(row: OpRow, times: measure.Times, case: Case, inputs: Inputs, device:
 def _time_on_cuda(
     row: OpRow, form: baselines.OpForm, case: Case, inputs: Inputs, judge: verify.Judge, settings: BenchSettings
 ) -> Iterator[OpRow]:
-    """Calls and replays, L2 warm and flushed. Everything runs on one side stream, which the graph captures."""
+    """Calls and captured launches, L2 warm and flushed. All work runs on one side stream, which the graph captures."""
     device, stream = settings.device, torch.cuda.Stream(settings.device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -106,7 +106,7 @@ def _time_on_cuda(
             row.gpu_clocks_mhz = measure.gpu_clocks(device)
             yield _timed(row, times, case, inputs, device, l2="flushed" if flushed else "warm")
     row = dataclasses.replace(row, call="replay")
-    if (case.op, row.backend) in baselines.READ_BACK:  # not even tried: see `measure.Replay`
+    if (case.op, row.backend) in baselines.READ_BACK:  # cannot be captured (`measure.Replay`)
         yield dataclasses.replace(row, status="not capturable: reads sizes back to the host")
         return
     try:
@@ -137,7 +137,7 @@ def _time_on_cpu(
 
 @functools.cache
 def _failures() -> tuple[type[Exception], ...]:
-    """What one form's failure raises (torch's and the compilers' errors), which must not lose the other rows."""
+    """Errors of one form (torch's and the compilers'), which must not lose the other rows."""
     if importlib.util.find_spec("triton") is None:
         return RuntimeError, ValueError
     from triton.errors import TritonError
@@ -148,7 +148,7 @@ def _failures() -> tuple[type[Exception], ...]:
 def measure_form(
     case: Case, inputs: Inputs, judge: verify.Judge, backend: str, form: baselines.OpForm, settings: BenchSettings
 ) -> Iterator[OpRow]:
-    """Rows of one form: compared with the truth first; a mismatch is one row without a number."""
+    """Rows of one form. It is compared with the reference first; a mismatch is one row without a number."""
     row = _row(case, inputs.shape, backend, settings.device)
     start = time.perf_counter()
     try:
@@ -175,7 +175,7 @@ def measure_form(
 
 
 def _form(case: Case, backend: str, device: torch.device) -> baselines.OpForm | None:
-    """None where the backend has none. Raises UnavailableError where it cannot run here, or not on `device`."""
+    """The form of a case; None if the backend has none. Raises UnavailableError if it cannot run on `device`."""
     form = baselines.form(case.op, backend)
     if form is not None and backend == "ours" and (reason := why_not_triton(device)):
         raise baselines.UnavailableError(f"skipped: {reason}")
@@ -203,7 +203,7 @@ def measure_case(case: Case, settings: BenchSettings) -> Iterator[OpRow]:
     for backend in settings.backends:
         row = _row(case, shape, backend, device)
         if backend == "ours" and device.type != "cuda" and not settings.verify_only:
-            continue  # the interpreter, never timed
+            continue  # the interpreter is never timed
         if backend == "compile" and settings.compile_seconds <= 0:
             if (case.op, "eager") in baselines.FORMS:
                 yield dataclasses.replace(row, status="skipped: the time for compilation is spent")
@@ -219,7 +219,7 @@ def measure_case(case: Case, settings: BenchSettings) -> Iterator[OpRow]:
 
 
 def print_predictions(cases: list[Case]) -> None:
-    """What the data sheets say about the same cases. Predictions; no GPU is asked."""
+    """Print the data sheets' predictions for the same cases, without a GPU."""
     print("\nPREDICTION (compulsory bytes and operations over data-sheet rates), not a measurement; microseconds:")
     print(f"{'case':36} {'MB':>10} " + " ".join(f"{chip.name:>10}" for chip in roofline.CHIPS))
     for case in cases:
@@ -250,7 +250,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def defaults(args: argparse.Namespace, device: torch.device) -> tuple[list[Case], BenchSettings]:
-    """The cases and the settings that the command line stands for on `device`."""
+    """The cases and the settings of the command line on `device`."""
     on_gpu = device.type == "cuda"
     sizes = ["paper", "vg16"] if args.quick else ["paper", "vg2", "vg16", "vg64", "vg256", "1e5", "512px"]
     if on_gpu and not args.quick:  # the targets' sizes first
@@ -267,7 +267,7 @@ def defaults(args: argparse.Namespace, device: torch.device) -> tuple[list[Case]
 
 @command("benchmarks.run", refused=(ConfigError, OSError))
 def main(argv: list[str] | None) -> int:
-    """Exit status 1 where a form of ours failed or did not match."""
+    """Exit status 1 if one of our forms failed or did not match."""
     args = parse(argv)
     device = args.device
     cases, settings = defaults(args, device)

@@ -1,4 +1,4 @@
-"""What the rows say about our targets for the graph kernels. Reads CSV rows, measures nothing."""
+"""Compares rows with our targets for the graph kernels. It reads CSV rows and measures nothing."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ RIVALS = ("pyg", "compile")
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One target, what was found, and "met", "missed" or "no row"."""
+    """One target, the measured value, and "met", "missed" or "no row"."""
 
     target: str
     found: str
@@ -27,7 +27,7 @@ def _select(rows: list[CsvRow], **wanted: str) -> list[CsvRow]:
 
 
 def _at_scale(rows: list[CsvRow], op: str, mode: str, dtype: str) -> Finding:
-    """Share of the copy bandwidth at the largest size, L2 flushed, in replay."""
+    """Share of the copy bandwidth at the largest size, captured, L2 flushed."""
     target = f"{op} {mode} {dtype}, large: >= {100 * COPY_SHARE:.0f} % of a copy"
     for size in reversed(AT_SCALE):
         found = _select(rows, op=op, mode=mode, dtype=dtype, size=size, backend="ours", call="replay", l2="flushed")
@@ -38,7 +38,7 @@ def _at_scale(rows: list[CsvRow], op: str, mode: str, dtype: str) -> Finding:
 
 
 def _against_rivals(rows: list[CsvRow], op: str, mode: str, dtype: str, size: str) -> Finding:
-    """Our median over the fastest rival's, in replay with a warm L2."""
+    """Our median over the fastest rival's, captured, with a warm L2."""
     target = f"{op} {mode} {dtype} {size}, replay: faster than {' and '.join(RIVALS)}"
     wanted = {"op": op, "mode": mode, "dtype": dtype, "size": size, "call": "replay", "l2": "warm"}
     ours = _select(rows, backend="ours", **wanted)
@@ -53,7 +53,7 @@ def _against_rivals(rows: list[CsvRow], op: str, mode: str, dtype: str, size: st
 
 
 def findings(rows: list[CsvRow]) -> list[Finding]:
-    """Every target that the rows of a run could speak to; GPU rows only."""
+    """Every target that applies to the rows of a run; GPU rows only."""
     rows = [row for row in rows if not row["device"].startswith("CPU")]
     found = []
     for op in TARGETED:

@@ -1,11 +1,11 @@
-"""A whole fine-tuning step: time, memory and images a second, in every way of running it that there is.
+"""A whole fine-tuning step: time, memory and images a second, in every available form.
 
     python -m benchmarks.train_step --stage finetune                          # SD v1.4's sizes, needs a GPU
-    python -m benchmarks.train_step --stage finetune --memory-cap 24GiB       # a larger card answers for a 4090
-    python -m benchmarks.train_step --stage finetune --quick                  # the toy's sizes: that it works, no more
+    python -m benchmarks.train_step --stage finetune --memory-cap 24GiB       # a larger card in place of a 4090
+    python -m benchmarks.train_step --stage finetune --quick                  # the toy's sizes, as a check only
 
-Weights and images are random and made on the spot. Each form's losses are compared with its own in fp32 first; a
-mismatch prints no number. What runs is in `train_forms.py`.
+Weights and images are random. Each form's losses are first compared with its own in fp32; a mismatch prints no number.
+The forms are in `steps/train_forms.py`.
 """
 
 from __future__ import annotations
@@ -40,15 +40,15 @@ from sgg_fast.train.memory.blank import LARGEST_GRAPH, blank_foundation, latent_
 CHIPS = (*roofline.CHIPS, roofline.Chip("H100", 3.35e12, 990e12))
 
 NUM_LOSSES = 4
-"""Steps whose losses are compared."""
+"""Number of steps whose losses are compared."""
 
 FLOOR = 1e-5
-"""What a loss may be off by where low precision itself happens to be exact."""
+"""Allowed error of a loss if low precision happens to be exact."""
 
 GIB = 2**30
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Then launches can be counted without a GPU."""
+"""If true, launches can be counted without a GPU."""
 
 
 @dataclasses.dataclass
@@ -57,11 +57,11 @@ class StepRow(OpRow):
 
     images_per_s: float | None = None
     planned_bytes: int | None = None
-    """What the planner expects at the peak; only for our own forms."""
+    """Planned peak in bytes; only for our own forms."""
     flops: int | None = None
-    """Of forward and backward through the UNet, counted."""
+    """Counted operations of forward and backward through the UNet."""
     floor_ms: float | None = None
-    """Those operations and then the optimiser's bytes, at the data sheet's rates."""
+    """Milliseconds of those operations plus the optimiser's bytes, at the data sheet's rates."""
     over_floor: float | None = None
     """The median over the floor."""
 
@@ -89,7 +89,7 @@ def step_flops(model: ModelConfig, resolution: int) -> int:
 
 
 def _floor(row: StepRow, device: torch.device) -> float | None:
-    """Milliseconds; None on a device whose data sheet is not here."""
+    """Floor in milliseconds; None for a device without a known data sheet."""
     name = measure.machine(device).device
     chip = next((chip for chip in CHIPS if chip.name.split()[-1] in name.split()), None)
     if chip is None or row.flops is None or row.compulsory_bytes is None:
@@ -98,7 +98,7 @@ def _floor(row: StepRow, device: torch.device) -> float | None:
 
 
 def mismatch(form: train_forms.Form, size: Size) -> str:
-    """Why the form's losses, prepared for `size`, are not those of its fp32 reference, or ""."""
+    """The fault if the form's losses, prepared for `size`, differ from those of its fp32 reference; else ""."""
     exact, low = form.references[size]
     found = form.losses(NUM_LOSSES)
     allowed = 2 * max(abs(a - b) for a, b in zip(low, exact, strict=True)) + FLOOR
@@ -109,7 +109,7 @@ def mismatch(form: train_forms.Form, size: Size) -> str:
 def measure_form(
     name: str, config: Config, sizes: list[Size], device: torch.device, seconds: float
 ) -> Iterator[StepRow]:
-    """Rows of one form, smallest size first, compared at each; once memory is out, nothing larger is tried."""
+    """Rows of one form, smallest size first, compared at each size; an out-of-memory error ends the sizes."""
     shape = f"{LARGEST_GRAPH[0]} objects, {LARGEST_GRAPH[1]} relations"
     facts = dataclasses.asdict(measure.machine(device))
     precision = "bf16"
@@ -123,7 +123,7 @@ def measure_form(
     except train_forms.UnavailableError as error:
         yield row(sizes[0], status=str(error))
         return
-    except (ValueError, RuntimeError) as error:  # torch's out of memory is one of them
+    except (ValueError, RuntimeError) as error:  # torch's out-of-memory error is one of them
         yield row(sizes[0], status=_failure(error))
         return
     skipped = ""
@@ -192,8 +192,7 @@ def _cap(text: str, device: torch.device) -> None:
 
 @command("train_step", refused=(ConfigError, OSError))
 def main(argv: list[str] | None) -> int:
-    """Exit status 1 where a form did not match or could not be measured for another reason than memory, 2 for a wrong
-    command line."""
+    """Exit status 1 if a form did not match or failed for another reason than memory, 2 for a wrong command line."""
     args = parse(argv)
     device = args.device
     if device.type != "cuda" and not args.quick and args.stage == "finetune":

@@ -1,8 +1,8 @@
-"""The nouns everyone shares: one scene graph, a packed batch of them, and the table of their words.
+"""Shared types: a scene graph, a packed batch of scene graphs, and the table of their words.
 
-Not here: file formats (`sgg_fast/data/formats.py`) and anything with parameters (`sgg_fast/nn`).
+File formats are in `sgg_fast/data/formats.py`, modules with parameters in `sgg_fast/nn`.
 
-Letters: B graphs, N objects and E relations of the batch, all packed without padding.
+Letters: B graphs, N objects and E relations of the batch, packed without padding.
 """
 
 from __future__ import annotations
@@ -13,25 +13,25 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:  # only batches need it, and its import takes seconds
+if TYPE_CHECKING:  # only batches need torch, and its import takes seconds
     import torch
 
 IMAGE_OBJECT = "__image__"
-"""Name of the node that stands for the whole picture (sg2im's convention)."""
+"""Name of the image node, which represents the whole picture (sg2im's convention)."""
 
 IN_IMAGE = "__in_image__"
 """Predicate of the relation from every object to the image node."""
 
 SPOKEN = {IMAGE_OBJECT: "image", IN_IMAGE: "in image"}
-"""What the text tower reads for the two reserved names."""
+"""Text of the two reserved names for the text tower."""
 
 
 class SceneGraphError(ValueError):
-    """A scene graph that cannot be used; the message names its source, the place in it and the reason."""
+    """A scene graph that cannot be used; the message names source, place and reason."""
 
 
 def shown(value: object) -> str:
-    """A value of any size and depth in a few words, for an error message."""
+    """A short text for a value of any size and depth, for an error message."""
     if isinstance(value, (list, tuple, dict)):
         return "an object" if isinstance(value, dict) else "a list"
     if isinstance(value, int) and value.bit_length() > 64:
@@ -41,14 +41,14 @@ def shown(value: object) -> str:
 
 
 def plain(text: str) -> str:
-    """`text` with every character that a terminal would obey or hide (ESC, bidi marks, lone surrogates) escaped."""
+    """`text` with control and invisible characters (ESC, bidi marks, lone surrogates) escaped for a terminal."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def check_name(name: object, where: str) -> None:
-    """Raise `SceneGraphError`, beginning with `where`, for what the text tower cannot read or the model adds itself."""
+    """Raise `SceneGraphError`, beginning with `where`, for a reserved name or one that the text tower cannot read."""
     if not isinstance(name, str) or not name.strip():
         raise SceneGraphError(f"{where}: a name must be a non-empty string, not {shown(name)}")
     if name.strip() in SPOKEN:
@@ -58,7 +58,7 @@ def check_name(name: object, where: str) -> None:
 
 
 def check_index(index: object, num_objects: int, where: str) -> None:
-    """Raise `SceneGraphError`, beginning with `where`, for what is not the index of one of `num_objects` objects."""
+    """Raise `SceneGraphError`, beginning with `where`, unless `index` is an integer in 0..num_objects - 1."""
     if isinstance(index, bool) or not isinstance(index, (int, np.integer)):
         raise SceneGraphError(f"{where}: an object index must be an integer, not {shown(index)}")
     if not 0 <= index < num_objects:
@@ -69,7 +69,7 @@ def check_index(index: object, num_objects: int, where: str) -> None:
 class SceneGraph:
     """Objects by name and relations as (subject index, predicate, object index).
 
-    Attributes go in front of the name: "red hat". The image node is not part of it; packing adds it.
+    Attributes go in front of the name: "red hat". Packing adds the image node.
     Raises `SceneGraphError` for an empty graph, a name that is empty or reserved, an index out of range or a self-loop.
     """
 
@@ -98,7 +98,7 @@ class SceneGraph:
 
 
 class NameTable:
-    """Distinct strings and their ids; the two reserved names are always 0 and 1. And the phrases made of them.
+    """Distinct strings and their ids (the two reserved names are 0 and 1), and phrases made of these strings.
 
     Object and predicate names share one table, because the text tower embeds strings, not roles.
     """
@@ -112,14 +112,14 @@ class NameTable:
             self.add(name)
 
     def add(self, name: str) -> int:
-        """Id of `name`, which is entered if it is new."""
+        """Id of `name`; a new name is added."""
         if name not in self._ids:
             self._ids[name] = len(self.names)
             self.names.append(name)
         return self._ids[name]
 
     def add_phrase(self, *name_ids: int) -> int:
-        """Id of the phrase that these names make, one after the other; it is entered if it is new."""
+        """Id of the phrase of these names, in order; a new phrase is added."""
         if name_ids not in self._phrase_ids:
             self._phrase_ids[name_ids] = len(self.phrases)
             self.phrases.append(" ".join(SPOKEN.get(self.names[i], self.names[i]) for i in name_ids))
@@ -132,7 +132,7 @@ class NameTable:
         return name in self._ids
 
     def spoken(self) -> list[str]:
-        """The strings as the text tower reads them, in id order."""
+        """The strings for the text tower, in id order."""
         return [SPOKEN.get(name, name) for name in self.names]
 
 
@@ -156,11 +156,11 @@ _TENSORS = (
 
 @dataclasses.dataclass(frozen=True)
 class SceneGraphBatch:
-    """B graphs packed end to end, with the aggregation plan of every object precomputed (CSR form).
+    """B packed graphs, with a precomputed aggregation plan for every object (CSR form).
 
-    Within a graph the image node is the last object and its `__in_image__` relations, one from
-    every other object in order, are the last relations. A whole data set is packed the same way and
-    serves as the store that `sgg_fast.ops.pack` draws batches from. int32 throughout, on one device.
+    Within a graph the image node is the last object, and its `__in_image__` relations, one from every other object in
+    order, are the last relations. A packed data set is the store from which `sgg_fast.ops.pack` draws batches. All
+    tensors are int32 on one device unless noted.
     """
 
     object_name: torch.Tensor
@@ -168,33 +168,33 @@ class SceneGraphBatch:
     predicate_name: torch.Tensor
     """[E] id of each relation's predicate."""
     phrase: torch.Tensor
-    """[E] id of what each relation says, "subject predicate object", in the table's phrases; an image relation says
-    its object's name."""
+    """[E] id of each relation's phrase "subject predicate object" in the table; the phrase of an image relation is the
+    name of its object."""
     subject: torch.Tensor
     """[E] packed index of the subject."""
     object: torch.Tensor
     """[E] packed index of the object."""
     object_ptr: torch.Tensor
-    """[B+1] graph b owns objects object_ptr[b] .. object_ptr[b+1]."""
+    """[B+1]; graph b owns the objects object_ptr[b] .. object_ptr[b+1]."""
     relation_ptr: torch.Tensor
-    """[B+1] graph b owns relations relation_ptr[b] .. relation_ptr[b+1]."""
+    """[B+1]; graph b owns the relations relation_ptr[b] .. relation_ptr[b+1]."""
     message_ptr: torch.Tensor
-    """[N+1] object i receives messages message_slot[message_ptr[i] .. message_ptr[i+1]]."""
+    """[N+1]; object i receives the messages message_slot[message_ptr[i] .. message_ptr[i+1]]."""
     message_mid: torch.Tensor
-    """[N] where among them its role changes: before it i is the subject, from it on the object."""
+    """[N] first slot of object i as object; it is the subject in the slots before."""
     message_slot: torch.Tensor
-    """[2E] packed index of the relation that sends each message, ascending within a role."""
+    """[2E] packed index of each message's relation, ascending within a role."""
     object_graph: torch.Tensor
     """[N] the graph of each object."""
     relation_graph: torch.Tensor
     """[E] the graph of each relation."""
     object_pooled: torch.Tensor
-    """[N] uint8, 0 for image nodes: they stay out of the pools and are never masked."""
+    """[N] uint8, 0 for image nodes, which are not pooled and never masked."""
     relation_pooled: torch.Tensor
     """[E] uint8, 0 for `__in_image__` relations."""
     sizes: np.ndarray
-    """[B, 2] int64 on the host: objects and relations of each graph, so that no size is ever read back. In a batch that
-    a captured step packs anew at each replay (`sgg_fast.ops.pack_captured`), bounds of them."""
+    """[B, 2] int64 on the host: objects and relations of each graph, so that no size is read back. Upper bounds in a
+    batch of `sgg_fast.ops.pack_captured`."""
 
     @property
     def num_graphs(self) -> int:
@@ -213,19 +213,19 @@ class SceneGraphBatch:
 
     @property
     def plan(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """(ptr, mid, slot) as `sgg_fast.ops.scatter_mean` takes it."""
+        """(ptr, mid, slot) for `sgg_fast.ops.scatter_mean`."""
         return self.message_ptr, self.message_mid, self.message_slot
 
     def to(self, device: torch.device | str) -> SceneGraphBatch:
         """The same batch on `device`."""
         import torch
 
-        later = torch.device(device).type == "cuda"  # towards the host, a copy must be whole before it is read
+        later = torch.device(device).type == "cuda"  # a copy to the host must be complete before it is read
         moved = {name: getattr(self, name).to(device, non_blocking=later) for name in _TENSORS}
         return dataclasses.replace(self, **moved)
 
     def with_bare(self) -> SceneGraphBatch:
-        """All graphs, then all of them again without their relations but those to the image node: 2B graphs."""
+        """2B graphs: all graphs, then all graphs with only their relations to the image node."""
         device, num = self.object_name.device, self.num_objects
         names, predicates, phrases, subject, object_ = (
             getattr(self, name).cpu().numpy()
@@ -245,7 +245,7 @@ class SceneGraphBatch:
 
     @classmethod
     def from_graphs(cls, graphs: Sequence[SceneGraph], table: NameTable) -> SceneGraphBatch:
-        """Pack `graphs`; their names are entered into `table`. Linear in the size of the graphs."""
+        """Pack `graphs` and add their names to `table`. Linear in the size of the graphs."""
         if not graphs:
             raise SceneGraphError("no scene graph to pack")
         names, predicates, subjects, objects, sizes = [], [], [], [], []
@@ -276,10 +276,10 @@ class SceneGraphBatch:
         sizes: np.ndarray,
         phrases: np.ndarray | None = None,
     ) -> SceneGraphBatch:
-        """Build the plan from packed indices, image nodes and relations already in place.
+        """Build the plan from packed indices; image nodes and their relations must be included.
 
-        names [N], predicates [E], subject [E], object_ [E] packed indices, sizes [B, 2] objects and relations,
-        phrases [E] (zeros where no text initialisation will read them).
+        names [N], predicates [E]; subject [E], object_ [E] packed indices; sizes [B, 2] objects and relations;
+        phrases [E] (zeros without text initialisation).
         Raises ValueError for sizes that do not add up and for a relation that leaves its graph.
         """
         import torch

@@ -1,7 +1,7 @@
 """The files beside a saved pipeline: a model card (README.md) and the loader of stock diffusers (pipeline.py).
 
-The card says what the weights are, how they came about, under which licence, and what nobody measured. It is made of
-the pipeline's `provenance` (`provenance` below, from the settings of a run), which travels in model_index.json.
+The card describes the weights, their training, their licence and the missing measurements. Its source is the pipeline's
+`provenance` in model_index.json, which the function `provenance` makes from the settings of a run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ KNOWN_LICENCES = {
     "CompVis/stable-diffusion-v1-4": "creativeml-openrail-m",
     "stable-diffusion-v1-5/stable-diffusion-v1-5": "creativeml-openrail-m",
 }
-"""Licences of the base weights, by hub id; a folder's own card tells it otherwise."""
+"""Licences of the base weights, by hub id; the card of a folder names its own licence."""
 
 _LOADER = '''"""Lets stock diffusers load this folder; the classes are those of the installed package sgg_fast."""
 
@@ -30,15 +30,15 @@ _LICENCE = re.compile(r"^license: *([\w.-]+) *$", re.MULTILINE)
 
 
 def provenance(config: Config, base: str, metrics: dict[str, float] | None = None) -> dict[str, Any]:
-    """What the card will say of a run: its settings, base weights and their licence; JSON values only.
+    """Facts of a run for the card: settings, base weights and their licence; JSON values only.
 
-    base: folder, hub id or description of what training started from. metrics: measured numbers by name, if any.
+    base: folder, hub id or description of the base model. metrics: measured numbers by name, if any.
     """
     is_folder = Path(base).is_dir()
     data = config.data.source
     return {
         "recipe": config.run.recipe,
-        "data": Path(data).name if os.sep in data else data,  # a card gives no paths of the machine
+        "data": Path(data).name if os.sep in data else data,  # a card contains no local paths
         "base": Path(base).resolve().name if is_folder else base,
         "base_licence": _base_licence(base),
         "settings": dict(setting.shown(config) for setting in SETTINGS.values() if setting.rules.in_card),
@@ -47,7 +47,7 @@ def provenance(config: Config, base: str, metrics: dict[str, float] | None = Non
 
 
 def _base_licence(base: str) -> str:
-    """An SPDX-like name, "" where it is not known."""
+    """An SPDX-like name, "" if unknown."""
     if base.startswith("toy models"):
         return "apache-2.0"
     card = Path(base) / "README.md"
@@ -59,7 +59,7 @@ def _base_licence(base: str) -> str:
 
 
 def write_card(pipeline: Any, folder: str | os.PathLike) -> None:
-    """README.md and pipeline.py in `folder`."""
+    """Write README.md and pipeline.py to `folder`."""
     (Path(folder) / "README.md").write_text(
         model_card(pipeline.config, pipeline.graph_encoder.config), encoding="utf-8"
     )
@@ -67,7 +67,7 @@ def write_card(pipeline: Any, folder: str | os.PathLike) -> None:
 
 
 def model_card(config: Any, encoder: Any) -> str:
-    """The card of a pipeline with this configuration and graph encoder."""
+    """The card of a pipeline with this configuration and conditioner."""
     told = config.get("provenance") or {}
     licence, base = told.get("base_licence", ""), told.get("base", "")
     header = ["---", f"license: {licence or 'unknown'}", "library_name: diffusers", "pipeline_tag: text-to-image"]

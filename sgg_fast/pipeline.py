@@ -1,4 +1,4 @@
-"""Scene graphs in, pictures out, as a diffusers pipeline. What infer.py calls."""
+"""Scene graphs to pictures as a diffusers pipeline; infer.py uses it."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ Generators = torch.Generator | Sequence[torch.Generator] | None
 class SceneGraphToImagePipeline(DiffusionPipeline):
     """Stable Diffusion conditioned on scene graphs (SGG-IG, Wang et al., AAAI-25).
 
-    `save_pretrained` writes a diffusers folder, safetensors only, with a model card; the UNet in it loads in stock
-    diffusers. `text_encoder` and `tokenizer` are the base model's, kept for further training. `provenance` says how
-    the weights came about (`sgg_fast.model_card.provenance`); the card is made of it.
+    `save_pretrained` writes a diffusers folder, safetensors only, with a model card; its UNet loads in stock diffusers.
+    `text_encoder` and `tokenizer` come from the base model and are kept for further training. `provenance` holds the
+    facts of the training for the model card (`sgg_fast.model_card.provenance`).
     """
 
     model_cpu_offload_seq = "text_encoder->graph_clip->graph_encoder->unet->vae"
@@ -39,10 +39,10 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "pred_x0"]
 
     fuse_unet: str = "auto"
-    """Fused kernels and merged projections in UNet and VAE, in place, from the next call on: auto (CUDA), on, off."""
+    """Fused kernels and merged projections in UNet and VAE, set in place at the next call: auto (on CUDA), on, off."""
     capture_unet: str = "auto"
-    """The UNet's step as a CUDA graph: auto (where it can be captured), on (or ValueError), off. What hooks in it do in
-    Python happens once, at the capture: turn it off for them."""
+    """The UNet's step as a CUDA graph: auto (if it can be captured), on (or ValueError), off. CUDA-graph replay
+    bypasses Python hooks of the UNet: use off with hooks."""
 
     def __init__(
         self,
@@ -74,16 +74,16 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
-        """Of the call that runs, or ran last."""
+        """Guidance scale of the current or last call."""
         return self._guidance_scale
 
     @property
     def interrupt(self) -> bool:
-        """A callback that sets `pipe._interrupt = True` ends the sampling after its step."""
+        """True after a callback set `pipe._interrupt = True`: sampling ends after the current step."""
         return self._interrupt
 
     def unseen_names(self, graphs: Sequence[SceneGraph]) -> list[str]:
-        """Words of `graphs` that the graph encoder never saw in training, sorted. They still work: see the README."""
+        """Sorted words of `graphs` outside the training vocabulary. They still work: the README has the details."""
         trained = set(self.graph_encoder.config.trained_names)
         return sorted({name for graph in graphs for name in graph.names} - trained)
 
@@ -96,8 +96,8 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Context [k B, T, C] and mask [k B, T] of every picture, in the order of `sampling.conditions`.
 
-        The null condition's B are in front where `guided`, then where `relation_guided` those of the graphs without
-        their relations, and the graphs' own are last.
+        With `guided` the B rows of the null condition are first; with `relation_guided` the graphs without their
+        relations follow; the graphs' own rows are last.
         """
         bare = [SceneGraph(graph.objects) for graph in graphs] if relation_guided else []
         table = NameTable()
@@ -130,20 +130,20 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         relation_guidance: float = 0.0,
     ) -> ImagePipelineOutput:
-        """`num_images_per_prompt` pictures a graph, those of one graph next to each other.
+        """Draw `num_images_per_prompt` pictures a graph; the pictures of one graph are adjacent.
 
-        Steps and guidance are the recipe's unless given (the paper's: DDIM with 100 steps); another scheduler is put in
-        place the usual way, `pipe.scheduler = X.from_config(pipe.scheduler.config)`.
+        Defaults of steps and guidance come from the recipe (the paper's: DDIM with 100 steps). Set another scheduler
+        with `pipe.scheduler = X.from_config(pipe.scheduler.config)`.
 
         generator: one for all pictures, or one a picture (then a picture's noise does not depend on the others).
         latents: [B, c, height / f, width / f] unit noise in place of drawn noise. height, width: pixels;
-        `resolution` is both at once, the trained one unless given. output_type: "pil", "np" for float [B, H, W, 3] in
+        `resolution` sets both and defaults to the trained one. output_type: "pil", "np" for float [B, H, W, 3] in
         0..1, "pt" for [B, 3, H, W], or "latent". return_dict: False gives (images,).
-        callback_on_step_end(pipe, step, timestep, {"latents": ...}) returns one whose latents are gone on with. With
-        "pred_x0" among callback_on_step_end_tensor_inputs it is also given the clean latents that the step predicts.
-        relation_guidance: how hard the relations alone pull besides, 0 for not at all (`sampling.guided`); otherwise
-        the UNet sees every picture once more a step, in the same batch.
-        Raises ValueError for what does not fit.
+        callback_on_step_end(pipe, step, timestep, {"latents": ...}) returns a dict; sampling continues with its
+        latents. With "pred_x0" in callback_on_step_end_tensor_inputs it also gets the clean latents that the step
+        predicts. relation_guidance: weight of the guidance by relations alone (`sampling.guided`); 0 turns it off,
+        otherwise the UNet's batch has one more copy of every picture.
+        Raises ValueError for arguments that do not fit.
         """
         graphs = [graphs] if isinstance(graphs, SceneGraph) else list(graphs)
         side = resolution or self.config.resolution
@@ -192,7 +192,7 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
     def _denoiser(
         self, graphs: Sequence[SceneGraph], num_images_per_prompt: int, noise: torch.Tensor, relation_guidance: float
     ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """The UNet, in its own dtype, as a function of latents like `noise` and time, the graphs' context computed."""
+        """The UNet in its own dtype with the graphs' context, as a function of time and latents like `noise`."""
         asked = conditions(self.guidance_scale, relation_guidance)
         context, mask = self.encode_graphs(graphs, num_images_per_prompt, "null" in asked, "bare" in asked)
         like = noise.repeat(len(asked), 1, 1, 1)
@@ -207,7 +207,7 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
 
     @staticmethod
     def _noise(num_images: int, shape: tuple[int, int, int], generator: Generators) -> torch.Tensor:
-        """Unit noise [B, c, h, w], drawn on the CPU, so that a seed means the same picture on every device."""
+        """Unit noise [B, c, h, w], drawn on the CPU, so that a seed gives the same picture on every device."""
         generators = [generator] * num_images if not isinstance(generator, Sequence) else list(generator)
         if len(generators) != num_images:
             raise ValueError(f"{len(generators)} generators for {num_images} pictures")
@@ -215,16 +215,16 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
-        """Pictures of latents [B, c, h, w] in the form `output_type`, as `__call__` returns them."""
+        """Pictures of latents [B, c, h, w] in the form `output_type` of `__call__`."""
         decoded = decode_latents(self.vae, latents / self.vae.config.scaling_factor)
         return self.image_processor.postprocess(decoded.float(), output_type=output_type)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
-        """The pipeline in a folder, or that of a hub id. Parts and settings in `kwargs` take the place of the folder's.
+        """The pipeline in a folder or of a hub id. Parts and settings in `kwargs` replace those of the folder.
 
         Raises `ModelError`, one line that names file and cause, for a part that is missing, damaged or of another kind.
-        Arguments of diffusers other than `torch_dtype` are left to diffusers, which looks less closely.
+        With other arguments of diffusers than `torch_dtype`, diffusers loads the parts, with fewer checks.
         """
         dtype = kwargs.pop("torch_dtype", None)
         kwargs.pop("use_safetensors", None)
@@ -238,24 +238,25 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         return pipeline if dtype is None else pipeline.to(dtype=dtype)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
-        """A diffusers folder, with a model card (README.md), the `pipeline.py` that stock diffusers loads it by, and
-        the SHA-256 of each file."""
+        """Write a diffusers folder with a model card (README.md), a `pipeline.py` for stock diffusers, and the SHA-256
+        of each file."""
         super().save_pretrained(save_directory, *args, **kwargs)
         loading.forget_places(Path(save_directory))
         write_card(self, save_directory)
         loading.seal(Path(save_directory))
 
     def _upload_folder(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
-        """Of `push_to_hub`, which has put an empty card into the folder: ours goes up in its place."""
+        """Upload for `push_to_hub`, with this model card in place of its empty one."""
         write_card(self, working_dir)
         loading.seal(Path(working_dir))
         return super()._upload_folder(working_dir, *args, **kwargs)
 
 
 def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:
-    """[B, 3, H, W] of unscaled latents [B, c, h, w], in the VAE's dtype: as many at a time as there is memory for.
+    """Unscaled latents [B, c, h, w] -> pictures [B, 3, H, W] in the VAE's dtype, as many at once as fit in memory.
 
-    A single picture that is too large is decoded in tiles, whose seams diffusers blends, if the VAE has smaller ones.
+    A single picture that is too large is decoded in tiles if the VAE supports tiles of a smaller size; diffusers blends
+    the seams.
     """
     latents, at_once = latents.to(vae.dtype), len(latents)
     tiled = vae.use_tiling

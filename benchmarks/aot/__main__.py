@@ -1,13 +1,13 @@
-"""Compiles every shipped kernel configuration for five GPUs, without one, and checks what came out.
+"""Compiles every shipped kernel configuration for five GPUs, without a GPU, and checks the result.
 
-    python -m benchmarks.aot                       # every chip: the table, and what breaks a rule
+    python -m benchmarks.aot                       # every chip: the table, and broken rules
     python -m benchmarks.aot --arch sm_89 --check  # also against the committed baseline
     python -m benchmarks.aot --update              # write the baselines
 
-Rules (`aot_rules.py`, `aot_ir.py`): no stack, local memory, atomics or double precision; shared memory within the
-opt-in limit; 64-bit addressing; accesses contiguous within a warp, 16 bytes a lane where rows are aligned; the
-declared occupancy. The baseline holds registers and shared memory; registers may differ by 10 %. Says nothing about
-results (the tests do) nor about time. Exit code 1 where anything is wrong or could not be checked.
+Rules (`rules.py`, `ir.py`): no stack, local memory, atomics or double precision; shared memory within the opt-in limit;
+64-bit addressing; accesses contiguous within a warp, 16 bytes a lane if rows are aligned; the declared occupancy. The
+baseline holds registers and shared memory; registers may differ by 10 %. It does not check results (the tests do) and
+measures no time. Exit code 1 if a rule is broken or could not be checked.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from benchmarks.aot.rules import CHIPS, AotError
 from sgg_fast.commands import command
 
 TOLERANCE = 0.10
-"""Of registers, against the baseline."""
+"""Relative tolerance of registers against the baseline."""
 
 PROCESSES = 2
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ BASELINES = ROOT / "benchmarks" / "baselines"
 
 
 def compile_in_process(arch: str) -> list:
-    """Every case compiled for `arch` by a process of its own, without the interpreter. Raises `AotError`."""
+    """Compile every case for `arch` in a process of its own, without the interpreter. Raises `AotError`."""
     from benchmarks.aot.compile import Compiled
 
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
@@ -61,7 +61,7 @@ def work(arch: str, out: pathlib.Path) -> None:
 
 
 def baseline_path(arch: str) -> pathlib.Path:
-    """Where the baseline of a chip is committed."""
+    """File of a chip's committed baseline."""
     return BASELINES / f"aot_{arch}.json"
 
 
@@ -76,7 +76,7 @@ def write_baseline(arch: str, compiled: list, path: pathlib.Path) -> None:
 
 
 def baseline_diff(arch: str, compiled: list, path: pathlib.Path) -> list[str]:
-    """One line for each kernel that differs from the baseline by more than it may."""
+    """One line for each kernel that differs from the baseline by more than the tolerance."""
     import triton
 
     if not path.is_file():
@@ -111,7 +111,7 @@ def violations(compiled: list, shipped: set[str]) -> list[str]:
 
 
 def table(compiled: list) -> str:
-    """What was compiled for one chip."""
+    """Table of the kernels compiled for one chip."""
     wide = max(len(c.case) for c in compiled), max(len(c.kernel) for c in compiled)
     lines = [f"{'case':{wide[0]}}  {'kernel':{wide[1]}}  regs  shared  warps  resident  B/lane"]
     lines += [
@@ -123,7 +123,7 @@ def table(compiled: list) -> str:
 
 
 def report(arch: str, compiled: list, args: argparse.Namespace, shipped: set[str]) -> list[str]:
-    """Print what concerns one chip; every line of what is wrong."""
+    """Print the report of one chip; returns one line for each fault."""
     wrong = violations(compiled, shipped)
     if args.update:
         write_baseline(arch, compiled, baseline_path(arch))

@@ -1,8 +1,8 @@
-"""The launches that ship: every launcher of `kernels/` at the sizes, widths and dtypes that training uses.
+"""The shipped launches: every launcher of `kernels/` at the sizes, widths and dtypes of training.
 
-Tensors are on the meta device: shapes, strides and alignment, no memory, so the large cases are as large as they
-say (more than 2^31 elements). A kernel that no case launches fails the check.
-Letters: B graphs, N objects, E relations, D width.
+Tensors are on the meta device: they have shapes, strides and alignment but no memory, so even cases of more than 2^31
+elements run at full size. A kernel that no case launches fails the check. Letters: B graphs, N objects, E relations, D
+width.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ LEAST_WARPS = {
     "pack_fwd_kernel": 16,
     "role_sums_hub_kernel": 16,
     "role_sums_kernel": 16,
-    "scatter_mean_bwd_kernel": 8,  # two rows of three thirds at once: 12 KB or more in flight a block
+    "scatter_mean_bwd_kernel": 8,  # two rows of three thirds at once: at least 12 KB in flight a block
     "scatter_mean_fwd_hub_kernel": 16,
     "scatter_mean_fwd_kernel": 16,
     "triple_context_fwd_kernel": 16,
 }
-"""Occupancy that each kernel declares: warps that must fit on an SM at once, where the grid has as many.
+"""Occupancy that each kernel declares: warps that must fit on an SM at once, if the grid has as many.
 
-These kernels live on memory: what counts is bytes in flight. 16 warps with 16 bytes a lane and four loads under way
-are 32 KB an SM; an H100 hides its latency with about 20. It is also every block slot of sm_86 with one warp each.
+These kernels are limited by memory, so bytes in flight matter. 16 warps with 16 bytes a lane and four loads in flight
+are 32 KB an SM; an H100 hides its latency with about 20 KB. 16 is also every block slot of sm_86 with one warp each.
 """
 
 
@@ -57,7 +57,7 @@ class AotCase:
     name: str
     run: Callable[[], object]
     vectors: bool
-    """Whether rows are aligned, so that loads must be 16 bytes a lane."""
+    """Whether rows are aligned, so loads must be 16 bytes a lane."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ class GraphSize:
     width: int
     dtype: torch.dtype
     wide: torch.dtype
-    """Of biases, residuals and pools: fp32 under autocast, else as `dtype`."""
+    """Type of biases, residuals and pools: fp32 under autocast, else `dtype`."""
 
     def rows(self, num: int, width: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """[num, width] values."""
@@ -102,7 +102,7 @@ SIZES = (
     GraphSize("narrow fp32", 65, 4096, 9000, 128, _F32, _F32),
     GraphSize("odd bf16", 3, 31, 77, 77, _BF16, _BF16),
 )
-"""The pre-training bucket of the paper's recipes, ten million relations, the toy's, narrow rows, and odd ones."""
+"""The pre-training bucket of the paper's recipes, ten million relations, the toy's sizes, narrow and odd ones."""
 
 
 def gather_add_relu(z: GraphSize) -> None:
@@ -199,14 +199,14 @@ NORMS = {
     "odd large": (3, 1100, 21, 3),
     "wide group": (2, 64, 1280, 1),
 }  # fmt: skip
-"""Images, pixels, channels and groups: the UNet's at 256 x 256 and batch 2, larger ones, and shapes nothing divides."""
+"""Images, pixels, channels and groups: the UNet's at 256 x 256 and batch 2, larger ones, and odd shapes."""
 
 _ODD_NORMS = ("odd", "odd large", "wide group")
-"""Rows are not aligned, or too few for it to matter."""
+"""Rows are not aligned, or too few for alignment to matter."""
 
 GATES = {"320": (2048, 1280), "640": (512, 2560), "1280": (128, 5120), "512px": (65536, 1280), "toy": (8192, 128),
          "odd": (77, 77), "scale": (10_000_003, 1280)}  # fmt: skip
-"""Rows and width: by the width of the UNet's level at 256 x 256 and batch 2, and others."""
+"""Rows and width, by the width of the UNet's level at 256 x 256 and batch 2; and others."""
 
 
 def group_norm_silu(shape: tuple[int, int, int, int], dtype: torch.dtype, wide: torch.dtype, silu: bool) -> None:
@@ -273,7 +273,7 @@ def cases() -> list[AotCase]:
 
 
 def shipped_kernels(folder: pathlib.Path | None = None) -> set[str]:
-    """Every kernel of `kernels/`: its jit functions, less those that jit functions of any of its files call."""
+    """Every kernel of `kernels/`: its jit functions, except those that jit functions of any of its files call."""
     folder = folder or pathlib.Path(__file__).resolve().parents[2] / "kernels" / "sgg_kernels"
     trees = [ast.parse(path.read_text()) for path in sorted(folder.glob("*.py"))]
     jit = [

@@ -1,8 +1,8 @@
 """Compiles the cases for one chip, without a GPU, and judges every kernel. One process per chip.
 
-Triton asks its driver for a target; a stand-in answers. The launchers run for real, on tensors without memory, and
-`sgg_kernels.launch.intercept` turns each launch into `JITFunction.warmup` with the same arguments and options, so
-that what is compiled has the specialisation that ships.
+A stand-in driver gives Triton its target. The launchers run on tensors without memory, and
+`sgg_kernels.launch.intercept` turns each launch into `JITFunction.warmup` with the same arguments and options, so the
+compiled kernels have the shipped specialisation.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from benchmarks.aot.rules import (
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """One kernel of one case on one chip, and what is wrong with it."""
+    """One kernel of one case on one chip, and its faults."""
 
     arch: str
     case: str
@@ -64,7 +64,7 @@ def use_chip(arch: str) -> None:
     capability = CHIPS[arch].capability
 
     class StandIn(DriverBase):
-        """Answers what the compiler asks of a driver. Its device number keys Triton's cache in this process."""
+        """The answers of a driver that the compiler needs. Its device number keys Triton's cache in this process."""
 
         @classmethod
         def is_active(cls) -> bool:
@@ -92,7 +92,7 @@ def use_chip(arch: str) -> None:
 
 
 def _arguments(kernel: Any, compiled: Any, args: tuple[Any, ...]) -> list[tuple[str, int | None]]:
-    """(name, value or None for a pointer) of what the compiled function takes."""
+    """(name, value or None for a pointer) of the compiled function's arguments."""
     given = dict(zip(kernel.arg_names, args, strict=False))
     kept = [name for name, kind in compiled.src.signature.items() if kind != "constexpr"]
     return [(name, given[name] if isinstance(given[name], int) else None) for name in kept]
@@ -100,7 +100,7 @@ def _arguments(kernel: Any, compiled: Any, args: tuple[Any, ...]) -> list[tuple[
 
 @functools.lru_cache(maxsize=256)
 def _resources(cubin: bytes) -> Resources:
-    """Many cases share a kernel."""
+    """Cached, because many cases share a kernel."""
     return read_cubin(cubin)
 
 
@@ -113,7 +113,7 @@ def judge(
     least_warps: int | None,
     vectors: bool = False,
 ) -> Compiled:
-    """Every rule on one launch of `kernel`, compiled; args are its positional arguments."""
+    """Check every rule on one compiled launch of `kernel`; args are its positional arguments."""
     from benchmarks.aot.ir import Kernel
 
     chip, metadata = CHIPS[arch], compiled.metadata
@@ -167,7 +167,7 @@ def compile_cases(arch: str, cases: Iterable[AotCase], least_warps: dict[str, in
                 case.run()
         except AotError:
             raise
-        except Exception as error:  # whatever stops a case is its result
+        except Exception as error:  # an error of a case is its result
             lines = str(error).strip().splitlines() or [""]
             found.append(_failure(arch, case.name, names, f"does not compile: {type(error).__name__}: {lines[-1]}"))
             continue

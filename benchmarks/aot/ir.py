@@ -1,14 +1,14 @@
-"""What a compiled kernel's TTGIR says about its addresses: their width, and what a warp touches at once.
+"""Reads a compiled kernel's TTGIR for its addresses: their width, and the bytes that a warp touches at once.
 
-An abstract interpretation in program order. Every integer carries an interval, from the launch's own grid and
+It is an abstract interpretation in program order. Every integer carries an interval, from the launch's grid and
 arguments; every tensor carries its step along each dimension. An integer that is loaded is an index below MAX_INDEX.
 
-* Width: 32-bit arithmetic whose interval leaves 32 bits, and that reaches an address, is a violation. So
-  `row * stride` must be 64-bit, while a column offset that the width bounds may stay 32-bit.
-* Contiguity: along the dimension in which a warp's lanes are adjacent the address must advance by one element, and
-  where a warp touches several runs each must fill a 32-byte sector or be the whole row of the tile. Exempt: lanes
-  that all read one address, and look-ups of integers through a loaded index (a degree, a count), which no layout
-  can make adjacent.
+* Width: 32-bit arithmetic whose interval leaves 32 bits, and that reaches an address, is a violation. So `row * stride`
+  must be 64-bit, while a column offset within the width may stay 32-bit.
+* Contiguity: along the dimension in which a warp's lanes are adjacent the address must advance by one element. If a
+  warp touches several runs, each must fill a 32-byte sector or be the whole row of the tile. Exempt: lanes that all
+  read one address, and look-ups of integers through a loaded index (a degree, a count), which no layout can make
+  adjacent.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SECTOR = 32
 """Bytes that DRAM and L2 move at once."""
 
 Step = int | str
-"""Of an address or an index along a dimension: elements, or STRIDED or INDIRECT (through a loaded index)."""
+"""Step of an address or an index along a dimension: elements, or STRIDED or INDIRECT (through a loaded index)."""
 
 STRIDED, INDIRECT = "strided", "indirect"
 
@@ -44,15 +44,15 @@ _ACCESSES = {
 
 @dataclasses.dataclass(frozen=True)
 class Value:
-    """What is known of an SSA value."""
+    """The abstract value of an SSA value."""
 
     low: int
     high: int
     steps: tuple[Step, ...] = ()
     wrapped: str | None = None
-    """Where 32-bit arithmetic that it depends on may have left 32 bits."""
+    """The 32-bit arithmetic that it depends on and that may have left 32 bits."""
     root: str | None = None
-    """The argument that a pointer points into."""
+    """The argument whose storage a pointer addresses."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Access:
         return self.item_bytes * min(self.layout.per_thread[fastest], self.shape[fastest])
 
     def problems(self) -> list[str]:
-        """What the two rules have against it."""
+        """Its violations of the two rules."""
         found = [f"{self.kind} of {self.argument}: 32-bit offset {self.wrapped}"] if self.wrapped else []
         if not self.shape:
             return found
@@ -104,7 +104,7 @@ def _top(type_text: str, varies: bool = True) -> Value:
 
 
 def _widened(value: Value, type_text: str) -> Value:
-    """The value with every number of its type."""
+    """The value with the full range of its type."""
     top = _top(type_text)
     return dataclasses.replace(value, low=min(top.low, value.low), high=max(top.high, value.high))
 
@@ -134,7 +134,7 @@ def _join(a: Value, b: Value) -> Value:
 
 
 def _div(n: int, d: int) -> int:
-    """Towards zero, as the hardware divides."""
+    """Integer division towards zero, as in hardware."""
     return abs(n) // abs(d) * (1 if (n < 0) == (d < 0) else -1)
 
 
@@ -144,7 +144,7 @@ def _corners(a: Value, b: Value, function: Any) -> tuple[int, int]:
 
 
 def _interval(name: str, a: Value, b: Value) -> tuple[int, int] | None:
-    """Of an integer operation without regard to width; None where it is not known."""
+    """Interval of an integer operation without regard to width; None if unknown."""
     if name in ("addi", "subi", "muli"):
         return _corners(a, b, {"addi": int.__add__, "subi": int.__sub__, "muli": int.__mul__}[name])
     if name in ("divsi", "divui", "floordivsi", "ceildivsi") and b.low > 0:
@@ -165,7 +165,7 @@ def _interval(name: str, a: Value, b: Value) -> tuple[int, int] | None:
 
 
 def _fitted(name: str, interval: tuple[int, int], steps: tuple[Step, ...], wrapped: str | None, text: str) -> Value:
-    """The interval where its type holds it; else the type's range, marked as wrapped."""
+    """The interval if its type holds it; else the type's range, marked as wrapped."""
     bits, (low, high) = integer_bits(text) or 64, interval
     if bits > 32:
         return Value(max(low, -_UNBOUNDED), min(high, _UNBOUNDED - 1), steps, wrapped)
@@ -177,10 +177,10 @@ def _fitted(name: str, interval: tuple[int, int], steps: tuple[Step, ...], wrapp
 
 
 class Kernel:
-    """One module, interpreted when made. `accesses` holds what it reads and writes."""
+    """One module, interpreted at construction. `accesses` holds its loads and stores."""
 
     def __init__(self, ttgir: str, arguments: list[tuple[str, int | None]], grid: tuple[int, ...]) -> None:
-        """arguments: (name, value or None for a pointer) of the compiled function, in order."""
+        """Interpret a module. arguments: (name, value or None for a pointer) of the compiled function, in order."""
         self.grid = grid
         self.accesses: list[Access] = []
         self._module = Module(ttgir)
@@ -191,7 +191,7 @@ class Kernel:
         self._run(self._module.entry)
 
     def _run(self, block: int) -> list[Value]:
-        """Interpret a block; the values that its terminator hands on."""
+        """Interpret a block; returns the operands of its terminator."""
         for op in self._module.blocks[block]:
             if op.name in ("scf.yield", "tt.return"):
                 return [self._values[i] for i in op.operands]
@@ -219,7 +219,7 @@ class Kernel:
         return [self._single(op, operands, op.results[0][1])]
 
     def _loop(self, op: Op) -> list[Value]:
-        """Initial values joined with what one pass yields; what that changes is widened to its type's range."""
+        """Join the initial values with those that one pass yields; changed values are widened to their type's range."""
         low, high, _ = (self._values[i] for i in op.operands[:3])
         initial = [self._values[i] for i in op.operands[3:]]
         induction, *carried = self._module.arguments[op.blocks[0]]
@@ -285,7 +285,7 @@ class Kernel:
         return self._arithmetic(op, name, operands, text)
 
     def _arithmetic(self, op: Op, name: str, operands: list[Value], text: str) -> Value:
-        """Integers by their intervals; anything else may be any value of its type."""
+        """Integers by their intervals; any other value may be any value of its type."""
         wrapped = next((v.wrapped for v in operands if v.wrapped), None)
         interval = _interval(name, *operands) if len(operands) == 2 and integer_bits(text) else None
         if interval is None:

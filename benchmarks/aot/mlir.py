@@ -1,4 +1,4 @@
-"""A module of MLIR text as plain data: operations by block, with types and constants. Through Triton's own parser."""
+"""A module of MLIR text as plain data: operations by block, with types and constants. It uses Triton's own parser."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class LaneLayout:
-    """How a tensor lies over the lanes of a warp, its dimensions in the tensor's order."""
+    """The layout of a tensor over the lanes of a warp, its dimensions in the tensor's order."""
 
     per_thread: tuple[int, ...]
     lanes: tuple[int, ...]
@@ -27,10 +27,10 @@ class Op:
     results: list[tuple[int, str]]
     blocks: list[int]
     numbers: dict[str, int] = dataclasses.field(default_factory=dict)
-    """Integer attributes, of those in `NUMBERED`."""
+    """Integer attributes of operations in `NUMBERED`."""
 
     def number(self, attribute: str) -> int:
-        """An integer attribute. Raises ValueError where it has none of that name."""
+        """An integer attribute. Raises ValueError if there is none of that name."""
         if attribute not in self.numbers:
             raise ValueError(f"{self.name} has no attribute {attribute}")
         return self.numbers[attribute]
@@ -57,7 +57,7 @@ def parse_layout(type_text: str) -> LaneLayout | None:
 
 
 def _constants(ttgir: str) -> list[int | None]:
-    """Every constant of a module in order, one number for all elements of a tensor; None for anything else."""
+    """Every constant of a module in order, one number for all elements of a tensor; None for any other value."""
     words = re.findall(r"= arith\.constant (?:\{[^}]*\} )?(?:dense<([^>]*)>|(\S+))", ttgir)
     named = {"true": 1, "false": 0}
     texts = [dense or scalar for dense, scalar in words]
@@ -69,7 +69,7 @@ NUMBERED = ("tt.get_program_id", "tt.get_num_programs", "tt.make_range", "tt.exp
 
 
 def numbered(text: str) -> dict[str, list[dict[str, int]]]:
-    """The integer attributes of every operation of `NUMBERED`, in order, from the text: Triton 3.6 gives no others."""
+    """The integer attributes of every operation of `NUMBERED`, in order, from the text: Triton 3.6 exposes no more."""
     found: dict[str, list[dict[str, int]]] = {name: [] for name in NUMBERED}
     for name, rest in re.findall(rf"= ({'|'.join(map(re.escape, NUMBERED))})\b(.*)", text):
         numbers = {key: int(number) for key, number in re.findall(r"(\w+) = (-?\d+)", rest)}
@@ -85,7 +85,7 @@ def shape_of(type_text: str) -> tuple[int, ...]:
 
 
 def integer_bits(type_text: str) -> int | None:
-    """Width of an integer, of a tensor's elements or of what a pointer points at; None for floats."""
+    """Width of an integer, of a tensor's elements or of a pointer's element; None for floats."""
     found = re.match(r"(?:tensor<(?:\d+x)+)?i(\d+)\b", type_text)
     return int(found.group(1)) if found else None
 

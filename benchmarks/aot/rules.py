@@ -1,6 +1,6 @@
-"""What a compiled kernel must not do, read from its machine code, its PTX and its TTGIR.
+"""Rules for a compiled kernel, checked on its machine code, its PTX and its TTGIR.
 
-Every rule returns reasons; none is skipped where a tool or an answer is missing.
+Every rule returns reasons; a missing tool or answer is a fault, never a skip.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tempfile
 
 
 class AotError(RuntimeError):
-    """The check itself cannot be made; the message says why."""
+    """The check itself cannot run; the message gives the reason."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,13 +23,13 @@ class Chip:
 
     capability: int
     shared_optin_kb: int
-    """Of one block."""
+    """Limit of one block."""
     shared_sm_kb: int
     warps: int
-    """Resident on an SM, as are the blocks."""
+    """Resident warps of an SM; also its limit of resident blocks."""
     blocks: int
     sms: int
-    """Of the card that one thinks of first: A100, RTX 3090, RTX 4090, H100, RTX 5090."""
+    """SMs of the usual card: A100, RTX 3090, RTX 4090, H100, RTX 5090."""
 
 
 CHIPS = {
@@ -41,13 +41,13 @@ CHIPS = {
 }
 
 REGISTERS_PER_SM, REGISTER_UNIT = 65536, 256
-"""Registers are handed out a warp at a time, in units of 256."""
+"""Registers are allocated to a warp at a time, in units of 256."""
 
 VECTOR = 16
 """Bytes of the widest load of one lane."""
 
 SHARED_RESERVED = 1024
-"""Bytes of every block that the system takes."""
+"""Bytes of every block that the system reserves."""
 
 _ATOMICS = {"ATOM", "ATOMG", "ATOMS", "RED", "REDG", "REDS"}
 _LOCALS = {"LDL", "STL"}
@@ -56,16 +56,16 @@ _DOUBLES = {"DADD", "DMUL", "DFMA", "DSETP", "DMNMX"}
 
 @dataclasses.dataclass(frozen=True)
 class Resources:
-    """What `cuobjdump` says of one kernel."""
+    """Output of `cuobjdump` for one kernel."""
 
     registers: int
     stack: int
     opcodes: frozenset[str]
-    """With their modifiers."""
+    """Opcodes with their modifiers."""
 
 
 def cuobjdump() -> str:
-    """Path of the tool; Triton's own, or the PATH's. Raises `AotError` where there is none."""
+    """Path of the tool: Triton's own, or the PATH's. Raises `AotError` if there is none."""
     import triton
 
     shipped = pathlib.Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
@@ -113,12 +113,12 @@ def code_problems(resources: Resources, ptx: str) -> list[str]:
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What a block of a kernel takes of an SM."""
+    """Resources of an SM that one block of a kernel uses."""
 
     registers: int
-    """Of a thread."""
+    """Registers of a thread."""
     shared: int
-    """Bytes."""
+    """Shared memory in bytes."""
     num_warps: int
 
 
@@ -131,7 +131,7 @@ def resident_warps(chip: Chip, budget: Budget) -> int:
 
 
 def budget_problems(chip: Chip, budget: Budget, programs: int, least_warps: int | None) -> list[str]:
-    """Shared memory beyond the opt-in limit; fewer resident warps than declared and than the grid has for an SM."""
+    """Faults: shared memory beyond the opt-in limit; fewer resident warps than declared and than the grid provides."""
     problems = []
     if budget.shared > chip.shared_optin_kb * 1024:
         problems.append(f"{budget.shared} bytes of shared memory, the limit is {chip.shared_optin_kb} KB")

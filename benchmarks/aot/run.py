@@ -1,13 +1,13 @@
-"""Runs what `benchmarks.aot` compiles: every program of every chip, forward and backward, against the reference.
+"""Runs the programs of `benchmarks.aot`: every program of every chip, forward and backward, against the reference.
 
     python -m benchmarks.aot.run                        # five chips
-    python -m benchmarks.aot.run --arch sm_89 --counts  # one, and what its kernels ask of the machine
+    python -m benchmarks.aot.run --arch sm_89 --counts  # one chip, with the counters of its kernels
     python -m benchmarks.aot.run --arch sm_89 --case geglu --verbose
 
 The machine (`benchmarks.aot.ptx`) executes the PTX at small sizes and checks bounds, alignment, unwritten memory and
-races. Programs that two chips share are run once. A basic block that no run enters is printed with its reason; one
-without a reason fails, as do more than 3 % of them. It says nothing about time, nor what `ptxas` makes of the PTX.
-Exit code 1 where anything is wrong or was not run.
+races. Programs that two chips share run once. A basic block that no run enters is printed with its reason. A block
+without a reason is a fault, and so are more than 3 % of unentered blocks. It measures no time and does not check the
+output of `ptxas`. Exit code 1 if anything is wrong or did not run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from sgg_fast.commands import command
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "kernels" / "sgg_kernels"
 MOST_UNENTERED = 0.03
-"""Of the basic blocks of all programs."""
+"""Share of the basic blocks of all programs."""
 
 _LOOP = "skips a loop that has at least one turn: "
 REASONS: dict[tuple[str, str], str] = {
@@ -44,30 +44,30 @@ REASONS: dict[tuple[str, str], str] = {
     ("group_norm_silu_", "in range("): _LOOP + "an image has a pixel, a group a chunk",
     ("group_norm_silu_", "o_out = "): _LOOP + "an image has a pixel, a group a chunk",
 }
-"""(start of a kernel's name, text in the Python line of a block) -> why no run enters that block."""
+"""(start of a kernel's name, text in the Python line of a block) -> the reason why no run enters that block."""
 
 
 @dataclasses.dataclass
 class Result:
-    """What one chip's process found."""
+    """Findings of one chip's process."""
 
     arch: str
     programs: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Digest -> the launches of the AOT cases that compile to it."""
     ran: list[str] = dataclasses.field(default_factory=list)
-    """Digests that ran here in a case whose results were right."""
+    """Digests of programs that ran here in a case with correct results."""
     cases: dict[str, str] = dataclasses.field(default_factory=dict)
-    """Case -> what was wrong, "" for right, "shared" where another chip's run stands for it."""
+    """Case -> its fault, "" for none, "shared" if another chip's run covers it."""
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)
     entered: dict[str, list[int]] = dataclasses.field(default_factory=dict)
-    """Digest -> how many warps entered each of its blocks."""
+    """Digest -> the number of warps that entered each of its blocks."""
     sources: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Digest -> the source line of each block."""
     counts: list[str] = dataclasses.field(default_factory=list)
 
 
 def compile_programs(result: Result, pattern: str) -> dict[str, set[str]]:
-    """Digests of each AOT case whose name holds `pattern`; every launch compiled, none run."""
+    """Digests of each AOT case whose name contains `pattern`; every launch is compiled, none is run."""
     from sgg_kernels.launch import intercept
 
     from benchmarks.aot.cases import cases
@@ -90,7 +90,7 @@ def compile_programs(result: Result, pattern: str) -> dict[str, set[str]]:
 
 
 def work(arch: str, known: set[str], pattern: str, counts: bool) -> Result:
-    """One chip, in this process. known: digests that have been seen to be right."""
+    """Run one chip in this process. known: digests of programs already found correct."""
     import torch
 
     from benchmarks.aot.ptx.cases import small_cases
@@ -137,7 +137,7 @@ def _outcome(run) -> str:
 
 
 def in_process(arch: str, known: set[str], pattern: str, counts: bool) -> Result:
-    """`work` in a process of its own, where Triton is not the interpreter. Raises `AotError`."""
+    """Run `work` in a process of its own, where Triton is not the interpreter. Raises `AotError`."""
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     with tempfile.TemporaryDirectory() as folder:
         task, out = pathlib.Path(folder) / "task.json", pathlib.Path(folder) / "result.json"
@@ -150,7 +150,7 @@ def in_process(arch: str, known: set[str], pattern: str, counts: bool) -> Result
 
 
 def unentered(results: list[Result]) -> tuple[int, collections.Counter]:
-    """(blocks in all, (kernel, source line) -> blocks that no chip's run entered)"""
+    """(number of blocks, (kernel, source line) -> blocks that no chip's run entered)"""
     total, missed = 0, collections.Counter()
     seen: dict[str, list[bool]] = {}
     for result in results:
@@ -167,19 +167,19 @@ def unentered(results: list[Result]) -> tuple[int, collections.Counter]:
 
 
 def python_line(source: str) -> str:
-    """The line of a kernel's file that `file.py:line:column ..` names, "" where the compiler names none."""
+    """The line of a kernel's file that `file.py:line:column ..` names; "" if the compiler names none."""
     m = re.match(r"(\w+\.py):(\d+)", source)
     path = KERNELS / m[1] if m else KERNELS
     return path.read_text().splitlines()[int(m[2]) - 1].strip() if m and int(m[2]) and path.is_file() else ""
 
 
 def reason_of(kernel: str, line: str) -> str:
-    """Why a block is not entered, "" where none is known. line: of the kernel's Python."""
+    """The reason why a block is not entered; "" if none is known. line: of the kernel's Python."""
     return next((why for (name, text), why in REASONS.items() if kernel.startswith(name) and text in line), "")
 
 
 def report(results: list[Result], whole: bool) -> list[str]:
-    """Print the tables; every line of what is wrong."""
+    """Print the tables; returns one line for each fault."""
     wrong, ran = [], {program for result in results for program in result.ran}
     print(f"{'chip':8} {'cases':>6} {'equal':>6} {'shared':>7} {'programs':>9} {'run':>5} {'seconds':>8}")
     for r in results:

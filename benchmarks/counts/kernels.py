@@ -2,10 +2,10 @@
 
     python -m benchmarks.counts            # print
     python -m benchmarks.counts --write    # put the table into kernels/README.md
-    python -m benchmarks.counts --check    # exit 1 where the committed table differs
+    python -m benchmarks.counts --check    # exit 1 if the committed table differs
 
-Counts, not measurements: no time here was seen on a GPU. A plain torch form runs on shapes alone (meta tensors) under
-a dispatch mode that sees every aten operator; ours runs with its launches intercepted.
+These are counts, not measurements: no GPU was timed. A plain torch form runs on shapes alone (meta tensors) under a
+dispatch mode that sees every aten operator; our form runs with its launches intercepted.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _ADDS = {"index_add", "index_add_", "scatter_add", "scatter_add_", "index_put", 
 
 
 def _bytes(tensor: torch.Tensor) -> int:
-    """Bytes that differ: an expanded dimension is read once."""
+    """Distinct bytes: an expanded dimension is read once."""
     num = 1
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
         num *= size if stride != 0 or size == 0 else 1
@@ -57,8 +57,8 @@ def _bytes(tensor: torch.Tensor) -> int:
 def operator_bytes(name: str, arguments: list[torch.Tensor], outputs: list[torch.Tensor]) -> int:
     """Bytes that one aten operator reads and writes, each different element once.
 
-    A gather reads what it returns, not its whole table. A scattered sum reads its source and its indices, copies its
-    destination unless it works in place, and reads and writes the rows that it adds to.
+    A gather reads the rows that it returns, not its whole table. A scattered sum reads its source and its indices,
+    copies its destination unless it works in place, and reads and writes the rows that it adds to.
     """
     written = sum(map(_bytes, outputs))
     if name in _WRITES_ONLY:
@@ -75,7 +75,7 @@ def operator_bytes(name: str, arguments: list[torch.Tensor], outputs: list[torch
 
 @dataclasses.dataclass(frozen=True)
 class Count:
-    """What one pass launches and moves."""
+    """Launches and bytes of one pass."""
 
     launches: int
     bytes: int
@@ -85,9 +85,9 @@ class Count:
 
 
 class OpCounter(TorchDispatchMode):
-    """Counts operators that run at least one kernel, by name, and their bytes; operators of ours by name alone.
+    """Counts operators that run at least one kernel, by name, and their bytes; our operators by name alone.
 
-    A lower bound of the launches: `index_put` with accumulation sorts first, an out-of-place sum copies first.
+    It is a lower bound of the launches: `index_put` with accumulation sorts first, an out-of-place sum copies first.
     """
 
     def __init__(self) -> None:
@@ -116,12 +116,12 @@ class OpCounter(TorchDispatchMode):
 
     @property
     def ours(self) -> list[str]:
-        """Operators of `sgg_fast`, as often as they were called, without the namespace."""
+        """Operators of `sgg_fast`, one entry for each call, without the namespace."""
         return [name.split("::")[1] for name, num in self.names.items() if "::" in name for _ in range(num)]
 
 
 def observe(form: OpForm, given: Inputs, backward: bool) -> list[OpCounter]:
-    """`form` on `given` under a counter: forward and, apart from it, backward to every tensor."""
+    """Run `form` on `given` under a counter: forward and, separately, backward to every tensor."""
     leaves = {name: t.detach().requires_grad_(backward) for name, t in given.tensors.items()}
     forward, behind = OpCounter(), OpCounter()
     with forward:
@@ -136,7 +136,7 @@ def observe(form: OpForm, given: Inputs, backward: bool) -> list[OpCounter]:
 
 @functools.cache
 def count_plain(op: str, backend: str, size: str) -> list[Count] | None:
-    """[forward, backward] of a plain torch form, by its shapes; None where there is no such form."""
+    """[forward, backward] of a plain torch form, by its shapes; None if there is no such form."""
     form = baselines_torch.form(op, backend)
     if form is None:
         return None
@@ -146,7 +146,7 @@ def count_plain(op: str, backend: str, size: str) -> list[Count] | None:
 
 @contextlib.contextmanager
 def interpreter_allowed() -> Iterator[None]:
-    """What `sgg_fast.ops` asks before it gives Triton tensors that are not CUDA's."""
+    """Replaces the check by which `sgg_fast.ops` refuses Triton for tensors that are not CUDA's."""
     before = os.environ.get("TRITON_INTERPRET")
     os.environ["TRITON_INTERPRET"] = "1"
     try:
@@ -160,7 +160,7 @@ def interpreter_allowed() -> Iterator[None]:
 
 @contextlib.contextmanager
 def counted_launches() -> Iterator[list[str]]:
-    """The names of the Triton kernels launched inside the block, none of which runs, wherever the tensors are."""
+    """The names of the Triton kernels launched inside the block, on any device; none of them runs."""
     seen: list[str] = []
 
     def take_over(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> bool:
@@ -173,9 +173,9 @@ def counted_launches() -> Iterator[list[str]]:
 
 @functools.cache
 def count_kernels(op: str, size: str) -> list[Count]:
-    """[forward, backward] of one op of ours: its launches, seen, and the bytes that they ask for, by formula.
+    """[forward, backward] of one of our ops: its observed launches, and the bytes that they request, by formula.
 
-    Memory is reserved but never touched, so that E = 1e6 costs nothing.
+    Memory is reserved but never touched, so E = 1e6 costs nothing.
     """
     given = inputs(Case(op, "fwd_bwd", size, TABLE_DTYPE), "cpu", drawn=False)
     form, itemsize = baselines_torch.form(op, "ours"), DTYPES[TABLE_DTYPE].itemsize
@@ -281,7 +281,7 @@ def image_table() -> list[str]:
 
 
 def pack_table() -> list[str]:
-    """`pack` at both sizes: integers, one pass, and nothing that others call by one name to compare it with."""
+    """`pack` at both sizes: integers, one pass, without a rival to compare it with."""
     chips = " | ".join(f"{chip.name}, us" for chip in CHIPS)
     lines = [
         f"| pack | reference, aten operators | ours | least | {chips} |",
@@ -304,7 +304,7 @@ def pack_table() -> list[str]:
 
 
 def count_optimiser(op: str, weights: str) -> int:
-    """Launches of one step of two groups, as the UNet has them: matrices, and what keeps 32-bit state."""
+    """Launches of one step of two groups, as in the UNet: matrices, and weights with 32-bit state."""
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16
     groups = []
     for bits in (8 if op == "adam8bit" else 32, 32):
@@ -342,7 +342,7 @@ def optimiser_table() -> list[str]:
 
 
 def body() -> str:
-    """What stands between the markers of the README."""
+    """The text between the markers of the README."""
     blocks = ["\n".join(table(size)) for size in TABLE_SIZES]
     return "\n\n".join([*blocks, *("\n".join(t()) for t in (pack_table, image_table, optimiser_table))])
 

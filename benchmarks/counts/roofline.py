@@ -1,7 +1,8 @@
-"""Bytes and operations that each op must move and do, and the time that a chip's data sheet then predicts.
+"""Bytes and operations that each op needs, and the time that a chip's data sheet then predicts.
 
-Formulas and predictions, no measurements. Compulsory: every input row read once, every output row written once,
-whatever is in between. Letters: B images, N objects, E relations, D width; s bytes an element; indices are int32.
+These are formulas and predictions, not measurements. Compulsory traffic: every input row is read once and every output
+row written once, without intermediates. Letters: B images, N objects, E relations, D width; s bytes an element; indices
+are int32.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Traffic:
         return Traffic(self.bytes + other.bytes, self.flops + other.flops)
 
     def seconds(self, chip: Chip) -> float:
-        """The larger of the two times: a floor, not a forecast of what a kernel reaches."""
+        """The larger of the two times: a lower bound, not a forecast of a kernel's time."""
         return max(self.bytes / chip.bytes_per_second, self.flops / chip.flops)
 
 
@@ -89,7 +90,7 @@ def _pack(z: Shape, s: int, backward: bool) -> Traffic:
 
 
 def _layer(z: Shape, s: int, backward: bool) -> Traffic:
-    """x, r and the eight D x D weights once, no intermediate: what one perfect kernel would move."""
+    """x, r and the eight D x D weights once, no intermediate: the traffic of one perfect kernel."""
     rows, weights = (z.objects + z.relations) * z.width * s, (8 * z.width**2 + 6 * z.width) * s
     flops = 2 * z.width**2 * (4 * z.objects + 4 * z.relations)
     if backward:  # x, r, their outputs' gradients and the weights read; as many gradients written
@@ -121,7 +122,7 @@ _FORMULAS: dict[str, Callable[..., Traffic]] = {
 
 
 def compulsory(op: str, mode: str, shape: Shape | ImageShape, itemsize: int) -> Traffic:
-    """What `mode` ("fwd", "bwd" or "fwd_bwd") of `op` cannot do without, in bytes and operations."""
+    """Least bytes and operations of `mode` ("fwd", "bwd" or "fwd_bwd") of `op`."""
     formula = _FORMULAS[op]
     passes = {"fwd": (False,), "bwd": (True,), "fwd_bwd": (False, True)}[mode]
     total = Traffic(0)
@@ -131,7 +132,7 @@ def compulsory(op: str, mode: str, shape: Shape | ImageShape, itemsize: int) -> 
 
 
 def _programs(num_rows: int, block: int) -> int:
-    """Of a kernel that gives each program as many blocks of rows as keep the programs within MAX_PARTIALS."""
+    """Programs of a kernel that gives each program as many blocks of rows as keep the programs within MAX_PARTIALS."""
     from sgg_kernels.segments import MAX_PARTIALS
 
     per_program = -(-max(1, -(-num_rows // MAX_PARTIALS)) // block) * block
@@ -139,23 +140,26 @@ def _programs(num_rows: int, block: int) -> int:
 
 
 def _issued_of_images(op: str, backward: bool, z: ImageShape, s: int) -> int:
-    """A norm reads its inputs twice: for their sums, and to apply them. The sums themselves are left out."""
+    """Bytes requested by an image op. A norm reads its inputs twice: for their sums, and to apply them.
+
+    The sums themselves are left out.
+    """
     again = (2 if backward else 1) * z.images * z.pixels * z.width * s if op == "group_norm_silu" else 0
     return compulsory(op, "bwd" if backward else "fwd", z, s).bytes + again
 
 
 def issued(op: str, backward: bool, shape: Shape | ImageShape, itemsize: int) -> int:
-    """Bytes that our kernels of one op ask for, as if there were no cache: every gathered row counts each time.
+    """Bytes that our kernels of one op request, as if there were no cache: every gathered row counts each time.
 
-    Between this and the compulsory bytes lies what the L2 can catch: a graph's rows are neighbours. The two-stage
-    sums of hubs (under 1 % at E = 1e6, none at the paper's sizes) are left out.
+    The L2 can catch traffic between this and the compulsory bytes: a graph's rows are neighbours. The two-stage sums of
+    hubs (under 1 % at E = 1e6, none at the paper's sizes) are left out.
     """
     if isinstance(shape, ImageShape):
         return _issued_of_images(op, backward, shape, itemsize)
     z, s = shape, itemsize
     nodes, edges, wide = z.objects * z.width * s, z.relations * z.width * s, 2 * z.relations * z.width * s
     ends, plan = 2 * INT * z.relations, _plan(z)
-    # Rows between the two stages of a bias gradient, one a program; fp32, written and read.
+    # Rows between the two stages of a bias gradient, one for each program; fp32, written and read.
     rows_of_objects = 2 * 4 * z.width * _programs(z.objects, 1)
     rows_of_relations = 2 * 4 * 3 * z.width * _programs(z.relations, 2)
     pooled = (z.pooled_objects + z.pooled_relations) * z.width * s

@@ -1,10 +1,10 @@
-"""Counts the launches of a whole fine-tuning step at Stable Diffusion v1's size: the GPU's, and what the host does.
+"""Counts the launches of a whole fine-tuning step at Stable Diffusion v1's size, on the GPU and by the host.
 
     python -m benchmarks.counts.step
 
-Counts, not measurements: the capturing engine's own step runs on tensors without memory, as `unet_counts.py` runs the
-UNet. Eagerly the host launches each of these kernels; with bitsandbytes, one for each weight in place of the flat
-optimiser's few. Captured, the host launches a graph and two copies, whatever is inside.
+These are counts, not measurements: the captured engine's step runs on tensors without memory, as `unet.py` runs the
+UNet. Eagerly the host launches each of these kernels; with bitsandbytes, one for each weight instead of the flat
+optimiser's few. A captured step needs one graph launch and two copies from the host.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_fo
 from sgg_fast.train.memory.planner import _recast
 
 HOST_CALLS = 3
-"""Of a captured step: the table's copy, the graph, the copy of whether it was applied."""
+"""Host calls of a captured step: copying the table, launching the graph, copying back the applied flag."""
 
 NORM_AND_CLIP = 3
-"""Launches of torch's fused norm and scaling over a list of gradients, at the least."""
+"""Least number of launches of torch's fused norm and scaling over a list of gradients."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,18 +41,18 @@ class StepCount:
 
     unet_and_losses: int
     optimiser: int
-    """Of the captured step."""
+    """Launches of the captured step's optimiser."""
     weights: int
-    """Tensors that are trained."""
+    """Number of trained tensors."""
 
     @property
     def total(self) -> int:
-        """Kernels in the graph, or launched one by one without it."""
+        """Kernels in the graph, or launches without it."""
         return self.unet_and_losses + self.optimiser
 
     @property
     def with_bitsandbytes(self) -> int:
-        """Launched one by one with an optimiser that takes each weight by itself."""
+        """Launches with an optimiser that takes each weight by itself."""
         return self.unet_and_losses + NORM_AND_CLIP + self.weights
 
 
@@ -65,19 +65,19 @@ def engine_of(config: Config) -> CapturedEngine:
     make_channels_last(models.unet)
     parts = models, blank_conditioner(config.model, models), blank_cache(config, models, 1)
     stage = assemble(config, "finetune", *parts, torch.device("cpu"))
-    for module in (stage, models.unet):  # all is done, and tensors without memory cannot be moved
+    for module in (stage, models.unet):  # already on the device; tensors without memory cannot be moved
         module.to = module.bfloat16 = lambda *args, module=module, **kwargs: module
     return CapturedEngine(stage, torch.device("cpu"))
 
 
 def count(config: Config) -> StepCount:
-    """Of the step that these settings run on a GPU, with the fused UNet."""
+    """Count the step that these settings run on a GPU, with the fused UNet."""
     ops.use_kernels("triton")
     stack = contextlib.ExitStack()
     try:
         for context in (FakeTensorMode(allow_non_fake_inputs=True), opaque_attention(), interpreter_allowed()):
             stack.enter_context(context)
-        if not config.optim.bf16_weights:  # which run without autocast
+        if not config.optim.bf16_weights:  # bf16 weights run without autocast
             stack.enter_context(cuda_norms())
         engine = engine_of(config)
         bucket = engine.buckets.of(np.zeros((1, config.optim.batch_size), np.int64))

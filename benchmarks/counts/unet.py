@@ -2,11 +2,11 @@
 
     python -m benchmarks.counts.unet            # print
     python -m benchmarks.counts.unet --write    # put the table into kernels/README.md
-    python -m benchmarks.counts.unet --check    # exit 1 where the committed table differs
+    python -m benchmarks.counts.unet --check    # exit 1 if the committed table differs
 
-Counts, not measurements: the model runs on tensors without memory, forward and backward, and every operator that runs
-a kernel is seen, as is every launch of ours. Each launch is taken to touch each different element of its tensors once.
-The optimiser is not part of it.
+These are counts, not measurements: the model runs on tensors without memory, forward and backward. Every operator that
+runs a kernel is counted, and every launch of ours. Each launch is assumed to touch each different element of its
+tensors once. The optimiser is not included.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from sgg_fast.nn import fuse
 BATCH, CONTEXT, WIDTH = 2, 80, 768
 """Images, tokens and width of the context."""
 ATTENTION_LAUNCHES = (1, 2)
-"""Of flash attention, forward and backward (the row sums of the gradient, then everything else)."""
+"""Launches of flash attention, forward and backward (the row sums of the gradient, then everything else)."""
 
 
 @torch.library.custom_op("sgg_count::attention", mutates_args=())
@@ -68,7 +68,7 @@ _attention.register_autograd(
 
 @contextlib.contextmanager
 def opaque_attention() -> Iterator[None]:
-    """Attention as the fused kernels do it, which on tensors without memory falls apart into its formula."""
+    """Attention as one fused operator; on tensors without memory torch would decompose it."""
     stock = F.scaled_dot_product_attention
 
     def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):  # type: ignore[no-untyped-def]
@@ -83,7 +83,7 @@ def opaque_attention() -> Iterator[None]:
 
 @contextlib.contextmanager
 def cuda_norms() -> Iterator[None]:
-    """Norms in fp32, as CUDA's rules of autocast have them and the CPU's have not."""
+    """Norms in fp32, as in CUDA's autocast rules but not in the CPU's."""
     stock = F.group_norm, F.layer_norm
 
     def group_norm(input, num_groups, weight=None, bias=None, eps=1e-5):  # type: ignore[no-untyped-def]
@@ -107,7 +107,7 @@ def _cuda_autocast() -> Iterator[None]:
 
 
 class UNetCounter(OpCounter):
-    """Counts, beside aten's operators, what ours launch for the shapes that they are called with."""
+    """Counts aten's operators, and the launches of our operators for the shapes of their calls."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +125,7 @@ class UNetCounter(OpCounter):
         return result
 
     def _run(self, launcher: Callable[..., Any], args: tuple[Any, ...]) -> None:
-        """What an operator of ours runs, on tensors of the same shapes and strides, its launches seen and not made."""
+        """Run our operator on tensors of the same shapes and strides; its launches are counted, not made."""
 
         def note(kernel: Any, grid: tuple[int, ...], given: tuple[Any, ...], options: dict[str, Any]) -> bool:
             self.launches[kernel.__name__] += 1
@@ -141,7 +141,7 @@ class UNetCounter(OpCounter):
 
     @property
     def total(self) -> Count:
-        """Aten's and ours."""
+        """Sum of aten's and ours."""
         ours = Count(sum(self.launches.values()), sum(self.moved[name] for name in self.launches))
         return self.count() + ours
 
@@ -158,7 +158,7 @@ class UNetForm:
     name: str
     channels_last: bool
     merge: bool | None
-    """Of `fuse`; None for the stock model."""
+    """Argument of `fuse`; None for the stock model."""
 
 
 FORMS = (
@@ -170,7 +170,7 @@ FORMS = (
 
 
 def make_channels_last(model: torch.nn.Module) -> None:
-    """`model.to(memory_format=torch.channels_last)`, which tensors without memory do not take."""
+    """`model.to(memory_format=torch.channels_last)`, which tensors without memory do not support."""
     for module in model.modules():
         for name, p in list(module._parameters.items()):
             if p is not None and p.ndim == 4:
@@ -219,7 +219,7 @@ def table(title: str, side: int, autocast: bool) -> list[str]:
 
 
 def body() -> str:
-    """What stands between the markers of the README."""
+    """The text between the markers of the README."""
     tables = [
         table("256 x 256, batch 2, bf16 weights", 32, autocast=False),
         table("256 x 256, batch 2, fp32 weights under autocast to bf16", 32, autocast=True),

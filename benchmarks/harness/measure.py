@@ -1,7 +1,7 @@
-"""Milliseconds, bytes and launches of a function on this machine, and what this machine is.
+"""Milliseconds, bytes and launches of a function on this machine, and facts about the machine.
 
-CUDA: every repetition lies between two events of its own; the L2 is warm, or written over before each repetition.
-CPU: wall clock, caches warm. Triton's interpreter is never timed. Nothing here knows an op.
+CUDA: every repetition lies between two events of its own; the L2 is warm, or overwritten before each repetition. CPU:
+wall clock, caches warm. Triton's interpreter is never timed. This module does not know any op.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 MIN_REPEATS, MAX_REPEATS = 5, 200
 
 GRAPH_COPIES = 20
-"""At most as many copies of a function are captured in one graph when the L2 may stay warm."""
+"""Upper bound of the copies of a function captured in one graph for times with a warm L2."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Times:
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """What a row says about where it was measured."""
+    """The machine of a row."""
 
     device: str
     cpu: str
@@ -63,9 +63,9 @@ def _version(package: str) -> str:
 
 
 def commit() -> str:
-    """This checkout's commit, with `-dirty` where sources differ; without git a hash of the sources' text.
+    """This checkout's commit, with `-dirty` if sources differ; without git a hash of the sources' text.
 
-    The environment variable SGG_COMMIT overrides it, for a copy of the tree that left its history behind.
+    The environment variable SGG_COMMIT overrides it, for a copy of the tree without its history.
     """
     if "SGG_COMMIT" in os.environ:
         return os.environ["SGG_COMMIT"]
@@ -91,7 +91,7 @@ def _cpu_model() -> str:
 
 @functools.cache
 def machine(device: torch.device) -> Machine:
-    """The facts of this run."""
+    """Facts about this machine."""
     threads = f"CPU, {torch.get_num_threads()} threads"
     return Machine(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else threads,
@@ -104,7 +104,7 @@ def machine(device: torch.device) -> Machine:
 
 
 def gpu_clocks(device: torch.device) -> str:
-    """ "SM/memory" in MHz right now, by nvidia-ml-py or else nvidia-smi; empty where neither answers."""
+    """ "SM/memory" in MHz right now, by nvidia-ml-py or else nvidia-smi; empty if neither answers."""
     if device.type != "cuda":
         return ""
     if importlib.util.find_spec("pynvml") is not None:
@@ -134,7 +134,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a case may take: the card's free memory, or a quarter of the machine's."""
+    """Memory available to a case: the card's free memory, or a quarter of the machine's."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
@@ -142,13 +142,13 @@ def free_bytes(device: torch.device) -> int:
 
 @functools.cache
 def _flush_buffer(device: torch.device) -> torch.Tensor:
-    """Four times the L2, at least 256 MiB."""
+    """A buffer of four times the L2, at least 256 MiB."""
     l2 = torch.cuda.get_device_properties(device).L2_cache_size
     return torch.empty(max(4 * l2, 2**28), dtype=torch.uint8, device=device)
 
 
 def _once(run: Callable[[], object], device: torch.device) -> float:
-    """Seconds of one warm call, roughly."""
+    """Approximate seconds of one warm call."""
     run()
     synchronize(device)
     start = time.perf_counter()
@@ -183,12 +183,13 @@ def call_times(run: Callable[[], object], device: torch.device, seconds: float, 
 class Replay:
     """`run` captured in a CUDA graph: once, and many times in a row for times with a warm L2.
 
-    A capture that fails is not free: up to torch 2.13 its memory pool stays reserved until the process ends
+    A failed capture leaves traces: up to torch 2.13 its memory pool stays reserved until the process ends
     (pytorch#180395, #190348), and `torch.cuda.graph` leaves its stream the current one.
     """
 
     def __init__(self, run: Callable[[], object], device: torch.device, stream: torch.cuda.Stream) -> None:
-        """`run` was warmed up on `stream`. Raises RuntimeError where it cannot be captured (it synchronises, say)."""
+        """Capture `run`, which was warmed up on `stream`. Raises RuntimeError if that fails (`run` synchronises,
+        say)."""
         self.device, self.stream = device, stream
         self.once, self.result = self._capture(run, 1)
         self.copies = int(min(max(1, 2e-3 / _once(self.once.replay, device)), GRAPH_COPIES))
@@ -206,7 +207,7 @@ class Replay:
         return graph, result
 
     def times(self, seconds: float, flushed: bool) -> Times:
-        """Times of one `run` within a replay."""
+        """Times of one `run` inside the captured graph."""
         if flushed:
             return call_times(self.once.replay, self.device, seconds, flushed=True)
         many = call_times(self.many.replay, self.device, seconds)
@@ -214,7 +215,7 @@ class Replay:
 
 
 def launches(run: Callable[[], object], device: torch.device) -> int | None:
-    """Kernels, copies and fills that one call puts on the GPU, by torch's profiler; None where that sees none."""
+    """Kernels, copies and fills that one call launches on the GPU, by torch's profiler; None if it records none."""
     synchronize(device)
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
@@ -225,7 +226,7 @@ def launches(run: Callable[[], object], device: torch.device) -> int | None:
 
 
 def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
-    """What one call allocates at its highest above what was allocated before; None on a CPU, which keeps no count."""
+    """Peak allocation of one call above the allocation before it; None on a CPU, where torch does not track it."""
     if device.type != "cuda":
         return None
     synchronize(device)
@@ -238,7 +239,7 @@ def peak_bytes(run: Callable[[], object], device: torch.device) -> int | None:
 
 @functools.cache
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes read and written a second by this machine's own copy of a buffer far beyond its caches."""
+    """Bytes read and written per second by this machine's own copy of a buffer far beyond its caches."""
     size = 2**30 if device.type == "cuda" else 2**27
     source = torch.randint(0, 100, (size // 4,), dtype=torch.int32, device=device)
     target = torch.empty_like(source)

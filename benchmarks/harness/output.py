@@ -1,4 +1,4 @@
-"""The rows of benchmarks and where they go: to the terminal, and at once to a CSV."""
+"""The rows of benchmarks and their output: the terminal, and immediately a CSV."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import dataclasses
 import pathlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # its import takes seconds, which tables and help do not wait for
+if TYPE_CHECKING:  # its import takes seconds, and tables and help do not need it
     import torch
 
 
 def device(text: str) -> torch.device:
-    """A device by its name, with its number where it is a GPU."""
+    """A device by its name, with its number if it is a GPU."""
     import torch
 
     found = torch.device(text)
@@ -21,7 +21,7 @@ def device(text: str) -> torch.device:
 
 
 def add_flags(parser: argparse.ArgumentParser, written: str) -> None:
-    """The flags of every command that measures. written: what --out will hold."""
+    """Add the flags of every measuring command. written: the contents of --out."""
     import torch
 
     here = "cuda" if torch.cuda.is_available() else "cpu"
@@ -30,17 +30,17 @@ def add_flags(parser: argparse.ArgumentParser, written: str) -> None:
 
 
 def file_in(out: pathlib.Path | None, name: str) -> pathlib.Path | None:
-    """The file `name` of --out, where there is one."""
+    """The file `name` of --out; None without --out."""
     return out and out / name
 
 
 CsvRow = dict[str, str]
-"""A row as it is read again."""
+"""A row read from a CSV."""
 
 
 @dataclasses.dataclass(kw_only=True)
 class Row:
-    """What every row ends with. An empty number means that there is none, and `status` says why."""
+    """Fields at the end of every row. An empty number means that there is none, and `status` gives the reason."""
 
     status: str = "ok"
     ms_p20: float | None = None
@@ -55,7 +55,7 @@ class Row:
     date: str = ""
 
     def line(self) -> str:
-        """For the terminal."""
+        """The row as text."""
         raise NotImplementedError
 
 
@@ -70,14 +70,14 @@ class OpRow(Row):
     dtype: str
     backend: str
     call: str
-    """eager (a call from Python) or replay (inside a CUDA graph)."""
+    """eager (a call from Python) or replay (launch of a captured CUDA graph)."""
     l2: str
     """warm, or flushed before every repetition."""
     compulsory_bytes: int | None = None
     gb_s: float | None = None
-    """Compulsory bytes over the median."""
+    """Compulsory bytes over the median time."""
     copy_gb_s: float | None = None
-    """This machine's own copy of a large buffer, read plus written."""
+    """Read plus written bytes of this machine's own copy of a large buffer, per second."""
     copy_share: float | None = None
     peak_bytes: int | None = None
     launches: int | None = None
@@ -101,7 +101,7 @@ def columns(row_type: type[Row]) -> list[str]:
 
 
 def read_rows(path: pathlib.Path) -> list[CsvRow]:
-    """The rows of a file; none where there is no such file."""
+    """The rows of a file; none if the file does not exist."""
     if not path.is_file():
         return []
     with path.open(newline="", encoding="utf-8") as file:
@@ -109,20 +109,20 @@ def read_rows(path: pathlib.Path) -> list[CsvRow]:
 
 
 def text(value: Any) -> str:
-    """One cell; empty where there is no number."""
+    """One cell; empty if there is no number."""
     return "" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def first_line(error: BaseException) -> str:
-    """What a row says of an error."""
+    """The text of an error for a row."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
 class Output:
-    """Prints each row as its `line()` and appends it to the CSV, so that a run that is killed keeps what it had."""
+    """Prints each row as its `line()` and appends it to the CSV, so a killed run keeps its rows."""
 
     def __init__(self, path: pathlib.Path | None, row_type: type[Row], append: bool = False) -> None:
-        """append: to the rows of another command that are there, of the same type."""
+        """Open the CSV. append: keep the rows of another command in it, of the same type."""
         self.rows: list[Any] = []
         self._columns, self._file = columns(row_type), None
         if path is not None:
@@ -133,7 +133,7 @@ class Output:
                 csv.writer(self._file).writerow(self._columns)
 
     def add(self, row: Any) -> None:
-        """One more row."""
+        """Print and write one row."""
         self.rows.append(row)
         print(row.line(), flush=True)
         if self._file is not None:

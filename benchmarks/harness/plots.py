@@ -1,4 +1,4 @@
-"""Bar charts of a benchmark CSV: a picture per op, a panel per size. Needs matplotlib; says so where it is absent."""
+"""Bar charts of a benchmark CSV: a picture per op, a panel per size. Without matplotlib it prints a notice."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ Rows = list[dict[str, str]]
 
 
 def read(path: pathlib.Path) -> Rows:
-    """The rows of a benchmark CSV that carry a time."""
+    """The rows of a benchmark CSV that have a time."""
     with path.open(newline="", encoding="utf-8") as file:
         return [row for row in csv.DictReader(file) if row["ms_p50"]]
 
 
 def best_view(rows: Rows) -> Rows:
-    """Graph replays with a flushed L2 where a GPU was measured, else the calls of the CPU."""
+    """Captured rows with a flushed L2 if a GPU was measured, else the calls of the CPU."""
     replays = [row for row in rows if (row["call"], row["l2"]) == ("replay", "flushed")]
     return replays or [row for row in rows if row["call"] == "eager"]
 
 
 def draw(source: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
-    """One PNG per op in `out`; their paths. Nothing to draw, or no matplotlib, gives none."""
+    """One PNG per op in `out`; returns their paths. The list is empty without rows or without matplotlib."""
     rows = best_view(read(source)) if source.is_file() else []
     if not rows:
         return []

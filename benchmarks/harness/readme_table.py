@@ -1,4 +1,4 @@
-"""Tables in kernels/README.md that a program writes: what stands between two markers is what the program counts."""
+"""Generated tables in kernels/README.md: a program writes the text between two markers."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ README = pathlib.Path(__file__).resolve().parents[2] / "kernels" / "README.md"
 
 @dataclasses.dataclass(frozen=True)
 class ReadmeTable:
-    """One program's part of the README."""
+    """One program's table in the README."""
 
     module: str
-    """Of benchmarks; its command is in the first marker."""
+    """Module of benchmarks; the first marker contains its command."""
     name: str
-    """In the second marker."""
+    """Name in the second marker."""
     body: Callable[[], str]
 
     @property
     def command(self) -> str:
-        """What writes it."""
+        """The command that writes it."""
         return f"python -m benchmarks.{self.module} --write"
 
     def section(self) -> str:
-        """What should stand in the README, markers included."""
+        """The expected text in the README, markers included."""
         return f"<!-- {self.name}: {self.command} -->\n\n{self.body()}\n\n<!-- end of {self.name} -->"
 
     def committed(self) -> str:
-        """What does; empty where the markers are missing."""
+        """The committed text in the README; empty if the markers are missing."""
         text, last = README.read_text(encoding="utf-8"), f"<!-- end of {self.name} -->"
         begin, end = text.find(f"<!-- {self.name}: {self.command} -->"), text.find(last)
         return "" if begin < 0 or end < 0 else text[begin : end + len(last)]
 
     def main(self, description: str, argv: list[str] | None = None) -> int:
-        """Print, --write or --check; exit status 1 where --check finds another table."""
+        """Print, --write or --check; exit status 1 if --check finds another table."""
         parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{self.module}", description=description)
         parser.add_argument("--write", action="store_true", help="put the table into kernels/README.md")
         parser.add_argument("--check", action="store_true", help="compare with kernels/README.md")

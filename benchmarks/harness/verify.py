@@ -1,8 +1,9 @@
-"""Is a form's result right? Asked before it is timed; a form that fails gets no number.
+"""Compares a form's result with the reference before it is timed; a form that fails gets no number.
 
-The truth is `sgg_kernels.reference` in float64 (the layer's: the published formulation in float64), outputs and all
-gradients. Tolerance by rule: a form may be off by twice what the plain form in the same dtype is off, plus a floor.
-For ours that form is the reference (sums in fp32), for baselines eager torch, which sums in the input's dtype.
+The reference is `sgg_kernels.reference` in float64 (the layer's: the published formulation in float64), with outputs
+and all gradients. Tolerance by rule: a form's error may be twice the error of the plain form in the same dtype, plus a
+floor. For our forms the plain form is the reference (sums in fp32), for baselines it is eager torch, which sums in the
+input's dtype.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ FLOOR = 1e-6
 
 FEW_COLUMNS = 32
 MANY_ELEMENTS = 2**26
-"""Above as many input elements only FEW_COLUMNS columns are compared; NaN is looked for in all."""
+"""Number of input elements above which only FEW_COLUMNS columns are compared; the check for NaN covers all."""
 
 MIXES_COLUMNS = ("layer", "group_norm_silu")
-"""Ops whose columns cannot be compared apart."""
+"""Ops whose columns cannot be compared separately."""
 
 FLIPPED_UNITS, MANY_UNITS = 4, 10**5
-"""Relu units of the layer whose input is so near 0 that rounding may decide, where there are many: each that falls
-the other way moves a gradient's norm by about the root of its share."""
+"""Relu units of the layer that may flip if there are many, because their input is so near 0 that rounding decides. Each
+flip moves a gradient's norm by about the root of its share."""
 
 
 def _cut_off(backend: str, dtype: str) -> float:
-    """What Triton's interpreter is forgiven: it cuts fp32 off where it stores bf16, which hardware rounds."""
+    """Extra tolerance of Triton's interpreter: it truncates fp32 when it stores bf16, where hardware rounds."""
     interpreted = backend == "ours" and os.environ.get("TRITON_INTERPRET") == "1"
     return torch.finfo(torch.bfloat16).eps if interpreted and dtype == "bf16" else 0.0
 
@@ -59,16 +60,16 @@ def _true_form(op: str) -> OpForm:
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-    """What comparing a form with the truth gave."""
+    """Result of comparing a form with the reference."""
 
     reason: str
-    """Empty where it passed."""
+    """Empty if it passed."""
     error: float
     """Largest relative L2 error of its tensors."""
 
 
 class Judge:
-    """The truth of one case, computed once, and the errors that it forgives."""
+    """The reference of one case, computed once, and the tolerances."""
 
     def __init__(self, case: Case, inputs: Inputs) -> None:
         self.case, self.inputs = case, inputs
@@ -96,7 +97,7 @@ class Judge:
         return tensor if self.columns is None else _columns(tensor, self.inputs.shape.width, self.columns)
 
     def _plain(self, form: OpForm, dtype: torch.dtype) -> list[torch.Tensor]:
-        """`form` on the compared columns in `dtype`, with the gradients that the whole would have got."""
+        """`form` on the compared columns in `dtype`, with the gradients that the whole input would give."""
         given = next(iter(self.inputs.tensors.values())).dtype
         tensors = {name: self._select(t).to(dtype) for name, t in self.inputs.tensors.items()}
         width = self.inputs.shape.width if self.columns is None else len(self.columns)
@@ -110,7 +111,7 @@ class Judge:
         return [*(o.detach() for o in outputs), *torch.autograd.grad(outputs, list(leaves.values()), arriving)]
 
     def _errors(self, results: list[torch.Tensor]) -> list[tuple[float, float]]:
-        """(largest absolute, relative L2) error of each tensor, all of the compared columns."""
+        """(largest absolute, relative L2) error of each tensor, both over the compared columns."""
         errors = []
         for result, truth in zip(results, self.truth, strict=True):
             off = result.double() - truth
@@ -119,7 +120,7 @@ class Judge:
         return errors
 
     def verdict(self, results: list[torch.Tensor], backend: str) -> Verdict:
-        """Compare what `run` gave for `backend`."""
+        """Compare a result of `run` for `backend`."""
         if len(results) != len(self.truth):
             return Verdict(f"{len(results)} tensors instead of {len(self.truth)}", float("nan"))
         if self.exact:

@@ -1,12 +1,13 @@
-"""The forms of each op that are measured against each other: ours, the reference, and what people use today.
+"""The compared forms of each op: ours, the reference, and common implementations.
 
 `ours` are the public ops on Triton. `eager` is plain torch in the input's dtype, with indices prepared and shapes
-static, so that `compile` (the same function through torch.compile) can be captured too; `pyg` is
-`torch_geometric.utils.scatter`; `sg2im` the published formulation of Johnson et al. (2018): gather, concatenate, one
-linear map, split, add up by subject and by object, divide by counts. None of them is a definition:
-`sgg_kernels.reference` is, and decides whether a form's numbers are shown.
+static, so `compile` (the same function through torch.compile) can be captured too. `pyg` is
+`torch_geometric.utils.scatter`. `sg2im` is the published formulation of Johnson et al. (2018): gather, concatenate, one
+linear map, split, add up by subject and by object, divide by counts. None of them is the definition:
+`sgg_kernels.reference` is, and it decides whether a form's numbers are shown.
 
-A form takes (Inputs, tensors by name) and gives a tuple of tensors. Letters: B images, N objects, E relations, D width.
+A form takes (Inputs, tensors by name) and returns a tuple of tensors. Letters: B images, N objects, E relations, D
+width.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ BACKENDS = ("ours", "reference", "eager", "compile", "pyg", "sg2im")
 FORMS: dict[tuple[str, str], OpForm] = {}
 
 READ_BACK = {("pack", "reference")}
-"""Forms that read sizes back to the host, so that no graph can capture them."""
+"""Forms that read sizes back to the host, so they cannot be captured."""
 
 
 class UnavailableError(RuntimeError):
-    """This backend cannot run here; the message is what its row says."""
+    """This backend cannot run here; its row shows the message."""
 
 
 def _form(op: str, backend: str) -> Callable[[OpForm], OpForm]:
@@ -49,7 +50,7 @@ def _form(op: str, backend: str) -> Callable[[OpForm], OpForm]:
 
 
 def pyg_scatter() -> Callable[..., torch.Tensor]:
-    """`torch_geometric.utils.scatter`. Raises UnavailableError where the package is absent."""
+    """`torch_geometric.utils.scatter`. Raises UnavailableError if the package is missing."""
     if importlib.util.find_spec("torch_geometric") is None:
         raise UnavailableError("not installed (pip install torch_geometric)")
     from torch_geometric.utils import scatter
@@ -227,7 +228,7 @@ def _module(width: int) -> TripleConv:
 
 
 def _layer(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
-    """The model's own module, on whichever kernels `sgg_fast.ops` was told to use."""
+    """The model's own module, on the current kernels of `sgg_fast.ops`."""
     weights = {name: tensor for name, tensor in t.items() if name not in ("x", "r")}
     return functional_call(_module(inputs.shape.width), weights, (t["x"], t["r"], inputs.batch))
 
@@ -239,7 +240,7 @@ NORM_EPS = 1e-5
 
 
 def _norm(inputs: Inputs, x_BSC: torch.Tensor, norm: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """`norm` of the channels-last images [B, C, h, w] that the rows are, as rows again."""
+    """Apply `norm` to the rows as channels-last images [B, C, h, w]; returns rows."""
     side = math.isqrt(inputs.shape.pixels)
     return norm(x_BSC.transpose(1, 2).unflatten(2, (side, side))).flatten(2).transpose(1, 2)
 
@@ -255,7 +256,7 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 
 
 def _norm_ours(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
-    """The public op, on whichever kernels `sgg_fast.ops` was told to use."""
+    """The public op, on the current kernels of `sgg_fast.ops`."""
     groups = _groups(inputs)
     return (_norm(inputs, t["x"], lambda x: ops.group_norm_silu(x, t["weight"], t["bias"], groups, NORM_EPS)),)
 
@@ -270,7 +271,7 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 
 
 def _gate_ours(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
-    """Likewise."""
+    """The public op, on the current kernels of `sgg_fast.ops`."""
     return (ops.geglu(t["x"]),)
 
 
@@ -296,7 +297,7 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 
 
 def form(op: str, backend: str) -> OpForm | None:
-    """The form of `op` on `backend`; None where the backend has none. Raises UnavailableError where it cannot run."""
+    """The form of `op` on `backend`; None if the backend has none. Raises UnavailableError if it cannot run here."""
     if backend == "compile":
         plain = FORMS.get((op, "eager"))
         torch._functorch.config.donated_buffer = False  # a backward that is timed alone runs many times

@@ -1,6 +1,6 @@
-"""What is measured: the input factories, and every case by (op, mode, size, dtype). The only home of inputs.
+"""The measured cases: input factories, and every case by (op, mode, size, dtype). Inputs are made only here.
 
-Not here: how a case is computed (`baselines_torch.py`), its bytes (`roofline.py`) or its time (`measure.py`).
+Not here: a case's computation (`baselines.py`), its bytes (`counts/roofline.py`) or its time (`harness/measure.py`).
 Everything is a function of the seed. Letters: B images, N objects, E relations, D width.
 """
 
@@ -25,7 +25,7 @@ WIDTH = 512
 GRAPH_OPS = ("scatter_mean", "masked_pool", "gather_add_relu", "triple_context", "graph_mean", "layer", "pack")
 """`layer` is one whole triple convolution (plain form), its GEMMs included; `pack` copies integers."""
 IMAGE_OPS = ("group_norm_silu", "geglu")
-"""Of the UNet; geglu's rows are the pixels of all images, four times the channels wide."""
+"""Ops of the UNet; geglu's rows are the pixels of all images, four times the channels wide."""
 OPS = GRAPH_OPS + IMAGE_OPS
 
 TARGETED = ("scatter_mean", "masked_pool")
@@ -52,7 +52,7 @@ SIZES: dict[str, tuple[int, int]] = {
 IMAGE_SIZES = {"tiny": (1, 16), "paper": (2, 32 * 32), "512px": (2, 64 * 64), "512px16": (16, 64 * 64)}
 """Name -> (images, pixels of the latents): the UNet's top level; `paper` is 256 x 256 at batch 2."""
 IMAGE_CHANNELS = 320
-"""Of the UNet's top level, where no other width is asked for; in 32 groups."""
+"""Channels of the UNet's top level, in 32 groups; the default width."""
 
 BUCKET = (128, 256)
 """(N, E) of the pre-training step at batch 2, full and masked copies, padded by one more graph."""
@@ -63,7 +63,7 @@ NUM_NAMES = 178 + 1 + 45 + 1
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One thing to measure."""
+    """One measured case."""
 
     op: str
     mode: str
@@ -74,13 +74,13 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The numbers that the byte formulas take."""
+    """The numbers in the byte formulas."""
 
     graphs: int
     objects: int
     relations: int
     pooled_objects: int
-    """Objects that the masks let into the pools."""
+    """Objects that the masks admit to the pools."""
     pooled_relations: int
     width: int
 
@@ -96,7 +96,7 @@ class Shape:
 
 @dataclasses.dataclass(frozen=True)
 class ImageShape:
-    """The same of the image ops."""
+    """The numbers in the byte formulas of image ops."""
 
     images: int
     pixels: int
@@ -109,19 +109,21 @@ class ImageShape:
 
 @dataclasses.dataclass(frozen=True)
 class Inputs:
-    """Everything a form of one op reads."""
+    """All inputs of the forms of one op."""
 
     batch: SceneGraphBatch
     tensors: dict[str, torch.Tensor]
-    """Floating tensors by name; all of them take gradients."""
+    """Floating tensors by name; all of them require gradients."""
     index: dict[str, torch.Tensor]
-    """What the baselines may know beforehand, as ours knows its plan; made before any clock runs. int64: `subject`,
-    `object`, `receiver` (both, [2E]), `object_graph`, `relation_graph`, and `object_bin`, `relation_bin`, in which what
-    a pool's mask leaves out goes to one bin more. fp32 [rows, 1], one over a row's number of summands (1 for none):
-    `receiver_share`, `object_bin_share`, `relation_bin_share`, `relation_graph_share`."""
+    """Precomputed indices for the baselines, which correspond to our plan; made before timing.
+
+    int64: `subject`, `object`, `receiver` (both, [2E]), `object_graph`, `relation_graph`, and `object_bin`,
+    `relation_bin`, in which masked rows go to one extra bin. fp32 [rows, 1], one over a row's number of summands (1 for
+    none): `receiver_share`, `object_bin_share`, `relation_bin_share`, `relation_graph_share`.
+    """
     bias: torch.Tensor
-    """Zeros for ours: where others have a linear layer add its bias, and sum its gradient, ours does so in the op.
-    The layer's row has both sides do all of it."""
+    """Zeros for our ops. In the other forms a linear layer adds its bias and sums its gradient; our op does both
+    itself. In the layer's row both sides include it."""
     shape: Shape | ImageShape
     draw: Draw | None = None
     """`pack` only."""
@@ -129,21 +131,22 @@ class Inputs:
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """What `pack` reads: a store of graphs and the draw of one batch, as `sgg_kernels.pack.pack_fwd` takes it."""
+    """The inputs of `pack`: a store of graphs and the draw of one batch, as `sgg_kernels.pack.pack_fwd` takes it."""
 
     store: dict[str, torch.Tensor]
     ids: torch.Tensor
     object_ptr: torch.Tensor
     relation_ptr: torch.Tensor
     mask: MaskKey
-    """The second half of the batch are the masked copies, 30 % of their objects hidden."""
+    """The second half of the batch are the masked copies, with 30 % of their objects masked."""
 
 
 def sizes_like_visual_genome(num_graphs: int, rng: np.random.Generator) -> np.ndarray:
-    """[B, 2] objects and relations of graphs as sg2im's filters leave them, without image node and relations.
+    """[B, 2] objects and relations of graphs after sg2im's filters, without image node and relations.
 
-    3-30 objects with mean 10, 1-30 relations with mean 5.5 (Johnson et al., 2018, section 4: on average ten objects
-    and five relationships an image); busier pictures have more relations. Gamma-Poisson mixtures: long right tails.
+    3-30 objects with mean 10, 1-30 relations with mean 5.5 (Johnson et al., 2018, section 4: on average ten objects and
+    five relationships an image); images with more objects have more relations. Gamma-Poisson mixtures: long right
+    tails.
     """
     num_objects = 3 + np.minimum(rng.poisson(rng.gamma(2.0, 3.52, num_graphs)), 27)
     busy = rng.gamma(2.0, 0.226, num_graphs) * num_objects
@@ -158,7 +161,7 @@ def _endpoints(size_of: np.ndarray, power: float, rng: np.random.Generator) -> t
     """
     subject = (size_of * rng.random(len(size_of)) ** power).astype(np.int64)
     shift = 1 + ((size_of - 1) * rng.random(len(size_of)) ** power).astype(np.int64)
-    # Half the relations point at the hub's neighbourhood from anywhere, half start there.
+    # Half the relations point at the hub's neighbourhood from any object, half start there.
     other = (subject + shift) % size_of
     flip = rng.random(len(size_of)) < 0.5
     return np.where(flip, other, subject), np.where(flip, subject, other)
@@ -188,7 +191,8 @@ def _packed(sizes: np.ndarray, power: float, rng: np.random.Generator) -> SceneG
 def graphs(size: str, seed: int = 0) -> SceneGraphBatch:
     """The packed graphs of a size, on the CPU. Raises KeyError for an unknown name.
 
-    At scale: E relations in all over N = E / 4 objects in 64 graphs, power-law hubs; each image node is one too.
+    At scale: E relations in total over N = E / 4 objects in 64 graphs, with power-law hubs; each image node is also a
+    hub.
     """
     num_graphs, num_relations = SIZES[size]
     rng = np.random.default_rng([seed, list(SIZES).index(size)])
@@ -202,7 +206,7 @@ def graphs(size: str, seed: int = 0) -> SceneGraphBatch:
 
 
 def draw(size: str, device: torch.device, seed: int = 0) -> tuple[Draw, Shape]:
-    """A store of Visual-Genome-like graphs and one batch of it: at scale, as many graphs as make the relations."""
+    """A store of Visual-Genome-like graphs and one batch of it; at scale, with enough graphs for the relations."""
     num_graphs, num_relations = SIZES[size]
     num_graphs = round(num_relations / 15.5) if num_relations else num_graphs
     rng = np.random.default_rng([seed, 77])
@@ -222,7 +226,7 @@ def draw(size: str, device: torch.device, seed: int = 0) -> tuple[Draw, Shape]:
 
 
 def _shapes(op: str, shape: Shape | ImageShape) -> dict[str, tuple[int, ...]]:
-    """Floating inputs of an op by name, the layer's weights apart."""
+    """Floating inputs of an op by name, without the layer's weights."""
     if isinstance(shape, ImageShape):
         if op == "geglu":
             return {"x": (shape.images * shape.pixels, 2 * shape.width)}
@@ -243,7 +247,7 @@ _BIAS_COLUMNS = {"gather_add_relu": 1, "scatter_mean": 3, "triple_context": 2}
 
 
 def _weights(width: int, like: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """Parameters of one plain triple convolution, biases drawn too."""
+    """Parameters of one plain triple convolution, with random biases."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         module = TripleConv(width, "plain")
@@ -256,7 +260,7 @@ def _weights(width: int, like: dict[str, Any]) -> dict[str, torch.Tensor]:
 def inputs(case: Case, device: torch.device | str, seed: int = 0, drawn: bool = True) -> Inputs:
     """Inputs of `case` on `device`, the same for the same seed and device kind.
 
-    `meta` gives shapes only; so does `drawn=False` on a CPU, whose memory is then never touched.
+    `meta` gives shapes only; so does `drawn=False` on a CPU, which never touches the memory.
     """
     device, made = torch.device(device), None
     batch = graphs(case.size if case.op in GRAPH_OPS and case.op != "pack" else "tiny", seed)
@@ -275,7 +279,7 @@ def inputs(case: Case, device: torch.device | str, seed: int = 0, drawn: bool = 
         for name, size in _shapes(case.op, shape).items()
     }
     if drawn and case.op == "gather_add_relu":
-        # On a grid of 1/64 below 4 in size every sum is exact in fp32 and fp16: no relu unit hangs on rounding.
+        # On a grid of 1/64 with absolute values up to 4 sums are exact in fp32 and fp16: rounding flips no relu unit.
         tensors = {name: t.mul_(64).round_().clamp_(-256, 256).div_(64) for name, t in tensors.items()}
     if case.op == "layer":
         tensors |= _weights(case.width, like)
@@ -303,7 +307,7 @@ def inputs(case: Case, device: torch.device | str, seed: int = 0, drawn: bool = 
 def upstream(
     shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, number: int, seed: int = 0
 ) -> torch.Tensor:
-    """The gradient that arrives at output `number`: normal numbers, the same for every form of a case."""
+    """The incoming gradient of output `number`: normal numbers, the same for every form of a case."""
     generator = None if device.type == "meta" else torch.Generator(device).manual_seed(1000 * seed + number + 1)
     return torch.randn(shape, generator=generator, device=device, dtype=dtype)
 
@@ -311,10 +315,10 @@ def upstream(
 def cases(
     ops: Sequence[str], sizes: Sequence[str], dtypes: Sequence[str], modes: Sequence[str], width: int = WIDTH
 ) -> list[Case]:
-    """The cases asked for, those with a target first: a run out of time loses the last ones.
+    """The requested cases, those with a target first, so a run that is out of time loses the last ones.
 
-    Graph ops have sizes of their own, so have image ops; `tiny` and `paper` are both's.
-    `pack` is exact integers and has no backward; the layer stops at 1e5 relations, where its check in float64 fits.
+    Graph ops and image ops have sizes of their own; `tiny` and `paper` belong to both. `pack` is exact integers and has
+    no backward; the layer stops at 1e5 relations, the limit of its check in float64.
     """
     made = []
     for first in (True, False):

@@ -1,11 +1,11 @@
-"""SGG-IG against its baselines and against itself without its parts, on the toy world: Tables 1 and 2, measured.
+"""Compares SGG-IG with its baselines and with its own ablations, on the toy world: Tables 1 and 2, measured.
 
     python -m benchmarks.quality --budget 1h --seeds 3 --jobs 2
 
-Every system starts from the foundation that ships, trains for as many steps on the same scenes and draws the same
-held-out graphs from the same noise. A cell is one system under one seed: a run of train.py and an evaluation by
-`sgg_fast.eval`, in a folder of its own with the commands that would repeat it. Finished cells are kept, a cut one goes
-on; tables and figures show what is finished.
+Every system starts from the shipped foundation, trains for as many steps on the same scenes and draws the same held-out
+graphs from the same noise. A cell is one system under one seed: a run of train.py and an evaluation by `sgg_fast.eval`,
+in a folder of its own with the commands to repeat it. Finished cells are kept and an interrupted one continues; tables
+and figures show the finished cells.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 @command("quality", interrupted="the same command goes on")
 def main(argv: list[str] | None) -> int:
-    """Exit code: 0 done, 1 where cells failed, 2 for what cannot be used (one line on stderr), 130 interrupted."""
+    """Exit code: 0 done, 1 if cells failed, 2 for unusable input (one line on stderr), 130 interrupted."""
     args = parse(argv)
     for name in ("seeds", "jobs"):
         if getattr(args, name) < 1:
@@ -45,12 +45,12 @@ def main(argv: list[str] | None) -> int:
 
 
 def say(line: str) -> None:
-    """Progress."""
+    """Print progress."""
     print(line, file=sys.stderr, flush=True)
 
 
 def compare(args: argparse.Namespace) -> int:
-    """Plans, runs what is missing, and writes the tables; exit code 0, or 1 where cells failed."""
+    """Plan, run what is missing, and write the tables; returns exit code 0, or 1 if cells failed."""
     systems = plans.chosen(args.only)
     work = Work.of(systems, args.seeds)
     sizes = _sizes(args, work)
@@ -71,7 +71,7 @@ def compare(args: argparse.Namespace) -> int:
 
 
 def _sizes(args: argparse.Namespace, work: Work) -> Sizes:
-    """Those of the folder, else what the budget gives, from speeds measured here."""
+    """The sizes stored in the folder, else those that fit the budget at the speeds measured here."""
     sizes = plans.stored(args.out, args.budget)
     seconds = plans.budget_seconds(args.budget)
     if sizes is not None:
@@ -106,13 +106,13 @@ def _told(sizes: Sizes) -> str:
 
 
 def _full(args: argparse.Namespace) -> str:
-    out = Path("runs") / f"{args.out.name}-full"  # not a path of this machine: it is written down
+    out = Path("runs") / f"{args.out.name}-full"  # not a path of this machine, because it is written to the results
     only = f" --only {args.only}" if args.only else ""
     return f"python -m benchmarks.quality --budget full --seeds 5 --jobs {args.jobs}{only} --out {out}"
 
 
 def run(args: argparse.Namespace, sizes: Sizes, systems: list[System], cells: list[Cell]) -> list[str]:
-    """Everything that is missing, the tables after every cell; lines of what failed."""
+    """Run everything that is missing, with the tables after every cell; returns one line for each failure."""
     from benchmarks.quality.cells import Task, prepare, run_all
 
     begun = time.monotonic()
@@ -136,7 +136,7 @@ def run(args: argparse.Namespace, sizes: Sizes, systems: list[System], cells: li
 
 
 def write(args: argparse.Namespace, sizes: Sizes, systems: list[System], figures: bool) -> str:
-    """Tables, and at the end figures, of the finished cells; returns the tables, "" before the first cell is done."""
+    """Write tables, and at the end figures, of the finished cells; returns the tables, "" if no cell is done."""
     from benchmarks.quality import tables as quality_tables
 
     comparison = quality_tables.Comparison(args.out, systems, range(args.seeds))

@@ -1,6 +1,6 @@
 """Runs the cells of `benchmarks.quality`, each as train.py and `sgg_fast.eval` would, several at a time.
 
-What is finished is left alone, what was cut goes on: training from its checkpoint, an evaluation from its pictures.
+A finished part is kept and an interrupted one continues: training from its checkpoint, an evaluation from its pictures.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from typing import Any
 from benchmarks.quality.plan import COMMON, GRAPHS, LEAST, NOISE_SEEDS, SCHEDULER, Cell, Pretraining, Sizes, Speeds
 
 DATA_SEED = 7
-"""Of the scenes that everything trains on; held out are those of another world."""
+"""Seed of the training scenes; held-out scenes come from another world."""
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl
 
 
 @contextlib.contextmanager
 def _written_to(log: Path) -> Iterator[None]:
-    """What is printed meanwhile goes to the end of a file."""
+    """Context in which output goes to the end of a file."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("a", encoding="utf-8") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
         yield
 
 
 def prepare(out: Path, sizes: Sizes) -> Path:
-    """The training set, with everything frozen computed once for all cells. Raises ValueError or OSError."""
+    """Make the training set, with all frozen computations done once for all cells. Raises ValueError or OSError."""
     folder = out / "set"
     if not (folder / "index.json").is_file():
         from sgg_fast.data.prepare.__main__ import main
@@ -57,14 +57,14 @@ def settings(out: Path, sizes: Sizes, seed: int) -> dict[str, Any]:
 
 
 def pretrain(out: Path, sizes: Sizes, task: Pretraining) -> None:
-    """One pre-training."""
+    """Run one pre-training."""
     mae, con = task.parts
     own = {"mae_weight": float(mae), "con_weight": float(con)}
     _train(task.folder(out), "pretrain", {**settings(out, sizes, task.seed), **own}, None)
 
 
 def run_cell(out: Path, sizes: Sizes, cell: Cell) -> None:
-    """One cell: fine-tuning, then the evaluation."""
+    """Run one cell: fine-tuning, then the evaluation."""
     folder, system = cell.folder(out), cell.system
     own = {**settings(out, sizes, cell.seed), **system.settings}
     if system.trained:
@@ -91,7 +91,7 @@ def _train(folder: Path, stage: str, own: dict[str, Any], encoder: Path | None) 
 
 
 def _untrained(folder: Path, own: dict[str, Any]) -> None:
-    """The foundation as it is, saved like the result of a fine-tuning."""
+    """Save the untrained foundation like the result of a fine-tuning."""
     from sgg_fast import env
     from sgg_fast.data.cache import build_cache, open_foundation
     from sgg_fast.data.sources import open_source
@@ -111,7 +111,7 @@ def _untrained(folder: Path, own: dict[str, Any]) -> None:
 
 
 def _evaluate(folder: Path, sizes: Sizes, seed: int) -> None:
-    """With noise that other seeds do not have, and every system of this seed has."""
+    """Evaluate a cell. Its noise differs between seeds and is equal for every system of one seed."""
     from sgg_fast.eval.__main__ import parse
     from sgg_fast.eval.evaluate import evaluate
 
@@ -127,7 +127,7 @@ Task = Pretraining | Cell
 
 
 def run_task(out: Path, sizes: Sizes, task: Task) -> float:
-    """One task in this process; the seconds it took. Raises what training and evaluating raise."""
+    """Run one task in this process; returns its seconds. Raises the errors of training and evaluation."""
     begun = time.monotonic()
     with _written_to(task.folder(out) / "log.txt"):
         (run_cell if isinstance(task, Cell) else pretrain)(out, sizes, task)  # type: ignore[operator]
@@ -135,7 +135,7 @@ def run_task(out: Path, sizes: Sizes, task: Task) -> float:
 
 
 def _begin_worker(parent: int) -> None:
-    """Of a process that runs tasks: it ends with the one that started it."""
+    """Initialise a worker process: it ends with the process that started it."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PARENT_DIED, signal.SIGTERM)
     if os.getppid() != parent:
@@ -146,7 +146,7 @@ def _begin_worker(parent: int) -> None:
 
 
 class _Here(concurrent.futures.Executor):
-    """Runs a task at once in this process."""
+    """Runs a task immediately in this process."""
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> concurrent.futures.Future[Any]:
         future: concurrent.futures.Future[Any] = concurrent.futures.Future()
@@ -169,9 +169,9 @@ def _executor(jobs: int) -> concurrent.futures.Executor:
 
 
 def run_all(out: Path, sizes: Sizes, cells: list[Cell], jobs: int, after: Callable[[Task, float], None]) -> list[str]:
-    """Runs every cell and what they need, `jobs` at a time, seed after seed; returns a line for each that failed.
+    """Run every cell and its dependencies, `jobs` at a time, seed after seed; returns a line for each failure.
 
-    after(task, seconds) is called as each ends well.
+    after(task, seconds) is called after each success.
     """
     todo: list[Task] = []
     for cell in cells:
@@ -187,7 +187,7 @@ def run_all(out: Path, sizes: Sizes, cells: list[Cell], jobs: int, after: Callab
                 while len(running) < jobs and (task := _next(out, todo)) is not None:
                     todo.remove(task)
                     running[pool.submit(run_task, out, sizes, task)] = task
-                if not running:  # what is left waits for something that failed
+                if not running:  # the remaining tasks depend on a failed one
                     break
                 done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
@@ -205,7 +205,7 @@ def run_all(out: Path, sizes: Sizes, cells: list[Cell], jobs: int, after: Callab
 
 
 def _next(out: Path, todo: list[Task]) -> Task | None:
-    """The first task whose pre-training is there, if it has one."""
+    """The first task that needs no pre-training or whose pre-training is done."""
     for task in todo:
         parts = task.system.pretraining if isinstance(task, Cell) else None
         if parts is None or Pretraining(parts, task.seed).done(out):
@@ -214,7 +214,7 @@ def _next(out: Path, todo: list[Task]) -> Task | None:
 
 
 def measure(folder: Path) -> Speeds:
-    """Seconds of a fine-tuning image, a pre-training graph and a sampling step, by doing a few of each."""
+    """Measure the seconds of a fine-tuning image, a pre-training graph and a sampling step, with a few of each."""
     import torch
 
     from sgg_fast import env
@@ -261,5 +261,5 @@ def measure(folder: Path) -> Speeds:
 
 
 def result_of(out: Path, cell: Cell) -> dict[str, Any]:
-    """What the cell's evaluation wrote."""
+    """The result of the cell's evaluation."""
     return json.loads((cell.folder(out) / "eval" / "eval.json").read_text(encoding="utf-8"))

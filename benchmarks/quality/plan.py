@@ -1,4 +1,4 @@
-"""What `benchmarks.quality` compares, and how large a budget lets it be. Runs nothing."""
+"""The systems that `benchmarks.quality` compares, and the sizes that fit a budget. It runs nothing."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ COMMON: dict[str, Any] = {
     "graph_lr": 5e-4,
     "lr_schedule": "cosine",
     "warmup_steps": 20,
-    "optimizer": "adam",  # at the toy's size 8-bit Adam takes longer than it saves
+    "optimizer": "adam",  # at the toy's size 8-bit Adam costs more time than it saves
     "validation_pairs": 0,
     "validate_every": 0,
     "sample_every": 0,
     "num_samples": 0,
     "log_every": 25,
 }
-"""Fields of the toy recipe that every run of the comparison has."""
+"""Fields of the toy recipe that all runs of the comparison share."""
 GRAPHS = "toy-repeats"
-"""What everything is judged on: held-out scenes with two of a kind and a chain of relations."""
+"""The set of the evaluation: held-out scenes with two of a kind and a chain of relations."""
 SCHEDULER = "dpm++"
 NOISE_SEEDS = 2
-"""Pictures of each graph and of its turned one, per cell."""
+"""Pictures of each graph and of its flipped one, per cell."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class System:
-    """A row of a table; itself and no other."""
+    """A row of a table; compared by identity."""
 
     name: str
     tables: tuple[str, ...]
@@ -46,7 +46,7 @@ class System:
 
     @property
     def slug(self) -> str:
-        """Of folders."""
+        """Name in folders."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
 
 
@@ -91,74 +91,74 @@ class Cell:
     seed: int
 
     def folder(self, out: Path) -> Path:
-        """Of the run; the evaluation is in `eval` there."""
+        """Folder of the run; the evaluation is in its `eval`."""
         return out / "cells" / self.system.slug / f"seed-{self.seed}"
 
     def done(self, out: Path) -> bool:
-        """Whether its evaluation is there."""
+        """Whether its evaluation exists."""
         return (self.folder(out) / "eval" / "eval.json").is_file()
 
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """What cells with the same masked auto-encoder, L_con and seed have in common."""
+    """A pre-training that cells with the same masked auto-encoder, L_con and seed share."""
 
     parts: tuple[bool, bool]
     seed: int
 
     def folder(self, out: Path) -> Path:
-        """Of the run."""
+        """Folder of the run."""
         words = "-".join(name for name, used in zip(("mae", "con"), self.parts, strict=True) if used)
         return out / "pretrained" / words / f"seed-{self.seed}"
 
     def done(self, out: Path) -> bool:
-        """Whether its graph encoder is there."""
+        """Whether its graph encoder exists."""
         return (self.folder(out) / "pretrain" / "graph_encoder").is_dir()
 
 
 @dataclasses.dataclass(frozen=True)
 class Sizes:
-    """How much every cell trains and draws."""
+    """The amounts of training and drawing of every cell."""
 
     batch_size: int
     pretrain_steps: int
     finetune_steps: int
     num_scenes: int
     num_graphs: int
-    """Each drawn `NOISE_SEEDS` times, and as often with a relation turned."""
+    """Each is drawn `NOISE_SEEDS` times, and as often with a relation flipped."""
     draw_steps: int
 
     @property
     def pictures(self) -> int:
-        """A cell's; a few graphs have a second turned one."""
+        """Pictures of a cell; a few graphs have a second flipped one."""
         return 2 * NOISE_SEEDS * self.num_graphs
 
 
 FULL = Sizes(32, 3000, 2000, 8000, 250, 25)
-"""What `--budget full` runs; about what the shipped model had."""
+"""The sizes of `--budget full`, about those of the shipped model."""
 LEAST = Sizes(8, 16, 8, 64, 4, 12)
 
 
 @dataclasses.dataclass(frozen=True)
 class Speeds:
-    """Seconds on this machine; of processor time on a CPU, so that whatever else runs there does not count."""
+    """Seconds on this machine; on a CPU these are processor time, so other load does not count."""
 
     finetune_image: float
-    """Of a fine-tuning step, per image."""
+    """Fine-tuning step, per image."""
     pretrain_graph: float
     draw_step: float
-    """Of a picture, per sampling step, guidance included."""
+    """Sampling step, per picture, guidance included."""
     scene: float = 0.02
-    """To draw and encode one."""
+    """Drawing and encoding one scene."""
     run: float = 5.0
-    """To set up and save one."""
+    """Set-up and export of one run."""
     evaluation: float = 12.0
-    """Of one, beside the drawing: detector, tables, sheet."""
+    """One evaluation without the drawing: detector, tables, sheet."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """How many runs of each kind a plan has."""
+    """Number of runs of each kind in a plan."""
 
     finetunings: int
     pretrainings: int
@@ -166,17 +166,17 @@ class Work:
 
     @classmethod
     def of(cls, systems: list[System], seeds: int) -> Work:
-        """Cells with the same pre-training share it."""
+        """Count the runs; cells with the same pre-training share it."""
         shared = {system.pretraining for system in systems} - {None}
         return cls(seeds * sum(system.trained for system in systems), seeds * len(shared), seeds * len(systems))
 
 
 DRAWING = 0.3
-"""Share of the budget that goes into judging."""
+"""Share of the budget for evaluation."""
 
 
 def seconds_of(sizes: Sizes, work: Work, speeds: Speeds) -> float:
-    """What a plan takes, one thing after the other."""
+    """Seconds of a plan that runs sequentially."""
     training = work.finetunings * sizes.finetune_steps * speeds.finetune_image
     training += work.pretrainings * sizes.pretrain_steps * speeds.pretrain_graph
     drawing = work.evaluations * sizes.pictures * sizes.draw_steps * speeds.draw_step
@@ -188,9 +188,9 @@ def _fixed(work: Work, speeds: Speeds) -> float:
 
 
 def fit(seconds: float, work: Work, speeds: Speeds) -> Sizes:
-    """The sizes that take `seconds` one after the other; never above `FULL`, never below `LEAST`.
+    """The sizes that need `seconds` sequentially; never above `FULL`, never below `LEAST`.
 
-    The batch is the largest at which 400 steps fit, else the least: fewer than that teach the UNet nothing.
+    The batch is the largest at which 400 steps fit, else the least: fewer steps do not train the UNet.
     """
     free = max(seconds - _fixed(work, speeds), 0.0)
     draw_steps = FULL.draw_steps if free > 20_000 else LEAST.draw_steps
@@ -199,7 +199,7 @@ def fit(seconds: float, work: Work, speeds: Speeds) -> Sizes:
     training = free - num_graphs * a_graph
     ratio = FULL.pretrain_steps / FULL.finetune_steps
     for batch_size in (FULL.batch_size, 16, LEAST.batch_size):
-        # A scene for every image that fine-tuning reads, as far as the full set goes.
+        # One scene for every image that fine-tuning reads, up to the full set.
         an_image = work.finetunings * speeds.finetune_image + ratio * work.pretrainings * speeds.pretrain_graph
         steps = training / (batch_size * (an_image + speeds.scene))
         if steps >= 400:
@@ -220,7 +220,7 @@ def _between(low: int, value: float, high: int) -> int:
 
 
 def budget_seconds(text: str) -> float | None:
-    """ "1h", "30m", "90s" -> seconds; "full" -> None. Raises ValueError."""
+    """Convert "1h", "30m", "90s" to seconds, and "full" to None. Raises ValueError."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([hms])", text)
     if text == "full":
         return None
@@ -230,7 +230,7 @@ def budget_seconds(text: str) -> float | None:
 
 
 def stored(out: Path, budget: str) -> Sizes | None:
-    """The sizes that the folder's cells have. Raises ValueError where they are those of another budget."""
+    """The sizes of the folder's cells. Raises ValueError if they belong to another budget."""
     path = out / "plan.json"
     if not path.is_file():
         return None
@@ -241,12 +241,12 @@ def stored(out: Path, budget: str) -> Sizes | None:
 
 
 def store(out: Path, budget: str, sizes: Sizes) -> None:
-    """Keeps the sizes for every later call."""
+    """Store the sizes for every later call."""
     write_text(out / "plan.json", json.dumps({"budget": budget, "sizes": dataclasses.asdict(sizes)}, indent=1) + "\n")
 
 
 def cut(sizes: Sizes) -> list[str]:
-    """What is less than in the full comparison, in words."""
+    """The reductions against the full comparison, as text."""
     lines = []
     for field in dataclasses.fields(Sizes):
         mine, full = getattr(sizes, field.name), getattr(FULL, field.name)

@@ -1,4 +1,4 @@
-"""The tables and figures of `benchmarks.quality`, from what its cells' evaluations wrote. Runs nothing, claims nothing.
+"""The tables and figures of `benchmarks.quality`, from the evaluations of its cells. It runs nothing.
 
 Letters: S seeds, N noise seeds of a cell, G graphs, P counterfactual pairs.
 """
@@ -27,14 +27,14 @@ TITLES = {"table1": "Table 1: the same UNet under other conditions", "table2": "
 
 
 def _mean_over_noise(values: Any) -> np.ndarray:
-    """[N, P] with nulls -> [P], NaN where no picture could be judged."""
+    """[N, P] with nulls -> [P], NaN if no picture could be judged."""
     array = np.array(values, dtype=float)
     seen = ~np.isnan(array)
     return np.where(seen.any(axis=0), np.nansum(array, axis=0) / np.maximum(seen.sum(axis=0), 1), np.nan)
 
 
 def values_of(results: Sequence[dict[str, Any]], column: str) -> np.ndarray:
-    """One system's values, a row a seed: [S, P] or [S, G] where there are single ones, else [S, 1]."""
+    """One system's values, one row for each seed: [S, P] or [S, G] if there are single values, else [S, 1]."""
     rows = []
     for result in results:
         pairs = {axis: entry["values"] for axis, entry in result["counterfactual pairs"].items() if entry["pairs"]}
@@ -66,7 +66,8 @@ class Comparison:
         return {column: bootstrap.estimate(values_of(self.results[system], column)) for column in COLUMNS}
 
     def differences(self) -> dict[System, tuple[Estimate, int]]:
-        """Baseline -> SGG-IG minus it in the headline, paired by seed, graph and noise; how many seeds both have."""
+        """Baseline -> (SGG-IG minus baseline in the headline, paired by seed, graph and noise; number of common
+        seeds)."""
         whole = next((s for s in self.results if s.name == "sgg"), None)
         found = {}
         for system in self.results if whole else ():
@@ -85,7 +86,7 @@ class Comparison:
 
 
 def text_of(estimate: Estimate) -> str:
-    """ "0.625 [0.512, 0.731]", "0.31" for one without an interval, "-" for none."""
+    """ "0.625 [0.512, 0.731]", "0.31" for an estimate without an interval, "-" for none."""
     if math.isnan(estimate.mean):
         return "-"
     return f"{estimate.mean:.3f}" if estimate.low == estimate.high else str(estimate)
@@ -120,7 +121,7 @@ def tables(comparison: Comparison, names: Sequence[str]) -> str:
 
 
 def explanation(comparison: Comparison) -> str:
-    """What the columns are."""
+    """Text that explains the columns."""
     result = next(iter(comparison.results.values()))[0]
     accuracy = result["detector"]["accuracy"]["through the VAE"]
     ceiling = result["rows"]["ceiling: real, through the VAE"]
@@ -143,7 +144,7 @@ def explanation(comparison: Comparison) -> str:
 
 
 def write_csv(path: Path, comparison: Comparison, names: Sequence[str]) -> None:
-    """A line for each figure of each table, and for each difference."""
+    """One line for each figure of each table, and for each difference."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["table", "system", "figure", "mean", "low", "high", "seeds"])
@@ -185,7 +186,7 @@ def draw_sheet(path: Path, comparison: Comparison) -> None:
 
 
 def draw_bars(path: Path, comparison: Comparison, names: Sequence[str]) -> bool:
-    """The headline of every system with its interval, a panel a table; False without matplotlib."""
+    """The headline of every system with its interval, one panel per table; False without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     import matplotlib

@@ -2,7 +2,7 @@
 
     python -m benchmarks.steps.curves runs/toy/pretrain/log.jsonl --out outputs/curves
 
-Draws what `train.py --stage pretrain` wrote; trains nothing. The picture needs matplotlib.
+It reads the log of `train.py --stage pretrain` and trains nothing. The picture needs matplotlib.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def validations(log: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
-    """A panel for each kind of accuracy, chance dashed."""
+    """One panel for each kind of accuracy, with chance as a dashed line."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,8 +1,8 @@
-"""The ways of drawing that `infer.py` measures: our pipeline, and diffusers' for Stable Diffusion on the same models.
+"""The sampling forms that `infer.py` measures: our pipeline, and diffusers' own on the same models.
 
 Diffusers' pipeline gets the context of the graphs as its prompt embeddings, computed beforehand, while ours computes it
-in every call; the mask of the padding, for which that pipeline has no argument, reaches its UNet by a hook. Everything
-else is what its users run, the VAE in the UNet's precision too, where ours decodes in fp32.
+in every call. That pipeline has no argument for the mask of the padding, so the mask reaches its UNet through a hook.
+All other settings are those of its users, including the VAE in the UNet's precision, where ours decodes in fp32.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sgg_fast.train.outputs import make_pipeline
 
 GUIDANCE = 7.5
 NUM_OBJECTS, NUM_RELATIONS = 10, 6
-"""Of a graph like the average of Visual Genome's."""
+"""Sizes of a graph like the average of Visual Genome's."""
 
 
 def graph() -> SceneGraph:
@@ -40,7 +40,7 @@ def graph() -> SceneGraph:
 
 
 def open_models(model: str | None, device: torch.device, dtype: torch.dtype) -> SceneGraphToImagePipeline:
-    """The pipeline of --model, or one of Stable Diffusion v1.4's sizes with random weights; its UNet in `dtype`."""
+    """The pipeline of --model, or one of Stable Diffusion v1.4's sizes with random weights; its UNet is in `dtype`."""
     if model:
         pipeline = load_pipeline(model)[0]
     else:
@@ -51,7 +51,7 @@ def open_models(model: str | None, device: torch.device, dtype: torch.dtype) -> 
             conditioner = blank_conditioner(config.model, foundation).eval()
         foundation = dataclasses.replace(foundation, clip_tokenizer=toy_tokenizer())
         pipeline = make_pipeline(config, foundation, conditioner, with_text=False)
-    # What diffusers' pipeline insists on; it changes the scheduler that it is given otherwise.
+    # Diffusers' pipeline requires these values; it would otherwise change the scheduler.
     fixed = {"steps_offset": 1, "clip_sample": False}
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, **fixed)
     pipeline.set_progress_bar_config(disable=True)
@@ -60,7 +60,7 @@ def open_models(model: str | None, device: torch.device, dtype: torch.dtype) -> 
 
 
 class SamplingForm(abc.ABC):
-    """A way to draw. `call` says how the host runs the UNet: eager, replay or compiled."""
+    """A form of sampling. `call` is how the host runs the UNet: eager, replay (captured) or compiled."""
 
     call = "eager"
 
@@ -76,7 +76,7 @@ class SamplingForm(abc.ABC):
 
     @torch.no_grad()
     def unet_call(self) -> Callable[[], object]:
-        """One call of the UNet as this form makes it: with guidance, the context computed."""
+        """One call of the UNet as in this form, with guidance and the context already computed."""
         context, mask = self.pipeline.encode_graphs(self.graphs)
         unet = self.pipeline.unet
         z, t = self.noise.to(unet.device, unet.dtype).repeat(2, 1, 1, 1), torch.zeros((), device=unet.device)
@@ -89,14 +89,14 @@ class SamplingForm(abc.ABC):
         return call
 
     def close(self) -> None:
-        """Leave the models as they were: stock and contiguous."""
+        """Restore the models: stock and contiguous."""
         for model in (self.pipeline.unet, self.pipeline.vae):
             unfuse(model)
             model.to(memory_format=torch.contiguous_format)
 
 
 class OurPipeline(SamplingForm):
-    """Our pipeline, by the settings of its users."""
+    """Our pipeline with its users' settings."""
 
     def __init__(
         self,
@@ -130,7 +130,9 @@ class StockPipeline(SamplingForm):
     """StableDiffusionPipeline around the same UNet and VAE."""
 
     def __init__(self, pipeline: SceneGraphToImagePipeline, size: Size, compiled: bool = False) -> None:
-        from diffusers import StableDiffusionPipeline  # talks while it is imported, so after `quiet_libraries`
+        from diffusers import (
+            StableDiffusionPipeline,
+        )  # it prints during its import, so it comes after `quiet_libraries`
 
         super().__init__(pipeline, size)
         self.call = "compiled" if compiled else "eager"
@@ -148,7 +150,7 @@ class StockPipeline(SamplingForm):
             feature_extractor=None, requires_safety_checker=False,
         ).to(device)  # fmt: skip
         self.stock.set_progress_bar_config(disable=True)
-        if compiled:  # as diffusers' documentation advises
+        if compiled:  # the recommendation of diffusers' documentation
             self.stock.unet = torch.compile(self.stock.unet)
             self.stock.vae.decode = torch.compile(self.stock.vae.decode)
 
@@ -175,7 +177,7 @@ FORMS: dict[str, Callable[[SceneGraphToImagePipeline, Size], SamplingForm]] = {
     "compiled": lambda pipeline, size: OurPipeline(pipeline, size, fused=False, captured=False, compiled=True),
     "diffusers-compiled": lambda pipeline, size: StockPipeline(pipeline, size, compiled=True),
 }
-"""By name; those that compile for minutes come last."""
+"""Forms by name; those that compile for minutes come last."""
 
 
 def latents(form: SamplingForm, num_steps: int) -> np.ndarray:
@@ -184,7 +186,7 @@ def latents(form: SamplingForm, num_steps: int) -> np.ndarray:
 
 
 def reference(pipeline: SceneGraphToImagePipeline, size: Size, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """Latents that diffusers' pipeline gives in fp32, without TF32, and in the UNet's own precision."""
+    """Latents of diffusers' pipeline in fp32, without TF32, and in the UNet's own precision."""
     dtype, allowed = pipeline.unet.dtype, torch.backends.cudnn.allow_tf32
     found = []
     for precision in dict.fromkeys((torch.float32, dtype)):
@@ -193,7 +195,7 @@ def reference(pipeline: SceneGraphToImagePipeline, size: Size, num_steps: int) -
         form = StockPipeline(pipeline, size)
         try:
             found.append(latents(form, num_steps))
-        finally:  # memory may be out
+        finally:  # also after an out-of-memory error
             form.close()
             pipeline.unet.to(dtype)
             torch.backends.cudnn.allow_tf32 = allowed

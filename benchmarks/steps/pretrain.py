@@ -1,12 +1,12 @@
-"""A whole pre-training step: the naive form beside ours, with the launches of each really counted.
+"""A whole pre-training step: the naive form beside ours, with the launches of each counted in real runs.
 
     python -m benchmarks.train_step --stage pretrain            # on a GPU the paper's sizes, on a CPU the toy's
-    python -m benchmarks.train_step --stage pretrain --quick    # the toy's sizes anywhere
+    python -m benchmarks.train_step --stage pretrain --quick    # the toy's sizes on any device
 
-Rows: `naive` (frozen CLIP towers in the loop, a DataLoader, torch's Adam), `cached` (nothing frozen runs, reference
-operators), `kernels` (Triton), `graphs` (the whole step as one CUDA graph). The auto-encoder's first loss of each form
-is compared with the naive one's before anything is timed. On a CPU the last two are not timed; with TRITON_INTERPRET=1
-the launches of `kernels` are counted there.
+Rows: `naive` (frozen CLIP towers in the loop, a DataLoader, torch's Adam), `cached` (frozen models do not run,
+reference operators), `kernels` (Triton), `graphs` (the whole step captured as one CUDA graph). The auto-encoder's first
+loss of each form is compared with the naive one's before timing. On a CPU the last two are not timed; with
+TRITON_INTERPRET=1 the launches of `kernels` are counted there.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from sgg_fast.train.stages import PretrainStage
 FORMS = ("naive", "cached", "kernels", "graphs")
 BATCHES = (2, 64)
 NUM_PAIRS = 512
-"""Of the training set: enough that batches differ."""
+"""Size of the training set: enough for batches to differ."""
 
 ADAM_BYTES = 28
 """Per parameter: weight, gradient and two moments read, weight and moments written; all in fp32."""
@@ -62,9 +62,9 @@ class PretrainRow(Row):
     batch: int
     images_per_s: float | None = None
     triples_per_s: float | None = None
-    """Relations of the full copies, image relations included."""
+    """Relations of the full copies per second, image relations included."""
     library_launches: int | None = None
-    """Of torch's operators in one step. CPU: operators that run a kernel; GPU: kernels and copies by the profiler."""
+    """Launches of torch's operators in one step: on a CPU operators that run a kernel, on a GPU by the profiler."""
     triton_launches: int | None = None
     floor_ms: float | None = None
     """The optimiser's compulsory bytes at this machine's own copy bandwidth."""
@@ -81,11 +81,11 @@ class PretrainRow(Row):
 
 
 PAPERS_FORMS: dict[str, Any] = {"contrastive": "bce", "graph_negatives": False, "geometry": 0.0}
-"""What vg256 has, so that both sizes time the same step."""
+"""Settings of vg256, so both sizes time the same step."""
 
 
 class Setup:
-    """Pairs, frozen models and settings that every form shares."""
+    """Pairs, frozen models and settings that all forms share."""
 
     def __init__(self, toy: bool, device: torch.device) -> None:
         self.device, self.sizes = device, "toy" if toy else "paper"
@@ -103,14 +103,14 @@ class Setup:
         self.cache = self.cached(range(NUM_PAIRS))
 
     def cached(self, ids: range) -> TrainingCache:
-        """What a training run computes once."""
+        """The precomputed inputs of a training run."""
         pictures = [self.source.load_image(i) for i in ids]
         chunks = [np.stack(pictures[k : k + 32]) for k in range(0, len(pictures), 32)]
         images = [encode_images(chunk, self.foundation, self.device, False)[0] for chunk in chunks]
         return encoded([self.source.graphs[i] for i in ids], torch.cat(images), self.foundation, self.device)
 
     def stage(self, batch: int) -> PretrainStage:
-        """The same fresh weights at every call."""
+        """A stage with the same fresh weights at every call."""
         config = self.config.replace(batch_size=batch)
         conditioner = new_conditioner(config.model, config.run.seed, self.foundation, self.cache)
         stage = assemble(config, "pretrain", self.foundation, conditioner, self.cache, self.device)
@@ -121,7 +121,7 @@ class Setup:
 def encoded(
     graphs: list[SceneGraph], images: torch.Tensor, foundation: Foundation, device: torch.device
 ) -> TrainingCache:
-    """Graphs packed, names embedded."""
+    """Pack the graphs and embed their names."""
     table = NameTable()
     packed = SceneGraphBatch.from_graphs(graphs, table).to(device)
     names = embed_names(foundation.clip, foundation.clip_tokenizer, table.spoken())
@@ -143,7 +143,7 @@ def random_pairs(num: int, resolution: int) -> PairSource:
 
 
 class Naive:
-    """What the paper's text suggests: every step encodes its images and words anew and packs its graphs on the host."""
+    """A literal form of the paper's text: every step encodes images and words and packs its graphs on the host."""
 
     def __init__(self, setup: Setup, batch: int) -> None:
         self.setup, self.stage = setup, setup.stage(batch)
@@ -192,8 +192,8 @@ class Trained:
         self._step = 0
 
     def first(self, num: int) -> float:
-        """As `Naive`."""
-        if isinstance(self.engine, CapturedEngine):  # what is compared is what is timed
+        """The auto-encoder's loss of the first pairs at step 0."""
+        if isinstance(self.engine, CapturedEngine):  # compare the captured step, because it is the one that is timed
             return float(self.engine.update(np.arange(num)[None], 0, 0.0).losses["mae"])
         return float(self.engine.forward(np.arange(num), 0).losses["mae"])
 
@@ -204,7 +204,7 @@ class Trained:
 
 
 def build(name: str, setup: Setup, batch: int) -> Naive | Trained:
-    """The form `name`; the process-wide choice of kernels is set as it needs it."""
+    """Build the form `name`; sets the process-wide choice of kernels for it."""
     ops.use_kernels("triton" if name in ("kernels", "graphs") else "reference")
     if name == "naive":
         return Naive(setup, batch)
@@ -212,8 +212,9 @@ def build(name: str, setup: Setup, batch: int) -> Naive | Trained:
 
 
 def launches(form: Naive | Trained, device: torch.device) -> tuple[int | None, int]:
-    """(library, Triton) launches of one step. On a CPU no kernel of ours runs but `pack`, from which all indices come:
-    what is launched does not depend on the numbers.
+    """(library, Triton) launches of one step.
+
+    On a CPU only our `pack` runs, because all indices come from it: launches do not depend on the other values.
     """
     triton: list[str] = []
 
@@ -231,7 +232,7 @@ def launches(form: Naive | Trained, device: torch.device) -> tuple[int | None, i
 
 
 def _time(row: PretrainRow, form: Naive | Trained, device: torch.device, seconds: float, mean_triples: float) -> None:
-    """Fill in what a step takes. The first ones allocate, compile and capture, and do not count."""
+    """Fill in the numbers of a step. The first steps allocate, compile and capture, and do not count."""
     assert row.floor_ms is not None
     for _ in range(3):
         form.step()
@@ -278,7 +279,7 @@ def run(
     device: torch.device, quick: bool, names: list[str] | None, batches: list[int] | None, path: pathlib.Path | None,
     interpret: bool,
 ) -> int:  # fmt: skip
-    """Measure, print and write; exit status 1 after a mismatch."""
+    """Measure, print and write; returns exit status 1 after a mismatch."""
     setup = Setup(quick or device.type != "cuda", device)
     print(f"{measure.machine(device).device}, {setup.sizes} sizes, {NUM_PAIRS} pairs")
     output = Output(path, PretrainRow)

@@ -29,14 +29,14 @@ from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_fo
 from sgg_fast.train.memory.planner import Planner
 
 NUM_IMAGES = 32
-"""Of the random training set."""
+"""Size of the random training set."""
 
 DS_JSON = str(measure.ROOT / "ds.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """What a step works on."""
+    """Resolution and batch of a step."""
 
     resolution: int
     batch: int
@@ -46,27 +46,27 @@ class Size:
 
 
 class UnavailableError(Exception):
-    """This form cannot run here; the message says why."""
+    """This form cannot run here; the message gives the reason."""
 
 
 def settings(quick: bool) -> Config:
-    """The recipe that every form takes its settings from: bf16, at SD v1.4's sizes or the toy's."""
+    """The recipe whose settings all forms use: bf16, at SD v1.4's sizes or the toy's."""
     if quick:
         return recipe("toy", precision="bf16", token_init="none", batch_size=2)
     return recipe("vg256", precision="bf16")
 
 
 class Form(abc.ABC):
-    """A step at a size that may change, its weights always the first ones: it runs at a learning rate of 0."""
+    """A step at a variable size. Its weights stay the initial ones, because it runs at a learning rate of 0."""
 
     references: dict[Size, tuple[list[float], list[float]]]
     """The first losses at each size, in fp32 and in plain bf16."""
     optimiser_bytes: int
-    """What the update must read and write."""
+    """Bytes that the update must read and write."""
 
     @abc.abstractmethod
     def prepare(self, size: Size) -> None:
-        """Work on images of this size from now on."""
+        """Use images of this size from now on."""
 
     @abc.abstractmethod
     def step(self) -> None:
@@ -74,10 +74,10 @@ class Form(abc.ABC):
 
     @abc.abstractmethod
     def losses(self, num: int) -> list[float]:
-        """Losses of the first steps with the weights as they are, computed as this form computes."""
+        """Losses of the first steps with the current weights, in this form's own computation."""
 
     def planned(self, size: Size) -> int | None:
-        """Bytes at the peak as the planner sees it; None where it knows nothing of the form."""
+        """Planned peak in bytes; None if the planner does not cover the form."""
         return None
 
 
@@ -143,14 +143,14 @@ class Ours(Form):
 
 
 class Captured(Ours):
-    """The same, captured as CUDA graphs, which are made for one size."""
+    """The trainer's captured engine; its graphs are made for one size."""
 
     def losses(self, num: int) -> list[float]:
-        """By captured steps, so that what is compared is what is timed."""
+        """Losses of captured steps, because these are timed."""
         return [self.engine.update(self.ids[None], step, 0.0).losses["loss"].item() for step in range(num)]
 
     def prepare(self, size: Size) -> None:
-        """Gives up the graphs of the size before first."""
+        """Also releases the graphs of the previous size."""
         super().prepare(size)
         del self.engine
         gc.collect()
@@ -172,7 +172,7 @@ class Diffusers(Form):
         self.vae, self.text_encoder, self.scheduler = models.vae, models.text_encoder, models.scheduler
         self.unet = models.unet.requires_grad_(True).train()
         del models.clip
-        self._attend_by(attention)  # before anything slow: it may be unavailable
+        self._attend_by(attention)  # it may be unavailable, so it comes before anything slow
         set_attention(self.unet, "sdpa", device)
         exact = self._at_sizes(sizes, num, torch.float32)
         self.vae.to(self.cast)
@@ -186,7 +186,7 @@ class Diffusers(Form):
         self._step = 0
 
     def _attend_by(self, attention: str) -> None:
-        """As the recipe does it: xformers through diffusers' own switch."""
+        """Select the attention as the recipe does: xformers through diffusers' own switch."""
         if attention != "xformers":
             set_attention(self.unet, attention, self.device)
             return
@@ -265,7 +265,7 @@ FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
     "diffusers-adamw": ({"attention": "sdpa"}, "adamw"),
     "diffusers-8bit-xformers": ({"attention": "xformers"}, "adamw8bit"),
 }
-"""Name -> settings that are changed, and the ds.json or the recipe's optimiser."""
+"""Name -> changed settings, and the ds.json or the recipe's optimiser."""
 
 
 NEEDS = {
@@ -273,16 +273,16 @@ NEEDS = {
     "ds.json": ("deepspeed", "bitsandbytes"),
     "diffusers-8bit-xformers": ("bitsandbytes", "xformers"),
 }
-"""Packages without which a form cannot run."""
+"""Packages that a form requires."""
 
 
 def call_of(name: str) -> str:
-    """The form's `run.Row.call`."""
+    """The value of `run.Row.call` for the form."""
     return "replay" if name.startswith("captured") else "eager"
 
 
 def build(name: str, config: Config, sizes: Sequence[Size], device: torch.device, num_losses: int) -> Form:
-    """The form `name`, its references at `sizes` known. Raises `UnavailableError` where it cannot run here."""
+    """The form `name` with its references at `sizes`. Raises `UnavailableError` if it cannot run here."""
     changes, other = FORMS[name]
     captured = call_of(name) == "replay"
     if captured and device.type != "cuda":

@@ -1,8 +1,9 @@
 """`adam`: one Adam step over flat buffers, gradients read where backward left them. Definition: `reference.adam`.
 
-Three launches whatever the number of parameters: squares of the gradients by chunk, one program that decides, and the
-update (`adam8bit.py` has another, for moments in 8 bits). Nothing is read back; everything that varies from step to
-step lies in device tensors, so that the launches can be captured. Letters: P elements of the flat buffers, K chunks.
+A step takes three launches for any number of parameters: the sums of squares of the gradients by chunk, one program
+that makes the decision, and the update (`adam8bit.py` has the update for 8-bit moments). Nothing is read back. All
+values that vary from step to step lie in device tensors, so the launches can be captured.
+Letters: P elements of the flat buffers, K chunks.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ C1_PLACE, C2_PLACE = tl.constexpr(CORRECTION_1), tl.constexpr(CORRECTION_2)
 
 @triton.jit
 def load_grad(p_table, i_k, GRAD: tl.constexpr, BLOCK: tl.constexpr):
-    """Chunk i_k's gradients in fp32, 0 beyond its end; their first element's place in the flat buffers; their number.
+    """(gradients of chunk i_k in fp32, 0 beyond its end; offset of its first element in the buffers; their number).
 
-    Reads whole 16 bytes: a few elements past a gradient's end, within its allocation.
+    Loads are 16 bytes wide: the last one may read past the gradient's end, within its allocation.
     """
     LANE: tl.constexpr = 128 // GRAD.primitive_bitwidth
     address = tl.load(p_table + 3 * i_k)
@@ -67,9 +68,9 @@ def adam_decide_kernel(
     p_squares, p_control, p_step, num_chunks, beta_1, rest_1, beta_2, rest_2, max_norm,
     CLIP: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program: norm, clipping, whether the step is applied, and the corrections `c = beta c + (1 - beta)`.
+    """One program: norm, clipping, decision to apply the step, and the corrections `c = beta c + (1 - beta)`.
 
-    rest: 1 - beta, which fp32 arithmetic would have to six digits only.
+    rest: 1 - beta from the host, because fp32 arithmetic gives it to six digits only.
     """
     # [BLOCK]
     total = tl.zeros([BLOCK], dtype=tl.float32)
@@ -121,7 +122,7 @@ def adam_kernel(
 
 
 def adam_table(addresses: Sequence[int], offsets: Sequence[int], numels: Sequence[int], itemsize: int) -> torch.Tensor:
-    """[K, 3] int64 on the host: address of each chunk's gradients, its offset in the flat buffers, its elements.
+    """[K, 3] int64 on the host: address of each chunk's gradients, offset in the flat buffers, number of elements.
 
     Addresses must be multiples of 16 bytes, offsets of 16 elements. itemsize: bytes of an element.
     """
@@ -143,7 +144,7 @@ def adam_decide(
     step: torch.Tensor,
     hyper: Hyper,
 ) -> None:
-    """`reference.adam.adam_decide` from the squares of all gradients, each table's of one dtype."""
+    """`reference.adam.adam_decide` from the squares of all gradients; the gradients of one table share a dtype."""
     ends = [0]
     for table_K3 in tables:
         ends.append(ends[-1] + table_K3.shape[0])
@@ -171,7 +172,7 @@ def adam_update(
     step: torch.Tensor,
     hyper: Hyper,
 ) -> None:
-    """`reference.adam.adam_update`; the gradients are those whose addresses stand in `table` when the launch runs."""
+    """`reference.adam.adam_update`; `table` holds the addresses of the gradients when the launch runs."""
     param, low, seed = weights
     launch(
         adam_kernel, (table_K3.shape[0],), param, param if low is None else low, moment_1_P, moment_2_P, table_K3,

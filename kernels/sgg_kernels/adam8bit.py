@@ -1,8 +1,8 @@
 """`adam8bit`: one Adam step of flat weights whose moments are 8-bit codes. Definition: `reference.adam8bit`.
 
-One launch for a group of parameters, after the two of `adam.py` that decide on the step. Dettmers' kernels look for a
-code by bisection, some 11 loads a moment; here it is computed. Letters: P elements of the flat buffers, R blocks of 256
-that share a scale, K chunks.
+A group of parameters takes one launch, after the two launches of `adam.py` that decide on the step. Dettmers' kernels
+find a code by bisection, with some 11 loads a moment; these kernels compute it.
+Letters: P elements of the flat buffers, R blocks of 256 elements with one scale each, K chunks.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ _ZERO_1, _LEAST_SCALE, _DECADES = tl.constexpr(ZERO_1), tl.constexpr(LEAST_SCALE
 
 
 def _lines(first: int) -> tuple[tuple[float, float], ...]:
-    """(slope, intercept) by decade of x -> level, where decade d of the map has `first 2^d` parts.
+    """(slope, intercept) of the map x -> level for each decade d, which has `first 2^d` parts.
 
-    Parts are numbered through: decade d holds the levels from first 2^d to first 2^(d + 1). Within it the level is
-    linear in x, and since the slopes fall from decade to decade, the level is the least of all lines.
+    Parts are numbered across decades: decade d holds the levels from first 2^d to first 2^(d + 1). Within a decade the
+    level is linear in x. The slopes fall from decade to decade, so the level is the least of all lines.
     """
     made = []
     for decade in range(DECADES):
         parts, unit = first * 2**decade, 10.0 ** (decade + 1 - DECADES)
         made.append((parts / (0.9 * unit), parts * 0.8 / 0.9))
-    # The lowest part ends half way to 0, where `_code` wants a fifth of a part; see there.
+    # The lowest part ends half way to 0; `_code` needs a fifth of a part there.
     unit, centre, end = 10.0 ** (1 - DECADES), 0.1 + 0.45 / first, 0.1 + 0.9 / first
     slope = 0.8 / (end - centre / 2)
     made[0] = (slope / unit, first + 1 - slope * end)
@@ -44,12 +44,12 @@ _LINES_1, _LINES_2 = tl.constexpr(_lines(1)), tl.constexpr(_lines(2))
 
 @triton.jit
 def _code(x, LINES: tl.constexpr, TOP: tl.constexpr):
-    """The number of the map's value that is nearest to x, from 0 to 1, counted from the value 0; TOP is that of 1.
+    """Index of the map's value nearest to x (0 to 1), counted from the value 0. TOP is the index of the value 1.
 
-    Between the centres of a decade's parts the middle is their edge. Between decades it lies a fifth into the first
-    part of the upper one, whatever the decade: of n parts of 0.9 / n from 0.1 on, the first has its centre at
-    0.1 + 0.45 / n, the last centre below 0.1 is 0.1 (1 - 0.9 / n), and half of 0.45 - 0.09 is a fifth of 0.9. The
-    middle between the last centre and 1 is a quarter of a part below 1.
+    The middle between two centres of one decade is the edge of their parts. The middle between two decades lies a fifth
+    into the first part of the upper decade: n parts of 0.9 / n start at 0.1, the first centre is 0.1 + 0.45 / n, the
+    last centre below 0.1 is 0.1 (1 - 0.9 / n), and half of 0.45 - 0.09 is a fifth of 0.9. This holds for every decade.
+    The middle between the last centre and 1 is a quarter of a part below 1.
     """
     level = x * LINES[0][0] + LINES[0][1]
     for d in tl.static_range(1, _DECADES):
@@ -67,9 +67,9 @@ def adam8bit_kernel(
 ):  # fmt: skip
     """m = beta_1 m + (1 - beta_1) g; v = beta_2 v + (1 - beta_2) g^2; p -= lr / c_1 m / (sqrt(v / c_2) + eps).
 
-    g is scaled first, rest = 1 - beta; m and v come from codes and go back to codes after p has been updated from
-    them. A whole block is read and written where a parameter ends within it: the buffers are padded. Bytes an element,
-    with fp32 weights and gradients: 16 (10 read, 6 written), with bf16 weights alone 10, and 16 for each block of 256.
+    g is scaled first; rest = 1 - beta. m and v are decoded, update p, and are encoded again. A block in which a
+    parameter ends is read and written whole: the buffers are padded. Bytes an element: 16 (10 read, 6 written) with
+    fp32 weights and gradients, 10 with bf16 weights alone; and 16 for each block of 256.
     1. Kingma and Ba, 2015, algorithm 1. 2. Dettmers et al., 2022, section 2.
     """
     if tl.load(p_control + APPLIED_PLACE) > 0:
@@ -118,7 +118,7 @@ def adam8bit_update(
     step: torch.Tensor,
     hyper: Hyper,
 ) -> None:
-    """`reference.adam8bit` in place; the gradients, of one dtype, are those whose addresses stand in `table`."""
+    """`reference.adam8bit` in place; `table` holds the addresses of the gradients, which share one dtype."""
     param, low, seed = weights
     maps = (values.view(torch.int32) for values in moments[4:])  # looked up as integers
     narrow = torch.float32 not in (param.dtype, grad_dtype)

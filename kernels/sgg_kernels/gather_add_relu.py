@@ -19,10 +19,10 @@ def gather_add_relu_fwd_kernel(
     ac_ptr, b_ptr, bias_ptr, h_ptr, subject_ptr, object_ptr, stride_ac, stride_b, num_relations, H,
     BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """h[e] = relu(a[subject] + b[e] + c[object] + bias), a | c = the halves of ac, the sum in fp32 [1].
+    """h[e] = relu(a[subject] + b[e] + c[object] + bias) with a | c = ac; the sum is in fp32 [1].
 
-    Bytes an element of [E, H] at bf16: b read, h written, 4; a and c are read from memory once an object (4 N / E)
-    and gathered out of L2. The eager form's count: README.md beside this file, for every kernel.
+    Bytes an element of [E, H] at bf16: 4 (b read, h written); a and c are read from memory once an object (4 N / E)
+    and gathered from L2. `kernels/README.md` has the counts of the eager form of every kernel.
 
     [1] SGG-IG (Wang et al., AAAI-25), eqs 3, 4 and 6.
     """
@@ -39,7 +39,7 @@ def gather_add_relu_fwd_kernel(
     b_EH += tl.load(b_ptr + i_e * stride_b + o_H[None, :], mask=m_EH, other=0.0).to(tl.float32)
     b_EH += tl.load(ac_ptr + i_o * stride_ac + (H + o_H)[None, :], mask=m_EH, other=0.0).to(tl.float32)
     b_EH += tl.load(bias_ptr + o_H, mask=m_H, other=0.0).to(tl.float32)[None, :]
-    # Not tl.maximum: a NaN must stay one.
+    # Not tl.maximum: a NaN must stay NaN.
     tl.store(h_ptr + i_e * H + o_H[None, :], tl.where(b_EH <= 0, 0.0, b_EH), mask=m_EH)
 
 
@@ -74,7 +74,7 @@ def gather_add_relu_bwd(
     slot_2E: torch.Tensor,
     bias_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(grad ac [N, 2H], grad b [E, H], grad bias [H]) from the gradient of h and h itself, whose sign is the mask.
+    """(grad ac [N, 2H], grad b [E, H], grad bias [H]) from the gradient of h and h; h > 0 is the mask.
 
     Bytes an element of [E, H] at bf16: 6 (grad and h read, grad b written) and 4 N / E, in two launches.
     """

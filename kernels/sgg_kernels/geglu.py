@@ -12,9 +12,9 @@ from .segments import as_rows
 
 @triton.jit
 def geglu_fwd_kernel(x_ptr, out_ptr, stride_x, num_rows, D, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
-    """out = a * gate * Phi(gate), a | gate = the halves of x, Phi the normal distribution function (erf, exact) [1].
+    """out = a * gate * Phi(gate) with a | gate = x and Phi the normal distribution function (exact, by erf) [1].
 
-    Bytes an element of [R, D] at bf16: x read (4), out written (2). Eager: 4 read, the gelu written and read, 8 in all.
+    Bytes an element of [R, D] at bf16: 6 (4 read, 2 written). Eager also writes and reads the gelu: 10.
 
     [1] Shazeer, GLU variants improve transformer (2020).
     """
@@ -37,8 +37,8 @@ def geglu_bwd_kernel(
 ):
     """grad a = g gate Phi(gate), grad gate = g a (Phi(gate) + gate phi(gate)); the whole row of x at once.
 
-    Bytes an element of [R, D] at bf16: g and x read (6), grad x written (4). Autograd's backward of the split would
-    fill two tensors of x's size with zeros and add them up.
+    Bytes an element of [R, D] at bf16: g and x read (6), grad x written (4). Autograd's backward of the split fills
+    two tensors of x's size with zeros and adds them.
     """
     num_d = tl.cdiv(D, BLOCK_D)
     o_R = tl.program_id(0) // num_d * BLOCK_R + tl.arange(0, BLOCK_R)
@@ -58,7 +58,7 @@ def geglu_bwd_kernel(
 
 
 def _options(width: int, itemsize: int, rows: int) -> dict[str, int]:
-    """16 bytes a lane, a row across all lanes. 256 divides every width of Stable Diffusion (1280, 2560, 5120)."""
+    """Launch options: 16 bytes a lane, a row across all lanes. 256 divides SD's widths (1280, 2560, 5120)."""
     block_d = max(1, min(triton.next_power_of_2(width), 256))
     return {"BLOCK_R": rows, "BLOCK_D": block_d, "num_warps": max(1, block_d * itemsize // 512)}
 

@@ -1,4 +1,4 @@
-"""What both directions of `group_norm_silu` share: how an image is cut into programs, and two device functions.
+"""Shared by forward and backward of `group_norm_silu`: the cut of an image into programs, and two device functions.
 
 Letters: B images, S pixels of an image, C channels, G groups.
 """
@@ -13,16 +13,16 @@ import triton
 import triton.language as tl
 
 ONE_PASS_PIXELS = 1024
-"""32 x 32, the largest of the UNet's images at 256 x 256. A program's 40 columns of them are 80 KB, 120 are 240."""
+"""Most pixels of the single launch: 32 x 32, the UNet's largest at 256 x 256. 40 columns take 80 KB, 120 take 240."""
 
 ONE_PASS_CHANNELS = 128
-"""Columns of one program at the most: groups are found by comparing every two of its channels."""
+"""Most columns of a program, which finds its groups by comparing every pair of channels."""
 
 TILE = 4096
-"""Elements of a tile; two accumulators of that size live in the registers of 8 warps."""
+"""Elements of a tile; the registers of 8 warps hold two accumulators of that size."""
 
 CHUNK_PIXELS, MAX_CHUNKS = 128, 512
-"""Pixels of a chunk at the least, chunks of an image at the most."""
+"""Fewest pixels of a chunk, most chunks of an image."""
 
 
 @triton.jit
@@ -41,10 +41,10 @@ def normalised(p_x, i_S, C, o_C, m_SC, mean_C, rstd_C):
 
 @functools.cache
 def groups_of_program(num_groups: int, size: int) -> int:
-    """Whole groups that one program of the single launch takes, 0 where not even one fits.
+    """Number of whole groups in one program of the single launch; 0 if one group does not fit.
 
-    The fewest (for the most programs) that make 32 channels, so that a row is two sectors at bf16, and a multiple of
-    8, so that it starts on 16 bytes; where none do, as many as fit.
+    The number is the smallest (for the most programs) with at least 32 channels, so that a row is two sectors at bf16,
+    and a multiple of 8 channels, so that a row starts on 16 bytes. Otherwise as many groups as fit.
     """
     fitting = [k for k in range(1, num_groups + 1) if num_groups % k == 0 and k * size <= ONE_PASS_CHANNELS]
     aligned = [k for k in fitting if k * size >= 32 and k * size % 8 == 0]
@@ -52,14 +52,14 @@ def groups_of_program(num_groups: int, size: int) -> int:
 
 
 def _tile(num_pixels: int, block_c: int, elements: int) -> dict[str, int]:
-    """BLOCK_S, BLOCK_C and warps: 16 elements a thread, and no more pixels than there are."""
+    """BLOCK_S, BLOCK_C and warps: 16 elements a thread; BLOCK_S does not exceed the number of pixels."""
     block_s = max(1, min(triton.next_power_of_2(max(num_pixels, 1)), elements // block_c))
     return {"BLOCK_S": block_s, "BLOCK_C": block_c, "num_warps": max(1, block_s * block_c // 512)}
 
 
 @dataclasses.dataclass(frozen=True)
 class NormLayout:
-    """How an input is cut; a function of its shape alone."""
+    """The cut of an input into programs; a function of its shape alone."""
 
     images: int
     pixels: int
@@ -69,25 +69,25 @@ class NormLayout:
 
     @classmethod
     def of(cls, x_BSC: torch.Tensor, num_groups: int) -> NormLayout:
-        """The cut of x in `num_groups` groups."""
+        """The layout of x with `num_groups` groups."""
         images, pixels, channels = x_BSC.shape
         return cls(images, pixels, channels, channels // num_groups)
 
     @property
     def whole(self) -> int:
-        """Channels of a program where one launch does it all, else 0."""
+        """Channels of a program of the single launch; 0 if the launches are split."""
         if self.pixels > ONE_PASS_PIXELS:
             return 0
         return groups_of_program(self.channels // self.size, self.size) * self.size
 
     @property
     def whole_grid(self) -> tuple[int]:
-        """Of the single launch."""
+        """Grid of the single launch."""
         return (self.images * (self.channels // self.whole),)
 
     @property
     def whole_options(self) -> dict[str, int]:
-        """Of the single launch. Finding the groups of 128 channels takes as many registers again: twice the warps."""
+        """Options of the single launch. The groups of 128 channels need twice the registers, so twice the warps."""
         blocks = _tile(self.pixels, triton.next_power_of_2(self.whole), TILE)
         if blocks["BLOCK_C"] == ONE_PASS_CHANNELS:
             blocks["num_warps"] *= 2
@@ -100,21 +100,21 @@ class NormLayout:
 
     @property
     def num_chunks(self) -> int:
-        """Of an image."""
+        """Chunks of an image."""
         return triton.cdiv(self.pixels, self.chunk)
 
     @property
     def tile_options(self) -> dict[str, int]:
-        """Of the split launches over pixels. 64 channels divide every width of Stable Diffusion but the VAE's 32."""
+        """Options of the split launches over pixels. 64 divides every channel count of SD but the VAE's 32."""
         return _tile(self.pixels, min(triton.next_power_of_2(self.channels), 64), TILE // 2)
 
     @property
     def merge_options(self) -> dict[str, int]:
-        """Of the launches that merge chunks: one group a program."""
+        """Options of the launches that merge chunks: one group a program."""
         block_c = min(triton.next_power_of_2(self.size), 64)
         block_p = max(1, min(triton.next_power_of_2(self.num_chunks), 2048 // block_c))
         return {"SIZE": self.size, "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": 4}
 
     def grid(self, num_rows: int, block_c: int) -> tuple[int]:
-        """Of the split launches: `num_rows` cuts of the pixels by the tiles of the channels."""
+        """Grid of the split launches: `num_rows` parts of the pixels by tiles of `block_c` channels."""
         return (self.images * num_rows * triton.cdiv(self.channels, block_c),)

@@ -1,12 +1,12 @@
 """GroupNorm and SiLU (or none) of channels-last images in one pass over them. Letters: B images, S pixels of an image,
 C channels, G groups, P chunks of pixels.
 
-A group of Stable Diffusion has 4 to 80 channels, mostly no power of two, so a group never meets a tile: statistics are
-kept by channel, as (mean, sum of squared deviations), and channels are merged into groups by Chan's formula; mean and
-1 / deviation are stored by channel too, which is C / G times as much of next to nothing and makes every access
-contiguous. Images of up to ONE_PASS_PIXELS go through one program a run of whole groups, in one launch: it reads its
-columns twice, the second time out of a cache. Larger ones go through three: statistics of chunks (`_stats`), merged
-into groups (`_merge`), applied (`_apply`). In backward the two sums of a group take the place of its statistics.
+A group of Stable Diffusion has 4 to 80 channels, mostly no power of two, so groups do not align with tiles. Statistics
+are kept by channel, as (mean, sum of squared deviations), and Chan's formula merges channels into groups. Mean and
+1 / deviation are stored by channel too: C / G times a few bytes, and every access is contiguous. Images of up to
+ONE_PASS_PIXELS take one launch with one program for each run of whole groups; it reads its columns twice, the second
+time from a cache. Larger images take three launches: statistics of chunks (`_stats`), merged into groups (`_merge`),
+applied (`_apply`). In backward the two sums of a group take the place of its statistics.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from .launch import launch
 
 @triton.jit
 def _channel_stats(p_x, begin, end, C, o_C, m_C, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr):
-    """(mean, sum of squared deviations) of every channel over the pixels begin .. end, fp32 [BLOCK_C] both.
+    """(mean, sum of squared deviations) of every channel over the pixels begin .. end, each fp32 [BLOCK_C].
 
-    Welford's recurrence in each lane, for lane k sees the pixels begin + k, begin + k + BLOCK_S ..; then Chan, Golub &
-    LeVeque (1983) over the lanes.
+    Lane k runs Welford's recurrence over the pixels begin + k, begin + k + BLOCK_S ..; the formula of Chan, Golub &
+    LeVeque (1983) merges the lanes.
     """
     b_mean = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     b_m2 = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
@@ -43,7 +43,7 @@ def _channel_stats(p_x, begin, end, C, o_C, m_C, BLOCK_S: tl.constexpr, BLOCK_C:
     total = (end - begin) * 1.0
     mean_C = tl.sum(b_num * b_mean, axis=0) / total
     b_off = b_mean - mean_C[None, :]
-    # The sum above is rounded to its own size, the deviations to theirs: they correct it.
+    # The sum above is rounded relative to the mean; the smaller deviations correct it.
     mean_C += tl.sum(b_num * b_off, axis=0) / total
     return mean_C, tl.sum(b_m2 + b_num * b_off * b_off, axis=0)
 
@@ -70,10 +70,10 @@ def group_norm_silu_fwd_kernel(
     CHANNELS: tl.constexpr, SIZE: tl.constexpr, EPS: tl.constexpr, SILU: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """out = silu(group_norm(x)), CHANNELS columns (whole groups of SIZE) of one image a program [1].
+    """out = silu(group_norm(x)); a program takes CHANNELS columns (whole groups of SIZE) of one image [1].
 
-    Bytes an element at bf16: x read, out written, 4, and x read again out of a cache. Eager under autocast: x cast to
-    fp32, normalised, SiLU, cast back: 2 + 4, 4 + 4, 4 + 4, 4 + 2 in four launches.
+    Bytes an element at bf16: 4 (x read, out written); x is read again from a cache. Eager under autocast casts x to
+    fp32, normalises, applies SiLU and casts back: 2 + 4, 4 + 4, 4 + 4, 4 + 2 in four launches.
 
     [1] Wu & He, Group normalization (2018).
     """
@@ -118,7 +118,7 @@ def group_norm_silu_merge_kernel(
     chunk_mean_ptr, chunk_m2_ptr, mean_ptr, rstd_ptr, S, chunk, C,
     SIZE: tl.constexpr, EPS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Statistics of chunks and channels merged into one group's, by Chan's formula; stored by channel.
+    """Merge the statistics of chunks and channels into those of one group by Chan's formula; stored by channel.
 
     Two passes over [P, C / G] partials: the mean of all, then the deviations from it.
     """
@@ -185,7 +185,7 @@ def group_norm_silu_apply_kernel(
 def group_norm_silu_fwd(
     x_BSC: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor, num_groups: int, eps: float, silu: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(out [B, S, C] in the dtype of x, mean and 1 / deviation of each channel's group, fp32 [B, C] both)."""
+    """(out [B, S, C] in the dtype of x, mean and 1 / deviation of each channel's group, each fp32 [B, C])."""
     x_BSC, weight_C, bias_C = x_BSC.contiguous(), weight_C.contiguous(), bias_C.contiguous()
     z = NormLayout.of(x_BSC, num_groups)
     out = torch.empty(x_BSC.shape, dtype=x_BSC.dtype, device=x_BSC.device)
@@ -195,7 +195,7 @@ def group_norm_silu_fwd(
         launch(
             group_norm_silu_fwd_kernel, z.whole_grid, x_BSC, weight_C, bias_C, out, mean, rstd, z.pixels, z.channels,
             EPS=eps, SILU=silu, **z.whole_options,
-            # Left to itself, ptxas aims at 64 on sm_120 and spills two words; unaligned rows need more than 80.
+            # Without a limit ptxas aims at 64 on sm_120 and spills two words; unaligned rows need more than 80.
             maxnreg=80 if z.channels % 16 == 0 else None,
         )  # fmt: skip
         return out, mean, rstd

@@ -1,4 +1,4 @@
-"""Backward of `group_norm_silu`, cut as its forward is: one launch for small images, three for large ones.
+"""Backward of `group_norm_silu`, with the cut of the forward: one launch for small images, three for large ones.
 
 The two sums of a group's gradient take the place of its statistics; the same sums by channel are the gradients of
 weight and bias. Letters: B images, S pixels of an image, C channels, G groups, P chunks of pixels.
@@ -17,7 +17,7 @@ from .segments import column_sum
 
 @triton.jit
 def _outer_grad(p_grad, b_hat, i_S, C, o_C, m_SC, weight_C, bias_C, SILU: tl.constexpr):
-    """Gradient of the normalised, scaled and shifted values, from the one of the output, fp32 [BLOCK_S, BLOCK_C]."""
+    """Gradient of weight * xhat + bias from the gradient of the output, fp32 [BLOCK_S, BLOCK_C]."""
     b_grad = tl.load(p_grad + i_S[:, None] * C + o_C[None, :], mask=m_SC, other=0.0).to(tl.float32)
     if SILU:
         b_z = b_hat * weight_C[None, :] + bias_C[None, :]
@@ -66,9 +66,9 @@ def group_norm_silu_bwd_kernel(
     grad_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, grad_x_ptr, partial_ptr, S, C,
     CHANNELS: tl.constexpr, SIZE: tl.constexpr, SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """grad x, and the image's share of the gradients of weight and bias, in partial [B, 2C].
+    """grad x, and the image's share of the gradients of weight and bias in partial [B, 2C].
 
-    Bytes an element at bf16: grad and x read, grad x written, 6, and both read again out of a cache.
+    Bytes an element at bf16: 6 (grad and x read, grad x written); grad and x are read again from a cache.
     """
     num_tiles = C // CHANNELS
     i_b = (tl.program_id(0) // num_tiles).to(tl.int64)
@@ -125,7 +125,7 @@ def group_norm_silu_bwd_merge_kernel(
     chunk_ptr, weight_ptr, partial_ptr, coefficient_ptr, S, num_p, C,
     SIZE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """partial[b] = sum of chunk[b, :]; coefficient[b] = (slope | shift), the groups' means of it, by channel, [2C]."""
+    """partial[b] = sum of chunk[b, :]; coefficient[b] = (slope | shift), its means over groups, by channel, [2C]."""
     num_groups = C // SIZE
     i_b = (tl.program_id(0) // num_groups).to(tl.int64)
     first = tl.program_id(0) % num_groups * SIZE
@@ -157,7 +157,7 @@ def group_norm_silu_bwd_apply_kernel(
     grad_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, coefficient_ptr, grad_x_ptr, S, C,
     SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """grad x from the groups' coefficients. 6 bytes an element at bf16."""
+    """grad x from the coefficients of the groups. 6 bytes an element at bf16."""
     num_c, num_s = tl.cdiv(C, BLOCK_C), tl.cdiv(S, BLOCK_S)
     i_bs = tl.program_id(0) // num_c
     o_C = tl.program_id(0) % num_c * BLOCK_C + tl.arange(0, BLOCK_C)

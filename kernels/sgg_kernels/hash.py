@@ -1,6 +1,6 @@
 """The hash of `sgg_kernels.reference.hash` inside Triton kernels: the same 32-bit words, in uint32 arithmetic.
 
-Not launched on its own: `hash_word` is absorbed word by word into whatever key a kernel draws from.
+These are device functions without a launch: a kernel builds its key from `hash_start` and one `hash_word` a word.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ def _mix(h):
 
 @triton.jit
 def hash_word(h, word):
-    """The running hash `h` with one more word of the key absorbed (its low 32 bits)."""
+    """The running hash `h` after one more word of the key (its low 32 bits)."""
     return _mix((h ^ tl.cast(word, tl.uint32)) + _GOLDEN)
 
 
 @triton.jit
 def hash_start(word):
-    """The hash of a key of one word; `hash_word` takes the others, in the reference's order."""
+    """The hash of a key of one word; `hash_word` adds the others in the reference's order."""
     return _mix(tl.cast(word, tl.uint32) + _GOLDEN)

@@ -1,7 +1,7 @@
-"""The one place where a kernel is launched, so that what is checked ahead of time is exactly what ships.
+"""Launches every kernel, so that the ahead-of-time check sees exactly the shipped launches.
 
-`intercept` lets a caller see every launch, or take it over: the ahead-of-time check compiles instead of running,
-the benchmarks count.
+`intercept` shows a caller every launch, or lets it replace the launch: the ahead-of-time check compiles, the
+benchmarks count.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 Interceptor = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], bool]
-"""(kernel, grid, positional arguments, constexprs and options) -> True where it took the launch over."""
+"""(kernel, grid, positional arguments, constexprs and options) -> True if it replaced the launch."""
 
 _interceptor: Interceptor | None = None
 
 
 @contextlib.contextmanager
 def intercept(interceptor: Interceptor) -> Iterator[None]:
-    """Show every launch inside the block to `interceptor` first. Not reentrant, not for threads."""
+    """Call `interceptor` before every launch inside the block. Not reentrant, not thread-safe."""
     global _interceptor
     assert _interceptor is None, "launches are intercepted already"
     _interceptor = interceptor
@@ -31,7 +31,7 @@ def intercept(interceptor: Interceptor) -> Iterator[None]:
 
 
 def _on_device_of(args: tuple[Any, ...]) -> contextlib.AbstractContextManager[None]:
-    """Triton launches on the current device, on that device's stream, whatever device the tensors are on."""
+    """Context that makes the tensors' device current: Triton launches on the current device and its stream."""
     device = next((x.device for x in args if isinstance(x, torch.Tensor)), None)
     if device is None or device.type != "cuda" or device.index == torch.cuda.current_device():
         return contextlib.nullcontext()
@@ -41,7 +41,7 @@ def _on_device_of(args: tuple[Any, ...]) -> contextlib.AbstractContextManager[No
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """`kernel[grid](*args, **options)`, except for an empty grid, which launches nothing.
 
-    `enable_fp_fusion` is set here for every kernel: its default changes with Triton's version, and with it bits.
+    `enable_fp_fusion` is set for every kernel: its default changes with Triton's version, and it changes the bits.
     """
     if 0 in grid:
         return

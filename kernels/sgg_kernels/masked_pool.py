@@ -1,4 +1,4 @@
-"""Means and sums over the rows of each graph, which lie end to end: the pools of eq. 7, the mean of eq. 8's tokens.
+"""Means and sums over the contiguous rows of each graph: the pools of eq. 7, the mean of eq. 8's tokens.
 
 Letters: N objects, E relations, B graphs, R rows of either kind, D width.
 """
@@ -16,7 +16,7 @@ from .segments import add_partials, as_rows, chunk_partials, chunk_size, run_opt
 
 
 class Rows(NamedTuple):
-    """Rows to pool: x [R, D], graph b owns ptr[b] .. ptr[b+1], graph [R], mask [R] or None for all."""
+    """Rows to pool: x [R, D]; graph b owns the rows ptr[b] .. ptr[b+1]; graph [R]; mask [R] or None for all."""
 
     x: torch.Tensor
     ptr: torch.Tensor
@@ -29,7 +29,7 @@ def _sum_run(
     x_ptr, mask_ptr, begin, end, first, skip, stride_x, o_D, m_D,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """Sum and number of the counted rows begin .. end less the `skip` from `first`; a masked row is not even read."""
+    """Sum and number of the counted rows begin .. end less the `skip` from `first`; masked rows stay unread."""
     b_D = tl.zeros([BLOCK_D], tl.float32)
     count = 0
     for start in range(begin, end - skip, BLOCK_M):
@@ -51,7 +51,7 @@ def _pool_chunk(
     x_ptr, ptr_ptr, graph_ptr, mask_ptr, partial_ptr, partial_count_ptr, i_p, num_chunks, stride_x, chunk, D, o_D, m_D,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """Partial sum and count of chunk i_p, where its rows all belong to one graph."""
+    """Partial sum and count of chunk i_p if all its rows belong to one graph."""
     begin = i_p * chunk
     if i_p < num_chunks:  # noqa: SIM102 - in Triton `and` does not short-circuit
         if begin + chunk <= tl.load(ptr_ptr + tl.load(graph_ptr + begin) + 1):
@@ -89,7 +89,7 @@ def masked_pool_fwd_hub_kernel(
     D,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
-    """First stage of a pool for graphs that hold a whole chunk of rows; the others cost two 4-byte loads a chunk."""
+    """First stage of a pool, for graphs that hold a whole chunk of rows; other chunks cost two 4-byte loads."""
     num_d = tl.cdiv(D, BLOCK_D)
     i_p = tl.program_id(0) // num_d
     o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
@@ -114,10 +114,10 @@ def masked_pool_fwd_kernel(
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr,
     MASK: tl.constexpr, MEAN: tl.constexpr, SPLIT_X: tl.constexpr, SPLIT_R: tl.constexpr,
 ):  # fmt: skip
-    """out[b] = mean of x where object_mask, then mean of r where relation_mask, over graph b; no row gives 0 [1].
+    """out[b] = mean of x where object_mask | mean of r where relation_mask, over graph b; no row gives 0 [1].
 
-    With a grid of (.., 1) the first half alone. count[half, b]: rows counted, for backward.
-    Bytes an element at bf16: 2 of each row that counts, once, the minimum; masked rows are not read.
+    A grid of (.., 1) computes the first half alone. count[half, b]: rows counted, for backward.
+    Bytes an element at bf16: 2 for each counted row, read once (the minimum); masked rows are not read.
 
     [1] SGG-IG (Wang et al., AAAI-25), eq. 7: pool_objects, pool_relations.
     """
@@ -144,7 +144,7 @@ def _pool(sets: list[Rows], dtype: torch.dtype, mean: bool) -> tuple[torch.Tenso
     num_graphs, width, device = len(sets[0].ptr) - 1, sets[0].x.shape[1], sets[0].x.device
     out = torch.empty(num_graphs, len(sets) * width, dtype=dtype, device=device)
     count = torch.empty(len(sets), num_graphs, dtype=torch.int32, device=device)
-    # The two kinds take separate chunks: of 1 200 rows of relations and 300 of objects only the former split.
+    # Each kind has its own chunk size: with 1,200 relations and 300 objects only the relations are split.
     chunks = [chunk_size(len(rows.x)) for rows in sets]
     partials = [chunk_partials(len(rows.x), chunk, width, out) for rows, chunk in zip(sets, chunks, strict=True)]
     counts = [torch.empty(len(partial), dtype=torch.int32, device=device) for partial in partials]
@@ -209,7 +209,7 @@ def masked_pool_bwd_kernel(
 ):  # fmt: skip
     """grad_x[n] = grad[graph, :D] / count where object_mask, grad_r[e] = grad[graph, D:] / count where relation_mask.
 
-    Bytes an element at bf16: 2, each written once, the minimum (grad [B, 2D] comes out of L2).
+    Bytes an element at bf16: 2, each written once (the minimum); grad [B, 2D] is read from L2.
     """
     num_d = tl.cdiv(D, BLOCK_D)
     i_block = tl.program_id(0) // num_d

@@ -1,7 +1,7 @@
 """`pack`: draw graphs from a packed store into a packed batch, mask it for the auto-encoder and pad it, in one launch.
 
-The definition is `sgg_kernels.reference.pack`. Everything that varies from batch to batch (which graphs, their
-offsets, the step) is read from device tensors of fixed shape, so that a captured launch can be replayed.
+The definition is `sgg_kernels.reference.pack`. All values that vary from batch to batch (graph ids, offsets, step)
+are read from device tensors of fixed shape, so that the launch can be captured.
 Letters: B graphs drawn, G = B or B + 1 of them with the padding graph, N objects, E relations.
 """
 
@@ -37,7 +37,7 @@ _PPM = tl.constexpr(PPM)
 
 @triton.jit
 def _mask_objects(p_masked, o_n, num_n, count, h, BLOCK: tl.constexpr, RANK_BLOCK: tl.constexpr):
-    """The mask of one graph: of all objects but the last, the `count` with the smallest keys, ties to the lower."""
+    """The mask of one graph: the `count` smallest keys of all objects but the last; a tie goes to the lower index."""
     num_ranked = tl.where(count > 0, num_n - 1, 0)
     for o in range(0, num_n, BLOCK):
         # [BLOCK]
@@ -66,7 +66,7 @@ def _copy_objects(
         tl.store(p_out_pooled + o_n + i, tl.load(p_pooled + first_n + i, mask=m_n), mask=m_n)
         tl.store(p_out_graph + o_n + i, i_b, mask=m_n)
         tl.store(p_out_mid + o_n + i, tl.load(p_mid + first_n + i, mask=m_n) + 2 * shift_e, mask=m_n)
-        # The end of each object's messages; the start is the end of the one before.
+        # The end of each object's messages; the start is the previous object's end.
         tl.store(p_out_ptr + o_n + 1 + i, tl.load(p_ptr + first_n + 1 + i, mask=m_n) + 2 * shift_e, mask=m_n)
 
 
@@ -129,7 +129,7 @@ def _pad_relations(
         tl.store(p_subject + o_e + e, o_n + owner, mask=m_e)
         tl.store(p_object + o_e + e, o_n + owner, mask=m_e)
     for o in range(0, 2 * num_e, BLOCK):
-        # [BLOCK] messages: an owner's relations as subject, then the same as object
+        # [BLOCK] messages: an owner's relations as subject, then as object
         t = o + tl.arange(0, BLOCK)
         owner = ((t // 2 + 1) * num_n - 1) // num_e
         first, last = owner * num_e // num_n, (owner + 1) * num_e // num_n
@@ -148,12 +148,12 @@ def pack_fwd_kernel(
     first_copy, ratio_ppm, seed,
     MASKED: tl.constexpr, PADDED: tl.constexpr, BLOCK: tl.constexpr, RANK_BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Program b copies graph ids[b] of the store to its place in the batch and shifts its indices; the last one pads.
+    """Program b copies graph ids[b] of the store into the batch and shifts its indices; the last program pads.
 
     Bytes: 30 an object (13 read, 17 written; 1 more with the mask), 54 a relation (25 read, 29 written).
-    1. The mask (SGG-IG, masked auto-encoder): an object is hidden whose rank by `hash(seed, step, id, stream, i)`
+    1. The mask (SGG-IG, masked auto-encoder): an object is hidden if its rank by `hash(seed, step, id, stream, i)`
        among the n objects of its graph is below `round(ratio n)`: n^2 compares, in tiles (n <= 30: one tile).
-    2. The padding graph: object i of its n owns the relations `i m // n .. (i + 1) m // n` of its m, with both ends.
+    2. The padding graph: object i of n is both ends of the relations `i m // n .. (i + 1) m // n` of m.
     """
     i_b = tl.program_id(0)
     o_n, o_e = tl.load(p_new_object_ptr + i_b).to(tl.int64), tl.load(p_new_relation_ptr + i_b).to(tl.int64)
@@ -199,10 +199,10 @@ def pack_fwd(
     num_relations: int,
     mask: MaskKey | None = None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """`sgg_kernels.reference.pack` in one launch; the totals come from the host, which drew the graphs.
+    """`sgg_kernels.reference.pack` in one launch; the host gives the totals.
 
-    ids, pointers and step are contiguous int32 on the store's device and may change under a captured launch, as
-    long as the last pointers stay `num_objects` and `num_relations`.
+    ids, pointers and step are contiguous int32 on the store's device. Their values may change between replays of a
+    captured launch while the last pointers stay `num_objects` and `num_relations`.
     """
     num_graphs = object_ptr.shape[0] - 1
     lengths = {"message_ptr": num_objects + 1, "message_slot": 2 * num_relations}

@@ -1,7 +1,7 @@
 """Sums of relation rows by subject and by object: the transpose of the gathers `a[subject]` and `c[object]`.
 
-Backward of `gather_add_relu` (through its relu) and of `triple_context` (without). Letters: N objects, E relations,
-D width.
+It is the backward of `gather_add_relu` (through the relu) and of `triple_context` (without a relu).
+Letters: N objects, E relations, D width.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _sum_run(
     g_ptr, h_ptr, masked_ptr, slot_ptr, begin, end, first, skip, as_subject, stride_g, stride_h, D, o_D, m_D,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    """Sum of the rows slot[begin .. end] less the `skip` from `first`; a subject's walk also stores g (h > 0)."""
+    """Sum of the rows slot[begin .. end] without the `skip` from `first`; the subject walk also stores g (h > 0)."""
     b_D = tl.zeros([BLOCK_D], tl.float32)
     for start in range(begin, end - skip, BLOCK_M):
         o_M = start + tl.arange(0, BLOCK_M)
@@ -53,9 +53,9 @@ def role_sums_hub_kernel(
     stride_g, stride_h, chunk, D,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    """partial[p] = sum of g (h > 0) over the messages of chunk p, where they all belong to one run; else nothing.
+    """partial[p] = sum of g (h > 0) over the messages of chunk p if they belong to one run; otherwise not written.
 
-    What is summed here is not read again by `role_sums_kernel`; a chunk that is not a hub's costs five 4-byte loads.
+    `role_sums_kernel` does not read the summed rows again. Other chunks cost five 4-byte loads.
     """
     num_d = tl.cdiv(D, BLOCK_D)
     i_p = tl.program_id(0) // num_d
@@ -77,12 +77,12 @@ def role_sums_kernel(
     stride_g, stride_h, stride_sum, chunk, num_rows, rows_per_program, D,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RELU: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
-    """subject_sum[i] = sum of g' over subject(e) = i, object_sum[i] = over object(e) = i, g' = g (h > 0) [1].
+    """subject_sum[i] = sum of g' over subject(e) = i, object_sum[i] = sum over object(e) = i, g' = g (h > 0) [1].
 
-    Every relation has one subject, so the subject walk visits each once: it stores g' (the gradient of b), and its
-    sums add up to the bias gradient (one fp32 row a program, added by `column_sum`).
-    Bytes an element of [E, D]: g and h read, g' written, once each from memory (6 at bf16, the minimum); the object
-    walk reads g and h again out of L2, since a graph's relations are neighbours. Without relu: g read once (2).
+    Every relation has one subject, so the subject walk visits each relation once. It stores g' (the gradient of b),
+    and its sums add up to the bias gradient (one fp32 row a program, added by `column_sum`).
+    Bytes an element of [E, D] at bf16: 6 (g and h read, g' written, once each from memory: the minimum). The object
+    walk reads g and h again from L2, because a graph's relations are neighbours. Without relu: 2 (g read once).
 
     [1] SGG-IG (Wang et al., AAAI-25), eqs 3-4, 6 and 7, transposed.
     """
@@ -122,9 +122,9 @@ def role_sums(
     mid_N: torch.Tensor,
     slot_2E: torch.Tensor,
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Fill the two sums of `g * (h > 0)` (of g, where h is None); they share one row stride.
+    """Fill the two sums of `g * (h > 0)`, or of g if h is None; both outputs share one row stride.
 
-    Returns that product [E, D] (None without h), and [programs, D] fp32 rows that add up to its column sums.
+    Returns the product [E, D] (None without h), and [programs, D] fp32 rows that add up to its column sums.
     """
     g_ED = as_rows(g_ED)
     num_rows, width, num_messages = len(mid_N), g_ED.shape[1], len(slot_2E)

@@ -1,8 +1,8 @@
 """Message passing of a triple convolution after its second GEMM: bias, relu, split, mean over each object's messages.
 
-The bias is added here and not in the GEMM's epilogue: it costs no bytes in either, and here its gradient comes out of
-the kernel that writes the gradient of y, which saves `nn.Linear`'s own pass over [E, 3D]. The residual sum of the
-relations is here for the same reason: r' is in registers. Letters: N objects, E relations, D width.
+This kernel adds the bias, not the GEMM's epilogue. The bias costs no bytes in either, and here the kernel that writes
+the gradient of y also gives the gradient of the bias, which saves `nn.Linear`'s own pass over [E, 3D]. It also adds
+the residual of the relations, because r' is in registers. Letters: N objects, E relations, D width.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def _relu_third(y_ptr, bias_ptr, i_E, stride_y, o_col, m_D, m_MD):
     """relu(y + bias) of one third of the columns, fp32 [BLOCK_M, BLOCK_D]."""
     b_MD = tl.load(y_ptr + i_E * stride_y + o_col[None, :], mask=m_MD, other=0.0).to(tl.float32)
     b_MD += tl.load(bias_ptr + o_col, mask=m_D, other=0.0).to(tl.float32)[None, :]
-    return tl.where(b_MD <= 0, 0.0, b_MD)  # not tl.maximum: a NaN must stay one
+    return tl.where(b_MD <= 0, 0.0, b_MD)  # not tl.maximum: a NaN must stay NaN
 
 
 @triton.jit
@@ -40,7 +40,7 @@ def _sum_run(
     D, o_D, m_D,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """Sum of the messages slot[begin .. end] less the `skip` from `first`; a subject's walk also stores r."""
+    """Sum of the messages slot[begin .. end] without the `skip` from `first`; the subject walk also stores r."""
     b_D = tl.zeros([BLOCK_D], tl.float32)
     o_message = tl.where(as_subject, 0, 2 * D) + o_D
     for start in range(begin, end - skip, BLOCK_M):
@@ -66,9 +66,9 @@ def scatter_mean_fwd_hub_kernel(
     stride_y, stride_residual, chunk, D,
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """partial[p] = sum of the messages of chunk p, where they all belong to one run; else nothing.
+    """partial[p] = sum of the messages of chunk p if they belong to one run; otherwise not written.
 
-    What is summed here is not read again by `scatter_mean_fwd_kernel`; other chunks cost five 4-byte loads.
+    `scatter_mean_fwd_kernel` does not read the summed rows again. Other chunks cost five 4-byte loads.
     """
     num_d = tl.cdiv(D, BLOCK_D)
     i_p = tl.program_id(0) // num_d
@@ -93,8 +93,8 @@ def scatter_mean_fwd_kernel(
     """m_s | r' | m_o = relu(y + bias); mean[i] = mean of m_s where subject = i and m_o where object = i; r = r' [1].
 
     With RESIDUAL r = residual + r'. A relation has one subject, so the subject walk visits each once and writes r.
-    Bytes an element of [E, D] at bf16: y read once (6), r written (2), mean 2 N / E, residual 2: the minimum, since
-    every third of a row of y is read by exactly one program.
+    Bytes an element of [E, D] at bf16: y read once (6), r written (2), mean 2 N / E, residual 2. This is the minimum:
+    exactly one program reads each third of a row of y.
 
     [1] SGG-IG (Wang et al., AAAI-25), eqs 3-6, index sets as in sg2im (Johnson et al., CVPR 2018).
     """
@@ -164,9 +164,9 @@ def scatter_mean_bwd_kernel(
 ):  # fmt: skip
     """grad_y[e] = [g_mean[s] / deg(s) | g_r[e] | g_mean[o] / deg(o)] where y + bias > 0, else 0; the whole row at once.
 
-    Each program also leaves the fp32 column sums of its rows, the first stage of the bias gradient.
-    Bytes an element of [E, D] at bf16: y read (6), g_r read (2), grad_y written (6), g_mean 2 N / E out of L2: the
-    minimum while y is kept. (Keeping one bit an element in its place would save 5.6 of 14 here, and add 0.4 forward.)
+    Each program also writes the fp32 column sums of its rows, the first stage of the bias gradient.
+    Bytes an element of [E, D] at bf16: y read (6), g_r read (2), grad_y written (6), g_mean 2 N / E from L2: the
+    minimum while y is kept. (One bit an element instead of y would save 5.6 of 14 here, and add 0.4 in forward.)
     """
     num_d = tl.cdiv(D, BLOCK_D)
     i_p = tl.program_id(0) // num_d

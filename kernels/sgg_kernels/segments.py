@@ -1,11 +1,11 @@
-"""What the graph kernels share: block sizes, the two-stage sum of long runs, column sums.
+"""Shared by the graph kernels: block sizes, the two-stage sum of long runs, column sums.
 
 A run is the list of rows that add up to one result: an object's messages in one role, or the rows of one graph.
-Runs are cut at fixed multiples of `chunk`: a hub kernel sums every chunk that lies wholly inside one run to an fp32
-partial, then the row kernel adds a run's head and tail rows and its partials, in ascending order. The grid depends on
-shapes only, each row is read once, and a run of a million rows occupies as many programs as a million short ones.
+Runs are cut at fixed multiples of `chunk`. A hub kernel sums every chunk that lies wholly inside one run to an fp32
+partial. The row kernel then adds a run's head and tail rows and its partials, in ascending order. The grid depends on
+shapes only, each row is read once, and a run of a million rows occupies as many programs as a million short runs.
 
-Sizes are static rules of shapes: no tuning at run time, the same bits on every machine with the same shapes.
+Block sizes are functions of shapes: there is no tuning at run time, and equal shapes give equal bits on every machine.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ import triton.language as tl
 from .launch import launch
 
 SMALL_ELEMENTS = 2**18
-"""Up to here (256 relations of width 512 are half of it) a tensor is cut in narrow blocks, to occupy every SM."""
+"""A tensor of at most this many elements is cut in narrow blocks, to occupy every SM. (256 x 512 is half of it.)"""
 
 UNSPLIT_ROWS = 1024
-"""Up to here no run is split: the second launch costs more than the longest possible run."""
+"""Inputs of at most this many rows are not split: a second launch costs more than the longest possible run."""
 
 MAX_PARTIALS = 2048
-"""Programs that add columns up, about one wave: bounds the fp32 partials to 2048 rows whatever E is."""
+"""Most programs that sum columns, about one wave: at most 2048 rows of fp32 partials for any E."""
 
 
 def as_rows(x: torch.Tensor) -> torch.Tensor:
-    """x [rows, D] with adjacent elements in a row; any row stride. Copies only where it must (an expanded gradient)."""
+    """x [rows, D] with adjacent elements in a row and any row stride. Copies only if needed (an expanded gradient)."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
@@ -39,18 +39,18 @@ def width_block(num_rows: int, width: int) -> int:
 
 
 def run_options(num_rows: int, width: int, itemsize: int, fp32_residual: bool = False) -> dict[str, int]:
-    """Blocks of a kernel that sums runs: 16 bytes a lane, one row across all lanes, so the sum needs no exchange.
+    """Blocks of a kernel that sums runs: 16 bytes a lane, one row across all lanes, so lanes exchange nothing.
 
-    Large inputs take few rows at a time: an object has two to four messages in a role, and registers are warps. So
-    do widths that rule 16-byte loads out. An fp32 residual beside the messages takes registers of its own: half the
-    rows keep it from spilling where rows are many, and let 16 warps in where y is half as wide.
+    Large inputs take few rows at a time: an object has two to four messages in a role, and fewer registers allow more
+    warps. Widths without 16-byte loads take few rows too. An fp32 residual beside the messages takes more registers:
+    half the rows avoid spills with many rows, and allow 16 warps where y is half as wide.
     """
     block_d = width_block(num_rows, width)
     deep = num_rows * width <= SMALL_ELEMENTS and width % 16 == 0  # Triton proves alignment from multiples of 16 alone
     rows = 16 if deep else 4
     if fp32_residual and (deep or itemsize < 4):
         rows //= 2
-    # Without a bound of its own ptxas aims at a rounder occupancy and spills a few words for it.
+    # Without a bound ptxas aims at a higher occupancy and spills a few words.
     return {
         "BLOCK_M": rows,
         "BLOCK_D": block_d,
@@ -60,26 +60,26 @@ def run_options(num_rows: int, width: int, itemsize: int, fp32_residual: bool = 
 
 
 def tile_options(num_rows: int, width: int, itemsize: int) -> dict[str, int]:
-    """Blocks of a kernel over relations, laid out likewise."""
+    """Blocks of a kernel over relations, with the same layout of lanes."""
     block_d = width_block(num_rows, width)
     return {"BLOCK_E": 4, "BLOCK_D": block_d, "num_warps": max(1, block_d * itemsize // 512)}
 
 
 def chunk_size(num_rows: int) -> int:
-    """Rows of a chunk, 0 for no split. About sqrt(rows) / 2 balances a run's unsplit ends against its partials."""
+    """Rows of a chunk, 0 for no split. About sqrt(rows) / 2 balances a run's ends against its partials."""
     if num_rows <= UNSPLIT_ROWS:
         return 0
     return min(1024, max(64, triton.next_power_of_2(math.isqrt(num_rows) // 2)))
 
 
 def chunk_partials(num_rows: int, chunk: int, width: int, like: torch.Tensor) -> torch.Tensor:
-    """fp32 [chunks, width] for the hub kernel; rows of chunks that cross a boundary stay unwritten and unread."""
+    """fp32 [chunks, width] for the hub kernel; the row of a chunk that crosses a boundary is not written or read."""
     return torch.empty(num_rows // chunk if chunk else 0, width, dtype=torch.float32, device=like.device)
 
 
 @triton.jit
 def whole_chunks(begin, end, chunk, SPLIT: tl.constexpr):
-    """Of the rows begin .. end: the first that a hub kernel has summed, and how many it has."""
+    """(first row, number of rows) of begin .. end that the hub kernel summed."""
     first = end
     skip = 0
     if SPLIT:
@@ -90,7 +90,7 @@ def whole_chunks(begin, end, chunk, SPLIT: tl.constexpr):
 
 @triton.jit
 def add_partials(b_D, partial_ptr, first, skip, chunk, D, o_D, m_D, BLOCK_M: tl.constexpr, SPLIT: tl.constexpr):
-    """b_D plus the partials of the rows first .. first + skip, in ascending order."""
+    """b_D plus the partials of the rows first .. first + skip, added in ascending order."""
     if SPLIT:
         end = (first + skip) // chunk
         for start in range(first // chunk, end, BLOCK_M):
@@ -104,9 +104,9 @@ def add_partials(b_D, partial_ptr, first, skip, chunk, D, o_D, m_D, BLOCK_M: tl.
 
 @triton.jit
 def role_of(message, slot_ptr, subject_ptr, object_ptr, ptr_ptr, mid_ptr):
-    """Whether a message goes to its relation's subject, and where its run (receiver and role) ends.
+    """(True if the message goes to its relation's subject, end of its run by receiver and role).
 
-    The receiver is one of two objects, and only one of them owns this position as subject: no search.
+    The receiver is one of two objects, and only one of them owns this position as subject, so there is no search.
     """
     i_e = tl.load(slot_ptr + message)
     i_s = tl.load(subject_ptr + i_e)
@@ -130,7 +130,7 @@ def column_sum_kernel(partial_ptr, out_ptr, num_rows, D, BLOCK_P: tl.constexpr, 
 
 
 def column_sum(partial_PD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Second stage of a bias gradient: fp32 [P, D], contiguous -> [D]. No rows give 0."""
+    """Second stage of a bias gradient: fp32 [P, D], contiguous -> [D]. Zero rows give 0."""
     num_rows, width = partial_PD.shape
     out_D = torch.empty(width, dtype=dtype, device=partial_PD.device)
     grid = (triton.cdiv(width, 32),)

@@ -21,9 +21,9 @@ def triple_context_fwd_kernel(
     stride_s, stride_r, stride_o, stride_pool, num_relations, H,
     BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out[e] = s[subject] + r[e] + o[object] + pool[graph] + bias, the sum in fp32 [1].
+    """out[e] = s[subject] + r[e] + o[object] + pool[graph] + bias; the sum is in fp32 [1].
 
-    Bytes an element of [E, H] at bf16: r read, out written, 4, and 4 N / E + 2 B / E for the rows gathered out of L2.
+    Bytes an element of [E, H] at bf16: 4 (r read, out written), and 4 N / E + 2 B / E for the rows gathered from L2.
 
     [1] SGG-IG (Wang et al., AAAI-25), eq. 7.
     """
@@ -85,8 +85,8 @@ def triple_context_bwd(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """(grad s [N, H], grad o [N, H], grad pool [B, H], grad bias [H]); the gradient of r is `grad` itself.
 
-    Bytes an element of [E, H] at bf16: 4 (one read for the objects, one for the graphs, which are contiguous rows),
-    in three launches; the bias of each linear map would cost one more pass of 2.
+    Bytes an element of [E, H] at bf16: 4 (one read for the objects, one for the graphs, whose rows are contiguous), in
+    three launches. A separate bias for each linear map would cost one more pass of 2.
     """
     grad_EH = as_rows(grad_EH)
     grad_s = torch.empty(len(mid_N), grad_EH.shape[1], dtype=grad_EH.dtype, device=grad_EH.device)

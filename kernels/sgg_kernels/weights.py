@@ -1,6 +1,6 @@
-"""How the optimisers' kernels read and write weights: `sgg_kernels.reference.weights`, its form a constexpr.
+"""Access of the optimiser kernels to weights: `sgg_kernels.reference.weights` with the form as a constexpr.
 
-Not launched on its own.
+These are device functions without a launch.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from .hash import hash_start, hash_word
 from .reference.weights import Weights
 
 WHOLE, SPLIT, ROUNDED = range(3)
-"""fp32; bf16 and the low halves; bf16 alone, rounded stochastically."""
+"""Forms: fp32; bf16 and the low halves of fp32; bf16 alone, rounded stochastically."""
 
 _WHOLE, _SPLIT = tl.constexpr(WHOLE), tl.constexpr(SPLIT)
 
 
 def form_of(weights: Weights) -> int:
-    """The constexpr of a buffer."""
+    """The form of a buffer, for the kernel's constexpr FORM."""
     if weights.param.dtype == torch.float32:
         return WHOLE
     return ROUNDED if weights.low is None else SPLIT
@@ -33,7 +33,7 @@ def _bf16_of(high):
 
 @triton.jit
 def load_weight(p_param, p_low, i, m_i, FORM: tl.constexpr):
-    """fp32 weights at places i. Bytes an element: 4, or 2 where bf16 is all there is."""
+    """The weights at indices i in fp32. Bytes an element: 4, or 2 with bf16 alone."""
     param = tl.load(p_param + i, mask=m_i, other=0.0)
     if FORM == _SPLIT:
         low = tl.load(p_low + i, mask=m_i, other=0).to(tl.int32)
@@ -44,13 +44,13 @@ def load_weight(p_param, p_low, i, m_i, FORM: tl.constexpr):
 
 @triton.jit
 def store_weight(p_param, p_low, i, m_i, wide, seed, step, FORM: tl.constexpr):
-    """Write fp32 numbers; seed and step are the key of stochastic rounding. Bytes an element: as read."""
+    """Write fp32 numbers; seed and step are the key of stochastic rounding. Bytes an element: as `load_weight`."""
     if FORM == _WHOLE:
         tl.store(p_param + i, wide, mask=m_i)
     else:
         bits = wide.to(tl.int32, bitcast=True)
         if FORM == _SPLIT:
-            # A NaN stays one: a GPU's is 0x7FFFFFFF, which would carry into the sign and be stored as -0.
+            # A NaN stays NaN: a GPU's NaN is 0x7FFFFFFF, which would carry into the sign and become -0.
             high = (bits + tl.where(wide == wide, 0x8000, 0)) >> 16
             tl.store(p_low + i, (bits - (high << 16)).to(tl.int16), mask=m_i)
         else:

@@ -1,4 +1,4 @@
-"""How a command of this package ends: an exit code and, where it refuses, one line on stderr. Knows no torch."""
+"""Exit codes and one-line errors of this package's commands. It does not import torch."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 REFUSED, BAD_NUMBERS, INTERRUPTED = 2, 3, 130
-"""Exit codes: settings or input that cannot be used; numbers that are not finite; SIGINT. argparse has 2 for a wrong
-command line, too."""
+"""Exit codes: unusable settings or input (as in argparse); numbers that are not finite; SIGINT."""
 _LONGEST = 2000
 
 Main = Callable[[list[str] | None], int | None]
 
 
 def refuse(name: str, reason: Exception | str, code: int = REFUSED) -> int:
-    """Print `name: reason` as one line on stderr, nothing in it that a terminal would obey; returns the exit code."""
+    """Print `name: reason` as one line on stderr, without terminal control characters; returns the exit code."""
     said = " ".join(str(reason).split())
     if not said.isprintable():
         said = said.encode("unicode_escape").decode("ascii")
@@ -26,7 +25,7 @@ def refuse(name: str, reason: Exception | str, code: int = REFUSED) -> int:
 
 
 def typed(name: str) -> list[str]:
-    """How to type `train` or `infer`: as the running command was typed, installed or in a checkout."""
+    """The words to type for `train` or `infer`: as the running command was typed, installed or in a checkout."""
     return [f"sgg-{name}"] if Path(sys.argv[0]).name.startswith("sgg-") else ["python", f"{name}.py"]
 
 
@@ -54,17 +53,16 @@ def _drop_stdout() -> None:
 def command(
     name: str, interrupted: str = "", refused: tuple[type[Exception], ...] = (ValueError, OSError)
 ) -> Callable[[Main], Callable[..., int]]:
-    """Makes a `main(argv)` of a function that returns its exit code, or None for 0, or raises.
+    """Wraps a function as `main(argv)`. The function returns its exit code, or None for 0, or raises.
 
-    name: of the command in its messages; interrupted: what the user may do after Ctrl-C; refused: errors that are the
-    user's to mend. Any other error is a bug and keeps its traceback.
+    name: name of the command in messages. interrupted: advice for the user after Ctrl-C. refused: errors that the user
+    can correct. Any other error is a bug and keeps its traceback.
     """
 
     def wrap(body: Main) -> Callable[..., int]:
         @functools.wraps(body)
         def main(argv: list[str] | None = None) -> int:
-            # Before torch loads OpenMP: on a busy machine spinning threads make small steps 20 times slower than
-            # sleeping ones.
+            # Set before torch loads OpenMP: on a busy machine spinning threads make small steps 20 times slower.
             os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
             try:
                 code = body(argv) or 0

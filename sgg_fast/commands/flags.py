@@ -1,4 +1,4 @@
-"""Command lines that answer a mistake in one line, with the flag that was meant. Knows no torch."""
+"""Argument parsers that report a mistake in one line, with the flag that was probably meant; without torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _UNKNOWN = "unrecognized arguments: "
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse without its page of usage in front of an error, and without guesses at cut flags."""
+    """argparse without the usage text before an error, and without abbreviated flags."""
 
     def __init__(self, **settings: object) -> None:
         super().__init__(**{"allow_abbrev": False, **settings})  # type: ignore[arg-type]

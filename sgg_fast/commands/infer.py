@@ -29,7 +29,7 @@ exit codes: 0 done, 2 input, settings or a model that cannot be used, 3 numbers 
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Flags of this script; those that are fields of `sgg_fast.drawing.Options` bear their names."""
+    """Flags of this script; flags that are fields of `sgg_fast.drawing.Options` have the names of the fields."""
     parser = OneLineParser(
         prog="infer.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -68,7 +68,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 @command("infer.py", interrupted="the same command goes on where it stopped")
 def main(argv: list[str] | None) -> int:
-    """Exit code: 0 done, 2 what cannot be used, 3 numbers that went bad (one line on stderr each), 130 interrupted."""
+    """Exit code: 0 done, 2 unusable input, 3 numbers that are not finite (one line on stderr each), 130 interrupted."""
     args = parse(argv)
     check_streams(sys.argv[1:] if argv is None else argv)
     try:
@@ -79,7 +79,7 @@ def main(argv: list[str] | None) -> int:
 
 
 def check_streams(argv: list[str]) -> None:
-    """Raise ValueError for words that are not text, and for a closed stdout; whatever is printed then can be."""
+    """Raise ValueError for words that are not text, and for a closed stdout; afterwards every output can be printed."""
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if sys.stdout is None:
@@ -104,8 +104,7 @@ def tell_words(args: argparse.Namespace) -> None:
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Read, load, draw, print. Raises ValueError or OSError for input that cannot be used, ArithmeticError for bad
-    numbers."""
+    """Read, load, draw, print. Raises ValueError or OSError for unusable input, ArithmeticError for NaN or Inf."""
     from sgg_fast import drawing
     from sgg_fast.data.inputs import model_of, read_inputs
     from sgg_fast.drawing.edit import edited
@@ -113,7 +112,7 @@ def draw(args: argparse.Namespace) -> None:
 
     speak_plainly()
     quiet = args.quiet or args.json
-    # What needs no model is refused before the libraries are loaded, which takes seconds.
+    # Errors that need no model are raised before the libraries are loaded, which takes seconds.
     items = read_inputs(args.inputs, quiet)
     names = drawing.Options.__dataclass_fields__
     given: dict[str, Any] = {name: value for name, value in vars(args).items() if name in names}
@@ -138,7 +137,7 @@ def draw(args: argparse.Namespace) -> None:
 
 
 def described(job: Any, files: list[str], model: Any) -> dict[str, Any]:
-    """What --json prints of a picture."""
+    """The output of --json for one picture."""
     from sgg_fast.drawing import graph_notices
 
     return {**job.record, "files": files, "notices": graph_notices(model.pipeline, job.graph)}

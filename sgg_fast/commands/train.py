@@ -42,13 +42,13 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The command line's words."""
+    """The parsed command line."""
     return command_line().parse_args(argv)
 
 
 @command(NAME, interrupted="the same command continues from the last checkpoint", refused=())
 def main(argv: list[str] | None) -> int:
-    """Exit code: 0 done; else one line on stderr says why, and the code which kind.
+    """Exit code: 0 done; otherwise one line on stderr gives the reason.
 
     2: settings, input or a disk that cannot do it; 3: numbers went bad; 4: another process of the run was lost; 129,
     130 and 143: stopped by SIGHUP, SIGINT or SIGTERM.
@@ -78,7 +78,7 @@ def _run(args: dict[str, Any]) -> int:
 
     try:
         try:
-            config = recipe(name, **args)  # refused before the libraries are loaded, which takes seconds
+            config = recipe(name, **args)  # raises before the libraries are loaded, which takes seconds
             if budget and not (plan or auto_batch):
                 raise ConfigError("--budget is for --plan and --auto-batch: add one of them")
             if not plan:
@@ -97,7 +97,7 @@ def _run(args: dict[str, Any]) -> int:
             return refuse(NAME, error)
         try:
             result = trainer.train()
-        except (ConfigError, OSError) as error:  # a run in use, a full disk; any other from here on is a bug
+        except (ConfigError, OSError) as error:  # a run in use, a full disk; any other error from here on is a bug
             return refuse(NAME, error)
     except (RuntimeError, MemoryError) as error:
         from sgg_fast.train.memory import advice as memory
@@ -105,7 +105,7 @@ def _run(args: dict[str, Any]) -> int:
         if not memory.is_out_of_memory(error):
             raise
         trainer = None
-        traceback.clear_frames(error.__traceback__)  # and with them what the run had allocated
+        traceback.clear_frames(error.__traceback__)  # this also frees the memory of the run
         return refuse(NAME, memory.out_of_memory(memory.TypedRun(config, stage, ds_path, env.device().type)))
     except Stop as stop:
         if env.rank() == 0 or not isinstance(stop, Signalled):
@@ -118,7 +118,7 @@ def _run(args: dict[str, Any]) -> int:
 
 
 def next_command(stage: str, recipe: str, out: Path, settings: dict[str, object]) -> str:
-    """What to type after this stage, with the settings that were given."""
+    """The command after this stage, with the given settings."""
     from sgg_fast.config import as_flags
 
     if stage == "finetune":

@@ -1,9 +1,9 @@
-"""What a run is: five dataclasses (model, data, objective, optim, run) and `Config`, which holds one of each.
+"""The settings of a run: five dataclasses (model, data, objective, optim, run) and `Config`, which holds one of each.
 
-A part says everything of its settings: docstring (the help of the flag), default, and rules as metadata of the field
-(bounds, choices, whether a resumed run may change it, ...; `fields.Rules`). Functions take the part that they need.
-`SETTINGS`, `Config.flat` and `Config.replace` show the same settings by the names of their flags. Named settings are in
-`sgg_fast/recipes.py`. Nothing here loads torch.
+A part is the only place that describes its settings: docstring (the help of the flag), default, and rules as metadata
+of the field (bounds, choices, whether a resumed run may change it, ...; `fields.Rules`). Functions take the part that
+they need. `SETTINGS`, `Config.flat` and `Config.replace` give the same settings by the names of their flags. Named
+settings are in `sgg_fast/recipes.py`. Nothing here loads torch.
 """
 
 from .data import DRAWN_SETS, DataConfig

@@ -8,43 +8,43 @@ from pathlib import Path
 from .fields import ConfigError, Part, setting
 
 DRAWN_SETS = ("toy", "toy-rare", "toy-words")
-"""Values of --data that are no folder: toy scenes, drawn on the spot."""
+"""Values of --data that are not folders: toy scenes, generated on demand."""
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Part):
-    """Where pairs of image and scene graph come from, and in which form training sees them."""
+    """Source of the pairs of image and scene graph, and their form in training."""
 
     source: str = setting("toy", flag="data", makes_cache=True)
-    """Training set: "toy", "toy-rare" or "toy-words" (drawn on the spot; in a third of toy-rare's scenes one thing is
-    above another that is elsewhere below it, or somebody holds something; toy-words speaks as people type), a folder
-    that `sgg_fast.data.prepare` made (a set, or a cache of one), or a folder of images, each with its graph in a .json
-    beside it."""
+    """Training set: "toy", "toy-rare" or "toy-words" (toy scenes, generated on demand), a folder that
+    `sgg_fast.data.prepare` made (a set, or a cache of one), or a folder of images, each with its graph in a .json
+    beside it. In a third of toy-rare's scenes a person holds something, or one thing is above another that is below it
+    in other scenes; toy-words uses everyday relation words."""
     num_published: int = setting(0, of_recipe=True)
-    """Training images of the published set that the recipe stands for, which --plan counts without --data."""
+    """Training images of the published set that the recipe is for; --plan uses it if --data is not given."""
     attributes: str = setting("none", choices=("none", "first"), in_cache=True, makes_cache=True)
-    """Objects of a Visual Genome set (train.h5): by name alone, or with the first of their attributes in front."""
+    """Names of the objects of a Visual Genome set (train.h5): the name alone, or the first attribute and the name."""
     flip: str = setting("none", choices=("none", "swap"), in_cache=True, makes_cache=True)
-    """Mirrored images: none, or each once more with "left" and "right" swapped in its graph (swap)."""
+    """Mirrored images: none, or a mirrored copy of each image with "left" and "right" swapped in its graph (swap)."""
     relation_draws: int = setting(1, at_least=1, in_cache=True, makes_cache=True)
-    """Graphs of each image of a COCO set, whose relations are drawn from its boxes; each is a sample of its own."""
+    """Graphs of each image of a COCO set; their relations are drawn from its boxes. Each is a sample of its own."""
     resolution: int = setting(64, at_least=32, multiple_of=8, in_cache=True, makes_cache=True, in_card=True)
-    """Side of the training images, in pixels; a multiple of 8."""
+    """Resolution of the training images: width and height in pixels, a multiple of 8."""
     num_scenes: int = setting(256, at_least=1, makes_cache=True)
     """Number of toy scenes, with --data toy, toy-rare or toy-words."""
 
     @property
     def is_drawn(self) -> bool:
-        """Whether the set is drawn on the spot."""
+        """Whether the set is generated on demand."""
         return self.source in DRAWN_SETS
 
     @property
     def num_expected(self) -> int:
-        """Training images, as far as the settings tell without opening the set."""
+        """Number of training images, as far as the settings determine it without opening the set."""
         return self.num_scenes if self.is_drawn else self.num_published
 
     def check_given(self) -> None:
-        """Raises `ConfigError` where nothing says what to train on, or where it is not there."""
+        """Raises `ConfigError` if no setting names a training set, or if it does not exist."""
         if not self.source:
             raise ConfigError(
                 "this recipe needs --data: a folder that `python -m sgg_fast.data.prepare` wrote, or one of images "

@@ -1,4 +1,4 @@
-"""`Config`: the five parts together, and the same settings flat, by the names of their flags."""
+"""`Config`: the five parts together, and the same settings as a flat dict by the names of their flags."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .run import RunConfig
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """A run, both stages. Values that the paper fixes are marked P in `recipes.py`."""
+    """Settings of a run, for both stages. Values that the paper fixes are marked P in `recipes.py`."""
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -29,11 +29,11 @@ class Config:
         self.optim.check_model(self.model)
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by its flat name: what logs and checkpoints keep."""
+        """Every setting by its flat name, as logs and checkpoints store it."""
         return {setting.name: setting.of(self) for setting in SETTINGS.values()}
 
     def replace(self, **settings: Any) -> Config:
-        """The same with these flat settings changed. Raises `ConfigError` for a bad value or an unknown name."""
+        """A copy with these flat settings changed. Raises `ConfigError` for a bad value or an unknown name."""
         changes: dict[str, dict[str, Any]] = {}
         for name, value in settings.items():
             if name not in SETTINGS:
@@ -44,32 +44,32 @@ class Config:
         return dataclasses.replace(self, **parts)
 
     def check_given(self) -> None:
-        """Raises `ConfigError` where the recipe stands for data or models that flags must name."""
+        """Raises `ConfigError` if the recipe needs data or models that no flag names."""
         self.data.check_given()
         self.model.check_given()
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A field of a part, as the flat settings see it."""
+    """A field of a part, as a flat setting."""
 
     name: str
-    """In flat settings; with dashes, that of its flag."""
+    """Name in flat settings; with dashes, the name of its flag."""
     part: str
-    """Which field of `Config` holds it."""
+    """Field of `Config` that holds it."""
     kind: type[Part]
     """Class of that part."""
     field: str
-    """Its name in there."""
+    """Name in that class."""
     default: Any
     rules: Rules
 
     def of(self, config: Config) -> Any:
-        """Its value."""
+        """Its value in `config`."""
         return getattr(getattr(config, self.part), self.field)
 
     def shown(self, config: Config) -> tuple[str, Any]:
-        """Name and value on a model card: "auto" resolved where the part resolves it."""
+        """Name and value on a model card; "auto" is resolved if the part resolves it."""
         resolved = self.rules.resolved
         return (resolved, getattr(getattr(config, self.part), resolved)) if resolved else (self.name, self.of(config))
 

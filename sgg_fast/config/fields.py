@@ -1,6 +1,6 @@
-"""What a setting is: a field of a part, its docstring as help, and its rules as metadata of the field.
+"""A setting is a field of a part, with its docstring as help and its rules as metadata of the field.
 
-Whatever asks about settings (flags, resuming, the model card, the memory advice) reads the rules here; no file keeps a
+All code about settings (flags, resuming, the model card, the memory advice) reads the rules here; no file keeps a
 second list of names.
 """
 
@@ -22,43 +22,43 @@ class ConfigError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What the code knows of a field beside its name, type, default and docstring."""
+    """Properties of a field beside its name, type, default and docstring."""
 
     choices: tuple[str, ...] = ()
-    """The words that it may be; empty for any value."""
+    """Allowed words; empty for any value."""
     at_least: float = -math.inf
-    """Lower bound, which is allowed."""
+    """Lower bound, inclusive."""
     at_most: float = math.inf
-    """Upper bound, which is allowed."""
+    """Upper bound, inclusive."""
     below: float = math.inf
-    """Upper bound, which is not allowed."""
+    """Upper bound, exclusive."""
     multiple_of: int = 0
-    """It must be a multiple of this; 0 for any."""
+    """The value must be a multiple of this; 0 for any value."""
     hint: str = ""
-    """Words that follow the bound in the message."""
+    """Words after the bound in the message."""
     flag: str = ""
-    """Name of its flag and of its key in flat settings; empty where that is the field's own."""
+    """Name of its flag and of its key in flat settings; empty for the field's own name."""
     of_recipe: bool = False
-    """The recipe alone sets it: it is no flag."""
+    """Only the recipe sets it; it has no flag."""
     may_change: bool = False
-    """A resumed run may have another value."""
+    """A resumed run may change it."""
     in_encoder: bool = False
     """A pre-trained graph encoder fixes it."""
     in_cache: bool = False
     """A prepared cache fixes it."""
     makes_cache: bool = False
-    """`prepare cache` takes its flag."""
+    """`prepare cache` has its flag."""
     in_card: bool = False
     """The model card shows it."""
     resolved: str = ""
-    """The part's property that resolves "auto", which the card shows in its place."""
+    """The part's property that resolves "auto"; the card shows the resolved value."""
     saves_memory: Mapping[str, Any] | None = None
-    """Flat settings that take less memory, with what they need beside them."""
+    """Flat settings that need less memory, together with the settings that they require."""
     only_with: str = ""
-    """Field of the same part without which `saves_memory` changes nothing."""
+    """Field of the same part that must be set for `saves_memory` to have an effect."""
 
     def fault(self, value: Any) -> str | None:
-        """What is wrong with `value`, as the end of "--name must ..."; None where nothing is."""
+        """The fault of `value`, as the end of "--name must ..."; None if there is none."""
         if self.choices:
             return None if value in self.choices else f"be one of {', '.join(self.choices)}, not {value!r}"
         if isinstance(value, bool) or not isinstance(value, int | float):
@@ -94,18 +94,18 @@ def rules_of(field: dataclasses.Field[Any]) -> Rules:
 
 
 def name_of(field: dataclasses.Field[Any]) -> str:
-    """The field's name in flat settings; with dashes, that of its flag."""
+    """The field's name in flat settings; with dashes, the name of its flag."""
     return rules_of(field).flag or field.name
 
 
 def flag(name: str) -> str:
-    """Name of a flag without its dashes in front."""
+    """Name of a flag without its leading dashes."""
     return name.replace("_", "-")
 
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Base of the parts of a `Config`. Raises `ConfigError` for a value that a field's rules refuse."""
+    """Base of the parts of a `Config`. Raises `ConfigError` for a value that breaks a field's rules."""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

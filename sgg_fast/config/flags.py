@@ -1,4 +1,4 @@
-"""Settings as flags of a command line."""
+"""Settings as command-line flags."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from .fields import flag
 
 
 def add_flags(parser: argparse._ActionsContainer, for_cache: bool = False) -> None:
-    """One flag a setting that is not the recipe's own; for_cache: only those that `prepare cache` takes.
+    """Add one flag for each setting, except settings that only the recipe sets.
 
-    Flags have no defaults: what is absent comes from the recipe.
+    for_cache: add only the flags of `prepare cache`. Flags have no defaults: the recipe supplies absent values.
     """
     for setting in SETTINGS.values():
         if setting.rules.of_recipe or (for_cache and not setting.rules.makes_cache):
@@ -25,7 +25,7 @@ def add_flags(parser: argparse._ActionsContainer, for_cache: bool = False) -> No
 
 
 def as_flags(settings: dict[str, Any]) -> list[str]:
-    """Flat settings -> the words that set them on a command line."""
+    """The command-line words that set these flat settings."""
     words: list[str] = []
     for name, value in settings.items():
         if isinstance(value, bool):

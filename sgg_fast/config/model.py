@@ -1,4 +1,4 @@
-"""Settings of the networks: which ones, their sizes and forms, and how they compute."""
+"""Settings of the networks: their kind, sizes and forms, and their operators."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from .fields import ConfigError, Part, setting
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig(Part):
-    """Stable Diffusion, the conditioner of its UNet, and the operators that they run on."""
+    """Stable Diffusion, the conditioner of its UNet, and their operators."""
 
     source: str = setting("", flag="model", makes_cache=True)
     """Stable Diffusion v1 in diffusers format: folder or hub id. Empty: the toy models."""
     sizes: str = setting("toy", choices=("toy", "toy-words", "sd"), of_recipe=True)
-    """The models that the recipe is for; those of the toy ship in the package and stand in where --model is empty."""
+    """The models that the recipe is for. The toy models ship in the package and are used if --model is empty."""
     clip: str = setting("", makes_cache=True)
-    """CLIP ViT-B/32 for names and images: folder or hub id. Empty: the one that --model carries."""
+    """CLIP ViT-B/32 for names and images: folder or hub id. Empty: the CLIP that --model contains."""
     conditioner: str = setting("sgg", choices=("sgg", "text", "sgdiff"), in_card=True)
-    """What conditions the UNet: sgg, the graph encoder of SGG-IG, or a baseline without pre-training: text, the graph
-    in words through SD's text encoder, or sgdiff, the graph encoder of SGDiff."""
+    """Conditioner of the UNet: sgg, the graph encoder of SGG-IG, or a baseline without pre-training: text, the graph as
+    text through SD's text encoder, or sgdiff, the graph encoder of SGDiff."""
     text_form: str = setting("sentence", choices=("sentence", "phrases", "numbered"))
-    """How --conditioner text puts a graph in words: one sentence, phrases that are a token each, or one sentence with
-    numbered names where there are several of a kind."""
+    """Text of a graph for --conditioner text: one sentence, phrases of one token each, or one sentence that numbers the
+    names of which there are several."""
     width: int = setting(128, at_least=1, in_encoder=True, in_card=True)
     """D, channels of the graph encoder."""
     num_layers: int = setting(4, at_least=1, in_encoder=True, in_card=True)
@@ -32,24 +32,23 @@ class ModelConfig(Part):
     triple: str = setting("roles", choices=("roles", "shared"), in_encoder=True, in_card=True)
     """Eq. 7 with one map per role, or one map shared by subject and object as printed."""
     context: str = setting("triples", choices=("triples", "global"), in_encoder=True, in_card=True)
-    """What the UNet attends to: a token per triple, or X_global alone (eq. 11 as printed)."""
+    """The UNet's context: a token per triple, or X_global alone (eq. 11 as printed)."""
     token_init: str = setting("text", choices=("none", "text"), in_encoder=True, in_card=True, makes_cache=True)
     """Start each triple's token from SD's own text state of its phrase; a gate adds the graph's share."""
     gate_init: float = setting(1.0, in_encoder=True, in_card=True)
-    """Where the gates of --token-init text start: at 0 the tokens are SD's own text states at first, and the gates
+    """Initial value of the gates of --token-init text. At 0 the tokens are SD's own text states at first, and the gates
     open at --graph-lr; at 1 the graph's share counts as much from the first step."""
     null_tokens: int = setting(77, at_least=1, at_most=77, in_encoder=True)
-    """States of the empty text that the null condition holds: 77 as Stable Diffusion was trained with, or fewer (2: its
-    start and end) for a model that never saw the rest; then the context is only as long as its graphs."""
+    """States of the empty text in the null condition: 77 as in Stable Diffusion's training, or fewer for a model that
+    was trained with fewer (2: start and end). With fewer, the context is only as long as its graphs."""
     instance_codes: bool = setting(False, in_encoder=True)
-    """Tell objects of one name in a graph apart: a random code on every token that mentions the object."""
+    """Distinguish objects of one name in a graph: a random code on every token that mentions the object."""
     attention: str = setting("auto", choices=("auto", "xformers", "sdpa", "cudnn"), may_change=True)
     """UNet attention: auto is xformers on CUDA and torch's SDPA elsewhere; cudnn is SDPA by cuDNN, in bf16 or fp16."""
     kernels: str = setting("auto", choices=("auto", "reference", "triton"), may_change=True)
     """Graph kernels: auto is Triton on CUDA and the reference form elsewhere."""
     fuse_unet: str = setting("auto", choices=("auto", "on", "off"), may_change=True)
-    """The UNet with fused normalisation and gates and merged projections, under stock parameter names: auto is on for
-    CUDA."""
+    """Fuse the UNet's normalisation and gates and merge projections, under stock parameter names; auto: on for CUDA."""
     gradient_checkpointing: bool = setting(False, may_change=True, saves_memory={"gradient_checkpointing": True})
     """Recompute the UNet's activations in backward: less memory, about a quarter more work."""
 
@@ -63,11 +62,11 @@ class ModelConfig(Part):
             raise ConfigError(self.without_tokens("instance-codes"))
 
     def without_tokens(self, name: str) -> str:
-        """The refusal of a flag that needs SGG-IG's own tokens, which a baseline lacks."""
+        """Error message for a flag that needs SGG-IG's own tokens, which a baseline lacks."""
         return f"--conditioner {self.conditioner} has none of SGG-IG's own tokens for --{name}: leave it out"
 
     def check_given(self) -> None:
-        """Raises `ConfigError` where nothing says which models to load."""
+        """Raises `ConfigError` if no setting names the models to load."""
         if self.source or self.sizes == "toy":
             return
         what = "a Stable Diffusion v1.4 folder or hub id"
@@ -77,12 +76,12 @@ class ModelConfig(Part):
 
     @property
     def reads_phrases(self) -> bool:
-        """Whether the context is made of SD's states of the triples' phrases."""
+        """Whether the context consists of SD's states of the triples' phrases."""
         if self.conditioner == "text":
             return self.text_form == "phrases"
         return self.conditioner == "sgg" and self.token_init == "text"
 
     @property
     def reads_text(self) -> bool:
-        """Whether drawing needs SD's text encoder."""
+        """Whether sampling needs SD's text encoder."""
         return self.conditioner == "text" or self.reads_phrases

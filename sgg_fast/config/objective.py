@@ -10,7 +10,7 @@ from .model import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig(Part):
-    """Losses, their weights, and what they hide from the model. Weights and shares have no unit."""
+    """Losses, their weights, and the inputs that training masks or drops. Weights and shares have no unit."""
 
     mask_ratio: float = setting(0.3, at_least=0, at_most=1)
     """Share of objects that the auto-encoder masks."""
@@ -28,12 +28,13 @@ class ObjectiveConfig(Part):
     """lambda of eq. 12: share of the diffusion loss; the rest is image-scene alignment."""
     isa_weight: str = setting("auto", choices=("auto", "alpha_bar", "none"), in_card=True, resolved="alignment_weight")
     """Weight of eq. 10 over timesteps: alpha_bar_t, or none as printed. Auto is alpha_bar, but none for
-    --image-embedding noised, which carries its own."""
+    --image-embedding noised, which includes its own weight."""
     image_embedding: str = setting(
         "clean", choices=("clean", "noised", "noisy-image", "predicted", "latent"), in_card=True
     )
-    """I(t) of eq. 10: the embedding of the clean image, its expectation under noise (noised), that of the noised image
-    (noisy-image), of the image that the UNet predicts, or a small network's reading of the predicted latent."""
+    """I(t) of eq. 10: the embedding of the clean image, its expectation under noise (noised), the embedding of the
+    noised image (noisy-image) or of the image that the UNet predicts (predicted), or the output of a small network on
+    the predicted latent (latent)."""
     condition_dropout: float = setting(0.1, at_least=0, at_most=1)
     """Share of training images whose condition is dropped, for classifier-free guidance."""
     relation_dropout: float = setting(0.0, at_least=0, at_most=1, in_card=True)
@@ -41,9 +42,9 @@ class ObjectiveConfig(Part):
     min_snr_gamma: float = setting(0.0, at_least=0)
     """Weight the diffusion loss over timesteps by min(SNR, this) / SNR (usually 5); 0 for the paper's even weight."""
     geometry: float = setting(0.5, at_least=0, in_card=True)
-    """Weight of a loss of both stages: each relation's token predicts how the boxes of its pair lie; 0 for none."""
+    """Weight of a loss of both stages: each relation's token predicts the layout of its pair's boxes; 0 for none."""
     attention_loss: float = setting(0.1, at_least=0, in_card=True)
-    """Weight of a loss of fine-tuning: the UNet's attention to an object's token belongs into its box; 0 for none."""
+    """Weight of a loss of fine-tuning: the UNet's attention to an object's token concentrates in its box; 0: none."""
 
     def check(self) -> None:
         """Raises `ConfigError` for losses that exclude each other."""
@@ -69,7 +70,7 @@ class ObjectiveConfig(Part):
             raise ConfigError(f"--relation-dropout: --text-form {model.text_form} says the whole graph; use phrases")
 
     def needs_boxes(self, stage: str) -> bool:
-        """Whether the stage learns from where objects lie in the pictures."""
+        """Whether the stage learns from the boxes of objects."""
         return self.geometry > 0 or (stage == "finetune" and self.attention_loss > 0)
 
     @property

@@ -1,4 +1,4 @@
-"""Settings of the optimisation: batches, steps, learning rates, and how weights are kept and updated."""
+"""Settings of the optimisation: batches, steps, learning rates, and the storage and update of weights."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from .model import ModelConfig
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(Part):
-    """How both stages step."""
+    """Optimisation of both stages."""
 
     batch_size: int = setting(8, at_least=1, in_card=True)
     """Graphs or images per step and process; in fine-tuning per micro-batch."""
     accumulation_steps: int = setting(1, at_least=1)
-    """Micro-batches of --batch-size whose gradients make one fine-tuning step; a step counts once."""
+    """Micro-batches of --batch-size whose gradients make one fine-tuning step; they count as one step."""
     pretrain_steps: int = setting(300, at_least=1, may_change=True)
     """Iterations of --stage pretrain."""
     finetune_steps: int = setting(150, at_least=1, may_change=True, in_card=True)
@@ -31,25 +31,25 @@ class OptimConfig(Part):
     warmup_steps: int = setting(0, at_least=0)
     """Steps over which the learning rates rise linearly to full."""
     max_grad_norm: float = setting(1.0, at_least=0)
-    """Largest norm of the gradient, to which larger ones are clipped; 0 clips nothing."""
+    """Upper bound of the gradient's norm; a larger gradient is clipped. 0 turns clipping off."""
     weights: str = setting(
         "master", choices=("master", "split", "lean"), saves_memory={"weights": "lean", "precision": "auto"}
     )
-    """The UNet's weights in fine-tuning: in fp32, cast for compute (master); rounded to bf16 once, while the optimiser
-    keeps the rest of fp32, so that nothing is cast (split); or in bf16 alone, with updates rounded stochastically so
-    that small ones are kept on average (lean: 4 of 10 bytes a weight saved)."""
+    """Storage of the UNet's weights in fine-tuning: fp32, cast for compute (master); bf16, while the optimiser keeps
+    the low halves of fp32, so nothing is cast (split); or bf16 alone, with updates rounded stochastically so that small
+    ones are kept on average (lean: saves 4 of 10 bytes a weight)."""
     precision: str = setting("auto", choices=("auto", "fp32", "bf16", "fp16"), in_card=True)
     """Precision of fine-tuning: auto is bf16 on CUDA and with bf16 --weights, else fp32; fp16 scales the loss."""
     optimizer_in_backward: bool = setting(False, saves_memory={"optimizer_in_backward": True, "max_grad_norm": 0})
-    """Update each weight as soon as backward has its gradient, and free it: no gradient clipping, no accumulation."""
+    """Update each weight once backward has its gradient, and free that: no gradient clipping, no accumulation."""
     optimizer: str = setting(
         "adam8bit", choices=("adam8bit", "adam"), in_card=True, saves_memory={"optimizer": "adam8bit"}
     )
     """Fine-tuning optimiser: 8-bit Adam, or Adam with fp32 moments. Pre-training always runs Adam in fp32."""
     ema: float = setting(0.0, at_least=0, below=1, hint="such as 0.9999")
-    """Decay per step of an average of the weights, which the result then holds instead of the last ones; 0 for none."""
+    """Decay per step of an average of the weights, which the result holds instead of the last ones; 0 for none."""
     ema_device: str = setting("auto", choices=("auto", "cpu"), saves_memory={"ema_device": "cpu"}, only_with="ema")
-    """Where the average lies: beside the weights, or in CPU memory (then updated every 16 steps)."""
+    """Device of the average: beside the weights, or in CPU memory (updated every 16 steps)."""
 
     def check(self) -> None:
         """Raises `ConfigError` for ways of updating weights that exclude each other."""

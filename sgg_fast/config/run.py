@@ -1,4 +1,4 @@
-"""Settings of a run: its seed, what it shows and keeps on the way, when it stops, how the result draws."""
+"""Settings of a run: seed, logs, samples and checkpoints, stopping, and defaults of sampling."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from .fields import ConfigError, Part, setting
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig(Part):
-    """Everything that is neither model nor data nor optimisation."""
+    """All settings that are neither model nor data nor optimisation."""
 
     recipe: str = setting("toy", of_recipe=True)
-    """Name of the settings that everything else was taken from."""
+    """Name of the recipe that the settings come from."""
     seed: int = setting(0, at_least=0, at_most=2**32 - 1, in_card=True, makes_cache=True)
     """Seed of everything random; each draw is a hash of (seed, step, sample)."""
     cuda_graphs: bool = setting(True, may_change=True)
-    """Replay steps on CUDA as CUDA graphs instead of launching kernel by kernel; what cannot be captured (DeepSpeed,
-    --precision fp16, --optimizer-in-backward) runs eagerly."""
+    """Capture steps on CUDA as CUDA graphs instead of launching kernel by kernel; steps that cannot be captured
+    (DeepSpeed, --precision fp16, --optimizer-in-backward) run eagerly."""
     max_skipped: int = setting(10, at_least=1, may_change=True)
-    """Steps in a row whose loss or gradient is not finite, all skipped, at which the run stops."""
+    """The run stops after this many skipped steps in a row. A step is skipped if its loss or gradient is not finite."""
     rank_timeout: float = setting(600.0, at_least=1, may_change=True)
     """Seconds that a process waits for the others of the run before it stops."""
     validation_pairs: int = setting(32, at_least=0)
-    """Images kept out of pre-training with their graphs, to validate on; at most an eighth of the set."""
+    """Images kept out of pre-training with their graphs, for validation; at most an eighth of the set."""
     validate_every: int = setting(100, at_least=0, may_change=True)
     """Pre-training steps between validations (and one at the end); 0 for none."""
     early_stop: int = setting(0, at_least=0, may_change=True)
@@ -41,8 +41,7 @@ class RunConfig(Part):
     sampling_steps: int = setting(100, at_least=1, may_change=True)
     """DDIM steps that infer.py takes with the saved result unless --steps is given."""
     guidance: float = setting(4.0, at_least=1, hint="1 is none", may_change=True)
-    """Classifier-free guidance scale of sample sheets, and of infer.py with the saved result unless --guidance is
-    given."""
+    """Classifier-free guidance scale of sample sheets, and the default of infer.py with the saved result."""
 
     def check(self) -> None:
         """Raises `ConfigError` for early stopping without validations."""

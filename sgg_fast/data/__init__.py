@@ -1,1 +1,1 @@
-"""Graph formats, training sets and the cache of everything frozen."""
+"""Graph formats, training sets and the cache of the frozen models' outputs."""

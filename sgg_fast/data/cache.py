@@ -1,7 +1,7 @@
-"""Everything frozen, computed once: VAE moments, CLIP image embeddings, name embeddings, packed graphs.
+"""Outputs of the frozen models, computed once: VAE moments, CLIP image embeddings, name embeddings, packed graphs.
 
-Runs models, as only its file-writing sister `prepare/cache.py` does in `data/`. What is computed here lives in memory,
-on the training device; of a prepared cache the moments stay on disk. Letters: M images of the set, S samples (S = D M
+Only this module and `prepare/cache.py`, which writes files, run models in `data/`. Results computed here lie in memory
+on the training device; the moments of a prepared cache stay on disk. Letters: M images of the set, S samples (S = D M
 for D draws of relations), I CLIP width, V names, c and h, w channels and sides of a latent.
 """
 
@@ -24,12 +24,12 @@ from sgg_fast.nn.clip import embed_images, embed_names, phrase_states
 from sgg_fast.nn.foundation import Foundation, load_foundation
 
 RESIDENT_SHARE = 0.25
-"""Of a GPU's free memory: moments that need less are kept there instead of being read from disk at every step."""
+"""Share of a GPU's free memory. Moments that need less are kept there and not read from disk at every step."""
 
 
 @dataclasses.dataclass
 class TrainingCache:
-    """A training set as the step reads it."""
+    """The tensors of a training set for the training step."""
 
     graphs: SceneGraphBatch
     """All S graphs, packed."""
@@ -39,13 +39,13 @@ class TrainingCache:
     images: torch.Tensor
     """[S, I] raw CLIP image embeddings."""
     moments: torch.Tensor | MomentRows | None
-    """[S, 2c, h, w] mean and log-variance of the VAE posterior; None when only pre-training."""
+    """[S, 2c, h, w] mean and log-variance of the VAE posterior; None for pre-training alone."""
     phrases: torch.Tensor | None = None
     """[P, C] SD's end-of-text state of each phrase of the table; None without text initialisation."""
     texts: torch.Tensor | None = None
-    """[S, L] token ids of what is said of each graph; None but where SD's text encoder reads whole texts."""
+    """[S, L] token ids of each graph's text; None unless SD's text encoder reads whole texts."""
     boxes: torch.Tensor | None = None
-    """[N, 4] x0, y0, x1, y1 in picture units of every object of `graphs`; None where nothing asks for them."""
+    """[N, 4] x0, y0, x1, y1 in picture units of every object of `graphs`; None if no loss needs boxes."""
 
     def __len__(self) -> int:
         return self.graphs.num_graphs
@@ -58,7 +58,7 @@ class TrainingCache:
         return twice_c // 2, height, width
 
     def to(self, device: torch.device) -> TrainingCache:
-        """The same set on `device`; moments that stay in files stay there."""
+        """The same set on `device`; moments in files stay there."""
         held = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in held.items() if isinstance(value, torch.Tensor | SceneGraphBatch)
@@ -66,19 +66,19 @@ class TrainingCache:
         return dataclasses.replace(self, **moved)
 
     def tensors(self) -> list[torch.Tensor]:
-        """Everything that lies in memory."""
+        """All tensors in memory."""
         held = [*vars(self).values(), *vars(self.graphs).values()]
         return [value for value in held if isinstance(value, torch.Tensor)]
 
     def latents(self, index_B: torch.Tensor, noise_Bchw: torch.Tensor) -> torch.Tensor:
-        """Samples of the posterior at `index`, unscaled: mean + std * noise."""
+        """Unscaled samples of the posterior at `index`: mean + std * noise."""
         assert self.moments is not None
         mean, logvar = self.moments[index_B].float().chunk(2, dim=1)
         return mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise_Bchw
 
 
 def open_foundation(model: ModelConfig) -> Foundation:
-    """The models that --model and --clip name, or the toy's. Raises `ConfigError`."""
+    """The models of --model and --clip, or the toy's. Raises `ConfigError`."""
     model.check_given()
     if model.source:
         return load_foundation(model.source, model.clip)
@@ -96,7 +96,7 @@ def to_pixels(images: np.ndarray, device: torch.device) -> torch.Tensor:
 def encode_images(
     images: np.ndarray, foundation: Foundation, device: torch.device, with_latents: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """uint8 [B, H, W, 3] -> CLIP embeddings [B, I] and, with latents, VAE moments [B, 2c, h, w]; fp32."""
+    """uint8 [B, H, W, 3] -> CLIP embeddings [B, I] and, with latents, VAE moments [B, 2c, h, w], both fp32."""
     pixels = to_pixels(images, device)
     embedded = embed_images(foundation.clip, pixels)
     if not with_latents:
@@ -115,10 +115,10 @@ def build_cache(
     batch_size: int = 32,
     progress: bool = True,
 ) -> TrainingCache:
-    """Run the frozen towers over the whole set. The models are moved to `device` and stay there.
+    """Run the frozen models over the whole set. They are moved to `device` and stay there.
 
-    A prepared cache is read instead. Raises `ConfigError` where it was made by other models, and for boxes that are
-    asked for where there are none.
+    A prepared cache is read instead. Raises `ConfigError` if other models made it, and if the run needs boxes and the
+    set has none.
     """
     boxes = _boxes(source, device) if with_boxes else None
     if source.stored is not None:
@@ -173,7 +173,7 @@ def fingerprint(module: nn.Module) -> str:
 def _from_stored(
     stored: StoredCache, foundation: Foundation, device: torch.device, with_latents: bool, with_phrases: bool
 ) -> TrainingCache:
-    """A prepared cache; phrases are computed where it has none."""
+    """The tensors of a prepared cache; missing phrases are computed."""
     used = {"clip": foundation.clip, "vae": foundation.vae if with_latents else None}
     for part, module in used.items():
         if module is not None and fingerprint(module) != stored.index["models"][part]:

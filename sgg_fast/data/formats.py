@@ -1,6 +1,6 @@
-"""Scene graphs from files and streams: JSON of any known layout, JSON lines, lines of text.
+"""Reads scene graphs from files and streams: JSON of any known layout, JSON lines, lines of text.
 
-Native form: sg2im's JSON, one graph or a list; the others are in `sgg_fast/data/layouts.py`.
+The native form is sg2im's JSON, one graph or a list. `sgg_fast/data/layouts.py` reads the other layouts.
 
 {"objects": ["sky", "grass", "sheep"], "relationships": [[0, "above", 1], [2, "standing on", 1]]}
 """
@@ -17,7 +17,7 @@ from sgg_fast.graph import SceneGraph, SceneGraphError, shown
 
 
 def load_scene_graphs(path: str | Path) -> list[SceneGraph]:
-    """Every graph of a file, in order. Raises `SceneGraphError` naming file, place and reason."""
+    """All graphs of a file, in order. Raises `SceneGraphError` naming file, place and reason."""
     path = Path(path)
     try:
         data = path.read_bytes()
@@ -27,10 +27,10 @@ def load_scene_graphs(path: str | Path) -> list[SceneGraph]:
 
 
 def read_scene_graphs(data: bytes, source: str, as_text: bool = False) -> list[SceneGraph]:
-    """Every graph of a file's content. `source` begins every error message.
+    """All graphs of a file's content. `source` begins every error message.
 
-    One JSON document, JSON lines (a document a line), or with `as_text` one-line forms (a graph a line) where the
-    content does not begin like JSON.
+    The content is one JSON document or JSON lines (a document a line). With `as_text`, content that does not begin like
+    JSON is read as one-line forms (a graph a line).
     """
     try:
         # Editors on Windows put a byte order mark in front of UTF-8.
@@ -50,12 +50,12 @@ def read_scene_graphs(data: bytes, source: str, as_text: bool = False) -> list[S
 
 
 def parse_scene_graphs(document: Any, source: str = "scene graph") -> list[SceneGraph]:
-    """Graphs of a parsed document of any layout, which is not modified. `source` begins every error message."""
+    """Graphs of a parsed document of any layout; `document` is not modified. `source` begins every error message."""
     return read_document(document, source)
 
 
 def _is_json(line: str) -> bool:
-    """Whether a line is a whole JSON value, so that what follows it makes the file JSON lines."""
+    """True if a line is a whole JSON value, so that further lines make the file JSON lines."""
     try:
         json.loads(line)
     except (ValueError, RecursionError):
@@ -64,7 +64,7 @@ def _is_json(line: str) -> bool:
 
 
 def parse_json(text: str, where: str, within_line: bool = False) -> Any:
-    """The document of a JSON text: no NaN, no key twice in one object. Raises `SceneGraphError` with the place."""
+    """The document of a JSON text without NaN and repeated keys. Raises `SceneGraphError` with the place."""
     try:
         return json.loads(text, parse_constant=_no_constant, object_pairs_hook=_unique_keys)
     except json.JSONDecodeError as error:

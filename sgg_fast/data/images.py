@@ -1,4 +1,4 @@
-"""Pictures from files: decoded with a bound on their size, refused by name where pixels would have to be guessed.
+"""Reads pictures from files, with a bound on their size. Pictures with ambiguous pixels are refused by name.
 
 Letters: H, W height and width, R side of the training square, in pixels.
 """
@@ -16,11 +16,11 @@ from sgg_fast.graph import shown
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 RESIZE = ("squash", "crop")
-"""squash: the whole picture, as sg2im does, so that no object of the graph is cut off; crop: the central square."""
+"""squash: the whole picture, as in sg2im, so that no object of the graph is cut off; crop: the central square."""
 _MODES = {"1", "L", "P", "RGB", "LA", "PA", "RGBA"}
 _ORIENTATION = 0x0112
 _AS_STORED = (0, 1)
-"""0 is what some cameras write for unknown."""
+"""Tag values of upright pictures; some cameras write 0 for unknown."""
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -30,12 +30,12 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Value of the orientation tag -> what makes the picture upright (EXIF 2.3, 4.6.4)."""
+"""Value of the orientation tag -> operation that makes the picture upright (EXIF 2.3, 4.6.4)."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def graph_beside(picture: Path) -> Path | None:
-    """The picture's graph: the file of its stem that ends in .json, in capitals or not; None where there is none."""
+    """The graph file of a picture: same stem, ending .json in any case; None if there is none."""
     usual = picture.with_suffix(".json")
     if usual.is_file():
         return usual
@@ -52,19 +52,18 @@ class ImageError(ConfigError):
 
 
 def stays_inside(path: str) -> bool:
-    """Whether a path from an annotation is relative and cannot leave the folder it is joined to."""
+    """True if a path from an annotation is relative and stays inside the folder that it is joined to."""
     windows = PureWindowsPath(path)
     escapes = windows.drive or windows.root or "\\" in path or "\0" in path
     return bool(path) and not escapes and ".." not in PurePosixPath(path).parts
 
 
 def open_rgb(path: Path, upright: bool = False) -> Image.Image:
-    """The picture in `path`, RGB with 8 bits. Raises `ImageError`.
+    """The picture in `path` as 8-bit RGB. Raises `ImageError`.
 
-    Grey and palette pictures are converted, which loses nothing. CMYK (its colours depend on a profile), 16-bit and
-    floating-point pictures (which range is black to white?) and pictures with transparent pixels (on which ground?)
-    are refused rather than changed. `upright`: turned as its orientation tag says, for pictures without boxes; boxes
-    were drawn on the pixels as stored.
+    Grey and palette pictures are converted without loss. Refused are CMYK (its colours depend on a profile), 16-bit and
+    floating-point pictures (their range is unknown) and transparent pixels (their background is unknown). `upright`
+    applies the orientation tag, for pictures without boxes; boxes refer to the stored pixels.
     """
     limit = Image.MAX_IMAGE_PIXELS or 2**63
     try:
@@ -78,7 +77,7 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
             if image.mode not in _MODES or _is_deep_png(path):
                 raise ImageError(path, "more than 8 bits a channel; convert the file to 8 bits")
             opaque = _opaque(path, image)
-            turn = turn_of(image, path) if upright else None  # after decoding, which finds what is cut
+            turn = turn_of(image, path) if upright else None  # after decoding, which detects truncated files
             return opaque if turn is None else opaque.transpose(turn)
     except ImageError:
         raise
@@ -92,7 +91,7 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
 
 
 def turn_of(image: Image.Image, path: Path) -> Image.Transpose | None:
-    """How a picture just opened is turned upright, by its EXIF tag; None where it is. Raises `ImageError`."""
+    """The operation that makes an opened picture upright, by its EXIF tag; None if it is. Raises `ImageError`."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception as error:  # border: Pillow raises anything on a damaged tag
@@ -103,7 +102,7 @@ def turn_of(image: Image.Image, path: Path) -> Image.Transpose | None:
 
 
 def is_turned(path: Path) -> bool:
-    """Whether `open_rgb` turns the picture; only the header is read. Raises `ImageError`."""
+    """True if `open_rgb` turns the picture; only the header is read. Raises `ImageError`."""
     try:
         with Image.open(path) as image:
             return turn_of(image, path) is not None
@@ -114,7 +113,7 @@ def is_turned(path: Path) -> bool:
 
 
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height as its header has them; nothing is decoded. Raises `ImageError`."""
+    """Width and height from the header, without decoding. Raises `ImageError`."""
     try:
         with Image.open(path) as image:
             return image.size
@@ -123,14 +122,14 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def _is_deep_png(path: Path) -> bool:
-    """Whether it is a PNG of 16 bits: Pillow drops the lower eight without a word."""
+    """True for a 16-bit PNG: Pillow silently drops the lower eight bits."""
     with path.open("rb") as file:
         head = file.read(25)
     return head[:8] == _PNG and head[24:] == b"\x10"
 
 
 def _opaque(path: Path, image: Image.Image) -> Image.Image:
-    """RGB of a picture whose transparency, if it can have any, is nowhere used."""
+    """RGB of a picture without transparent pixels."""
     if "transparency" in image.info or image.mode in ("LA", "PA", "RGBA"):
         image = image.convert("RGBA")
         if np.asarray(image.getchannel("A")).min() < 255:
@@ -139,7 +138,7 @@ def _opaque(path: Path, image: Image.Image) -> Image.Image:
 
 
 def to_square(image: Image.Image, resolution: int, resize: str) -> np.ndarray:
-    """uint8 [R, R, 3], antialiased: the whole picture (bilinear) or its central square (Lanczos)."""
+    """uint8 [R, R, 3], antialiased, from the whole picture (bilinear) or its central square (Lanczos)."""
     if resize == "squash":
         return np.asarray(image.resize((resolution, resolution), Image.Resampling.BILINEAR))
     x0, y0, x1, y1 = central_square(image.size)
@@ -156,7 +155,7 @@ def central_square(size: tuple[int, int]) -> tuple[int, int, int, int]:
 def boxes_in_square(boxes: np.ndarray, size: tuple[int, int], resize: str) -> np.ndarray:
     """Boxes x, y, w, h in pixels [N, 4] of a picture of `size` (W, H) -> x0, y0, x1, y1 in 0..1 of `to_square`.
 
-    What was cut off, or never lay in the picture, is clipped away.
+    Parts outside the square are clipped.
     """
     x0, y0, x1, y1 = central_square(size) if resize == "crop" else (0, 0, *size)
     corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1).astype(np.float64)

@@ -1,4 +1,4 @@
-"""What a command's INPUT words stand for: files of graphs, pictures drawn here, standard input, words."""
+"""Reads a command's INPUT arguments: files of graphs, pictures with a record, standard input, one-line graphs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sgg_fast.data.text_form import parse_text
 from sgg_fast.graph import SceneGraph, SceneGraphError, shown
 
 _HEAD, MAX_BYTES = 1 << 20, 1 << 30
-"""Bytes of an input that are looked at first, and at most. Visual Genome's largest file has 0.8 GB."""
+"""Bytes of an input that are read first, and most bytes. Visual Genome's largest file has 0.8 GB."""
 _FILE = re.compile(r"\.(json|jsonl|ndjson|png|txt)$", re.IGNORECASE)
 
 
@@ -29,17 +29,17 @@ class Item:
 
     graph: SceneGraph
     stem: str
-    """Of the picture's file name, from where the graph was found."""
+    """Stem of the picture's file name, from the name of the input."""
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
-    """How it was drawn before, where it comes out of a picture."""
+    """Settings of the earlier drawing, if the graph comes from a picture."""
     typed: bool = False
-    """Whether it was given in words, so that the reading of them should be shown."""
+    """True for a one-line graph, so that the command shows its reading."""
 
 
 def read_inputs(words: Sequence[str], quiet: bool = False) -> list[Item]:
-    """Every graph of every input, in order, `quiet` about what was left out of them.
+    """All graphs of all inputs, in order. `quiet` hides warnings about skipped parts.
 
-    Raises `SceneGraphError` for the first that cannot be used.
+    Raises `SceneGraphError` for the first input that cannot be used.
     """
     before = layouts.logger.disabled
     layouts.logger.disabled = quiet
@@ -50,10 +50,10 @@ def read_inputs(words: Sequence[str], quiet: bool = False) -> list[Item]:
 
 
 def model_of(items: Sequence[Item]) -> str | None:
-    """The model that the pictures among the inputs were drawn with; None without any.
+    """The model of the pictures among the inputs; None without pictures.
 
-    Raises `SceneGraphError` where they were drawn with several, or with one that is not on this machine: what a
-    picture says is no reason to download anything.
+    Raises `SceneGraphError` if they were drawn with several models, or with a model that is not on this machine: a
+    picture must not cause a download.
     """
     models = sorted({item.settings["model"] for item in items if item.settings})
     if len(models) > 1:
@@ -80,9 +80,9 @@ def _read(word: str) -> list[Item]:
 
 
 def _whole(file: BinaryIO, source: str) -> bytes:
-    """All of a file or stream, read once. Raises `SceneGraphError` where it begins as none of ours, or has no end.
+    """The content of a file or stream, read once. Raises `SceneGraphError` for an unknown type or endless content.
 
-    What has no end (/dev/zero) is known by its first bytes; a stream is not asked for its size, which it does not know.
+    The first bytes reveal an endless input (/dev/zero); a stream has no known size.
     """
     head = file.read(_HEAD)
     if not head.startswith(SIGNATURE):
@@ -99,28 +99,28 @@ def _whole(file: BinaryIO, source: str) -> bytes:
 
 
 def read_content(data: bytes, name: str, source: str = "") -> list[Item]:
-    """Every graph of a file called `name`: a picture drawn here, or graphs in any form.
+    """All graphs of a file called `name`: a picture with a record, or graphs in any form.
 
-    Raises `SceneGraphError`, which begins with `source`, the name unless given.
+    Raises `SceneGraphError`, which begins with `source` (default: `name`).
     """
     path = Path(name)
     source, stem = source or str(path), _stem(path)
     if data.startswith(SIGNATURE):
         graph, settings = read_record(io.BytesIO(data), source)
-        # Not the picture's own name: it would be overwritten.
+        # Not the name of the input picture, which would be overwritten.
         return [Item(graph, f"{stem}-again", settings)]
-    # What has no ending (a stream, /dev/fd/63) may hold either.
+    # An input without an ending (a stream, /dev/fd/63) may hold JSON or text.
     graphs = read_scene_graphs(data, source, as_text=path.suffix.lower() in ("", ".txt"))
     return [Item(graph, stem) for graph in graphs]
 
 
 def _stem(path: Path) -> str:
-    """A file's stem, fit for the name of a picture and for a terminal."""
+    """The stem of a file, safe as a picture's file name and on a terminal."""
     return "".join(c if c.isprintable() else "-" for c in path.stem) or "graph"
 
 
 def _is_file(word: str) -> bool:
-    """Whether a word is meant as a file: one that is there, or one that looks like a path."""
+    """True if an argument is an existing file or looks like a path."""
     try:
         word.encode("utf-8")
     except UnicodeEncodeError as error:

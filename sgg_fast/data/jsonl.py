@@ -1,10 +1,10 @@
-"""A prepared set of any origin: set.json and, for each split, one JSON line an image.
+"""Reads and writes a prepared set of any origin: set.json and, for each split, one JSON line an image.
 
 {"id": 7, "image": "train2017/7.jpg", "objects": ["sky", "sheep"], "relationships": [[0, "above", 1]],
  "boxes": [[0, 0, 640, 200], [10, 220, 90, 60]]}
 
-`boxes` (x, y, w, h in pixels) may be absent. Sets whose relations are derived from boxes (COCO) carry "centres" (x, y
-of each object's mask in shares of the picture) and "size" (width, height in pixels) in place of "relationships".
+`boxes` (x, y, w, h in pixels) may be absent. Sets with relations derived from boxes (COCO) have "centres" (x, y of each
+object's mask in shares of the picture) and "size" (width, height in pixels) in place of "relationships".
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sgg_fast.graph import SceneGraph, SceneGraphError, shown
 
 FORMAT = "sgg_fast set 1"
 MARK = "set.json"
-"""Put in place last: a folder that has it is whole."""
+"""Written last: a folder with this file is complete."""
 AGAIN = "prepare the set again (--overwrite)"
 ON_PURPOSE = f'{AGAIN}, or, if you changed it on purpose, delete "files" and "sha256" from {MARK}'
 _GRAPH_KEYS = {"objects", "relationships"}
@@ -39,20 +39,20 @@ class Line:
     """One image of a split."""
 
     image: str
-    """Path below the folder of images."""
+    """Path relative to the folder of images."""
     graphs: tuple[SceneGraph, ...]
-    """One for each draw of relations."""
+    """One graph for each draw of relations."""
     boxes: np.ndarray | None
     """float64 [N, 4] x, y, w, h in pixels."""
 
 
 def files_of(splits: Iterable[str]) -> list[str]:
-    """Names of the files of a set, in the order in which they are put in place."""
+    """Names of the files of a set, in the order of writing."""
     return [*(f"{split}.jsonl" for split in splits), "report.json", MARK]
 
 
 def is_set(folder: Path) -> bool:
-    """Whether `folder` holds a prepared set of this kind."""
+    """True if `folder` holds a prepared set of this kind."""
     return (folder / MARK).is_file()
 
 
@@ -63,10 +63,10 @@ def write_set(
     report: Callable[[], str],
     images: Path | None = None,
 ) -> None:
-    """SPLIT.jsonl of each split, report.json and set.json; the same records give the same bytes.
+    """Write SPLIT.jsonl of each split, report.json and set.json; the same records give the same bytes.
 
-    Written aside and renamed, set.json last. `report` is asked when the last record has been taken. `images` becomes
-    the link OUT/images.
+    Files are written aside and renamed, set.json last. `report` is called after the last record. OUT/images becomes a
+    link to `images`.
     """
     with write_together(out, files_of(splits), lambda: link_images(out, images)) as aside:
         counts = {}
@@ -84,7 +84,7 @@ def write_set(
 
 
 def fault_of(record: Mapping[str, Any]) -> str:
-    """Why `read_lines` would refuse a record of a set; "" where it reads it. Writers ask before they write."""
+    """Reason why `read_lines` would refuse a record, or "". Writers call it before writing."""
     try:
         _line(json.loads(json.dumps(record)), 1, "record")
     except (SceneGraphError, ConfigError) as error:
@@ -93,7 +93,7 @@ def fault_of(record: Mapping[str, Any]) -> str:
 
 
 def check_link(out: Path, images: Path | None) -> None:
-    """Raises `ConfigError` where `link_images` could not do what it is for."""
+    """Raises `ConfigError` if `link_images` would fail."""
     if images is None:
         return
     if not images.is_dir():
@@ -104,7 +104,7 @@ def check_link(out: Path, images: Path | None) -> None:
 
 
 def link_images(out: Path, images: Path | None) -> None:
-    """OUT/images -> `images`, if it is not that already."""
+    """Make the link OUT/images -> `images` unless it exists."""
     link = out / "images"
     if images is not None and images.resolve() != link.resolve():
         link.unlink(missing_ok=True)
@@ -112,7 +112,7 @@ def link_images(out: Path, images: Path | None) -> None:
 
 
 def read_header(folder: Path, split: str = "train") -> dict[str, Any]:
-    """set.json. Raises `ConfigError` where it, or the split's file, is not what was written."""
+    """The content of set.json. Raises `ConfigError` if it or the split's file was changed."""
     path = folder / MARK
     try:
         header = json.loads(path.read_text(encoding="utf-8-sig"))
@@ -129,12 +129,12 @@ def read_header(folder: Path, split: str = "train") -> dict[str, Any]:
 
 
 def _digest(header: Mapping[str, Any]) -> str:
-    """Of the header without its own digest."""
+    """Digest of the header without its digest field."""
     return hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
 
 
 def read_lines(path: Path, draws: int = 1) -> Iterator[Line]:
-    """Images of a split in order. Raises `ConfigError` that names file, line and reason."""
+    """Images of a split, in order. Raises `ConfigError` that names file, line and reason."""
     number = 0
     try:
         with path.open(encoding="utf-8-sig") as file:
@@ -164,7 +164,7 @@ def _line(record: Any, draws: int, where: str) -> Line:
 
 
 def _derived(record: dict[str, Any], boxes: np.ndarray | None, draws: int, where: str) -> list[SceneGraph]:
-    """Graphs whose relations follow from boxes and centres."""
+    """Graphs with relations derived from boxes and centres."""
     centres, size = _numbers(record["centres"], 2, where), _numbers([record.get("size")], 2, where)
     names, image_id = record.get("objects"), record.get("id")
     fits = isinstance(names, list) and boxes is not None and len(boxes) == len(centres) == len(names)
@@ -183,7 +183,7 @@ def _derived(record: dict[str, Any], boxes: np.ndarray | None, draws: int, where
 
 
 def _numbers(value: Any, width: int, where: str) -> np.ndarray:
-    """float64 [N, width]."""
+    """`value` as float64 [N, width]."""
     rows = value if isinstance(value, list) else [None]
     for row in rows:
         if not isinstance(row, list) or len(row) != width or not all(type(x) in (int, float) for x in row):

@@ -1,7 +1,7 @@
-"""What a scene graph looks like in each published layout: sg2im, Visual Genome, LAION-SG, GQA, PSG, plain triples.
+"""Readers of the published scene graph layouts: sg2im, Visual Genome, LAION-SG, GQA, PSG, plain triples.
 
-The layout is recognised by content, graph by graph. Not here: files and JSON (`sgg_fast/data/formats.py`), the one-line
-form (`sgg_fast/data/text_form.py`).
+The content of each graph decides its layout. `sgg_fast/data/formats.py` reads files and JSON,
+`sgg_fast/data/text_form.py` the one-line form.
 
     sg2im          {"objects": ["sheep", "grass"], "relationships": [[0, "on", 1]]}
     Visual Genome  {"image_id": 1, "objects": [{"object_id": 5, "names": ["sheep"], "attributes": ["white"]}],
@@ -18,7 +18,7 @@ form (`sgg_fast/data/text_form.py`).
                     "data": [{"segments_info": [{"category_id": 0}, {"category_id": 1}], "relations": [[0, 1, 0]]}]}
     triples        [["sheep", "on", "grass"], ["sky", "above", "grass"]] or [{"subject": "sheep", "predicate": "on",
                     "object": "grass"}]; a name is one object
-    VRD            names things by number only; refused, as the names are in other files
+    VRD            names objects by number only; refused, because the names are in other files
 
 Attributes go in front of the name: "white sheep".
 """
@@ -35,13 +35,13 @@ from sgg_fast.graph import IMAGE_OBJECT, IN_IMAGE, SceneGraph, SceneGraphError, 
 logger = logging.getLogger(__name__)
 
 MAX_SIZE = 4096
-"""Objects and relations of one graph; each is a token that every pixel attends to."""
+"""Most objects and relations of one graph; every pixel attends to a token for each."""
 MAX_NAME = 200
-"""Characters of a name or predicate; CLIP reads about 70 words."""
+"""Most characters of a name or predicate; CLIP reads about 70 words."""
 
 
 class Notices:
-    """Warnings of what was left out of one document: the first few in full, the rest as a number."""
+    """Warnings about skipped parts of one document: the first `most` in full, the others as a count."""
 
     def __init__(self, source: str, most: int = 5) -> None:
         self.source, self.most, self.num = source, most, 0
@@ -52,13 +52,13 @@ class Notices:
             logger.warning("%s: left out: %s", where, reason)
 
     def close(self) -> None:
-        """Say how many went unsaid."""
+        """Log the number of unlogged warnings."""
         if self.num > self.most:
             logger.warning("%s: %d more left out for such reasons", self.source, self.num - self.most)
 
 
 def clean_name(name: Any, where: str) -> str:
-    """A name or predicate with its inner white space made single. Raises `SceneGraphError` that begins with `where`."""
+    """A name or predicate with single spaces. Raises `SceneGraphError` that begins with `where`."""
     check_name(name, where)
     if len(name) > MAX_NAME:
         raise SceneGraphError(f"{where}: a name of {len(name)} characters; at most {MAX_NAME}")
@@ -69,7 +69,7 @@ def clean_name(name: Any, where: str) -> str:
 
 
 class _Draft:
-    """A graph while it is being read; `where` is the place of the graph, ready to be put before a key."""
+    """A partly read graph; `where` is the place of the graph, as a prefix of a key."""
 
     def __init__(self, where: str, notices: Notices) -> None:
         self.where, self.notices = where, notices
@@ -90,7 +90,7 @@ class _Draft:
         return len(self.names) - 1
 
     def add_identified(self, key: Any, name: Any, place: str) -> None:
-        """An object with an id; a second one of the same id, which published files have, is left out."""
+        """Add an object with an id; a repeated id, which published files contain, is skipped."""
         if self.key(key, place) in self.index:
             self.notices.add(self.at(place), f"a second object with id {shown(key)}")
         else:
@@ -118,7 +118,7 @@ class _Draft:
             self.relations[triple] = None
 
     def entries(self, holder: dict, key: str, what: str, place: str = "") -> Iterator[tuple[str, Any]]:
-        """(place, entry) of the list `holder[key]`; nothing where the key is absent."""
+        """(place, entry) of the list `holder[key]`; no entries if the key is absent."""
         entries = holder.get(key, [])
         if not isinstance(entries, list):
             raise SceneGraphError(f"{self.at(place + key)}: must be a list of {what}")
@@ -155,7 +155,7 @@ def _sg2im(graph: dict, draft: _Draft) -> None:
     names = graph.get("objects")
     if not isinstance(names, list) or not names:
         raise SceneGraphError(f"{draft.at('objects')}: must be a non-empty list of names")
-    # sg2im's own files may hold the image node, which the model adds itself.
+    # sg2im's files may hold the image node, which packing adds.
     is_image = [isinstance(name, str) and name.strip() == IMAGE_OBJECT for name in names]
     place_of: list[int | None] = [
         None if image else draft.add_object(name, place)
@@ -177,7 +177,7 @@ def _sg2im(graph: dict, draft: _Draft) -> None:
 
 
 def _triples(graph: list, draft: _Draft) -> None:
-    """Triples of words; the same name is the same object."""
+    """Read triples of words; equal names are one object."""
 
     def end(name: Any, place: str) -> int:
         name = clean_name(name, draft.at(place))
@@ -198,12 +198,12 @@ def _triples(graph: list, draft: _Draft) -> None:
 
 
 def _words(triple: dict) -> tuple[Any, Any, Any]:
-    """Subject, predicate and object of a triple in braces."""
+    """Subject, predicate and object of a triple in the form of a JSON object."""
     return triple.get("subject"), triple.get("predicate", triple.get("relation")), triple.get("object")
 
 
 def _are_triples(graph: Any) -> bool:
-    """Whether it is a list of triples of words, each a list or in braces."""
+    """True for a list of triples of words, each a list or a JSON object."""
 
     def is_triple(entry: Any) -> bool:
         three = entry if isinstance(entry, list) else _words(entry) if isinstance(entry, dict) else ()
@@ -254,7 +254,7 @@ def _gqa(graph: dict, draft: _Draft) -> None:
         draft.add_identified(key, draft.described(record, record.get("name"), place), place)
     for key, place, record in objects:
         relations = record.get("relations")
-        # A list in the published files, braces in their description.
+        # A list in the published files, an object in their description.
         relations = list(relations.values()) if isinstance(relations, dict) else relations
         for at, relation in draft.records({"relations": relations}, "relations", f"{place}."):
             obj = draft.find(relation.get("object"), f"{at}.object")
@@ -265,7 +265,7 @@ _PSG_LISTS = ("thing_classes", "stuff_classes", "predicate_classes")
 
 
 def _psg(document: dict) -> Reader:
-    """The reader of a PSG file's records, which name things by their place in the file's lists of classes."""
+    """The reader of a PSG file's records, which name objects and predicates by index in the file's class lists."""
 
     lists = {key: found if isinstance(found := document.get(key), list) else [] for key in _PSG_LISTS}
     things = "thing_classes, stuff_classes"
@@ -298,7 +298,7 @@ _KNOWN = 'a graph must be an object with "objects" and "relationships", or a lis
 
 
 def _layout(graph: Any, where: str) -> Reader:
-    """The reader of a graph, by its content. Raises `SceneGraphError` for none that is known."""
+    """The reader of a graph, by its content. Raises `SceneGraphError` for an unknown layout."""
     if _are_triples(graph):
         return _triples
     if not isinstance(graph, dict):
@@ -321,7 +321,7 @@ def _layout(graph: Any, where: str) -> Reader:
 
 
 def _is_vrd(document: dict) -> bool:
-    """Whether it is a dictionary from image to relations between numbered categories, or such a relation."""
+    """True for a dictionary from image to relations between numbered categories, or for such a relation."""
     rows = [row for value in document.values() if isinstance(value, list) for row in value] or [document]
     return all(
         isinstance(row, dict) and isinstance(row.get("subject"), dict) and "category" in row["subject"] for row in rows
@@ -329,7 +329,7 @@ def _is_vrd(document: dict) -> bool:
 
 
 def _read(graph: Any, source: str, path: str, notices: Notices, reader: Reader | None) -> SceneGraph | None:
-    """The graph at `path` of the document; None for a published record that has no object, which is left out."""
+    """The graph at `path` of the document; None for a published record without objects, which is skipped."""
     where = f"{source}: {path}" if path else source
     reader = reader or _layout(graph, where)
     if not isinstance(graph, list if reader is _triples else dict):
@@ -343,13 +343,13 @@ def _read(graph: Any, source: str, path: str, notices: Notices, reader: Reader |
 
 
 def _is_gqa_file(document: Any) -> bool:
-    """Whether it is a dictionary from image id to GQA graph."""
+    """True for a dictionary from image id to GQA graph."""
     values = list(document.values()) if isinstance(document, dict) else []
     return bool(values) and all(isinstance(v, dict) and isinstance(v.get("objects"), dict) for v in values)
 
 
 def _parts(document: Any) -> tuple[list[tuple[str, Any]], Reader | None]:
-    """(place, graph) of every graph of a document, and their reader where the document says it."""
+    """(place, graph) of every graph of a document, and their reader if the document determines it."""
     reader = None
     if isinstance(document, dict) and "predicate_classes" in document and isinstance(document.get("data"), list):
         reader = _psg(document)
@@ -364,7 +364,7 @@ def _parts(document: Any) -> tuple[list[tuple[str, Any]], Reader | None]:
 
 
 def _regions(path: str, graph: Any) -> list[tuple[str, Any]]:
-    """The regions of a record of Visual Genome's region_graphs.json; any other graph by itself."""
+    """The regions of a record of Visual Genome's region_graphs.json; for any other graph the graph alone."""
     regions = graph.get("regions") if isinstance(graph, dict) and "objects" not in graph else None
     if not isinstance(regions, list):
         return [(path, graph)]
@@ -372,10 +372,10 @@ def _regions(path: str, graph: Any) -> list[tuple[str, Any]]:
 
 
 def read_document(document: Any, source: str) -> list[SceneGraph]:
-    """Every graph of a parsed JSON document of any layout, which is not modified; one graph, or several.
+    """All graphs of a parsed JSON document of any layout with one or several graphs; `document` is not modified.
 
-    Raises `SceneGraphError` naming `source`, the place and the reason. Self-loops, exact duplicates, repeated ids,
-    empty predicates and graphs without objects, which published files have, are left out with a warning.
+    Self-loops, exact duplicates, repeated ids, empty predicates and graphs without objects occur in published files;
+    they are skipped with a warning. Raises `SceneGraphError` naming `source`, place and reason.
     """
     notices = Notices(source)
     if isinstance(document, list) and not document:

@@ -1,4 +1,4 @@
-"""What a picture was drawn from, inside its PNG: graph, seed, settings and model, as JSON in a text chunk."""
+"""The record in a drawn PNG: graph, seed, settings and model, as JSON in a text chunk."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from sgg_fast.graph import SceneGraph, SceneGraphError, shown
 
 KEYWORD = "sgg_fast"
 SHIPPED_NAME = "toy"
-"""What a record, and --model, call the model that comes with the package."""
+"""Name of the packaged model in a record and in --model."""
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
 _KINDS: dict[str, tuple[type, ...]] = {
     "seed": (int,), "steps": (int,), "guidance": (int, float), "relation_guidance": (int, float), "size": (int,),
     "scheduler": (str,), "model": (str,), "weights": (str,),
 }  # fmt: skip
-"""Settings of a record and their types; a record holds the graph and these."""
+"""Settings of a record and their types; a record holds the graph and these settings."""
 _OLDER: dict[str, Any] = {"relation_guidance": 0.0}
-"""What those that came later are in pictures from before them."""
+"""Values of later settings in older pictures."""
 
 
 def graph_json(graph: SceneGraph) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def graph_json(graph: SceneGraph) -> dict[str, Any]:
 
 
 def encode_png(image: Image.Image, record: dict[str, Any] | None) -> bytes:
-    """The PNG file of `image`, with its record if it has one."""
+    """The bytes of `image` as PNG, with `record` unless None."""
     info, file = PngImagePlugin.PngInfo(), io.BytesIO()
     if record is not None:
         info.add_text(KEYWORD, record_text(record))
@@ -46,18 +46,18 @@ def encode_png(image: Image.Image, record: dict[str, Any] | None) -> bytes:
 
 
 def record_text(record: dict[str, Any]) -> str:
-    """A record as the picture holds it."""
+    """The JSON text of a record in a picture."""
     return json.dumps(record, sort_keys=True)
 
 
 def save_png(image: Image.Image, path: Path, record: dict[str, Any] | None) -> None:
-    """Write `encode_png`; the file appears whole or not at all."""
+    """Write `encode_png` atomically."""
     with write_aside(path) as aside:
         aside.write_bytes(encode_png(image, record))
 
 
 def raw_record(file: Path | BinaryIO) -> str | None:
-    """The record's text in a PNG, None where there is none or the file is no PNG that can be read."""
+    """The record's text in a PNG; None without a record or for a file that is not a readable PNG."""
     try:
         with Image.open(file, formats=["PNG"]) as image:
             text = getattr(image, "text", {}).get(KEYWORD)
@@ -68,13 +68,13 @@ def raw_record(file: Path | BinaryIO) -> str | None:
 
 
 def is_drawn(path: Path, record: dict[str, Any]) -> bool:
-    """Whether the file is there and carries exactly this record; one that was cut in its pixels does not."""
+    """True if the file exists with exactly this record; False if its pixels are truncated."""
     return path.is_file() and raw_record(path) == record_text(record)
 
 
 def read_record(file: Path | BinaryIO, source: str = "") -> tuple[SceneGraph, dict[str, Any]]:
-    """(graph, settings) of a picture. Raises `SceneGraphError` for a picture that carries none, or a broken one; it
-    begins with `source`, the path unless given."""
+    """(graph, settings) of a picture. Raises `SceneGraphError` for a missing or broken record; it begins with
+    `source` (default: the path)."""
     source, text = source or str(file), raw_record(file)
     if text is None:
         raise SceneGraphError(f"{source}: no scene graph in this picture; those that infer.py draws carry one")

@@ -1,6 +1,6 @@
-"""Files of a cache: safetensors written aside and renamed, read by memory map, and an index that vouches for each byte.
+"""Files of a cache: safetensors, written aside and renamed, read by memory map, and an index with their digests.
 
-Nothing here knows what the tensors mean.
+This module does not interpret the tensors.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from sgg_fast.config import ConfigError
 from sgg_fast.files import write_aside
 
 INDEX = "index.json"
-"""Put in place last: a cache that has it is whole."""
+"""Written last: a cache with this file is complete."""
 _DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
 _CHUNK = 1 << 22
 
 
 class DamagedError(ConfigError):
-    """A file that is not what was written; the message names it and the cure."""
+    """A changed file; the message names the file and the cure."""
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(f"{path}: {reason}; delete this file and run the same `prepare cache` command again")
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """A file that is there with all its bytes or not at all, whatever happens to the process or the machine."""
+    """Write a file atomically, also if the process or the machine stops."""
     with write_aside(path, durable=True) as aside:
         aside.write_bytes(content)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], note: Any) -> None:
-    """A safetensors file with `note` as JSON in its header, and a digest of both taken before they are written.
+    """Write a safetensors file with `note` as JSON in its header and a digest of both from before writing.
 
     The same content gives the same bytes.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    # One key: safetensors writes several in an order that changes from process to process.
+    # One key: safetensors' order of several keys changes from process to process.
     metadata = {"note": json.dumps({"note": note, "sha256": _digest(arrays, note)}, sort_keys=True)}
     write_whole(path, save(arrays, metadata))
 
@@ -60,10 +60,10 @@ def _digest(tensors: Mapping[str, np.ndarray], note: Any) -> str:
 
 
 def read_tensors(path: Path, verify: bool = False) -> tuple[dict[str, np.ndarray], Any]:
-    """(tensors as memory maps, note) of a file that `write_tensors` made. Raises `DamagedError`.
+    """(tensors as memory maps, note) of a file from `write_tensors`. Raises `DamagedError`.
 
-    `verify`: every byte is compared with the digest that was taken before the file was written; a finished cache's
-    index has one of the whole file, so that its reader need not.
+    `verify` compares every byte with the digest in the header. Readers of a finished cache do not need it, because the
+    index has a digest of the whole file.
     """
     try:
         with path.open("rb") as file:
@@ -81,7 +81,7 @@ def read_tensors(path: Path, verify: bool = False) -> tuple[dict[str, np.ndarray
                 raise ValueError(f"{name} lies nowhere")
             if stop - start != dtype.itemsize * int(np.prod(shape, dtype=np.int64)) or 8 + length + stop > size:
                 raise ValueError(f"{name} is cut")
-            # An empty map does not exist.
+            # A memory map cannot be empty.
             mapped = np.memmap(path, dtype, "r", 8 + length + start, shape) if start < stop else np.empty(shape, dtype)
             tensors[name] = mapped
         if verify and held["sha256"] != _digest(tensors, held["note"]):
@@ -94,7 +94,7 @@ def read_tensors(path: Path, verify: bool = False) -> tuple[dict[str, np.ndarray
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
+    """SHA-256 of a file in hex."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -103,12 +103,12 @@ def sha256_of(path: Path) -> str:
 
 
 def entry_of(path: Path) -> dict[str, Any]:
-    """What the index says of a file."""
+    """The index entry of a file."""
     return {"file": path.name, "bytes": os.path.getsize(path), "sha256": sha256_of(path)}
 
 
 def check_files(folder: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Compare every byte with the index's digests. Raises `DamagedError` for the first file that differs."""
+    """Compare every file with its digest in the index. Raises `DamagedError` for the first difference."""
 
     def check(entry: Mapping[str, Any]) -> None:
         path = folder / Path(entry["file"]).name
@@ -126,19 +126,19 @@ def check_files(folder: Path, entries: Iterable[Mapping[str, Any]]) -> None:
 
 
 def _render(content: Mapping[str, Any]) -> bytes:
-    """The index as bytes, its own digest first."""
+    """The index as bytes; its own digest comes first."""
     body = json.dumps(content, sort_keys=True, separators=(",", ":"))
     digest = hashlib.sha256(body.encode()).hexdigest()
     return f'{{"sha256":"{digest}",\n"content":{body}}}\n'.encode()
 
 
 def write_index(folder: Path, content: Mapping[str, Any]) -> None:
-    """INDEX of a finished cache."""
+    """Write INDEX of a finished cache."""
     write_whole(folder / INDEX, _render(content))
 
 
 def read_index(folder: Path) -> dict[str, Any]:
-    """What `write_index` was given. Raises `DamagedError` where a single byte is another."""
+    """The content from `write_index`. Raises `DamagedError` if a byte was changed."""
     path = folder / INDEX
     try:
         raw = path.read_bytes()

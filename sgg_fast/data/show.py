@@ -1,8 +1,7 @@
-"""A look at a training set: `python -m sgg_fast.data.show DIR --n 16` writes a sheet of pictures, boxes and graphs.
+"""Shows a training set: `python -m sgg_fast.data.show DIR --n 16` writes a sheet of pictures, boxes and graphs.
 
-DIR is anything that train.py --data takes: a prepared set, a cache (its set is opened, or where that is gone the
-pictures that the cache keeps), a folder of pictures with graphs beside them, "toy", "toy-rare" or
-"toy-words".
+DIR is a value of train.py --data: a prepared set, a cache (shown from its set, or from the pictures in the cache if
+the set is missing), a folder of pictures with graphs beside them, "toy", "toy-rare" or "toy-words".
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ from sgg_fast.pictures.graph_picture import draw_graph
 from sgg_fast.pictures.sheets import INK, font, wrapped
 
 SEED = 0
-"""Of toy scenes."""
+"""Seed of toy scenes."""
 SIDE = 320
-"""Of a picture on the sheet, in pixels."""
+"""Side of a picture on the sheet in pixels."""
 GRAPH = 420
-"""Width of a graph on the sheet, in pixels."""
+"""Width of a graph on the sheet in pixels."""
 GAP, HEAD = 14, 22
 SMALL, NORMAL = 12, 14
 _COLUMNS = 2
@@ -41,12 +40,12 @@ _COLOURS = ((31, 119, 180), (214, 39, 40), (44, 140, 44), (148, 103, 189), (200,
 
 
 def colour_of(k: int) -> tuple[int, int, int]:
-    """Colour of object k, the same on picture and graph; dark enough for white text."""
+    """Colour of object k on picture and graph; dark enough for white text."""
     return _COLOURS[k % len(_COLOURS)]
 
 
 def open_for_show(data: str, split: str, resolution: int = SIDE, num_scenes: int = 256) -> tuple[PairSource, str]:
-    """The set and what is to be said of it. Raises `ConfigError`."""
+    """(set, title of its sheet). Raises `ConfigError`."""
     folder, asked = Path(data), DataConfig(source=data, resolution=resolution, num_scenes=num_scenes)
     if asked.is_drawn or not is_cache(folder):
         source = open_source(asked, SEED, split, check=False)
@@ -63,7 +62,7 @@ def open_for_show(data: str, split: str, resolution: int = SIDE, num_scenes: int
 
 
 def sheet(source: PairSource, title: str, indices: Sequence[int]) -> Image.Image:
-    """Pictures with boxes, each beside its graph, two columns."""
+    """Pictures with boxes, each beside its graph, in two columns."""
     width, height = SIDE + GRAPH + GAP, SIDE + HEAD + GAP
     rows = -(-len(indices) // _COLUMNS)
     columns = min(_COLUMNS, len(indices))
@@ -96,13 +95,13 @@ def cell(source: PairSource, index: int) -> Image.Image:
 
 
 def graph_of(graph: SceneGraph) -> Image.Image:
-    """The graph, its objects numbered and coloured as their boxes are, within `GRAPH` x `SIDE`."""
+    """The graph within `GRAPH` x `SIDE`; its objects have the numbers and colours of their boxes."""
     labels = [f"{k} {name}" for k, name in enumerate(graph.objects)]
     return draw_graph(graph, (GRAPH, SIDE), labels, [colour_of(k) for k in range(len(labels))])
 
 
 def _unreadable(reason: str) -> Image.Image:
-    """A grey picture that says why."""
+    """A grey picture with the reason as text."""
     picture = Image.new("RGB", (SIDE, SIDE), (225, 225, 225))
     for k, line in enumerate(wrapped(reason, SIDE - 40, NORMAL, most=8)):
         ImageDraw.Draw(picture).text((20, SIDE // 3 + 20 * k), line, INK, font(NORMAL))
@@ -110,14 +109,14 @@ def _unreadable(reason: str) -> Image.Image:
 
 
 def _draw_boxes(picture: Image.Image, names: Sequence[str], boxes: np.ndarray) -> None:
-    """Large boxes first, so that labels of small ones stay readable; labels move down where one is in the way."""
+    """Draw large boxes first, so that labels of small ones stay readable; labels move down to avoid overlap."""
     draw = ImageDraw.Draw(picture)
     area = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
     order = np.argsort(-area, kind="stable").tolist()
     taken: list[tuple[float, float, float, float]] = []
     for k in order:
         x0, y0, x1, y1 = boxes[k].tolist()
-        # One pixel of white on each side: the frame is seen on any ground.
+        # One white pixel on each side makes the frame visible on any background.
         frame = [x0, y0, max(x0 + 1, x1 - 1), max(y0 + 1, y1 - 1)]
         draw.rectangle([frame[0] - 1, frame[1] - 1, frame[2] + 1, frame[3] + 1], outline="white")
         draw.rectangle(frame, outline=colour_of(k), width=2)
@@ -138,7 +137,7 @@ def _draw_boxes(picture: Image.Image, names: Sequence[str], boxes: np.ndarray) -
 
 @command("show")
 def main(argv: list[str] | None) -> None:
-    """Exit code: 0 done, 2 for a set or settings that cannot be used (one line on stderr)."""
+    """Exit code: 0 done, 2 for an unusable set or settings (one line on stderr)."""
     parser = OneLineParser(prog="python -m sgg_fast.data.show", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("data", metavar="DIR", help="the set")

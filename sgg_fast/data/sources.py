@@ -1,6 +1,6 @@
-"""Where training pairs come from: (image, scene graph), image as uint8 [R, R, 3] at the asked resolution R.
+"""Sources of training pairs (image, scene graph); images are uint8 [R, R, 3] at the requested resolution R.
 
-Letters: M images, S samples: every image with each of its D graphs, draw after draw of all images, S = D M.
+Letters: M images, D graphs (draws) of each image, S = D M samples: all images with draw 0, then with draw 1, ...
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from sgg_fast.graph import SceneGraph, SceneGraphError
 
 @dataclasses.dataclass(frozen=True)
 class PairSource:
-    """Graphs at hand, images on request."""
+    """Training pairs: graphs in memory, images on request."""
 
     graphs: Sequence[SceneGraph]
-    """[S], draw after draw."""
+    """[S], ordered by draw, then by image."""
     load_image: Callable[[int], np.ndarray]
-    """Index of an image (that of a sample, modulo M) -> uint8 [R, R, 3]. Raises `ConfigError`."""
+    """Index of an image (index of a sample modulo M) -> uint8 [R, R, 3]. Raises `ConfigError`."""
     name: str
     draws: int = 1
     """D, graphs of each image."""
     place: Callable[[int], Path] | None = None
-    """File of each image; None where it is drawn."""
+    """File of each image; None for toy images."""
     boxes: Callable[[int], np.ndarray] | None = None
-    """Index of an image -> float32 [N, 4], x0, y0, x1, y1 of its objects in 0..1 of `load_image`'s picture."""
+    """Index of an image -> float32 [N, 4]: x0, y0, x1, y1 of its objects in 0..1 of `load_image`'s picture."""
     stored: StoredCache | None = None
-    """The prepared cache that this is, if it is one."""
+    """The prepared cache, if the source is one."""
 
     def __len__(self) -> int:
         return len(self.graphs)
@@ -48,8 +48,8 @@ class PairSource:
         return len(self.graphs) // self.draws
 
     def box_rows(self, images: Sequence[int]) -> np.ndarray | None:
-        """[N, 4] boxes of the objects of those images' graphs, each followed by the picture's own for its image node,
-        once for every draw: packed as the graphs are. None where the set has none. Raises `ConfigError`.
+        """[N, 4] boxes of the objects of the images' graphs in packed order; None without boxes. Each graph ends with
+        the box of its image node, the whole picture; each draw repeats the boxes. Raises `ConfigError`.
         """
         if self.boxes is None:
             return None
@@ -63,9 +63,9 @@ class PairSource:
 
 
 def open_source(data: DataConfig, seed: int, split: str = "train", check: bool = True) -> PairSource:
-    """The set that --data names; toy scenes are drawn from `seed`.
+    """The set of --data; `seed` is the seed of toy scenes.
 
-    Raises `ConfigError` for a set that cannot be used; with `check`, for absent images.
+    Raises `ConfigError` for an unusable set and, with `check`, for absent images.
     """
     data.check_given()
     folder, resolution = Path(data.source), data.resolution
@@ -83,7 +83,7 @@ def open_source(data: DataConfig, seed: int, split: str = "train", check: bool =
 
 
 def toy_source(seed: int, num_scenes: int, resolution: int, data: str = "toy") -> PairSource:
-    """The first `num_scenes` scenes of `seed`, of one of `TOY_DATA`; in "toy-rare" every third shows what is rare."""
+    """The first `num_scenes` scenes of `seed`, of one of `TOY_DATA`; every third scene of "toy-rare" is a rare one."""
     from sgg_fast.toy.world import draw_scene
 
     rare, spoken = data == "toy-rare", data == "toy-words"
@@ -93,7 +93,7 @@ def toy_source(seed: int, num_scenes: int, resolution: int, data: str = "toy") -
 
 
 def folder_source(folder: Path, resolution: int, split: str = "train") -> PairSource:
-    """Images of `folder` with a graph of the same stem beside them; upright, centre-cropped squares, antialiased."""
+    """Images of `folder` with a graph file of the same stem; upright, centre-cropped squares, antialiased."""
     if (folder / "vocab.json").is_file():
         raise ConfigError(f"--data {folder}: has a vocab.json and no {split}.h5; give a split that is there, "
                           "or prepare the set again")  # fmt: skip
@@ -118,11 +118,11 @@ def folder_source(folder: Path, resolution: int, split: str = "train") -> PairSo
 def vg_source(
     folder: Path, resolution: int, split: str = "train", first_attribute: bool = False, check: bool = True
 ) -> PairSource:
-    """SPLIT.h5 and vocab.json of `folder` in sg2im's layout, images below FOLDER/images or else FOLDER itself.
+    """SPLIT.h5 and vocab.json of `folder` in sg2im's layout, with images in FOLDER/images or else in FOLDER.
 
-    As in sg2im the whole picture is resized to the square, bilinear and antialiased: proportions change, but no
-    object of the graph is cut off. Unlike sg2im, which draws ten objects at each access, every object and relation
-    is taken. Raises `ConfigError` for files that cannot be used and, with `check`, for images that are missing.
+    As in sg2im the whole picture is resized to the square, bilinear and antialiased: proportions change, but no object
+    of the graph is cut off. Every object and relation is taken; sg2im draws ten objects at each access. Raises
+    `ConfigError` for unusable files and, with `check`, for missing images.
     """
     file = folder / f"{split}.h5"
     check_digests(folder, (file.name, "vocab.json"))
@@ -137,9 +137,9 @@ def vg_source(
 
 
 def jsonl_source(folder: Path, resolution: int, split: str = "train", draws: int = 1, check: bool = True) -> PairSource:
-    """SPLIT.jsonl of a prepared set, images below FOLDER/images or else FOLDER itself, resized as set.json says.
+    """SPLIT.jsonl of a prepared set, with images in FOLDER/images or else in FOLDER, resized by set.json's rule.
 
-    `draws` graphs an image where relations are derived from boxes; one elsewhere. Raises `ConfigError`.
+    An image has `draws` graphs if relations are derived from boxes, else one. Raises `ConfigError`.
     """
     header = jsonl.read_header(folder, split)
     draws = draws if header.get("relations") == "derived" else 1
@@ -163,8 +163,8 @@ def _files_source(
     resize: str,
     check: bool,
 ) -> PairSource:
-    """Images by path below FOLDER/images or FOLDER; `boxes_of` gives x, y, w, h in their pixels. Without boxes the
-    pictures are turned upright (`open_rgb`)."""
+    """Images by path relative to FOLDER/images or FOLDER; `boxes_of` gives x, y, w, h in pixels. Pictures without
+    boxes are turned upright (`open_rgb`)."""
     root = folder / "images" if (folder / "images").is_dir() else folder
     missing = [path for path in relative if not (root / path).is_file()] if check else []
     if missing:
@@ -187,7 +187,7 @@ def _files_source(
 
 
 def with_mirrored(source: PairSource) -> PairSource:
-    """Every image as it is, then every image mirrored, "left" and "right" swapped in its graph."""
+    """All images, then all images mirrored, with "left" and "right" swapped in their graphs."""
     num, draws = source.num_images, source.draws
     graphs: list[SceneGraph] = []
     for d in range(draws):
@@ -218,7 +218,7 @@ def with_mirrored(source: PairSource) -> PairSource:
 
 
 def stored_source(folder: Path, data: DataConfig) -> PairSource:
-    """A finished cache. Raises `ConfigError` where it is damaged, unfinished or of other settings than the run's."""
+    """A finished cache. Raises `ConfigError` if it is damaged, unfinished or has other settings than the run."""
     stored = StoredCache(folder)
     stored.check_settings(data)
     return PairSource(stored.graphs, stored.picture, str(folder), stored.draws, stored=stored)

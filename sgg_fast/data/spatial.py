@@ -1,7 +1,7 @@
-"""Relations that are not annotated but follow from where things lie: sg2im's six, and what a mirror makes of words.
+"""Relations derived from positions (sg2im's six predicates), and mirrored words and graphs.
 
-sg2im draws the pairs anew at every access, so that no two runs see the same graphs. Here they are a pure function of
-image id and epoch seed.
+sg2im draws new pairs at every access, so runs see different graphs. Here the pairs are a pure function of image id and
+epoch seed.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from collections.abc import Sequence
 from sgg_fast.graph import SceneGraph
 
 SPATIAL = ("left of", "right of", "above", "below", "inside", "surrounding")
-"""In the order of sg2im's vocabulary, where they follow `__in_image__`."""
+"""The predicates in the order of sg2im's vocabulary, where they follow `__in_image__`."""
 
 _SIDES = {"left": "right", "right": "left"}
 _SIDE_WORDS = re.compile(r"\b(left|right)\b", re.IGNORECASE)
 
 
 def spatial_predicate(box_s: Sequence[float], box_o: Sequence[float], d: Sequence[float]) -> str:
-    """What box s (x0, y0, x1, y1) is to box o, as sg2im says it: one strictly in the other, else by quadrant.
+    """sg2im's predicate of box s (x0, y0, x1, y1) to box o: one strictly inside the other, else by quadrant.
 
-    d: x and y of the centre of s minus that of o, y pointing down.
+    d: x and y of the centre of s minus the centre of o, with y pointing down.
     """
     (sx0, sy0, sx1, sy1), (ox0, oy0, ox1, oy1) = box_s, box_o
     if sx0 < ox0 and sx1 > ox1 and sy0 < oy0 and sy1 > oy1:
@@ -41,10 +41,10 @@ def spatial_predicate(box_s: Sequence[float], box_o: Sequence[float], d: Sequenc
 def spatial_relations(
     image_id: int, boxes: Sequence[Sequence[float]], centres: Sequence[Sequence[float]], epoch_seed: int
 ) -> list[tuple[int, str, int]]:
-    """sg2im's graph of an image: every object is paired with another one drawn at random, in an order drawn too.
+    """sg2im's graph of an image: every object is paired with a random other object, in random order.
 
-    boxes x0, y0, x1, y1 and centres x, y in shares of the picture (0..1). The draws are a hash of (image id,
-    epoch seed, object): the same on every machine, whatever was drawn before. A triple drawn twice is said once.
+    boxes x0, y0, x1, y1 and centres x, y in shares of the picture (0..1). The draws are a hash of (image id, epoch
+    seed, object): equal on every machine and independent of earlier draws. A repeated triple occurs once.
     """
     num = len(boxes)
     triples: dict[tuple[int, str, int], None] = {}
@@ -59,7 +59,7 @@ def spatial_relations(
 
 
 def mirrored_words(name: str) -> str:
-    """A name or predicate of the mirrored picture: "left" and "right" change places, whole words only."""
+    """A name or predicate of the mirrored picture: the whole words "left" and "right" are swapped."""
 
     def other(match: re.Match[str]) -> str:
         word = match.group()

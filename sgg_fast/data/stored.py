@@ -1,11 +1,11 @@
-"""A finished cache as training reads it: checked at opening, then memory-mapped, so that memory does not grow with it.
+"""Reads a finished cache for training: checked at opening, then memory-mapped, so its size does not cost memory.
 
 Letters: M images, S samples (S = D M for D draws of relations), I CLIP width, V names, P phrases, C text width,
 R side in pixels, c and h, w channels and sides of a latent. Files:
 
     index.json               settings, sizes and the SHA-256 of every other file
     shard-00000.safetensors  of its images: images [m, I], moments [m, 2c, h, w], item [m] index in the source,
-                             stat [m, 2] bytes and modification time of each image's file (zeros where it is drawn)
+                             stat [m, 2] bytes and modification time of each image's file (zeros for toy images)
     graphs.safetensors       the packed graphs of all samples, sizes [S, 2], names [V, I], phrases [P, C] if made,
                              boxes [N, 4] of all objects if the set has them, previews [k, R, R, 3] of the first images,
                              and the words as JSON in bytes
@@ -37,17 +37,17 @@ GRAPH_TENSORS = (
 
 
 def fixed_settings(data: DataConfig) -> dict[str, Any]:
-    """The settings that make a cache what it is, by flat name; a run must have the same."""
+    """The settings that determine a cache, by flat name; a run must have equal values."""
     return {name: getattr(data, s.field) for name, s in SETTINGS.items() if s.rules.in_cache}
 
 
 def is_cache(folder: Path) -> bool:
-    """Whether `folder` is a cache, finished or not."""
+    """True if `folder` is a cache, finished or not."""
     return (folder / INDEX).is_file() or (folder / JOB).is_file()
 
 
 class MomentRows:
-    """[S, 2c, h, w] posterior moments that stay in their files; indexing reads the rows that are asked for."""
+    """[S, 2c, h, w] posterior moments in files; indexing reads the requested rows."""
 
     def __init__(self, shards: Sequence[np.ndarray], draws: int) -> None:
         self._shards = shards
@@ -58,7 +58,7 @@ class MomentRows:
         return self.shape[0]
 
     def __getitem__(self, index_B: torch.Tensor) -> torch.Tensor:
-        """Rows [B, 2c, h, w] on the index's device. Waits for the index where it lies on a GPU."""
+        """Rows [B, 2c, h, w] on the index's device. Waits for an index on a GPU."""
         import torch
 
         image_B = index_B.cpu().numpy() % self._starts[-1]
@@ -75,7 +75,7 @@ class MomentRows:
 
 
 class PackedGraphs(Sequence[SceneGraph]):
-    """The graphs of a packed batch, unpacked when asked for."""
+    """The graphs of a packed batch, unpacked on request."""
 
     def __init__(self, arrays: dict[str, np.ndarray], names: list[str]) -> None:
         self._arrays, self._names = arrays, names
@@ -99,14 +99,14 @@ class PackedGraphs(Sequence[SceneGraph]):
         first, last = arrays["object_ptr"][i : i + 2].tolist()
         objects = tuple(names[k] for k in arrays["object_name"][first : last - 1].tolist())
         start, stop = arrays["relation_ptr"][i : i + 2].tolist()
-        stop -= len(objects)  # those to the image node come last
+        stop -= len(objects)  # relations to the image node come last
         ends = (arrays[role][start:stop] - first for role in ("subject", "object"))
         said = [names[k] for k in arrays["predicate_name"][start:stop].tolist()]
         return SceneGraph(objects, tuple(zip(next(ends).tolist(), said, next(ends).tolist(), strict=True)))
 
 
 class StoredCache:
-    """A finished cache. Raises `ConfigError` for one that is damaged or unfinished, naming the file."""
+    """A finished cache. Raises `ConfigError` naming the file if it is damaged or unfinished."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -120,7 +120,7 @@ class StoredCache:
         except ConfigError:
             raise
         except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-            # Every byte is as its digest says, and still not what a cache holds: somebody wrote both.
+            # The digests match, but the content is not a cache: both were written by other means.
             raise DamagedError(
                 folder / INDEX, f"does not describe a cache ({type(error).__name__}: {error})"
             ) from error
@@ -153,7 +153,7 @@ class StoredCache:
         return sum(len(shard["images"]) for shard in self._shards)
 
     def check_settings(self, data: DataConfig) -> None:
-        """Raises `ConfigError` where the run wants another picture or graph than was prepared."""
+        """Raises `ConfigError` if the run's settings need other pictures or graphs than the cache has."""
         for name, now in fixed_settings(data).items():
             was = self.index["settings"][name]
             if was != now:
@@ -163,13 +163,13 @@ class StoredCache:
                 )
 
     def check_pictures(self, num: int) -> None:
-        """Raises `ConfigError` where the cache keeps fewer than `num` of its images as pictures."""
+        """Raises `ConfigError` if the cache keeps fewer than `num` images as pictures."""
         kept, num = len(self.arrays["previews"]), min(num, self.num_images)
         if num > kept:
             raise ConfigError(f"--num-samples {num}: a cache keeps {kept} pictures; ask for fewer")
 
     def picture(self, index: int) -> np.ndarray:
-        """uint8 [R, R, 3] of an image. Raises `ConfigError` for one of which only the latent was kept."""
+        """uint8 [R, R, 3] of an image. Raises `ConfigError` if only its latent was kept."""
         index %= self.num_images
         if index < len(self.arrays["previews"]):
             return np.asarray(self.arrays["previews"][index])
@@ -183,7 +183,7 @@ class StoredCache:
         return SceneGraphBatch(**tensors, sizes=np.array(self.arrays["sizes"]))
 
     def table(self) -> NameTable:
-        """Names and phrases, with the ids that the graphs use."""
+        """Names and phrases with the ids of the graphs."""
         table = NameTable(self.names)
         table.phrases += self.phrase_words
         return table

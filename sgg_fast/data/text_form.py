@@ -1,9 +1,9 @@
 """The one-line form of a scene graph: "sheep standing on grass; sky above grass; sheep#2 left of sheep; boat".
 
-Clauses are parted by ";". A clause is a relation (subject, predicate, object) or one object alone. The same name is the
-same object; `sheep#2` is a second sheep, and `sheep` means `sheep#1`. Articles are left out. Names are free, so the
-predicate is found by a list of common ones ("on", "in front of", "wearing", any "-ing" verb with a preposition); any
-other stands in parentheses: "man (hops over) fence".
+";" separates clauses. A clause is a relation (subject, predicate, object) or one object alone. Equal names are the same
+object; `sheep#2` is a second sheep, and `sheep` means `sheep#1`. Articles are dropped. Names are free text, so the
+parser finds the predicate by a list of common ones ("on", "in front of", "wearing", any "-ing" verb with a
+preposition); other predicates need parentheses: "man (hops over) fence".
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _VERBS = (
     "stands on", "surrounded by", "surrounding", "wears",
 )  # fmt: skip
 PREDICATES = frozenset((*_PLACES, *_VERBS))
-"""Predicates that are found without parentheses; beside them every "-ing" verb, alone or before one of the places."""
+"""Predicates without parentheses, besides every "-ing" verb, alone or before one of the places."""
 _SHORT = {f"{lead} {side} of": f"{side} of" for lead in ("to", "on") for side in ("left", "right")}
 _LAST_RESORT = frozenset(("of", "and", "for"))
 _NOUNS = frozenset(
@@ -38,22 +38,22 @@ _NOUNS = frozenset(
      "king", "landing", "lightning", "morning", "opening", "painting", "railing", "ring", "siding", "spring", "string",
      "swing", "thing", "wedding", "wing", "writing")
 )  # fmt: skip
-"""Words in -ing that are no verbs."""
+"""Words in -ing that are not verbs."""
 _LONGEST = 4
 _NUMBERED = re.compile(r"(.*?)\s*#\s*([0-9]{1,4})")
 
 
 class Mention(NamedTuple):
-    """An object as it is written."""
+    """An object as written."""
 
     name: str
     number: int
     numbered: bool
-    """Whether the number was written; without one it is 1."""
+    """True if the number was written; the default number is 1."""
 
 
 class Clause(NamedTuple):
-    """One object alone, or a relation."""
+    """A parsed clause: one object alone, or a relation."""
 
     subject: Mention
     predicate: str = ""
@@ -61,7 +61,7 @@ class Clause(NamedTuple):
 
 
 def parse_text(text: str, source: str = "graph") -> SceneGraph:
-    """The graph that the clauses of `text` say. Raises `SceneGraphError`, beginning with `source`."""
+    """The graph of the clauses of `text`. Raises `SceneGraphError`, beginning with `source`."""
     index: dict[tuple[str, int], int] = {}
     relations: dict[tuple[int, str, int], None] = {}
     for part in text.split(";"):
@@ -78,7 +78,7 @@ def parse_text(text: str, source: str = "graph") -> SceneGraph:
 
 
 def parse_clause(text: str, source: str) -> Clause:
-    """One clause. Raises `SceneGraphError` where it is ambiguous or empty."""
+    """Parse one clause. Raises `SceneGraphError` if it is ambiguous or empty."""
     said = f"{source}: {shown(' '.join(text.split()))}"
     if text.count("(") or text.count(")"):
         parts = re.fullmatch(r"([^()]*)\(([^()]*)\)([^()]*)", text, re.DOTALL)
@@ -108,7 +108,7 @@ def parse_clause(text: str, source: str) -> Clause:
 
 
 def _predicates(words: Sequence[str], known: frozenset[str] = PREDICATES) -> list[tuple[int, int]]:
-    """(start, end) of every predicate among the words, from the left, each as long as it can be."""
+    """(start, end) of every predicate among the words, from the left, each as long as possible."""
     found, start = [], 0
     while start < len(words):
         for end in range(min(start + _LONGEST, len(words)), start, -1):
@@ -121,14 +121,14 @@ def _predicates(words: Sequence[str], known: frozenset[str] = PREDICATES) -> lis
 
 
 def is_predicate(name: str) -> bool:
-    """Whether a name reads as a predicate: a common one, or a verb in -ing with or without a place."""
+    """True if a name reads as a predicate: a common one, or a verb in -ing with or without a place."""
     return _is_predicate(name.lower().split(), 1, PREDICATES)
 
 
 def _is_predicate(words: list[str], start: int, known: frozenset[str]) -> bool:
     if " ".join(words) in known:
         return True
-    # At the head of a clause a word in -ing describes the subject: "running dog".
+    # At the start of a clause a word in -ing describes the subject: "running dog".
     verb = start > 0 and words[0].endswith("ing") and len(words[0]) > 4 and words[0] not in _NOUNS
     return verb and (len(words) == 1 or " ".join(words[1:]) in _PLACES)
 
@@ -144,7 +144,7 @@ def _mention(text: str, said: str) -> Mention:
 
 
 def object_labels(graph: SceneGraph) -> list[str]:
-    """Each object's name as the one-line form says it: numbered where there are several of one name."""
+    """Each object's name in the one-line form; repeated names are numbered."""
     total, seen = Counter(graph.objects), Counter[str]()
     labels = []
     for name in graph.objects:
@@ -154,7 +154,7 @@ def object_labels(graph: SceneGraph) -> list[str]:
 
 
 def to_text(graph: SceneGraph) -> str:
-    """The graph in one line, every predicate in parentheses; `parse_text` reads it back."""
+    """The graph in one line with every predicate in parentheses; `parse_text` reads it back."""
     labels = object_labels(graph)
     related = {end for s, _, o in graph.relations for end in (s, o)}
     clauses = [f"{labels[s]} ({predicate}) {labels[o]}" for s, predicate, o in graph.relations]

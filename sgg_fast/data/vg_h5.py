@@ -1,4 +1,4 @@
-"""sg2im's files of Visual Genome: {train,val,test}.h5 and vocab.json, written and read; the same that SGDiff reads.
+"""Writes and reads sg2im's files of Visual Genome, {train,val,test}.h5 and vocab.json, which SGDiff also reads.
 
 Letters: M images, O most objects, R most relations and A most attributes (30 each in sg2im), K objects of all images.
 """
@@ -25,24 +25,24 @@ from sgg_fast.graph import SceneGraph, SceneGraphError
 logger = logging.getLogger(__name__)
 
 VOCABULARY = ("object", "attribute", "pred")
-"""vocab.json holds `<kind>_name_to_idx` and `<kind>_idx_to_name` of each."""
+"""Kinds of names: vocab.json holds `<kind>_name_to_idx` and `<kind>_idx_to_name` of each."""
 DIGESTS = "sha256.json"
-"""SHA-256 of the files that `prepare vg` wrote; sets of other tools have none."""
+"""File with the SHA-256s of the files of `prepare vg`; sets of other tools have none."""
 _READ = ("image_ids", "image_paths", "object_names", "objects_per_image", "relationship_subjects",
          "relationship_predicates", "relationship_objects", "relationships_per_image")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class VgImage:
-    """One image as the files hold it."""
+    """One image in the files' representation."""
 
     image_id: int
     path: str
-    """Relative to the folder of images, with forward slashes."""
+    """Path relative to the folder of images, with forward slashes."""
     objects: np.ndarray
     """int32 [n, 6]: object id, index of the name, box x, y, w, h in pixels."""
     relations: np.ndarray
-    """int32 [m, 4]: relation id, subject, index of the predicate, object; objects by their place in the image."""
+    """int32 [m, 4]: relation id, subject, index of the predicate, object; objects by their index in the image."""
     attributes: list[list[int]]
     """Indices of the attributes of each object."""
 
@@ -50,7 +50,7 @@ class VgImage:
 def write_split(
     path: Path, images: Sequence[VgImage], max_objects: int, max_relations: int, max_attributes: int
 ) -> None:
-    """One .h5 of sg2im's layout: int32, padded with -1. The same images give the same bytes."""
+    """Write one .h5 in sg2im's layout: int32, padded with -1. The same images give the same bytes."""
     num = len(images)
 
     def padded(*shape: int) -> np.ndarray:
@@ -90,7 +90,7 @@ def write_split(
 
 
 def read_vocabulary(path: Path) -> dict[str, list[str]]:
-    """Names by index of each kind: "object", "attribute" (where there are any), "pred". Raises `ConfigError`."""
+    """Names by index of each kind: "object", "attribute" (if present), "pred". Raises `ConfigError`."""
     try:
         document = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -109,13 +109,13 @@ def read_vocabulary(path: Path) -> dict[str, list[str]]:
 
 
 def write_digests(folder: Path, names: Sequence[str]) -> None:
-    """DIGESTS of these files of `folder`."""
+    """Write DIGESTS for these files of `folder`."""
     text = json.dumps({name: sha256_of(folder / name) for name in names}, indent=1) + "\n"
     (folder / DIGESTS).write_text(text, encoding="ascii")
 
 
 def check_digests(folder: Path, names: Sequence[str]) -> None:
-    """Raises `ConfigError` where one of the files is not what `prepare vg` wrote; sets of others pass."""
+    """Raises `ConfigError` if a file differs from the output of `prepare vg`; sets of other tools pass."""
     path = folder / DIGESTS
     if not path.is_file():
         return
@@ -132,10 +132,10 @@ def check_digests(folder: Path, names: Sequence[str]) -> None:
 def read_split(
     path: Path, vocabulary: dict[str, list[str]], first_attribute: bool = False
 ) -> tuple[list[SceneGraph], list[str]]:
-    """Every graph of an .h5 and the image path of each; all objects and relations, in the file's order.
+    """All graphs of an .h5 and their image paths, with all objects and relations in the file's order.
 
-    Self-loops and exact duplicates are left out with one warning. `first_attribute` puts each object's first
-    attribute in front of its name. Raises `ConfigError` naming file, row and reason.
+    Self-loops and exact duplicates are skipped with one warning. `first_attribute` puts each object's first attribute
+    in front of its name. Raises `ConfigError` naming file, row and reason.
     """
     arrays = _read_arrays(path, (*_READ, "attributes_per_object", "object_attributes") if first_attribute else _READ)
     paths = [_path_of(path, i, raw) for i, raw in enumerate(arrays.pop("image_paths").tolist())]
@@ -169,14 +169,14 @@ def read_split(
 
 
 def read_boxes(path: Path) -> np.ndarray:
-    """int32 [M, O, 4] x, y, w, h in pixels of a split, padded with -1; objects as `read_split` orders them."""
+    """int32 [M, O, 4]: x, y, w, h in pixels of a split, padded with -1; objects in the order of `read_split`."""
     boxes = _read_arrays(path, ("image_ids", "object_boxes"))["object_boxes"]
     assert isinstance(boxes, np.ndarray)
     return boxes
 
 
 def _read_arrays(path: Path, keys: Sequence[str]) -> dict[str, Any]:
-    """The datasets `keys`, whole. Raises `ConfigError`, also where their lengths do not fit together."""
+    """The datasets `keys` in memory. Raises `ConfigError`, also if their lengths do not fit together."""
     try:
         with h5py.File(path, "r") as file:
             missing = [key for key in keys if key not in file]
@@ -240,5 +240,5 @@ def _names(ids: np.ndarray, names: list[str], where: str) -> list[str]:
 
 @functools.lru_cache(maxsize=1 << 16)
 def _cleaned(name: str) -> str:
-    """As every reader of graphs takes a name; a vocabulary's few names are met millions of times."""
+    """`clean_name` with a cache: a vocabulary's few names occur millions of times."""
     return clean_name(name, "vocab.json")

@@ -1,1 +1,1 @@
-"""The mathematics given any denoiser: noise, losses, sampling."""
+"""Noise, losses and sampling for any denoiser."""

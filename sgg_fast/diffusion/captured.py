@@ -1,7 +1,7 @@
-"""A UNet's call recorded as a CUDA graph, so that a denoising step costs the host one launch instead of a thousand.
+"""A UNet call captured as a CUDA graph: a denoising step costs the host one launch instead of a thousand.
 
-One graph for each shape of pictures and context; all void once a weight lies elsewhere or an attention processor is
-another. cuDNN is not told to try its algorithms out, so that a seed gives the same picture in every process.
+There is one graph for each shape of latents and context. A moved weight or a changed attention processor invalidates
+all graphs. cuDNN's benchmark mode stays off, so that a seed gives the same picture in every process.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ Denoise = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 """(z [B, c, h, w], t []) -> prediction [B, c, h, w]."""
 
 MAX_GRAPHS = 8
-"""Shapes that are kept; the oldest makes room."""
+"""Most graphs kept; the oldest is removed first."""
 WARM_UP_CALLS = 2
-"""Before a capture: they compile kernels and allocate what is allocated once."""
+"""Warm-up calls before a capture: they compile kernels and make one-time allocations."""
 
 
 class Recording:
-    """`call` of tensors like `inputs` as one CUDA graph. Raises RuntimeError where it cannot be captured."""
+    """`call` on tensors like `inputs` as one CUDA graph. Raises RuntimeError if it cannot be captured."""
 
     def __init__(
         self, call: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor], stream: torch.cuda.Stream, pool: Any
@@ -39,16 +39,16 @@ class Recording:
             with torch.cuda.graph(self.graph, pool=pool, stream=stream):
                 self.output = call(*self.inputs)
         finally:
-            torch.cuda.set_stream(before)  # a capture that fails leaves its own stream the current one
+            torch.cuda.set_stream(before)  # a failed capture leaves its own stream as the current one
 
     def replay(self) -> torch.Tensor:
-        """What the call gives for `inputs` as they are now; overwritten by the next replay of any graph of the pool."""
+        """The output for the current `inputs`; the next replay of any graph of the pool overwrites it."""
         self.graph.replay()
         return self.output
 
 
 class CapturedUNet:
-    """The steps of a UNet, each shape recorded at its first use. Not for threads."""
+    """The captured steps of a UNet, one graph a shape, captured at its first use. Not thread-safe."""
 
     def __init__(self, record: Callable[..., Recording] = Recording) -> None:
         self._record = record
@@ -60,11 +60,11 @@ class CapturedUNet:
     def denoiser(
         self, unet: Any, z: torch.Tensor, context: torch.Tensor, mask: torch.Tensor, choice: str = "auto"
     ) -> Denoise:
-        """`unet` with this context [B, T, C] and mask [B, T] as a function of (z, t), z always of the shape given here.
+        """`unet` with this context [B, T, C] and mask [B, T] as a function of (z, t); the shape of z is fixed here.
 
-        It works in the dtype of the context, and predicts in that of its z.
+        The UNet computes in the dtype of the context; the prediction has the dtype of z.
 
-        choice: "auto" replays where that is possible, "on" does or raises ValueError, "off" calls the model.
+        choice: "auto" captures if possible, "on" captures or raises ValueError, "off" calls the model.
         """
 
         def call(z: torch.Tensor, t: torch.Tensor, context: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -83,7 +83,7 @@ class CapturedUNet:
 
     @staticmethod
     def _reason(unet: Any, z: torch.Tensor) -> str:
-        """Why not even to try, or ""."""
+        """Reason not to capture, or ""."""
         if z.device.type != "cuda":
             return "no CUDA device"
         if any(hasattr(module, "_hf_hook") for module in unet.modules()):
@@ -95,7 +95,7 @@ class CapturedUNet:
     def _recording(
         self, unet: Any, call: Callable[..., torch.Tensor], inputs: Sequence[torch.Tensor]
     ) -> Recording | str:
-        """The graph of these shapes, or why there is none."""
+        """The graph of these shapes, or the reason why there is none."""
         if self._weights != (weights := _identity(unet)):
             self._weights, self._graphs, self._refused = weights, {}, {}
         key = tuple((x.shape, x.dtype, x.device) for x in inputs)
@@ -106,7 +106,7 @@ class CapturedUNet:
             self._stream = self._stream or torch.cuda.Stream(inputs[0].device)
             try:
                 self._graphs[key] = self._record(call, inputs, self._stream, pool)
-                self._weights = _identity(unet)  # merged projections may have moved together at the first call
+                self._weights = _identity(unet)  # the first call may have moved merged projections
             except RuntimeError as error:
                 self._refused[key] = str(error).strip().splitlines()[0]
                 logger.warning("the UNet's step runs without a CUDA graph: %s", self._refused[key])
@@ -114,7 +114,7 @@ class CapturedUNet:
 
 
 def _identity(unet: Any) -> Hashable:
-    """Where its weights lie, and what computes its attention: a graph is of these."""
+    """Addresses of the weights and the attention processors; a captured graph depends on them."""
     return tuple(p.data_ptr() for p in unet.parameters()), tuple(unet.attn_processors.values())
 
 
@@ -126,6 +126,6 @@ def _replaying(recording: Recording, context: torch.Tensor, mask: torch.Tensor) 
     def step(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         kept_z.copy_(z)
         kept_t.copy_(t)
-        return recording.replay().to(z.dtype, copy=True)  # multistep schedulers keep predictions
+        return recording.replay().to(z.dtype, copy=True)  # a copy, because multistep schedulers keep predictions
 
     return step

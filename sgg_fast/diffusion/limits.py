@@ -1,4 +1,4 @@
-"""What a scheduler can do, asked of the scheduler itself: a sampling of one number, through all its steps."""
+"""Limits of a scheduler, found by a trial: it samples a single number through all its steps."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ import torch
 from .sampling import sample_latents
 
 LATE = 0.85
-"""Share of the noise levels at which a sampling begins at least; from a lower one, pure noise is not what it expects.
-"""
+"""Lowest first timestep, as a share of the noise levels. Below it, pure noise differs too much from a real z_t."""
 
 
 def refusal(scheduler: Any, num_steps: int) -> str:
-    """Why `scheduler` cannot take `num_steps` steps, with how many it can; "" if it can. It is left as it was."""
+    """Reason why `scheduler` cannot take `num_steps` steps, with a possible number; "" if it can. No side effects."""
     if _runs(scheduler, num_steps):
         return ""
     trained = int(scheduler.config.num_train_timesteps)
-    # Their limits lie where the steps outnumber the noise levels, give or take the offsets.
+    # The limits lie near the number of noise levels, up to the offsets.
     near = (n for n in range(min(num_steps - 1, trained), max(trained - 5, 0), -1) if _runs(scheduler, n))
     most = next(near, None)
     return f"this scheduler takes at most {most}" if most else "this scheduler cannot take that many"
 
 
 def late_start(scheduler: Any, num_steps: int) -> str:
-    """A line where the steps begin far below the highest noise level, which makes the picture worse; "" elsewhere."""
+    """A warning if the steps begin far below the highest noise level, which makes the picture worse; else ""."""
     trial = type(scheduler).from_config(scheduler.config)
     trial.set_timesteps(num_steps)
     first, trained = float(trial.timesteps.max()), int(scheduler.config.num_train_timesteps)
@@ -40,7 +39,7 @@ def late_start(scheduler: Any, num_steps: int) -> str:
 
 
 def _runs(scheduler: Any, num_steps: int) -> bool:
-    """Whether the steps are all within the noise levels that were trained, raise nothing, and end in a number."""
+    """True if all steps lie within the trained noise levels, raise nothing, and give a finite result."""
     return _trial_ends(type(scheduler).__name__, scheduler.to_json_string(), num_steps)
 
 

@@ -1,6 +1,6 @@
-"""The training objectives of SGG-IG (Wang et al., AAAI-25), each with its value at chance.
+"""The training objectives of SGG-IG (Wang et al., AAAI-25), each with its chance level.
 
-Chance is what the best prediction that ignores the input scores. Letters: B images, K negatives, I embedding width,
+Chance is the loss of the best prediction that ignores the input. Letters: B images, K negatives, I embedding width,
 N objects.
 """
 
@@ -29,26 +29,26 @@ def masked_mse(predicted_NK: torch.Tensor, target_NK: torch.Tensor, masked_N: to
 
 @dataclasses.dataclass(frozen=True)
 class Negatives:
-    """K images for each graph of a batch, drawn when asked for, so that nobody need hold all of them at once."""
+    """K images for each graph of a batch, drawn on request, so that they are never all in memory."""
 
     table: torch.Tensor
     """[M, I] unit embeddings of all images."""
     draw: Callable[[slice], torch.Tensor]
-    """Rows of the batch -> [b, K] indices into the table, the same at every call."""
+    """Rows of the batch -> [b, K] indices into the table, equal at every call."""
     num: int
     """K."""
 
 
 CHUNK_ELEMENTS = 2**22
-"""Embeddings of negatives that InfoNCE gathers at once: 16 MB in fp32, or one graph's if those are more."""
+"""Elements of negatives that InfoNCE gathers at once: 16 MB in fp32, but at least one graph's negatives."""
 
 
 class _InfoNCE(torch.autograd.Function):
-    """Keeps [B] and [B, I] for backward, which draws and gathers the negatives again."""
+    """InfoNCE in chunks. It saves [B] and [B, I] for backward, which draws and gathers the negatives again."""
 
     @staticmethod
     def _chunks(x_BI: torch.Tensor, negatives: Negatives) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-        """Rows, their negatives [b, K, I], and the cosines [b, K]."""
+        """Chunks: (rows, their negatives [b, K, I], the cosines [b, K])."""
         size = max(1, CHUNK_ELEMENTS // (negatives.num * x_BI.shape[1]))
         for first in range(0, len(x_BI), size):
             rows = slice(first, first + size)
@@ -79,9 +79,9 @@ class _InfoNCE(torch.autograd.Function):
 
 
 def info_nce(x_BI: torch.Tensor, positive_B: torch.Tensor, scale: torch.Tensor, negatives: Negatives) -> torch.Tensor:
-    """`-log softmax` of the positive logit [B] among it and `scale <x, negative>` of K negatives (InfoNCE; van den
+    """InfoNCE per graph [B]: `-log softmax` of the positive logit [B] against `scale <x, negative>` of K negatives.
 
-    Oord et al., 2018, eq. 4), per graph [B], x [B, I]. Neither [B, K] logits nor [B, K, I] negatives outlive a chunk.
+    x: [B, I]. Source: van den Oord et al., 2018, eq. 4. Logits [B, K] and negatives [B, K, I] exist only in chunks.
     """
     return _InfoNCE.apply(x_BI, positive_B, scale, negatives)
 
@@ -90,8 +90,8 @@ class SpatialConstraint(nn.Module):
     """L_con, eq. 9, with logit a <X_global, I> + b.
 
     `form`: "bce" `-log s(f+) - log(1 - s(f-))`; "literal" `-log s(f+) - log s(1 - f-)` as printed; "infonce"
-    `-log softmax` of the positive among K negatives. X_global is brought to unit norm; image embeddings are.
-    A graph negative, the image's own graph told wrongly, adds a negative term of its own, or one more to the softmax.
+    `-log softmax` of the positive among K negatives. X_global is normalised here; image embeddings have unit norm
+    already. A graph negative (the image's own graph with an error) adds a negative term, or one more to the softmax.
     """
 
     def __init__(self, form: str) -> None:
@@ -109,13 +109,13 @@ class SpatialConstraint(nn.Module):
     ) -> torch.Tensor:
         """Mean over the batch; "bce" and "literal" read the first negative only.
 
-        wrong: X_global [B, I] of the graph negatives, and which of them [B] bool count.
+        wrong: X_global [B, I] of the graph negatives, and bool [B]: counted.
         """
         x, scale = nn.functional.normalize(x_global_BI.float(), dim=-1), self.scale.exp()
         positive_B, wrong_B = scale * (x * positive_BI).sum(-1), None
         if wrong is not None:
             wrong_B = scale * nn.functional.cosine_similarity(wrong[0].float(), positive_BI, dim=-1)
-        if self.form == "infonce":  # a softmax does not see the logits' common bias
+        if self.form == "infonce":  # a softmax cancels the common bias of the logits
             loss_B = info_nce(x, positive_B, scale, negatives)
             if wrong is not None and wrong_B is not None:
                 wrong_B = (wrong_B - positive_B).masked_fill(~wrong[1], -torch.inf)
@@ -128,18 +128,18 @@ class SpatialConstraint(nn.Module):
         return (away_B - logsigmoid(positive_B + self.bias)).mean()
 
     def _away(self, negative_B: torch.Tensor) -> torch.Tensor:
-        """The term of a negative pair, from its logit without the bias."""
+        """The loss term of a negative pair, from its logit without the bias."""
         negative_B = negative_B + self.bias
         return -(logsigmoid(-negative_B) if self.form == "bce" else logsigmoid(1 - negative_B))
 
     def chance(self, num_negatives: int, share: float | torch.Tensor = 0.0) -> float | torch.Tensor:
-        """The lowest value that a constant logit reaches; with a graph negative for that `share` of the batch."""
+        """The lowest loss of a constant logit; `share` of the batch has a graph negative."""
         if self.form == "infonce":
             return (1 - share) * math.log(num_negatives + 1) + share * math.log(num_negatives + 2)
-        each = 1 + share  # negatives a positive
+        each = 1 + share  # negatives for each positive
         if self.form == "bce":  # at s(f) = 1 / (1 + each)
             return _log(1 + each) + each * _log(1 + 1 / each)
-        # Where the derivative of -log s(f) - each log s(1 - f) is 0: a quadratic equation in e^f.
+        # The zero of the derivative of -log s(f) - each log s(1 - f): a quadratic equation in e^f.
         odds = ((share**2 + 4 * math.e * each) ** 0.5 - share) / (2 * each)
         return _log(1 + 1 / odds) + each * _log(1 + odds / math.e)
 
@@ -154,9 +154,10 @@ def diffusion_loss(predicted: torch.Tensor, target: torch.Tensor) -> torch.Tenso
 
 
 def min_snr_weight(kind: str, alpha_bar_B: torch.Tensor, gamma: float) -> torch.Tensor:
-    """Weight of L_diff at each image's timestep [B]: min(SNR, gamma) / SNR for predicted noise, / (SNR + 1) for v, with
+    """Weight of L_diff at each image's timestep [B]: min(SNR, gamma) / SNR for noise, / (SNR + 1) for v.
 
-    SNR = abar / (1 - abar) (Hang et al., 2023, Efficient Diffusion Training via Min-SNR Weighting); 1 for gamma 0.
+    SNR = abar / (1 - abar); gamma 0 gives 1. Source: Hang et al., 2023, Efficient Diffusion Training via Min-SNR
+    Weighting.
     """
     if not gamma:
         return torch.ones_like(alpha_bar_B)
@@ -176,7 +177,7 @@ def alignment_loss(
 ) -> torch.Tensor:
     """L_ISA, eq. 10, per image [B]: `1 - shrink * cos(I(t), X_global)`. Chance is 1.
 
-    `shrink` is sqrt(alpha_bar_t) for --image-embedding noised: the expectation of the cosine when I(t) carries noise.
+    `shrink` is sqrt(alpha_bar_t) for --image-embedding noised: the expected cosine when I(t) contains noise.
     """
     return 1 - shrink_B * nn.functional.cosine_similarity(image_BI.float(), x_global_BI.float(), dim=-1)
 
@@ -184,8 +185,8 @@ def alignment_loss(
 def total_loss(
     diffusion_B: torch.Tensor, alignment_B: torch.Tensor, kept_B: torch.Tensor, weight: float
 ) -> torch.Tensor:
-    """Eq. 12, `lambda L_diff + (1 - lambda) L_ISA`, mean over the batch; images whose condition was dropped (kept 0)
+    """Eq. 12, `lambda L_diff + (1 - lambda) L_ISA`, mean over the batch.
 
-    skip the second term, which then counts as 0, so that the value does not depend on how images are batched.
+    The second term is 0 for images with a dropped condition (kept 0), so the value does not depend on the batching.
     """
     return (weight * diffusion_B + (1 - weight) * alignment_B * kept_B.to(alignment_B.dtype)).mean()

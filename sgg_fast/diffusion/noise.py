@@ -1,7 +1,7 @@
-"""The forward process q(z_t | z_0) and back, on a diffusers scheduler's table of alpha_bar.
+"""The forward process q(z_t | z_0) and its inverse, on a diffusers scheduler's table of alpha_bar.
 
-Every draw is a hash of (seed, step, sample): `sgg_fast.ops.hash_normal` and friends. A step may be a device tensor [1],
-which a captured step reads anew at each replay.
+Every draw is a hash of (seed, step, sample) by `sgg_fast.ops.hash_normal` and related functions. The step may be a
+device tensor [1], so that a captured step reads its current value.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 
 from sgg_fast import ops
 
-# Words of the hash keys, so that no two uses draw the same numbers.
+# Words of the hash keys: different uses draw different numbers.
 STREAM_POSTERIOR, STREAM_NOISE, STREAM_TIME, STREAM_DROP, STREAM_NEGATIVE = 11, 12, 13, 14, 15
 STREAM_BARE, STREAM_GRAPH_NEGATIVE = 16, 17
 
@@ -22,12 +22,12 @@ def draw_timesteps(seed: int, step: int | torch.Tensor, sample_B: torch.Tensor, 
 
 
 def draw_dropped(seed: int, step: int | torch.Tensor, sample_B: torch.Tensor, probability: float) -> torch.Tensor:
-    """[B] bool: images whose condition is dropped at this step."""
+    """[B] bool: images with a dropped condition at this step."""
     return ops.hash_uniform(seed, step, sample_B, STREAM_DROP) < probability
 
 
 def draw_bare(seed: int, step: int | torch.Tensor, sample_B: torch.Tensor, probability: float) -> torch.Tensor:
-    """[B] bool: images whose graph loses its relations at this step."""
+    """[B] bool: images with a graph without relations at this step."""
     return ops.hash_uniform(seed, step, sample_B, STREAM_BARE) < probability
 
 
@@ -51,7 +51,7 @@ def add_noise(z_0: torch.Tensor, noise: torch.Tensor, alpha_bar_B: torch.Tensor)
 
 
 def target_of(prediction_type: str, z_0: torch.Tensor, noise: torch.Tensor, alpha_bar_B: torch.Tensor) -> torch.Tensor:
-    """What the UNet is trained to predict: the noise, or v (Salimans and Ho, 2022)."""
+    """Target of the UNet: the noise, or v (Salimans and Ho, 2022)."""
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "v_prediction":

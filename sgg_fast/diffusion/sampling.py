@@ -1,8 +1,8 @@
-"""Sampling latents with guidance from any denoiser and any diffusers scheduler.
+"""Samples latents with guidance from any denoiser and any diffusers scheduler.
 
-The host never waits for the device within the loop. Timesteps stay on the host, where schedulers index and compare
-them; the denoiser gets them from a table that is on the device before the first step. (DDIM as diffusers' pipelines
-call it, with a timestep that lies on the device, waits for it six times a step.)
+The host never waits for the device within the loop. Schedulers index and compare timesteps on the host; the denoiser
+gets them from a table that is copied to the device before the first step. (Diffusers' pipelines call DDIM with a
+timestep on the device, and wait for it six times a step.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from sgg_fast.diffusion.noise import predicted_z0
 
 
 def conditions(guidance: float, relation_guidance: float = 0.0) -> tuple[str, ...]:
-    """What a denoiser is asked about in one call, in the order of the batch.
+    """The conditions of one denoiser call, in the order of the batch.
 
     "null": the null condition; "bare": the graph without its relations; "given": the condition itself, always last.
     """
@@ -26,10 +26,9 @@ def conditions(guidance: float, relation_guidance: float = 0.0) -> tuple[str, ..
 
 
 def guided(predicted: torch.Tensor, guidance: float, relation_guidance: float = 0.0) -> torch.Tensor:
-    """[B, ..] from the predictions [k B, ..] for the `conditions`.
+    """Guided prediction [B, ..] from the predictions [k B, ..] for the `conditions`.
 
-    `null + g (given - null) + r (given - bare)`: eq. 2 of SGG-IG, and a second term in the same way along which only
-    the relations count.
+    `null + g (given - null) + r (given - bare)`: eq. 2 of SGG-IG, and a second guidance term for the relations alone.
     """
     asked = conditions(guidance, relation_guidance)
     parts = dict(zip(asked, predicted.chunk(len(asked)), strict=True))
@@ -56,18 +55,18 @@ def sample_latents(
 ) -> torch.Tensor:
     """Latents [B, c, h, w] from unit noise of the same shape, eta 0.
 
-    denoise(z [k B, c, h, w], t) predicts for the k `conditions` of the two guidances, all in one call: for the null
-    condition and the condition by default, for the condition alone with guidance 1 and relation guidance 0. `track` may
-    wrap the timesteps in a progress bar.
+    denoise(z [k B, c, h, w], t) predicts for the k `conditions` of both guidances in one call: the null condition and
+    the condition by default, the condition alone with guidance 1 and relation guidance 0. `track` may wrap the
+    timesteps in a progress bar.
 
-    generator: for schedulers that draw noise at each step, one or one a sample. on_step(i, t, latents) is called after
-    each step, with t on the host, and returns the latents to go on with, or None to stop there. on_x0(pred_x0) is
-    called before it with the clean latents that the step predicts.
+    generator: one, or one a sample, for schedulers that draw noise at each step. on_step(i, t, latents) runs after each
+    step, with t on the host; it returns the latents for the next step, or None to stop. on_x0(pred_x0) runs before
+    on_step with the clean latents that the step predicts.
     """
     scheduler.set_timesteps(num_steps)
     on_host: torch.Tensor = scheduler.timesteps
     on_device = on_host.to(noise.device)
-    # Whole timesteps as plain integers, which are compared without asking torch; Euler and Heun insist on tensors.
+    # Whole timesteps as plain integers: comparisons need no torch call. Euler and Heun require tensors.
     steps = list(on_host) if on_host.is_floating_point() else on_host.tolist()
     latents, copies = noise * scheduler.init_noise_sigma, len(conditions(guidance, relation_guidance))
     taken = inspect.signature(scheduler.step).parameters
@@ -81,7 +80,7 @@ def sample_latents(
         predicted = guided(denoise(z, on_device[i]), guidance, relation_guidance)
         latents = scheduler.step(predicted, steps[i], latents, **extra).prev_sample
         if on_x0 is not None:
-            # Schedulers scale their latents to what the UNet was trained on: the z_t of `predicted_z0`.
+            # The scheduler scales its latents to the UNet's training scale: the z_t of `predicted_z0`.
             kind, at = scheduler.config.prediction_type, alpha_bar[round(float(t))]
             on_x0(predicted_z0(kind, predicted, z[: len(noise)], at))
         if on_step is not None:

@@ -1,1 +1,1 @@
-"""What to type first on a new GPU, and what a report begins with: `sgg-doctor`, or `python -m sgg_fast.doctor`."""
+"""First check of a new GPU, and the start of a bug report: `sgg-doctor`, or `python -m sgg_fast.doctor`."""

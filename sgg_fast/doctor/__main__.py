@@ -1,7 +1,7 @@
 """Checks this machine before the first run, within 90 seconds and without the network.
 
-A line for each verdict, and a JSON file to send with a report. What failed is left out of later runs by their automatic
-choices, which say so, until the doctor passes; a flag that asks for it outright still gets it.
+It prints a line for each verdict and writes a JSON file to send with a report. Automatic choices of later runs leave
+out a part that failed, and log it, until the doctor passes. An explicit flag still selects the part.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from sgg_fast.doctor.findings import FAILED, OK, UNKNOWN, Finding, record
 
 NAME = "sgg-doctor"
 SECONDS = 90.0
-"""After which nothing new is checked."""
+"""Seconds after which no new check starts."""
 
 Check = tuple[str, Callable[[], Iterable[Finding]]]
 
 
 def checks() -> list[Check]:
-    """In the order in which they run, the ones that others build on first."""
+    """All checks in order; a check comes after those that it depends on."""
     import torch
 
     from sgg_fast import env
@@ -66,7 +66,7 @@ def _device(device: Any) -> Finding:
 
 
 def run(all_checks: Iterable[Check], seconds: float, say: Callable[[str], None]) -> Iterator[Finding]:
-    """Every finding as it is made; a check that raises is a failure, and the others go on."""
+    """Yield every finding as it is made; a check that raises is a failure, and the others continue."""
     deadline = time.monotonic() + seconds
     for name, check in all_checks:
         if time.monotonic() > deadline:
@@ -81,7 +81,7 @@ def run(all_checks: Iterable[Check], seconds: float, say: Callable[[str], None])
 def _guarded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
     try:
         yield from check()
-    except Exception as error:  # border: whatever a library raises is the finding
+    except Exception as error:  # border: an error of any library is the finding
         part = {"attention": "attention"}.get(name, "capture" if name.startswith("captured") else "")
         yield Finding(name, FAILED, f"{type(error).__name__}: {' '.join(str(error).split())[:300]}", part)
 
@@ -96,7 +96,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 @command(NAME)
 def main(argv: list[str] | None) -> int:
-    """Exit code: 0 where nothing failed, 1 where something did, 2 for a wrong command line."""
+    """Exit code: 0 if nothing failed, 1 if something failed, 2 for a wrong command line."""
     args, began = parse(argv), time.monotonic()
     from sgg_fast import env
     from sgg_fast.quiet import quiet_libraries

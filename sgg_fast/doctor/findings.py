@@ -1,4 +1,4 @@
-"""A verdict on one thing, and what a failure of it leaves out of later runs. Knows no torch."""
+"""A verdict on one part, and the part that later runs leave out after a failure. It does not import torch."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ OK, FAILED, UNKNOWN = "ok", "FAILED", "not checked"
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """A line of the doctor's."""
+    """One line of the doctor's output."""
 
     name: str
     verdict: str
     """OK, FAILED or UNKNOWN."""
     detail: str
     leaves_out: str = ""
-    """A part of `sgg_fast.env.PARTS` that automatic choices do without after a failure; "" for none."""
+    """A part of `sgg_fast.env.PARTS` that automatic choices leave out after a failure; "" for none."""
 
     def line(self) -> str:
-        """For the terminal."""
+        """The finding as text."""
         return f"{self.verdict:12} {self.name:28} {self.detail}"
 
 
 def record(findings: Iterable[Finding], machine: str, path: Path) -> dict[str, str]:
-    """Write which parts are left out on this machine, and why; an empty record where all is well.
+    """Write which parts are left out on this machine, with the reasons; an empty record if nothing failed.
 
-    What was not checked stays as an earlier record of the same machine has it.
+    Parts that were not checked keep their entry in an earlier record of the same machine.
     """
     said = list(findings)
     before: dict[str, Any] = {}

@@ -1,4 +1,4 @@
-"""Every kernel against its reference form on the device: outputs and gradients, in fp32 and in a narrow type."""
+"""Compares every kernel with its reference on the device: outputs and gradients, in fp32 and in a narrow type."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Call = Callable[[SceneGraphBatch, Tensors], Any]
 WIDTH = 96
 """Not a power of two."""
 FLOOR = 1e-4
-"""Of the largest value: what a form may be off by where the narrow reference happens to be exact."""
+"""Allowed error relative to the largest value if the narrow reference happens to be exact."""
 
 
 def graphs() -> SceneGraphBatch:
@@ -32,7 +32,7 @@ def graphs() -> SceneGraphBatch:
 
 
 def calls() -> dict[str, tuple[Call, Callable[[SceneGraphBatch], dict[str, tuple[int, ...]]]]]:
-    """Operator -> how it is called on a batch, and the shapes of its values."""
+    """Operator -> its call on a batch, and the shapes of its values."""
     d = WIDTH
     return {
         "gather_add_relu": (
@@ -81,13 +81,13 @@ def _results(call: Call, batch: SceneGraphBatch, values: Tensors, dtype: torch.d
 
 
 def agrees(found: torch.Tensor, narrow: torch.Tensor, exact: torch.Tensor) -> bool:
-    """Whether `found` is off by at most twice what the reference in the same type is off, and a floor."""
+    """Whether the error of `found` is at most twice the reference's error in the same type, plus a floor."""
     allowed = 2 * (narrow - exact).abs().max() + FLOOR * exact.abs().max()
     return bool((found - exact).abs().max() <= allowed)
 
 
 def _judge(call: Call, batch: SceneGraphBatch, values: Tensors, dtypes: tuple[torch.dtype, ...]) -> str:
-    """What is wrong, or ""."""
+    """The fault, or ""."""
     exact = _results(call, batch, values, torch.float32, "reference")
     for dtype in dtypes:
         narrow = _results(call, batch, values, dtype, "reference")
@@ -99,7 +99,7 @@ def _judge(call: Call, batch: SceneGraphBatch, values: Tensors, dtypes: tuple[to
 
 
 def _adam(device: torch.device) -> str:
-    """The flat optimiser, 8-bit and 32-bit, one step by either form."""
+    """Check the flat optimiser, 8-bit and 32-bit: one step by either form."""
     weights = {}
     for form in ("reference", "triton"):
         ops.use_kernels(form)
@@ -122,7 +122,7 @@ def _adam(device: torch.device) -> str:
 
 
 def _pack(device: torch.device) -> str:
-    """Exactly the same batches as the reference packs on the CPU."""
+    """Check that batches are exactly those that the reference packs on the CPU."""
     made = {}
     for form, place in (("reference", torch.device("cpu")), ("triton", device)):
         ops.use_kernels(form)
@@ -137,12 +137,12 @@ def _pack(device: torch.device) -> str:
 
 
 def check(device: torch.device) -> Iterator[Finding]:
-    """A finding for each operator; a kernel that raises is a failure with its own words."""
+    """A finding for each operator; a kernel that raises is a failure with its own message."""
     if obstacle := ops.dispatch.why_not_triton(device):
         yield Finding("kernels", UNKNOWN, obstacle)
         return
     half = torch.bfloat16 if device.type != "cuda" or torch.cuda.is_bf16_supported() else torch.float16
-    interpreted = device.type != "cuda"  # which rounds bf16 another way
+    interpreted = device.type != "cuda"  # the interpreter rounds bf16 differently
     dtypes = (torch.float32,) if interpreted else (torch.float32, half)
     batch, generator = graphs().to(device), torch.Generator().manual_seed(0)
     checks: dict[str, Callable[[], str]] = {"pack": lambda: _pack(device), "adam": lambda: _adam(device)}
@@ -152,7 +152,7 @@ def check(device: torch.device) -> Iterator[Finding]:
     for name, run in checks.items():
         try:
             wrong = run()
-        except Exception as error:  # border: whatever a compiler or a driver raises is the finding
+        except Exception as error:  # border: an error of the compiler or the driver is the finding
             wrong = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         verdict = FAILED if wrong else OK
         yield Finding(f"kernel {name}", verdict, wrong or "as the reference, forward and backward", "kernels")

@@ -1,4 +1,4 @@
-"""Whole training steps on random weights: captured against eager, the attention that ran, memory against the plan."""
+"""Whole training steps on random weights: captured against eager, attention operators, memory against the plan."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ COUNTS = Path(__file__).with_name("counts.json")
 """Kernels, copies and fills of a captured step at the toy's size, by torch and Triton."""
 NUM_STEPS = 4
 TOLERANCE = 2e-2
-"""Relative, of a loss in bf16; a replay that read stale memory is off by far more."""
+"""Relative tolerance of a loss in bf16; a captured step that read stale memory is off by far more."""
 LAUNCHES = 0.05
-"""Share by which launches may differ from the committed count: another chip chooses other kernels of a library."""
+"""Share by which launches may differ from the committed count: libraries choose other kernels on other chips."""
 PLAN, SMALL = 0.03, 64 << 20
-"""Share, and bytes besides, by which the measured peak may exceed the plan at the toy's size."""
+"""Share, plus bytes, by which the measured peak may exceed the plan at the toy's size."""
 
 
 def settings(**changes: object) -> Config:
-    """The toy's, at the sizes of a quick check."""
+    """The toy's settings, at the sizes of a quick check."""
     return recipe("toy", batch_size=2, token_init="none", **changes)
 
 
 def _losses(engine: Engine, num: int) -> list[float]:
-    """At a learning rate of 0, so that every engine has the same weights."""
+    """Losses at a learning rate of 0, so every engine has the same weights."""
     ids = np.arange(engine.module.config.optim.batch_size)[None]
     return [float(engine.update(ids, step, 0.0).losses["loss"]) for step in range(num)]
 
@@ -50,7 +50,7 @@ def _close(a: list[float], b: list[float]) -> bool:
 
 
 def check_capture(stage: str, device: torch.device) -> Iterator[Finding]:
-    """Losses of replayed steps beside those of eager ones, and the launches of a step."""
+    """Compare losses of captured steps with those of eager ones, and check the launches of a step."""
     name = f"captured {stage}"
     found: dict[str, list[float]] = {}
     launches = None
@@ -77,7 +77,7 @@ def check_capture(stage: str, device: torch.device) -> Iterator[Finding]:
 
 
 def launches_of(engine: Engine) -> int | None:
-    """Kernels, copies and fills of one step by torch's profiler; None where it sees none."""
+    """Kernels, copies and fills of one step by torch's profiler; None if it records none."""
     ids = np.arange(engine.module.config.optim.batch_size)[None]
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
         engine.update(ids, NUM_STEPS, 0.0)
@@ -87,12 +87,12 @@ def launches_of(engine: Engine) -> int | None:
 
 
 def versions() -> str:
-    """What a committed count is of."""
+    """The versions that a committed count belongs to."""
     return f"torch {'.'.join(torch.__version__.split('.')[:2])}, triton {'.'.join(version('triton').split('.')[:2])}"
 
 
 def judge_launches(stage: str, launches: int | None) -> Finding:
-    """Beside the committed count."""
+    """Compare with the committed count."""
     name, committed = f"launches of {stage}", json.loads(COUNTS.read_text()).get(versions(), {}).get(stage)
     if launches is None:
         return Finding(name, UNKNOWN, "torch's profiler sees no kernels here")
@@ -103,7 +103,7 @@ def judge_launches(stage: str, launches: int | None) -> Finding:
 
 
 def check_attention(device: torch.device) -> Finding:
-    """The operators that attend in a UNet of the toy, called once in training."""
+    """Find the operators that attend in a UNet of the toy, called once in training."""
     unet = blank_foundation(settings().model).unet.to(device).requires_grad_(True).train()
     chosen = set_attention(unet, "auto", device)
     side, width = unet.config.sample_size, unet.config.cross_attention_dim
@@ -120,7 +120,7 @@ def check_attention(device: torch.device) -> Finding:
 
 
 def check_memory(device: torch.device) -> Finding:
-    """The peak of a captured fine-tuning step beside the plan."""
+    """Compare the peak of a captured fine-tuning step with the plan."""
     config = settings()
     batch = config.optim.batch_size
     plan = Planner(config, None, device.type, num_images=2 * batch, stored=False).plan(batch)

@@ -1,4 +1,4 @@
-"""Do the installed packages fit each other? From their own metadata; nothing is asked of the network."""
+"""Checks whether the installed packages fit each other, from their own metadata, without the network."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def installed() -> dict[str, str]:
 
 
 def wanted_triton() -> str | None:
-    """The version that torch's own metadata pins; None where it pins none."""
+    """The version that torch's own metadata pins; None if it pins none."""
     for line in requires("torch") or []:
         if pinned := re.match(r"triton==([\w.]+)", line.replace(" ", "")):
             return pinned.group(1)
@@ -52,5 +52,5 @@ def check_versions(found: dict[str, str], pinned: str | None, cuda: str | None) 
 
 
 def check_here() -> Iterator[Finding]:
-    """Of this process's packages."""
+    """Findings about the packages of this process."""
     return check_versions(installed(), wanted_triton(), torch.version.cuda)

@@ -1,4 +1,4 @@
-"""From scene graphs to PNG files: models, jobs, sheets. What infer.py calls; the same from Python:
+"""From scene graphs to PNG files: models, jobs, sheets. infer.py calls it; the same from Python:
 
 >>> from sgg_fast.data.inputs import read_inputs
 >>> from sgg_fast.drawing import Options, draw_jobs, load_model, make_jobs
@@ -54,7 +54,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """What needs models, on first use: their libraries take seconds, which a refusal does not wait for."""
+    """Import the parts that need models on first use: their libraries take seconds, too long for an error message."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from sgg_fast.drawing import jobs, models, notices

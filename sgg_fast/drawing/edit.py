@@ -1,12 +1,12 @@
-"""Changes to a scene graph, said in words: `sheep -> cow`, `add hat on sheep`, `remove hat`.
+"""Edits of a scene graph as text: `sheep -> cow`, `add hat on sheep`, `remove hat`.
 
-    sheep -> cow                              an object gets another name
-    sheep on grass -> sheep left of house     a relation is replaced
-    add boat, add hat on sheep                an object or a relation more; its objects are added where they are new
-    remove hat, remove hat on sheep           an object with its relations, or one relation
+    sheep -> cow                              renames an object
+    sheep on grass -> sheep left of house     replaces a relation
+    add boat, add hat on sheep                adds an object or a relation; a relation's new objects are added too
+    remove hat, remove hat on sheep           removes an object with its relations, or one relation
 
-Objects and relations are written as in the one-line form, `sheep#2` being the second of several. What is not named
-stays as it is and in its order.
+Objects and relations are written as in the one-line form; `sheep#2` is the second of several. Everything else is
+unchanged and stays in order.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def edited(graph: SceneGraph, edits: Sequence[str]) -> SceneGraph:
 
 
 def apply_edit(graph: SceneGraph, text: str) -> SceneGraph:
-    """The changed graph. Raises `SceneGraphError` for words that say no change or name what the graph does not have."""
+    """The changed graph. Raises `SceneGraphError` for text that is no edit or names what the graph does not have."""
     said = f"--edit {shown(' '.join(text.split()))}"
     if "->" in text:
         old, _, new = text.partition("->")
@@ -49,7 +49,7 @@ def _clause(text: str, said: str) -> Clause:
 
 
 def _find(objects: Sequence[str], mention: Mention, said: str) -> int:
-    """Index of the object that is meant; a lone object needs no number, one of several does."""
+    """Index of the mentioned object; one of several of that name needs a number."""
     name, number, numbered = mention
     places = [i for i, other in enumerate(objects) if other == name]
     if number > len(places):
@@ -61,7 +61,7 @@ def _find(objects: Sequence[str], mention: Mention, said: str) -> int:
 
 
 def _relation(graph: SceneGraph, clause: Clause, said: str) -> int:
-    """Index of the relation that is meant."""
+    """Index of the mentioned relation."""
     ends = [_find(graph.objects, mention, said) for mention in (clause.subject, clause.object) if mention]
     wanted = (ends[0], clause.predicate, ends[1])
     if wanted not in graph.relations:
@@ -70,7 +70,7 @@ def _relation(graph: SceneGraph, clause: Clause, said: str) -> int:
 
 
 def _related(graph: SceneGraph, clause: Clause, said: str) -> tuple[tuple[str, ...], tuple[int, str, int]]:
-    """(objects, relation): those of the graph, the new relation's own appended where the graph lacks them."""
+    """(objects, relation): the graph's objects, plus the new relation's own if the graph lacks them."""
     objects, ends = list(graph.objects), []
     for mention in (clause.subject, clause.object):
         assert mention is not None

@@ -1,7 +1,7 @@
-"""Where each object and relation of a graph was attended to while its picture was sampled: cross-attention maps.
+"""Cross-attention maps of each object and relation of a graph, recorded during sampling.
 
-The maps are computed beside the model's own attention, whose output they do not touch: the picture stays the same to
-the bit. Letters: B pictures, T context tokens, H heads, P places of a layer's feature map, C channels.
+The maps are computed beside the model's own attention and do not change its output: the picture is bit-identical.
+Letters: B pictures, T context tokens, H heads, P places of a layer's feature map, C channels.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from sgg_fast.nn.conditioner import FIRST_TRIPLE
 from sgg_fast.pictures.sheets import tiles, zoomed
 
 _RAMP = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=float)
-"""Dark to bright, in equal steps of heat."""
+"""Dark to bright, in equal steps."""
 
 
 class AttentionMaps:
     """While entered, records the cross-attention of a UNet: mean over heads, layers and steps.
 
-    size: (h, w) of the latents, to which every layer's map is enlarged. num_images: B; where the UNet is called with 2B
-    or 3B (guidance), the last B, those of the condition, are recorded.
+    size: (h, w) of the latents; every layer's map is enlarged to it. num_images: B; if the UNet is called with 2B or 3B
+    (guidance), the last B, those of the condition, are recorded.
     """
 
     def __init__(self, unet: UNet2DConditionModel, num_images: int, size: tuple[int, int]) -> None:
@@ -47,7 +47,7 @@ class AttentionMaps:
         self.unet.set_attn_processor(self.before)
 
     def add(self, probabilities_BPT: torch.Tensor) -> None:
-        """One layer at one step."""
+        """Add one layer at one step."""
         places = probabilities_BPT.shape[1]
         height = max(round((places * self.size[0] / self.size[1]) ** 0.5), 1)
         grid = probabilities_BPT.transpose(1, 2).unflatten(2, (height, places // height))
@@ -63,10 +63,10 @@ class AttentionMaps:
 
 
 class _Recorder:
-    """An attention processor that calls the one it stands for, and computes the weights once more."""
+    """An attention processor that calls the processor it replaces, and computes the weights once more."""
 
     needs_calls = True
-    """A replayed UNet would pass it by (`diffusion.captured`)."""
+    """CUDA-graph replay bypasses this processor (`diffusion.captured`)."""
 
     def __init__(self, processor: Any, maps: AttentionMaps) -> None:
         self.processor, self.maps = processor, maps
@@ -83,7 +83,7 @@ class _Recorder:
     def _weights(self, attn: Any, x_BPC: torch.Tensor, context_BTC: torch.Tensor, mask: Any) -> torch.Tensor:
         """[B, P, T] fp32 attention weights of the condition's rows, averaged over heads."""
         rows = slice(-self.maps.num_images, None)
-        # By the weights: where the layers are merged, a call of ours would pass for the model's own.
+        # Use the weights directly: merged layers would take a call of them for the model's own.
         linear = torch.nn.functional.linear
         query = linear(x_BPC[rows], attn.to_q.weight, attn.to_q.bias)
         key = linear(context_BTC[rows], attn.to_k.weight, attn.to_k.bias)
@@ -95,7 +95,7 @@ class _Recorder:
 
 
 def token_labels(graph: SceneGraph) -> list[tuple[str, int]]:
-    """(what it says, its context token) of every object and then every relation."""
+    """(label, context token) of every object and then every relation."""
     labels, num = object_labels(graph), len(graph.relations)
     objects = [(label, FIRST_TRIPLE + num + i) for i, label in enumerate(labels)]
     said = [f"{labels[s]} {predicate} {labels[o]}" for s, predicate, o in graph.relations]
@@ -105,8 +105,8 @@ def token_labels(graph: SceneGraph) -> list[tuple[str, int]]:
 def explain_sheet(image: Image.Image, graph: SceneGraph, maps_Thw: torch.Tensor, side: int = 168) -> Image.Image:
     """The picture, then one overlay for every object and relation: where its token had most of the attention.
 
-    Each map is stretched to its own range, so that a token with little attention is seen too; the caption's figure is
-    its mean share of the attention over the picture.
+    Each map is stretched to its own range, so a token with little attention is visible too; the caption's figure is its
+    mean share of the attention over the picture.
     """
     shown = zoomed(image, side) if max(image.size) < side else image.resize((side, side), Image.Resampling.LANCZOS)
     pictures, captions = [shown], ["the picture"]
@@ -118,7 +118,7 @@ def explain_sheet(image: Image.Image, graph: SceneGraph, maps_Thw: torch.Tensor,
 
 
 def _overlay(image: Image.Image, map_hw: torch.Tensor) -> Image.Image:
-    """The picture in grey under the heat of one map."""
+    """The picture in grey under the colours of one map."""
     heat = torch.nn.functional.interpolate(map_hw[None, None], size=image.size[::-1], mode="bicubic")[0, 0].numpy()
     heat = (heat - heat.min()) / max(float(heat.max() - heat.min()), 1e-12)
     steps = np.linspace(0, 1, len(_RAMP))

@@ -1,4 +1,4 @@
-"""Draws many graphs: in batches of like size, one batch in memory at a time, going on where an earlier run stopped."""
+"""Draws many graphs in batches of like size, one batch in memory at a time; a stopped run can continue."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from sgg_fast.pictures.sheets import beside, enlarged, grid, tiles, zoomed
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 Progress = Callable[[float], None]
-"""Told after each denoising step how many pictures' worth of work it was."""
+"""Called after each denoising step with the work done, as a number of pictures."""
 
 
 class NotFiniteError(ArithmeticError):
-    """A picture that is not made of numbers; nothing of its batch was saved."""
+    """A picture with NaN or Inf; nothing of its batch was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """A denoising step that a batch has just taken."""
+    """A denoising step that a batch has completed."""
 
     number: int
-    """From 1."""
+    """Counts from 1."""
     total: int
     preview: Callable[[], Image.Image]
     """Decodes the first picture as this step predicts it; costs one pass of the VAE."""
 
 
 OnStep = Callable[[Step], None]
-"""Told after each denoising step; whatever it raises ends the drawing there."""
+"""Called after each denoising step; an exception from it ends the drawing."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,12 +57,12 @@ class Job:
     """The graph before it was edited."""
     path: Path
     record: dict[str, Any]
-    """Graph, seed and settings, as the PNG carries them; what is there with the same record is not drawn again."""
+    """Graph, seed and settings, as the PNG carries them; a file with the same record is not drawn again."""
     sheets: dict[str, Path]
     """Kind ("graph", "explain", "edit") -> file of each further sheet."""
     edits: tuple[str, ...] = ()
     variant: int = 1
-    """Above 1: other pictures had these names already."""
+    """Above 1 if other pictures already have these names."""
 
     def group(self, null_tokens: int) -> tuple:
         """Jobs of one group can share a batch; a context holds at least the null condition's tokens."""
@@ -71,7 +71,7 @@ class Job:
         return context_length(triples, null_tokens), *(self.record[name] for name in shared)
 
     def is_done(self) -> bool:
-        """Whether all its files are there."""
+        """Whether all its files exist."""
         return all(is_drawn(path, record) for path, record in self.files())
 
     def files(self) -> list[tuple[Path, dict[str, Any]]]:
@@ -79,21 +79,21 @@ class Job:
         return [(self.path, self.record), *((path, self.sheet_record(kind)) for kind, path in self.sheets.items())]
 
     def sheet_record(self, kind: str) -> dict[str, Any]:
-        """The picture's record, and what else the sheet shows."""
+        """The picture's record plus the contents of the sheet."""
         return {**self.record, "sheet": kind, "edits": list(self.edits)}
 
 
 def make_records(graph: SceneGraph, settings: Mapping[str, Any], model: Model, options: Options) -> list[dict]:
     """The record of each picture of `graph`: the options, else `settings` that came with it, else the model's own.
 
-    Raises ValueError for a setting that cannot be followed.
+    Raises ValueError for a setting that is not possible.
     """
     config, scheduler = model.pipeline.config, scheduler_name(model.pipeline)
     defaults = {"steps": config.sampling_steps, "guidance": config.guidance, "size": config.resolution,
                 "relation_guidance": 0.0, "scheduler": scheduler, "seed": 0}  # fmt: skip
     given = {name: getattr(options, name) for name in defaults if getattr(options, name) is not None}
     used = {**defaults, **settings, **given}
-    # A picture's own settings are checked as the flags are.
+    # A picture's own settings are checked like the flags.
     checked = [name for name in defaults if name != "scheduler" or used[name] != scheduler]
     Options(num_images=options.num_images, **{name: used[name] for name in checked})
     if refusal := limits.refusal(made_scheduler(model.pipeline, used["scheduler"]), used["steps"]):
@@ -106,10 +106,10 @@ def make_records(graph: SceneGraph, settings: Mapping[str, Any], model: Model, o
 
 
 def make_jobs(items: Sequence[Item], model: Model, options: Options) -> list[Job]:
-    """A job for each picture. Raises ValueError for an edit or a setting that cannot be followed.
+    """A job for each picture. Raises ValueError for an edit or a setting that is not possible.
 
-    Where a job's file holds another picture, all files of the command are called STEM-v2, -v3, ..., the first that does
-    not, and with a picture's name as --out it is refused: without `overwrite` no picture is lost.
+    If a job's file holds another picture, all files of the command get names STEM-v2, -v3, ..., the first that is free.
+    With a picture's name as --out the command raises instead. Without `overwrite` no picture is lost.
     """
     wanted = [
         (graph, item.graph, record)
@@ -134,8 +134,9 @@ def make_jobs(items: Sequence[Item], model: Model, options: Options) -> list[Job
 def draw_jobs(
     jobs: Sequence[Job], model: Model, options: Options, progress: Progress = lambda share: None
 ) -> Iterator[Job]:
-    """Draw what is not there yet, and yield every job once its files are. A stopped run goes on to the same bytes:
-    batches are cut from all jobs, and one of which anything is missing is drawn whole.
+    """Draw the missing pictures, and yield every job once its files exist. A stopped run continues to the same bytes.
+
+    Batches are cut from all jobs, and a batch with a missing picture is drawn whole.
     """
     groups: dict[tuple, list[Job]] = {}
     null_tokens = model.pipeline.graph_encoder.config.null_tokens
@@ -153,7 +154,7 @@ def draw_jobs(
 
 
 def work(options: Options) -> int:
-    """Samplings for each picture: an edited one is drawn before and after."""
+    """Samplings for each picture: an edited one is drawn before and after the edit."""
     return 2 if options.edits else 1
 
 
@@ -192,7 +193,7 @@ def sample(
 ) -> tuple[list[Image.Image], torch.Tensor | None]:
     """The pictures of `graphs`, each with its record's seed; all have the first record's other settings.
 
-    With `explain` their attention maps too, [B, T, h, w] (`AttentionMaps`). Raises ValueError where there are none.
+    With `explain` also their attention maps, [B, T, h, w] (`AttentionMaps`). Raises ValueError if there are none.
     """
     pipeline, record = model.pipeline, records[0]
     if record["scheduler"] != scheduler_name(pipeline):
@@ -222,7 +223,7 @@ def sample(
         except (torch.OutOfMemoryError, MemoryError) as error:
             raise ValueError("out of memory: lower --batch-size or --size") from error
         except RuntimeError as error:
-            if "allocate memory" not in str(error):  # how torch says it on a CPU
+            if "allocate memory" not in str(error):  # torch's message on a CPU
                 raise
             raise ValueError("out of memory: lower --batch-size or --size") from error
 
@@ -237,7 +238,7 @@ def sample(
 
 
 def finite_pictures(pipeline: SceneGraphToImagePipeline, latents: torch.Tensor) -> list[Image.Image]:
-    """The pictures of latents [B, c, h, w]. Raises `NotFiniteError` where one is not made of numbers."""
+    """The pictures of latents [B, c, h, w]. Raises `NotFiniteError` for NaN or Inf."""
     pixels = pipeline.decode(latents, "pt") if torch.isfinite(latents).all() else None
     if pixels is None or pixels.isnan().any():
         raise NotFiniteError(f"a picture ends in numbers that are not finite, and is not saved: {_culprit(pipeline)}")
@@ -255,7 +256,7 @@ def _culprit(pipeline: SceneGraphToImagePipeline) -> str:
 
 
 def unexplained(pipeline: SceneGraphToImagePipeline) -> str:
-    """Why this model has no attention map for each object and relation; "" if it has them."""
+    """The reason why this model has no attention map for each object and relation; "" if it has them."""
     encoder = pipeline.graph_encoder.config
     if encoder.get("context") == "triples":
         return ""
@@ -264,11 +265,11 @@ def unexplained(pipeline: SceneGraphToImagePipeline) -> str:
 
 
 def draw_grid(items: Sequence[Item], jobs: Sequence[Job], options: Options) -> Path:
-    """Write all pictures on one sheet, a row a graph where there are several of each; its path."""
+    """Write all pictures on one sheet, a row for each graph if there are several of each; returns its path."""
     paths = [job.path for job in jobs]
     columns = options.num_images if options.num_images > 1 and len(items) > 1 else None
     shown = hashlib.sha256("\n".join(record_text(job.record) for job in jobs).encode()).hexdigest()
-    record = {"sheet": "grid", "pictures": shown}  # no graph of its own, but known as ours, and told from others
+    record = {"sheet": "grid", "pictures": shown}  # it has no graph, but this record marks the file as ours
     first = grid_path(paths, items, options)
     names = (first.with_stem(f"{first.stem}-v{i}") if i > 1 else first for i in itertools.count(1))
     path = first if options.overwrite else next(path for path in names if not is_lost(path, record))

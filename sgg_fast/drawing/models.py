@@ -1,4 +1,4 @@
-"""Finds and loads the pipeline to draw with: a run of train.py, a folder, a hub id, or what ships."""
+"""Finds and loads the pipeline to draw with: a run of train.py, a folder, a hub id, or the shipped model."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ SHIPPED = Path(__file__).parents[1] / "toy" / "pipeline"
 _INSIDE = ("", "pipeline", "finetune/pipeline")
 
 _AS_SD_RUNS_IT = {"pndm": {"skip_prk_steps": True}}
-"""Settings that the pipeline's own scheduler has no word for."""
+"""Settings that the pipeline's own scheduler does not have."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A pipeline on this machine's device, and what identifies it."""
+    """A pipeline on this machine's device, and its identity."""
 
     pipeline: SceneGraphToImagePipeline
     name: str
-    """What --model takes to find it again."""
+    """Value of --model that finds it again."""
     description: str
     weights: str
     """Fingerprint of the files."""
     notice: str = ""
-    """What to know of a model that nobody asked for by name."""
+    """Message about a model that was chosen by default."""
 
 
 def find_pipeline(model: Path) -> Path | None:
@@ -46,11 +46,11 @@ def find_pipeline(model: Path) -> Path | None:
 
 
 def load_model(model: str | None, verify: bool = False) -> Model:
-    """The model that --model names: a run, a pipeline folder, "toy" (the one that ships) or a hub id.
+    """Load the model that --model names: a run, a pipeline folder, "toy" (the shipped one) or a hub id.
 
-    Without `model`: the run in runs/toy if it was fine-tuned, else the toy model that the package ships. On CUDA its
-    UNet computes in fp16. verify: every byte is compared with its SHA-256, also where that was done before.
-    Raises ValueError for a folder that holds no pipeline.
+    Without `model` it is the run in runs/toy if that was fine-tuned, else the shipped toy model. On CUDA its UNet
+    computes in fp16. verify: compare every byte with its SHA-256, even if that was done before. Raises ValueError for a
+    folder that holds no pipeline.
     """
     if verify:
         os.environ[loading.VERIFY] = "1"
@@ -68,7 +68,7 @@ def load_model(model: str | None, verify: bool = False) -> Model:
     notice = f"--model {SHIPPED_NAME} is the one that ships, trained for hours" if by_default else ""
     pipeline, device = _load(folder), env.device()
     if device.type == "cuda":
-        pipeline.unet.to(torch.float16)  # only the UNet runs again and again; latents and VAE stay in fp32
+        pipeline.unet.to(torch.float16)  # only the UNet runs at every step; latents and VAE stay in fp32
     return Model(pipeline.to(device), name, description, fingerprint(folder), notice)
 
 
@@ -93,18 +93,18 @@ def _downloaded(model: str) -> Path:
 
 
 def fingerprint(folder: Path) -> str:
-    """Tells models apart: a hash of all that drawing reads, configurations, tokenizers and scheduler included."""
+    """A hash of all files that drawing reads, configurations, tokenizers and scheduler included."""
     with loading.border(f"--model {folder}"):
         return loading.digest(folder)
 
 
 def set_scheduler(pipeline: SceneGraphToImagePipeline, name: str) -> None:
-    """Put the scheduler of this short name into the pipeline, with the settings of the one that is there."""
+    """Put the scheduler of this short name into the pipeline, with the settings of the current one."""
     pipeline.scheduler = made_scheduler(pipeline, name)
 
 
 def made_scheduler(pipeline: SceneGraphToImagePipeline, name: str) -> Any:
-    """The scheduler that `set_scheduler` puts in. Raises ValueError where the pipeline's settings are not for it."""
+    """The scheduler that `set_scheduler` puts in. Raises ValueError if the pipeline's settings do not suit it."""
     if name == scheduler_name(pipeline):
         return pipeline.scheduler
     kind = getattr(importlib.import_module("diffusers"), SCHEDULERS[name])
@@ -113,6 +113,6 @@ def made_scheduler(pipeline: SceneGraphToImagePipeline, name: str) -> Any:
 
 
 def scheduler_name(pipeline: SceneGraphToImagePipeline) -> str:
-    """The short name of the pipeline's scheduler, or its class where it has none."""
+    """The short name of the pipeline's scheduler, or its class if it has none."""
     kind = type(pipeline.scheduler).__name__
     return next((short for short, long in SCHEDULERS.items() if long == kind), kind)

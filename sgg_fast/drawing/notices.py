@@ -1,4 +1,4 @@
-"""What may disappoint, said before it is drawn: words never seen, names that are cut, relations that contradict."""
+"""Warnings before drawing: unknown words, names that are cut, relations that contradict each other."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sgg_fast.nn.text_baseline import phrases
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 _MOST = 20
-"""Words, or graphs' lines of a kind, that are named before the rest becomes a number."""
+"""Words, or lines of one kind, that are listed; a number stands for the rest."""
 
 _AXES: dict[str, tuple[str, int]] = {
     **dict.fromkeys(("above", "over"), ("vertical", 1)),
@@ -23,7 +23,7 @@ _AXES: dict[str, tuple[str, int]] = {
     **dict.fromkeys(("inside", "inside of", "within"), ("containment", 1)),
     **dict.fromkeys(("surrounding",), ("containment", -1)),
 }
-"""Predicate -> axis and direction; turned round, a relation has the other direction."""
+"""Predicate -> axis and direction; the reverse of a relation has the other direction."""
 
 
 def contradictions(graph: SceneGraph) -> list[str]:
@@ -44,7 +44,7 @@ def contradictions(graph: SceneGraph) -> list[str]:
 
 
 def cut_names(pipeline: SceneGraphToImagePipeline, graph: SceneGraph) -> list[str]:
-    """Names, and phrases that the context starts from, of which the text tower does not read the end."""
+    """Names, and phrases that the context starts from, that are longer than the text tower's input."""
     tokenizers = [(pipeline.graph_tokenizer, dict.fromkeys(graph.names))]
     encoder = pipeline.graph_encoder.config
     if pipeline.tokenizer is not None and (encoder.get("token_init") == "text" or "form" in encoder):
@@ -60,7 +60,7 @@ def cut_names(pipeline: SceneGraphToImagePipeline, graph: SceneGraph) -> list[st
 
 
 def unseen_words(pipeline: SceneGraphToImagePipeline, graphs: Sequence[SceneGraph], most: int = _MOST) -> list[str]:
-    """Words that the model never saw, each with the nearest it did see; `most` of them, sorted."""
+    """Words that were not in training, each with the nearest known word; `most` of them, sorted."""
     known = sorted(pipeline.graph_encoder.config.trained_names)
     unseen = pipeline.unseen_names(graphs)[:most]
     near = [(word, difflib.get_close_matches(word, known, n=1, cutoff=0.75)) for word in unseen]
@@ -68,14 +68,14 @@ def unseen_words(pipeline: SceneGraphToImagePipeline, graphs: Sequence[SceneGrap
 
 
 def graph_notices(pipeline: SceneGraphToImagePipeline, graph: SceneGraph) -> list[str]:
-    """All notices of one graph, for a script."""
+    """All notices of one graph."""
     unseen = [f"never seen in training: {word}" for word in unseen_words(pipeline, [graph])]
     cut = [f"cut: {name}" for name in cut_names(pipeline, graph)]
     return [*unseen, *cut, *(f"contradiction: {pair}" for pair in contradictions(graph))]
 
 
 def notice_lines(pipeline: SceneGraphToImagePipeline, graphs: dict[str, SceneGraph]) -> list[str]:
-    """One line a kind of notice; with several graphs, each matter names its graphs (by the keys of `graphs`)."""
+    """One line for each kind of notice; with several graphs, each item names its graphs (by the keys of `graphs`)."""
     unseen: dict[str, list[str]] = {}
     for stem, graph in graphs.items():
         for word in pipeline.unseen_names([graph]):
@@ -97,7 +97,7 @@ def notice_lines(pipeline: SceneGraphToImagePipeline, graphs: dict[str, SceneGra
 
 
 def untaught_notice(pipeline: SceneGraphToImagePipeline, relation_guidance: float) -> str:
-    """One line where relation guidance asks for what its last training is known to have left out; "" if it does not."""
+    """One line if relation guidance is on but the last training is known to lack relation dropout; else ""."""
     told = (pipeline.config.get("provenance") or {}).get("settings") or {}
     if not relation_guidance or told.get("relation_dropout") != 0:
         return ""

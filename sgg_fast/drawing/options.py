@@ -1,4 +1,4 @@
-"""How pictures are drawn and where they go: the settings of infer.py's flags, and the names of its files."""
+"""Settings of drawing and its output: the values of infer.py's flags, and the names of its files."""
 
 from __future__ import annotations
 
@@ -26,36 +26,39 @@ SCHEDULERS = {
 }
 """Short names of diffusers' schedulers."""
 MAX_PICTURES = 1_000_000
-"""Of one command."""
+"""Upper bound of the pictures of one command."""
 MAX_STEPS, MAX_PULL = 100_000, 10_000
-"""Beyond any use; above them numbers overflow, or a sampling has no end."""
+"""Upper bounds; above them numbers overflow, or sampling does not end."""
 _LONGEST = 255 - len(".part") - len("-v999999")
-"""Bytes of a file's name, with room for what is put around it."""
+"""Bytes of a file's name, with room for prefix and suffix."""
 MAX_SCALE = 16
 
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Settings; None is the picture's own where the input is one, else the model's. Raises ValueError for bad ones."""
+    """Settings of drawing. None is the picture's own value if the input is a picture, else the model's.
+
+    Raises ValueError for bad values.
+    """
 
     out: Path | None = None
-    """A PNG, or a folder (outputs)."""
+    """A PNG, or a folder (default: outputs)."""
     steps: int | None = None
     """Denoising steps."""
     guidance: float | None = None
-    """Classifier-free guidance, 1 for none."""
+    """Classifier-free guidance; 1 turns it off."""
     relation_guidance: float | None = None
-    """How hard the relations alone pull besides, 0 for not at all."""
+    """Additional guidance by the relations alone; 0 turns it off."""
     seed: int | None = None
-    """Of the first picture of each graph, 0 unless given; the next ones count on."""
+    """Seed of the first picture of each graph, 0 by default; the next pictures count on."""
     num_images: int = 1
     """Pictures of each graph."""
     scheduler: str | None = None
     """Short name of a diffusers scheduler."""
     size: int | None = None
-    """Pixels a side."""
+    """Resolution in pixels."""
     scale: int = 1
-    """How many times as large a picture is saved, pixel by pixel; its record keeps the size that was drawn."""
+    """Integer factor by which a saved picture is enlarged, pixel by pixel; its record keeps the size that was drawn."""
     batch_size: int = 8
     """Pictures drawn at a time."""
     edits: tuple[str, ...] = ()
@@ -67,13 +70,13 @@ class Options:
     grid: bool = False
     """Also write all pictures on one sheet."""
     overwrite: bool = False
-    """Draw what is there already once more."""
+    """Draw existing pictures again."""
 
     def __post_init__(self) -> None:
         for name, value in (("num-images", self.num_images), ("batch-size", self.batch_size)):
             if not 1 <= value <= MAX_PICTURES:
                 raise ValueError(f"--{name} must lie between 1 and {MAX_PICTURES}, not {value}")
-        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:  # the scheduler's own limit is asked later
+        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:  # the scheduler's own limit is checked later
             raise ValueError(f"--steps must lie between 1 and {MAX_STEPS}, not {self.steps}")
         if self.guidance is not None and not 1 <= self.guidance <= MAX_PULL:
             raise ValueError(f"--guidance must be a number from 1 (none) to {MAX_PULL}, not {self.guidance}")
@@ -96,9 +99,9 @@ class Options:
 def picture_paths(items: Sequence[Item], options: Options, variant: int = 1) -> list[Path]:
     """A file for each picture, graph by graph: outputs/STEM.png, or outputs/STEM-0.png, -1, ... for several of a stem.
 
-    variant: above 1 the names are those of STEM-v2, STEM-v3, ... Raises ValueError, before anything is drawn, for a
-    place that cannot be written to and, without `overwrite`, for a file not drawn here where a picture, one of its
-    sheets or the grid would go.
+    variant: above 1 the names are STEM-v2, STEM-v3, ... Raises ValueError, before anything is drawn, for a place that
+    cannot be written to. Without `overwrite` it also raises for a foreign file in the place of a picture, one of its
+    sheets or the grid.
     """
     out = options.out
     single = names_picture(out)
@@ -131,12 +134,12 @@ def picture_paths(items: Sequence[Item], options: Options, variant: int = 1) -> 
 
 
 def names_picture(out: Path | None) -> bool:
-    """Whether --out is a picture's file and no folder."""
+    """Whether --out is a picture's file and not a folder."""
     return out is not None and out.suffix != "" and not out.is_dir()
 
 
 def _check_free(targets: Sequence[Path], overwrite: bool) -> None:
-    """Raise ValueError for a folder, a file that would be written twice, and unasked for one that is not ours."""
+    """Raise ValueError for a folder, a file that would be written twice, and without `overwrite` for a foreign file."""
     if clash := next((path for path in targets if path.is_dir()), None):
         raise ValueError(f"--out {clash}: is a folder")
     if len(set(targets)) < len(targets):
@@ -147,7 +150,7 @@ def _check_free(targets: Sequence[Path], overwrite: bool) -> None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether a file is empty or carries a record, which stands before the pixels and so outlasts a cut in them."""
+    """Whether a file is empty or carries a record, which precedes the pixels and so survives truncation in them."""
     if not path.is_file():
         return False
     with path.open("rb") as file:
@@ -156,7 +159,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def is_lost(path: Path, record: dict[str, Any]) -> bool:
-    """Whether writing a picture of this record to `path` would lose another picture, one that can still be read."""
+    """Whether writing a picture of this record to `path` would overwrite another picture that can still be read."""
     if not path.is_file():
         return False
     there = raw_record(path)
@@ -170,7 +173,7 @@ def sheet_paths(path: Path, options: Options) -> dict[str, Path]:
 
 
 def grid_path(paths: Sequence[Path], items: Sequence[Item], options: Options) -> Path:
-    """Where the sheet of all pictures goes."""
+    """File of the sheet of all pictures."""
     if options.out is not None and options.out.suffix.lower() == ".png" and not options.out.is_dir():
         return options.out.with_name(f"{options.out.stem}-grid.png")
     stems = {item.stem for item in items}

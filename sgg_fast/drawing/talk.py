@@ -1,4 +1,4 @@
-"""What infer.py says: results on stdout; on stderr what it understood, what may disappoint, how long it will take."""
+"""Messages of infer.py: results on stdout; on stderr its reading of the input, warnings and the remaining time."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sgg_fast.graph import SceneGraph, plain
 
 
 class Talk:
-    """One line a matter, results apart; nothing but results when quiet."""
+    """One line for each message, apart from results; only results when quiet."""
 
     def __init__(self, quiet: bool) -> None:
         self.quiet = quiet
@@ -30,7 +30,7 @@ class Talk:
             print(plain(line), file=sys.stderr)
 
     def begin(self, items: Sequence[Item], jobs: Sequence[Job], model: Model) -> None:
-        """The model, the reading of graphs given in words, and what to expect little of."""
+        """Print the model, the reading of graphs given in words, and the warnings."""
         model.pipeline.set_progress_bar_config(disable=True)
         self.say("; ".join(filter(None, (f"model: {model.description}", model.notice))))
         for item in items:
@@ -49,12 +49,12 @@ class Talk:
             self.say(f"pictures of other settings have these names and stay: the new ones end in -v{jobs[0].variant}")
 
     def result(self, line: str) -> None:
-        """A line on stdout, above the bar; where nobody reads any more, the drawing goes on."""
+        """Print a line on stdout, above the bar; if the reader has closed stdout, drawing continues."""
         try:
             tqdm.write(plain(line) if sys.stdout.isatty() else line, file=sys.stdout)
             sys.stdout.flush()
         except BrokenPipeError:
-            # What is left in the buffer would be written, and fail, once more at the interpreter's end.
+            # The buffer's rest would otherwise be written, and fail, once more when the interpreter exits.
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         except OSError as error:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -62,7 +62,7 @@ class Talk:
 
     @contextlib.contextmanager
     def progress(self, num_pictures: int) -> Iterator[Progress]:
-        """A bar of the whole command with the time that remains; none where stderr is no terminal."""
+        """A bar of the whole command with the remaining time; none if stderr is not a terminal."""
         form = "{desc} {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} to go"
         off = self.quiet or not sys.stderr.isatty()
         what = f"{num_pictures} pictures" if num_pictures > 1 else "drawing"
@@ -71,6 +71,6 @@ class Talk:
 
 
 def _reading(graph: SceneGraph) -> str:
-    """The graph in one line; words that could be meant as a relation and became a name are said to be one object."""
+    """The graph in one line; marks words that could be a relation but were read as part of one object's name."""
     whole = [name for name, num in Counter(graph.objects).items() if num == 1 and len(name.split()) > 2]
     return to_text(graph) + "".join(f' ("{name}" is one object)' for name in whole)

@@ -1,4 +1,4 @@
-"""What a model was trained on, in words: `infer.py --words`."""
+"""The words that a model was trained on: `infer.py --words`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sgg_fast.graph import SPOKEN
 
 
 def known_words(trained_names: Iterable[str]) -> str:
-    """Two lines, things and relations in alphabetical order; attributes stand in brackets behind the thing's name.
+    """Two lines, objects and relations in alphabetical order; attributes follow the object's name in brackets.
 
-    Which names are relations is told as in graphs given in words.
+    Relations are recognised as in graphs given in words.
     """
     names = {name for name in trained_names if name not in SPOKEN}
     relations = {name for name in names if is_predicate(name)}

@@ -1,1 +1,1 @@
-"""How well pictures follow their graphs: metrics, floors and ceilings, as `python -m sgg_fast.eval` prints them."""
+"""Measures how well pictures follow their graphs: metrics, floors and ceilings, for `python -m sgg_fast.eval`."""

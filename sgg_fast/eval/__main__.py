@@ -1,7 +1,7 @@
 """Measures how well a model's pictures follow their graphs: `python -m sgg_fast.eval --model RUN --out FOLDER`.
 
-Draws every graph from each seed's noise, and counterfactual pairs: the same noise, one relation flipped. Pictures that
-are there are kept, so that a stopped evaluation goes on, and a larger --num or --seeds adds to it. Writes eval.json,
+It draws every graph from each seed's noise, and counterfactual pairs: the same noise, one relation flipped. Existing
+pictures are kept, so a stopped evaluation continues, and a larger --num or --seeds adds to it. It writes eval.json,
 tables.md and sheet.png; every figure stands beside its floor, its ceiling and the detector's own accuracy.
 """
 
@@ -50,7 +50,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def check(args: argparse.Namespace) -> None:
-    """What can be refused before libraries and models are loaded. Raises ValueError."""
+    """Check the flags before libraries and models are loaded. Raises ValueError."""
     check_text(vars(args))
     for name in ("num", "seeds", "steps"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
@@ -78,7 +78,7 @@ def check(args: argparse.Namespace) -> None:
 
 @command("sgg_fast.eval", interrupted="the same command goes on")
 def main(argv: list[str] | None) -> None:
-    """Exit code: 0 done, 2 for input that cannot be used (one line on stderr), 130 interrupted."""
+    """Exit code: 0 done, 2 for unusable input (one line on stderr), 130 interrupted."""
     args = parse(argv)
     check(args)
     quiet_libraries()

@@ -1,8 +1,7 @@
-"""Intervals by a hierarchical bootstrap: seeds are drawn anew, then the graphs within each of them.
+"""Intervals by a hierarchical bootstrap: seeds are redrawn, then the graphs within each of them.
 
-Pictures of one seed share what is particular to it, so that pictures alone, drawn as if independent, would give
-intervals that are too narrow. Differences are paired: both models drew the same graph from the same noise.
-Letters: S seeds, G graphs, R redraws.
+Pictures of one seed are not independent; a bootstrap over pictures alone would give intervals that are too narrow.
+Differences are paired: both models drew the same graph from the same noise. Letters: S seeds, G graphs, R redraws.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A mean and where it would fall in `level` of the redraws."""
+    """A mean and the interval that holds it in `level` of the redraws."""
 
     mean: float
     low: float
@@ -25,7 +24,7 @@ class Estimate:
 
 
 def estimate(values_SG: np.ndarray, num_redraws: int = 2000, level: float = 0.95, seed: int = 0) -> Estimate:
-    """Of the mean of `values` [S, G], NaN where there is none. All NaN, and empty, give NaN.
+    """Estimate the mean of `values` [S, G]; NaN marks a missing value. All NaN, and empty, give NaN.
 
     With one seed only graphs are redrawn: the interval then says nothing about other seeds.
     """
@@ -50,7 +49,7 @@ def estimate(values_SG: np.ndarray, num_redraws: int = 2000, level: float = 0.95
 def difference(
     a_SG: np.ndarray, b_SG: np.ndarray, num_redraws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> Estimate:
-    """Of the mean of a - b over the pictures that both have. Raises ValueError where their shapes differ."""
+    """Estimate the mean of a - b over the pictures that both have. Raises ValueError if their shapes differ."""
     if np.shape(a_SG) != np.shape(b_SG):
         raise ValueError(f"not the same seeds and graphs: {np.shape(a_SG)} against {np.shape(b_SG)}")
     return estimate(np.asarray(a_SG, float) - np.asarray(b_SG, float), num_redraws, level, seed)

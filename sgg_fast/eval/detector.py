@@ -1,6 +1,6 @@
-"""What a picture shows, as a detector says it. The detectors themselves: `detectors.py`.
+"""The interface of detectors. The detectors themselves: `detectors.py`.
 
-Letters: B pictures, N things asked for, H, W = size in pixels. Boxes: x0 y0 x1 y1 in picture units (0..1), y down.
+Letters: B pictures, N requested objects, H, W = size in pixels. Boxes: x0 y0 x1 y1 in picture units (0..1), y down.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from sgg_fast.graph import SceneGraph
 
 @dataclasses.dataclass(frozen=True)
 class Instance:
-    """One thing in a picture."""
+    """One object in a picture."""
 
     category: str
     colour: str | None
-    """The likeliest, whatever the category; None where the detector reads none."""
+    """The likeliest colour, whatever the category; None if the detector reads no colours."""
     box: np.ndarray
-    """float32 [4], hidden parts included where the detector guesses them."""
+    """float32 [4]; includes hidden parts if the detector estimates them."""
     mask: np.ndarray | None
-    """bool [H, W], the pixels that show it; None where the detector gives boxes only."""
+    """bool [H, W], the pixels that show it; None if the detector gives only boxes."""
     confidence: float
     """0..1."""
 
 
 class Detector(Protocol):
-    """Finds instances; says how it reads a graph's names."""
+    """Finds instances and parses the names of a graph."""
 
     name: str
     """Printed beside every number."""
@@ -40,7 +40,7 @@ class Detector(Protocol):
         ...
 
     def parse(self, name: str) -> tuple[str, str | None]:
-        """Category and colour that a name of a graph asks for."""
+        """Category and colour of a name of a graph."""
         ...
 
 

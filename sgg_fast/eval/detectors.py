@@ -1,6 +1,6 @@
 """The detectors: the toy's own for toy pictures, an open-vocabulary one for real pictures.
 
-Letters: B pictures, N things asked for, R boxes, H, W = size in pixels.
+Letters: B pictures, N requested objects, R boxes, H, W = size in pixels.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from sgg_fast.toy.detector import SPOKEN_WEIGHTS, load_detector
 
 
 class ToyWorldDetector:
-    """The detector of `sgg_fast/toy/detector.py`: knows the toy's categories, and looks for all of them.
+    """The detector of `sgg_fast/toy/detector.py`; it looks for all categories of the toy.
 
-    spoken: the one that was trained on `toy-words` as well.
+    spoken: use the detector that was also trained on `toy-words`.
     """
 
     def __init__(self, spoken: bool = False) -> None:
@@ -38,8 +38,8 @@ class ToyWorldDetector:
 class OpenVocabularyDetector:
     """OWL-ViT (Minderer et al., 2022) or OWLv2 of transformers: boxes for any name, neither masks nor colours.
 
-    It is asked for the graph's own names, attributes included, so its precision is about those alone.
-    `threshold`: least sigmoid score of a box; `same`: boxes of one name that overlap more (IoU) are one thing.
+    It looks for the graph's own names, attributes included, so its precision is about those alone. `threshold`: least
+    sigmoid score of a box; `same`: boxes of one name that overlap more (IoU) are one object.
     """
 
     def __init__(self, place: str, threshold: float = 0.1, same: float = 0.5) -> None:
@@ -101,7 +101,7 @@ class OpenVocabularyDetector:
 
 
 def open_detector(which: str) -> Detector | None:
-    """ "toy", "toy-words", "none", or the folder or hub id of an open-vocabulary detector.
+    """Open "toy", "toy-words", "none", or the folder or hub id of an open-vocabulary detector.
 
     Raises ValueError naming --detector.
     """
@@ -115,8 +115,8 @@ def open_detector(which: str) -> Detector | None:
 def choose_detector(which: str | None, graphs: Sequence[SceneGraph]) -> tuple[str, str]:
     """The detector for these graphs, as `open_detector` takes it, and a warning, "" for none.
 
-    Where --detector does not say: the toy's, if it knows every name of the graphs. Raises ValueError where it knows
-    none, or where nobody asked for it and it does not know all: its figures would be about other things.
+    Without --detector it is the toy's, if that knows every name of the graphs. Raises ValueError if it knows none of
+    them, or if --detector is not given and it does not know all: its figures would be about other objects.
     """
     if which not in (None, "toy"):
         return which, ""

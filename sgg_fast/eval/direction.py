@@ -1,8 +1,8 @@
-"""The direction gate: whether what the UNet reads of a relation depends on which way round it is.
+"""The direction gate: whether the UNet's context for a relation depends on the relation's direction.
 
-Nothing else in the objectives forces it: a graph encoder may well learn that a dog and a house stand side by side and
-forget who is left. So the token of every directional relation is compared with that of the same relation flipped
-("right of") and of its subject and object exchanged, against how much the tokens of that graph differ among themselves.
+The other objectives do not enforce it: a graph encoder can learn that a dog and a house stand side by side and lose
+which one is left. So the token of every directional relation is compared with the token of the same relation flipped
+("right of") and of its subject and object exchanged. The unit is the spread of the tokens of that graph.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sgg_fast.nn.clip import embed_names
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 GATE = 0.1
-"""Least share of the spread that flipping and swapping must move a token by."""
+"""Least move of a token by flipping and swapping, as a share of the spread."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Direction:
     """Root mean square distance that a token moves, over the root mean square spread of its graph's tokens."""
 
     context_flipped: float
-    """What the UNet attends to, predicate flipped."""
+    """The token in the UNet's context, predicate flipped."""
     context_swapped: float
-    """The same, subject and object exchanged."""
+    """The token in the UNet's context, subject and object exchanged."""
     graph_flipped: float
     """The graph encoder's own token (before any text state is added), predicate flipped."""
     graph_swapped: float
@@ -37,13 +37,13 @@ class Direction:
 
     @property
     def passed(self) -> bool:
-        """All four at least `GATE`; False where no relation was directional."""
+        """Whether all four are at least `GATE`; False if no relation was directional."""
         shares = (self.context_flipped, self.context_swapped, self.graph_flipped, self.graph_swapped)
         return all(share >= GATE for share in shares)
 
 
 def measure_direction(pipeline: SceneGraphToImagePipeline, graphs: Sequence[SceneGraph]) -> Direction:
-    """Over every directional relation of `graphs`."""
+    """Measure every directional relation of `graphs`."""
     own, flips, swaps, places = [], [], [], []
     for graph in graphs:
         for k, (s, predicate, o) in enumerate(graph.relations):
@@ -82,7 +82,7 @@ def _context_tokens(pipeline: SceneGraphToImagePipeline, graphs: Sequence[SceneG
 
 @torch.no_grad()
 def _graph_tokens(pipeline: SceneGraphToImagePipeline, graphs: Sequence[SceneGraph]) -> list[torch.Tensor]:
-    """The same of the graph encoder alone."""
+    """The tokens of `_context_tokens` from the graph encoder alone."""
     encoder, table = pipeline.graph_encoder, NameTable()
     batch = SceneGraphBatch.from_graphs(graphs, table).to(pipeline.device)
     names = encoder.standardise(embed_names(pipeline.graph_clip, pipeline.graph_tokenizer, table.spoken()))

@@ -1,9 +1,8 @@
-"""How far drawn pictures are from real ones as a crowd: Frechet and kernel distance of features, and diversity.
+"""Distribution metrics of drawn pictures: Frechet and kernel distance of features, and diversity.
 
-A figure means nothing without its features, so every result carries their name. Toy runs use a small network of the
-toy's own (`sgg_fast/toy/features.py`), trained for this alone and used nowhere else; their figures compare with each
-other, never with published ones. For real data: torch-fidelity with the original Inception network.
-Letters: M pictures, D feature width, S seeds, G graphs.
+A figure depends on its features, so every result carries their name. Toy runs use a small network of the toy's own
+(`sgg_fast/toy/features.py`), trained only for this. Their figures compare with each other, not with published ones. For
+real data: torch-fidelity with the original Inception network. Letters: M pictures, D feature width, S seeds, G graphs.
 """
 
 from __future__ import annotations
@@ -18,17 +17,17 @@ from torch.utils.data import Dataset
 from sgg_fast.data.shards import sha256_of
 
 PUBLISHED_PICTURES = 5000
-"""Pictures of each side that published figures of this field are computed of (Visual Genome's test split has 5 096)."""
+"""Number of pictures on each side behind this field's published figures (Visual Genome's test split has 5 096)."""
 IS_SPLITS = 10
 INCEPTION_SHA256 = "6726825d"
-"""Of the published weights file, whose name carries it too."""
+"""Prefix of the hash of the published weights file; the file's name contains it too."""
 
 
 def frechet_distance(a_MD: np.ndarray, b_MD: np.ndarray) -> float:
     """|mean a - mean b|^2 + tr(A + B - 2 (A B)^(1/2)), A and B the covariances (Heusel et al., 2017).
 
-    The trace of the root by the eigenvalues of the symmetric A^(1/2) B A^(1/2), which are those of A B. Biased upward
-    for few pictures: compare only figures of as many.
+    The trace of the root comes from the eigenvalues of the symmetric A^(1/2) B A^(1/2), which are those of A B. Few
+    pictures bias it upward: compare only figures of equally many pictures.
     """
     a_MD, b_MD = np.asarray(a_MD, np.float64), np.asarray(b_MD, np.float64)
     cov_a, cov_b = np.cov(a_MD, rowvar=False), np.cov(b_MD, rowvar=False)
@@ -42,7 +41,7 @@ def frechet_distance(a_MD: np.ndarray, b_MD: np.ndarray) -> float:
 def kernel_distance(a_MD: np.ndarray, b_MD: np.ndarray) -> float:
     """Squared maximum mean discrepancy under k(x, y) = (x.y / D + 1)^3 (Binkowski et al., 2018).
 
-    Unbiased, so that it may be slightly negative; over all pairs at once.
+    It is unbiased, so it may be slightly negative; computed over all pairs at once.
     """
     a_MD, b_MD = np.asarray(a_MD, np.float64), np.asarray(b_MD, np.float64)
 
@@ -57,7 +56,7 @@ def kernel_distance(a_MD: np.ndarray, b_MD: np.ndarray) -> float:
 
 
 def spread(features_SGD: np.ndarray) -> np.ndarray:
-    """Mean pairwise distance between the S pictures of each graph, [G]; NaN for a single one."""
+    """Mean pairwise distance between the S pictures of each graph, [G]; NaN for a single picture."""
     num_seeds = len(features_SGD)
     if num_seeds < 2:
         return np.full(features_SGD.shape[1], np.nan)
@@ -68,7 +67,7 @@ def spread(features_SGD: np.ndarray) -> np.ndarray:
 def diversity(drawn_SGD: np.ndarray, real_MD: np.ndarray) -> float:
     """Mean distance between pictures of one graph from different seeds, over that between different real pictures.
 
-    0 for a model that always draws the same. NaN for a single seed.
+    0 for a model that always draws the same picture. NaN for a single seed.
     """
     return float(spread(drawn_SGD).mean() / np.linalg.norm(real_MD[1:] - real_MD[:-1], axis=-1).mean())
 
@@ -76,7 +75,7 @@ def diversity(drawn_SGD: np.ndarray, real_MD: np.ndarray) -> float:
 def toy_distances(drawn_SGhwc: np.ndarray, real: np.ndarray, floor: np.ndarray) -> dict[str, float | str | int]:
     """Distances of drawn pictures, uint8 [S, G, H, W, 3], from as many real ones [S G, H, W, 3], in toy features.
 
-    `floor`: as many real pictures again; their distance from `real` is what perfect pictures would get.
+    `floor`: as many real pictures again; their distance from `real` is the distance of perfect pictures.
     """
     from sgg_fast.toy.features import load_features
 
@@ -95,7 +94,7 @@ def toy_distances(drawn_SGhwc: np.ndarray, real: np.ndarray, floor: np.ndarray) 
 
 
 def check_inception(weights: Path, num_drawn: int, num_real: int) -> list[str]:
-    """What is to be said beside the figures. Raises ValueError where there can be none; nothing is computed yet."""
+    """Warnings to print beside the figures. Raises ValueError if no figure is possible; computes nothing yet."""
     if not weights.is_file():
         raise ValueError(
             f"--inception {weights}: there is no such file; it takes torch-fidelity's weights-inception-2015-12-05 file"
@@ -140,8 +139,10 @@ class _Pictures(Dataset):
 
 
 def inception_distances(drawn: np.ndarray, real: np.ndarray, weights: Path) -> dict[str, float | str | int]:
-    """FID and IS of just these pictures, uint8 [M, H, W, 3] each, by torch-fidelity with the original Inception
-    network's weights file. Raises ValueError where `check_inception` does, and for a file that is no such network.
+    """FID and IS of these pictures, uint8 [M, H, W, 3] each, by torch-fidelity.
+
+    weights: file of the original Inception network. Raises ValueError where `check_inception` does, and for a file that
+    is not this network.
     """
     check_inception(weights, len(drawn), len(real))
     try:

@@ -30,22 +30,22 @@ from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 AXES = ("left/right", "above/below")
 NUM_GRAPHS = 100
-"""Graphs drawn where --num does not say."""
+"""Graphs drawn without --num."""
 NUM_ACCURACY = 200
-"""Scenes on which the toy detector's own accuracy is measured."""
+"""Scenes for the toy detector's own accuracy."""
 _SHEET = 12
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalPlan:
-    """What is drawn for one evaluation."""
+    """The pictures of one evaluation."""
 
     graphs: list[SceneGraph]
     """[G]."""
     pairs: list[metrics.CounterfactualPair]
     """[P]."""
     partners: dict[int, SceneGraph]
-    """Graph of every pair, by its index in the set; some lie beyond the first G."""
+    """Graph of every pair, by its index in the set; some indices are beyond the first G."""
     folder: Path
 
     def path(self, seed: int, index: int, turned: int | None = None) -> Path:
@@ -64,7 +64,7 @@ class EvalPlan:
 
 
 def make_plan(graph_set: GraphSet, num: int, num_pairs: int, folder: Path) -> EvalPlan:
-    """The first `num` graphs, and the first pairs of each axis. Raises ValueError where there are too few graphs."""
+    """The first `num` graphs, and the first pairs of each axis. Raises ValueError if there are too few graphs."""
     if graph_set.size is not None and graph_set.size < num:
         raise ValueError(f"--num {num}: {graph_set.name} has {graph_set.size} graphs")
     last = max(num, graph_set.scan * num_pairs) if graph_set.size is None else graph_set.size
@@ -82,9 +82,9 @@ def make_plan(graph_set: GraphSet, num: int, num_pairs: int, folder: Path) -> Ev
 
 
 def evaluate(args: argparse.Namespace) -> str:
-    """Draws what is missing, scores everything, writes it to --out; returns the tables.
+    """Draw what is missing, score everything, write it to --out; returns the tables.
 
-    Raises ValueError or OSError for what cannot be used.
+    Raises ValueError or OSError for unusable input.
     """
     model = load_model(args.model)
     pipeline = model.pipeline
@@ -125,7 +125,7 @@ def evaluate(args: argparse.Namespace) -> str:
     real = None if graph_set.image is None else np.stack([graph_set.image(i) for i in range(num)])
     result |= _score(detector, pipeline, plan.graphs, drawn, real)
     result["counterfactual pairs"] = _score_pairs(detector, plan, seeds)
-    if isinstance(pipeline.graph_encoder, SceneGraphConditioner):  # baselines have no token a relation to look at
+    if isinstance(pipeline.graph_encoder, SceneGraphConditioner):  # baselines have no token for a relation
         result["direction"] = dataclasses.asdict(measure_direction(pipeline, plan.graphs))
     result["distances"] = _distances(args, graph_set, plan, np.stack(drawn), real, warnings)
     result["diversity"] = _diversity(graph_set, np.stack(drawn), real)
@@ -144,7 +144,7 @@ _MEASURED: dict[tuple[str, int, bool], dict[str, Any]] = {}
 
 
 def _detector_accuracy(detector: Detector | None, pipeline: SceneGraphToImagePipeline, spoken: bool) -> dict[str, Any]:
-    """The toy detector on scenes whose things are known: as drawn, and through this model's autoencoder."""
+    """Accuracy of the toy detector on scenes with known objects: as drawn, and through this model's autoencoder."""
     from sgg_fast.toy.detector import accuracy
     from sgg_fast.toy.world import HELD_OUT_SEED, draw_scene
 
@@ -175,7 +175,7 @@ def _score(
     drawn: Sequence[np.ndarray],
     real: np.ndarray | None,
 ) -> dict[str, Any]:
-    """Rows of figures: the model, its two floors and, where there are real pictures, the ceilings."""
+    """Rows of figures: the model, its two floors and, if there are real pictures, the ceilings."""
     if detector is None:
         return {"whole": {}, "rows": {}, "predicates": {}, "intervals": {}, "per picture": {}}
 
@@ -221,14 +221,14 @@ def _score(
 
 
 def _held_out(graph: SceneGraph) -> SceneGraph:
-    """The graph with nothing but its relations of `world.HELD_OUT`."""
+    """The graph with only its relations of `world.HELD_OUT`."""
     from sgg_fast.toy.world import held_out_relations
 
     return SceneGraph(graph.objects, tuple(graph.relations[k] for k in held_out_relations(graph)))
 
 
 def _score_pairs(detector: Detector | None, plan: EvalPlan, seeds: Sequence[int]) -> dict[str, Any]:
-    """Axis -> estimate over its pairs, and every value [S, P]: of both pictures the share that follows."""
+    """Axis -> estimate over its pairs, and every value [S, P]: share of both pictures that follow."""
     if detector is None:
         return {}
     values: dict[int, list[list[float]]] = {0: [], 1: []}
@@ -270,8 +270,10 @@ def _distances(
     real: np.ndarray | None,
     warnings: list[str],
 ) -> dict[str, Any]:
-    """Crowd figures that this data has, of just the pictures in `drawn`: toy features for the toy, Inception's on
-    request. What could not be measured is told to `warnings`."""
+    """Distribution metrics of exactly the pictures in `drawn`: toy features for the toy, Inception's on request.
+
+    Metrics that cannot be measured are added to `warnings`.
+    """
     found: dict[str, Any] = {}
     flat = drawn.reshape(-1, *drawn.shape[2:])
     if graph_set.size is None and graph_set.image is not None:
@@ -288,7 +290,7 @@ def _distances(
 
 
 def _diversity(graph_set: GraphSet, drawn: np.ndarray, real: np.ndarray | None) -> dict[str, Any]:
-    """How far pictures of one graph from different seeds lie apart, with every graph's value; empty if unmeasured."""
+    """Mean distance of one graph's pictures from different seeds, with every graph's value; empty if unmeasured."""
     if graph_set.size is not None or real is None:
         return {}
     from sgg_fast.toy.features import load_features
@@ -322,7 +324,7 @@ def _told_diversity(found: dict[str, Any]) -> str:
 def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
     """Differences to another evaluation of the same graphs and seeds, paired by picture, with their intervals.
 
-    Figures that an older evaluation does not have are left out.
+    Figures that are missing in an older evaluation are left out.
     """
     path = other / "eval.json"
     if not path.is_file():
@@ -349,7 +351,7 @@ def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
 
 
 def _tables(result: dict[str, Any]) -> str:
-    """Everything but the single values, to read."""
+    """Everything except the single values, as text."""
     parts = [
         f"model: {result['model']} ({result['weights']}), {result['steps']} steps, guidance {result['guidance']}"
         + (f", relation guidance {result['relation_guidance']}" if result["relation_guidance"] else ""),
@@ -396,7 +398,7 @@ def _tables(result: dict[str, Any]) -> str:
 
 
 def _cells(plan: EvalPlan, graph_set: GraphSet, seed: int) -> list[tuple[SceneGraph, dict[str, np.ndarray]]]:
-    """The first graphs, unselected, with what `seed` drew, and the first pair of each axis."""
+    """The first graphs, unselected, with the pictures of `seed`, and the first pair of each axis."""
     cells = []
     for i, graph in enumerate(plan.graphs[:_SHEET]):
         images = {} if graph_set.image is None else {"real": graph_set.image(i)}

@@ -1,8 +1,8 @@
-"""Entities and relations: how much of a graph its picture shows, and how that compares with floor and ceiling.
+"""Entities and relations: how much of a graph its picture shows, compared with floor and ceiling.
 
-Plain relation accuracy flatters, because a world has habits: much of a graph holds in any picture of its kind. So each
-figure is computed for the drawn pictures, for two floors (another graph's picture; the graph with every relation
-flipped) and for the ceiling (real pictures, seen by the same detector), and the headline is the counterfactual pair.
+Plain relation accuracy flatters, because much of a graph holds in any picture of its world. So each figure is computed
+for the drawn pictures, for two floors (another graph's picture; the graph with every relation flipped) and for the
+ceiling (real pictures, seen by the same detector). The headline is the counterfactual pair.
 
 Letters: N objects of a graph, M instances in its picture, S seeds, G graphs.
 """
@@ -33,17 +33,18 @@ from sgg_fast.eval.whole import Parse, bound, num_extra
 from sgg_fast.graph import SceneGraph
 
 OF_SETS = " (sets)"
-"""Behind the name of a figure that is computed as LAION-SG does; without it the figure is of multisets."""
+"""Suffix of a figure that is computed over sets, as in LAION-SG; figures without it are over multisets."""
 _MOST_ASSIGNMENTS = 5000
 
 
 def match(
     graph: SceneGraph, instances: Sequence[Instance], parse: Parse, use_relations: bool = True
 ) -> list[Instance | None]:
-    """The instance that stands for each object of the graph, or None: one-to-one and of the object's category.
+    """The instance for each object of the graph, or None: one-to-one and of the object's category.
 
-    Of two of a kind, the assignment is taken under which most named colours and, with `use_relations`, most relations
-    are right; ties go to the more confident. Without it, relations cannot choose the instances that they are judged by.
+    Among objects of one category, the assignment maximises the number of correct named colours and, with
+    `use_relations`, of correct relations; ties go to the more confident one. Without `use_relations`, relations cannot
+    choose the instances that they are judged by.
     """
     asked = [parse(name) for name in graph.objects]
     chosen: list[Instance | None] = [None] * len(asked)
@@ -61,7 +62,7 @@ def match(
         told = sum(bool(holds(p, a, b)) for p, a, b in _pairs(graph, chosen)) if use_relations else 0
         return colours + told + 0.01 * confidence
 
-    # One category at a time, the others held: exact where one kind is doubled, and nearly so elsewhere.
+    # Solve one category at a time with the others fixed: exact if one category is doubled, and nearly exact otherwise.
     for _ in range(2):
         for nodes, assignments in options.values():
             best, best_quality = None, -math.inf
@@ -94,42 +95,42 @@ def _pairs(graph: SceneGraph, chosen: Sequence[Instance | None]) -> Iterable[tup
 
 @dataclasses.dataclass(frozen=True)
 class PictureScore:
-    """What one picture shows of one graph."""
+    """Scores of one picture against one graph."""
 
     found: list[bool]
-    """Per object: there is an instance of its category for it."""
+    """Per object: an instance of its category was found."""
     colour_right: list[bool]
-    """Per object that was found and names a colour which the detector reads."""
+    """Per found object that names a colour which the detector reads: the colour is right."""
     num_instances: int
     counts_right: list[bool]
-    """Per category of the graph: as many instances as objects."""
+    """Per category of the graph: there are as many instances as objects."""
     relations: list[tuple[str, bool, bool]]
     """Per relation that can be judged: predicate, both objects found, and the relation holds between them."""
     entity_iou: float
     relation_iou: float
     graph_iou: float
     iou_of_sets: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    """The same three as LAION-SG computes them: of sets, 0 where both are empty."""
+    """The three IoUs over sets, as in LAION-SG; 0 where both are empty."""
     num_extra: int = 0
-    """Instances that stand for no object, grounds that were not asked for aside."""
+    """Instances that match no object, except grounds that the graph does not name."""
     bound: list[bool] = dataclasses.field(default_factory=list)
-    """Per pair of objects of different kinds with different colours, as read: each shows its own."""
+    """Per pair of objects of different categories with different colours, as read: each shows its own."""
 
     @property
     def faultless(self) -> bool:
-        """Everything that was asked for is there, once, as asked, and nothing else."""
+        """Whether every requested object is there, once, as requested, and nothing else."""
         holding = all(holds for _, _, holds in self.relations)
         return all(self.found) and not self.num_extra and all(self.colour_right) and holding
 
 
 def score_picture(graph: SceneGraph, instances: Sequence[Instance], parse: Parse) -> PictureScore:
-    """One picture against one graph.
+    """Score one picture against one graph.
 
-    The intersections over union are those of multisets, and beside them of sets, as LAION-SG (Li et al., 2024) has
-    them: of names (colours as read)
-    between the graph and all instances; of predicates and of (subject name, predicate, object name) between the graph
-    and what the picture shows of its pairs (the relation asked for, else its opposite, else nothing). LAION-SG's own
-    figures come from a language model's reading of the picture and do not compare.
+    The intersections over union are over multisets, and also over sets, as in LAION-SG (Li et al., 2024). They compare
+    names (with colours as read) between the graph and all instances. They compare predicates and (subject name,
+    predicate, object name) between the graph and the relations of its pairs in the picture (the requested relation,
+    else its opposite, else none). LAION-SG's own figures come from a language model's reading of the picture and do not
+    compare.
     """
     chosen = match(graph, instances, parse)
     asked = [parse(name) for name in graph.objects]
@@ -184,20 +185,20 @@ def _said(graph: SceneGraph, relation: Relation) -> tuple[str, str, str]:
 
 
 def _iou(a: Iterable[Hashable], b: Iterable[Hashable]) -> float:
-    """Of multisets; 1 for two empty ones."""
+    """IoU of multisets; 1 for two empty ones."""
     left, right = Counter(a), Counter(b)
     union = (left | right).total()
     return (left & right).total() / union if union else 1.0
 
 
 def set_iou(a: Iterable[Hashable], b: Iterable[Hashable]) -> float:
-    """Of sets, in which two of a kind are one; 0 for two empty ones. LAION-SG's definition."""
+    """IoU of sets, which hold equal elements once; 0 for two empty ones. LAION-SG's definition."""
     left, right = set(a), set(b)
     return len(left & right) / len(left | right) if left | right else 0.0
 
 
 def flipped_graph(graph: SceneGraph) -> SceneGraph:
-    """Every relation turned into its opposite; the floor that a picture of the same things reaches."""
+    """The graph with every relation replaced by its opposite; a picture of the same objects reaches this floor."""
     return SceneGraph(graph.objects, tuple(flipped(relation) for relation in graph.relations))
 
 
@@ -207,7 +208,7 @@ def _share(values: Iterable[bool]) -> float:
 
 
 def relation_table(scores: Iterable[PictureScore]) -> dict[str, dict[str, float]]:
-    """Predicate -> number asked, share that hold, share that hold where both objects are there."""
+    """Predicate -> number of relations, share that hold, share that hold if both objects are there."""
     by_predicate: dict[str, list[tuple[bool, bool]]] = defaultdict(list)
     for score in scores:
         for predicate, present, holding in score.relations:
@@ -223,7 +224,7 @@ def relation_table(scores: Iterable[PictureScore]) -> dict[str, dict[str, float]
 
 
 def summarise(scores: Sequence[PictureScore]) -> dict[str, float]:
-    """Figures over all pictures. Entities: over objects; relations: means over predicates, so that none drowns."""
+    """Figures over all pictures. Entities: over objects; relations: over predicates, with equal weights."""
     table = relation_table(scores)
 
     def macro(column: str, predicates: Iterable[str]) -> float:
@@ -253,7 +254,7 @@ def summarise(scores: Sequence[PictureScore]) -> dict[str, float]:
 
 
 def per_picture(score: PictureScore) -> dict[str, float]:
-    """One picture's own means, NaN where nothing was asked; what intervals are computed from."""
+    """One picture's own means, NaN if the graph has no such element; the intervals use them."""
     directional = [row for row in score.relations if row[0] in DIRECTIONAL]
     return {
         "without a fault": float(score.faultless),
@@ -268,11 +269,11 @@ def per_picture(score: PictureScore) -> dict[str, float]:
 
 @dataclasses.dataclass(frozen=True)
 class CounterfactualPair:
-    """Two graphs that differ in one direction, to be drawn from the same noise."""
+    """Two graphs that differ in one direction, drawn from the same noise."""
 
     graph_index: int
     relation: Relation
-    """Of the graph itself."""
+    """The relation in the graph itself."""
     turned: SceneGraph
     """The same graph with that relation flipped."""
 
@@ -283,11 +284,11 @@ class CounterfactualPair:
 
 
 def counterfactual_pairs(graph_index: int, graph: SceneGraph) -> list[CounterfactualPair]:
-    """At most one pair an axis: the first directional relation that could as well be the other way round.
+    """At most one pair per axis: the first directional relation that could also hold the other way round.
 
-    Its objects must have names of their own, so that it is clear which is which, and be such that the toy world puts
-    them in either order (`exchangeable`); and the rest of the graph must not say which comes first: no chain of other
-    relations leads from one to the other, where an interaction that joins two things leads both ways.
+    Its objects have names that occur once, and the toy world puts them in either order (`exchangeable`). The rest of
+    the graph does not determine the order: no chain of other relations leads from one object to the other, where an
+    interaction that joins two objects leads both ways.
     """
     pairs, names = [], Counter(graph.objects)
     for axis in (0, 1):
@@ -310,7 +311,7 @@ def counterfactual_pairs(graph_index: int, graph: SceneGraph) -> list[Counterfac
 
 
 def _steps(graph: SceneGraph, relation: Relation, axis: int) -> list[tuple[int, int]]:
-    """What a relation says of the order along `axis`, as (earlier, later); both ways for things that are together."""
+    """The order that a relation implies along `axis`, as (earlier, later); both ways for objects that are together."""
     s, predicate, o = relation
     if predicate in AXIS:
         if AXIS[predicate] != axis:
@@ -331,10 +332,10 @@ def _reached(start: int, steps: Sequence[tuple[int, int]]) -> set[int]:
 def follows(
     pair: CounterfactualPair, graph: SceneGraph, own: Sequence[Instance], turned: Sequence[Instance], parse: Parse
 ) -> float:
-    """Of the two pictures, the share in which the subject lies on the side that its graph says; NaN if unseen.
+    """Share of the two pictures in which the subject lies on the side that its graph names; NaN if unseen.
 
-    0.5 exactly for pictures that do not react: then one of the two is right. Which side: the sign of the difference of
-    the box centres along the axis. NaN where one of the objects is missing in one of the pictures.
+    Pictures that do not react give exactly 0.5: one of the two is right. The side is the sign of the difference of the
+    box centres along the axis. NaN if one of the objects is missing in one of the pictures.
     """
     right = []
     for asked, instances in ((graph, own), (pair.turned, turned)):

@@ -1,4 +1,4 @@
-"""Which graphs are drawn, and their pictures: drawn once, kept as PNG, so that an evaluation can be stopped and go on.
+"""The evaluated graphs and their pictures: drawn once, kept as PNG, so an evaluation can be stopped and continued.
 
 Letters: S seeds, G graphs, H, W = size in pixels.
 """
@@ -36,28 +36,29 @@ _FEW = 4
 _KINDS = ("", "-combinations", "-repeats")
 _TOY = tuple(f"{world}{kind}" for world in ("toy", "toy-words") for kind in _KINDS)
 _SCAN = 80
-"""Toy graphs looked through for each counterfactual pair that is wanted."""
+"""Toy graphs searched for each requested counterfactual pair."""
 
 
 @dataclasses.dataclass(frozen=True)
 class GraphSet:
-    """Graphs to draw, and where there are some the real pictures that belong to them."""
+    """Graphs to draw, and their real pictures if there are any."""
 
     name: str
     graph: Callable[[int], SceneGraph]
     image: Callable[[int], np.ndarray] | None
     """Index -> uint8 [H, W, 3]."""
     size: int | None
-    """Number of graphs; None for as many as one likes."""
+    """Number of graphs; None for an endless set."""
     scan: int = _SCAN
-    """Graphs to look through for each counterfactual pair, where there are as many as one likes."""
+    """Graphs searched for each counterfactual pair of an endless set."""
 
 
 def open_graphs(data: str, resolution: int) -> GraphSet:
-    """ "toy": held-out scenes; "toy-combinations": scenes with a combination of `world.HELD_OUT`;
-    "toy-repeats": held-out scenes that are hard to put in words (`_repeats`); each also of "toy-words", the world as
-    people talk about it; a JSON file of graphs; or a set that training takes, whose test split is read. Raises
-    ValueError naming --data.
+    """Open a set of graphs.
+
+    "toy": held-out scenes; "toy-combinations": scenes with a combination of `world.HELD_OUT`; "toy-repeats": held-out
+    scenes that are hard to put in words (`_repeats`). Each also exists for "toy-words", the world in everyday words.
+    Other sets: a JSON file of graphs, or a training set, whose test split is read. Raises ValueError naming --data.
     """  # fmt: skip
     if data.endswith("-repeats") and data in _TOY:
         repeats = _repeats(resolution, is_spoken(data))
@@ -81,14 +82,16 @@ def open_graphs(data: str, resolution: int) -> GraphSet:
 
 
 def is_spoken(data: str) -> bool:
-    """Whether a set of graphs is of the world as people talk about it."""
+    """Whether a set of graphs is of `toy-words`."""
     return data.startswith("toy-words") and data in _TOY
 
 
 @functools.cache
 def _repeats(resolution: int, spoken: bool = False) -> Callable[[int], Scene]:
-    """Index -> the held-out scene of that number among those whose graph names two things alike, has a chain (the
-    object of one relation is the subject of another) and a relation that could as well be the other way round.
+    """Index -> the held-out scene of that number among the scenes whose graph has three properties.
+
+    Two objects have one name. There is a chain: the object of one relation is the subject of another. One relation
+    could also hold the other way round.
     """
     from sgg_fast.toy.world import HELD_OUT_SEED, draw_scene
 
@@ -119,14 +122,15 @@ class EvalJob:
 
 
 def noise_seed(seed: int, index: int) -> int:
-    """Of graph `index` under `seed`; its counterfactuals start from the same noise."""
+    """Noise seed of graph `index` under `seed`; its counterfactuals start from the same noise."""
     return seed * 1_000_003 + index
 
 
 def graphs_digest(graph_set: GraphSet) -> str:
-    """Of the graphs that pictures are drawn of, so that those of an edited file are not taken for its own.
+    """Digest of the graphs, so the pictures of a file are not used after the file was edited.
 
-    All of a set that ends; of an endless one the first few, which change with the world that draws them.
+    It covers all graphs of a finite set, and the first few of an endless one, which change with the world that draws
+    them.
     """
     digest = hashlib.sha256()
     for i in range(_FEW if graph_set.size is None else graph_set.size):
@@ -136,10 +140,10 @@ def graphs_digest(graph_set: GraphSet) -> str:
 
 
 def check_settings(out: Path, settings: dict[str, Any]) -> None:
-    """Notes in `out` what its pictures are drawn with. Raises ValueError where it holds those of other settings."""
+    """Record in `out` the settings of its pictures. Raises ValueError if it holds pictures of other settings."""
     path = out / "settings.json"
     if path.is_file():
-        # Of folders from before these were settings; what was drawn then cannot be asked for its graphs.
+        # Defaults for folders older than these settings; their graphs are unknown.
         older = {"relation_guidance": 0.0, "scheduler": "ddim", "graphs": settings.get("graphs")}
         try:
             there = older | json.loads(path.read_text(encoding="utf-8-sig"))
@@ -160,7 +164,7 @@ def draw_missing(
     batch_size: int = 16,
     relation_guidance: float = 0.0,
 ) -> int:
-    """Draws the pictures that are not there yet, each file whole or not at all; returns how many were drawn."""
+    """Draw the pictures that are missing, each file whole or not at all; returns the number drawn."""
     todo = [job for job in jobs if not job.path.is_file()]
     pipeline.set_progress_bar_config(disable=True)
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="draw", unit="picture", disable=None) as bar:

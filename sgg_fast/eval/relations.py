@@ -1,9 +1,9 @@
 """Whether a picture shows a relation: rules on the boxes and masks of two instances.
 
-The geometric six hold by half the margin that the toy world asks for before it says one, so that a box that is a
-pixel off does not decide. The toy's interactions are read off the spots where its drawing joins two things (hat and
-head, hand and string); other worlds' interactions are not judged. What people say of these things in other words (on,
-in, with, ...) holds where one of the relations that the word may stand for does.
+The six geometric relations hold by half the margin that the toy world requires, so an error of one pixel in a box does
+not decide. The toy's interactions are judged by the spots where its drawing joins two objects (hat and head, hand and
+string); interactions of other worlds are not judged. An everyday word for these relations (on, in, with, ...) holds if
+one of the relations that it may mean holds.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ OPPOSITE = {
 }
 DIRECTIONAL = ("left of", "right of", "above", "below")
 AXIS = {"left of": 0, "right of": 0, "above": 1, "below": 1}
-"""Along x or along y."""
+"""Axis of each directional relation: 0 for x, 1 for y."""
 
 Relation = tuple[int, str, int]
 
 _MARGIN = 0.04
 """Least distance of the centres along the axis, in picture units."""
 _SLACK = 0.03
-"""How far a side may reach over the side that it should stay within."""
+"""How far a side may extend beyond the side that it should stay within."""
 _REACH = 0.11
-"""Greatest distance between the two spots that should be joined."""
+"""Greatest distance between two spots that should be joined."""
 _WITHIN = 0.65
-"""Least share of a cover's box in that of what it covers: a thin layer, whose box is a pixel off, loses a quarter."""
+"""Least share of a cover's box within the covered object's box: a thin layer loses a quarter by one pixel."""
 _GROUNDS = {*itertools.chain(*layout.BACKDROPS.values()), *layout.COVERS}
 _WIDE = 0.9
-"""Grounds and skies: between them and others only above and below mean anything."""
+"""Width of grounds and skies. For them only above and below are meaningful."""
 
 
 def flipped(relation: Relation) -> Relation:
-    """The relation that says the opposite: "left of" for "right of", or subject and object exchanged.
+    """The opposite relation: "left of" for "right of", or subject and object exchanged.
 
-    Of "next to" and "near" there is none: they stay as they are.
+    "next to" and "near" have no opposite and are unchanged.
     """
     s, predicate, o = relation
     if predicate in words.EITHER_WAY:
@@ -59,14 +59,14 @@ def centre(box: np.ndarray) -> np.ndarray:
 
 
 def is_ground(name: str) -> bool:
-    """Whether a thing fills the picture from side to side or lies on another, so that it cannot be moved about."""
+    """Whether an object fills the picture from side to side or covers another one, so it cannot be moved."""
     return name.split()[-1] in _GROUNDS
 
 
 def exchangeable(a: str, b: str, axis: int) -> bool:
-    """Whether two things may stand in either order along `axis`: no ball is above a house, nor a house below it.
+    """Whether two objects may stand in either order along `axis`: no ball is above a house, nor a house below it.
 
-    Of kinds that the toy world does not have nothing is known, so they may.
+    It is True for categories that the toy world does not have.
     """
     if is_ground(a) or is_ground(b):
         return False
@@ -89,7 +89,7 @@ def holds(predicate: str, s: Instance, o: Instance) -> bool | None:
 
 
 def shown(relation: Relation, s: Instance, o: Instance) -> Relation | None:
-    """What the picture says of the pair: the relation if it holds, else its opposite if that holds, else nothing."""
+    """The relation that holds for the pair: this one, else its opposite, else None."""
     if holds(relation[1], s, o):
         return relation
     other = flipped(relation)
@@ -136,7 +136,7 @@ def _riding(rider: Instance, mount: Instance) -> bool | None:
 
 
 def _standing(s: Instance, o: Instance) -> bool:
-    """The base lies on the ground, or at the height where the other carries something, above its width."""
+    """Whether the base lies on the ground, or within the other's width at the height of its carrying spot."""
     base, (x0, y0, x1, y1) = np.array([centre(s.box)[0], s.box[3]]), o.box
     if x1 - x0 >= _WIDE:
         return bool(y0 - _SLACK < base[1] < y1 + _SLACK)
@@ -145,13 +145,13 @@ def _standing(s: Instance, o: Instance) -> bool:
 
 
 def _behind(back: Instance, front: Instance) -> bool:
-    """They overlap and the one in front stands nearer, that is, lower in the picture."""
+    """Whether the two overlap and the front one stands nearer, that is, lower in the picture."""
     overlap = np.minimum(back.box[2:], front.box[2:]) - np.maximum(back.box[:2], front.box[:2])
     return bool((overlap > 0.01).all() and front.box[3] > back.box[3])
 
 
 def _covered(thing: Instance, cover: Instance) -> bool:
-    """Most of the cover lies within the thing, and it spans most of the thing's width."""
+    """Whether most of the cover lies within the object and spans most of the object's width."""
     if cover.category not in layout.COVERS:
         return False
     return _share_within(cover.box, thing.box) >= _WITHIN and _width(cover.box) > 0.6 * _width(thing.box)
@@ -168,7 +168,7 @@ def _width(box: np.ndarray) -> float:
 
 
 def _on(s: Instance, o: Instance) -> bool:
-    """It stands or rides on it, is worn by it, or covers it."""
+    """Whether it stands or rides on the other, is worn by it, or covers it."""
     if s.category in layout.COVERS:
         return _covered(o, s)
     if s.category == "hat" and any(sprite.split()[0] == o.category for sprite in layout.HEAD):
@@ -177,7 +177,7 @@ def _on(s: Instance, o: Instance) -> bool:
 
 
 def _in(s: Instance, o: Instance) -> bool:
-    """It rides in a boat, its base lies in a sky or a sea, or its box in that of anything else."""
+    """Whether it rides in a boat, its base lies in a sky or a sea, or its box lies in the box of anything else."""
     if is_ground(s.category):
         return False
     if o.category == "boat":
@@ -197,7 +197,7 @@ _PLACES = {
     "near": lambda a, b: words.is_near(a, b, words.NEAR_GAP + _MARGIN),
     "under": lambda a, b: words.is_under(a, b, _MARGIN),
 }
-"""What boxes alone say, by more than the margin with which the world says it."""
+"""Relations that boxes alone determine, by more than the margin of the toy world."""
 _INTERACTIONS = {
     "wearing": _wearing,
     "holding": _holding,

@@ -1,4 +1,4 @@
-"""What an evaluation writes: JSON with every value, tables to read, a sheet with the graphs beside their pictures."""
+"""The output of an evaluation: JSON with every value, tables, a sheet with the graphs beside their pictures."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _SIDE = 192
 
 
 def table(rows: Mapping[str, Mapping[str, float]], corner: str = "") -> str:
-    """Rows of figures under the columns of all of them, in Markdown; "-" where there is none."""
+    """Rows of figures in Markdown, with a column for each figure of any row; "-" for a missing one."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines = [[corner, *columns]]
     lines += [[name, *(_figure(row.get(column)) for column in columns)] for name, row in rows.items()]
@@ -39,7 +39,7 @@ def _figure(value: object) -> str:
 
 
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
-    """The file appears whole or not at all; what is not a number is null."""
+    """Write a JSON file whole or not at all; NaN and Inf become null."""
     write_text(path, json.dumps(_plain(result), indent=1, allow_nan=False) + "\n")
 
 

@@ -1,8 +1,8 @@
-"""The whole graph at once: how many pictures have no fault at all, by how much was asked, and whose colour is whose.
+"""The whole graph at once: share of pictures without a fault, by number of objects, and colour binding.
 
-A newcomer does not see that 94 % of the things are there, but that something is wrong with the picture. A picture has
-no fault where every object is there, once, with its colour, every relation that can be judged holds, and nothing else
-stands in it; a ground that was not asked for (a sky behind a boat) is none.
+A recall of 94 % hides that many pictures have some fault, which viewers see first. A picture has no fault if every
+object is there, once, with its colour, every relation that can be judged holds, and it shows nothing else. A ground
+that the graph does not name (a sky behind a boat) is not a fault.
 
 Letters: S seeds, G graphs.
 """
@@ -24,11 +24,11 @@ Parse = Callable[[str], tuple[str, str | None]]
 """Name -> (category, colour): `Detector.parse`."""
 
 NUMBERS = ((1, 4), (5, 5), (6, 6), (7, 99))
-"""Objects of a graph, from and to: the rows of the table."""
+"""Ranges of the number of objects of a graph: the rows of the table."""
 
 
 def num_extra(asked: Sequence[str], chosen: Sequence[Instance | None], instances: Sequence[Instance]) -> int:
-    """Instances that stand for no object; those of a ground that no object is named after do not count.
+    """Instances that match no object; grounds that no object is named after do not count.
 
     asked: the objects' categories; chosen: the instance of each, or None.
     """
@@ -38,9 +38,10 @@ def num_extra(asked: Sequence[str], chosen: Sequence[Instance | None], instances
 
 
 def bound(asked: Sequence[tuple[str, str | None]], chosen: Sequence[Instance | None]) -> list[bool]:
-    """Of each two objects of different kinds with different colours: whether each shows its own.
+    """For each two objects of different categories with different colours: whether each shows its own.
 
-    asked: category and colour of each object. Only pairs that are both there, with colours that are read, are judged.
+    asked: category and colour of each object. A pair is judged only if both objects are there with colours that are
+    read.
     """
     there = [
         (category, colour, x.colour)
@@ -60,8 +61,9 @@ def has_two_of_a_kind(graph: SceneGraph, parse: Parse) -> bool:
 def faultless_table(
     graphs: Sequence[SceneGraph], faultless_SG: np.ndarray, parse: Parse
 ) -> dict[str, dict[str, float]]:
-    """Share of the pictures [S, G] (0 or 1) without a fault: of all, by number of objects, and with or without two of a
-    kind; each with its number of graphs and 95 % interval. Rows of no graph are left out.
+    """Share of the pictures [S, G] (0 or 1) without a fault: of all, by number of objects, by two of a kind.
+
+    Each row has its number of graphs and 95 % interval. Rows without graphs are left out.
     """  # fmt: skip
     sizes = np.array([len(graph.objects) for graph in graphs])
     twins = np.array([has_two_of_a_kind(graph, parse) for graph in graphs])
@@ -79,7 +81,7 @@ def faultless_table(
 
 
 def merged(tables: Mapping[str, Mapping[str, Mapping[str, float]]]) -> dict[str, dict[str, Any]]:
-    """Tables of several rows of pictures side by side, an interval in a cell: to be printed."""
+    """Tables of several sets of pictures side by side, an interval in a cell, for printing."""
     rows: dict[str, dict[str, Any]] = {}
     for column, table in tables.items():
         for name, cell in table.items():

@@ -1,9 +1,9 @@
-"""Which attention the UNet runs; the only module that knows of xformers and cuDNN.
+"""The UNet's attention processors; the only module that uses xformers and cuDNN.
 
-xFormers' public call refuses to run where its own binary does not load, as the wheel for CUDA 12 does not beside a
-torch for CUDA 13. The operators that it would choose there need no binary: they are torch's own, in xFormers' form
-(queries, keys and values [B, T, H, K] as the projections leave them). So the processor here calls the operators, checks
-them once against plain attention, and works the same on both builds.
+xFormers' public call refuses to run if its own binary does not load, for example the CUDA 12 wheel beside a CUDA 13
+torch. The operators that it would choose need no binary: they are torch's own, in xFormers' form (queries, keys and
+values [B, T, H, K], the layout of the projections). The processor here calls these operators directly, checks them
+once against plain attention, and works the same on both builds.
 Letters: B images, P queries, T keys, H heads, K width of a head.
 """
 
@@ -26,18 +26,18 @@ from sgg_fast import env
 logger = logging.getLogger(__name__)
 
 ALIGNED = 8
-"""Elements: rows of a bias must start at a multiple."""
+"""Each row of a bias starts at a multiple of this many elements."""
 _MOOT = ("xFormers wasn't build with CUDA", "(too new)")
-"""In xformers' reasons that say nothing about torch's operators; `_check_operators` runs these and compares."""
+"""Marks of xformers' reasons that do not concern torch's operators; `_check_operators` tests these operators."""
 
 
 class CudnnAttnProcessor(AttnProcessor2_0):
-    """SDPA that prefers cuDNN's kernel. What that one cannot take (fp32, in sample sheets) runs on the others."""
+    """SDPA that prefers cuDNN's kernel. Operands that it does not support (fp32, in sample sheets) use the others."""
 
     ORDER = (SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
     def __call__(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As the parent's."""
+        """Arguments and result of `AttnProcessor2_0`."""
         with sdpa_kernel(list(self.ORDER), set_priority=True):
             return super().__call__(*args, **kwargs)
 
@@ -50,7 +50,7 @@ class Operators(NamedTuple):
 
 
 def find_operators(q_BPHK: torch.Tensor, k_BTHK: torch.Tensor, bias_BHPT: torch.Tensor | None) -> Operators:
-    """FlashAttention where it takes these operands, else CUTLASS. Raises ValueError with every reason of both."""
+    """FlashAttention if it supports these operands, else CUTLASS. Raises ValueError with every reason of both."""
     from xformers.ops.fmha import cutlass, flash
     from xformers.ops.fmha.common import Inputs
 
@@ -100,7 +100,7 @@ def attend(
 ) -> torch.Tensor:
     """softmax(scale q k^T + bias) v, [B, P, H, K]. The bias is a constant in the dtype of the queries.
 
-    Raises ValueError where the operands' dtypes differ: autocast does not know these operators.
+    Raises ValueError if the operands' dtypes differ: autocast does not cover these operators.
     """
     for name, operand in (("keys", k_BTHK), ("values", v_BTHK), ("bias", bias_BHPT)):
         if operand is not None and operand.dtype != q_BPHK.dtype:
@@ -114,15 +114,15 @@ def attend(
 
 
 class XformersAttnProcessor:
-    """xFormers' operators on what the projections give, without a copy; one for all layers of a UNet.
+    """xFormers' operators on the projections' outputs, without a copy; one instance for all layers of a UNet.
 
-    The bias [B, 1, T] of a call of the UNet is brought to the queries' dtype by the layer that meets it first, and is
-    read by every head and query at stride 0.
+    The first layer of a UNet call casts the bias [B, 1, T] to the queries' dtype. Every head and query reads it at
+    stride 0.
     """
 
     def __init__(self) -> None:
         self.ran: dict[tuple[Any, ...], Operators] = {}
-        """What each kind of operands met: (dtype, K, with a bias, deterministic)."""
+        """Operators found for each key (dtype, K, with a bias, deterministic)."""
         self._mask: torch.Tensor | None = None
         self._bias: torch.Tensor | None = None
 
@@ -152,7 +152,7 @@ class XformersAttnProcessor:
         return (out + hidden_states if attn.residual_connection else out) / attn.rescale_output_factor
 
     def _bias_of(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """`mask` in `dtype`, its rows aligned; that of the last call is kept, for the layers that come after."""
+        """`mask` in `dtype` with aligned rows; the last result is cached for the following layers."""
         if self._mask is not mask or self._bias is None or self._bias.dtype != dtype:
             bias, short = mask.detach().to(dtype), -mask.shape[-1] % ALIGNED
             if short:
@@ -162,7 +162,7 @@ class XformersAttnProcessor:
 
 
 def _strange(unet: UNet2DConditionModel) -> str:
-    """What a layer has that `XformersAttnProcessor` does not compute, or ""."""
+    """The first feature of a layer that `XformersAttnProcessor` does not compute, or ""."""
     for name, layer in unet.named_modules():
         if isinstance(layer, Attention):
             for part in ("group_norm", "spatial_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj"):
@@ -172,7 +172,7 @@ def _strange(unet: UNet2DConditionModel) -> str:
 
 
 def _differences(operators: Operators | None, operands: list[torch.Tensor], bias: Any, dtype: torch.dtype) -> Any:
-    """Output and gradients in fp32; of plain attention where there are no operators."""
+    """Output and gradients in fp32; without operators those of plain attention."""
     q, k, v = (x.to(dtype).requires_grad_() for x in operands)
     if operators is not None:
         out = attend(operators, q, k, v, bias)
@@ -185,10 +185,10 @@ def _differences(operators: Operators | None, operands: list[torch.Tensor], bias
 
 @torch.enable_grad()
 def _check_operators(width: int, dtype: torch.dtype, device: torch.device) -> list[str]:
-    """Names of the operators that attend with heads of `width` in `dtype`, without and with a bias.
+    """Names of the operators for heads of `width` in `dtype`, without and with a bias.
 
-    Raises ValueError where one cannot run, forward or backward, or where its error against fp32 is over twice that of
-    plain attention in the same dtype: a kernel that was not compiled for a device prints a line and returns rubbish.
+    Raises ValueError if one cannot run, forward or backward, or if its error against fp32 is over twice that of plain
+    attention in the same dtype: a kernel that was not compiled for the device prints a line and returns garbage.
     """
     generator, names = torch.Generator().manual_seed(0), []
     for num_keys, masked in ((64, False), (80, True)):
@@ -214,7 +214,7 @@ def _check_operators(width: int, dtype: torch.dtype, device: torch.device) -> li
 
 
 def check_xformers(unet: UNet2DConditionModel, device: torch.device) -> str:
-    """The operators that would attend in `unet`. Raises ValueError with the whole reason where xformers cannot."""
+    """The operators that `unet` would use. Raises ValueError with the full reason if xformers cannot run."""
     try:
         import xformers.ops  # noqa: F401
     except ImportError as error:
@@ -231,7 +231,7 @@ def check_xformers(unet: UNet2DConditionModel, device: torch.device) -> str:
 
 
 def _probe_cudnn(device: torch.device) -> None:
-    """Raises RuntimeError where cuDNN cannot attend with a token mask, forward or backward, at SD's head width."""
+    """Raises RuntimeError if cuDNN attention fails with a token mask at SD's head width, forward or backward."""
     q = torch.zeros(1, 8, 64, 40, dtype=torch.bfloat16, device=device, requires_grad=True)
     k = torch.zeros(1, 8, 80, 40, dtype=torch.bfloat16, device=device)
     bias = torch.zeros(1, 1, 1, 80, dtype=torch.bfloat16, device=device).expand(1, 8, 64, 80)
@@ -240,10 +240,10 @@ def _probe_cudnn(device: torch.device) -> None:
 
 
 def set_attention(unet: UNet2DConditionModel, choice: str, device: torch.device) -> str:
-    """Put `choice` into every attention layer; returns what was put, and logs why.
+    """Set the attention of every layer to `choice`; returns the resolved choice and logs its reason.
 
-    choice: "xformers", "sdpa", "cudnn", or "auto", which is xformers on CUDA where its operators run, else SDPA. Raises
-    ValueError where an explicit request cannot be met.
+    choice: "xformers", "sdpa", "cudnn", or "auto": xformers on CUDA if its operators run, else SDPA. Raises ValueError
+    if an explicit request cannot be met.
     """
     if choice in ("xformers", "cudnn") and device.type != "cuda":
         raise ValueError(f"--attention {choice} needs a CUDA device; use --attention sdpa here")
@@ -271,9 +271,9 @@ def set_attention(unet: UNet2DConditionModel, choice: str, device: torch.device)
 
 
 def checkpoint_activations(unet: UNet2DConditionModel, **options: Any) -> None:
-    """Recompute each block in backward. Nothing in the UNet is random, so no generator state is kept for it.
+    """Recompute each block in backward. The UNet draws no random numbers, so no generator state is kept.
 
-    options: further ones of `torch.utils.checkpoint.checkpoint`.
+    options: further options of `torch.utils.checkpoint.checkpoint`.
     """
     recompute = partial(checkpoint, use_reentrant=False, preserve_rng_state=False, **options)
     unet.enable_gradient_checkpointing(recompute)

@@ -1,8 +1,8 @@
-"""What the baselines share: conditioners that stand in SGG-IG's place before the same UNet, by `--conditioner`.
+"""Shared parts of the baselines: conditioners for the same UNet in place of SGG-IG's, chosen by `--conditioner`.
 
-They train through the same fine-tuning stage with the same null condition and dropout, by L_diff alone: X_global and
-what pre-training and L_ISA do with it are SGG-IG's own. Letters: B images, E relations, T context tokens, C
-cross-attention width, I width of image embeddings, V names, K rows.
+They train in the same fine-tuning stage with the same null condition and dropout, by L_diff alone. They have no
+X_global, so no pre-training and no L_ISA. Letters: B images, E relations, T context tokens, C cross-attention width,
+I width of image embeddings, V names, K rows.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from .conditioner import NULL_TOKENS, GraphCondition, SceneGraphConditioner, con
 class BaselineConditioner(nn.Module):
     """The frame of `SceneGraphConditioner` without its graph modules; a mixin of diffusers models.
 
-    (Each names `ModelMixin` in its own file: there diffusers looks how a part of a pipeline is loaded.)
+    Each subclass names `ModelMixin` in its own file, because diffusers looks there for the loader of a pipeline's part.
     """
 
     config: Any
@@ -47,7 +47,7 @@ class BaselineConditioner(nn.Module):
         self.start_state.copy_(null_states_TC[0])
 
     def names_of(self, table: NameTable, raw_VD: torch.Tensor) -> torch.Tensor:
-        """See `SceneGraphConditioner.names_of`; nothing is read of them here."""
+        """`raw` unchanged: the `names` argument of `forward`."""
         return raw_VD
 
     def read(
@@ -57,11 +57,11 @@ class BaselineConditioner(nn.Module):
         text_encoder: CLIPTextModel,
         tokenizer: PreTrainedTokenizerBase,
     ) -> torch.Tensor | None:
-        """See `SceneGraphConditioner.read`; nothing is read here."""
+        """None: `forward` needs no text states."""
         return None
 
     def condition(self, tokens_BTC: torch.Tensor, mask_BT: torch.Tensor) -> GraphCondition:
-        """The tokens with masked padding up to a length that holds the null condition, and an X_global of zeros."""
+        """The tokens, padded (masked) to a length that holds the null condition, and an X_global of zeros."""
         least = context_length(0, self.config.null_tokens)
         missing = max(0, least - tokens_BTC.shape[1])
         return GraphCondition(
@@ -72,7 +72,7 @@ class BaselineConditioner(nn.Module):
 
 
 def first_rows(batch: SceneGraphBatch, rows_EK: torch.Tensor, num: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The first `num` relations' rows of every graph, [B, num, K], zero where there is none; which there are."""
+    """(rows [B, num, K] of the first `num` relations of every graph, zero for missing ones; which rows exist)."""
     start_B1, stop_B1 = (ptr.long()[:, None] for ptr in (batch.relation_ptr[:-1], batch.relation_ptr[1:]))
     index = start_B1 + torch.arange(num, device=rows_EK.device)
     there = index < stop_B1

@@ -1,4 +1,4 @@
-"""What is read out of the frozen CLIP towers: name embeddings, image embeddings, SD's text states.
+"""Outputs of the frozen CLIP towers: name embeddings, image embeddings, SD's text states.
 
 Letters: V strings, B images, I CLIP's projection width, L text length, C width of SD's text encoder.
 """
@@ -38,7 +38,7 @@ def embed_names(
 def text_states(
     text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """SD's text states [V, L, C] of `strings` (last layer, final norm) and the [V] index of their end-of-text."""
+    """SD's text states [V, L, C] of `strings` (last layer, final norm) and the index [V] of their end-of-text token."""
     ids = token_ids(tokenizer, strings, text_encoder.device)
     end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
     return text_encoder(ids).last_hidden_state.float(), end
@@ -47,7 +47,7 @@ def text_states(
 def phrase_states(
     text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], batch_size: int = 256
 ) -> torch.Tensor:
-    """SD's end-of-text state of each string, [P, C], fp16: what `--token-init text` starts a triple's token from."""
+    """SD's end-of-text state of each string, [P, C], fp16; `--token-init text` adds it to a triple's token."""
     parts = [torch.empty(0, text_encoder.config.hidden_size, dtype=torch.float16, device=text_encoder.device)]
     for start in range(0, len(strings), batch_size):
         states, end = text_states(text_encoder, tokenizer, strings[start : start + batch_size])
@@ -56,15 +56,15 @@ def phrase_states(
 
 
 def normalise_pixels(clip: CLIPModel, pixels_B3HW: torch.Tensor) -> torch.Tensor:
-    """Pixels [B, 3, H, W] in -1..1 as the image tower reads them; differentiable.
+    """Input of the image tower from pixels [B, 3, H, W] in -1..1; differentiable.
 
-    Resized to the tower's own size (bicubic, antialiased) and normalised as CLIP was trained.
+    Pixels are resized to the tower's resolution (bicubic, antialiased) and normalised as in CLIP's training.
     """
     size = clip.config.vision_config.image_size
     pixels = pixels_B3HW.float()
     if pixels.shape[-2:] != (size, size):
         pixels = nn.functional.interpolate(pixels, size=(size, size), mode="bicubic", antialias=True)
-    # By numbers that become launches' arguments: a constant made here would be a copy that waits for the device.
+    # Python numbers become kernel arguments; a constant tensor would be a copy that waits for the device.
     channels = ((pixels.clamp(-1, 1) + 1) / 2).unbind(1)
     return torch.stack([(c - m) / s for c, m, s in zip(channels, CLIP_MEAN, CLIP_STD, strict=True)], dim=1)
 

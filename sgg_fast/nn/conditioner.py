@@ -1,6 +1,6 @@
-"""Scene graphs to Stable Diffusion's cross-attention context: SGG-IG eqs 3-8 and the frame around them.
+"""Scene graphs to Stable Diffusion's cross-attention context: SGG-IG eqs 3-8, calibration and null condition.
 
-Saves and loads like any diffusers model (`save_pretrained`, safetensors only). Letters: B images, N objects,
+It saves and loads like any diffusers model (`save_pretrained`, safetensors only). Letters: B images, N objects,
 E relations, T context tokens, D graph width, C cross-attention width, V names, I width of image embeddings.
 """
 
@@ -23,10 +23,10 @@ from .encoder import RelationEncoder
 from .instances import CODE_WIDTH, CodeKey, instance_codes
 
 MIN_TOKENS = 80
-"""Context length of every graph of up to 78 triples, the null condition's 77 + 3 included."""
+"""Context length of graphs with up to 78 triples; it also holds the null condition's 77 states."""
 
 FIRST_TRIPLE = 2
-"""Context tokens before the triples': the start token and X_global's."""
+"""Context tokens before the triples: the start token and the token of X_global."""
 
 NULL_TOKENS = 77
 """Length of CLIP's text context."""
@@ -35,7 +35,7 @@ NULL_TOKENS = 77
 def context_length(most_triples: int, null_tokens: int = NULL_TOKENS) -> int:
     """T: 80, or the next multiple of 16 that holds the start token, X_global and every triple.
 
-    With a null condition of fewer than CLIP's 77 states: the next multiple of 8 that holds it and all of those.
+    With a null condition of fewer than CLIP's 77 states: the next multiple of 8 that holds it and all these tokens.
     """
     if null_tokens < NULL_TOKENS:
         return -(-max(null_tokens, most_triples + 2) // 8) * 8
@@ -43,20 +43,20 @@ def context_length(most_triples: int, null_tokens: int = NULL_TOKENS) -> int:
 
 
 class GraphCondition(NamedTuple):
-    """What the image model gets from a batch of graphs. A tuple, in which ZeRO-3's hooks find the tensors."""
+    """The condition of a batch of graphs for the UNet. A tuple, so that ZeRO-3's hooks find the tensors."""
 
     context: torch.Tensor
     """[B, T, C] tokens."""
     mask: torch.Tensor
-    """[B, T] bool, False where a token must not be attended to."""
+    """[B, T] bool, False for tokens that attention ignores."""
     x_global: torch.Tensor
     """[B, I] graph embedding in the space of the centred image embeddings."""
     tokens: torch.Tensor | None = None
-    """[E, C] the graph encoder's own token of each triple of the batch, before any text state."""
+    """[E, C] token of each triple of the batch, before a text state is added."""
 
 
 class SceneGraphConditioner(ModelMixin, ConfigMixin):
-    """Graph encoder, triple embedding (eq. 7), X_global and context (eq. 8).
+    """Relation encoder (eqs 3-6), triple embedding (eq. 7), X_global and context (eq. 8).
 
     The buffers are measured once from the frozen models and travel with the weights: `name_mean`, `name_scale`
     (centre and unit RMS of the vocabulary's CLIP embeddings), `target_mean`, `target_std` (per dimension, over
@@ -90,7 +90,7 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         self.to_global = nn.Linear(context_dim, image_dim)
         self.from_global = nn.Linear(image_dim, context_dim)
         self.token_norm = nn.LayerNorm(context_dim)
-        # With text initialisation: the graph's share of the tokens, X_global's and the triples'.
+        # Text initialisation: gates of the graph's share, for X_global's token and for the triples' tokens.
         self.gates = nn.Parameter(torch.full((2, context_dim), gate_init)) if token_init == "text" else None
         for name, size in (
             ("name_mean", (name_dim,)),
@@ -107,8 +107,8 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
     def calibrate_names(self, raw_VD: torch.Tensor, object_name_ids: torch.Tensor) -> None:
         """Set the name and target statistics from raw CLIP embeddings [V, name_dim] of the vocabulary.
 
-        object_name_ids: [any] ids of the training objects as often as they occur, so that predicting
-        the mean of the targets scores exactly 1.
+        object_name_ids: [any] name id of every training object, repeats kept, so that the mean of the targets has a
+        loss of exactly 1.
         """
         self.name_mean.copy_(raw_VD.mean(0))
         centred = raw_VD - self.name_mean
@@ -121,7 +121,7 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
     def calibrate_text(self, null_states_TC: torch.Tensor, name_states_MC: torch.Tensor) -> None:
         """Set the start token and the null context [77, C] from SD's text encoder.
 
-        The token norm's gain and bias start at the statistics of its states [M, C] for the vocabulary.
+        The token norm's gain and bias start at the statistics of the vocabulary's states [M, C].
         """
         self.null_states.copy_(null_states_TC)
         self.start_state.copy_(null_states_TC[0])
@@ -129,11 +129,11 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         self.token_norm.bias.copy_(name_states_MC.mean(0))
 
     def standardise(self, raw_VD: torch.Tensor) -> torch.Tensor:
-        """Raw CLIP name embeddings [V, name_dim] -> centred, unit RMS over the vocabulary."""
+        """Raw CLIP name embeddings [V, name_dim] -> centred, with unit RMS over the vocabulary."""
         return (raw_VD - self.name_mean) * self.name_scale
 
     def names_of(self, table: NameTable, raw_VD: torch.Tensor) -> torch.Tensor:
-        """What `forward` takes for the names of `table`, given their raw CLIP embeddings [V, name_dim]."""
+        """The `names` argument of `forward` for `table`, from its raw CLIP embeddings [V, name_dim]."""
         return self.standardise(raw_VD)
 
     def read(
@@ -143,17 +143,17 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         text_encoder: CLIPTextModel | None,
         tokenizer: PreTrainedTokenizerBase | None,
     ) -> torch.Tensor | None:
-        """What `forward` takes besides: SD's states of the table's phrases [P, C], or None where it needs none."""
+        """The text argument of `forward`: SD's states of the table's phrases [P, C], or None if it needs none."""
         if self.config.token_init != "text":
             return None
         return phrase_states(text_encoder, tokenizer, table.phrases)
 
     def targets(self, names_VD: torch.Tensor) -> torch.Tensor:
-        """Standardised name embeddings -> the auto-encoder's targets, zero mean and unit variance per dimension."""
+        """Standardised name embeddings -> targets of the auto-encoder: zero mean, unit variance per dimension."""
         return (names_VD - self.target_mean) / self.target_std
 
     def centre_images(self, embedding_BI: torch.Tensor) -> torch.Tensor:
-        """Raw CLIP image embeddings [B, I] -> unit norm, the mean of the training set removed first."""
+        """Raw CLIP image embeddings [B, I] -> training-set mean removed, then unit norm."""
         unit = nn.functional.normalize(embedding_BI, dim=-1)
         return nn.functional.normalize(unit - self.image_mean, dim=-1)
 
@@ -166,7 +166,7 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Eqs 3-8 up to X_global: (x [N, D], tokens [E, C], x_global [B, I]). names: [V, name_dim] standardised.
 
-        code_key: what instance codes are drawn by, in training.
+        code_key: hash key of the instance codes, in training.
         """
         x_ND, r_ED = self.relation_encoder(names_VD, batch, masked_N)
         graphs = batch.object_graph, batch.relation_graph
@@ -203,9 +203,9 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
     ) -> GraphCondition:
         """The condition of every graph of the batch. names: [V, name_dim] standardised name embeddings.
 
-        T is that of the longest graph by the host's sizes; in a replayed batch, of the longest that it may hold.
-        phrases: [P, C], with `token_init` "text": SD's own end-of-text state of each phrase of the table; a triple's
-        token is that of its phrase plus the graph's token through a gate that starts at `gate_init`.
+        T fits the longest graph by `batch.sizes`, which are upper bounds in a captured step. phrases: [P, C] SD's
+        end-of-text state of each phrase of the table, with `token_init` "text". A triple's token is then the state of
+        its phrase plus gate * the graph's token; the gate starts at `gate_init`.
         """
         _, own_EC, x_global = self.encode(names_VD, batch, code_key=code_key)
         length = context_length(int(batch.sizes[:, 1].max()), self.config.null_tokens)
@@ -220,19 +220,19 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         context = torch.stack([start_BC, global_BC], dim=1)
         context = nn.functional.pad(context, (0, 0, 0, length - 2))
         position = torch.arange(length, device=context.device)
-        if self.config.context == "global":  # eq. 11 as printed: X_global is the whole condition
+        if self.config.context == "global":  # eq. 11 as printed: X_global is the only condition
             return GraphCondition(context, (position == 1).expand(num_images, -1), x_global, own_EC)
         within_E = torch.arange(batch.num_relations, device=context.device)
         within_E = within_E - batch.relation_ptr.long()[batch.relation_graph.long()]
-        # Only padding can be longer than its context, whose rows nobody reads.
+        # Only the padding graph can exceed its context; its rows are not read.
         within_E = within_E.clamp(max=length - 3)
         context = context.index_put((batch.relation_graph.long(), within_E + 2), tokens_EC)
         mask = position < batch.relation_ptr.long().diff()[:, None] + 2
         return GraphCondition(context, mask, x_global, own_EC)
 
     def null_condition(self, num_images: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """The empty text as the model knows it: the first `null_tokens` states of "", which are all 77 for Stable
-        Diffusion, then masked padding. ([B, T, C], [B, T] bool).
+        """([B, T, C], [B, T] bool) of the empty text: the first `null_tokens` states of "" (all 77 for Stable
+        Diffusion), then masked padding.
         """  # fmt: skip
         num = self.config.null_tokens
         padded = nn.functional.pad(self.null_states[:num], (0, 0, 0, length - num))
@@ -240,7 +240,7 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         return padded.expand(num_images, -1, -1), mask.expand(num_images, -1)
 
     def drop(self, condition: GraphCondition, dropped_B: torch.Tensor) -> GraphCondition:
-        """`condition` with the null condition where dropped [B] bool is set (classifier-free guidance, eq. 2)."""
+        """`condition`, with the null condition for images with dropped [B] set (classifier-free guidance, eq. 2)."""
         null_context, null_mask = self.null_condition(*condition.context.shape[:2])
         return GraphCondition(
             torch.where(dropped_B[:, None, None], null_context.to(condition.context.dtype), condition.context),

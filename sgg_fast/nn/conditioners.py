@@ -1,4 +1,4 @@
-"""Every conditioner there is."""
+"""All conditioners."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from .text_baseline import TextConditioner
 
 Baseline = TextConditioner | SGDiffConditioner
 Conditioner = SceneGraphConditioner | Baseline
-"""What `--conditioner` chooses from; one interface: `names_of`, `read`, `forward`, `null_condition`, `drop`."""
+"""The choices of `--conditioner`, with one interface: `names_of`, `read`, `forward`, `null_condition`, `drop`."""
 
 KINDS = {kind.__name__: kind for kind in (SceneGraphConditioner, TextConditioner, SGDiffConditioner)}
-"""By the class name that their config.json says."""
+"""Conditioners by the class name in config.json."""
 CHOICES = {
     "encoder": ("residual", "plain"),
     "triple": ("roles", "shared"),
@@ -19,4 +19,4 @@ CHOICES = {
     "token_init": ("none", "text"),
     "form": ("sentence", "phrases", "numbered"),
 }
-"""What their settings of these names may be."""
+"""Allowed values of the conditioners' settings."""

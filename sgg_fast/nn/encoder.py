@@ -1,6 +1,6 @@
 """Relation embedding: the stack of triple convolutions of SGG-IG eqs 3-6.
 
-Letters: N objects, E relations, D width, V names. The device work is in `sgg_fast.ops`; nothing here branches on it.
+Letters: N objects, E relations, D width, V names. `sgg_fast.ops` chooses the backend; this module does not.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sgg_fast.graph import SceneGraphBatch
 def kaiming_linear(fan_in: int, fan_out: int) -> nn.Linear:
     """A linear layer that keeps the variance through a relu (He et al., 2015), bias 0.
 
-    At torch's default initialisation six plain layers leave 3e-14 of the energy to the names.
+    With torch's default initialisation six plain layers keep 3e-14 of the energy of the names.
     """
     linear = nn.Linear(fan_in, fan_out)
     nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
@@ -24,10 +24,10 @@ def kaiming_linear(fan_in: int, fan_out: int) -> nn.Linear:
 
 
 class TripleConv(nn.Module):
-    """One triple convolution, SGG-IG eqs 3-6 in sg2im's reading of the index sets.
+    """One triple convolution, SGG-IG eqs 3-6 with sg2im's index sets.
 
     h = relu(W1 [x_s; x_r; x_o] + b1); (m_s, r', m_o) = split(relu(W2 h + b2)); x' = MLP(mean of the messages).
-    `form` "residual": layer norm before, sum after; "plain": the equations as they stand.
+    `form` "residual": layer norm before, sum after; "plain": the equations as printed.
     """
 
     def __init__(self, width: int, form: str = "residual") -> None:
@@ -48,13 +48,13 @@ class TripleConv(nn.Module):
     def forward(
         self, x_ND: torch.Tensor, r_ED: torch.Tensor, batch: SceneGraphBatch
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """x: [N, D] objects, r: [E, D] relations -> the same shapes, one hop of context richer."""
+        """x: [N, D] objects, r: [E, D] relations -> the same shapes after one hop of message passing."""
         x_in, r_in = self.object_norm(x_ND), self.relation_norm(r_ED)
         ac_N2D = nn.functional.linear(x_in, self.object_weight)
         b_ED = nn.functional.linear(r_in, self.relation_weight)
         ends = batch.subject, batch.object, batch.plan
         h_ED = ops.gather_add_relu(ac_N2D, b_ED, self.bias, *ends)
-        # The bias of `second` and the relations' residual sum are part of the kernel that reads and writes them.
+        # The kernel that reads and writes the rows adds the bias of `second` and the relations' residual.
         y_E3D = nn.functional.linear(h_ED, self.second.weight)
         mean_ND, r_new = ops.scatter_mean(y_E3D, self.second.bias, *ends, r_ED if self.residual else None)
         x_new = self.update(mean_ND)

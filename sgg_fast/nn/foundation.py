@@ -1,6 +1,6 @@
-"""The models that training starts from: Stable Diffusion's parts and the CLIP that reads names and images.
+"""The base models of training: Stable Diffusion's parts and the CLIP for names and images.
 
-Loads diffusers folders and hub ids, safetensors only. The toy's own parts are made in `sgg_fast/toy/models.py`.
+Loads diffusers folders and hub ids, safetensors only. `sgg_fast/toy/models.py` makes the toy's parts.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class Foundation:
     clip: CLIPModel
     clip_tokenizer: CLIPTokenizer
     source: str
-    """Folder, hub id or description that the parts came from."""
+    """Folder, hub id or description of the parts' origin."""
 
     def freeze(self) -> Foundation:
-        """Everything in eval mode and without gradients; training turns the UNet on again."""
+        """Put all parts in eval mode without gradients; training enables the UNet again."""
         for module in (self.unet, self.vae, self.text_encoder, self.clip):
             module.requires_grad_(False).eval()
         return self
@@ -43,12 +43,12 @@ class Foundation:
 def load_foundation(model: str, clip: str) -> Foundation:
     """`model`: SD v1 folder or hub id in diffusers format; `clip`: CLIP folder or hub id.
 
-    `clip` may be empty where `model` is a pipeline of ours, which carries it. Raises `ModelError`, a ValueError of one
-    line that names folder, file and cause. Weights stored in half precision are brought to fp32.
+    `clip` may be empty if `model` is an exported pipeline, which contains CLIP. Weights in half precision are cast to
+    fp32. Raises `ModelError`, a ValueError of one line that names folder, file and cause.
     """
     for flag, place in (("--model", model), ("--clip", clip)):
         if place:
-            loading.check_place(flag, place)  # before either is fetched
+            loading.check_place(flag, place)  # before any download
     root = loading.find_folder("--model", model, (*_SD_PARTS, *(() if clip else _OWN_CLIP)))
     if lacking := loading.lacking_file(root, _SD_PARTS):
         raise loading.ModelError(f"--model {model}: the folder lacks {lacking}; it must be in diffusers format")
@@ -71,7 +71,7 @@ def load_foundation(model: str, clip: str) -> Foundation:
 
 
 def load_sd_configs(root: Path, with_text: bool = True) -> tuple[dict, dict, dict | None]:
-    """Configurations of UNet, VAE and, with text, text encoder: of Stable Diffusion v1's kind, made for each other.
+    """Configurations of UNet, VAE and (`with_text`) text encoder, checked to be SD v1's kind and to fit together.
 
     Raises `ModelError`.
     """
@@ -84,7 +84,7 @@ def load_sd_configs(root: Path, with_text: bool = True) -> tuple[dict, dict, dic
 
 
 def load_sd_parts(root: Path, with_text: bool = True) -> dict[str, Any]:
-    """UNet, VAE and, with text, text encoder and tokenizer of a diffusers folder, by their names in `Foundation`.
+    """UNet, VAE and (`with_text`) text encoder and tokenizer of a diffusers folder, by field name of `Foundation`.
 
     Raises `ModelError`.
     """
@@ -100,7 +100,7 @@ def load_sd_parts(root: Path, with_text: bool = True) -> dict[str, Any]:
 
 
 def load_clip(root: Path, clip: str, tokenizer: str) -> dict[str, Any]:
-    """CLIP with both towers and its tokenizer, from the parts of these names. Raises `ModelError`."""
+    """CLIP with both towers and its tokenizer, from the parts `clip` and `tokenizer`. Raises `ModelError`."""
     config = loading.load_config(root, clip, lambda _: None, "model_type", "clip")
     model = loading.load_part(root, clip, CLIPModel, config)
     return {"clip": model, "clip_tokenizer": loading.load_tokenizer(root, tokenizer, model.config.text_config)}

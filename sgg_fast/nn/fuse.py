@@ -1,14 +1,14 @@
-"""The pass that puts fused kernels and merged GEMMs into a stock diffusers UNet or VAE, and takes them out again.
+"""Puts fused kernels and merged GEMMs into a stock diffusers UNet or VAE, and takes them out again.
 
-`fuse` changes the class of modules and the storage of parameters, nothing else: parameters keep their names, so
-weights load in stock diffusers and back, hooks stay, processors of attention may be set before or after. What it finds
-is decided by exact type; a layer that somebody else replaced (LoRA) or configured otherwise stays as it is.
+`fuse` changes only the class of modules and the storage of parameters. Parameters keep their names, so weights load in
+stock diffusers and back; hooks stay; attention processors may be set before or after. `fuse` matches exact types: a
+replaced layer (LoRA) or a layer with another configuration does not change.
 
 * GroupNorm with the SiLU behind it (or none): `ops.group_norm_silu`. GEGLU: `ops.geglu`.
-* to_q, to_k, to_v of self-attention: one GEMM. to_k and to_v of every cross-attention, which all read the context: one
-  GEMM a model call. The time projections of every residual block: one GEMM.
-* Copies that diffusers makes and that undo channels last: before the 1x1 shortcut of residual blocks in training, and
-  after the last block of a transformer; and divisions by an output scale of 1.
+* to_q, to_k, to_v of self-attention: one GEMM. to_k and to_v of all cross-attentions, which read the same context: one
+  GEMM a model call. The time projections of all residual blocks: one GEMM.
+* Removed: diffusers' copies that undo channels last (before the 1x1 shortcut of residual blocks in training, and after
+  the last block of a transformer), and divisions by an output scale of 1.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _STATE = "_sgg_fused"
 
 
 class FusedGroupNorm(nn.GroupNorm):
-    """GroupNorm of channels-last images, statistics in fp32, in the dtype of its input under autocast too."""
+    """GroupNorm of channels-last images with fp32 statistics; keeps the dtype of its input, also under autocast."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[B, C, ..]."""
@@ -46,7 +46,7 @@ class FusedGroupNorm(nn.GroupNorm):
 
 
 class FusedGroupNormSiLU(nn.GroupNorm):
-    """The same with the SiLU that follows it."""
+    """`FusedGroupNorm` followed by SiLU."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """[B, C, ..]."""
@@ -54,15 +54,15 @@ class FusedGroupNormSiLU(nn.GroupNorm):
 
 
 class PassThrough(nn.SiLU):
-    """A SiLU that the norm before it has applied."""
+    """Identity in place of a SiLU that the preceding norm applies."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """As it comes."""
+        """Returns `input`."""
         return input
 
 
 class FusedGEGLU(GEGLU):
-    """The gate in one pass after its linear map."""
+    """GEGLU with one kernel for the gate after the linear map."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[.., D]."""
@@ -70,7 +70,7 @@ class FusedGEGLU(GEGLU):
 
 
 class FusedResnetBlock2D(ResnetBlock2D):
-    """A residual block whose two norms apply the SiLU; without resampling, its time embedding added."""
+    """A residual block whose two norms apply the SiLU; without resampling, and with an added time embedding."""
 
     time: tuple[Merged, int] | None
 
@@ -98,7 +98,7 @@ class FusedResnetBlock2D(ResnetBlock2D):
 
 
 class FusedTransformer2DModel(Transformer2DModel):
-    """A transformer over pixels that stays channels last."""
+    """A transformer over pixels that keeps channels last."""
 
     def _get_output_for_continuous_inputs(self, hidden_states, residual, batch_size, height, width, inner_dim):
         if self.use_linear_projection:
@@ -110,7 +110,7 @@ class FusedTransformer2DModel(Transformer2DModel):
 
 
 class One:
-    """A scale of 1 to divide a tensor by, which costs no launch."""
+    """An output scale of 1: dividing a tensor by it costs no launch."""
 
     def __rtruediv__(self, other: torch.Tensor) -> torch.Tensor:
         return other
@@ -125,27 +125,27 @@ _STOCK: dict[type[nn.Module], type[nn.Module]] = {
     FusedTransformer2DModel: Transformer2DModel,
     MergedLinear: nn.Linear,
 }
-"""What each class is put in the place of."""
+"""Fused class -> stock class."""
 
 
 @dataclasses.dataclass
 class _State:
-    """What a fused model carries."""
+    """State of a fused model."""
 
     model: nn.Module
     shared: list[Merged]
-    """Open during a call of the model."""
+    """Merged GEMMs that share results during a call of the model."""
     leading: list[Merged]
     handles: list[RemovableHandle] = dataclasses.field(default_factory=list)
 
     def begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
-        """A block that is recomputed in backward must find what it found before: then nothing is shared."""
+        """Share results in this call. Checkpointed models share nothing: a recomputed block must see the same state."""
         if not (torch.is_grad_enabled() and getattr(self.model, "is_gradient_checkpointing", False)):
             for merged in self.shared:
                 merged.begin()
 
     def end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        """Keep no result alive."""
+        """Release the shared results."""
         for merged in self.shared:
             merged.end()
 
@@ -160,7 +160,7 @@ def _become(module: Any, fused: type[nn.Module]) -> None:
 
 
 def _fusable(block: ResnetBlock2D) -> bool:
-    """Whether `FusedResnetBlock2D` computes what this one does; the VAE's have no time, whatever they call its norm."""
+    """True if `FusedResnetBlock2D` computes the same as `block`. The VAE's blocks have no time embedding."""
     adds_time = block.time_embedding_norm == "default"
     return (
         (adds_time or (block.time_emb_proj is None and block.time_embedding_norm != "scale_shift"))
@@ -174,7 +174,7 @@ def _fusable(block: ResnetBlock2D) -> bool:
 
 
 def _fuse_modules(model: nn.Module) -> None:
-    """Everything but the merged GEMMs."""
+    """Put in the fused kernels, without merged GEMMs."""
     module: Any
     for module in model.modules():
         if type(module) is ResnetBlock2D and _fusable(module):
@@ -201,7 +201,7 @@ def _fuse_modules(model: nn.Module) -> None:
 
 
 def _kind(layer: nn.Linear) -> tuple[Any, ...]:
-    """Layers of one kind can share a GEMM."""
+    """Key of a layer; layers with equal keys can share a GEMM."""
     return layer.in_features, layer.bias is None, layer.weight.dtype, layer.weight.device, layer.weight.requires_grad
 
 
@@ -213,7 +213,7 @@ def _by_kind(layers: list[nn.Linear]) -> list[list[nn.Linear]]:
 
 
 def _merge(model: nn.Module) -> _State:
-    """The merged GEMMs of a model whose modules are fused."""
+    """Merge the GEMMs of a model with fused modules."""
     state, context, times = _State(model, [], []), [], []
     for module in model.modules():
         if isinstance(module, Attention):
@@ -241,11 +241,11 @@ def _merge(model: nn.Module) -> _State:
 
 
 def fuse(model: nn.Module, merge: bool = True) -> dict[str, int]:
-    """Fuse a diffusers UNet2DConditionModel, AutoencoderKL or a module that holds such, in place; {class: how many}.
+    """Fuse a diffusers UNet2DConditionModel, AutoencoderKL or a module with such parts, in place; {class: count}.
 
-    Best with channels-last weights. `merge` False leaves GEMMs alone, as those need who fetch a layer's weights when
-    that layer is called: ZeRO-3, and sequential offloading, which is seen by weights without memory. Outputs and
-    gradients are those of the stock model but for rounding. A model that is fused already stays as it is.
+    Best with channels-last weights. `merge` False merges no GEMMs: ZeRO-3 and sequential offloading fetch the weights
+    of a layer at its call (offloaded weights have no memory). Outputs and gradients equal the stock model's up to
+    rounding. A fused model does not change.
     """
     if _STATE not in model.__dict__:
         _fuse_modules(model)
@@ -262,9 +262,9 @@ def fuse(model: nn.Module, merge: bool = True) -> dict[str, int]:
 def fuse_for(
     device: torch.device, choice: str, *models: nn.Module, merge: bool = True, channels_last: bool = False
 ) -> None:
-    """`fuse` each where `choice` is "on", or is "auto" and they run on CUDA; not where it is "off".
+    """`fuse` each model if `choice` is "on", or if it is "auto" and the models run on CUDA; "off" changes nothing.
 
-    `channels_last` lays the weights of those that are fused now out so; DeepSpeed does not take such weights.
+    `channels_last` converts the weights of newly fused models to channels last; DeepSpeed does not accept such weights.
     """
     on = choice == "on"
     if choice == "auto" and device.type == "cuda":
@@ -280,7 +280,7 @@ def fuse_for(
 
 
 def unfuse(model: nn.Module) -> None:
-    """Undo `fuse`: stock classes, and each parameter in a storage of its own. Nothing happens to a stock model."""
+    """Undo `fuse`: stock classes, and each parameter in its own storage. A stock model does not change."""
     state: _State | None = model.__dict__.pop(_STATE, None)
     if state is None:
         return
@@ -299,7 +299,7 @@ def unfuse(model: nn.Module) -> None:
 
 
 def summary(model: nn.Module) -> dict[str, int]:
-    """How many modules of each fused class `model` has, and how many merged GEMMs."""
+    """{name: count} of the modules of each fused class and of the merged GEMMs."""
     found = Counter(type(module).__name__ for module in model.modules() if type(module) in _STOCK)
     state: _State | None = model.__dict__.get(_STATE)
     if state is not None:

@@ -1,8 +1,8 @@
-"""How the boxes of a relation's pair lie to each other, predicted from the relation's token; in training only.
+"""Auxiliary head that predicts the relative box geometry of a relation from the relation's token; training only.
 
-Nothing else asks what a predicate means in the picture; inference stays free of layouts, for the head is thrown away.
-The image node's box is the whole picture, so an object's own token, that of its relation to the image, is asked where
-in the picture the object lies: what the rest of the graph tells about it has to arrive there.
+It is the only loss that ties a predicate to positions in the picture. The head is dropped after training, so inference
+needs no boxes. The image node's box is the whole picture, so the token of an object's relation to the image predicts
+the object's position; the encoder must bring the rest of the graph's information about the object into this token.
 Letters: N objects and E relations of a batch, S samples of the set, B of the batch, C token width, K = 2 kinds of
 relations: to the image node, and between objects.
 """
@@ -15,17 +15,17 @@ from torch import nn
 from sgg_fast.graph import SceneGraphBatch
 
 LEAST_SIDE = 1e-3
-"""Of a box, in picture units; a smaller one lies outside the picture, and its pairs do not count."""
+"""Smallest side of a box in picture units; a smaller box lies outside the picture, and its pairs do not count."""
 
 
 class PairGeometry(nn.Module):
-    """Tokens of relations -> (dx, dy, log of the ratio of widths, of heights), object minus subject, of their boxes.
+    """Tokens of relations -> (dx, dy, log width ratio, log height ratio) of their boxes, object minus subject.
 
-    Each of the four has mean 0 and variance 1 over the set's relations of a kind. Smooth L1, mean of the four.
+    Each of the four has mean 0 and variance 1 over the set's relations of one kind. The loss is their mean smooth L1.
     """
 
     def __init__(self, token_dim: int, width: int, store: SceneGraphBatch, boxes_N4: torch.Tensor) -> None:
-        """boxes: x0, y0, x1, y1 in picture units of every object of `store`, the set's graphs."""
+        """boxes: x0, y0, x1, y1 in picture units of every object of `store`, which holds the set's graphs."""
         super().__init__()
         self.head = nn.Sequential(nn.LayerNorm(token_dim), nn.Linear(token_dim, width), nn.GELU(), nn.Linear(width, 4))
         low_N2, high_N2 = boxes_N4.float().chunk(2, dim=1)
@@ -36,13 +36,13 @@ class PairGeometry(nn.Module):
         seen_E = seen_N[store.object] & seen_N[store.subject]
         found = [_statistics(difference_E4, seen_E & (store.relation_pooled == kind)) for kind in (0, 1)]
         mean_K4, std_K4, chance_K = (torch.stack(each) for each in zip(*found, strict=True))
-        # A tuple keeps what is frozen out of the state dict.
+        # The tuple keeps frozen tensors out of the state dict.
         self._frozen = (place_N4, seen_N, mean_K4, std_K4, chance_K, store.object_ptr)
 
     def targets(self, batch: SceneGraphBatch, sample_B: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """([E, 4] targets, [E] bool which count) of a batch that begins with the graphs of the samples `sample` [B].
+        """([E, 4] targets, [E] bool: counted) of a batch that begins with the graphs of the samples `sample` [B].
 
-        Relations of what follows those graphs do not count.
+        Relations of later graphs do not count.
         """
         place_N4, seen_N, mean_K4, std_K4, _, store_ptr = self._frozen
         own_E, _, shift_E = set_rows(batch, sample_B, store_ptr)
@@ -54,7 +54,7 @@ class PairGeometry(nn.Module):
     def forward(
         self, tokens_EC: torch.Tensor, batch: SceneGraphBatch, sample_B: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean over the samples of that over their relations that count, and what the best constants score."""
+        """(loss, loss of the best constants): means over the samples of the mean over their counted relations."""
         target_E4, counts_E = self.targets(batch, sample_B)
         loss_E = nn.functional.smooth_l1_loss(self.head(tokens_EC).float(), target_E4, reduction="none").mean(dim=1)
         share_E = sample_shares(counts_E, batch, len(sample_B))
@@ -64,10 +64,10 @@ class PairGeometry(nn.Module):
 def set_rows(
     batch: SceneGraphBatch, sample_B: torch.Tensor, store_ptr: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Where the relations of a batch that begins with the graphs of the samples `sample` belong in the set, each [E].
+    """Position in the set of the relations of a batch that begins with the graphs of the samples `sample`; each [E].
 
-    Bool, whether it is of one of those graphs; which; how far its objects' rows in the set lie behind those in the
-    batch. store_ptr: the set's `object_ptr`.
+    Returns (bool: belongs to one of these graphs, index of the graph, offset from object rows of the batch to object
+    rows of the set). store_ptr: the set's `object_ptr`.
     """
     num = len(sample_B)
     graph_E = batch.relation_graph.long().clamp(max=num - 1)
@@ -75,16 +75,16 @@ def set_rows(
 
 
 def sample_shares(counts_E: torch.Tensor, batch: SceneGraphBatch, num: int) -> torch.Tensor:
-    """[E] share of each relation in a mean over the first `num` graphs of the mean over their relations that count.
+    """[E] weight of each relation in the mean over the first `num` graphs of the mean over their counted relations.
 
-    A graph without any adds nothing to that mean; so a batch in parts has the mean of the parts' means.
+    A graph without counted relations adds 0, so the value of a batch is the mean of the values of its parts.
     """
     so_far = nn.functional.pad(counts_E.long().cumsum(0), (1, 0))[batch.relation_ptr.long()]
     return counts_E / (so_far.diff()[batch.relation_graph.long()].clamp(min=1) * num)
 
 
 def _statistics(difference_E4: torch.Tensor, counts_E: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Mean [4] and standard deviation [4] of the relations that count, and the loss of the best constants."""
+    """Mean [4] and standard deviation [4] of the counted relations, and the loss of the best constants."""
     weight_E1 = counts_E.float()[:, None]
     total = weight_E1.sum().clamp(min=1)
     mean_4 = (difference_E4 * weight_E1).sum(0) / total
@@ -93,7 +93,7 @@ def _statistics(difference_E4: torch.Tensor, counts_E: torch.Tensor) -> tuple[to
 
 
 def _best_constant_loss(target_E4: torch.Tensor, weight_E1: torch.Tensor) -> torch.Tensor:
-    """Least mean smooth L1 of a constant for each of the four: its derivative grows, so halving finds its zero."""
+    """Least mean smooth L1 of a constant for each of the four. Bisection finds the zero of its monotone derivative."""
     low_4, high_4 = target_E4.amin(0), target_E4.amax(0)
     for _ in range(60):
         middle_4 = (low_4 + high_4) / 2

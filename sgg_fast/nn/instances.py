@@ -1,8 +1,8 @@
-"""Instance codes: what tells two objects of one name and one graph apart.
+"""Instance codes: random vectors that distinguish objects of the same name in one graph.
 
-Two sheep of a graph have the same name embedding, so the tokens of their triples differ only by what else is said of
-them, and the UNet cannot see which triples speak of the same sheep. A random code, the same wherever the object is
-mentioned, says so. Letters: N objects, B graphs, L objects of the largest graph, K code width.
+Two sheep of a graph have the same name embedding. The tokens of their triples differ only by their other relations, so
+the UNet cannot see which triples share a sheep. A random code, equal in all triples of an object, shows it.
+Letters: N objects, B graphs, L objects of the largest graph, K code width.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ CODE_WIDTH = 16
 """K."""
 
 STREAM_INSTANCE = 18
-"""Word of the hash keys, apart from those of `sgg_fast.diffusion.noise`."""
+"""Word of the hash keys, distinct from those of `sgg_fast.diffusion.noise`."""
 
 CodeKey = tuple[int, int | torch.Tensor, torch.Tensor]
-"""Seed, step (an integer or [1]) and samples, of which graph b of a batch is number b modulo their count."""
+"""Seed, step (an integer or [1]) and samples; graph b of a batch belongs to sample b modulo their number."""
 
 
 def instance_codes(
     batch: SceneGraphBatch, masked_N: torch.Tensor | None = None, key: CodeKey | None = None
 ) -> torch.Tensor:
-    """[N, K] unit normal codes of objects that share their name with another of their graph, 0 of all others.
+    """[N, K] unit normal codes of objects that share their name with another object of their graph; else 0.
 
-    Without a key the codes depend on the object's place in its graph alone: those of inference. Masked objects have no
-    name that could be shared: neither they nor what would be told apart from them alone gets a code.
+    Without a key (inference) a code depends only on the object's index in its graph. Masked objects have no name: they
+    get no code, and they do not count as another object of the same name.
     """
     graph_N = batch.object_graph.long()
     place_N = torch.arange(batch.num_objects, device=graph_N.device) - batch.object_ptr.long()[graph_N]
@@ -36,7 +36,7 @@ def instance_codes(
     if masked_N is not None:
         name_N = torch.where(masked_N, -1 - place_N, name_N)
     longest = int(batch.sizes[:, 0].max())
-    row_N = place_N.clamp(max=longest - 1)  # a graph of padding may be longer in a replayed batch
+    row_N = place_N.clamp(max=longest - 1)  # the padding graph may be longer in a captured step
     nobody = torch.full((batch.num_graphs, longest), -1 - batch.num_objects, device=graph_N.device)
     name_BL = nobody.index_put((graph_N, row_N), name_N)
     alike_N = (name_BL[graph_N] == name_N[:, None]).sum(dim=1)

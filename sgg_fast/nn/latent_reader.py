@@ -1,6 +1,6 @@
-"""A small network that tells from a predicted latent what CLIP would say of the picture; for --image-embedding latent.
+"""A small network that predicts CLIP's image embedding from a predicted latent, for --image-embedding latent.
 
-It stands for decoding and CLIP in every step, learns by its own loss while the UNet trains, and is thrown away.
+It replaces decoding and CLIP in every step. It has its own loss during the UNet's training and is dropped afterwards.
 Letters: B images, c and h, w channels and sides of a latent, I width of image embeddings.
 """
 
@@ -20,8 +20,8 @@ _GROUPS = 8
 
 
 class LatentReader(nn.Module):
-    """(predicted z_0, timestep) -> image embedding, in the space of the centred ones. Groups are normalised, since the
-    noise of a prediction grows without bound as alpha_bar falls.
+    """(predicted z_0, timestep) -> image embedding, in the space of the centred image embeddings. Groups are
+    normalised, because the noise of a prediction grows without bound as alpha_bar falls.
     """
 
     def __init__(self, latent_channels: int, image_dim: int) -> None:
@@ -48,7 +48,7 @@ class LatentReader(nn.Module):
 
 @contextlib.contextmanager
 def frozen(module: nn.Module) -> Iterator[None]:
-    """What is computed inside passes gradients on to its inputs but none to the module's weights."""
+    """Inside the block gradients flow to the module's inputs, not to its weights."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     for parameter in trained:
         parameter.requires_grad_(False)

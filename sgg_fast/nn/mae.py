@@ -13,20 +13,20 @@ from torch import nn
 
 @dataclasses.dataclass(frozen=True)
 class Places:
-    """Where each packed object stands among the rows of its graph: B graphs, L rows each.
+    """The row of each packed object in its graph: B graphs, L rows each.
 
-    Objects of no graph among the B (other copies, padding) all go to one row that is cut off again.
+    Objects outside the B graphs (other copies, padding) share one extra row, which is removed.
     """
 
     graph: torch.Tensor
-    """[N] int64, B for those of no graph."""
+    """[N] int64, B for objects outside the B graphs."""
     within: torch.Tensor
     present: torch.Tensor
     """[B, L] bool."""
 
     @classmethod
     def of(cls, graph_N: torch.Tensor, ptr_B1: torch.Tensor, longest: int) -> Places:
-        """graph: [N], outside 0..B-1 for those of no graph; ptr: [B+1] first object of each graph; longest: L."""
+        """graph: [N], outside 0..B-1 for objects outside the graphs; ptr: [B+1] first object of a graph; longest: L."""
         ptr = ptr_B1.long()
         num = len(ptr) - 1
         inside_N = (graph_N >= 0) & (graph_N < num)
@@ -37,7 +37,7 @@ class Places:
         return cls(graph_N.long().masked_fill(outside_N, num), within_N.masked_fill(outside_N, 0), present_BL)
 
     def rows(self, values_N: torch.Tensor) -> torch.Tensor:
-        """[N, ...] -> [B, L, ...], zeros where no object is. No host decision and no sum: the gradient is a gather."""
+        """[N, ...] -> [B, L, ...], zeros in rows without an object. No host decision, no sum: backward is a gather."""
         num, longest = self.present.shape
         rows = values_N.new_zeros(num + 1, longest, *values_N.shape[1:])
         return rows.index_put((self.graph, self.within), values_N)[:num]
@@ -58,9 +58,9 @@ class MaskedObjectDecoder(nn.Module):
         self.out = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, name_dim))
 
     def forward(self, x_BLD: torch.Tensor, x_global_BI: torch.Tensor, present_BL: torch.Tensor) -> torch.Tensor:
-        """Rows of the masked copies' objects, x_global of the same copies -> predicted targets [B, L, K].
+        """Objects x and x_global of the masked copies -> predicted targets [B, L, K].
 
-        Attention stays within a graph, and nothing attends to a row that is not present.
+        Attention stays within a graph and ignores rows that are not present.
         """
         rows = torch.cat([self.global_in(x_global_BI)[:, None], x_BLD], dim=1)
         absent = nn.functional.pad(~present_BL, (1, 0))

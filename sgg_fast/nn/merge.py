@@ -1,11 +1,10 @@
-"""Linear layers that read one tensor, run as one GEMM, while every layer keeps its own parameters under its own name.
+"""Runs linear layers that read the same tensor as one GEMM; every layer keeps its parameters under its own name.
 
-The weights lie end to end in one storage, so that the GEMM reads them as one matrix without a copy; each parameter is a
-view into it. `.to` and its like give each weight a storage of its own: the layer that is moved last puts all end to end
-again, so that a flat buffer, into which they are moved then, keeps them so. Whatever else replaces storages
-(`load_state_dict(assign=True)`, DeepSpeed's flat buffers) is noticed at the next call: storages of their own are put
-end to end, views into somebody else's are left where they lie, and where they are not adjacent there they are
-concatenated, which costs a copy and nothing else.
+The weights are adjacent in one storage, so the GEMM reads them as one matrix without a copy; each parameter is a view
+into it. `.to` and similar calls give each weight its own storage; the layer that is moved last makes them adjacent
+again, so a flat buffer built afterwards keeps them adjacent. The next call detects other replacements of storages
+(`load_state_dict(assign=True)`, DeepSpeed's flat buffers): parameters with their own storages become adjacent again,
+and views into a foreign storage stay there. Views that are not adjacent are concatenated, which costs one copy.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from torch import nn
 
 
 def adjacent(parts: Sequence[torch.Tensor]) -> bool:
-    """Whether contiguous tensors lie end to end in one storage, in this order."""
+    """True if contiguous tensors are adjacent in one storage, in this order."""
     storage, offset = parts[0].untyped_storage()._cdata, parts[0].storage_offset()
     for part in parts:
         if part.untyped_storage()._cdata != storage or part.storage_offset() != offset or not part.is_contiguous():
@@ -38,7 +37,7 @@ def _capturing() -> bool:
 
 @torch.no_grad()
 def adjoin(parameters: Sequence[nn.Parameter]) -> None:
-    """Put parameters of one dtype and device end to end into one new storage, unless they are, or are views already."""
+    """Move parameters of one dtype and device into one new storage, unless they are adjacent or views already."""
     if not adjacent(parameters) and all(map(_owns_storage, parameters)) and not _capturing():
         joined = torch.cat([p.data.flatten() for p in parameters])
         for parameter, flat in zip(parameters, joined.split([p.numel() for p in parameters]), strict=True):
@@ -47,14 +46,14 @@ def adjoin(parameters: Sequence[nn.Parameter]) -> None:
 
 @torch.no_grad()
 def separate(parameters: Sequence[nn.Parameter]) -> None:
-    """Give each parameter a storage of its own again."""
+    """Give each parameter its own storage again."""
     for parameter in parameters:
         if not _owns_storage(parameter):
             parameter.data = parameter.data.clone()
 
 
 class _Join(torch.autograd.Function):
-    """Tensors concatenated along their first dimension, without a copy where they are adjacent."""
+    """Concatenation along the first dimension, without a copy if the tensors are adjacent."""
 
     @staticmethod
     def forward(ctx: Any, *parts: torch.Tensor) -> torch.Tensor:
@@ -66,7 +65,7 @@ class _Join(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Views of the one gradient, which the parameters take as theirs without a copy."""
+        """Views of the gradient, one a parameter, without a copy."""
         return grads[0].split(ctx.rows)
 
 
@@ -79,11 +78,11 @@ def join(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
 
 
 class Merged:
-    """Layers that read one tensor, and the results that those who come later pick up.
+    """Layers that read the same tensor, and the shared results of their GEMM.
 
-    Two ways. `leading`: the first layer computes for all at each call, as to_q does for to_k and to_v. Else whoever
-    comes first between `begin` and `end` does, and those who bring another tensor compute for themselves. A tensor is
-    recognised by identity, so a result cannot be another input's.
+    With `leading` the first layer computes for all at each call, as to_q does for to_k and to_v. Otherwise the first
+    caller between `begin` and `end` computes for all, and a caller with another tensor computes its own result. Tensors
+    are compared by identity, so a result always belongs to the caller's input.
     """
 
     def __init__(
@@ -101,33 +100,33 @@ class Merged:
 
     @property
     def parameters(self) -> list[list[nn.Parameter]]:
-        """The weights, and the biases where there are any."""
+        """The weights, and the biases if the layers have them."""
         weights, biases = ([getattr(layer, name) for layer in self.layers] for name in ("weight", "bias"))
         return [weights] if biases[0] is None else [weights, biases]
 
     def rejoin(self) -> None:
-        """After a layer was moved or cast: put the weights end to end, if that layer was the last of them."""
+        """Make the weights adjacent again after the last layer was moved or cast."""
         for parameters in self.parameters:
             if len({(p.dtype, p.device) for p in parameters}) == 1:
                 adjoin(parameters)
 
     def begin(self) -> None:
-        """From here to `end` the first caller computes for all."""
+        """Start sharing: until `end` the first caller computes for all."""
         self.end()
         self._open = True
 
     def end(self) -> None:
-        """Let go of the results."""
+        """Stop sharing and release the results."""
         self._open, self._input, self._outputs = False, None, []
 
     def _compute(self, x: torch.Tensor) -> None:
         given = x if self.activation is None else self.activation(x)
         out = F.linear(given, *map(join, self.parameters))
-        # One split: its backward is one concatenation, where slices would each fill a whole gradient with zeros.
+        # The backward of one split is one concatenation; each slice would fill a whole gradient with zeros.
         self._input, self._outputs = x, list(out.split([layer.out_features for layer in self.layers], dim=-1))
 
     def project(self, index: int, x: torch.Tensor) -> torch.Tensor:
-        """What layer `index` gives for x."""
+        """The output of layer `index` for x."""
         if index == 0 if self.leading else self._open and self._input is None:
             self._compute(x)
         out = self._outputs[index] if x is self._input else None
@@ -142,7 +141,7 @@ class Merged:
 
 
 class MergedLinear(nn.Linear):
-    """A layer of a `Merged`; takes the place of a stock layer by its class alone."""
+    """A layer of a `Merged`; differs from a stock layer only by its class."""
 
     merged: tuple[Merged, int]
 

@@ -1,4 +1,4 @@
-"""What a saved pipeline's folder holds: settings in model_index.json, and every part, checked as it is read."""
+"""Reads and checks a saved pipeline's folder: settings in model_index.json, and every part."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _MOST = {"resolution": 4096, "sampling_steps": 100_000}
 
 
 def load_pipeline_parts(root: Path, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Parts and settings of the pipeline in `root`, as its class takes them, but for those in `given`.
+    """Parts and settings of the pipeline in `root`, as arguments of its class; `given` ones are not loaded.
 
     Raises `ModelError` that names the file.
     """
@@ -42,7 +42,7 @@ def load_pipeline_parts(root: Path, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_index(root: Path) -> dict[str, Any]:
-    """model_index.json: each part's (library, class), and the settings, of their types. Raises `ModelError`."""
+    """model_index.json: each part's (library, class), and the settings with checked types. Raises `ModelError`."""
     index: dict[str, Any] = {"resolution": 512, "sampling_steps": 100, "guidance": 7.5, "provenance": None}
     index |= loading.read_json(root / _INDEX, _INDEX)
     with loading.border(_INDEX):
@@ -73,7 +73,7 @@ def read_index(root: Path) -> dict[str, Any]:
 
 
 def load_conditioner(root: Path, part: str) -> Conditioner:
-    """The graph encoder in `root / part`, of whichever kind. Raises `ModelError`."""
+    """The conditioner in `root / part`, of any kind. Raises `ModelError`."""
     config = loading.load_config(root, part, _check_conditioner, "_class_name", *KINDS)
     return loading.load_part(root, part, KINDS[config["_class_name"]], config)
 
@@ -88,7 +88,7 @@ def _check_conditioner(config: Mapping[str, Any]) -> None:
 
 
 def _check_fit(parts: dict[str, Any]) -> None:
-    """Raise `ModelError` where the graph encoder was made for another UNet or CLIP."""
+    """Raise `ModelError` if the conditioner was made for another UNet or CLIP."""
     encoder, width = parts["graph_encoder"].config, parts["graph_clip"].config.projection_dim
     wanted = {"context_dim": parts["unet"].config.cross_attention_dim, "name_dim": width, "image_dim": width}
     for name, value in wanted.items():

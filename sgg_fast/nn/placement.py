@@ -1,10 +1,10 @@
-"""Holds the UNet's cross-attention of each object's token to the object's box; in training only.
+"""Auxiliary loss that ties the cross-attention of each object's token to the object's box; training only.
 
-A picture that is mostly noise does not show yet what lies where: whatever attends to an object's token then decides
-where it will be. Without help the UNet learns that last, for its places would have to tell left from right before a
-token that says so is of any use. So the share of a token's attention that falls into its box is trained directly (after
-the token loss of TokenCompose, Wang et al., CVPR 2024, with boxes for masks). Drawing needs no boxes.
-Letters: B images, T context tokens, H heads, P = h w places of a layer, E relations of the batch, N objects of the set.
+At high noise the picture does not show positions yet, so attention to an object's token decides the object's position.
+Without this loss the UNet learns positions last: a token with a position is useless until the UNet's pixels
+distinguish left from right. The loss trains the share of a token's attention that falls into its box (after the token
+loss of TokenCompose, Wang et al., CVPR 2024, with boxes for masks). Inference needs no boxes.
+Letters: B images, T context tokens, H heads, P = h w pixels of a layer, E relations of the batch, N objects of the set.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .geometry import LEAST_SIDE, sample_shares, set_rows
 
 
 class AttentionPlacement:
-    """Minus log of the share of a token's attention in its object's box: a mean over cross-attentions, images, objects.
+    """-log of the share of a token's attention in its object's box; mean over cross-attentions, images, objects.
 
-    Hooks see the queries and keys that the layers made; the weights are computed from these beside whichever kernel the
-    model's own attention is.
+    Hooks read the queries and keys of the layers and compute the attention weights from them, beside any attention
+    kernel of the model.
     """
 
     def __init__(self, unet: UNet2DConditionModel, store: SceneGraphBatch, boxes_N4: torch.Tensor) -> None:
-        """boxes: x0, y0, x1, y1 in picture units of every object of `store`, the set's graphs."""
+        """boxes: x0, y0, x1, y1 in picture units of every object of `store`, which holds the set's graphs."""
         self.boxes_N4, self.store_ptr = boxes_N4.float(), store.object_ptr
         self.layers = [module for name, module in unet.named_modules() if name.endswith(".attn2")]
         self._looking, self._seen = False, dict[nn.Module, torch.Tensor]()
@@ -44,7 +44,7 @@ class AttentionPlacement:
 
     @contextlib.contextmanager
     def looking(self) -> Iterator[None]:
-        """Around the call of the UNet that `loss` is about; what runs again in backward is not looked at."""
+        """Context for the UNet call that `loss` reads; recomputation in backward is not recorded."""
         self._looking = True
         try:
             yield
@@ -59,9 +59,9 @@ class AttentionPlacement:
         kept_B: torch.Tensor,
         size: tuple[int, int],
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Loss of the last call, an image without objects adding 0, and that of attention even over the picture.
+        """(loss of the last call, loss of uniform attention); an image without objects adds 0.
 
-        mask: of the context that the UNet was given. kept: bool, whose condition was not dropped. size: of the latents.
+        mask: mask of the UNet's context. kept: bool, True if the condition was not dropped. size: of the latents.
         """
         own_E, graph_E, shift_E = set_rows(batch, sample_B, self.store_ptr)
         box_E4 = self.boxes_N4[(batch.subject + shift_E) * own_E]
@@ -71,7 +71,7 @@ class AttentionPlacement:
         token_E = (within_E + FIRST_TRIPLE).clamp(0, mask_BT.shape[1] - 1)
         weight_E = sample_shares(counts_E, batch, len(sample_B))
         loss, even = weight_E.new_zeros(()), weight_E.new_zeros(())
-        coverage: dict[int, torch.Tensor] = {}  # by number of places: layers of one size share it
+        coverage: dict[int, torch.Tensor] = {}  # by number of pixels: layers of one resolution share it
         for layer in self.layers:
             map_BPT = _weights(self._seen.pop(layer.to_q), self._seen.pop(layer.to_k), layer, mask_BT)
             map_EP = map_BPT[graph_E, :, token_E]
@@ -94,7 +94,7 @@ def _weights(q_BPC: torch.Tensor, k_BTC: torch.Tensor, layer: nn.Module, mask_BT
 
 
 def _coverage(box_E4: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """[E, h w]: the share of each place that lies in the box."""
+    """[E, h w]: the share of each pixel that lies in the box."""
     sides = []
     for low_E, high_E, num in ((box_E4[:, 1], box_E4[:, 3], height), (box_E4[:, 0], box_E4[:, 2], width)):
         edge = torch.arange(num + 1, device=box_E4.device)

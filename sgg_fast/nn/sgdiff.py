@@ -1,15 +1,15 @@
 """The SGDiff baseline: the graph encoder of Yang et al., "Diffusion-Based Scene Graph to Image Generation with Masked
-Contrastive Pre-Training" (2022), as its published configuration describes it, before the same UNet.
+Contrastive Pre-Training" (2022), with its published configuration, for the same UNet.
 
-Names have learned embeddings, so the vocabulary is closed: a name that training never saw is all zeros. 1 + 5 plain
-triple convolutions of one width D (512 there, --width here); a global token, the projection of
-[mean of objects | mean of predicates], and a local token for each of the first 15 triples, that of [s | p | o]; triples
-that a graph lacks are zeros before their projection, and all 16 tokens are attended to. The triples are those of the
-packed graph, relations first and then every object's to the image node, as its data has them.
+Names have learned embeddings, so the vocabulary is closed: a name outside the training set is all zeros. The encoder
+has 1 + 5 plain triple convolutions of one width D (512 in SGDiff, --width here). The global token is a projection of
+[mean of objects | mean of predicates]; each of the first 15 triples has a local token, a projection of [s | p | o].
+Missing triples are zeros before their projection, and attention covers all 16 tokens. Triples have the order of the
+packed graph: relations first, then the relation of every object to the image node, as in SGDiff's data.
 
-Where this differs: tokens are as wide as the UNet's cross-attention (there 512); a null condition, dropout and guidance
-are those of every other conditioner here (it samples without guidance); the encoder trains with the UNet, without the
-contrastive pre-training that it had. Letters: B images, N objects, E relations, D width, C cross-attention width.
+Differences: tokens are as wide as the UNet's cross-attention (512 in SGDiff). Null condition, dropout and guidance are
+those of the other conditioners (SGDiff samples without guidance). The encoder trains with the UNet, without SGDiff's
+contrastive pre-training. Letters: B images, N objects, E relations, D width, C cross-attention width.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SGDiffConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
     ) -> None:
         super().__init__()
         self._add_frame(image_dim, context_dim)
-        self.embedding = nn.Embedding(len(trained_names) + 1, width, padding_idx=0)  # 0: never seen
+        self.embedding = nn.Embedding(len(trained_names) + 1, width, padding_idx=0)  # 0: name outside the training set
         self.relation_encoder = RelationEncoder(width, width, NUM_LAYERS, "plain")
         self.to_global = nn.Linear(2 * width, context_dim)
         self.to_local = nn.Linear(3 * width, context_dim)
@@ -57,7 +57,7 @@ class SGDiffConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
         return torch.tensor([rows.get(name, 0) for name in table.names], device=raw_VD.device)
 
     def forward(self, names_V: torch.Tensor, batch: SceneGraphBatch, said: None = None) -> GraphCondition:
-        """The condition of every graph. names: see `names_of`; said: not read."""
+        """The condition of every graph. names: rows of the embedding [V], from `names_of`; said: not read."""
         x_ND, r_ED = self.relation_encoder(self.embedding(names_V), batch)
         objects_BD = ops.graph_mean(x_ND, batch.object_ptr, batch.object_graph)
         relations_BD = ops.graph_mean(r_ED, batch.relation_ptr, batch.relation_graph)

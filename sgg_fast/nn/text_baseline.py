@@ -1,16 +1,17 @@
-"""The text baseline: a graph said in words and read by SD's own frozen text encoder, with no graph module at all.
+"""The text baseline: a graph as text for SD's frozen text encoder, without any graph module.
 
-Exactly what is said, of objects "sheep", "red hat", "sheep", "sun" and relations (0 wearing 1), (0 left of 2):
+The text of objects "sheep", "red hat", "sheep", "sun" and relations (0 wearing 1), (0 left of 2), by form:
 
-* `sentence`: "sheep wearing red hat, sheep left of sheep, sun". A phrase a relation, "subject predicate object" in the
-  graph's order, then the names that no relation mentions; joined by ", ". The toy's foundation was trained on such.
-* `numbered`: names that the graph has more than once are numbered in its order, from 1:
+* `sentence`: "sheep wearing red hat, sheep left of sheep, sun". One phrase a relation, "subject predicate object" in
+  the graph's order, then the names of objects without relations; joined by ", ". The toy's foundation was trained on
+  such sentences.
+* `numbered`: names that occur more than once in the graph are numbered in its order, from 1:
   "sheep 1 wearing red hat, sheep 1 left of sheep 2, sun".
-* `phrases`: each relation and every object's name is a text of its own, "sheep wearing red hat", "sheep left of sheep",
-  "sheep", "red hat", "sheep", "sun", and one token of the context: its end-of-text state. It is what SGG-IG's tokens
-  start from with `--token-init text`.
+* `phrases`: each relation and each object's name is a separate text: "sheep wearing red hat", "sheep left of sheep",
+  "sheep", "red hat", "sheep", "sun". Its end-of-text state is one token of the context. SGG-IG's tokens start from the
+  same states with `--token-init text`.
 
-The first two give the context as Stable Diffusion has it: all 77 states, unmasked; texts of more are cut.
+The first two give Stable Diffusion's context: all 77 states, unmasked; longer texts are cut.
 Letters: B images, L text length, C width of SD's text encoder, P phrases.
 """
 
@@ -32,14 +33,14 @@ from .conditioner import NULL_TOKENS, GraphCondition, context_length
 
 
 def phrases(graph: SceneGraph) -> list[str]:
-    """One phrase a relation, in order, then the names that no relation mentions."""
+    """One phrase a relation, in order, then the names of objects without relations."""
     said = {i for s, _, o in graph.relations for i in (s, o)}
     told = [f"{graph.objects[s]} {predicate} {graph.objects[o]}" for s, predicate, o in graph.relations]
     return told + [name for i, name in enumerate(graph.objects) if i not in said]
 
 
 def numbered(graph: SceneGraph) -> SceneGraph:
-    """The graph with a number behind every name that it has more than once: "sheep 1", "sheep 2"."""
+    """The graph with numbers after repeated names: "sheep 1", "sheep 2"."""
     total, seen, names = Counter(graph.objects), Counter[str](), []
     for name in graph.objects:
         seen[name] += 1
@@ -48,12 +49,12 @@ def numbered(graph: SceneGraph) -> SceneGraph:
 
 
 def sentence(graph: SceneGraph, form: str = "sentence") -> str:
-    """What is said of `graph`, with `form` "sentence" or "numbered"."""
+    """The text of `graph`, with `form` "sentence" or "numbered"."""
     return ", ".join(phrases(numbered(graph) if form == "numbered" else graph))
 
 
 class TextConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
-    """Nothing to train but the UNet."""
+    """The text baseline as a conditioner without trained parameters; only the UNet trains."""
 
     @register_to_config
     def __init__(
@@ -80,7 +81,7 @@ class TextConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
         return text_states(text_encoder, tokenizer, [sentence(graph, self.config.form) for graph in graphs])[0]
 
     def forward(self, names_VD: torch.Tensor, batch: SceneGraphBatch, said: torch.Tensor) -> GraphCondition:
-        """The condition of every graph. names: not read. said: see `read`."""
+        """The condition of every graph. names: not read. said: text states from `read`."""
         if self.config.form != "phrases":
             return self.condition(said, torch.ones(said.shape[:2], dtype=torch.bool, device=said.device))
         num = context_length(int(batch.sizes[:, 1].max()), self.config.null_tokens) - 1

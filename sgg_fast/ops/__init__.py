@@ -1,6 +1,6 @@
-"""The operators of graph encoder, UNet and VAE as the models call them: validated, dispatched, without parameters.
+"""The operators of conditioner, UNet and VAE: validated, dispatched, without parameters.
 
-`use_kernels` chooses the form once; every function documents shapes and what an empty group gives.
+`use_kernels` chooses the backend once. Every function documents its shapes and the result of an empty group.
 """
 
 from sgg_kernels.reference import hash_normal, hash_u32, hash_uniform

@@ -1,4 +1,4 @@
-"""Adam over groups of parameters in flat buffers, their moments in 8 or 32 bits. Letters: P elements, K chunks."""
+"""Adam over groups of parameters in flat buffers with moments in 8 or 32 bits. Letters: P elements, K chunks."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class GroupGrads(NamedTuple):
     grads: list[torch.Tensor]
     """[n] each, fp32 or bf16."""
     offsets: list[int]
-    """Of their first elements in the group's flat buffers."""
+    """Index of each gradient's first element in the group's flat buffers."""
     table: torch.Tensor
-    """[K, 3] of `chunk_table`, on the device."""
+    """[K, 3] from `chunk_table`, on the device."""
 
 
 def chunk_table(grads: Sequence[torch.Tensor], offsets: Sequence[int], backend: str) -> torch.Tensor:
-    """[K, 3] on the host: where the kernels find each chunk of `grads`; empty for the reference, which has them.
+    """[K, 3] on the host: the location of each chunk of `grads` for the kernels; empty for the reference.
 
-    K is a multiple of 4, filled up with empty chunks: parts of a longer table then start on 16 bytes, and the
-    kernels need no second form for those that do not.
+    K is padded to a multiple of 4 with empty chunks, so that parts of a longer table start on 16 bytes and the kernels
+    need no second form.
     """
     if backend == "reference" or not grads:
         return torch.empty(0, 3, dtype=torch.int64)
@@ -157,7 +157,7 @@ for _op in (_decide, _update, _update_8bit):
 
 
 def _checked(name: str, param: torch.Tensor, group: GroupGrads) -> str:
-    """The backend. Raises ValueError for gradients that the kernels do not take."""
+    """The backend. Raises ValueError for gradients that the kernels do not support."""
     if not group.grads or any(g.dtype not in GRAD_DTYPES or g.ndim != 1 for g in group.grads):
         raise ValueError(f"{name}: needs at least one gradient, each flat and in fp32 or bf16")
     if len({g.dtype for g in group.grads}) > 1 or param.dtype not in GRAD_DTYPES:
@@ -166,12 +166,12 @@ def _checked(name: str, param: torch.Tensor, group: GroupGrads) -> str:
 
 
 def adam_decide_(groups: Sequence[GroupGrads], control: torch.Tensor, step: torch.Tensor, hyper: Hyper) -> None:
-    """Whether and how a step is taken, from the norm of the gradients of all groups: `control` and `step` change.
+    """Decide on the step from the norm of the gradients of all groups; changes `control` and `step`.
 
-    control: fp32 [8], step: int32 [1], by the places of `sgg_kernels.reference.adam`. Raises ValueError where there is
-    no gradient.
+    control: fp32 [8] with the indices of `sgg_kernels.reference.adam`; step: int32 [1]. Raises ValueError without any
+    gradient.
 
-    Equivalent PyTorch: `norm = torch.nn.utils.get_total_norm(grads)`, and whether it is finite.
+    Equivalent PyTorch: `norm = torch.nn.utils.get_total_norm(grads); norm.isfinite()`
     """
     grads = [grad for group in groups for grad in group.grads]
     if not grads:
@@ -191,10 +191,10 @@ def adam_update_(
     step: torch.Tensor,
     hyper: Hyper,
 ) -> None:
-    """The step that was decided on, in place, with moments in fp32 [P]; nothing where `control[APPLIED]` is 0.
+    """Apply the decided step in place, with moments in fp32 [P]; no change if `control[APPLIED]` is 0.
 
-    rate: fp32, its first element the learning rate; 16 bytes aligned. Weights in any form of `Weights`. Elements that
-    no gradient covers stay as they are. Raises ValueError as `adam8bit_`.
+    rate: fp32, aligned to 16 bytes; its first element is the learning rate. Weights have any form of `Weights`.
+    Elements without a gradient do not change. Raises ValueError as `adam8bit_`.
 
     Equivalent PyTorch: `torch.optim.Adam(params, lr, betas, eps).step()`
     """
@@ -212,9 +212,9 @@ def adam8bit_(
     step: torch.Tensor,
     hyper: Hyper,
 ) -> None:
-    """The same with moments in 8 bits, in blocks of 256; offsets are multiples of 256, buffers padded to it.
+    """`adam_update_` with moments in 8 bits, in blocks of 256; offsets and buffer lengths are multiples of 256.
 
-    Raises ValueError for gradients that are not flat, not fp32 or bf16, not of one dtype, or fewer than one.
+    Raises ValueError for an empty list, and for gradients that are not flat, not fp32 or bf16, or not of one dtype.
 
     Equivalent PyTorch: `bitsandbytes.optim.Adam8bit(params, lr, betas, eps).step()`
     """

@@ -1,4 +1,4 @@
-"""Which form of a kernel runs: decided once per process, by request and device, and said once in the log."""
+"""Choice of the backend: resolved once per process from request and device, and logged once."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 BACKENDS = ("reference", "triton")
 KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-"""Value types of the Triton kernels; the reference takes float64 as well."""
+"""Value types of the Triton kernels; the reference also takes float64."""
 
 _requested = "auto"
 _assumed: str | None = None
@@ -44,7 +44,7 @@ def use_kernels(choice: str) -> None:
 
 @contextlib.contextmanager
 def assumed(backend: str) -> Iterator[None]:
-    """Inside, every caller gets `backend` wherever its tensors lie: for tensors without memory, where nothing runs."""
+    """Inside the block every caller gets `backend` on any device: for tensors without memory, where nothing runs."""
     global _assumed
     before, _assumed = _assumed, backend
     try:
@@ -54,7 +54,7 @@ def assumed(backend: str) -> Iterator[None]:
 
 
 def why_not_triton(device: torch.device, dtypes: tuple[torch.dtype, ...] = ()) -> str | None:
-    """Why Triton cannot compute with such tensors, or None."""
+    """Reason why Triton cannot compute on this device with these dtypes, or None."""
     if not _has_triton():
         return "the package triton is not installed"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
@@ -65,10 +65,10 @@ def why_not_triton(device: torch.device, dtypes: tuple[torch.dtype, ...] = ()) -
 
 @torch.compiler.assume_constant_result
 def backend_for(device: torch.device, *dtypes: torch.dtype) -> str:
-    """ "reference" or "triton" for tensors on `device`, their values of `dtypes`, by the current choice.
+    """ "reference" or "triton" for tensors on `device` with values of `dtypes`, by the current choice.
 
-    The automatic choice falls back to the reference; raises ValueError where "triton" was asked for and cannot be.
-    A compiled caller keeps the answer it was traced with.
+    The automatic choice falls back to the reference. Raises ValueError if "triton" was requested and cannot run.
+    A compiled caller keeps the result of its tracing.
     """
     if _assumed is not None:
         return _assumed

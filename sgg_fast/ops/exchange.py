@@ -1,4 +1,4 @@
-"""Some relations of a packed batch the other way round. Letters: N objects, E relations."""
+"""Exchange subject and object of relations of a packed batch. Letters: N objects, E relations."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from sgg_fast.graph import SceneGraphBatch
 
 
 def exchange_ends(batch: SceneGraphBatch, chosen_E: torch.Tensor) -> SceneGraphBatch:
-    """`batch` with subject and object of the relations `chosen` [E] bool exchanged, plan included.
+    """A new batch: `batch` with subject and object exchanged in the relations `chosen` [E] bool, plan included.
 
-    An object's messages stay, only their roles change, so its slots are parted anew by role, by a running sum: nothing
-    is sorted or read back. Within a role slots keep their order, which need not ascend any more. Phrases still say the
-    relation as it was. The batch that was given is left alone.
+    An object keeps its messages and only their roles change, so a running sum partitions its slots by role; nothing is
+    sorted or read back. Slots keep their order within a role, which may no longer ascend. Phrases are not changed:
+    they keep the original order of subject and object.
 
     Equivalent PyTorch: `SceneGraphBatch.from_arrays(..., subject=where(chosen, object, subject), object=...)`
     """

@@ -1,6 +1,6 @@
-"""The Triton kernels as `torch.library` operators, with shapes for the compiler and gradients, themselves operators.
+"""The Triton kernels as `torch.library` operators, with fake shapes for the compiler and gradients as operators.
 
-Not for callers: `graph_ops` validates and chooses. Triton is imported when a kernel first runs, so that
+Callers use `graph_ops`, which validates and chooses the backend. Triton is imported when a kernel first runs, so that
 `import sgg_fast` works without it. Letters as in `graph_ops`; ptr, mid, slot are the plan of `SceneGraphBatch`.
 """
 

@@ -2,7 +2,7 @@
 
 Index tensors are int32, on the device of the data; values are fp32, fp16 or bf16 (float64 too on the reference),
 accumulated in fp32. A plan is `SceneGraphBatch.plan`: it holds every relation once as its subject's message and once
-as its object's; ptr and graph tensors are the batch's own. Every floating argument has a gradient.
+as its object's message; ptr and graph tensors come from the batch. Every floating argument has a gradient.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def _check_plan(name: str, plan: Aggregation, num_relations: int) -> None:
 
 
 def _on_kernels(name: str, values: tuple[torch.Tensor, ...], index: tuple[torch.Tensor, ...]) -> bool:
-    """Whether the Triton kernels run. Both kinds of tensors must share a device, and the latter be int32 or a mask."""
+    """True if the Triton kernels run. Values and indices must share a device; indices must be int32 or a mask."""
     device = values[0].device
     check(name, all(x.device == device for x in (*values, *index)), f"all tensors must be on {device}")
     if backend_for(device, *(x.dtype for x in values)) == "reference":
@@ -47,11 +47,11 @@ def gather_add_relu(
     object_E: torch.Tensor,
     plan: Aggregation,
 ) -> torch.Tensor:
-    """First linear map of eqs 3, 4, 6 once its GEMMs ran on nodes and relations apart. [E, H], in the dtype of ac.
+    """First linear map of eqs 3, 4, 6 after its separate GEMMs on objects and relations: [E, H] in the dtype of ac.
 
-    ac: [N, 2H], columns a | c of the one GEMM (one tensor, so that backward need not concatenate its halves),
+    ac: [N, 2H], columns a | c of one GEMM (one tensor, so that backward need not concatenate its halves),
     b: [E, H], bias: [H], subject, object: [E]. An object without relations gets gradient 0.
-    Raises ValueError where the shapes do not fit.
+    Raises ValueError if the shapes do not fit.
 
     Equivalent PyTorch: `a, c = ac.chunk(2, 1); (a[subject] + b + c[object] + bias).relu()`
     """
@@ -77,9 +77,9 @@ def scatter_mean(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Bias, relu, split and mean over messages (eqs 3-6 after the second GEMM): ([N, D] means, [E, D] relations).
 
-    y: [E, 3D], columns m_s | r' | m_o, neither bias nor relu applied; bias: [3D]; residual: [E, D], added to r'.
+    y: [E, 3D], columns m_s | r' | m_o before bias and relu; bias: [3D]; residual: [E, D], added to r'.
     Means have the dtype of y, relations the wider of y's and the residual's. An object without messages gets 0.
-    Raises ValueError where the shapes do not fit.
+    Raises ValueError if the shapes do not fit.
 
     Equivalent PyTorch: `m_s, r, m_o = (y + bias).relu().chunk(3, 1);
     zeros(N, D).index_reduce_(0, cat([subject, object]), cat([m_s, m_o]), "mean", include_self=False), residual + r`
@@ -110,8 +110,8 @@ def masked_pool(
 ) -> torch.Tensor:
     """Masked mean per graph over objects and over relations, concatenated: [B, 2D] (the pools of eq. 7).
 
-    x: [N, D], r: [E, D], ptrs: [B+1], graphs and masks: [N] and [E], masks uint8, rows with 0 left out. A graph
-    without a counted row gets 0. In the dtype of x. Raises ValueError where the shapes do not fit.
+    x: [N, D], r: [E, D], ptrs: [B+1], graphs and masks: [N] and [E]; masks are uint8, and rows with 0 do not count. A
+    graph without a counted row gets 0. The result has the dtype of x. Raises ValueError if the shapes do not fit.
 
     Equivalent PyTorch: `stack([cat([x[a:b][mx[a:b] > 0].mean(0), r[c:d][mr[c:d] > 0].mean(0)]) for each graph])`
     """
@@ -127,9 +127,9 @@ def masked_pool(
 
 
 def graph_mean(rows_ED: torch.Tensor, ptr_B1: torch.Tensor, graph_E: torch.Tensor) -> torch.Tensor:
-    """Mean of each graph's rows, which lie end to end: [B, D] (X_global before its linear map, eq. 8).
+    """Mean of the contiguous rows of each graph: [B, D] (X_global before the linear map of eq. 8).
 
-    rows: [E, D], ptr: [B+1], graph: [E]. A graph without rows gets 0. Raises ValueError where the shapes do not fit.
+    rows: [E, D], ptr: [B+1], graph: [E]. A graph without rows gets 0. Raises ValueError if the shapes do not fit.
 
     Equivalent PyTorch: `stack([rows[a:b].mean(0) for each graph])`
     """
@@ -151,11 +151,11 @@ def triple_context(
     plan: Aggregation,
     relation_ptr: torch.Tensor,
 ) -> torch.Tensor:
-    """Eq. 7, the triple embedding, once its GEMMs ran: [E, H], in the dtype of s.
+    """Eq. 7, the triple embedding, after its GEMMs: [E, H] in the dtype of s.
 
-    s, o: [N, H], r: [E, H], pool: [B, H], bias: [H], the sum of the three linear maps' biases (added here, one
-    column sum serves all three in backward), subject, object, graph: [E], relation_ptr: [B+1]. An object or a graph
-    without relations gets gradient 0. Raises ValueError where shapes do not fit.
+    s, o: [N, H], r: [E, H], pool: [B, H], subject, object, graph: [E], relation_ptr: [B+1]. bias: [H] is the sum of the
+    biases of the three linear maps, so that backward takes one column sum for all three. An object or a graph without
+    relations gets gradient 0. Raises ValueError if the shapes do not fit.
 
     Equivalent PyTorch: `s[subject] + r + o[object] + pool[graph] + bias`
     """

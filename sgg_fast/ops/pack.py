@@ -1,4 +1,4 @@
-"""Drawing a batch from the packed store of a whole data set. Letters: B graphs drawn, N objects, E relations."""
+"""Draw a batch from the packed store of a whole data set. Letters: B graphs drawn, N objects, E relations."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from sgg_fast.graph import SceneGraphBatch
 from .dispatch import backend_for
 
 MAX_ROWS = 2**28
-"""Of a batch: far enough below int32 that sums and doubles of indices stay within it."""
+"""Most objects or relations of a batch: sums and doubles of indices stay within int32."""
 
 _ALIGN = 4
-"""int32 words: 16 bytes, so that a pointer's alignment, which a kernel is compiled for, is the same in every batch."""
+"""int32 words, 16 bytes: pointers have the same alignment in every batch, and kernels are compiled for alignment."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskDraw:
-    """Which objects the masked auto-encoder hides: a hash of (seed, step, graph id, object), the same everywhere."""
+    """Draw of the objects that the masked auto-encoder hides: a hash of (seed, step, graph id, object)."""
 
     first_copy: int
-    """The graphs of the batch from this index on are the copies that get masked."""
+    """Index of the first masked copy in the batch; all later graphs are masked copies too."""
     ratio: float
-    """Share of a copy's objects, to six decimals; rounded to whole objects, halves up."""
+    """Share of a copy's objects to hide, to six decimals; rounded to whole objects, halves up."""
     seed: int
-    """Of the run; its low 32 bits count."""
+    """Seed of the run; its low 32 bits count."""
     step: int | torch.Tensor
-    """Of the run. As a device tensor ([1] int32) it may change under a captured launch."""
+    """Step of the run. A device tensor ([1] int32) may change under a captured launch."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio <= 1:
@@ -53,7 +53,7 @@ def _pack(
     seed: int,
     backend: str,
 ) -> list[torch.Tensor]:
-    """BATCH_FIELDS and the mask; store is STORE_FIELDS in order, the rest as `sgg_kernels.pack.pack_fwd` takes it."""
+    """BATCH_FIELDS and the mask. store: STORE_FIELDS in order; other arguments as in `sgg_kernels.pack.pack_fwd`."""
     fields = dict(zip(STORE_FIELDS, store, strict=True))
     mask = None if step is None else MaskKey(first_copy, ratio_ppm, seed, step)
     if backend == "reference":
@@ -77,9 +77,9 @@ def _(store, ids, object_ptr, relation_ptr, step, num_objects, num_relations, fi
 
 
 def table_shape(num_graphs: int, num_words: int = 1) -> tuple[int, int]:
-    """Of the `draw_table` of a batch of so many graphs, the padding included.
+    """Shape of the `draw_table` of a batch of `num_graphs` graphs, padding graph included.
 
-    num_words: places in the last row, of which the step takes the first and the caller may use the others.
+    num_words: words in the last row. The step takes the first; the caller may use the others.
     """
     return 4, -(-max(num_graphs + 1, num_words) // _ALIGN) * _ALIGN
 
@@ -92,10 +92,10 @@ def draw_table(
     bucket: tuple[int, int] | None = None,
     out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, np.ndarray]:
-    """What a batch is packed from, on the host: int32 [4, W], rows ids, object and relation pointers, step; and the
-    sizes [G, 2] of its graphs, the padding graph last. Integers are wrapped to int32. Raises ValueError as `pack`.
+    """(table, sizes) of a batch on the host. table: int32 [4, W], rows ids, object pointers, relation pointers, step.
 
-    out: a tensor of `table_shape`, pinned perhaps, to write into.
+    sizes: [G, 2] of its graphs, the padding graph last. Integers are wrapped to int32. out: a tensor of `table_shape`
+    for the table, for example in pinned memory. Raises ValueError as `pack`.
     """
     ids = np.asarray(graph_ids, dtype=np.int64)
     if ids.ndim != 1 or ids.size == 0 or ids.min() < 0 or ids.max() >= store.num_graphs:
@@ -110,7 +110,7 @@ def draw_table(
 
 
 def _sizes(store: SceneGraphBatch, ids: np.ndarray, bucket: tuple[int, int] | None) -> np.ndarray:
-    """[G, 2] objects and relations of the batch's graphs, the padding graph last if there is one."""
+    """[G, 2] objects and relations of the batch's graphs; a padding graph is the last."""
     sizes = store.sizes[ids]
     if bucket is not None:
         num_n, num_e = sizes.sum(axis=0)
@@ -134,7 +134,7 @@ def _packed(
     totals: tuple[int, int],
     mask: MaskDraw | None,
 ) -> tuple[SceneGraphBatch, torch.Tensor]:
-    """The batch of a table on the store's device; `totals` is (N, E)."""
+    """The batch of a table on the store's device; `totals` = (N, E)."""
     num_graphs, step = len(sizes), None if mask is None else mask.step
     object_ptr, relation_ptr = table[1, : num_graphs + 1], table[2, : num_graphs + 1]
     *fields, masked_N = _pack(
@@ -159,7 +159,7 @@ def _draw(
     mask: MaskDraw | None,
     bucket: tuple[int, int] | None,
 ) -> tuple[SceneGraphBatch, torch.Tensor]:
-    """Both public forms."""
+    """Shared by `pack` and `pack_masked`."""
     device = store.object_name.device
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         raise RuntimeError("pack: the graphs drawn would be baked into the capture; capture pack_captured")
@@ -180,11 +180,11 @@ def pack_captured(
     bucket: tuple[int, int],
     bounds: tuple[int, int],
 ) -> tuple[SceneGraphBatch, torch.Tensor]:
-    """`pack_masked`, or `pack`, from a `draw_table` on the device, whose content may change under a captured launch.
+    """`pack_masked` or `pack` from a `draw_table` on the device; its content may change under a captured launch.
 
-    The batch has `num_ids` graphs and the padding graph; its `sizes` are not those of the graphs, which the host does
-    not know here, but `bounds`: (objects, relations) that none of them may exceed. An integer `mask.step` is not read:
-    the step stands in the table.
+    The batch has `num_ids` graphs and the padding graph. The host does not know the sizes of the graphs here, so
+    `sizes` holds upper bounds instead: `bounds` = (objects, relations) of one graph. An integer `mask.step` is not
+    read: the table holds the step.
 
     Equivalent PyTorch: `pack_masked(store, table[0, :num_ids], mask, bucket=bucket)`
     """
@@ -194,13 +194,13 @@ def pack_captured(
 def pack(
     store: SceneGraphBatch, graph_ids: Sequence[int] | np.ndarray, *, bucket: tuple[int, int] | None = None
 ) -> SceneGraphBatch:
-    """The graphs `graph_ids` ([B] host integers, repeats allowed) of `store`, end to end, on the store's device.
+    """The graphs `graph_ids` ([B] host integers, repeats allowed) of `store` as one batch on the store's device.
 
-    bucket: (N, E) that the batch is padded to by one more graph, number B, so that nothing of the others reads the
-    padding. Its names are the reserved ones, it stays out of the pools, and its relations spread evenly over its
-    objects, each from an object to itself. It may be empty. Nothing is read back: sizes are the host's.
-    Raises ValueError for an empty list, an id out of range, a bucket that is too small (relations of padding need an
-    object of padding), or a batch beyond MAX_ROWS.
+    bucket: (N, E) to pad the batch to. The padding is one more graph, number B, so that no other graph reads it. It has
+    the reserved names and stays out of the pools; its relations are spread evenly over its objects, each from an object
+    to itself. It may be empty. Nothing is read back: the host knows all sizes.
+    Raises ValueError for an empty list, an id out of range, a bucket that is too small (padding relations need a
+    padding object), or a batch beyond MAX_ROWS.
 
     Equivalent PyTorch: `SceneGraphBatch.from_graphs([graphs[i] for i in graph_ids], table)`
     """
@@ -214,13 +214,13 @@ def pack_masked(
     *,
     bucket: tuple[int, int] | None = None,
 ) -> tuple[SceneGraphBatch, torch.Tensor]:
-    """`pack`, and the objects that the auto-encoder hides: ([N] bool), in the same launch.
+    """`pack`, and the mask [N] bool of the auto-encoder from the same launch.
 
-    In each graph from `mask.first_copy` on, `round(mask.ratio * objects)` of the objects, at least one masked and one
-    kept; never the image node, and nothing of a graph of one object or of the padding. The same graph at the same
-    step gets the same mask wherever it stands.
-    Raises ValueError as `pack` does, and for a ratio outside 0..1.
+    Each graph from `mask.first_copy` on has `round(mask.ratio * objects)` masked objects, at least one masked and one
+    kept. The image node, the padding and a graph of one object are never masked. The same graph at the same step gets
+    the same mask at any position in the batch.
+    Raises ValueError as `pack`, and for a ratio outside 0..1.
 
-    Equivalent PyTorch: `hash(seed, step, graph id, index)` ranked within each graph, the lowest masked
+    Equivalent PyTorch: rank `hash(seed, step, graph id, index)` within each graph and mask the lowest
     """
     return _draw(store, graph_ids, mask, bucket)

@@ -1,7 +1,7 @@
-"""The Triton kernels of the UNet and the VAE as `torch.library` operators, with shapes for the compiler and gradients.
+"""The UNet's and the VAE's Triton kernels as `torch.library` operators, with fake shapes and gradients.
 
-Not for callers: `unet_ops` validates and chooses. Triton is imported when a kernel first runs. Letters: B images,
-S pixels of an image, C channels, R rows, D width.
+Callers use `unet_ops`, which validates and chooses the backend. Triton is imported when a kernel first runs.
+Letters: B images, S pixels of an image, C channels, R rows, D width.
 """
 
 from __future__ import annotations
@@ -47,13 +47,13 @@ def _(grad, x, weight, bias, mean, rstd, num_groups, silu):
 def _save_group_norm_silu(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, bias, num_groups, _, silu = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # else the statistics' would be filled with zeros, two launches a norm
+    ctx.set_materialize_grads(False)  # else autograd fills the statistics' gradients with zeros, two launches a norm
     ctx.save_for_backward(x, weight, bias, *output[1:])
     ctx.num_groups, ctx.silu = num_groups, silu
 
 
 def _group_norm_silu_grads(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    x, weight, bias, mean, rstd = ctx.saved_tensors  # once: activation checkpointing gives them only once
+    x, weight, bias, mean, rstd = ctx.saved_tensors  # read once: activation checkpointing returns them only once
     grad_x, both = group_norm_silu_bwd(grad, x, weight, bias, mean, rstd, ctx.num_groups, ctx.silu)
     of_weight, of_bias = both.split(weight.shape[0])
     return grad_x, of_weight, of_bias.to(bias.dtype), None, None, None

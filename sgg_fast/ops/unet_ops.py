@@ -1,7 +1,7 @@
 """Normalisation and gate of the UNet and the VAE. Letters: B images, C channels, G groups, R rows, D width.
 
 Values are fp32, fp16 or bf16 (float64 too on the reference), accumulated in fp32. Every floating argument has a
-gradient. Under autocast the values keep the dtype that they come in, where torch's own would go to fp32 and back.
+gradient. Under autocast the values keep their dtype, without torch's casts to fp32 and back.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from .graph_ops import check
 def group_norm_silu(
     x: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor, num_groups: int, eps: float, silu: bool = True
 ) -> torch.Tensor:
-    """`silu(group_norm(x))`, or without `silu` the norm alone; [B, C, ..] as x, in its dtype, channels last.
+    """`silu(group_norm(x))`, or the norm alone without `silu`: [B, C, ..] in the dtype of x, channels last.
 
-    x: [B, C, any spatial dimensions], best channels last (else one copy makes it so), weight, bias: [C], G divides C.
-    Statistics are right at any mean: deviations are squared, not values. Raises ValueError where the shapes do not
-    fit or x has no pixel.
+    x: [B, C, any spatial dimensions], preferably channels last (else x is copied); weight, bias: [C]; G divides C.
+    Statistics are accurate at any mean, because deviations are squared, not values. Raises ValueError if the shapes do
+    not fit or x has no pixel.
 
     Equivalent PyTorch: `silu(group_norm(x, num_groups, weight, bias, eps))`
     """
@@ -40,9 +40,9 @@ def group_norm_silu(
 
 
 def geglu(x: torch.Tensor) -> torch.Tensor:
-    """`a * gelu(gate)`, a | gate = the halves of the last dimension: [.., D] of x [.., 2D], in its dtype.
+    """`a * gelu(gate)` with a | gate = x along the last dimension: x [.., 2D] -> [.., D] in the dtype of x.
 
-    The gelu is the exact one (erf). Raises ValueError where the last dimension is odd.
+    The gelu is exact (erf). Raises ValueError if the last dimension is odd.
 
     Equivalent PyTorch: `a, gate = x.chunk(2, -1); a * gelu(gate)`
     """

@@ -1,1 +1,1 @@
-"""Pictures made of pictures and graphs: sheets, and the drawing of a scene graph. Pixels only, no models."""
+"""Sheets of pictures and drawings of scene graphs. Pixels only, no models."""

@@ -1,7 +1,7 @@
-"""A drawing of a scene graph: objects as boxes, relations as words on arrows. Placed by networkx, drawn by PIL.
+"""Draws a scene graph: objects as boxes, relations as words on arrows. networkx places the boxes, PIL draws them.
 
-A relation is a node of its own between its two objects, so that its words have a place, and parallel relations are
-apart. Letters: V boxes (objects and relations).
+A relation is a separate node between its two objects, so that its words have room and parallel relations do not
+overlap. Letters: V boxes (objects and relations).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _WIDEST = 130
 _MARGIN = 14
 _EDGE_LENGTH = 105
 _LYING = 5
-"""Boxes of a part that is turned so that its long side lies down; a longer chain would make the drawing too wide."""
+"""Most boxes of a part that is rotated to lie on its long side; a longer part would make the drawing too wide."""
 _FILL, _EDGE = (221, 235, 250), (58, 110, 165)
 Colour = tuple[int, int, int]
 
@@ -34,9 +34,9 @@ def draw_graph(
     labels: Sequence[str] = (),
     fills: Sequence[Colour] = (),
 ) -> Image.Image:
-    """The drawing, as large as it likes or not larger than `within`. The same graph gives the same drawing.
+    """The drawing, in its natural size or at most `within`. The same graph gives the same drawing.
 
-    labels: the objects' words in place of their names; fills: their colours, dark enough for white words.
+    labels: words for the objects in place of their names; fills: colours of the objects, dark enough for white words.
     """
     labels = labels or object_labels(graph)
     texts = [wrapped(label, _WIDEST, SIZE) for label in (*labels, *(p for _, p, _ in graph.relations))]
@@ -85,7 +85,7 @@ def _box(
 
 
 def _rim(centres: np.ndarray, sizes: np.ndarray, box: int, towards: int) -> np.ndarray:
-    """Where the line from the centre of `box` to that of another leaves it."""
+    """The point where the line from the centre of `box` to the centre of `towards` leaves `box`."""
     way = centres[towards] - centres[box]
     half = sizes[box] / 2 + 2
     with np.errstate(divide="ignore"):
@@ -103,7 +103,7 @@ def _arrow(draw: ImageDraw.ImageDraw, start: np.ndarray, tip: np.ndarray) -> Non
 
 
 def _place(graph: SceneGraph, sizes_V2: np.ndarray, shape: float) -> np.ndarray:
-    """Centres [V, 2] in pixels: every connected part by itself, the parts on shelves, largest first."""
+    """Centres [V, 2] in pixels. Each connected part is placed separately; parts fill rows, largest first."""
     import networkx
 
     num = len(graph.objects)
@@ -126,7 +126,7 @@ def _place(graph: SceneGraph, sizes_V2: np.ndarray, shape: float) -> np.ndarray:
 
 
 def _part(part: Any, order: list[int], sizes_V2: np.ndarray) -> np.ndarray:
-    """Centres [V, 2] of one connected part, its upper left corner at 0."""
+    """Centres [V, 2] of one connected part; its upper left corner is at 0."""
     import networkx
 
     if len(order) == 1:
@@ -138,14 +138,14 @@ def _part(part: Any, order: list[int], sizes_V2: np.ndarray) -> np.ndarray:
     place = {node: k for k, node in enumerate(order)}
     ends = np.array([[place[a], place[b]] for a, b in part.edges])
     lengths = np.hypot(*(centres[ends[:, 0]] - centres[ends[:, 1]]).T)
-    # Wider than tall, as words are.
+    # Wider than tall, like words.
     centres *= np.array([_EDGE_LENGTH, 0.7 * _EDGE_LENGTH]) / max(lengths.mean(), 1e-9)
     centres = _parted(centres, sizes_V2 + np.array([22, 18]))
     return centres - (centres - sizes_V2 / 2).min(axis=0)
 
 
 def _squeezed(centres: np.ndarray, sizes: np.ndarray, within: np.ndarray, rounds: int = 6) -> np.ndarray:
-    """The centres moved together until the drawing is not larger than `within`; left alone where it is too crowded."""
+    """The centres, moved together until the drawing fits `within`; unchanged if the boxes need more room."""
     apart = sizes + np.array([16, 14])
     if apart.prod(axis=1).sum() > 0.6 * within.prod():
         return centres
@@ -160,7 +160,7 @@ def _squeezed(centres: np.ndarray, sizes: np.ndarray, within: np.ndarray, rounds
 
 
 def _parted(centres: np.ndarray, sizes: np.ndarray, rounds: int = 400) -> np.ndarray:
-    """The centres moved apart until no two boxes overlap, each pair along the axis where that takes less."""
+    """The centres, moved apart until no two boxes overlap; each pair moves along the axis with the smaller overlap."""
     centres = centres.copy()
     for _ in range(rounds):
         way = centres[:, None] - centres[None]

@@ -1,4 +1,4 @@
-"""Pictures put together: with captions beneath, side by side, as a grid. Pixels only."""
+"""Combines pictures: with captions beneath, side by side, as a grid. Pixels only."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from PIL import Image, ImageDraw, ImageFont
 INK, PAPER, GREY = (28, 32, 38), (255, 255, 255), (120, 126, 134)
 GAP = 12
 LARGEST = 4096
-"""Pixels of a grid's longer side; its pictures are made smaller to fit."""
+"""Most pixels of a grid's longer side; larger pictures are scaled down."""
 
 
 @functools.cache
 def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """The font that comes with PIL, the same on every machine."""
+    """PIL's own font, equal on every machine."""
     return ImageFont.load_default(size)
 
 
 def text_width(text: str, size: int) -> int:
-    """Pixels of one line."""
+    """Width of one line in pixels."""
     return math.ceil(font(size).getlength(text))
 
 
 def wrapped(text: str, width: int, size: int, most: int = 3) -> list[str]:
-    """Lines of at most `width` pixels, broken between words where possible; what is too long ends in dots."""
+    """At most `most` lines of at most `width` pixels, broken between words if possible; cut text ends in dots."""
     lines: list[str] = []
     for word in text.split():
         longer = f"{lines[-1]} {word}" if lines else word
@@ -49,17 +49,17 @@ def _shortened(line: str, width: int, size: int) -> str:
 
 
 def zoomed(image: Image.Image, side: int) -> Image.Image:
-    """`image` with its longer side at least `side`: enlarged by a whole number, so that pixels stay squares."""
+    """`image` enlarged by an integer factor to a longer side of at least `side`, so that pixels stay square."""
     return enlarged(image, max(1, -(-side // max(image.size))))
 
 
 def enlarged(image: Image.Image, factor: int) -> Image.Image:
-    """`image` with squares of `factor` x `factor` pixels for its pixels."""
+    """`image` with each pixel enlarged to `factor` x `factor` pixels."""
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
 
 
 def tiles(images: Sequence[Image.Image], captions: Sequence[str], columns: int, size: int = 14) -> Image.Image:
-    """Images of one size in rows, each with its caption beneath."""
+    """Images of one size in rows, each above its caption."""
     width, height = images[0].size
     texts = [wrapped(caption, width, size) for caption in captions]
     line = round(size * 1.3)
@@ -80,7 +80,7 @@ def tiles(images: Sequence[Image.Image], captions: Sequence[str], columns: int, 
 
 
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two images on one sheet, centred on the same line."""
+    """Two images side by side on one sheet, centred vertically."""
     height = max(left.height, right.height)
     sheet = Image.new("RGB", (left.width + right.width + 3 * GAP, height + 2 * GAP), PAPER)
     sheet.paste(left, (GAP, GAP + (height - left.height) // 2))
@@ -89,7 +89,7 @@ def beside(left: Image.Image, right: Image.Image) -> Image.Image:
 
 
 def grid(paths: Sequence[Path], columns: int | None = None) -> Image.Image:
-    """The pictures of these files, one read at a time, in rows; made smaller where the sheet would be too large."""
+    """The pictures of these files in rows, read one at a time; scaled down if the sheet would be too large."""
     columns = columns or math.ceil(math.sqrt(len(paths)))
     rows = -(-len(paths) // columns)
     with Image.open(paths[0]) as first:

@@ -1,27 +1,28 @@
 """How the toy models of this package were made.
 
-The foundation, part by part: `python -m sgg_fast.toy.build vae`, then `clip`, then `unet`. Each goes on where it was
-stopped, and leaves fp16 weights in `--out`; `--install` copies them into the package, where `sgg_fast/toy/models.py`
-finds them. What judges pictures stands beside it: `detector --scenes 7000` and `features --scenes 4000`. Then SGG-IG on
-the foundation, by `train.py` like anything else, and `python -m sgg_fast.toy.build ship --out RUN`:
+Commands for the parts of the foundation: `python -m sgg_fast.toy.build vae`, then `clip`, then `unet`. Each continues
+where it stopped, and writes fp16 weights to `--out`; `--install` copies them into the package, where
+`sgg_fast/toy/models.py` finds them. Two more commands make the judging networks: `detector --scenes 7000` and `features
+--scenes 4000`. `train.py` trains SGG-IG on the foundation, and then `python -m sgg_fast.toy.build ship --out RUN`:
 
     train.py --stage pretrain --out RUN --num-scenes 16000 --batch-size 32 --steps 2500 --lr-schedule cosine --seed 6
     train.py --stage finetune --out RUN --num-scenes 16000 --batch-size 32 --steps 4600 --lr-schedule cosine --seed 6
         --warmup-steps 50 --unet-lr 1e-3 --graph-lr 5e-4 --optimizer adam --ema 0.999 --relation-dropout 0.1
     train.py --stage finetune --out NEXT --model sgg_fast/toy/pipeline --data CACHE --steps 6400 --seed 7 ... as before
 
-The second part goes on from what shipped after the first, in fp16, without validation (`--validation-pairs 0`). CACHE:
-`python -m sgg_fast.data.prepare cache --data toy-rare --num-scenes 16000 --seed 6 --out CACHE`. `card --eval DIR` puts
-what `sgg_fast.eval` measured on the card, `sheet` draws the README's picture.
+The second part continues from the model shipped after the first, in fp16, without validation (`--validation-pairs 0`).
+CACHE: `python -m sgg_fast.data.prepare cache --data toy-rare --num-scenes 16000 --seed 6 --out CACHE`. `card --eval
+DIR` puts the results of `sgg_fast.eval` on the card, `sheet` draws the README's picture.
 
-What ships is not bit for bit what these commands give: the parts took 3000 (vae), 1500 (clip) and 6500 (unet) steps and
-were stopped and continued with other step counts on the way, and afterwards two details of the drawing were mended and
-some combinations held out of the scenes. Fine-tuning began (`--model`) from the UNet of an earlier model of 2000 steps
-with `--gate-init 0` and without the losses about boxes; its last step was set to 3000, 5000, 4000 and 4600 on the way,
-that of its second part to 4500, 8000, 7000 and 6400. The detector took 660 steps on 12 000 scenes with a first loss,
-840 on 7 000 and 3 400 on 10 000 with the present one, the features 600 steps on 1 500 scenes.
+The shipped weights are not bit for bit the output of these commands: the parts took 3000 (vae), 1500 (clip) and 6500
+(unet) steps and were stopped and continued with other step counts on the way. Afterwards two details of the drawing
+were corrected and some combinations were held out of the scenes. Fine-tuning began (`--model`) from the UNet of an
+earlier model of 2000 steps with `--gate-init 0` and without the losses about boxes; its last step was set to 3000,
+5000, 4000 and 4600 on the way, that of its second part to 4500, 8000, 7000 and 6400. The detector took 660 steps on 12
+000 scenes with a first loss, 840 on 7 000 and 3 400 on 10 000 with the present one, the features 600 steps on 1 500
+scenes.
 
-What `toy-words` has of its own is made by the same commands with `--data-set toy-words`, as docs/toy.md lists them.
+The parts of `toy-words` are made by the same commands with `--data-set toy-words`, as docs/toy.md lists them.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ from sgg_fast.toy.text_unet import build_text_unet, encode, parts_of
 from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
 
 SAMPLING_STEPS = 25
-"""Of the model that ships."""
+"""Sampling steps of the shipped model."""
 SHEET = Path(__file__).parent / "sheet.png"
 
 
@@ -87,13 +88,13 @@ def draw(seed: int, num: int, first: int = 0) -> np.ndarray:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """dB between uint8 pictures: the mean over pictures of each one's own peak signal-to-noise ratio."""
+    """dB between uint8 pictures: the mean over pictures of each one's peak signal-to-noise ratio."""
     mse = ((a.astype(np.float64) - b.astype(np.float64)) ** 2).reshape(len(a), -1).mean(axis=1)
     return float((10 * np.log10(255**2 / np.maximum(mse, 1e-10))).mean())
 
 
 def sheet(rows: list[np.ndarray], path: Path, zoom: int = 3) -> None:
-    """Pictures [num, H, W, 3] below each other, row by row, enlarged without smoothing."""
+    """Write rows of pictures [num, H, W, 3], one below the other, enlarged without smoothing."""
     grid = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
     picture = Image.fromarray(grid)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,14 +133,14 @@ def build_vae(out: Path, num_steps: int, num_scenes: int, batch: int = 16) -> Au
 
 
 def _tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> dict[str, torch.Tensor]:
-    """Padded to the longest of the batch, not to 77: attention is causal, so what follows the end changes nothing."""
+    """Tokens padded to the longest text of the batch, not to 77: under causal attention the rest changes nothing."""
     return dict(tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt"))
 
 
 def build_clip(out: Path, num_steps: int, num_scenes: int, batch: int = 96, spoken: bool = False) -> CLIPModel:
-    """CLIP on (sentence, picture) pairs, symmetric InfoNCE. Looked at: held-out retrieval, 256 pairs, chance 1/256.
+    """CLIP on (sentence, picture) pairs, symmetric InfoNCE. Monitored: held-out retrieval, 256 pairs, chance 1/256.
 
-    spoken: on scenes of `toy-words`, with a tokenizer that has its words, which lies beside the weights.
+    spoken: train on scenes of `toy-words`, with a tokenizer of its words, which is saved beside the weights.
     """
     tokenizer = toy_tokenizer()
     if spoken:
@@ -172,7 +173,7 @@ def build_clip(out: Path, num_steps: int, num_scenes: int, batch: int = 96, spok
 
 
 def build_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32) -> UNet2DConditionModel:
-    """The text-conditioned UNet: v-prediction on latents, sentences through CLIP's text tower, 10 % without."""
+    """The text-conditioned UNet: v-prediction on latents, sentences through CLIP's text tower, 10 % unconditional."""
     foundation = toy_foundation(weights=out)
     if missing := [part for part in ("vae", "clip") if not (out / f"{part}.safetensors").is_file()]:
         raise ValueError(f"{out} has no {' and no '.join(missing)}: build that first")
@@ -207,7 +208,7 @@ def build_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32) -> U
 
 
 def clip_pixels(clip: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
-    """uint8 pictures as CLIP's image tower reads them."""
+    """uint8 pictures as input of CLIP's image tower."""
     return normalise_pixels(clip, to_pixels(images, torch.device("cpu")))
 
 
@@ -226,9 +227,9 @@ def draw_texts(foundation: Foundation, unet: torch.nn.Module, texts: list[str], 
 
 
 def ship(run: Path, folder: Path) -> None:
-    """The pipeline of a finished `train.py --out RUN`, in fp16, becomes what infer.py draws with by default.
+    """Copy the pipeline of a finished `train.py --out RUN`, in fp16, to the place of infer.py's default model.
 
-    By 25 steps of DPM-Solver++, with which pictures are no worse than with 100 of DDIM (benchmarks/LOG.md).
+    It samples with 25 steps of DPM-Solver++; its pictures are no worse than with 100 of DDIM (benchmarks/LOG.md).
     """
     pipeline = SceneGraphToImagePipeline.from_pretrained(
         run / "finetune" / "pipeline", torch_dtype=torch.float16, use_safetensors=True
@@ -241,9 +242,9 @@ def ship(run: Path, folder: Path) -> None:
 
 
 def assemble(out: Path, folder: Path) -> None:
-    """The parts of `toy-words` as a foundation in diffusers format, fp16: what `train.py --model` starts from.
+    """Write the parts of `toy-words` as a foundation in diffusers format, fp16, for `train.py --model`.
 
-    While the UNet is still being trained, with the average of its last checkpoint.
+    If the UNet is still in training, the average of its last checkpoint is used.
     """
     foundation = parts_of(out)
     unfinished = out / "unet" / "checkpoint" / "ema.safetensors"
@@ -261,7 +262,7 @@ def assemble(out: Path, folder: Path) -> None:
 
 
 def _forget_places(folder: Path) -> None:
-    """Leaves out where the models lay on the machine that made them."""
+    """Remove the paths of the machine that made the models."""
     for path in folder.rglob("*.json"):
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("_name_or_path", None) is not None:
@@ -270,7 +271,7 @@ def _forget_places(folder: Path) -> None:
 
 
 def put_on_card(folder: Path, evaluation: Path, data: str = "") -> None:
-    """Says on the card of the model that ships what `python -m sgg_fast.eval --out EVALUATION` measured of it."""
+    """Put the results of `python -m sgg_fast.eval --out EVALUATION` on the card of the shipped model."""
     result = json.loads((evaluation / "eval.json").read_text(encoding="utf-8"))
     if result["data"] != "toy" or result["weights"] != fingerprint(folder):
         raise ValueError(f"{evaluation} is an evaluation of other weights or on other graphs than toy")
@@ -280,7 +281,7 @@ def put_on_card(folder: Path, evaluation: Path, data: str = "") -> None:
     for axis, pairs in result["counterfactual pairs"].items():
         seen = round(pairs["pairs"] * (pairs["both seen"] or 0))
         metrics[f"{axis} as asked, {seen} pairs of graphs that differ in it alone (chance 0.5)"] = pairs["follows"]
-    metrics = {name: value for name, value in metrics.items() if value is not None}  # no case of it was seen
+    metrics = {name: value for name, value in metrics.items() if value is not None}  # the evaluation had no case of it
     index = folder / "model_index.json"
     content = json.loads(index.read_text(encoding="utf-8"))
     told = content["provenance"]
@@ -291,7 +292,8 @@ def put_on_card(folder: Path, evaluation: Path, data: str = "") -> None:
 
 
 def draw_sheet(path: Path, num: int = 8) -> None:
-    """The graphs of the first held-out scenes, unselected, each beside its scene and what the shipped model draws."""
+    """Draw the graphs of the first held-out scenes, unselected, beside their scenes and the shipped model's
+    pictures."""
     pipeline, _ = load_pipeline(str(SHIPPED))
     scenes = [world.draw_scene(HELD_OUT_SEED, i) for i in range(num)]
     generators = [torch.Generator().manual_seed(i) for i in range(num)]
@@ -301,8 +303,9 @@ def draw_sheet(path: Path, num: int = 8) -> None:
 
 
 def build_judge(out: Path, num_steps: int, num_scenes: int, part: str) -> None:
-    """A network that judges pictures and has no part in drawing them: "detector", "detector_words" (that of
-    `toy-words`), or the "features" of FID.
+    """Train a network that judges pictures and is not used to draw them.
+
+    part: "detector", "detector_words" (that of `toy-words`), or the "features" of FID.
     """  # fmt: skip
     judges: dict[str, Callable[..., torch.nn.Module]] = {
         "detector": train_detector,
@@ -324,13 +327,13 @@ SPOKEN_PARTS: dict[str, Callable[[Path, int, int], object]] = {
     "unet": build_text_unet,
     "detector_words": partial(build_judge, part="detector_words"),
 }
-"""What `toy-words` has of its own."""
+"""Parts that `toy-words` does not share with `toy`."""
 STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000, "detector": 2400, "features": 1000, "detector_words": 500}
 
 
 @command("toy.build")
 def main(argv: list[str] | None) -> None:
-    """Exit code 0, 2 for an evaluation that is not of what ships."""
+    """Exit code 0; 2 for an evaluation of another model than the shipped one."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=[*PARTS, "detector_words", "foundation", "ship", "card", "sheet"])
     parser.add_argument(
@@ -358,7 +361,7 @@ def main(argv: list[str] | None) -> None:
 
 
 def build_part(args: argparse.Namespace) -> None:
-    """Train one part, and with --install put it into the package. Raises ValueError for one that there is not."""
+    """Train one part, and with --install copy it into the package. Raises ValueError for an unknown part."""
     parts = SPOKEN_PARTS if args.data_set == "toy-words" else PARTS
     if args.part not in parts:
         raise ValueError(

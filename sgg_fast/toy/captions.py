@@ -1,7 +1,7 @@
-"""Scene graphs as sentences: what the toy's CLIP and its text-conditioned UNet are trained on.
+"""Scene graphs as sentences, the training texts of the toy's CLIP and of its text-conditioned UNet.
 
-The serialisation: one phrase a relation, "subject predicate object", then the objects that no relation mentions, all
-joined by ", ". An attribute stands before its name, as in the graph.
+The form: one phrase for each relation, "subject predicate object", then the objects without relations, all joined by ",
+". An attribute stands before its name, as in the graph.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from sgg_fast.nn.text_baseline import phrases
 def caption(graph: SceneGraph, rng: np.random.Generator | None = None, partial: float = 0.0) -> str:
     """The sentence of `graph`; with `rng` its phrases are shuffled.
 
-    With probability `partial` only some are said, or a single object's name.
+    With probability `partial` it contains only some phrases, or a single object's name.
     """
     parts = phrases(graph)
     if rng is None:

@@ -1,9 +1,9 @@
-"""Finds the things in a toy picture: a dense network trained on the world's exact masks, and its votes counted.
+"""Finds the objects in a toy picture: a dense network trained on the world's exact masks, and a count of its votes.
 
-Every pixel says which category it shows, which colour that thing has and where its whole box lies, hidden parts
-included; pixels of one category that agree on a box are one instance. So a hat on a head is found like two sheep that
-overlap. Not part of the model: it judges pictures (`sgg_fast/eval`), and learns from drawn scenes alone, none of which
-went through the autoencoder, so that what it finds in the autoencoder's pictures says something about those.
+Every pixel predicts its category, the colour of its object and the object's whole box, hidden parts included; pixels of
+one category that agree on a box are one instance. So it finds a hat on a head, and two sheep that overlap. It is not
+part of the model: it judges pictures (`sgg_fast/eval`). It is trained only on drawn scenes that did not pass through
+the autoencoder, so its results on the autoencoder's pictures are informative.
 
 Letters: B pictures, K categories, P colours, H = W = size in pixels. Boxes: x0 y0 x1 y1 in picture units, y down.
 """
@@ -30,19 +30,19 @@ from sgg_fast.toy.models import WEIGHTS
 
 CATEGORIES, COLOURS = world.OBJECTS, world.COLOURS
 UNNAMED = 255
-"""Colour of a thing whose name says none: not trained on."""
+"""Colour of an object whose name has none; excluded from the loss."""
 SAME_BOX = 0.5
-"""Votes whose boxes overlap at least so much (intersection over union) are of one instance."""
+"""Least intersection over union of the boxes of votes for one instance."""
 MIN_VOTES = 4
-"""Pixels that an instance must have."""
+"""Least number of pixels of an instance."""
 MIN_CONFIDENCE = 0.5
 """Mean probability of an instance's category over its pixels."""
 MIN_SEEN = 0.12
 """Least share of its box that an instance's pixels fill."""
 MOST = 0.7
-"""An instance whose box lies so much within that of a larger one of its category is part of it."""
+"""An instance is part of a larger one of its category if at least this share of its box lies within that one."""
 _GROUNDS = {*itertools.chain(*BACKDROPS.values())}
-"""Of these there is one at most."""
+"""Categories of which a picture has at most one instance."""
 _MAX_VOTERS = 100
 
 
@@ -65,10 +65,11 @@ class _Block(nn.Module):
 
 
 class ToyDetector(nn.Module):
-    """A small U-Net: pixels [B, 3, H, W] in -1..1 to category [B, K, H, W] and colour [B, P, H, W] logits
+    """A small U-Net from pixels [B, 3, H, W] in -1..1 to three outputs.
 
-    and the distances [B, 4, H, W] from each pixel to the left, upper, right and lower side of its thing's box, in
-    picture units. H must be a multiple of 16. Works at half resolution and below; the last map holds 2 x 2 pixels.
+    They are category [B, K, H, W] and colour [B, P, H, W] logits, and the distances [B, 4, H, W] from each pixel to the
+    left, upper, right and lower side of its object's box, in picture units. H must be a multiple of 16. It works at
+    half resolution and below; the last map holds 2 x 2 pixels.
     """
 
     WIDTHS = (32, 48, 80, 96)
@@ -126,8 +127,8 @@ def boxes_of(sides: torch.Tensor) -> torch.Tensor:
 def count_votes(share_KHW: np.ndarray, colour_PHW: np.ndarray, boxes_HW4: np.ndarray) -> list[Instance]:
     """Instances from category probabilities, colour log-probabilities and voted boxes.
 
-    Per category: the vote that most others agree with takes those pixels, and so on with the rest. What few pixels say
-    of a large box, or of a box within one that more pixels said, is a thing's rim speaking, not a thing.
+    Per category, the vote that most others agree with takes their pixels; this repeats with the remaining pixels. Few
+    votes for a large box, or for a box within one with more votes, come from the rim of an object and are dropped.
     """
     said_HW = share_KHW.argmax(axis=0)
     num_pixels, found = said_HW.size, []
@@ -138,7 +139,7 @@ def count_votes(share_KHW: np.ndarray, colour_PHW: np.ndarray, boxes_HW4: np.nda
             votes = boxes_HW4[rows, cols]
             agree = np.ones(len(rows), bool)
             if CATEGORIES[k] not in _GROUNDS:
-                some = votes[:: -(-len(votes) // _MAX_VOTERS)]  # evenly spread, so that none costs many pairs
+                some = votes[:: -(-len(votes) // _MAX_VOTERS)]  # evenly spread, so the number of pairs stays small
                 seed = some[(overlaps(some, some) >= SAME_BOX).sum(axis=1).argmax()]
                 agree = overlaps(votes, seed[None])[:, 0] >= SAME_BOX
             if agree.sum() < MIN_VOTES:
@@ -165,11 +166,11 @@ def _covered(box: np.ndarray, other: np.ndarray) -> bool:
 
 
 SPOKEN_WEIGHTS = WEIGHTS / "detector_words.safetensors"
-"""The detector of `toy-words`. That of `toy` stays beside it, so that older figures compare."""
+"""The detector of `toy-words`. The detector of `toy` stays, so older figures compare."""
 
 
 def load_detector(path: Path = WEIGHTS / "detector.safetensors") -> ToyDetector:
-    """The trained detector. Raises ValueError if its weights are not there or are of another shape."""
+    """The trained detector. Raises ValueError if its weights are missing or have another shape."""
     detector = ToyDetector()
     words = "detector_words --data-set toy-words" if path == SPOKEN_WEIGHTS else "detector"
     load_weights(path, detector, f"train it by `python -m sgg_fast.toy.build {words} --install`")
@@ -178,18 +179,18 @@ def load_detector(path: Path = WEIGHTS / "detector.safetensors") -> ToyDetector:
 
 @dataclasses.dataclass(frozen=True)
 class Targets:
-    """What each pixel of M scenes shows."""
+    """Per-pixel targets of M scenes."""
 
     images: np.ndarray
     """uint8 [M, H, W, 3]."""
     category: np.ndarray
     """uint8 [M, H, W]."""
     colour: np.ndarray
-    """uint8 [M, H, W], `UNNAMED` where the thing's name says none."""
+    """uint8 [M, H, W], `UNNAMED` if the object's name has no colour."""
     boxes: np.ndarray
-    """float16 [M, H, W, 4], the box of the thing that the pixel shows."""
+    """float16 [M, H, W, 4], the box of the object at the pixel."""
     weight: np.ndarray
-    """float16 [M, H, W]: 1 / sqrt(visible pixels of its thing), so that a bird counts beside a sky."""
+    """float16 [M, H, W]: 1 / sqrt(visible pixels of its object), so a bird counts beside a sky."""
 
 
 def draw_targets(seed: int, num: int, spoken: bool = False) -> Targets:
@@ -208,7 +209,7 @@ def draw_targets(seed: int, num: int, spoken: bool = False) -> Targets:
 
 
 def _batch(targets: Targets, rng: np.random.Generator, size: int) -> list[torch.Tensor]:
-    """`size` scenes at random, half of them mirrored: pixels, category, colour, boxes [B, 4, H, W], weight."""
+    """`size` random scenes, half of them mirrored: pixels, category, colour, boxes [B, 4, H, W], weight."""
     chosen, mirrored = rng.integers(len(targets.images), size=size), rng.random(size) < 0.5
     columns = []
     for field in dataclasses.fields(targets):
@@ -219,7 +220,7 @@ def _batch(targets: Targets, rng: np.random.Generator, size: int) -> list[torch.
     x0, x1 = boxes[mirrored, ..., 0].copy(), boxes[mirrored, ..., 2].copy()
     boxes[mirrored, ..., 0], boxes[mirrored, ..., 2] = 1 - x1, 1 - x0
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
-    # A breath of noise: the detector shall not live on the drawing's exact values.
+    # Light noise keeps the detector from relying on the drawing's exact values.
     grain = torch.from_numpy(rng.uniform(0.0, 0.08, (size, 1, 1, 1)).astype(np.float32))
     pixels = pixels + grain * torch.from_numpy(rng.standard_normal(pixels.shape, dtype=np.float32))
     return [
@@ -232,9 +233,10 @@ def _batch(targets: Targets, rng: np.random.Generator, size: int) -> list[torch.
 
 
 def loss_terms(detector: ToyDetector, batch: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Weighted means over pixels: cross-entropy of category and of named colours, and of the boxes the absolute error
+    """Weighted means over pixels: cross-entropy of category and of named colours, and two losses of the boxes.
 
-    (picture units, sum of the sides) and 1 - generalised IoU (Rezatofighi et al., 2019), which small things need.
+    These are the absolute error (picture units, sum of the sides) and 1 - generalised IoU (Rezatofighi et al., 2019),
+    which helps small objects.
     """
     pixels, category, colour, boxes, weight = batch
     category_logits, colour_logits, sides = detector(pixels)
@@ -253,7 +255,7 @@ def loss_terms(detector: ToyDetector, batch: list[torch.Tensor]) -> dict[str, to
 
 
 def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of boxes [B, 4, ...]: intersection over union less the share of the box around both that neither covers."""
+    """Of boxes [B, 4, ...]: intersection over union minus the uncovered share of their common bounding box."""
 
     def area(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
         return (high - low).clamp(min=0).prod(dim=1)
@@ -267,18 +269,18 @@ def generalised_iou(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """How a detector does on drawn scenes, whose things are known; category and box must match."""
+    """Accuracy of a detector on drawn scenes with known objects; category and box must match."""
 
     recall: float
-    """Share of the things that were found."""
+    """Share of the objects that were found."""
     precision: float
-    """Share of the instances that are a thing."""
+    """Share of the instances that match an object."""
     colour: float
-    """Share of the found things with a named colour whose colour was read right."""
+    """Share of the found objects with a named colour whose colour was read correctly."""
     missed: Counter[str]
-    """Category -> things of it that were not found."""
+    """Category -> its objects that were not found."""
     invented: Counter[str]
-    """Category -> instances that are no thing."""
+    """Category -> instances that match no object."""
 
     def __str__(self) -> str:
         worst = ", ".join(f"{name} {n}" for name, n in self.missed.most_common(6))
@@ -290,7 +292,7 @@ class Accuracy:
 
 
 def accuracy(detector: ToyDetector, scenes: list[world.Scene], images: np.ndarray | None = None) -> Accuracy:
-    """Accuracy on the scenes' own pictures, or on `images` of the same scenes, uint8 [M, H, W, 3]."""
+    """Measure on the scenes' own pictures, or on `images` of the same scenes, uint8 [M, H, W, 3]."""
     found = detector.find(np.stack([scene.image for scene in scenes]) if images is None else images)
     num_things = num_found = num_named = num_right = 0
     missed: Counter[str] = Counter()
@@ -318,9 +320,9 @@ def accuracy(detector: ToyDetector, scenes: list[world.Scene], images: np.ndarra
 def train_detector(
     out: Path, num_steps: int, num_scenes: int, seed: int, held_out_seed: int, spoken: bool = False
 ) -> nn.Module:
-    """The detector's moving average after `num_steps`; goes on from `out` if it can. Looked at: held-out accuracy.
+    """The detector's moving average after `num_steps`; continues from `out` if possible. Monitored: held-out accuracy.
 
-    spoken: that of `toy-words`, which begins as the one that ships and sees scenes of both worlds.
+    spoken: train the detector of `toy-words`, which starts from the shipped one and uses scenes of both worlds.
     """
     targets = draw_targets(seed, num_scenes, spoken)
     held_out = [world.draw_scene(held_out_seed, i, spoken=spoken) for i in range(200)]

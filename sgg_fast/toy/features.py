@@ -1,7 +1,7 @@
-"""The features that toy pictures are compared in as a crowd: a small network trained for that alone.
+"""The features for distribution metrics of toy pictures: a small network trained only for this.
 
-It learns what is where (each category, in each of 4 x 4 cells) and has no part in drawing, training or judging, so that
-no model was ever rewarded in its terms. Letters: B pictures, D width of the features.
+It predicts which category is in each of 4 x 4 cells. It has no part in drawing, training or judging, so no model was
+ever optimised for its features. Letters: B pictures, D width of the features.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def _pixels(images: np.ndarray) -> torch.Tensor:
 
 
 def load_features(path: Path = WEIGHTS / "features.safetensors") -> ToyFeatures:
-    """The trained network. Raises ValueError if its weights are not there or are of another shape."""
+    """The trained network. Raises ValueError if its weights are missing or have another shape."""
     network = ToyFeatures()
     load_weights(path, network, "train it by `python -m sgg_fast.toy.build features`")
     return network.requires_grad_(False).eval()
@@ -71,7 +71,7 @@ def _cells(targets: Targets, chosen: np.ndarray) -> torch.Tensor:
 
 
 def train_features(out: Path, num_steps: int, num_scenes: int, seed: int, held_out_seed: int) -> nn.Module:
-    """The network's moving average after `num_steps`; goes on from `out` if it can. Looked at: held-out accuracy."""
+    """The network's moving average after `num_steps`; continues from `out` if possible. Logs held-out accuracy."""
     targets, held_out = draw_targets(seed, num_scenes), draw_targets(held_out_seed, 200)
     torch.manual_seed(1)
     network = ToyFeatures()

@@ -1,6 +1,6 @@
-"""One resumable training loop for the parts of the toy's foundation; the stages themselves are in `build.py`.
+"""A resumable training loop for the parts of the toy's foundation; the stages themselves are in `build.py`.
 
-Not the trainer of SGG-IG: that is `sgg_fast/train`, and it runs on the toy like on anything else.
+It is not the trainer of SGG-IG: `sgg_fast/train` is, and it trains on the toy as on any other set.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ from tqdm import tqdm
 from sgg_fast.files import replace_folder, write_aside
 
 Loss = Callable[[int], tuple[torch.Tensor, dict[str, float]]]
-"""Step number -> loss with gradient, and figures for the progress bar. Draws its own batch, by step number."""
+"""Step number -> loss with gradient, and figures for the progress bar. It draws its own batch from the step number."""
 
 
 def learning_rate(
     step: int, num_steps: int, peak: float, warmup: int = 100, constant_until: float = 0.0, first: int = 0
 ) -> float:
-    """Linear warm-up from the step `first`, `peak` up to the share `constant_until` of all steps, then a cosine down to
-    a hundredth of it.
+    """Linear warm-up from the step `first`, `peak` up to the share `constant_until` of all steps, then a cosine.
+
+    The cosine ends at a hundredth of `peak`.
     """  # fmt: skip
     falls = max(warmup, round(constant_until * num_steps))
     done = max(step - falls, 0) / max(num_steps - falls, 1)
@@ -35,7 +36,7 @@ def learning_rate(
 
 
 def _save(folder: Path, step: int, model: nn.Module, ema: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Everything needed to go on, in one folder that appears whole or not at all."""
+    """Write a checkpoint to one folder that appears whole or not at all."""
     aside = folder.with_name(folder.name + ".part")
     aside.mkdir(parents=True, exist_ok=True)
     save_file({k: v.contiguous() for k, v in model.state_dict().items()}, aside / "weights.safetensors")
@@ -45,7 +46,7 @@ def _save(folder: Path, step: int, model: nn.Module, ema: nn.Module, optimizer: 
 
 
 def save_half(model: nn.Module, path: Path) -> None:
-    """fp16 safetensors, written aside and renamed."""
+    """Write fp16 safetensors to a temporary file and rename it."""
     halves = {k: v.half() if v.is_floating_point() else v for k, v in model.state_dict().items()}
     with write_aside(path) as aside:
         save_file({k: v.contiguous() for k, v in halves.items()}, aside)
@@ -66,12 +67,12 @@ def fit(
     constant_until: float = 0.0,
     first: int = 0,
 ) -> nn.Module:
-    """Train `model` for `num_steps` with AdamW and return its moving average; goes on from `folder` if it can.
+    """Train `model` for `num_steps` with AdamW and return its moving average; continues from `folder` if possible.
 
-    While the rate is still constant (`constant_until`), a run may go on with another number of steps. Without a
+    While the rate is still constant (`constant_until`), a run may continue with another number of steps. Without a
     checkpoint `model` counts as trained for `first` steps.
 
-    `look(ema, step)` is called now and then, writes pictures if it likes, and returns a line for the log.
+    `look(ema, step)` is called at intervals; it may write pictures, and returns a line for the log.
     """
     model.train()
     ema = copy.deepcopy(model).requires_grad_(False).eval()

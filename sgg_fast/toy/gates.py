@@ -1,11 +1,11 @@
-"""How well a UNet denoises, level by level: what a long training is watched by before its pictures are worth a look.
+"""Denoising error of a UNet by noise level, to watch a long training before its pictures are useful.
 
     python -m sgg_fast.toy.gates --model toy --data toy           # the model that ships
     python -m sgg_fast.toy.gates --model RUN --data toy-words
 
-The error is that of the clean latents which the prediction implies, a mean square in units of their variance: over all
-cells, and over those of the objects that stand in the picture, whose faults are what one sees. Letters: B pictures,
-h, w sides of a latent.
+The error is the mean square of the clean latents that the prediction implies, in units of their variance. It is taken
+over all cells, and over the cells of objects, whose faults are the visible ones. Letters: B pictures, h, w height and
+width of a latent.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from sgg_fast.diffusion import noise
 from sgg_fast.toy import layout, world
 
 BANDS = ((100, 200), (200, 400), (400, 600), (600, 800), (800, 1000))
-"""Timesteps, from and up to."""
+"""Ranges of timesteps: (from, up to)."""
 _GROUNDS = {name for grounds in layout.BACKDROPS.values() for name in grounds} | set(layout.COVERS)
 
 Predict = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
-"""Noisy latents, timesteps and which of the pictures they are -> predicted v."""
+"""Noisy latents, timesteps and the slice of the pictures -> predicted v."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Errors:
 
     everywhere: dict[tuple[int, int], float]
     objects: dict[tuple[int, int], float]
-    """Over the cells that show an object that is no ground."""
+    """Error over the cells that show an object that is not a ground."""
 
     def __str__(self) -> str:
         return ", ".join(f"t {a}-{b} {self.everywhere[a, b]:.4f} (objects {self.objects[a, b]:.4f})"
@@ -43,7 +43,7 @@ class Errors:
 
 
 def object_cells(scenes: Sequence[world.Scene], side: int) -> torch.Tensor:
-    """[B, side, side] share of each latent's cell that shows an object that is no ground."""
+    """[B, side, side] share of each latent's cell that shows an object that is not a ground."""
     cells = []
     for scene in scenes:
         things = [k for k, name in enumerate(scene.graph.objects) if name.split()[-1] not in _GROUNDS]
@@ -57,7 +57,7 @@ def object_cells(scenes: Sequence[world.Scene], side: int) -> torch.Tensor:
 def x0_errors(
     predict: Predict, latents: torch.Tensor, abar: torch.Tensor, scenes: Sequence[world.Scene], batch: int = 64
 ) -> Errors:
-    """Of scaled latents [B, 4, h, w] of `scenes`, each noised once a band, by a seed of its own."""
+    """Errors on scaled latents [B, 4, h, w] of `scenes`; each is noised once in each band, by a seed of its own."""
     weight = object_cells(scenes, latents.shape[-1])[:, None]
     everywhere, objects = {}, {}
     for low, high in BANDS:
@@ -75,7 +75,7 @@ def x0_errors(
 
 @torch.no_grad()
 def measure(model: str | None, data: str, num: int) -> Errors:
-    """Of a model as infer.py takes it, on the first held-out scenes. Raises ValueError for what cannot be used."""
+    """Measure a model, named as for infer.py, on the first held-out scenes. Raises ValueError for unusable input."""
     from sgg_fast.data.cache import to_pixels
     from sgg_fast.drawing.models import load_model
 

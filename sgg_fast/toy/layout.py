@@ -1,4 +1,4 @@
-"""Thinks up a toy scene: which groups of things there are, how they hang together and where they go.
+"""Composes a toy scene: its groups of objects, their relations and their places.
 
 Not here: pixels (`sgg_fast/toy/sprites.py`), masks and the graph (`sgg_fast/toy/world.py`).
 Lengths are in picture units: 0..1, x to the right, y down.
@@ -22,7 +22,7 @@ COLOURED: dict[str, tuple[str, ...]] = {
     "bird": ("red", "blue", "yellow", "white"),
     "tree": ("green", "orange"),
 }
-"""The colours each category may carry as an attribute."""
+"""The possible colour attributes of each category."""
 USUAL = {
     "sheep": "white",
     "tree": "green",
@@ -31,12 +31,12 @@ USUAL = {
     "sun": "yellow",
     "cloud": "white",
 }
-"""The colour of a category named without one; the painted ones and shirts take any."""
+"""The colour of a category whose name has none; painted categories and shirts take any colour."""
 COVERS = ("snow", "leaves", "flowers")
 BACKDROPS = {"land": ("sky", "grass"), "sea": ("sky", "sea"), "beach": ("sky", "sea", "sand")}
 
 ALOFT = ("sun", "cloud", "kite", "bird")
-"""What is found at any height of the sky; of other kinds the taller mostly stands higher, on the ground or water."""
+"""Categories at any height of the sky. Of the other categories the taller mostly stands higher, on ground or water."""
 
 MAX_OBJECTS = 8
 
@@ -74,12 +74,12 @@ HEAD = {
 }
 GRIP = {"kite": (0.0, 1.0), "umbrella": (0.5, 0.82), "ball": (0.2, 0.5), "hat": (0.3, 0.8), "bird": (0.5, 0.98)}
 SEAT = {"horse": (0.36, 0.44), "boat": (0.3, 0.74), "sheep": (0.36, 0.2), "dog": (0.32, 0.46)}
-"""Spots of a unit box where things are joined: what carries a bird, a head, what a hand holds, a rider's place."""
+"""Joints in a unit box: where a bird sits, a head, a hand's grip, a rider's place."""
 
 
 @dataclasses.dataclass(eq=False)
 class Thing:
-    """An object on its way into the picture; `frame` is x, y, width, height."""
+    """An object in the making; `frame` is x, y, width, height."""
 
     category: str
     sprite: str = ""
@@ -103,7 +103,7 @@ class Thing:
         return self
 
     def attach(self, own: tuple[float, float], other: Thing, spot: tuple[float, float]) -> None:
-        """Moves this so that its point `own` lies on `spot` of `other`, both in unit boxes."""
+        """Move this object so its point `own` lies on `spot` of `other`, both in unit boxes."""
         (x, y, w, h), (_, _, own_w, own_h) = other.frame, self.frame
         self.frame = (x + spot[0] * w - own[0] * own_w, y + spot[1] * h - own[1] * own_h, own_w, own_h)
 
@@ -113,7 +113,7 @@ Link = tuple[Thing, str, Thing]
 
 @dataclasses.dataclass
 class Group:
-    """Things that belong together, in drawing order, standing on (0, 0); `feet` stand on the ground."""
+    """Objects that belong together, in drawing order, standing on (0, 0); `feet` stand on the ground."""
 
     things: list[Thing]
     links: list[Link] = dataclasses.field(default_factory=list)
@@ -124,7 +124,7 @@ class Group:
         self.links.extend(links)
 
     def bounds(self) -> np.ndarray:
-        """x0, y0, x1, y1 around every thing, in picture units."""
+        """x0, y0, x1, y1 around all objects, in picture units."""
         frames = np.array([t.frame for t in self.things if t.covers is None])
         return np.concatenate([frames[:, :2].min(axis=0), (frames[:, :2] + frames[:, 2:]).max(axis=0)])
 
@@ -137,7 +137,7 @@ class Group:
 
 
 class Plan:
-    """The scene while it is being thought up: what there is and where; nothing is drawn yet."""
+    """The scene before it is drawn: its objects and their places."""
 
     def __init__(self, rng: np.random.Generator, rare: bool = False) -> None:
         self.rng = rng
@@ -158,7 +158,7 @@ class Plan:
 
     @property
     def things(self) -> list[Thing]:
-        """Everything in drawing order, far to near."""
+        """All objects in drawing order, far to near."""
         near = [thing for _, group in sorted(self.groups, key=lambda g: g[0]) for thing in group.things]
         return [*self.backdrop, *self.covers, *near]
 
@@ -173,7 +173,7 @@ class Plan:
         return bool(self.rng.random() < p)
 
     def again(self, topic: str, *options: str) -> str:
-        """Often what was picked for this topic before, so that scenes hold two of a kind."""
+        """Choose an option, often the one chosen for this topic before, so scenes hold two of a kind."""
         if topic not in self.favourites or self.chance(0.45):
             self.favourites[topic] = self.pick(*options)
         return self.favourites[topic]
@@ -203,7 +203,7 @@ class Plan:
             self._settle(make(), zone={self._sky: "sky", self._boats: "sea"}.get(make, "ground"))
 
     def _start_rare(self) -> None:
-        """Begins with what few scenes show: one thing above another in either order, or somebody holding something."""
+        """Start with a rare relation: one object above another in either order, or a person who holds something."""
         self.target = max(self.target, len(self.backdrop) + 2)
         topic = self.rng.random()
         if self.kind == "land" and topic < 0.25:
@@ -219,7 +219,7 @@ class Plan:
             self._settle(self._column(lower, upper, gap=self.rng.uniform(0.0, 0.12)), zone="sky")
 
     def _column(self, lower: Thing, upper: Thing, gap: float) -> Group:
-        """Two things, the feet of `upper` by `gap` above the top of `lower`; the graph may say it either way."""
+        """Two objects, the feet of `upper` `gap` above the top of `lower`; the graph may name either direction."""
         _, _, w, h = upper.frame
         rise = lower.frame[3] + gap
         upper.frame = (self.rng.uniform(-0.25, 0.25) * rise - w / 2, -rise - h, w, h)
@@ -227,7 +227,7 @@ class Plan:
         return Group([upper, lower], [link])
 
     def _settle(self, group: Group, zone: str) -> None:
-        """Looks for a free place for the group; a crowded picture goes without it."""
+        """Find a free place for the group; if there is none, the scene omits it."""
         ground = self.shore if self.kind == "beach" else self.horizon
         x0, y0, x1, y1 = group.bounds()
         for _ in range(8):
@@ -256,7 +256,7 @@ class Plan:
                 return
 
     def _name_colours(self) -> None:
-        """Two of a kind mostly get different colours; a single one gets a colour half of the time."""
+        """Give two of a kind mostly different colours; a single object gets a colour half of the time."""
         by_category: dict[str, list[Thing]] = {}
         for thing in self.things:
             by_category.setdefault(thing.category, []).append(thing)
@@ -284,7 +284,7 @@ class Plan:
         rider = Thing("dog").resize(0.85) if dog else Thing("person", "person riding")
         rider.attach((0.5, 0.74), mount, SEAT[mount.sprite])
         group.links.append((rider, "riding", mount))
-        # A boat's side hides the rider's legs; on a horse the near leg is seen.
+        # A boat's side hides the rider's legs; on a horse the near leg is visible.
         group.things.insert(0 if mount.category == "boat" else len(group.things), rider)
         self._hat(group, rider, 0.5)
 
@@ -337,7 +337,7 @@ class Plan:
         return group
 
     def _behind(self, group: Group, front: Thing, back: Thing, rise: float) -> None:
-        """Puts `back` beside the edge of `front`, a little further away, about half of it hidden."""
+        """Put `back` beside the edge of `front`, a little further away, about half of it hidden."""
         (_, _, front_w, _), (_, y, w, h) = front.frame, back.frame
         reach = (front_w / 2 + self.rng.uniform(-0.05, 0.15) * w) * (1 if self.chance(0.5) else -1)
         back.frame = (reach - w / 2, y - rise, w, h)
@@ -371,7 +371,7 @@ class Plan:
 
 
 def _overlap(a: np.ndarray, b: np.ndarray) -> float:
-    """Shared area of two boxes over the area of the smaller."""
+    """Shared area of two boxes over the area of the smaller one."""
     sides = np.minimum(a[2:], b[2:]) - np.maximum(a[:2], b[:2])
     smaller = min(np.prod(a[2:] - a[:2]), np.prod(b[2:] - b[:2]))
     return float(np.prod(np.maximum(sides, 0.0)) / smaller)

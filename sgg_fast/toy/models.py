@@ -1,7 +1,7 @@
 """The toy's foundation: Stable Diffusion's own classes in miniature (AutoencoderKL, UNet2DConditionModel, CLIP, DDIM).
 
-The architecture is SD v1's scaled down, so code that runs here runs there. Weights come from `weights/` and, where
-the shipped model has the same ones, from `pipeline/`; `sgg_fast/toy/build.py` made them.
+The architecture is SD v1's scaled down, so code that runs here also runs there. Weights come from `weights/`, or from
+`pipeline/` if the shipped model has the same ones; `sgg_fast/toy/build.py` made them.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ WIDTH = 128
 """C of the toy: cross-attention width, and CLIP's hidden and projection width."""
 
 WEIGHTS = Path(__file__).parent / "weights"
-"""fp16 safetensors of the foundation's parts that are not parts of the shipped model, and of what judges pictures."""
+"""fp16 safetensors of the foundation's parts that the shipped model does not contain, and of the judging networks."""
 
 
 def weight_file(part: str, folder: Path = WEIGHTS) -> Path:
-    """fp16 safetensors of a part. The package has VAE and CLIP in the shipped model only, which keeps them as they are.
+    """fp16 safetensors of a part. VAE and CLIP are stored only in the shipped model, which has them unchanged.
 
     A part without a file keeps its random weights.
     """
@@ -41,24 +41,25 @@ def weight_file(part: str, folder: Path = WEIGHTS) -> Path:
 
 
 TOKENIZER = Path(__file__).parent / "pipeline" / "tokenizer"
-"""The tokenizer of the weights in `WEIGHTS`, the one copy that there is of it."""
+"""The tokenizer of the weights in `WEIGHTS`; this is its only copy."""
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
 def toy_tokenizer(folder: Path = TOKENIZER) -> CLIPTokenizer:
-    """The tokenizer in `folder`: CLIP's own byte-level BPE with the toy's words; any other string falls into bytes."""
+    """The tokenizer in `folder`: CLIP's byte-level BPE with the toy's words; any other string becomes bytes."""
     return CLIPTokenizer.from_pretrained(folder)
 
 
 def make_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
-    """A tokenizer in which each of `words` is one token. The same words give the same merges, which training BPE does
-    not: its library breaks ties differently from call to call.
+    """A tokenizer in which each of `words` is one token.
+
+    The same words give the same merges. A trained BPE does not: its library breaks ties differently from call to call.
     """  # fmt: skip
     merges: list[tuple[str, str]] = []
     for word in sorted(set(words)):
         pieces = _pieces([*word[:-1], f"{word[-1]}</w>"], {pair: rank for rank, pair in enumerate(merges)})
-        while len(pieces) > 1:  # behind the merges that are there, so that none of theirs comes out otherwise
+        while len(pieces) > 1:  # appended to the existing merges, so those keep their results
             merges.append((pieces[0], pieces[1]))
             pieces = [pieces[0] + pieces[1], *pieces[2:]]
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -68,7 +69,7 @@ def make_tokenizer(words: Iterable[str]) -> CLIPTokenizer:
 
 
 def _pieces(pieces: list[str], rank: dict[tuple[str, str], int]) -> list[str]:
-    """What is left of a word when the merges are applied, the earliest first."""
+    """The pieces of a word after the merges, the earliest merge first."""
     while True:
         pairs = [pair for pair in itertools.pairwise(pieces) if pair in rank]
         if not pairs:
@@ -82,7 +83,7 @@ def _pieces(pieces: list[str], rank: dict[tuple[str, str], int]) -> list[str]:
 
 
 def toy_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
-    """CLIP with both towers in miniature, projection width 128; it stands for CLIP ViT-B/32."""
+    """CLIP with both towers in miniature, projection width 128; it replaces CLIP ViT-B/32."""
     size = {
         "hidden_size": WIDTH,
         "intermediate_size": 2 * WIDTH,
@@ -117,8 +118,8 @@ def toy_vae() -> AutoencoderKL:
 def toy_unet(wide: bool = False) -> UNet2DConditionModel:
     """SD v1's UNet scaled down to 16 x 16 latents; cross-attention at 16 x 16, 8 x 8 and in the middle block.
 
-    `wide`: twice the channels, and attention, by one head, at 8 x 8 and in the middle alone. At equal CPU time it
-    denoises better; it is the one of `toy-words`.
+    `wide`: twice the channels; attention has one head, and only at 8 x 8 and in the middle block. It denoises better at
+    equal CPU time; `toy-words` uses it.
     """
     own: dict[str, Any] = {
         "block_out_channels": (32, 64, 96),
@@ -152,9 +153,9 @@ def toy_scheduler() -> DDIMScheduler:
 
 
 def toy_foundation(seed: int = 0, weights: Path | None = WEIGHTS, wide: bool = False) -> Foundation:
-    """Every part, with its weights from the folder `weights` where a file is there, else random ones from `seed`.
+    """Every part, with weights from the folder `weights` if the file exists, else random ones from `seed`.
 
-    Its tokenizer, too, where it has one. wide: see `toy_unet`.
+    The folder's tokenizer is used if it has one. wide: the wide UNet of `toy_unet`.
     """
     merges = weights / "tokenizer" if weights and (weights / "tokenizer").is_dir() else TOKENIZER
     tokenizer, clip_tokenizer = toy_tokenizer(merges), toy_tokenizer(merges)
@@ -187,7 +188,7 @@ def toy_foundation(seed: int = 0, weights: Path | None = WEIGHTS, wide: bool = F
 
 @torch.no_grad()
 def _unit_latents(vae: AutoencoderKL) -> None:
-    """Set the VAE's scaling factor so that latents of toy scenes have unit variance, as SD's 0.18215 does."""
+    """Set the VAE's scaling factor so latents of toy scenes have unit variance, like SD's 0.18215."""
     images = np.stack([world.draw_scene(0, i).image for i in range(16)])
     pixels = torch.from_numpy(images).permute(0, 3, 1, 2) / 127.5 - 1
     posterior = vae.encode(pixels).latent_dist

@@ -1,4 +1,4 @@
-"""The toy world in the published files' form, so that the real preparation and readers can be run without a download.
+"""The toy world in the form of the published files, so the preparation and readers run without a download.
 
     python -m sgg_fast.toy.sets vg --out toy_vg --num 300      # what `prepare vg` reads
     python -m sgg_fast.toy.sets coco --out toy_coco --num 300  # what `prepare coco` reads
@@ -24,11 +24,11 @@ from sgg_fast.commands import command
 from sgg_fast.toy import world
 
 SIZE = 320
-"""Pixels a side: the smallest things are larger than the 32 px that Visual Genome's boxes must have."""
+"""Resolution in pixels: the smallest objects are larger than the 32 px that Visual Genome's boxes must have."""
 STUFF = ("sky", "grass", "sea", "sand", "snow", "leaves", "flowers")
 """Categories that COCO calls stuff: no instances, regions only."""
 FIRST_STUFF, OTHER = 92, 183
-"""COCO-Stuff's category ids: stuff from 92 on, and "other", every pixel that is a thing's."""
+"""COCO-Stuff's category ids: stuff from 92 on, and "other", for every pixel of a thing."""
 LISTS = "deprecated-challenge2017"
 
 
@@ -120,7 +120,7 @@ def write_coco(out: Path, num: int, seed: int = 0, size: int = SIZE) -> None:
 
 
 def _annotate(rows: list[Any], image_id: int, category: int, mask_HW: np.ndarray, polygons: bool) -> None:
-    """One annotation: things as polygons, stuff as run lengths, as COCO has them."""
+    """One annotation in COCO's form: things as polygons, stuff as run lengths."""
     rle = coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
     segmentation = _rectangles(mask_HW) if polygons else {"size": rle["size"], "counts": rle["counts"].decode()}
     rows.append({
@@ -131,7 +131,7 @@ def _annotate(rows: list[Any], image_id: int, category: int, mask_HW: np.ndarray
 
 
 def _rectangles(mask_HW: np.ndarray) -> list[list[float]]:
-    """A mask as polygons: its runs of pixels, those of one shape in consecutive rows together."""
+    """A mask as polygons: its runs of pixels; equal runs in consecutive rows are merged."""
     open_runs: dict[tuple[int, int], int] = {}
     done: list[list[float]] = []
     empty = np.zeros(mask_HW.shape[1], bool)
@@ -148,7 +148,7 @@ def _rectangles(mask_HW: np.ndarray) -> list[list[float]]:
 
 @command("toy.sets")
 def main(argv: list[str] | None) -> None:
-    """Exit code 0, or 2 for settings that cannot be used."""
+    """Exit code 0, or 2 for unusable settings."""
     parser = argparse.ArgumentParser(prog="python -m sgg_fast.toy.sets", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("form", choices=("vg", "coco"))

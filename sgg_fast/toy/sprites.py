@@ -1,10 +1,10 @@
-"""What each category of the toy world looks like, and how one of them becomes a patch of pixels.
+"""The shapes of the toy world's categories, and how to paint one of them.
 
-Shapes are data, so a category is a few lines here and nothing anywhere else. Not here: where things
-stand and how they relate (`sgg_fast/toy/world.py`).
+Shapes are data, so a category is a few lines in this file. Not here: where objects stand and how they relate
+(`sgg_fast/toy/world.py`).
 
-A sprite lives in its own unit box, x to the right, y down, facing right. A stroke is
-(kind, tint, coordinates, line width in sprite widths); a later stroke covers an earlier one.
+A sprite lives in its own unit box, x to the right, y down, facing right. A stroke is (kind, tint, coordinates, line
+width in sprite widths); a later stroke covers an earlier one.
 """
 
 from __future__ import annotations
@@ -300,7 +300,7 @@ def paint(sprite: str, frame: Frame, flip: bool, colours: dict[str, RGB], size: 
         pixels = [x_zero + v * x_scale if k % 2 == 0 else y_zero + v * y_scale for k, v in enumerate(points)]
         strokes.append((kind, pixels, width * w * SUPERSAMPLING, colours[tint]))
     for kind, pixels, width, _ in strokes:
-        # A thread as wide as its outline would be a rod.
+        # A thread as wide as its outline would look like a rod.
         if kind != "thread":
             _stroke(draw, kind, pixels, width, colours["edge"], grow)
     for kind, pixels, width, fill in strokes:
@@ -309,7 +309,7 @@ def paint(sprite: str, frame: Frame, flip: bool, colours: dict[str, RGB], size: 
 
 
 def snow_cap(patch: Image.Image, rng: np.random.Generator) -> Image.Image:
-    """Snow lying on whatever `patch` (RGBA) shows: a wavy layer under the upper contour of each column."""
+    """Snow on the object of `patch` (RGBA): a wavy layer under the upper contour of each column."""
     solid_HW = np.asarray(patch.getchannel("A")) > 127
     height, width = solid_HW.shape
     top_W = solid_HW.argmax(axis=0)
@@ -361,7 +361,7 @@ def surface(kind: str, top: float, size: int, rng: np.random.Generator) -> Image
 
 
 def cover(kind: str, patch: Image.Image, ground: bool, rng: np.random.Generator) -> Image.Image:
-    """Snow, leaves or flowers over what `patch` (RGBA) shows, a thing or the ground; the same size as it."""
+    """Snow, leaves or flowers over the object or ground of `patch` (RGBA); the result has the same size."""
     unit = SUPERSAMPLING * 1.2
     if kind == "snow":
         return scatter(patch, ((250, 252, 255),), 4 * unit, 40, rng) if ground else snow_cap(patch, rng)

@@ -1,8 +1,9 @@
 """The text-conditioned UNet of `toy-words`: v-prediction on latents, 10 % without a condition.
 
-A batch is told either in sentences, all states of each text, or in phrases, as SGG-IG's tokens and `--text-form
-phrases` begin: the end-of-text state of every relation and every name. Either context is as long as its batch needs,
-the padding masked; the empty text is its start and end. Letters: B pictures, T context tokens, C their width.
+The condition of a batch has one of two forms. Sentences give all states of each text. Phrases, as in the first tokens
+of SGG-IG and in `--text-form phrases`, give the end-of-text state of every relation and every name. Either context is
+as long as its batch needs, with the padding masked; the empty text is its start and end. Letters: B pictures, T context
+tokens, C their width.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ NULL_TOKENS = 2
 _LOOKED_AT = 128
 
 Told = tuple[torch.Tensor, torch.Tensor]
-"""[B, T, C] context and [B, T] bool, what of it is attended to."""
+"""[B, T, C] context and [B, T] bool, the mask of attended tokens."""
 
 
 @torch.no_grad()
 def read_texts(foundation: Foundation, texts: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
     """States [B, T, C] of the texts up to the end of the longest, and the index [B] of each one's end.
 
-    Attention is causal, so that leaving out what follows changes nothing.
+    Attention is causal, so leaving out later positions changes nothing.
     """
     ids = token_ids(foundation.tokenizer, texts, torch.device("cpu"))
     end = (ids == foundation.tokenizer.eos_token_id).int().argmax(dim=1)
@@ -56,7 +57,7 @@ def tell_sentences(foundation: Foundation, texts: Sequence[str]) -> Told:
 
 
 class Phrases:
-    """End-of-text states of what the graphs say, read once."""
+    """End-of-text states of the phrases of graphs, computed once."""
 
     def __init__(self, foundation: Foundation, graphs: Sequence[SceneGraph], batch: int = 512) -> None:
         said = dict.fromkeys(text for graph in graphs for text in _phrases(graph))
@@ -81,12 +82,12 @@ class Phrases:
 
 
 def _phrases(graph: SceneGraph) -> list[str]:
-    """Every relation, then every object, as SGG-IG's triples have them."""
+    """Every relation, then every object, as in SGG-IG's triples."""
     return [f"{graph.objects[s]} {p} {graph.objects[o]}" for s, p, o in graph.relations] + list(graph.objects)
 
 
 def training_set(foundation: Foundation, out: Path, num: int) -> tuple[list[SceneGraph], torch.Tensor]:
-    """Graphs and scaled latents (posterior means) of the first `num` training scenes; kept in `out` once drawn."""
+    """Graphs and scaled latents (posterior means) of the first `num` training scenes; stored in `out`."""
     kept = out / f"toy-words-{num}"
     if not (kept / "latents.safetensors").is_file():
         graphs, parts = [], []
@@ -113,7 +114,7 @@ def encode(foundation: Foundation, images: np.ndarray) -> torch.Tensor:
 
 
 def fast_precision() -> contextlib.AbstractContextManager[object]:
-    """bf16 where the processor has matrix units for it (AMX), where it saves a quarter of a step; else fp32."""
+    """bf16 on processors with matrix units for it (AMX), where it saves a quarter of a step; else fp32."""
     amx = torch.cpu._is_amx_tile_supported()
     return torch.autocast("cpu", torch.bfloat16) if amx else contextlib.nullcontext()
 
@@ -121,10 +122,11 @@ def fast_precision() -> contextlib.AbstractContextManager[object]:
 def build_text_unet(
     out: Path, num_steps: int, num_scenes: int, start: Path | None = None, first: int = 0, batch: int = 32
 ) -> nn.Module:
-    """The wide UNet's moving average. Looked at: error of the predicted latents by noise level, on held-out scenes.
+    """The wide UNet's moving average. Monitored: error of the predicted latents by noise level, on held-out scenes.
 
-    start: a foundation's folder, whose UNet, trained for `first` steps, is gone on with, beside its other parts, which
-    are written to `out`; without it the parts of `out`, and a new UNet. Raises ValueError where those are missing.
+    start: folder of a foundation. Training continues with its UNet, trained for `first` steps, and its other parts are
+    written to `out`. Without it the parts of `out` and a new UNet are used. Raises ValueError if those parts are
+    missing.
     """
     if start is not None:
         foundation = load_foundation(str(start), "")
@@ -189,7 +191,7 @@ def build_text_unet(
 
 
 def parts_of(out: Path) -> Foundation:
-    """Autoencoder and CLIP of `out`, and its UNet or a new one. Raises ValueError where one of the first is missing."""
+    """Autoencoder and CLIP of `out`, and its UNet or a new one. Raises ValueError if autoencoder or CLIP is missing."""
     if missing := [part for part in ("vae", "clip") if not (out / f"{part}.safetensors").is_file()]:
         raise ValueError(f"{out} has no {' and no '.join(missing)}: build that first")
     return toy_foundation(weights=out, wide=True)

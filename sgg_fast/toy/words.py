@@ -1,9 +1,9 @@
-"""The toy world as people talk about it: `toy-words`, the scenes of `--data toy-words`.
+"""The toy world in everyday words: `toy-words`, the scenes of `--data toy-words`.
 
-Beside the predicates of `sgg_fast/toy/world.py` its graphs say on, in, under, next to, near, in front of and with. Each
-is a function of what is seen, so that `sgg_fast/eval/relations.py` can judge it; where several words are true of a pair
-one is drawn at random. There is more to do than in the older world: people ride every animal that carries them and hold
-whatever fits a hand, and most scenes have two of a kind. The older world stays as it is, to the bit, so that figures
+Beside the predicates of `sgg_fast/toy/world.py` its graphs use on, in, under, next to, near, in front of and with. Each
+is a function of the visible scene, so `sgg_fast/eval/relations.py` can judge it; if several words are true of a pair,
+one is drawn at random. There is more activity than in the older world: people ride every animal that carries them and
+hold whatever fits a hand, and most scenes have two of a kind. The older world is unchanged, to the bit, so figures
 compare.
 
 Letters: N objects of one scene. Lengths are in picture units: 0..1, x to the right, y down.
@@ -12,7 +12,6 @@ Letters: N objects of one scene. Lengths are in picture units: 0..1, x to the ri
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -20,18 +19,18 @@ from sgg_fast.toy import layout
 from sgg_fast.toy.layout import Group, Plan, Thing
 
 NEW = ("on", "in", "under", "next to", "near", "in front of", "with")
-"""Predicates that the older world does not say."""
+"""Predicates that the older world does not use."""
 EITHER_WAY = ("next to", "near")
-"""Of these, the ones that are as true the other way round."""
+"""The symmetric ones: they hold in both directions."""
 
 SAID_OF_SKY = 0.4
-"""Share of the things in the sky, and of boats in the sea, whose graph may say so."""
+"""Share of the objects in the sky, and of boats in the sea, whose graph may name this relation."""
 MOUNTS = {"land": ("horse", "horse", "sheep", "sheep", "dog"), "beach": ("horse", "dog")}
 HELD = ("kite", "umbrella", "ball", "hat", "bird")
 
 BESIDE_GAP, NEAR_GAP, LEAST_SHARED = 0.1, 0.14, 0.6
-"""Widest gap between two boxes that are next to each other, and near; the share of the lower one's height that things
-next to each other have in common."""
+"""Widest gap between two boxes that are next to each other, and near; least overlap in height of objects next to each
+other, as a share of the lower one's height."""
 
 _WAYS: dict[str, tuple[tuple[str, bool], ...]] = {
     "standing on": (("on", False),),
@@ -41,13 +40,13 @@ _WAYS: dict[str, tuple[tuple[str, bool], ...]] = {
     "behind": (("in front of", True),),
     "covered in": (("on", True),),
 }
-"""What else may be said of things that belong together, and whether subject and object change places."""
+"""Other words for objects that belong together, and whether subject and object change places."""
 
 
 def ways(predicate: str, obj: str) -> list[tuple[str, bool]]:
-    """What may be said of a pair that stands in a relation of the older world to something of the category `obj`:
+    """Words for a pair with a relation of the older world to an object of the category `obj`.
 
-    that relation first, each with whether subject and object change places.
+    That relation comes first. Each word has a flag: whether subject and object change places.
     """
     more = (("in", False),) if (predicate, obj) == ("riding", "boat") else ()
     return [(predicate, False), *_WAYS.get(predicate, ()), *more]
@@ -77,13 +76,13 @@ def is_under(a: np.ndarray, b: np.ndarray, least: float = 0.08) -> bool:
 
 
 def between(a: np.ndarray, b: np.ndarray, wide: bool) -> list[str]:
-    """The words of `NEW` that boxes alone say of `a` [4] and `b` [4]; `wide`: one of them fills the picture's width."""
+    """The words of `NEW` that boxes alone determine for `a` [4] and `b` [4]; `wide`: one fills the picture's width."""
     rules = {"next to": is_beside, "near": is_near, "under": is_under}
     return [] if wide else [word for word, rule in rules.items() if rule(a, b)]
 
 
 class WordsPlan(Plan):
-    """A scene with more to say: two of a kind, riders, things in hand, and what few scenes show."""
+    """A scene with more relations: two of a kind, riders, held objects, and rare relations."""
 
     def _start(self) -> None:
         topic = self.rng.random()
@@ -100,7 +99,7 @@ class WordsPlan(Plan):
         super()._fill()
 
     def _start_pair(self) -> None:
-        """Begins with two of a kind, each with what belongs to it."""
+        """Start with two of a kind, each with what belongs to it."""
         self.target = max(self.target, len(self.backdrop) + 3)
         makers = {"land": (self._animal, self._building, self._people, self._prop),
                   "sea": (self._boats,), "beach": (self._people, self._boats, self._animal)}[self.kind]  # fmt: skip
@@ -111,7 +110,7 @@ class WordsPlan(Plan):
                 self._settle(make(), zone)
 
     def again(self, topic: str, *options: str) -> str:
-        """More often than in the older world."""
+        """Choose an option; repeats are more frequent than in the older world."""
         if topic not in self.favourites or self.chance(0.3):
             self.favourites[topic] = self.pick(*options)
         return self.favourites[topic]
@@ -177,16 +176,18 @@ def say(
     geometric: Callable[[np.ndarray, np.ndarray, bool], str | None],
     most: int,
 ) -> tuple[tuple[int, str, int], ...]:
-    """Relations of a scene, 2 to `most` where it has them: what belongs together first, then pairs at random.
+    """Relations of a scene, 2 to `most` if it has as many: objects that belong together first, then random pairs.
 
     categories [N], boxes [N, 4]; geometric: the older world's word for two boxes, or None.
     """
     num = len(boxes)
     goal = int(rng.integers(min(max(2, num - 2), 6), most + 1))
     dull = np.array([0.5 * (o in wide or s in wide) for s, _, o in links])
-    first: Any = np.argsort(rng.random(len(links)) + dull)[: max(1, round(0.6 * goal))] if links else []
+    first: list[int] = []
+    if links:
+        first = np.argsort(rng.random(len(links)) + dull)[: max(1, round(0.6 * goal))].tolist()
     chosen = [_one_way(rng, links[k], categories) for k in first]
-    # A pair that belongs together is now and then told by its places as well: a worn hat is above its wearer.
+    # A pair that belongs together is sometimes also described by position: a worn hat is above its wearer.
     related = {frozenset((s, o)) for s, _, o in links if rng.random() > 0.1}
     mentioned = {n for s, _, o in chosen for n in (s, o)}
     pairs = [(s, o) for s in range(num) for o in range(num) if s != o]
@@ -208,7 +209,7 @@ def say(
 
 
 def _one_way(rng: np.random.Generator, link: tuple[int, str, int], categories: Sequence[str]) -> tuple[int, str, int]:
-    """One of the ways to say what belongs together, half of the time that of the older world."""
+    """One of the words for objects that belong together, half of the time that of the older world."""
     s, predicate, o = link
     options = ways(predicate, categories[o])
     if len(options) == 1 or rng.random() < 0.5:

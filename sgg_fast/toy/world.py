@@ -1,9 +1,8 @@
 """The toy world: seeded cartoon scenes with the graph, boxes and masks they were drawn from.
 
-It exists so that every claim about pictures following graphs can be rerun offline in minutes. It is not
-a stand-in for Visual Genome: it has no clutter, no annotation errors and no synonyms. What a category
-looks like is in `sgg_fast/toy/sprites.py`, how a scene is composed in `sgg_fast/toy/layout.py`; files in
-the public formats are written elsewhere.
+With it every claim about pictures following graphs can be rerun offline in minutes. It does not replace Visual Genome:
+it has no clutter, no annotation errors and no synonyms. `sgg_fast/toy/sprites.py` has the shapes of the categories,
+`sgg_fast/toy/layout.py` composes scenes, and `sgg_fast/toy/sets.py` writes files in the public formats.
 
 Letters: N objects of one scene, H = W = size of the picture in pixels. Picture units: 0..1, y down.
 """
@@ -30,7 +29,7 @@ INTERACTIONS = ("standing on", "wearing", "holding", "riding", "behind", "covere
 PREDICATES: tuple[str, ...] = (*GEOMETRIC, *INTERACTIONS)
 
 TRAIN_SEED, HELD_OUT_SEED = 1000, 2000
-"""World seeds of the foundation's training and of held-out scenes; neither is a seed that a recipe trains on."""
+"""World seeds of the foundation's training and of held-out scenes; no recipe trains on either seed."""
 
 HELD_OUT: frozenset[tuple[str, str, str]] = frozenset(
     {
@@ -43,9 +42,9 @@ HELD_OUT: frozenset[tuple[str, str, str]] = frozenset(
         ("tree", "right of", "car"),
     }
 )
-"""Combinations of known words that no scene shows unless it is asked for. The model that ships is older in part: its
-CLIP and the UNet that it began from (text, then 2 000 steps of SGG-IG) still saw them; its graph encoder and all later
-steps did not."""
+"""Combinations of known words that no scene shows unless requested. Parts of the shipped model are older: its CLIP and
+its initial UNet (text, then 2 000 steps of SGG-IG) were trained with them; its graph encoder and all later steps were
+not."""
 
 MAX_RELATIONS = 8
 MIN_VISIBLE = 0.3
@@ -54,11 +53,12 @@ MIN_VISIBLE = 0.3
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One picture and what is in it.
+    """One picture and its contents.
 
     graph: 3-8 objects, "colour name" or "name", in random order; 2-8 relations.
-    image: uint8 [H, W, 3]. boxes: float32 [N, 4], x0 y0 x1 y1 in picture units, of each object before
-    occlusion, clipped to the picture. masks: bool [N, H, W], the pixels still seen; disjoint.
+    image: uint8 [H, W, 3].
+    boxes: float32 [N, 4], x0 y0 x1 y1 in picture units, of each object before occlusion, clipped to the picture.
+    masks: bool [N, H, W], the visible pixels; disjoint.
     """
 
     graph: SceneGraph
@@ -68,7 +68,7 @@ class Scene:
 
 
 def _paint(plan: Plan, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The picture, uint8 [H, W, 3], and every thing's own extent in drawing order, bool [N, H, W]."""
+    """The picture, uint8 [H, W, 3], and every object's own extent in drawing order, bool [N, H, W]."""
     rng, things = plan.rng, plan.things
     haze = np.linspace(0.0, rng.uniform(0.4, 0.9), size)[:, None, None]
     sky = np.array([116, 186, 240]) * rng.uniform(0.92, 1.04)
@@ -111,10 +111,10 @@ def _boxes(full_NHW: np.ndarray) -> np.ndarray:
 
 
 def geometric(a: np.ndarray, b: np.ndarray, sideways: bool = True) -> str | None:
-    """Which of sg2im's six relations box `a` [4] has to `b` [4]; None when it would be a matter of taste.
+    """The relation among sg2im's six that box `a` [4] has to `b` [4]; None if it is ambiguous.
 
-    Containment first, then the direction between the centres, which must be clear: by 0.08 of the picture
-    and a third longer along its axis than across. `sideways=False` allows only above and below.
+    Containment comes first, then the direction between the centres, which must be clear: by 0.08 of the picture and a
+    third longer along its axis than across. `sideways=False` allows only above and below.
     """
     if (a[:2] > b[:2]).all() and (a[2:] < b[2:]).all():
         return "inside"
@@ -131,9 +131,9 @@ def geometric(a: np.ndarray, b: np.ndarray, sideways: bool = True) -> str | None
 def _relations(
     rng: np.random.Generator, links: list[tuple[int, str, int]], boxes: np.ndarray, wide: set[int]
 ) -> tuple[tuple[int, str, int], ...]:
-    """Interactions first, then geometric relations between pairs at random, 2-8 together.
+    """Interactions first, then geometric relations between random pairs, 2-8 together.
 
-    Pairs go first that mention something not mentioned yet; those with `wide` objects (ground, sky) go last.
+    Pairs with an object that has no relation yet go first; pairs with `wide` objects (ground, sky) go last.
     """
     goal = int(rng.integers(min(max(2, len(boxes) - 2), 6), MAX_RELATIONS + 1))
     chosen = [links[k] for k in rng.permutation(len(links))[: max(1, round(0.6 * goal))]]
@@ -155,17 +155,17 @@ def _relations(
 SAID_HELD_OUT = frozenset(
     (o, word, s) if turned else (s, word, o) for s, p, o in HELD_OUT for word, turned in words.ways(p, o)
 )
-"""`HELD_OUT` in all the ways that `toy-words` says it."""
+"""`HELD_OUT` in all the words of `toy-words`."""
 
 
 def held_out_relations(graph: SceneGraph) -> list[int]:
-    """Indices of the relations whose triple, colours aside, is in `HELD_OUT` or says the same in other words."""
+    """Indices of the relations whose triple, colours aside, is in `HELD_OUT` or has the same meaning in other words."""
     category = [name.split()[-1] for name in graph.objects]
     return [k for k, (s, p, o) in enumerate(graph.relations) if (category[s], p, category[o]) in SAID_HELD_OUT]
 
 
 def _try_scene(rng: np.random.Generator, size: int, held_out: bool, plan: Plan) -> Scene | None:
-    """One attempt; None when something ended up hidden, too little is going on or `held_out` is not met."""
+    """One attempt; None if an object is hidden, the scene has too few relations or `held_out` is not met."""
     if not plan.groups:
         return None
     if not held_out and any((s.category, p, o.category) in HELD_OUT for s, p, o in plan.links):
@@ -204,11 +204,11 @@ def _try_scene(rng: np.random.Generator, size: int, held_out: bool, plan: Plan) 
 def draw_scene(
     seed: int, index: int, size: int = 64, held_out: bool = False, rare: bool = False, spoken: bool = False
 ) -> Scene:
-    """Scene `index` of the world `seed`, `size` pixels a side; a pure function of its arguments.
+    """Scene `index` of the world `seed`, `size` pixels wide and high; a pure function of its arguments.
 
-    No scene holds a combination of `HELD_OUT`, but with `held_out` every graph says at least one. With `rare` a scene
-    begins with what few show of themselves (`Plan`): training on some of those teaches it sooner. With `spoken` it is a
-    scene of `toy-words` (`sgg_fast/toy/words.py`), which has its own share of rare ones.
+    No scene holds a combination of `HELD_OUT`, but with `held_out` every graph has at least one. With `rare` a scene
+    starts with a relation that is rare otherwise (`Plan`): training on some of those learns it sooner. With `spoken` it
+    is a scene of `toy-words` (`sgg_fast/toy/words.py`), which has its own share of rare ones.
     """
     if rare and spoken:
         raise ValueError("toy-words has its own share of rare scenes: leave out rare")

@@ -1,7 +1,7 @@
-"""The one way to set a run up: from settings, models and data to the module that an engine steps.
+"""Builds a stage from settings, models and data: the module that an engine steps.
 
-The trainer, the warm-up, the planner and every benchmark build their stage here, so that all of them run, plan and time
-the same thing; `summary` reads from a stage what it was made into.
+The trainer, the warm-up, the planner and every benchmark build their stage here, so all of them run, plan and time the
+same thing. `summary` reads from a stage how it was built.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def _encoder_settings(model: ModelConfig) -> dict[str, Any]:
-    """What a graph encoder is built with and keeps."""
+    """Settings that a graph encoder is built with and stores."""
     return {name: getattr(model, setting.field) for name, setting in SETTINGS.items() if setting.rules.in_encoder}
 
 
 def conditioner_of(
     model: ModelConfig, name_dim: int, image_dim: int, context_dim: int, names: Sequence[str] = ()
 ) -> Conditioner:
-    """The conditioner of `--conditioner` with fresh weights, its statistics not measured yet.
+    """The conditioner of `--conditioner` with fresh weights; its statistics are not measured yet.
 
     names: strings that it is trained on.
     """
@@ -56,7 +56,7 @@ def new_conditioner(
 ) -> Conditioner:
     """The conditioner with fresh weights (from the seed) and statistics measured on the cache.
 
-    graphs: [S], those of the cache; a baseline that reads sentences has them said into `cache.texts`.
+    graphs: [S], those of the cache. For a baseline that reads text, the captions of these graphs go into `cache.texts`.
     """
     device = cache.names.device
     widths = cache.names.shape[1], cache.images.shape[1], foundation.unet.config.cross_attention_dim
@@ -75,13 +75,13 @@ def new_conditioner(
     if model.conditioner == "text" and model.text_form != "phrases":
         said = [sentence(graph, model.text_form) for graph in graphs]
         cache.texts = token_ids(foundation.tokenizer, said, device)
-    if is_own and not model.reads_text:  # nothing reads it again
+    if is_own and not model.reads_text:  # the text encoder is not needed again
         foundation.text_encoder.to("cpu")
     return conditioner
 
 
 def read_conditioner(folder: Path, model: ModelConfig) -> SceneGraphConditioner:
-    """A pre-trained graph encoder. Raises `ConfigError` where it was built with other settings."""
+    """Load a pre-trained graph encoder. Raises `ConfigError` if it was built with other settings."""
     try:
         with loading.border(f"{folder}: not a graph encoder"):
             loading.check(folder)
@@ -102,9 +102,9 @@ def read_conditioner(folder: Path, model: ModelConfig) -> SceneGraphConditioner:
 def fit_conditioner(
     conditioner: SceneGraphConditioner, foundation: Foundation, cache: TrainingCache
 ) -> SceneGraphConditioner:
-    """A pre-trained graph encoder on the cache's device, the cache's words added to those it knows.
+    """Move a pre-trained graph encoder to the cache's device and add the cache's words to its vocabulary.
 
-    Raises `ConfigError` where it was made for another CLIP or another Stable Diffusion.
+    Raises `ConfigError` if it was made for another CLIP or another Stable Diffusion.
     """
     widths = {
         "name_dim": ("CLIP names of width", cache.names.shape[1]),
@@ -149,36 +149,36 @@ def assemble(
     set_attention(unet, config.model.attention, device)
     if config.model.gradient_checkpointing:
         checkpoint_activations(unet, **checkpointing)
-    # ZeRO-3 gathers a layer's weights when that layer is called.
+    # ZeRO-3 gathers the weights of a layer when that layer is called.
     by_layer = ds_config is not None and ds_config["zero_optimization"]["stage"] == 3
     fuse.fuse_for(device, config.model.fuse_unet, unet, merge=not by_layer)
     return _move(FinetuneStage(config, conditioner, foundation, cache), device)
 
 
 def _move(module: Module, device: torch.device) -> Module:
-    """To the device, unless it lies there: the planner's weights have no memory and cannot be moved."""
+    """Move to the device if it lies elsewhere: the planner's weights have no memory and cannot be moved."""
     held = (*module.parameters(), *module.buffers())
     return module.to(device) if any(t.device.type != device.type for t in held) else module
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a stage was made into, read from its modules and tensors."""
+    """How a stage was built, read from its modules and tensors."""
 
     fused: int
     """Modules of the UNet that run a fused kernel."""
     merged: int
     """GEMMs that serve several layers of the UNet."""
     attention: str
-    """Class of the processor of the UNet's attention; "" in pre-training, as the others are 0."""
+    """Class of the UNet's attention processor. In pre-training it is "", and the fields above are 0."""
     checkpointed: bool
     """Whether the UNet's activations are recomputed in backward."""
     devices: frozenset[str]
-    """Kinds of devices of weights, data and the frozen models that a step calls."""
+    """Device types of the weights, the data and the frozen models that a step calls."""
 
 
 def summary(stage: Stage) -> Summary:
-    """Of a stage from `assemble`."""
+    """Summarise a stage from `assemble`."""
     held: list[torch.Tensor] = [*stage.parameters(), *stage.buffers(), *stage.cache.tensors()]
     if not isinstance(stage, FinetuneStage):
         return Summary(0, 0, "", False, frozenset(t.device.type for t in held))

@@ -1,4 +1,4 @@
-"""Which shape a batch is padded to. The host drew the batch, so it knows without asking the device.
+"""The shape that a batch is padded to. The host draws the batch, so it knows the shape without asking the device.
 
 Letters: S graphs of the set, B graphs drawn a step, N objects and E relations of a batch (in pre-training with full and
 masked copies), K micro-batches of a step, T context tokens.
@@ -13,26 +13,26 @@ import numpy as np
 from sgg_fast.nn.conditioner import context_length
 
 COPIES = 2
-"""Of each graph in a batch: the full one and the masked one; graph negatives are one more."""
+"""Copies of each graph in a batch: the full one and the masked one. Graph negatives add a third."""
 
 STEP_OBJECTS, STEP_RELATIONS = 32, 64
 """N and E of a bucket are multiples of these."""
 
 SMALL = 1024
-"""A worst case of at most so many objects is the only bucket: beside the optimiser its padding costs nothing."""
+"""A worst case of at most this many objects is the only bucket: its padding is cheap beside the optimiser."""
 
 GROWTH = 1.1
-"""From each bucket to the next: padding costs at most about a tenth, and few buckets are ever met."""
+"""Ratio of one bucket to the one before. Padding costs at most about a tenth, and a run meets few buckets."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """Everything about a batch that decides the shapes of a step."""
+    """The properties of a batch that decide the shapes of a step."""
 
     shape: tuple[int, int]
-    """(N, E), the padding included."""
+    """(N, E), padding included."""
     bounds: tuple[int, int]
-    """(objects, relations) that no graph of the batch exceeds; the context's T follows from the second."""
+    """Upper bounds (objects, relations) of each graph of the batch; the second one gives the context's T."""
 
 
 class Buckets:
@@ -53,15 +53,15 @@ class Buckets:
             self.ladder = sorted(set(rungs))
 
     def of(self, ids_KB: np.ndarray) -> Bucket:
-        """The smallest bucket that holds all copies of any micro-batch's graphs and an object of padding."""
+        """The smallest bucket that holds all copies of the graphs of any micro-batch and one padding object."""
         num_n, num_e = self.copies * self.sizes[ids_KB].sum(axis=1).max(axis=0)
         return Bucket(next(rung for rung in self.ladder if rung[0] > num_n and rung[1] >= num_e), self.bounds)
 
 
 class ContextBuckets:
-    """One worst case for each length of the context that `batch` graphs of a set of these `sizes` can need.
+    """One worst-case bucket for each context length that `batch` graphs of a set of these `sizes` can need.
 
-    Beside the UNet what padding costs is nothing; a longer context would cost in each of its attentions.
+    Padding is cheap beside the UNet. A longer context is not: it costs time in each attention layer.
     """
 
     def __init__(self, sizes: np.ndarray, batch: int) -> None:
@@ -73,12 +73,12 @@ class ContextBuckets:
             self.ladder[length] = Bucket(_rounded(batch * within.max(axis=0)), _bounds(within))
 
     def of(self, ids_KB: np.ndarray) -> Bucket:
-        """The one bucket of all micro-batches of a step, for their gradients add up in one place."""
+        """The bucket that all micro-batches of a step share, because their gradients are added in place."""
         return self.ladder[int(self._length_S[ids_KB].max())]
 
 
 def _context_lengths(sizes: np.ndarray) -> np.ndarray:
-    """[S] T of each graph alone."""
+    """[S] T of each graph by itself."""
     relations, place_S = np.unique(sizes[:, 1], return_inverse=True)
     return np.array([context_length(number) for number in relations.tolist()])[place_S]
 
@@ -89,6 +89,6 @@ def _bounds(sizes: np.ndarray) -> tuple[int, int]:
 
 
 def _rounded(totals: np.ndarray) -> tuple[int, int]:
-    """Up to whole steps, with room for at least one object of padding."""
+    """Round up to whole steps, with room for at least one padding object."""
     num_n, num_e = (int(np.ceil(total)) for total in totals)
     return -(-(num_n + 1) // STEP_OBJECTS) * STEP_OBJECTS, -(-num_e // STEP_RELATIONS) * STEP_RELATIONS

@@ -1,7 +1,7 @@
-"""Graph negatives for eq. 9: the sample's own graph with one relation told wrongly, to be kept away from its image.
+"""Graph negatives for eq. 9: the sample's own graph with one wrong relation, which the loss pushes away from its image.
 
-Negatives that are other images never ask who is left of whom; these ask nothing else. One relation of the graph is
-drawn, and either its predicate is replaced by its opposite, where the set has that word, or its subject and object
+Negatives that are other images do not test who is left of whom; graph negatives test only that. One relation of the
+graph is drawn. Either its predicate is replaced by its opposite, where the set has that word, or its subject and object
 change places. All draws are hashes on the device. Letters: B samples, E relations, V names.
 """
 
@@ -38,13 +38,13 @@ EITHER_WAY = (
     "along",
     "against",
 )
-"""Predicates that are as true the other way round."""
+"""Symmetric predicates: they hold in both directions."""
 
 _PICK, _KIND = 0, 1
 
 
 class GraphNegatives:
-    """Tells one relation of each graph wrongly."""
+    """Falsifies one relation of each graph."""
 
     def __init__(self, table: NameTable, device: torch.device) -> None:
         ids = {name: k for k, name in enumerate(table.names)}
@@ -60,16 +60,16 @@ class GraphNegatives:
     def tell(
         self, batch: SceneGraphBatch, first: int, seed: int, step: int | torch.Tensor, sample_B: torch.Tensor
     ) -> tuple[SceneGraphBatch, torch.Tensor]:
-        """`batch` with one relation of the graphs `first` .. `first + B`, those of `sample` [B], told wrongly.
+        """`batch` with one wrong relation in each of the graphs `first` .. `first + B`, those of `sample` [B].
 
-        Also which of them [B] bool have a relation that can be; the others stay as they are.
+        Also returns [B] bool, which of them have a relation that can be made wrong; the others stay unchanged.
         """
         num, key = len(sample_B), (seed, step, sample_B, STREAM_GRAPH_NEGATIVE)
         graph_E = batch.relation_graph.long() - first
         own_E = (graph_E >= 0) & (graph_E < num)
         graph_E = graph_E.clamp(0, num - 1)
         usable_E = own_E & batch.relation_pooled.bool() & self.directed_V[batch.predicate_name]
-        before = torch.nn.functional.pad(usable_E.long().cumsum(0), (1, 0))  # usable ones in front of each relation
+        before = torch.nn.functional.pad(usable_E.long().cumsum(0), (1, 0))  # usable relations before each one
         at_B1 = before[batch.relation_ptr[first : first + num + 1].long()]
         count_B = at_B1.diff()
         picked_B = at_B1[:-1] + ops.hash_u32(*key, _PICK) % count_B.clamp(min=1)

@@ -1,4 +1,4 @@
-"""Which samples a process reads at a step."""
+"""The order in which processes read samples."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import numpy as np
 
 
 class SampleOrder:
-    """Epoch after epoch, each a permutation from the seed.
+    """Sample order of all epochs; each epoch is a permutation from the seed.
 
-    Process r of W reads positions (step W + r) B .. + B, so W processes with batch B read what one
-    process reads with batch W B.
+    Process r of W reads positions (step W + r) B .. + B, so W processes with batch B read what one process reads with
+    batch W B.
     """
 
     def __init__(self, num_samples: int, batch: int, seed: int, rank: int, world_size: int) -> None:

@@ -1,4 +1,4 @@
-"""What a run shows and leaves: sample sheets on the way, the result at its end."""
+"""The outputs of a run: sample sheets during training, the result at its end."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from sgg_fast.train.run.folder import writing
 def make_pipeline(
     config: Config, foundation: Foundation, conditioner: Conditioner, with_text: bool = True
 ) -> SceneGraphToImagePipeline:
-    """The pipeline around the models as they are now (shared, not copied).
+    """The pipeline around the current models (shared, not copied).
 
-    Drawing needs no text encoder, and in training it may lie on another device: `with_text` False leaves it out,
-    except where the tokens start from its states.
+    with_text: include the text encoder. Sampling does not need it, and in training it may lie on another device. False
+    leaves it out, unless the tokens start from its states.
     """
     with_text = with_text or config.model.reads_text
     pipeline = SceneGraphToImagePipeline(
@@ -50,7 +50,7 @@ def draw_sheet(pipeline: SceneGraphToImagePipeline, run: RunConfig, source: Pair
     """Real pictures of the first graphs above, generated ones of the same graphs below."""
     num = min(run.num_samples, len(source))
     pipeline.set_progress_bar_config(disable=True)
-    pipeline.capture_unet = "off"  # few steps; and DeepSpeed's hooks gather weights at every call
+    pipeline.capture_unet = "off"  # few steps; DeepSpeed's hooks gather weights at every call
     pipeline.unet.eval()
     drawn = pipeline(
         source.graphs[:num],
@@ -68,12 +68,12 @@ def draw_sheet(pipeline: SceneGraphToImagePipeline, run: RunConfig, source: Pair
 
 
 def export(result: Path, model: Conditioner | SceneGraphToImagePipeline) -> None:
-    """Write a stage's result aside and rename it, so that it is whole or absent. Raises OSError where that fails."""
+    """Write a stage's result to a temporary folder and rename it: complete or absent. Raises OSError on failure."""
     aside = result.with_name(f".{result.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     with writing(result):
         model.save_pretrained(aside)
-        if not isinstance(model, SceneGraphToImagePipeline):  # which does this itself
+        if not isinstance(model, SceneGraphToImagePipeline):  # the pipeline does this itself
             forget_places(aside)
             seal(aside)
         replace_folder(aside, result)

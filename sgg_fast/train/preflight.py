@@ -1,4 +1,4 @@
-"""What refuses a run before torch is loaded: settings, flags and folders that need neither a device nor a model."""
+"""Checks before torch is loaded: settings, flags and folders that need neither a device nor a model."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from sgg_fast.train.run.folder import check_folder
 
 
 def preflight(config: Config, stage: str, out: Path, ds_path: str | None, graph_encoder: Path | None) -> None:
-    """Raises `ConfigError`; reads and makes nothing but for the files that it checks.
+    """Check the settings. Raises `ConfigError`; reads and writes nothing except the files that it checks.
 
-    `train.py` calls it for the speed of its answer, `Trainer` for everyone else.
+    `train.py` calls it to answer fast; `Trainer` calls it for all other callers.
     """
     config.check_given()
     conditioner = config.model.conditioner

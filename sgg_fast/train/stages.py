@@ -1,8 +1,8 @@
-"""What one training step computes: the two stages of SGG-IG as modules from (sample ids, step) to loss terms.
+"""The computation of one training step: the two stages of SGG-IG as modules from (sample ids, step) to loss terms.
 
-An engine runs them forward and backward. `store`, `graphs_of`, `buckets` and `packed_terms` are what a captured step
-needs to know of a stage: it packs its batch from a table on the device, padded to the shapes of a `Bucket`.
-Letters: B samples, K micro-batches of a step, N objects, E relations, I embedding width.
+An engine runs them forward and backward. A captured step also needs `store`, `graphs_of`, `buckets` and `packed_terms`:
+it packs its batch from a table on the device, padded to the shapes of a `Bucket`. Letters: B samples, K micro-batches
+of a step, N objects, E relations, I embedding width.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ from sgg_fast.train.graph_negatives import GraphNegatives
 
 @dataclasses.dataclass(frozen=True)
 class Terms:
-    """The loss of a step and its parts, each with the value that chance reaches."""
+    """The loss of a step and its parts, each with its value at chance."""
 
     total: torch.Tensor
     """Scalar with gradient."""
     losses: dict[str, torch.Tensor]
     """Detached scalars by name, "loss" first."""
     chance: dict[str, torch.Tensor]
-    """What each of them is at chance."""
+    """Value of each of them at chance."""
 
 
 Parts = dict[str, tuple[torch.Tensor, torch.Tensor | float]]
@@ -57,7 +57,7 @@ def _terms(total: torch.Tensor, chance: torch.Tensor | float, parts: Parts) -> T
 
 
 def _geometry(seed: int, conditioner: SceneGraphConditioner, cache: TrainingCache) -> PairGeometry:
-    """The head of --geometry; its weights come from the seed."""
+    """Build the head of --geometry; its weights come from the seed."""
     assert cache.boxes is not None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -68,7 +68,7 @@ def _geometry(seed: int, conditioner: SceneGraphConditioner, cache: TrainingCach
 def _with_boxes(
     objective: ObjectiveConfig, total: torch.Tensor, chance: torch.Tensor | float, parts: Parts
 ) -> tuple[torch.Tensor, torch.Tensor | float]:
-    """A stage's loss and its value at chance, those of the boxes added where they are among the `parts`."""
+    """Add the loss of the boxes, where `parts` has one, to a stage's loss and to its value at chance."""
     for name, weight in (("geometry", objective.geometry), ("attention", objective.attention_loss)):
         value, at_chance = parts.get(name, (0.0, 0.0))
         total, chance = total + weight * value, chance + weight * at_chance
@@ -77,23 +77,23 @@ def _with_boxes(
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-    """A pre-training batch after eqs 3-8: B full copies, perhaps B told wrongly, B masked ones, and perhaps padding."""
+    """A pre-training batch after eqs 3-8: B full copies, optionally B wrong ones, B masked ones, optional padding."""
 
     batch: SceneGraphBatch
     masked: torch.Tensor
-    """[N] bool, objects that the encoder did not see."""
+    """[N] bool, objects that are masked for the encoder."""
     x: torch.Tensor
     """[N, D] objects."""
     tokens: torch.Tensor
     """[E, C] relations."""
     x_global: torch.Tensor
-    """[2B or 3B, and 1 with padding, I]."""
+    """[2B or 3B, plus 1 with padding, I]."""
     num: int
     """B."""
     first_masked: int
-    """The first graph of the masked copies."""
+    """Index of the first graph of the masked copies."""
     wrong: torch.Tensor | None = None
-    """[B] bool, which of the graphs B .. 2B are told wrongly; None without graph negatives."""
+    """[B] bool, which of the graphs B .. 2B are wrong; None without graph negatives."""
 
 
 class PretrainStage(nn.Module):
@@ -107,7 +107,7 @@ class PretrainStage(nn.Module):
         name_dim, image_dim = cache.names.shape[1], cache.images.shape[1]
         self.decoder = MaskedObjectDecoder(conditioner.config.width, name_dim, image_dim)
         self.constraint = losses.SpatialConstraint(objective.contrastive)
-        # Frozen inputs in the form the losses read them; tuples keep them out of the state dict.
+        # Frozen inputs in the form that the losses read; tuples keep them out of the state dict.
         names = conditioner.standardise(cache.names)
         self._frozen = (names, conditioner.targets(names), conditioner.centre_images(cache.images))
         self.negatives = GraphNegatives(cache.table, names.device) if objective.graph_negatives else None
@@ -118,7 +118,7 @@ class PretrainStage(nn.Module):
 
     @property
     def copies(self) -> int:
-        """Of each graph in a batch: full, told wrongly with --graph-negatives, masked."""
+        """Copies of each graph in a batch: full, wrong (with --graph-negatives), masked."""
         return 3 if self.negatives else 2
 
     @property
@@ -132,7 +132,7 @@ class PretrainStage(nn.Module):
         return self.cache.graphs
 
     def graphs_of(self, ids_B: np.ndarray, step: int) -> np.ndarray:
-        """Numbers in `store` of the graphs that a batch of these samples packs: the copies, one after the other."""
+        """Indices in `store` of the graphs that a batch of these samples packs, one kind of copy after the other."""
         return np.tile(ids_B, self.copies)
 
     def buckets(self) -> Buckets:
@@ -140,32 +140,32 @@ class PretrainStage(nn.Module):
         return Buckets(self.store.sizes, self.config.optim.batch_size, self.copies)
 
     def packed_terms(self, table: torch.Tensor, bucket: Bucket) -> Terms:
-        """Terms of the batch that the `ops.draw_table` on the device says, padded to the bucket."""
+        """Terms of the batch that the table of `ops.draw_table` on the device describes, padded to the bucket."""
         num, mask = self.config.optim.batch_size, self.mask_draw(self.config.optim.batch_size, 0)
         packed = ops.pack_captured(self.store, table, self.num_graphs, mask, bucket=bucket.shape, bounds=bucket.bounds)
         sample_B, step = table[0, :num].long(), table[3, :1]
         return self.terms(self.encode_packed(*packed, sample_B, step), sample_B, step)
 
     def forward(self, ids: np.ndarray, step: int, bucket: tuple[int, int] | None = None) -> Terms:
-        """Terms of the samples `ids` [B] at `step`; with `bucket`, padded to (N, E), which changes none of them."""
+        """Terms of the samples `ids` [B] at `step`. A `bucket` pads the batch to (N, E), which changes no term."""
         sample_B = torch.from_numpy(ids).to(self._frozen[0].device)
         return self.terms(self.encode(ids, step, bucket), sample_B, step)
 
     def encode(self, ids: np.ndarray, step: int, bucket: tuple[int, int] | None = None) -> Encoded:
-        """Copies in one batch: L_con reads the full one, L_mae the masked one and its own X_global."""
+        """Encode all copies in one batch: L_con reads the full one, L_mae the masked one and its own X_global."""
         packed = ops.pack_masked(
             self.cache.graphs, np.tile(ids, self.copies), self.mask_draw(len(ids), step), bucket=bucket
         )
         return self.encode_packed(*packed, torch.from_numpy(ids).to(self._frozen[0].device), step)
 
     def mask_draw(self, num: int, step: int) -> ops.MaskDraw:
-        """For a batch of `num` samples."""
+        """The mask draw of a batch of `num` samples."""
         return ops.MaskDraw((self.copies - 1) * num, self.config.objective.mask_ratio, self.config.run.seed, step)
 
     def encode_packed(
         self, batch: SceneGraphBatch, masked_N: torch.Tensor, sample_B: torch.Tensor, step: int | torch.Tensor
     ) -> Encoded:
-        """The copies of the samples `sample`, and perhaps padding."""
+        """Encode the copies of the samples `sample`, with optional padding."""
         num, key, wrong_B = len(sample_B), (self.config.run.seed, step, sample_B), None
         if self.negatives:
             batch, wrong_B = self.negatives.tell(batch, num, *key)
@@ -181,7 +181,7 @@ class PretrainStage(nn.Module):
         return predicted, places.rows(batch.object_name), places.rows(encoded.masked)
 
     def terms(self, encoded: Encoded, sample_B: torch.Tensor, step: int | torch.Tensor) -> Terms:
-        """Both losses. The shapes follow from those of the batch alone, so that a step can be captured."""
+        """Both losses. Shapes depend only on the shapes of the batch, so a step can be captured."""
         _, targets, images = self._frozen
         predicted, name_BL, masked_BL = self.decode(encoded)
         mae = losses.masked_mse(predicted, targets[name_BL], masked_BL)
@@ -198,7 +198,7 @@ class PretrainStage(nn.Module):
             wrong = x_global[num : 2 * num], encoded.wrong
         con = self.constraint(x_global[:num], images[sample_B], negatives, wrong)
         con_chance = self.constraint.chance(num_negatives, wrong[1].float().mean() if wrong else 0.0)
-        mae_chance = masked_BL.any().float()  # a batch of one-object graphs masks nothing and scores 0
+        mae_chance = masked_BL.any().float()  # a batch of one-object graphs masks nothing and its loss is 0
         mae_weight, con_weight = objective.mae_weight, objective.con_weight
         total, chance = mae_weight * mae + con_weight * con, mae_weight * mae_chance + con_weight * con_chance
         parts: Parts = {"mae": (mae, mae_chance), "con": (con, con_chance)}
@@ -219,7 +219,7 @@ class FinetuneStage(nn.Module):
         self.store = cache.graphs.with_bare() if objective.relation_dropout else cache.graphs
         """All graphs that batches are packed from; with --relation-dropout each once more without its relations."""
         for name, parameter in conditioner.named_parameters():
-            if name.endswith("mask_token"):  # only pre-training reads it
+            if name.endswith("mask_token"):  # only pre-training uses it
                 parameter.requires_grad_(False)
         names = conditioner.names_of(cache.table, cache.names)
         alpha_bar = foundation.scheduler.alphas_cumprod.to(names.device)
@@ -244,7 +244,7 @@ class FinetuneStage(nn.Module):
 
     @property
     def foundation(self) -> Foundation:
-        """The models that the stage starts from; all but the UNet are frozen."""
+        """The models that the stage starts from; all except the UNet are frozen."""
         return self._frozen[3]
 
     @property
@@ -258,7 +258,8 @@ class FinetuneStage(nn.Module):
         return self.config.optim.batch_size
 
     def graphs_of(self, ids_B: np.ndarray, step: int) -> np.ndarray:
-        """[B] numbers in `store` of the samples' graphs at `step`: --relation-dropout takes bare ones."""
+        """[B] indices in `store` of the samples' graphs at `step`; --relation-dropout selects ones without
+        relations."""
         if not self.config.objective.relation_dropout:
             return ids_B
         share = self.config.objective.relation_dropout
@@ -266,17 +267,17 @@ class FinetuneStage(nn.Module):
         return ids_B + len(self.cache) * bare.numpy()
 
     def buckets(self) -> ContextBuckets:
-        """Shapes of the micro-batches, by the samples' whole graphs: what is drawn of them is no larger."""
+        """Shapes of the micro-batches, from the samples' whole graphs: a drawn graph is no larger."""
         return ContextBuckets(self.cache.graphs.sizes, self.config.optim.batch_size)
 
     def packed_terms(self, table: torch.Tensor, bucket: Bucket) -> Terms:
-        """Terms of the micro-batch that the `ops.draw_table` on the device says, padded to the bucket."""
+        """Terms of the micro-batch that the table of `ops.draw_table` on the device describes, padded to the bucket."""
         num = self.num_graphs
         batch, _ = ops.pack_captured(self.store, table, num, None, bucket=bucket.shape, bounds=bucket.bounds)
         return self.terms(batch, table[0, :num].long(), table[3, :1])
 
     def terms(self, batch: SceneGraphBatch, graph_B: torch.Tensor, step: int | torch.Tensor) -> Terms:
-        """The losses of samples whose graphs are `batch`, number `graph` [B] of `store`; it may end in padding.
+        """The losses of samples with the graphs `batch`, number `graph` [B] of `store`; `batch` may end in padding.
 
         As a device tensor [1] the step may change under a captured launch.
         """
@@ -312,7 +313,7 @@ class FinetuneStage(nn.Module):
         chance = losses.total_loss(diff_chance_B, isa_chance_B, kept_B, objective.loss_weight)
         isa, isa_chance = (isa_B * kept_B).mean(), (isa_chance_B * kept_B).mean()
         parts: Parts = {"diff": (diff_B.mean(), diff_chance_B.mean()), "isa": (isa, isa_chance)}
-        if self.reader and told_0 is not None:  # by its own loss, which nothing else sees
+        if self.reader and told_0 is not None:  # trained by its own loss only
             parts["reader"] = losses.alignment_loss(images[sample_B], self.reader(told_0.detach(), t_B)).mean(), 1.0
             total, chance = total + parts["reader"][0], chance + 1
         if self.placement:
@@ -323,8 +324,9 @@ class FinetuneStage(nn.Module):
         return _terms(*_with_boxes(objective, total, chance, parts), parts)
 
     def _said(self, sample_B: torch.Tensor) -> torch.Tensor | None:
-        """What the conditioner reads beside the graphs: the states of all phrases, or those of the samples' own texts,
-        which are computed here, since all of them would be too many to keep.
+        """Text input of the conditioner: the states of all phrases, or those of the samples' own texts.
+
+        The latter are computed here, because all of them are too many to keep.
         """
         if self.cache.texts is None:
             return self.cache.phrases
@@ -341,8 +343,8 @@ class FinetuneStage(nn.Module):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """L_ISA (eq. 10) of each image and its value at chance, both [B].
 
-        told_0: the clean latents that the UNet's predictions imply, where it has a branch of its own; in that branch
-        X_global is detached, and follows the clean image instead.
+        told_0: the clean latents that the UNet's predictions imply, if the prediction has a branch of its own. In that
+        branch X_global is detached, and follows the clean image instead.
         """
         form, images_BI, abar_B = self.config.objective.image_embedding, self._frozen[1][sample_B], self._frozen[2][t_B]
         if form == "noisy-image":
@@ -360,7 +362,7 @@ class FinetuneStage(nn.Module):
         return weight_B * (clean_B + losses.alignment_loss(seen_BI, x_global.detach())), 2 * weight_B
 
     def _seen(self, z: torch.Tensor) -> torch.Tensor:
-        """CLIP of the pictures that latents decode to, centred, [B, I]."""
+        """CLIP embeddings of the decoded latents, centred, [B, I]."""
         foundation = self._frozen[3]
         vae = foundation.vae
         pixels = vae.decode((z / vae.config.scaling_factor).to(vae.dtype)).sample
@@ -368,4 +370,4 @@ class FinetuneStage(nn.Module):
 
 
 Stage = PretrainStage | FinetuneStage
-"""What an engine runs."""
+"""A module that an engine runs."""

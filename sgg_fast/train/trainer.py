@@ -1,4 +1,4 @@
-"""The training loop, one for both stages and every engine: step, log, sample, checkpoint, resume, export."""
+"""The training loop of both stages and every engine: step, log, sample, checkpoint, resume, export."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 class Trainer:
-    """One run of one stage in `out/stage`. Raises `ConfigError` for settings that cannot run, before it writes."""
+    """One run of one stage in `out/stage`. Raises `ConfigError` for settings that cannot run, before any writing."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Trainer:
         self.complete = self.first_step >= self.num_steps and self.result.is_dir()
         if self.complete:
             return
-        ops.backend_for(self.device)  # raises now where an explicit --kernels cannot be met
+        ops.backend_for(self.device)  # raises now if an explicit --kernels cannot be met
         pretrained = self._pretrained(out, graph_encoder) if stage == "finetune" else None
         self.source: PairSource = open_source(config.data, config.run.seed)
         if self.source.stored is not None and config.run.sample_every:
@@ -104,7 +104,7 @@ class Trainer:
                 checkpoint.load(self.engine.load, checkpoint.checkpoint_dir(self.run, self.first_step))
 
     def _check_resume(self) -> int:
-        """Step to continue from, 0 for a new run."""
+        """The step to continue from; 0 for a new run."""
         newest = checkpoint.newest_checkpoint(self.run)
         if newest is None:
             return 0
@@ -134,7 +134,7 @@ class Trainer:
         if self.config.model.conditioner != "sgg":
             return None
         pretrained, model = out / "pretrain" / "graph_encoder", self.config.model.source
-        # A result of ours as --model carries its graph encoder: so a run goes on under any engine.
+        # One of our results as --model carries its graph encoder, so a run can continue under any engine.
         for folder in [given] if given else [pretrained, *([Path(model) / "graph_encoder"] if model else [])]:
             if folder.is_dir():
                 return read_conditioner(folder, self.config.model)
@@ -159,7 +159,7 @@ class Trainer:
             check_room(self.run, (checkpoint.KEEP + 1) * one + result)
 
     def train(self) -> Path:
-        """Run to the last step; returns the folder of the result. Says so and returns if nothing is left to do."""
+        """Run to the last step; returns the folder of the result. If nothing is left to do, logs it and returns."""
         if self.complete:
             logger.info("%s is complete at step %d; --overwrite starts over", self.run, self.first_step)
             return self.result
@@ -181,12 +181,12 @@ class Trainer:
         return self.result
 
     def _pipeline(self, with_text: bool = True) -> SceneGraphToImagePipeline:
-        """What fine-tuning makes, as it is now."""
+        """The pipeline of fine-tuning with the current weights."""
         self.foundation.unet.eval()
         return make_pipeline(self.config, self.foundation, self.conditioner, with_text)
 
     def _planned_memory(self) -> int | None:
-        """Bytes that a step should take, where knowing it is worth the seconds: on a GPU, or with a --model."""
+        """Planned bytes of a step, on a GPU or with a --model; None where the plan is not worth its seconds."""
         config, worthwhile = self.config, self.device.type == "cuda" or self.config.model.source
         if self.stage == "pretrain" or not self.main or not worthwhile or config.model.conditioner != "sgg":
             return None
@@ -200,7 +200,7 @@ class Trainer:
         return micro * self.config.optim.batch_size * env.world_size()
 
     def _take_over(self) -> None:
-        """The folder is ours: empty it for --overwrite, else see that it is as it was when this run was set up."""
+        """Take the folder over: empty it for --overwrite, else check that it is unchanged since this run was set up."""
         if self.overwrite:
             clear(self.run)
         elif (checkpoint.checkpoint_steps(self.run) or [0])[-1] != self.first_step:
@@ -288,7 +288,7 @@ class Trainer:
 
     def _sample_sheet(self, step: int, log: RunLog) -> None:
         """samples/step-N.png: real pictures above, generated ones of the same graphs below."""
-        if self.main or self.engine.sharded:  # sharded weights come together layer by layer, by everybody's doing
+        if self.main or self.engine.sharded:  # sharded weights are gathered layer by layer, by all processes
             sheet = draw_sheet(self._pipeline(with_text=False), self.config.run, self.source)
             if self.main:
                 path = self.run / "samples" / f"step-{step:07d}.png"

@@ -1,7 +1,8 @@
-"""How well pre-training does on pairs that it never trains on: retrieval by X_global, and names of masked objects.
+"""Validation of pre-training on held-out pairs: retrieval by X_global, and names of masked objects.
 
-Not a loss and not a gate: accuracies with their levels at chance, in the log, and on request the reason to stop.
-Letters: M held-out pairs, N objects, V names, I width of image embeddings, K width of the targets.
+It measures accuracies with their values at chance. It is not a loss and not a gate; it goes into the log, and on
+request it stops a run early. Letters: M held-out pairs, N objects, V names, I width of image embeddings, K width of the
+targets.
 """
 
 from __future__ import annotations
@@ -20,32 +21,32 @@ CHUNK = 256
 """Graphs encoded at once."""
 
 MASK_STEP = 2**31 - 1
-"""The step whose masks validation draws: the same at every validation, and one that no run reaches."""
+"""Step of validation's mask draws: the same at every validation, and beyond the last step of any run."""
 
 LARGEST_SHARE = 8
-"""At most one image of so many is held out."""
+"""At most one image of this many is held out."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Scores:
-    """Accuracies by name, each in 0..1 beside what the best guess that ignores the input reaches."""
+    """Accuracies by name, in 0..1, each beside the accuracy of the best guess without the input."""
 
     values: dict[str, float]
     chance: dict[str, float]
 
     @property
     def overall(self) -> float:
-        """Mean of all accuracies: what early stopping watches."""
+        """Mean of all accuracies; early stopping watches it."""
         return sum(self.values.values()) / len(self.values)
 
 
 def split_pairs(run: RunConfig, source: PairSource, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """(samples that train, samples that validate), int64 ids.
+    """Sample ids, int64: (those that train, those that validate).
 
-    `validation_pairs` images, but at most an eighth of them, are drawn by the seed; all their graphs, and their mirror
-    images, stay out of training. Only the first graph of each validates, unmirrored. Fewer than two are none: then
-    everything trains. mirrored: the second half of the images mirrors the first. Raises `ConfigError` where early
-    stopping was asked for and there is nothing to watch.
+    `validation_pairs` images, but at most an eighth of them, are drawn by the seed. All their graphs, and their mirror
+    images, stay out of training. Only the first graph of each image validates, unmirrored. With fewer than two images
+    there is no validation, and everything trains. mirrored: the second half of the images mirrors the first. Raises
+    `ConfigError` if early stopping is on and nothing validates.
     """
     num_images = source.num_images
     num_drawn = num_images // 2 if mirrored else num_images
@@ -65,7 +66,7 @@ def split_pairs(run: RunConfig, source: PairSource, mirrored: bool = False) -> t
 def retrieved(similarity_MM: torch.Tensor, k: int) -> torch.Tensor:
     """Share of rows whose diagonal entry is among their k largest, a scalar.
 
-    A tie counts against the row: an encoder that gives every graph the same vector must not score.
+    A tie counts against the row, so an encoder that gives every graph the same vector scores 0.
     """
     own_M1 = similarity_MM.diagonal()[:, None]
     return ((similarity_MM >= own_M1).sum(dim=1) <= k).double().mean()
@@ -77,7 +78,7 @@ def nearest(predicted_NK: torch.Tensor, words_VK: torch.Tensor) -> torch.Tensor:
 
 
 class Validation:
-    """Measures a stage on the held-out samples `ids` [M]. The same numbers for the same weights, at any step."""
+    """Measures a stage on the held-out samples `ids` [M]. Equal weights give equal numbers at any step."""
 
     def __init__(self, stage: PretrainStage, ids: np.ndarray) -> None:
         self.stage, self.ids = stage, ids
@@ -87,7 +88,7 @@ class Validation:
 
     @torch.no_grad()
     def measure(self) -> Scores:
-        """Graph <-> image retrieval among the held-out pairs, and masked objects named rightly by the nearest word."""
+        """Measure graph <-> image retrieval among held-out pairs, and nearest-word accuracy for masked objects."""
         stage = self.stage
         training = stage.training
         stage.eval()
@@ -106,7 +107,7 @@ class Validation:
         return Scores(values, chance)
 
     def _chunk(self, ids: np.ndarray) -> tuple[torch.Tensor, ...]:
-        """X_global [m, I] of the full graphs, their images [m, I], and of each masked object the word and the truth."""
+        """X_global [m, I] of the full graphs, their images [m, I], and each masked object's predicted and true word."""
         stage = self.stage
         _, targets, images = stage._frozen
         encoded = stage.encode(ids, MASK_STEP)
@@ -117,14 +118,14 @@ class Validation:
 
 
 class Watch:
-    """Validates when it is due, and says when the last `early_stop` validations brought nothing new."""
+    """Validates when it is due, and detects that the last `early_stop` validations brought no improvement."""
 
     def __init__(self, run: RunConfig, stage: PretrainStage, held_out: np.ndarray) -> None:
         self.run, self.best, self.since = run, 0.0, 0
         self.validation = Validation(stage, held_out) if run.validate_every and len(held_out) else None
 
     def look(self, step: int, last: bool, log: RunLog) -> bool:
-        """After `step` steps: measure and log if it is time. True where training should end here."""
+        """Measure and log after `step` steps, if it is due. Returns True if training should end here."""
         if self.validation is None or not (last or step % self.run.validate_every == 0):
             return False
         scores = self.validation.measure()
@@ -137,11 +138,11 @@ class Watch:
         return True
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint keeps of it."""
+        """State for a checkpoint."""
         return {"best": self.best, "since": self.since}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """What `state_dict` gave."""
+        """Load a result of `state_dict`."""
         self.best, self.since = state["best"], int(state["since"])
 
 

@@ -1,9 +1,9 @@
-"""Compiles a recipe's kernels before its first step has to: `python -m sgg_fast.train.warmup --recipe vg256`.
+"""Compiles a recipe's kernels before its first step: `python -m sgg_fast.train.warmup --recipe vg256`.
 
-Takes the settings of train.py. On random weights and graphs it takes real steps of both stages and draws a picture, so
-that it asks for what they ask for, memory included; Triton keeps what it compiled in its own cache on disk, where the
-real run finds it. A size that is a multiple of 16 and one that is not are different kernels to Triton, so batches
-without a fixed shape (`--no-cuda-graphs`) may compile a few more on the way.
+It takes the settings of train.py. On random weights and graphs it takes real steps of both stages and draws a picture,
+so it needs what they need, memory included. Triton keeps the compiled kernels in its cache on disk, where the real run
+finds them. Triton compiles different kernels for a size that is a multiple of 16 and for one that is not, so batches
+without a fixed shape (`--no-cuda-graphs`) may compile a few more kernels later.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_fo
 from sgg_fast.train.outputs import make_pipeline
 
 NUM_STEPS = 2
-"""Of training: the first one allocates what the second one finds."""
+"""Training steps: the first one allocates, the second one reuses."""
 BATCHES = (1, 8)
-"""Pictures drawn at a time: one, and infer.py's --batch-size."""
+"""Numbers of pictures drawn at a time: one, and infer.py's --batch-size."""
 
 
 def cache_folder() -> Path:
-    """Where Triton keeps what it compiled."""
+    """Folder of Triton's compiled kernels."""
     home = Path(os.environ.get("TRITON_HOME", Path.home()))
     return Path(os.environ.get("TRITON_CACHE_DIR", home / ".triton" / "cache"))
 
 
 def num_compiled(folder: Path) -> int:
-    """Kernels in it."""
+    """Number of kernels in the folder."""
     return sum(1 for _ in folder.rglob("*.cubin"))
 
 
 def _models(config: Config, device: torch.device) -> Foundation:
-    """Random weights, and tokenizers that turn any word into some tokens."""
+    """Models with random weights, and tokenizers that map any word to some tokens."""
     from sgg_fast.toy.models import toy_tokenizer
 
     torch.manual_seed(config.run.seed)
@@ -61,7 +61,7 @@ def _models(config: Config, device: torch.device) -> Foundation:
 
 
 def engine_of(stage: str, config: Config, device: torch.device, ds_path: str | None) -> Engine:
-    """The engine that `Trainer` has, on random weights and data."""
+    """The engine of `Trainer`, on random weights and data."""
     foundation = _models(config, device)
     cache = blank_cache(config, foundation, 2 * config.optim.batch_size)
     ds_config = plan_engine(config.optim, stage, device, ds_path)
@@ -71,7 +71,7 @@ def engine_of(stage: str, config: Config, device: torch.device, ds_path: str | N
 
 
 def _train(stage: str, config: Config, device: torch.device, ds_path: str | None) -> None:
-    """Steps of a stage, as `Trainer` takes them."""
+    """Take steps of a stage as `Trainer` does."""
     engine = engine_of(stage, config, device, ds_path)
     micro = config.optim.accumulation_steps if stage == "finetune" else 1
     for step in range(NUM_STEPS):
@@ -79,7 +79,7 @@ def _train(stage: str, config: Config, device: torch.device, ds_path: str | None
 
 
 def _draw(config: Config, device: torch.device) -> None:
-    """One step of sampling, as infer.py takes it."""
+    """Take one step of sampling as infer.py does."""
     foundation = _models(config, device)
     with device:
         conditioner = blank_conditioner(config.model, foundation)
@@ -92,7 +92,7 @@ def _draw(config: Config, device: torch.device) -> None:
 
 
 def warm_up(config: Config, device: torch.device, ds_path: str | None, say: Callable[[str], None]) -> None:
-    """Pre-training, fine-tuning and sampling with these settings, and what each compiled and took, in a line."""
+    """Run pre-training, fine-tuning and sampling with these settings; one line for each: kernels compiled, seconds."""
     parts: dict[str, Callable[[], None]] = {
         "pretrain": lambda: _train("pretrain", config, device, None),
         "finetune": lambda: _train("finetune", config, device, ds_path),

@@ -96,9 +96,9 @@ def test_the_true_sizes_are_refused_without_a_gpu(capsys):
     assert capsys.readouterr().err == "infer: the true sizes need a GPU; --quick draws with the toy model here\n"
 
 
-def test_the_suite_ends_with_the_pictures_and_the_regression_check():
-    last = [part.name for part in gpu_suite.PARTS][-2:]
-    assert last == ["infer", "regress"]
+def test_the_suite_begins_with_the_headlines_and_ends_with_the_regression_check():
+    names = [part.name for part in gpu_suite.PARTS]
+    assert names[:3] == ["pretrain_step", "train_step", "infer"] and names[-1] == "regress"
     files = {word for part in gpu_suite.PARTS for word in part.command if word.startswith("{out}/")}
     assert len(files | {"environment.json", "summary.json", "logs.tar.gz"}) <= gpu_suite.MAX_FILES
 

@@ -110,14 +110,14 @@ def test_some_pairs_do_not_count():
 def check(stage, terms, ids: list[int]) -> None:
     loops.jitter(stage.geometry, seed=3)
     terms = terms()
-    own = {name: value.item() for name, value in terms.values.items()}
+    own = {name: value.item() for name, value in terms.losses.items()}
     loss, chance = by_loops(stage, ids)
     assert own["geometry"] == pytest.approx(loss, rel=1e-3)
     assert terms.chance["geometry"].item() == pytest.approx(chance, rel=1e-3)
     stage.geometry, head = None, stage.geometry
     without = terms_of = stage(np.array(ids), STEP)
     stage.geometry = head
-    assert own["loss"] == pytest.approx(without.values["loss"].item() + WEIGHT * own["geometry"], rel=1e-5)
+    assert own["loss"] == pytest.approx(without.losses["loss"].item() + WEIGHT * own["geometry"], rel=1e-5)
     chance = terms_of.chance["loss"] + WEIGHT * terms.chance["geometry"]
     assert terms.chance["loss"].item() == pytest.approx(chance.item(), rel=1e-5)
 
@@ -126,8 +126,8 @@ def check(stage, terms, ids: list[int]) -> None:
 def test_pretraining_predicts_the_boxes_of_the_full_copies(boxed, graph_negatives):
     stage = pretrain_stage(boxed, geometry=WEIGHT, graph_negatives=graph_negatives)
     check(stage, lambda: stage(IDS, STEP), IDS.tolist())
-    padded = stage(IDS, STEP, (200, 380)).values["geometry"]
-    assert padded.item() == pytest.approx(stage(IDS, STEP).values["geometry"].item(), rel=1e-5)
+    padded = stage(IDS, STEP, (200, 380)).losses["geometry"]
+    assert padded.item() == pytest.approx(stage(IDS, STEP).losses["geometry"].item(), rel=1e-5)
 
 
 def test_fine_tuning_predicts_the_boxes_of_what_it_is_given(boxed, foundation):
@@ -145,7 +145,7 @@ def test_a_batch_without_boxes_scores_nothing(boxed):
         nowhere.boxes[rows[i] : rows[i + 1] - 1] = 0.5
     stage = pretrain_stage(nowhere, geometry=WEIGHT)
     terms = stage(lonely, STEP)
-    assert terms.values["geometry"] == terms.chance["geometry"] == 0
+    assert terms.losses["geometry"] == terms.chance["geometry"] == 0
     terms.total.backward()
     assert not any(p.grad.any() for p in stage.geometry.parameters())
 

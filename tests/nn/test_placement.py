@@ -85,13 +85,13 @@ def test_the_share_of_attention_within_the_boxes(boxed, foundation, relation_dro
         assert 0 < len(kept) < len(IDS), "what was dropped has no token to attend to"
         found = [by_loops(stage, sample) for sample in kept]
         loss, even = (sum(sum(pair[k]) / max(len(pair[k]), 1) for pair in found) / len(IDS) for k in (0, 1))
-        assert terms.values["attention"].item() == pytest.approx(loss, rel=1e-3)
+        assert terms.losses["attention"].item() == pytest.approx(loss, rel=1e-3)
         assert terms.chance["attention"].item() == pytest.approx(even, rel=1e-3)
         stage.placement = None
         without = stage(IDS, STEP)
-    total = without.values["loss"].item() + WEIGHT * terms.values["attention"].item()
-    assert terms.values["loss"].item() == pytest.approx(total, rel=1e-5)
-    assert terms.values["diff"].item() == without.values["diff"].item(), "it only looks on"
+    total = without.losses["loss"].item() + WEIGHT * terms.losses["attention"].item()
+    assert terms.losses["loss"].item() == pytest.approx(total, rel=1e-5)
+    assert terms.losses["diff"].item() == without.losses["diff"].item(), "it only looks on"
 
 
 def test_it_trains_queries_keys_and_the_graphs_tokens(boxed, foundation):
@@ -108,7 +108,7 @@ def test_without_a_box_it_is_nothing(boxed, foundation):
     nowhere = dataclasses.replace(boxed, boxes=torch.full_like(boxed.boxes, 0.5))
     stage, _ = finetune_stage(nowhere, foundation, attention_loss=WEIGHT)
     terms = stage(IDS, STEP)
-    assert terms.values["attention"] == terms.chance["attention"] == 0
+    assert terms.losses["attention"] == terms.chance["attention"] == 0
     terms.total.backward()
     assert all(p.grad.isfinite().all() for p in stage.parameters() if p.grad is not None)
 

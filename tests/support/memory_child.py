@@ -40,8 +40,8 @@ def write_sizes(folder: Path, channels: tuple[int, ...], context: int = 256) -> 
     }
     vision = {**CLIP, "image_size": 32, "patch_size": 16}
     parts: dict[str, dict[str, Any]] = {
-        "unet": {**SD_UNET, "block_out_channels": channels, "cross_attention_dim": context},
-        "vae": {**SD_VAE, "block_out_channels": (8, 8, 16, 16), "norm_num_groups": 8},
+        "unet": {"_class_name": "UNet2DConditionModel", **SD_UNET, "block_out_channels": channels, "cross_attention_dim": context},
+        "vae": {"_class_name": "AutoencoderKL", **SD_VAE, "block_out_channels": (8, 8, 16, 16), "norm_num_groups": 8},
         "text_encoder": text,
         "graph_clip": {"model_type": "clip", "projection_dim": 128, "text_config": TEXT,
                        "vision_config": vision},

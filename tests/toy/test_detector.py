@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from sgg_fast.eval.detector import ToyWorldDetector, open_detector
+from sgg_fast.eval.detectors import ToyWorldDetector, open_detector
 from sgg_fast.toy import world
 from sgg_fast.toy.detector import (
     CATEGORIES,

@@ -40,7 +40,8 @@ def by_form(name):
         config = recipe("toy", **{**TINY, **changes, "precision": "bf16"})
         monkeypatch.setattr(train_forms, "call_of", lambda name: "eager")
         with contextlib.suppress(train_forms.UnavailableError):
-            return train_forms.build(name, config, 64, CPU, 1).stage
+            sizes = [train_forms.Size(64, config.optim.batch_size)]
+            return train_forms.build(name, config, sizes, CPU, 1).stage
         pytest.skip("not here")
 
     return build

@@ -1,4 +1,4 @@
-"""What PTX computes and NumPy has no name for, on whole arrays; bit for bit unless a function says otherwise."""
+"""PTX operations that NumPy lacks, on whole arrays; bit-exact unless a function states otherwise."""
 
 from __future__ import annotations
 
@@ -40,8 +40,15 @@ def fma(a, b, c):
     return bits.view(f8).astype(f4)
 
 
+def packed(function, *operands):
+    """Apply a function to both fp32 halves of 64-bit numbers (from sm_100 on)."""
+    pairs = [np.ascontiguousarray(np.atleast_1d(x)).view(f4).reshape(-1, 2) for x in operands]
+    made = np.ascontiguousarray(function(*np.broadcast_arrays(*pairs))).view(u8).ravel()
+    return made if any(np.ndim(x) for x in operands) else made[0]
+
+
 def divide(a, b):
-    """Integer quotient towards zero. By zero, which PTX leaves open: all bits set."""
+    """Integer quotient towards zero. By zero, which PTX leaves undefined, all bits are set."""
     zero = b == 0
     b = np.where(zero, 1, b).astype(b.dtype)
     quotient = a // b
@@ -51,7 +58,7 @@ def divide(a, b):
 
 
 def remainder(a, b):
-    """Of `divide`; its sign is a's."""
+    """Remainder of `divide`; its sign is a's."""
     return a - divide(a, b) * b
 
 
@@ -71,7 +78,7 @@ _ROUND = {"rzi": np.trunc, "rni": np.rint, "rmi": np.floor, "rpi": np.ceil}
 
 
 def to_integer(x, rounding, dtype):
-    """fp32 -> 32-bit integer, held within its range; NaN is 0."""
+    """fp32 -> 32-bit integer, clamped to its range; NaN is 0."""
     x, info = _ROUND[rounding](x.astype(f8)), np.iinfo(dtype)
     return np.where(np.isnan(x), 0, np.clip(x, info.min, info.max)).astype(i8).astype(dtype)
 

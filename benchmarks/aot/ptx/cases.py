@@ -1,7 +1,7 @@
-"""The AOT cases at small sizes: the same programs on tensors that exist, forward and backward, against the reference.
+"""The AOT cases at small sizes: the same programs on real tensors, forward and backward, against the reference.
 
-Blocks and specialisation follow from shapes. So sizes here keep what those look at (divisibility by 16, one row or
-more, splits), and the launchers' thresholds are lowered for a case instead of its tensors being large.
+Blocks and specialisation follow from shapes. So the sizes here keep the properties that select them (divisibility by
+16, more than one row, splits), and the launchers' thresholds are lowered for a case instead of using large tensors.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from sgg_fast.graph import SceneGraphBatch
 
 Tensors = dict[str, torch.Tensor]
 FLOOR = 1e-6
-"""Of the largest result, plus 1."""
+"""Relative to the largest result plus 1."""
 SAME_CODES = 0.999
-"""Share of 8-bit codes, and of stochastically rounded weights, that kernel and reference must agree on: the others
-lie at a middle, up to rounding."""
+"""Share of 8-bit codes, and of stochastically rounded weights, on which kernel and reference must agree. The others lie
+at a midpoint, up to rounding."""
 
 
 def compare(found: Tensors, low: Tensors, exact: Tensors) -> None:
@@ -44,7 +44,7 @@ def compare(found: Tensors, low: Tensors, exact: Tensors) -> None:
 def _evaluate(
     backend: str, run: Callable[..., tuple[torch.Tensor, ...]], inputs: Tensors, narrow: list[torch.dtype] | None = None
 ) -> Tensors:
-    """Outputs and the gradient of every input; what arrives is drawn in `narrow`, the outputs' types by default."""
+    """Outputs and the gradient of every input. Incoming gradients have the types `narrow`, by default the outputs'."""
     ops.use_kernels(backend)
     try:
         leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
@@ -60,7 +60,7 @@ def _evaluate(
 
 
 def check(run: Callable[..., tuple[torch.Tensor, ...]], inputs: Tensors) -> None:
-    """The kernels against the reference, forward and backward. Raises AssertionError."""
+    """Compare the kernels with the reference, forward and backward. Raises AssertionError."""
     found, low = (_evaluate(backend, run, inputs) for backend in ("triton", "reference"))
     narrow = [x.dtype for name, x in found.items() if name.startswith("output")]
     compare(found, low, _evaluate("reference", run, {k: x.double() for k, x in inputs.items()}, narrow))
@@ -68,7 +68,7 @@ def check(run: Callable[..., tuple[torch.Tensor, ...]], inputs: Tensors) -> None
 
 @contextlib.contextmanager
 def lowered(**values: object) -> Iterator[None]:
-    """Thresholds of the launchers, each by `module__NAME`."""
+    """Lowers thresholds of the launchers, each by `module__NAME`."""
     with contextlib.ExitStack() as stack:
         for place, value in values.items():
             module, name = place.split("__")
@@ -81,8 +81,10 @@ def _randn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.
 
 
 def _batch(num_graphs: int, num_objects: int, num_relations: int, hubs: bool) -> SceneGraphBatch:
-    """Ends drawn within each graph; with hubs, half of the first graph's relations begin at one object and a third end
-    at another. About a third of the rows is masked; the last graph may be empty."""
+    """A batch whose relations join objects of one graph; a third of the rows is masked, the last graph may be empty.
+
+    With hubs, half of the first graph's relations start at one object and a third end at another.
+    """
     rng = np.random.default_rng(0)
     first = (num_objects // 2, num_relations * 2 // 3) if hubs else (0, 0)
     left = num_graphs - bool(hubs)
@@ -105,11 +107,11 @@ def _batch(num_graphs: int, num_objects: int, num_relations: int, hubs: bool) ->
 
 _BUCKET = (5, 32, 64)
 _SMALL = {"bucket": _BUCKET, "toy": (3, 48, 64), "odd": (3, 31, 77), "scale": (5, 141, 331), "narrow": (5, 256, 328)}
-"""Graphs, objects, relations in place of `SIZES`, by the first word of its name."""
+"""Graphs, objects and relations that replace `SIZES`, by the first word of its name."""
 
 
 def _chunk_size(num_rows: int) -> int:
-    """In place of `segments.chunk_size`, so that a run of 100 rows has chunks."""
+    """Replaces `segments.chunk_size`, so a run of 100 rows has chunks."""
     return 16 if num_rows > 64 else 0
 
 
@@ -161,7 +163,7 @@ def _check_graph_op(op: str, z: GraphSize, b: SceneGraphBatch) -> None:
 
 
 def _check_both_halves(b: SceneGraphBatch, x_ED: torch.Tensor, dtype: torch.dtype, mean: bool) -> None:
-    """The pool of one set of rows is half of a kernel for two: without masks, both halves."""
+    """The pool of one set of rows is half of a kernel for two: check both halves, without masks."""
     from sgg_kernels.masked_pool import Rows, _pool, pool_bwd
 
     sets = [x_ED, x_ED.flip(0)]
@@ -180,7 +182,7 @@ def _check_both_halves(b: SceneGraphBatch, x_ED: torch.Tensor, dtype: torch.dtyp
 
 
 def _pack(padded: bool, masked: bool) -> None:
-    """Bit for bit."""
+    """Check that `pack` is bit-exact."""
     from sgg_kernels.pack import pack_fwd
     from sgg_kernels.reference.pack import pack
 
@@ -195,7 +197,7 @@ def _pack(padded: bool, masked: bool) -> None:
 
 
 _NUMELS, _OFFSETS, _NUM = [300, 1024, 2053], [0, 512, 1536], 3840
-"""Elements of three gradients, where they begin in the flat buffers, and the buffers'."""
+"""Elements of three gradients, their offsets in the flat buffers, and the size of the buffers."""
 
 
 def _read(weights, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -274,7 +276,7 @@ def _exact_moments(moments) -> tuple[torch.Tensor, torch.Tensor]:
 def _true_step(
     grads: list[torch.Tensor], wide: torch.Tensor, m: torch.Tensor, v: torch.Tensor, max_norm: float
 ) -> Tensors:
-    """Step 7 by the book, in float64."""
+    """Step 7 by the textbook formula, in float64."""
     norm = 0.5 * sum(g.double().square().sum() for g in grads).sqrt().item()
     factor = 0.5 * (min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0)
     g, covered = torch.zeros_like(wide), torch.zeros_like(wide, dtype=torch.bool)
@@ -291,7 +293,7 @@ _SMALL_NORMS = {
     "C/G 40 256": (2, 80, 80, 2), "C/G 60 64": (1, 48, 240, 4), "C/G 80 16": (1, 16, 160, 2),
     "512px": (1, 512, 160, 8), "vae": (1, 2304, 64, 8), "toy": (1, 128, 96, 16), "odd large": (3, 140, 21, 3),
 }  # fmt: skip
-"""Images, pixels, channels, groups in place of `NORMS`, where a case is not small as it is."""
+"""Images, pixels, channels and groups that replace `NORMS`, for cases that are not small already."""
 _SPLIT = {"group_norm_layout__ONE_PASS_PIXELS": 0, "group_norm_layout__CHUNK_PIXELS": 16}
 
 
@@ -307,9 +309,9 @@ def _group_norm(name: str, dtype: torch.dtype, wide: torch.dtype, silu: bool) ->
 
 
 def _geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
-    """Rows that 16 divides or not, as in the case; an odd width fills its block, so that every lane has a column.
+    """Rows divisible by 16 or not, as in the case; an odd width fills its block, so every lane has a column.
 
-    Threefold normal numbers, since erf has two branches, below 1 and above.
+    Normal numbers times three, because erf has two branches, below 1 and above.
     """
     rows, width = 32 if num_rows % 16 == 0 else 77, width if width % 16 == 0 else 127
     check(lambda x: (ops.geglu(x),), {"x": 3 * _randn(0, rows, 2 * width, dtype=dtype)})
@@ -319,7 +321,7 @@ _SMALL_OF = {"pack": _pack, "group_norm_silu": _group_norm, "geglu": _geglu}
 
 
 def small_cases() -> dict[str, Callable[[], None]]:
-    """AOT case -> its small run, which raises AssertionError where a result is wrong."""
+    """AOT case -> its small run, which raises AssertionError for a wrong result."""
     made: dict[str, Callable[[], None]] = {}
     sizes = {z.name: z for z in SIZES}
     for case in cases():

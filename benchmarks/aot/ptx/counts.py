@@ -1,6 +1,6 @@
-"""What the machine counts: instructions of a warp by kind, sectors that its requests touch, bank conflicts, barriers.
+"""Counters of the machine: instructions of a warp by kind, sectors of its requests, bank conflicts, barriers.
 
-Counts of the PTX, before `ptxas` schedules, fuses and drops moves. They say nothing of time.
+They count the PTX, before `ptxas` schedules, fuses and drops moves. They measure no time.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _OTHER = {"setp": "select", "selp": "select", "cvt": "convert", "mov": "move", "
 
 
 def kind_of(inst: Instruction) -> str:
-    """Which of `KINDS` an instruction belongs to; reading a parameter is a move."""
-    stem, of_floats = inst.parts[0], inst.parts[-1] == "f32"
+    """The kind of `KINDS` of an instruction; reading a parameter is a move."""
+    stem, of_floats = inst.parts[0], inst.parts[-1] in ("f32", "f32x2")
     if stem in ("ld", "st"):
         space = inst.parts[1]
         return {"global": "global", "shared": "shared", "local": "global"}.get(space, "move")
@@ -39,14 +39,14 @@ def kind_of(inst: Instruction) -> str:
 
 @dataclasses.dataclass
 class Requests:
-    """Of one load or store."""
+    """Counts of one load or store."""
 
     requests: int = 0
-    """By a warp, with at least one lane."""
+    """Requests by a warp with at least one active lane."""
     sectors: int = 0
-    """Of 32 bytes, distinct within a request; in shared memory its passes."""
+    """Sectors of 32 bytes, distinct within a request; in shared memory, passes."""
     useful: int = 0
-    """Distinct bytes asked; in shared memory the passes that the width alone takes."""
+    """Distinct bytes requested; in shared memory, the passes that the width alone needs."""
 
 
 def _distinct_per_group(keys: np.ndarray, group: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -62,7 +62,7 @@ class Traffic:
         self.by_instruction: dict[Instruction, Requests] = collections.defaultdict(Requests)
 
     def request(self, space: str, access: Access, num_bytes: int) -> None:
-        """One instruction's lanes ask for `num_bytes` each."""
+        """Count one instruction whose lanes request `num_bytes` each."""
         entry = self.by_instruction[access.inst]
         warp, address = access.lanes.astype(u8) // u8(WARP), access.address.astype(u8)
         entry.requests += len(np.unique(warp))
@@ -75,8 +75,10 @@ class Traffic:
         entry.useful += len(np.unique(key)) * num_bytes
 
     def _passes(self, lanes: np.ndarray, address: np.ndarray, num_bytes: int) -> tuple[int, int]:
-        """(passes through the banks, the fewest): 128 bytes a pass; lanes of one pass that want two words of one bank
-        take one more each."""
+        """(passes through the banks, fewest possible passes): 128 bytes a pass.
+
+        Lanes of one pass that request two words of one bank need one more pass each.
+        """
         lanes_a_pass = WARP // max(1, num_bytes // 4)
         phase = lanes // u8(lanes_a_pass)
         words = (address[:, None] // u8(4) + np.arange(max(1, num_bytes // 4), dtype=u8)).ravel()
@@ -100,7 +102,7 @@ class Row:
     shared: Requests = dataclasses.field(default_factory=Requests)
 
     def add(self, blocks: list[list[Instruction]], executed: np.ndarray, warps: int, traffic: Traffic) -> None:
-        """Count one program's runs."""
+        """Count the runs of one program."""
         self.warps += warps
         for block, times in zip(blocks, executed, strict=True):
             for inst in block:
@@ -130,7 +132,7 @@ def _share(r: Requests) -> str:
 
 
 def header() -> str:
-    """Of `Row.line`."""
+    """Header of `Row.line`."""
     kinds = " ".join(f"{kind:>8}" for kind in KINDS)
     memory = f"{'loads':>6} {'useful':>6}  {'stores':>6} {'useful':>6}"
     return f"{'a warp':36} {'all':>8} {kinds}  {memory}  {'bank +':>7} {'bar':>6}"

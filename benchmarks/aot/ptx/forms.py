@@ -1,11 +1,12 @@
-"""The arithmetic half of the translator, and the list of every form that the machine knows; any other raises.
+"""The arithmetic half of the translator, and the list of every supported form; any other form raises.
 
-One method an opcode: it writes a line of Python for the instruction. Approximate functions are computed in float64 and
-rounded, within what their specification allows.
+It has one method for each opcode, which writes a line of Python for the instruction. Approximate functions are computed
+in float64 and rounded, within the tolerance of their specification.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 
 from benchmarks.aot.ptx.program import TYPES, Instruction, home, size_of
@@ -30,14 +31,14 @@ FORMS = {
     "shfl": r"shfl\.sync\.(bfly|idx|up|down)\.b32",
     "redux": r"redux\.sync\.((add|min|max)\.[su]32|(and|or|xor)\.b32)",
     # Integers and bits.
-    "add": rf"add\.({_I}|(rn\.)?f32)",
-    "sub": rf"sub\.({_I}|(rn\.)?f32)",
-    "mul": r"mul\.((lo|hi)\.[su](16|32|64)|wide\.[su](16|32)|(rn\.)?f32)",
+    "add": rf"add\.({_I}|(rn\.)?f32(x2)?)",
+    "sub": rf"sub\.({_I}|(rn\.)?f32(x2)?)",
+    "mul": r"mul\.((lo|hi)\.[su](16|32|64)|wide\.[su](16|32)|(rn\.)?f32(x2)?)",
     "mad": r"mad\.(lo\.[su](16|32|64)|wide\.[su](16|32))",
     "div": rf"div\.({_I}|(full|approx|rn)\.f32)",
     "rem": rf"rem\.{_I}",
-    "min": rf"min\.({_I}|(NaN\.)?f32)",
-    "max": rf"max\.({_I}|(NaN\.)?f32)",
+    "min": rf"min\.({_I}|relu\.s32|(NaN\.)?f32)",
+    "max": rf"max\.({_I}|relu\.s32|(NaN\.)?f32)",
     "neg": r"neg\.(s(16|32|64)|f32)",
     "abs": r"abs\.(s(16|32|64)|(ftz\.)?f32)",
     "not": rf"not\.(pred|{_B})",
@@ -56,7 +57,7 @@ FORMS = {
     rf"|({_COMPARE}u?|num|nan)\.(f32|f16|f16x2|bf16|bf16x2))",
     "selp": r"selp\.([bus](16|32|64)|f32)",
     # Floats.
-    "fma": r"fma\.rn(\.ftz)?\.f32",
+    "fma": r"fma\.rn((\.ftz)?\.f32|\.f32x2)",
     "sqrt": r"sqrt\.(approx(\.ftz)?|rn)\.f32",
     "rsqrt": r"rsqrt\.approx(\.ftz)?\.f32",
     "rcp": r"rcp\.(approx(\.ftz)?|rn)\.f32",
@@ -65,23 +66,31 @@ FORMS = {
     "cvt": r"cvt\.([su](8|16|32|64)\.[su](8|16|32|64)|rn\.f32\.[su](16|32|64)|r[znmp]i\.[su]32\.f32|f32\.(f16|bf16)"
     r"|rn\.(f16|bf16|f16x2|bf16x2)\.f32)",
 }
-"""Opcode -> what follows it, as a regular expression."""
+"""Opcode -> a regular expression for the rest."""
 
 
 class Arithmetic:
-    """Mixed into `Translator`, which has `get`, `set`, `constant` and `lines`."""
+    """Mixin of `Translator`, which has `get`, `set`, `constant` and `lines`."""
 
     def check_form(self, inst: Instruction) -> None:
         """Raises `PtxError` for a form that is not in the list."""
         if not re.fullmatch(FORMS.get(inst.parts[0], "(?!)"), inst.op):
             raise inst.error("this form is not known")
 
+    def _packed(self, inst: Instruction, function: str) -> None:
+        """Call a function on both fp32 halves of 64-bit registers."""
+        given = ", ".join(self.get(x, "u8") for x in inst.args[1:])
+        self.set(inst.args[0], f"packed({function}, {given})", "u8", inst)
+
     def _two(self, inst: Instruction, symbol: str) -> None:
+        if inst.parts[-1] == "f32x2":
+            self._packed(inst, {"+": "np.add", "-": "np.subtract"}[symbol])
+            return
         t = TYPES[inst.parts[-1]]
         self.set(inst.args[0], f"({self.get(inst.args[1], t)} {symbol} {self.get(inst.args[2], t)})", t, inst)
 
     def _call(self, inst: Instruction, function: str, t: str) -> None:
-        """A function of all operands, which have the type of the result."""
+        """Call a function of all operands, which have the type of the result."""
         given = ", ".join(self.get(x, t) for x in inst.args[1:])
         self.set(inst.args[0], f"{function}({given})", t, inst)
 
@@ -101,6 +110,9 @@ class Arithmetic:
         self._two(inst, "^")
 
     def op_mul(self, inst, parts, a):
+        if parts[-1] == "f32x2":
+            self._packed(inst, "np.multiply")
+            return
         t = TYPES[parts[-1]]
         size = 2 * int(t[1])
         if parts[1] == "wide" or (parts[1] == "hi" and size <= 8):
@@ -133,7 +145,10 @@ class Arithmetic:
 
     def _extreme(self, inst, word):
         t = TYPES[inst.parts[-1]]
-        self._call(inst, f"np.f{word}" if t == "f4" and "NaN" not in inst.parts else f"np.{word}imum", t)
+        function = f"np.f{word}" if t == "f4" and "NaN" not in inst.parts else f"np.{word}imum"
+        values = (self.get(x, t) for x in inst.args[1:])  # two, or on sm_120 three
+        extreme = functools.reduce(lambda x, y: f"{function}({x}, {y})", values)
+        self.set(inst.args[0], f"np.maximum({extreme}, {t}(0))" if "relu" in inst.parts else extreme, t, inst)
 
     def op_min(self, inst, parts, a):
         self._extreme(inst, "min")
@@ -177,7 +192,7 @@ class Arithmetic:
         self._call(inst, "permute_bytes", "u4")
 
     def op_lop3(self, inst, parts, a):
-        """Any function of three bits, by its table: the terms for which it is 1."""
+        """Any function of three bits, by its truth table: the terms for which it is 1."""
         x, y, z = (self.get(v, "u4") for v in a[1:4])
         table = int(a[4], 0)
         terms = [
@@ -212,6 +227,9 @@ class Arithmetic:
 
     # Floats.
     def op_fma(self, inst, parts, a):
+        if parts[-1] == "f32x2":
+            self._packed(inst, "fma")
+            return
         operands = [self.get(v, "f4") for v in a[1:4]]
         if "ftz" in parts:
             operands = [f"ftz({v})" for v in operands]
@@ -259,7 +277,7 @@ class Arithmetic:
             self._convert(inst, TYPES[dst], TYPES[src])
 
     def _convert(self, inst, to, source):
-        """Between integers, or to fp32; a byte fills the 16 bits of its register, or what it has."""
+        """Convert between integers, or to fp32; a byte fills the 16 bits of its register."""
         value = f"{self.get(inst.args[1], source)}.astype({to})"
         room = size_of(home(inst.args[0].lstrip("%")))
         if size_of(to) < room:
@@ -272,7 +290,7 @@ _SYMBOLS = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="
 
 
 def _comparison(how: str, x: str, y: str, floats: bool) -> str:
-    """Of floats: false where either is NaN, but for those that end in u, which are true there."""
+    """Comparison of floats is false if either is NaN, except for operators that end in u, which are then true."""
     if how == "num":
         return f"(({x} == {x}) & ({y} == {y}))"
     if how == "nan":

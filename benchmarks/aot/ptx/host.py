@@ -1,6 +1,6 @@
-"""Triton's launches, taken over: compiled for a chip without a driver, then run by the machine on the tensors' memory.
+"""Replaces Triton's launches: compiled for a chip without a driver, then run by the machine on the tensors' memory.
 
-Two chips often get the same program: it is translated once and keeps one set of counters.
+Two chips often get the same program. It is translated once and has one set of counters.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ LAUNCHERS = "sgg_kernels."
 
 @dataclasses.dataclass
 class Fresh:
-    """What launchers allocated, and which of its bytes have been written. Held, so that no address comes again."""
+    """Tensors allocated by launchers, and which of their bytes were written. They are kept, so no address repeats."""
 
     tensors: list[torch.Tensor] = dataclasses.field(default_factory=list)
     written: dict[int, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def add(self, x: torch.Tensor) -> None:
-        """A tensor whose elements mean nothing yet."""
+        """Add a tensor whose elements are uninitialised."""
         if x.numel() and x.device.type == "cpu":
             storage = x.untyped_storage()
             self.tensors.append(x)
             self.written[storage.data_ptr()] = np.zeros(storage.nbytes(), bool)
 
     def forget(self) -> None:
-        """Between two cases."""
+        """Clear the record between two cases."""
         self.tensors.clear()
         self.written.clear()
 
@@ -48,7 +48,7 @@ class Fresh:
 class Living:
     """The CPU tensors of this process by address, for kernels that follow tables of addresses.
 
-    A scan of all objects takes a while, so what it saw is kept as long as the tensors live.
+    A scan of all objects is slow, so its result is cached as long as the tensors live.
     """
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ def _holds(x: torch.Tensor, address: int) -> tuple[int, int] | None:
 
 
 def _parameters(kernel: Any, compiled: Any, args: tuple, options: dict) -> tuple[list, list[tuple[str, torch.Tensor]]]:
-    """(what is left of the arguments after specialisation and two scratch pointers, the tensors among them by name)"""
+    """(arguments after specialisation plus two scratch pointers, their tensors by name)"""
     given = dict(zip(kernel.arg_names, args, strict=False)) | options
     values: list = []
     tensors = []
@@ -115,7 +115,7 @@ class Host:
         self._living = Living()
 
     def run(self, kernel: Any, compiled: Any, grid: tuple[int, ...], args: tuple, options: dict) -> None:
-        """One launch. Raises `PtxError` with everything that the machine found wrong."""
+        """Run one launch. Raises `PtxError` with every fault that the machine found."""
         text, shared = self.text_of(compiled), compiled.metadata.shared
         name = digest(text, shared)
         if name not in self.kernels:
@@ -142,7 +142,7 @@ class Host:
 
     @contextlib.contextmanager
     def taking_over(self) -> Iterator[Host]:
-        """Inside, every launch of a Triton kernel in this process runs here, and CPU tensors count as a device's."""
+        """Context in which every launch of a Triton kernel runs here, and CPU tensors count as device tensors."""
         from triton.runtime import jit
 
         from sgg_fast.ops import dispatch

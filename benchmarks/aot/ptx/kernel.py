@@ -1,8 +1,8 @@
-"""A translated program and its launches: which threads run next, and what that counts.
+"""A translated program and its launches: scheduling of threads, and counters.
 
-All CTAs of a batch advance together. Where threads part, those at the lowest block go first: they meet the others
-again where the paths join, since the compiler lays blocks out in that order. A barrier holds a thread back until
-every thread of the batch waits or has left.
+All CTAs of a batch advance together. If threads diverge, those at the lowest block go first. They meet the others again
+where the paths join, because the compiler lays blocks out in that order. A barrier holds a thread until every thread of
+the batch waits or has exited.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from benchmarks.aot.ptx.program import TYPES, Program, PtxError, home, size_of
 from benchmarks.aot.ptx.translate import EXIT, Translator
 
 LANES = 1 << 14
-"""Threads that run together: their registers stay in the cache."""
+"""Threads that run together; their registers fit in the cache."""
 WAIT = 1 << 20
-"""Added to the block that a thread enters after the barrier at which it waits."""
+"""Added to the block that a thread enters after its barrier, while it waits there."""
 
 
 def _unset(register: str) -> Any:
-    """What a register holds that nothing has written."""
+    """Initial content of a register."""
     t = home(register)
     return np.False_ if t == "b" else UNSIGNED[size_of(t)](0)
 
@@ -58,8 +58,8 @@ class Kernel:
         self._functions = [names[f"b{k}"] for k in range(len(self._blocks))]
 
     def launch(self, grid: Grid, params: list, memory: Memory, *, count: bool = False) -> None:
-        """Run every CTA. params: numbers and addresses in order. Raises `PtxError` for what cannot go on; other
-        faults are in `notes`."""
+        """Run every CTA. params: numbers and addresses in order. Raises `PtxError` for a fatal fault; others go to
+        `notes`."""
         if len(params) != len(self.program.params):
             raise PtxError(f"{self.program.name}: {len(params)} arguments for {len(self.program.params)} parameters")
         values = [_parameter(v, t) for v, (t, _) in zip(params, self.program.params, strict=True)]
@@ -78,13 +78,13 @@ class Kernel:
             self.counted += self.executed - executed
 
     def add_to(self, row: Row) -> None:
-        """Add what the launches with `count` took to a line of the table."""
+        """Add the launches with `count` to a row of the table."""
         row.add(self.program.blocks, self.counted, self.num_warps, self.traffic)
 
     def _run(self, machine: Machine) -> None:
-        """One batch of CTAs, to its end."""
+        """Run one batch of CTAs to its end."""
         registers: dict[str, Any] = {}
-        here, at = 0, None  # the block of all lanes, or (at) of each
+        here, at = 0, None  # the block of all lanes, or (at) of each lane
         while True:
             where = None
             if at is not None:
@@ -113,7 +113,7 @@ class Kernel:
             at[slice(None) if where is None else where] = target
 
     def _release(self, machine: Machine, at: np.ndarray) -> None:
-        """Every thread waits or has left: let them go on."""
+        """Release the threads at a barrier once every thread waits or has exited."""
         waiting = at < EXIT
         low = np.full(machine.num_lanes // machine.threads, EXIT, i8)
         np.minimum.at(low, machine.cta_of_all()[waiting], at[waiting])
@@ -125,7 +125,7 @@ class Kernel:
         at[waiting] -= WAIT
 
     def _step(self, machine: Machine, registers: dict[str, Any], here: int, where: np.ndarray | None) -> Any:
-        """Run one block; the block that follows, of all lanes or of each."""
+        """Run one block; returns the next block, of all lanes or of each lane."""
         reads, outs = self._blocks[here]
         given = [registers.get(name) for name in reads]
         given = [_unset(name) if v is None else v for name, v in zip(reads, given, strict=True)]

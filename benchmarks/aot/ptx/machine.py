@@ -1,4 +1,4 @@
-"""What a block's function sees as `E`: the lanes that run now, their memory, and exchanges within a warp."""
+"""The state that a block's function receives as `E`: active lanes, their memory, and exchanges within a warp."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Machine:
         return self._all["cta"]
 
     def whole_warps(self, inst: Instruction) -> None:
-        """Raises `PtxError` where part of a warp is elsewhere: the instruction needs all of it."""
+        """Raises `PtxError` if part of a warp is at another block: the instruction needs the whole warp."""
         if self._whole:
             return
         lane = self.lane
@@ -63,7 +63,7 @@ class Machine:
         self._whole = True
 
     def _access(self, address, mask, inst: Instruction) -> tuple[Access, np.ndarray | None]:
-        """The request of the lanes that take part, and their places; None for all."""
+        """The request of the active lanes, and their places; None for all."""
         access = Access(np.broadcast_to(address, self.lane.shape), self.lane, self.cta, self.threads, inst)
         if mask is None or np.all(mask):
             return access, None
@@ -100,7 +100,7 @@ class Machine:
         self._spaces[space].store(access, values, width)
 
     def shuffle(self, kind: str, x, b, inst: Instruction) -> np.ndarray:
-        """shfl.sync over whole warps: each lane's value of another; its own where that is outside."""
+        """shfl.sync over whole warps: each lane gets another lane's value, or its own if that lane is out of range."""
         self.whole_warps(inst)
         rows = np.broadcast_to(x, self.lane.shape).reshape(-1, WARP)
         b = np.broadcast_to(b, self.lane.shape).reshape(-1, WARP).astype(i8) & (WARP - 1)

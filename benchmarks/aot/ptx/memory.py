@@ -1,6 +1,7 @@
-"""Global memory: the process's own, of which only registered storages can be touched, every access checked.
+"""Global memory: registered storages of this process, with every access checked.
 
-Bounds and alignment raise at once. Races between CTAs, and reads of what nothing wrote, are noted: the launch goes on.
+Faults of bounds and alignment raise at once. Races between CTAs, and reads of unwritten memory, are recorded, and the
+launch continues.
 """
 
 from __future__ import annotations
@@ -18,23 +19,23 @@ from benchmarks.aot.ptx.program import Instruction
 
 NOBODY, MANY = -1, -2
 ALLOCATION = 16
-"""Bytes that an allocator rounds up to. A kernel may read up to there, not write."""
+"""Granularity of an allocator in bytes. A kernel may read up to the rounded size, but not write."""
 
 Notes = collections.Counter
-"""What was seen, and how often."""
+"""Fault -> number of occurrences."""
 
 
 @dataclasses.dataclass
 class Access:
-    """One request: the lanes that take part."""
+    """One request: the active lanes."""
 
     address: np.ndarray
     lanes: np.ndarray
-    """Number of the thread in the launch."""
+    """Index of the thread in the launch."""
     ctas: np.ndarray
-    """Row of the thread's CTA among those that run together."""
+    """Row of the thread's CTA in the batch."""
     threads: int
-    """Of a CTA."""
+    """Threads of a CTA."""
     inst: Instruction
 
     def only(self, where: np.ndarray) -> Access:
@@ -47,7 +48,7 @@ class Access:
 
 
 class Buffer:
-    """One storage and, where accesses are checked, who touched each granule of it in this launch."""
+    """One storage and, if accesses are checked, the threads that touched each granule of it in this launch."""
 
     def __init__(self, base: int, num_bytes: int, name: str, granule: int, written: np.ndarray | None, check: bool):
         self.base, self.end, self.name = base, base + num_bytes, name
@@ -60,12 +61,12 @@ class Buffer:
         self.reader = np.full(rounded // granule, NOBODY, i4) if check else None
 
     def granules(self, offset: np.ndarray, num_bytes: int) -> np.ndarray:
-        """[.., k] granules that `num_bytes` from each offset lie in."""
+        """[.., k] granules of the `num_bytes` at each offset."""
         first = offset // self.granule
         return first[:, None] + np.arange(max(1, num_bytes // self.granule))
 
     def forget(self) -> None:
-        """A new launch begins."""
+        """Forget accesses at the start of a launch."""
         if self.writer is not None:
             self.writer.fill(NOBODY)
             self.reader.fill(NOBODY)
@@ -82,7 +83,8 @@ class Memory:
         """Asked for (base, bytes) of an address that no argument of the launch holds: tables of addresses."""
 
     def add(self, base: int, num_bytes: int, name: str, itemsize: int = 1, written: np.ndarray | None = None) -> None:
-        """Register a storage. written: bool a byte, updated by stores; None where all of it has been written."""
+        """Register a storage. written: one bool for each byte, updated by stores; None if every byte has been
+        written."""
         place = bisect.bisect_left(self.bases, base)
         if num_bytes == 0:
             return
@@ -96,7 +98,7 @@ class Memory:
         self.buffers.insert(place, Buffer(base, num_bytes, name, min(itemsize, 4), written, self.check))
 
     def begin_launch(self) -> None:
-        """Accesses of the launch before order those of this one."""
+        """Start a launch: earlier launches are complete, so they cannot race with it."""
         for buffer in self.buffers:
             buffer.forget()
 

@@ -1,4 +1,4 @@
-"""Shared and local memory: filled with poison, and watched for reads without a write and for missing barriers."""
+"""Shared and local memory: filled with poison, and checked for uninitialised reads and missing barriers."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from benchmarks.aot.ptx.memory import MANY, NOBODY, Access, Notes
 
 WARP = 32
 POISON = 0xFF
-"""Every byte before anything is written: NaN as a float, -1 as an integer."""
+"""Every byte before it is written: NaN as a float, -1 as an integer."""
 
 
 class Shared:
-    """Shared memory of the CTAs that run together, one row each. Between two barriers no two warps may share a place
-    that one of them changes."""
+    """Shared memory of the CTAs that run together, one row each.
+
+    Between two barriers no two warps may access a place that one of them writes.
+    """
 
     def __init__(self, num_ctas: int, num_bytes: int, check: bool, notes: Notes) -> None:
         self.limit, self.row = num_bytes, -(-max(num_bytes, 16) // 16) * 16
@@ -27,7 +29,7 @@ class Shared:
             self.writer, self.wrote, self.reader, self.read = (np.full(self.raw.size, NOBODY, i4) for _ in range(4))
 
     def barrier(self) -> None:
-        """Every CTA passes one."""
+        """Every CTA passes a barrier."""
         self.epoch += 1
 
     def _places(self, access: Access, num_bytes: int) -> np.ndarray:
@@ -84,7 +86,7 @@ class Shared:
 
 
 class Local:
-    """A row of bytes for each thread."""
+    """Local memory: a row of bytes for each thread."""
 
     def __init__(self, num_lanes: int, first_lane: int, num_bytes: int, notes: Notes) -> None:
         self.limit, self.row, self.first_lane, self.notes = (

@@ -9,22 +9,22 @@ import re
 
 TYPES = {"b8": "u1", "u8": "u1", "s8": "i1", "b16": "u2", "u16": "u2", "s16": "i2", "b32": "u4", "u32": "u4",
          "s32": "i4", "b64": "u8", "u64": "u8", "s64": "i8", "f16": "f2", "f32": "f4", "pred": "b"}  # fmt: skip
-"""PTX type -> name of ours."""
+"""PTX type -> our name for it."""
 HOMES = {"p": "b", "rs": "u2", "r": "u4", "rd": "u8", "SP": "u8", "SPL": "u8", "tmp": "u2"}
-"""Register name without its number -> type in which it lives between blocks."""
+"""Register name without its number -> its type between blocks."""
 
 
 class PtxError(RuntimeError):
-    """What a GPU would fault on or leave undefined, or a form that this machine does not know."""
+    """A fault or undefined behaviour on a GPU, or a form that this machine does not support."""
 
 
 def size_of(type_: str) -> int:
-    """Bytes of a type of ours."""
+    """Bytes of one of our types."""
     return int(type_[1]) if type_ != "b" else 1
 
 
 def home(name: str) -> str:
-    """Type in which a register lives between blocks."""
+    """Type of a register between blocks."""
     stem = name.rstrip("0123456789")
     if stem not in HOMES:
         raise PtxError(f"register %{name} is not known")
@@ -38,11 +38,11 @@ class Instruction:
     predicate: tuple[str, bool] | None
     """Register and whether it is negated."""
     op: str
-    """With all its modifiers: `ld.global.v4.b32`."""
+    """Opcode with all its modifiers: `ld.global.v4.b32`."""
     args: tuple[str, ...]
     line: int
     source: str
-    """Where in the kernel's Python it comes from."""
+    """Its line in the kernel's Python."""
 
     @functools.cached_property
     def parts(self) -> list[str]:
@@ -50,12 +50,12 @@ class Instruction:
         return self.op.split(".")
 
     def error(self, reason: str) -> PtxError:
-        """To be raised: the instruction and what is wrong with it."""
+        """An exception that names the instruction and its fault."""
         return PtxError(f"line {self.line} ({self.source}): {self.op} {', '.join(self.args)}: {reason}")
 
 
 def split_operands(text: str) -> list[str]:
-    """Operands, cut at commas outside of brackets."""
+    """Operands, split at commas outside brackets."""
     out, depth, start = [], 0, 0
     for i, c in enumerate(text):
         depth += (c in "{[(") - (c in "}])")
@@ -83,18 +83,18 @@ def operands(inst: Instruction) -> tuple[set[str], set[str]]:
 
 
 def body_of(text: str) -> str:
-    """What two chips' programs must share to be one: everything but the headers and the debug sections."""
+    """The text that two equal programs of two chips share: everything except the headers and the debug sections."""
     start, end = text.find(".visible .entry"), text.find("\n\t.section")
     return text[max(start, 0) : end if end > 0 else None]
 
 
 def digest(text: str, shared: int) -> str:
-    """Name of a program, the same on every chip that it is the same for."""
+    """Name of a program; equal programs of several chips have the same name."""
     return hashlib.sha1(f"{shared} {body_of(text)}".encode()).hexdigest()[:12]
 
 
 class Program:
-    """One entry. Raises `PtxError` where the text is not what is known here."""
+    """One entry point. Raises `PtxError` for text that is not supported."""
 
     def __init__(self, text: str) -> None:
         head = re.search(r"\.entry\s+(\S+?)\s*\((.*?)\)\s*(.*?)\{", text, re.S)
@@ -141,7 +141,7 @@ class Program:
             self.blocks.append([])
 
     def _statements(self, buffer: str, number: int, source: str) -> str:
-        """Take whole statements off; what is left waits for the next line."""
+        """Consume whole statements; returns the rest, which continues on the next line."""
         while m := re.match(r"\s*[{}]?\s*([^;{}]*(?:\{[^{};]*\}[^;{}]*)*);", buffer):
             buffer, statement = buffer[m.end() :], m[1].strip()
             if not statement or statement.startswith("."):
@@ -169,7 +169,7 @@ class Program:
         return to + following if last.predicate else to
 
     def sources(self) -> list[str]:
-        """Where each block comes from: its first instruction that the compiler gives a line, else its predecessor's."""
+        """Source line of each block: of its first instruction that has one, else its predecessor's."""
         before: list[list[Instruction]] = [[] for _ in self.blocks]
         for p, block in enumerate(self.blocks):
             for k in self.successors(p):
@@ -181,7 +181,7 @@ class Program:
         return made
 
     def _liveness(self) -> None:
-        """`use`, `define`, `live_out`: registers that each block needs, sets, and leaves to others."""
+        """`use`, `define`, `live_out`: registers that each block reads, sets, and passes on."""
         num = len(self.blocks)
         self.use, self.define = [set() for _ in range(num)], [set() for _ in range(num)]
         for k, block in enumerate(self.blocks):

@@ -1,7 +1,7 @@
-"""A basic block as the source of a Python function over arrays: control, moves, memory and what a warp does together.
+"""Translates a basic block to a Python function over arrays: control, moves, memory and warp-wide operations.
 
-Arithmetic is in `forms.py`. Every register is a NumPy array with one entry a lane, or a scalar where all lanes agree;
-a value keeps the type that it was computed in and is viewed as another where PTX says so.
+Arithmetic is in `forms.py`. Every register is a NumPy array with one entry a lane, or a scalar if all lanes agree. A
+value keeps the type that it was computed in, and is viewed as another type where PTX does so.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ SPECIAL = {"%tid.x": "E.tid", "%ctaid.x": "E.cta_x", "%ctaid.y": "E.cta_y", "%ct
            "%nctaid.x": "E.grid_x", "%nctaid.y": "E.grid_y", "%nctaid.z": "E.grid_z", "%ntid.x": "E.num_threads",
            "%laneid": "(E.tid & u4(31))"}  # fmt: skip
 EXIT = 1 << 30
-"""The block after the last."""
+"""Index of the block after the last."""
 
 
 class Translator(Arithmetic):
-    """Of one program; `constants` and `instructions` are what the functions' source refers to."""
+    """Translates one program; the functions' source refers to `constants` and `instructions`."""
 
     def __init__(self, program: Program) -> None:
         self.program = program
@@ -31,7 +31,7 @@ class Translator(Arithmetic):
         self.constants: dict[str, Any] = {}
 
     def block(self, k: int) -> tuple[str, list[str], list[str]]:
-        """(source of `b<k>(E, registers read)`, those, registers that it returns after what happens next)."""
+        """(source of `b<k>(E, registers read)`, those registers, registers that it returns after the next block)."""
         self.type, self.lines, self.k = {}, [], k
         reads = sorted(self.program.use[k])
         for name in reads:
@@ -49,7 +49,7 @@ class Translator(Arithmetic):
         return getattr(self, f"op_{inst.parts[0]}")(inst, inst.parts, inst.args)
 
     def get(self, text: str, t: str) -> str:
-        """An operand as type t: its low bits where it is wider."""
+        """An operand as type t: its low bits if it is wider."""
         if text in SPECIAL:
             return SPECIAL[text] if t == "u4" else f"{SPECIAL[text]}.view({t})"
         if not text.startswith("%") and text != "tmp":
@@ -85,7 +85,7 @@ class Translator(Arithmetic):
         return name
 
     def set(self, dst: str, expression: str, t: str, inst: Instruction) -> None:
-        """Let a register be an expression of type t; where a predicate is false it keeps what it was."""
+        """Assign an expression of type t to a register; where the predicate is false it keeps its value."""
         if dst == "_":
             return
         name = dst.lstrip("%")
@@ -144,11 +144,11 @@ class Translator(Arithmetic):
             return
         if a[1].startswith("%") and a[1] not in SPECIAL and t != "b":
             name = a[1].lstrip("%")
-            t = self.type.get(name) or home(name)  # it stays what it is known as
+            t = self.type.get(name) or home(name)  # it keeps its known type
         self.set(a[0], self.get(a[1], t), t, inst)
 
     def op_cvta(self, inst: Instruction, parts: list[str], a: tuple[str, ...]) -> None:
-        """The generic address of a local one; nothing here reads through it."""
+        """The generic address of a local one; no supported instruction reads through it."""
         self.set(a[0], self.get(a[1], "u8"), "u8", inst)
 
     # Memory.
@@ -188,7 +188,7 @@ class Translator(Arithmetic):
         t = TYPES[parts[-1]]
         for name in regs:
             to = home(name)
-            if size_of(to) != width:  # a narrow word fills its register by its sign, or with zeros
+            if size_of(to) != width:  # a narrow word is extended to its register by its sign, or with zeros
                 self.lines.append(f"{name} = {name}.view({t}).astype({t[0]}{size_of(to)}).view({to})")
             self.type[name] = to
 
@@ -226,7 +226,7 @@ class Translator(Arithmetic):
 
     # Warps.
     def op_shfl(self, inst: Instruction, parts: list[str], a: tuple[str, ...]) -> None:
-        """Of the whole warp, which is what the clamps 31 and 0 (for `up`) and the mask -1 say."""
+        """A shuffle of the whole warp: the clamps are 31 and 0 (for `up`) and the mask is -1."""
         if a[3] != ("0" if parts[2] == "up" else "31") or a[4] not in ("-1", "0xFFFFFFFF", "0xffffffff"):
             raise inst.error("only exchanges of the whole warp are known")
         exchange = f"E.shuffle({parts[2]!r}, {self.get(a[1], 'u4')}, {self.get(a[2], 'u4')}, {self.name_of(inst)})"

@@ -1,4 +1,4 @@
-"""Pure-torch forms of every kernel: the definition that the Triton kernels are held to. Runs anywhere."""
+"""Pure-torch form of every kernel: the definition that the Triton kernels are tested against. Runs on every device."""
 
 from .graph_ops import gather_add_relu, graph_mean, masked_pool, scatter_mean, triple_context
 from .hash import hash_normal, hash_u32, hash_uniform

@@ -1,7 +1,7 @@
-"""Reference of `adam`: Adam (Kingma and Ba, 2015, algorithm 1) on flat buffers, all its decisions on the device.
+"""Reference of `adam`: Adam (Kingma and Ba, 2015, algorithm 1) on flat buffers, with all decisions on the device.
 
-Parameters and both moments are flat buffers of one layout; gradients stay where backward left them and come with
-their offsets. `control` holds what changes from step to step, so that a step can be captured.
+Parameters and both moments are flat buffers of one layout; gradients stay where backward left them and have offsets
+in the buffers. `control` holds the values that change from step to step, so that a step can be captured.
 Letters: P elements of the flat buffers.
 """
 
@@ -15,31 +15,31 @@ import torch
 from .weights import Weights, read_weights, write_weights
 
 INVERSE_SCALE, CORRECTION_1, CORRECTION_2, APPLIED, FACTOR, NORM = range(1, 7)
-"""Places in `control`, fp32 [8]; the first and the last are free. The host writes one over the loss scale alone; the
-two corrections `1 - beta^t` live on; the last three are this step's decision: whether it is applied (1 or 0), what
-gradients are multiplied by, and their norm before clipping."""
+"""Indices in `control`, fp32 [8]; the first and the last element are free. The host writes 1 / loss scale only. The
+two corrections `1 - beta^t` are kept across steps. The last three are this step's decision: applied (1 or 0), factor
+of the gradients, and norm of the gradients before clipping."""
 
 CONTROL_SIZE = 8
 
 BLOCK = 1024
-"""Elements of a chunk, which a program of the kernels updates."""
+"""Elements of a chunk; one program updates one chunk."""
 
 
 class Hyper(NamedTuple):
-    """What does not change within a run."""
+    """The hyperparameters that stay constant within a run."""
 
     beta_1: float = 0.9
     beta_2: float = 0.999
     eps: float = 1e-8
     max_norm: float = 0.0
-    """The gradient's norm is clipped to this; 0 leaves it alone."""
+    """Largest norm of the gradient; 0 turns clipping off."""
 
 
 def adam_decide(squares: torch.Tensor, control: torch.Tensor, step: torch.Tensor, hyper: Hyper) -> None:
-    """From the sum of squares of all gradients (scalar) whether and how step t = step + 1 is taken.
+    """Decide on step t = step + 1 from the sum of squares of all gradients (scalar).
 
-    A sum that is not finite leaves everything as it was. The corrections follow `c_t = beta c_(t-1) + (1 - beta)`,
-    which keeps their relative error at a few units in the last place, where `1 - beta^t` would lose four digits.
+    A step with NaN or Inf is skipped. The corrections follow `c_t = beta c_(t-1) + (1 - beta)`, whose relative error
+    is a few units in the last place; `1 - beta^t` would lose four digits.
     """
     norm = squares.sqrt() * control[INVERSE_SCALE]
     applied = norm.isfinite()
@@ -62,9 +62,9 @@ def adam_update(
     step: torch.Tensor,
     hyper: Hyper,
 ) -> None:
-    """The step that `adam_decide` has decided to take, in place; grads: [n] each, fp32 or bf16, at `offsets`.
+    """Apply the step that `adam_decide` decided on, in place; grads: [n] each, fp32 or bf16, at `offsets`.
 
-    rate: its first element is the learning rate. Elements that no gradient covers stay as they are.
+    rate: its first element is the learning rate. Elements without a gradient do not change.
     """
     for grad, offset in zip(grads, offsets, strict=True):
         part = slice(offset, offset + grad.numel())

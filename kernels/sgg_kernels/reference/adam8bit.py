@@ -1,9 +1,9 @@
 """Reference of `adam8bit`: Adam whose two moments are 8-bit codes with one scale for each block of 256 elements.
 
 Maps, blocks and arithmetic are bitsandbytes' (Dettmers et al., 2022, "8-bit optimizers via block-wise quantization"),
-so that its states can be read here and ours there. One thing is not: a second moment above 0 never becomes 0. The
-first moment's map reaches four decades further down than the root of the second's, so a weight whose gradient is 0 for
-once (behind a relu) would be moved by m / eps. Letters: P elements of the flat buffers, R = P / 256 blocks.
+so that both can read each other's states. There is one difference: a second moment above 0 never becomes 0. The first
+moment's map reaches four decades further down than the root of the second moment's map, so a weight with a single
+zero gradient (behind a relu) would move by m / eps. Letters: P elements of the flat buffers, R = P / 256 blocks.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from .adam import CORRECTION_1, CORRECTION_2, FACTOR, Hyper
 from .weights import Weights, read_weights, write_weights
 
 BLOCK_8BIT = 256
-"""Elements that share a scale. Buffers are padded to it, parameter by parameter."""
+"""Elements of a block with one scale. Each parameter is padded to a multiple of it in the buffers."""
 
 DECADES = 7
 ZERO_1, ZERO_2 = 127, 0
 """The codes of 0 in the signed and in the unsigned map."""
 
 LEAST_SCALE = 2.0**-126
-"""A block whose largest element is below this, the smallest normal number, holds zeros."""
+"""Smallest normal number. A block with a smaller largest element is stored as zeros."""
 
 
 @functools.cache
 def dynamic_map(signed: bool) -> torch.Tensor:
     """The 256 values, ascending, fp32 [256]: 0, 1, and in each decade 10^-7 .. 1 the centres of equal parts.
 
-    Decade d (from 0) has 2^d parts of each sign, or 2^(d + 1) where there is none; -1 is missing.
+    Decade d (from 0) has 2^d parts for each sign in the signed map, 2^(d + 1) in the unsigned map; -1 is missing.
     """
     values = [torch.tensor([0.0, 1.0])]
     for decade in range(DECADES):
@@ -43,7 +43,7 @@ def dynamic_map(signed: bool) -> torch.Tensor:
 
 
 class Moments(NamedTuple):
-    """Both moments in 8 bits: `value = map[code] * absmax of its block`."""
+    """Both moments in 8 bits: `value = map[code] * absmax of the block`."""
 
     code_1: torch.Tensor
     """[P] uint8, of the signed map."""
@@ -59,14 +59,14 @@ class Moments(NamedTuple):
 
 
 def dequantise(code_R256: torch.Tensor, absmax_R: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """fp32 [R, 256]."""
+    """The values of the codes, fp32 [R, 256]."""
     return values[code_R256.int()] * absmax_R[:, None]
 
 
 def quantise(x_R256: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(codes uint8 [R, 256], absmax [R]): each element's nearest value of the map, the lower one on a tie.
+    """(codes uint8 [R, 256], absmax [R]): each element's nearest value of the map; a tie goes to the lower value.
 
-    In the unsigned map what is above 0 is not 0.
+    In the unsigned map an element above 0 never gets the code of 0.
     """
     absmax_R = x_R256.abs().amax(1)
     inverse_R = torch.where(absmax_R < LEAST_SCALE, 0, 1 / absmax_R)
@@ -87,10 +87,10 @@ def adam8bit(
     step: torch.Tensor,
     hyper: Hyper,
 ) -> None:
-    """One step in place, which `reference.adam.adam_decide` has decided to take. grads: [n] each, fp32 or bf16.
+    """Apply the step that `reference.adam.adam_decide` decided on, in place. grads: [n] each, fp32 or bf16.
 
-    offsets: multiples of 256, of each gradient's first element in the flat buffers. rate: its first element is the
-    learning rate. The weights are updated from the moments before these are quantised.
+    offsets: index of each gradient's first element in the flat buffers, a multiple of 256. rate: its first element is
+    the learning rate. The weights are updated from the moments before quantisation.
     """
     for grad, offset in zip(grads, offsets, strict=True):
         num, blocks = grad.numel(), slice(offset // BLOCK_8BIT, -(-(offset + grad.numel()) // BLOCK_8BIT))

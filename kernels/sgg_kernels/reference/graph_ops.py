@@ -1,4 +1,4 @@
-"""The readable pure-torch form of every graph-side kernel; what the Triton kernels are tested against.
+"""Pure-torch form of every graph-side kernel; the Triton kernels are tested against it.
 
 Letters: N objects, E relations, B graphs, D width, H hidden width. Any floating dtype; sums run in fp32 (float64
 for float64 inputs) and are rounded once at the end. Empty groups give 0.
@@ -59,7 +59,7 @@ def scatter_mean(
 
 
 def graph_mean(rows_ED: torch.Tensor, ptr_B1: torch.Tensor) -> torch.Tensor:
-    """Mean of each graph's rows, [B, D]: X_global before its linear map (eq. 8)."""
+    """Mean of each graph's rows, [B, D]: X_global before the linear map of eq. 8."""
     acc, sizes = _accumulator(rows_ED), ptr_B1.long().diff()
     graph = torch.repeat_interleave(
         torch.arange(sizes.shape[0], device=rows_ED.device), sizes, output_size=rows_ED.shape[0]

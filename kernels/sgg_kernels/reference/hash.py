@@ -1,8 +1,8 @@
 """Counter-based random numbers: a pure function of (seed, step, sample, stream, index).
 
-Nothing carries generator state, so a resumed run, a captured step and any number of processes
-draw the same numbers. The mixing function is MurmurHash3's 32-bit finaliser (Appleby, 2011), chained
-over the words of the key. It is not a cryptographic hash.
+There is no generator state, so a resumed run, a captured step and any number of processes draw the same numbers. The
+mixing function is MurmurHash3's 32-bit finaliser (Appleby, 2011), chained over the words of the key. It is not a
+cryptographic hash.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _Word = int | torch.Tensor
 
 
 def _mix(h: _Word) -> _Word:
-    """MurmurHash3 fmix32 on integers, or int64 tensors, of 32-bit words (a wrapped product keeps its low bits)."""
+    """MurmurHash3 fmix32 of 32-bit words, as integers or int64 tensors (a wrapped product keeps its low bits)."""
     h = h ^ (h >> 16)
     h = (h * 0x85EBCA6B) & _MASK
     h = h ^ (h >> 13)
@@ -29,7 +29,7 @@ def _mix(h: _Word) -> _Word:
 def hash_u32(*words: _Word) -> torch.Tensor:
     """32-bit hash of a key of integer words, broadcast against each other. int64 result in [0, 2^32).
 
-    At least one word must be a tensor; those before it cost the device nothing.
+    At least one word must be a tensor; the host hashes the words before it.
     """
     h: _Word = 0
     for word in words:

@@ -1,7 +1,7 @@
 """Reference of `pack`: draw graphs from a packed store into a packed batch, mask it and pad it.
 
-The store and the batch have the same fields (`sgg_fast.graph.SceneGraphBatch`); only offsets change, so nobody
-sorts or counts. The host drew the graph ids, knows their sizes and gives the offsets.
+The store and the batch have the same fields (`sgg_fast.graph.SceneGraphBatch`). Only offsets change, so nothing is
+sorted or counted. The host draws the graph ids and computes the offsets from their sizes.
 Letters: B graphs drawn, G = B or B + 1 of them with the padding graph, N objects, E relations.
 """
 
@@ -14,11 +14,11 @@ import torch
 from .hash import hash_u32
 
 MASK_STREAM = 1
-"""Word of the hash key that keeps the masks apart from other random numbers."""
+"""Word of the hash key that separates the masks from other random numbers."""
 PPM = 1_000_000
-"""The mask ratio comes in parts of this, so that counts are integers and agree bit for bit."""
+"""Denominator of the mask ratio: counts are integers and agree bit for bit."""
 PADDING_NAME, PADDING_PREDICATE, PADDING_PHRASE = 0, 1, 0
-"""Names of the padding: the two reserved ids of every `NameTable`, and any phrase, for nobody reads it."""
+"""Names of the padding: the two reserved ids of every `NameTable`, and an arbitrary phrase, which is not read."""
 
 STORE_FIELDS = (
     "object_name",
@@ -34,7 +34,7 @@ STORE_FIELDS = (
     "object_pooled",
     "relation_pooled",
 )
-"""What is read of the store, in the order of the kernel's arguments."""
+"""The store's fields that the kernel reads, in the order of its arguments."""
 BATCH_FIELDS = (
     "object_name",
     "predicate_name",
@@ -49,19 +49,19 @@ BATCH_FIELDS = (
     "object_pooled",
     "relation_pooled",
 )
-"""What is written, in the order of the kernel's arguments."""
+"""The batch's fields that the kernel writes, in the order of its arguments."""
 
 
 class MaskKey(NamedTuple):
-    """What decides the masks of a batch."""
+    """The inputs of a batch's mask."""
 
     first_copy: int
-    """The graphs from this index on are the masked copies."""
+    """Index of the first masked copy; all later graphs are masked copies too."""
     ratio_ppm: int
-    """Share of their objects to hide, in parts per million."""
+    """Share of a copy's objects to hide, in parts per million."""
     seed: int
     step: torch.Tensor
-    """[1] int32 on the device, so that a captured launch sees it change."""
+    """[1] int32 on the device, so that its value may change under a captured launch."""
 
 
 def concat_ranges(start_B: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
@@ -73,10 +73,10 @@ def concat_ranges(start_B: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
 
 
 def mae_mask(ids_B: torch.Tensor, object_ptr: torch.Tensor, key: MaskKey) -> torch.Tensor:
-    """[N] bool: in each copy (graph `key.first_copy` on), the share of its objects with the smallest hashes.
+    """[N] bool: the objects with the smallest hashes in each copy (graphs from `key.first_copy` on).
 
-    The image node (the last object) is never masked; at least one object is masked and one kept, and
-    a graph of one object is left whole. The count is `round(ratio * objects)`, halves up.
+    The count is `round(ratio * objects)`, halves up; at least one object is masked and at least one is kept. The image
+    node (the last object) is never masked. A graph of one object has no mask.
     """
     size_B = object_ptr.long().diff()
     num_B, batch = size_B - 1, torch.arange(len(ids_B), device=ids_B.device)
@@ -84,7 +84,7 @@ def mae_mask(ids_B: torch.Tensor, object_ptr: torch.Tensor, key: MaskKey) -> tor
     index = torch.arange(graph.shape[0], device=ids_B.device) - object_ptr.long()[graph]
     hashed = hash_u32(key.seed, key.step, ids_B.long()[graph], MASK_STREAM, index)
     is_image = index == num_B[graph]
-    # Rank within the graph: sort by (graph, image last, hash); stable, so ties go to the lower index.
+    # Rank within the graph: stable sort by (graph, image last, hash), so a tie goes to the lower index.
     order = torch.argsort(graph * 2**34 + is_image.long() * 2**33 + hashed, stable=True)
     rank = torch.empty_like(order)
     rank[order] = torch.arange(order.shape[0], device=order.device)
@@ -95,9 +95,9 @@ def mae_mask(ids_B: torch.Tensor, object_ptr: torch.Tensor, key: MaskKey) -> tor
 
 
 def _padding(graph: int, o_n: int, num_n: int, o_e: int, num_e: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """The fields of the padding graph, whose objects and relations start at o_n and o_e.
+    """The fields of the padding graph; its objects and relations start at o_n and o_e.
 
-    Object i of its n owns the relations `i m // n .. (i + 1) m // n` of its m, as their subject and their object.
+    Object i of n is subject and object of the relations `i m // n .. (i + 1) m // n` of m.
     """
     bounds = torch.arange(num_n + 1, device=device) * num_e // max(num_n, 1)
     first, last = bounds[:-1], bounds[1:]
@@ -122,7 +122,7 @@ def _padding(graph: int, o_n: int, num_n: int, o_e: int, num_e: int, device: tor
 def _drawn(
     store: dict[str, torch.Tensor], ids_B: torch.Tensor, object_ptr: torch.Tensor, relation_ptr: torch.Tensor
 ) -> dict[str, torch.Tensor]:
-    """The fields of the drawn graphs, end to end."""
+    """The concatenated fields of the drawn graphs."""
     ids_B = ids_B.long()
     num_N, num_E = object_ptr.long().diff(), relation_ptr.long().diff()
     first_N, first_E = store["object_ptr"].long()[ids_B], store["relation_ptr"].long()[ids_B]
@@ -154,10 +154,10 @@ def pack(
     relation_ptr: torch.Tensor,
     mask: MaskKey | None = None,
 ) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """The graphs `ids` of `store` end to end, at the offsets `object_ptr` and `relation_ptr`: (BATCH_FIELDS, masked).
+    """(BATCH_FIELDS, masked) of the graphs `ids` of `store` at the offsets `object_ptr` and `relation_ptr`.
 
-    The pointers are [B+1], or [B+2] to append the padding graph, whose relations need an object. masked: [N] bool,
-    all False without `mask`; never set in the padding.
+    The pointers are [B+1], or [B+2] to append the padding graph; padding relations need a padding object. masked: [N]
+    bool, False in the padding and without `mask`.
     """
     num_graphs = len(ids_B)
     ptrs = object_ptr[: num_graphs + 1], relation_ptr[: num_graphs + 1]

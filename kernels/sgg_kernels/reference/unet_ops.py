@@ -1,4 +1,4 @@
-"""The readable pure-torch form of the UNet's and the VAE's kernels; what the Triton kernels are tested against.
+"""Pure-torch form of the UNet's and the VAE's kernels; the Triton kernels are tested against it.
 
 Letters: B images, C channels, G groups, D width. Any floating dtype; sums run in fp32 (float64 for float64 inputs)
 and are rounded once at the end.
@@ -28,7 +28,7 @@ def group_norm_silu(
 
 
 def geglu(x: torch.Tensor) -> torch.Tensor:
-    """`a * gelu(gate)` with a | gate = the halves of the last dimension, the exact gelu (Shazeer, 2020)."""
+    """`a * gelu(gate)` with a | gate = x along the last dimension and the exact gelu (Shazeer, 2020)."""
     acc = torch.promote_types(x.dtype, torch.float32)
     a, gate = x.to(acc).chunk(2, dim=-1)
     return (a * F.gelu(gate)).to(x.dtype)

@@ -1,4 +1,4 @@
-"""Reference of how the optimisers' kernels read a weight as fp32 and write it back. Letters: P elements."""
+"""Reference of the optimiser kernels' access to weights: read as fp32, write back. Letters: P elements."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from .hash import hash_u32
 
 
 class Weights(NamedTuple):
-    """Weights in one flat buffer: fp32; bf16 with the low halves of fp32 values beside it; or bf16 alone."""
+    """Weights in one flat buffer, in one of three forms: fp32; bf16 with the low halves of fp32; bf16 alone."""
 
     param: torch.Tensor
     """[P] fp32 or bf16."""
     low: torch.Tensor | None = None
-    """[P] int16: fp32's bits are those of the bf16 number, moved up by 16, plus this. That number is the nearest."""
+    """[P] int16: fp32 bits = (bf16 bits << 16) + this. The bf16 number is the one nearest to the fp32 number."""
     seed: int = 0
-    """Of stochastic rounding, where there is neither; below 2^31."""
+    """Seed of stochastic rounding, for bf16 alone; below 2^31."""
 
 
 def read_weights(weights: Weights, part: slice) -> torch.Tensor:
-    """fp32, of some of the elements."""
+    """The elements `part` in fp32."""
     param = weights.param[part]
     if weights.low is None:
         return param.float()
@@ -31,8 +31,8 @@ def read_weights(weights: Weights, part: slice) -> torch.Tensor:
 def write_weights(weights: Weights, part: slice, wide: torch.Tensor, step: torch.Tensor) -> None:
     """Write fp32 numbers in the buffer's form.
 
-    bf16 alone: rounded up or down such that the expectation is exact, by adding 16 random bits below bf16's last and
-    cutting them off. The bits are a hash of seed, step and the element's place in the buffer.
+    bf16 alone is rounded stochastically, with an exact expectation: 16 random bits are added below bf16's last bit,
+    then cut off. The bits are a hash of seed, step and the element's index in the buffer.
     """
     param = weights.param[part]
     if param.dtype == torch.float32:
@@ -40,7 +40,7 @@ def write_weights(weights: Weights, part: slice, wide: torch.Tensor, step: torch
         return
     bits = wide.view(torch.int32)
     if weights.low is not None:
-        # A NaN stays one: a GPU's is 0x7FFFFFFF, which would carry into the sign and be stored as -0.
+        # A NaN stays NaN: a GPU's NaN is 0x7FFFFFFF, which would carry into the sign and become -0.
         high = (bits + torch.where(wide.isnan(), 0, 0x8000).int()) >> 16
         weights.low[part] = (bits - (high << 16)).to(torch.int16)
     else:

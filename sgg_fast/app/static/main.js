@@ -113,7 +113,7 @@ function draw() {
   if (!doc.state.nodes.length) return tell("There is nothing to draw: add an object first.");
   const { state } = doc;
   const request = { graph: toGraph(state), settings: settings.request(), maps: $("maps").checked };
-  return drawer.draw({ ...request, state, text: $("text").value });
+  return drawer.draw({ ...request, state });
 }
 
 function stop() {
@@ -157,8 +157,10 @@ drawer.addEventListener("done", ({ detail }) => {
   const { state } = request;
   const said = labels(state);
   const relations = state.edges.map((e) => `${said.get(e.from)} ${e.name} ${said.get(e.to)}`);
+  const lone = state.nodes.filter((n) => !state.edges.some((e) => e.from === n.id || e.to === n.id));
+  const text = [...relations, ...lone.map((n) => said.get(n.id))].join("; ");
   const entry = {
-    state, text: request.text, records, maps, blobs: pictures,
+    state, text, records, maps, blobs: pictures,
     settings: { ...settings.read(), ...records[0], num_images: records.length },
     ids: [...state.nodes, ...state.edges].map((item) => item.id),
     labels: [...said.values(), ...relations],

@@ -1,5 +1,5 @@
-"""Command line of the preparation: one subcommand a data set, and the cache. Exit code 2 and one line for what cannot
-run."""
+"""Command line of the preparation: one subcommand for each data set, and one for the cache. An error prints one line
+and gives exit code 2."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ Pillow's limit, CMYK and 16-bit pictures (no exact conversion to 8-bit RGB exist
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Flags of the command; `run` is what they are for."""
+    """Flags of the command; `run` is the function of the subcommand."""
     parser = OneLineParser(prog="python -m sgg_fast.data.prepare", description=__doc__)
     commands = parser.add_subparsers(dest="what", required=True)
 
@@ -117,7 +117,7 @@ def _add_images(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def _add_filters(parser: argparse.ArgumentParser, kind: type[Filters] | type[CocoFilters]) -> None:
-    """One flag a filter."""
+    """Add one flag for each filter."""
     group = parser.add_argument_group("filters")
     for field in dataclasses.fields(kind):
         name = f"--{field.name.replace('_', '-')}"
@@ -127,7 +127,7 @@ def _add_filters(parser: argparse.ArgumentParser, kind: type[Filters] | type[Coc
 
 
 def say(line: str) -> None:
-    """Progress, beside the result on stdout."""
+    """Print progress to stderr; stdout holds the result."""
     print(line, file=sys.stderr)
 
 
@@ -155,7 +155,7 @@ def run_folder(args: argparse.Namespace) -> int:
 
 
 def told(report: Report, out: Path) -> int:
-    """The table of what was kept, on stdout."""
+    """Print the table of kept items; returns exit code 0."""
     print(report.table())
     print(f"\nwritten: {out}; every image and record left out is named in {out / 'report.json'}")
     return 0
@@ -192,7 +192,7 @@ def run_cache(args: argparse.Namespace) -> int:
 
 
 def next_command(args: argparse.Namespace, config: Config, given: dict[str, Any], has_boxes: bool) -> str:
-    """What to type after a cache: the flags that were given, for train.py checks that the cache was made with them."""
+    """The next command after a cache, with the given flags: train.py checks that the cache was made with them."""
     given = {name: value for name, value in given.items() if name != "num_scenes"} | {"data": args.out}
     if not has_boxes and (config.objective.geometry or config.objective.attention_loss):
         given |= {"geometry": 0.0, "attention_loss": 0.0}
@@ -201,7 +201,7 @@ def next_command(args: argparse.Namespace, config: Config, given: dict[str, Any]
 
 @command("prepare", interrupted="the same command goes on")
 def main(argv: list[str] | None) -> int:
-    """Exit code: 0 done, 2 for files or settings that cannot be used (one line on stderr), 130 when interrupted."""
+    """Exit code: 0 done, 2 for unusable files or settings (one line on stderr), 130 if interrupted."""
     args = parse(argv)
     check_text({name: value for name, value in vars(args).items() if name != "run"})
     return args.run(args)

@@ -1,6 +1,6 @@
-"""`prepare cache`: the frozen towers over a whole set, once, into the files that `sgg_fast/data/stored.py` reads.
+"""`prepare cache`: runs the frozen models over a whole set once; `sgg_fast/data/stored.py` reads the files.
 
-What the bytes depend on is written down first (job.json); a folder that was begun from something else is refused.
+job.json is written first and lists all inputs of the bytes; a folder with a different job.json is refused.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from sgg_fast.nn.foundation import Foundation
 
 REPORT = "report.json"
 NUM_PREVIEWS = 64
-"""Pictures kept as they are, for the sample sheets of training."""
+"""Number of pictures kept as pixels, for the sample sheets of training."""
 
 
 def write_cache(
@@ -71,7 +71,7 @@ def write_cache(
 
 
 def _is_whole(out: Path, described: dict[str, Any], shards: list[Path]) -> bool:
-    """Whether the index is there, of this job, and every file is what it says."""
+    """True if the index exists, belongs to this job, and matches every file."""
     try:
         index = read_index(out)
         entries = [*index["shards"], index["graphs"]]
@@ -79,12 +79,12 @@ def _is_whole(out: Path, described: dict[str, Any], shards: list[Path]) -> bool:
         named = [entry["file"] for entry in entries] == [*(path.name for path in shards), GRAPHS]
     except (DamagedError, KeyError, TypeError):
         return False
-    # Under "graphs" the index has the file, job.json the digest of what is in it.
+    # "graphs" is the file in the index, and the digest of its content in job.json.
     return named and all(index.get(key) == value for key, value in described.items() if key != "graphs")
 
 
 def _describe(job: CacheJob, source: PairSource, foundation: Foundation) -> dict[str, Any]:
-    """Everything that the bytes depend on but the pixels, which `stat` stands for."""
+    """All inputs of the bytes except the pixels; `stat` identifies the pixels."""
     digest = hashlib.sha256()
     for graph in source.graphs:
         digest.update(repr((graph.objects, graph.relations)).encode("utf-8", "surrogatepass"))
@@ -100,13 +100,13 @@ def _describe(job: CacheJob, source: PairSource, foundation: Foundation) -> dict
         "models": {"text_encoder": None, **{part: fingerprint(getattr(foundation, part)) for part in parts}},
         "shard_size": job.shard_size,
         "batch_size": job.batch_size,
-        # Pictures without boxes are turned upright; caches from before that say nothing here.
+        # Pictures without boxes are turned upright; older caches lack this entry.
         **({"upright": True} if source.place is not None and source.boxes is None else {}),
     }
 
 
 def _accept(out: Path, described: dict[str, Any], overwrite: bool) -> str:
-    """Compare with an earlier beginning in `out`, or begin; the digest that marks this job's shards."""
+    """Compare with an earlier job.json in `out`, or write it; returns the digest that marks this job's shards."""
     path, text = out / JOB, json.dumps(described, indent=1, sort_keys=True) + "\n"
     if path.is_file() and not overwrite:
         try:
@@ -124,7 +124,7 @@ def _accept(out: Path, described: dict[str, Any], overwrite: bool) -> str:
         for old in (out / INDEX, *out.glob("shard-*.safetensors"), path):
             old.unlink(missing_ok=True)
     for stale in [*out.glob(".*.part"), *out.glob(".*.safetensors-*"), *out.glob(".*.json-*")]:
-        stale.unlink(missing_ok=True)  # left by a process that was killed while writing, also by an older version
+        stale.unlink(missing_ok=True)  # left by a killed process, also of an older version
     if not path.is_file():
         write_whole(path, text.encode())
     return hashlib.sha256(text.encode()).hexdigest()
@@ -141,9 +141,9 @@ def _difference(key: str, was: Any, now: Any) -> str:
 def _finish(
     job: CacheJob, source: PairSource, foundation: Foundation, described: dict[str, Any], shards: list[Path]
 ) -> dict[str, Any]:
-    """report.json, graphs.safetensors of the images that were kept, and last the index."""
+    """Write report.json, graphs.safetensors of the kept images, and last the index."""
     report = _report(job, source, shards)
-    # Verified here once more: what the index vouches for must be what the models gave.
+    # Verify again: the index must describe exactly the models' outputs.
     kept = [item for path in shards for item in read_tensors(path, verify=True)[0]["item"].tolist()]
     if not kept:
         why = "; ".join(f"{fault['count']} {fault['reason']}" for fault in report["faults"])
@@ -164,13 +164,13 @@ def _finish(
 
 
 def _report(job: CacheJob, source: PairSource, shards: list[Path]) -> dict[str, Any]:
-    """report.json's content, from what the shards note; the file is written where it does not hold just that."""
+    """report.json's content from the notes of the shards; the file is written if it differs."""
     num_kept, faults = 0, dict[str, list[str]]()
     for path in shards:
         tensors, note = read_tensors(path)
         num_kept += len(tensors["item"])
         for item, _, reason in note["faults"]:
-            assert source.place is not None  # drawn pictures have no faults
+            assert source.place is not None  # toy pictures have no faults
             faults.setdefault(reason, []).append(str(source.place(item)))
     report = {
         "data": job.data.source,

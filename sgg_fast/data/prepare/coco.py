@@ -1,8 +1,8 @@
-"""COCO-Stuff's annotation files to {train,val,test}.jsonl: sg2im's filters, things and stuff together.
+"""Turns COCO-Stuff's annotation files into {train,val,test}.jsonl: sg2im's filters, things and stuff together.
 
-Files are read record by record, twice (categories stand behind the annotations that use them); what stays in memory is
-a few numbers for each object that is kept. Relations are not written: they are drawn from boxes and mask centres when
-the set is opened, by a pure function of image id and epoch seed (`sgg_fast/data/spatial.py`).
+Files are read record by record, twice (categories follow the annotations that use them). Only a few numbers for each
+kept object stay in memory. Relations are not written: a pure function of image id and epoch seed
+(`sgg_fast/data/spatial.py`) draws them from boxes and mask centres when the set is opened.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sgg_fast.graph import shown
 PAPER = {"train": 24_972, "val": 1_024, "test": 2_048}
 """Images of each split after preparation, with the deprecated challenge's id lists (sg2im; Wang et al., AAAI-25)."""
 WITHOUT_LISTS = 72_623
-"""Training images that come out of the final COCO-Stuff release without the lists."""
+"""Training images from the final COCO-Stuff release without the lists."""
 LISTS = "deprecated-challenge2017"
 BOX_ONLY = "objects_without_a_mask_whose_box_is_used"
 OVERHANG = "boxes_kept_that_reach_over_the_edge"
@@ -44,7 +44,7 @@ SOURCES = (
 
 @dataclasses.dataclass(frozen=True)
 class CocoFilters:
-    """What is kept; the defaults are sg2im's. The text of each is its line in --help."""
+    """Filters; the defaults are sg2im's. `help` is the line in --help."""
 
     min_object_share: float = dataclasses.field(
         default=0.02, metadata={"help": "share of the image that a box must exceed"}
@@ -82,9 +82,9 @@ def prepare(
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Read `root`, write the splits, set.json and report.json to `out`. Raises `PrepareError`.
+    """Read `root` and write the splits, set.json and report.json to `out`. Raises `PrepareError`.
 
-    One input, one output, to the byte. `images` (with train2017/ and val2017/ below it) is linked to as OUT/images.
+    Equal inputs give equal bytes. OUT/images becomes a link to `images`, which holds train2017/ and val2017/.
     """
     filters = filters or CocoFilters()
     files = {f"{kind}_{split}2017.json": None for split in ("train", "val") for kind in ("instances", "stuff")}
@@ -119,7 +119,7 @@ def _find(root: Path, name: str) -> Path | None:
 
 
 def _read_ids(path: Path | None) -> list[int]:
-    """One id a line. Raises `PrepareError` for anything else."""
+    """The ids of a file with one id a line. Raises `PrepareError` for other content."""
     assert path is not None
     ids = []
     for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n"), start=1):
@@ -133,7 +133,7 @@ def _read_ids(path: Path | None) -> list[int]:
 def _parted(
     records: list[dict[str, Any]], filters: CocoFilters, report: Report
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """val and test of the images of val2017: the first and, of the others, the last."""
+    """(val, test) from the images of val2017: the first ones and, of the others, the last ones."""
     val, rest = records[: filters.num_val], records[filters.num_val :]
     test = rest[max(0, len(rest) - filters.num_test) :]
     report.listed["test"] = len(test)
@@ -145,7 +145,7 @@ def _parted(
 
 
 class _Reader:
-    """train2017 or val2017 on its way through the files."""
+    """Reader of the files of train2017 or val2017."""
 
     def __init__(self, split: str, files: dict[str, Path | None], filters: CocoFilters, report: Report) -> None:
         self.split, self.filters, self.report = split, filters, report
@@ -163,7 +163,7 @@ class _Reader:
         self.report.fault(path.name, where, reason)
 
     def read(self, listed: list[int] | None) -> list[dict[str, Any]]:
-        """Records of the images that pass, in the order of the instances file."""
+        """Records of the images that pass the filters, in the order of the instances file."""
         described, names = self._describe()
         self._select(described, listed)
         for kind in ("instances", "stuff"):
@@ -231,7 +231,7 @@ class _Reader:
             self._fault("instances", where, str(fault))
 
     def _select(self, described: dict[int, _Image], listed: list[int] | None) -> None:
-        """Keep the images of the list, in the order of the instances file; of all where there is none."""
+        """Keep the images of the list (all without a list), in the order of the instances file."""
         report, split = self.report, self.split
         if listed is None:
             report.listed[split] = len(described) + len(self.faulty)
@@ -251,7 +251,7 @@ class _Reader:
         self.images = {image_id: image for image_id, image in described.items() if image_id in wanted}
 
     def _collect(self, kind: str, names: dict[int, str]) -> None:
-        """Objects of one file. Counted under the first reason: fault, size, category "other", mask."""
+        """Read the objects of one file. Each counts under its first reason: fault, size, category "other", mask."""
         report, seen = self.report, set()
         for key, record in self._rows(kind):
             if key != "annotations":
@@ -290,9 +290,9 @@ class _Reader:
     def _centre(
         self, kind: str, record: dict[str, Any], image: _Image, box: list[float], where: str
     ) -> tuple[float, float]:
-        """x and y of the mask's middle in shares of the image; the box's where there is no mask, as in sg2im.
+        """x and y of the mask's centre in shares of the image; without a mask those of the box, as in sg2im.
 
-        A mask that cannot be read costs itself only: it is named, and the object stays.
+        An unreadable mask is reported, and the object is kept.
         """
         centre, mask, notes = None, record.get("segmentation"), self.report.notes
         if mask is None or mask == []:
@@ -305,7 +305,7 @@ class _Reader:
         return centre or ((box[0] + box[2] / 2) / image.width, (box[1] + box[3] / 2) / image.height)
 
     def _reason(self, image: _Image) -> str:
-        """The first filter that the image does not pass; "" for none."""
+        """The first filter that rejects the image, or ""."""
         if not image.has_stuff:
             return "no stuff annotation"
         if len(image.objects) < self.filters.min_objects:

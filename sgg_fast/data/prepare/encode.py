@@ -1,7 +1,7 @@
-"""Visual Genome's records, file by file, to integers: the order and the rules of sg2im's scripts/preprocess_vg.py.
+"""Encodes Visual Genome's records as integers, in the order and by the rules of sg2im's scripts/preprocess_vg.py.
 
-Objects, attributes and relationships are read twice each (count names, then encode); what stays in memory is a few
-integers for each object and relation that is kept.
+Objects, attributes and relationships are read twice each (count names, then encode). Only a few integers for each kept
+object and relation stay in memory.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _option(default: Any, text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Filters:
-    """What is kept; the defaults are sg2im's. The text of each is its line in --help."""
+    """Filters; the defaults are sg2im's. `help` is the line in --help."""
 
     min_image_size: int = _option(200, "least width and height of an image, px")
     min_object_instances: int = _option(2000, "training instances that make an object name one of the vocabulary")
@@ -69,18 +69,18 @@ class Filters:
 
 @dataclasses.dataclass
 class ListedImage:
-    """An image of the splits on its way through the filters."""
+    """An image of the splits during filtering."""
 
     split: str
     width: int
     height: int
     path: str
     objects: np.ndarray | None = None
-    """int32 [n, 6]: id, name, x, y, w, h of each kept object; None before objects.json had a record of the image."""
+    """int32 [n, 6]: id, name, x, y, w, h of each kept object; None until objects.json has a record of the image."""
     relations: np.ndarray | None = None
     """int32 [m, 4]: id, subject, predicate, object of each kept relation."""
     attributes: dict[int, list[int]] | None = None
-    """Object id -> attributes, of objects that have any."""
+    """Object id -> attributes, for objects with attributes."""
 
     def object_ids(self) -> list[int]:
         """Ids of the kept objects, in order."""
@@ -88,7 +88,7 @@ class ListedImage:
 
 
 class Encoder:
-    """One preparation on its way through the files. `images` holds what passed so far, in the order of the splits."""
+    """One preparation. `images` holds the images that passed so far, in the order of the splits."""
 
     def __init__(self, root: Path, filters: Filters, report: Report, any_version: bool) -> None:
         self.root, self.filters, self.report, self.any_version = root, filters, report, any_version
@@ -98,7 +98,7 @@ class Encoder:
         self.relation_aliases = read_aliases(root / "relationship_alias.txt", self.clean, report)
 
     def select_images(self, splits: dict[str, list[Any]]) -> None:
-        """Images of the splits that image_data.json describes and that are large enough."""
+        """Keep the images of the splits that image_data.json describes and that are large enough."""
         described, faulty = self._image_data()
         taken: set[int] = set()
         for split, ids in splits.items():
@@ -120,7 +120,7 @@ class Encoder:
                 taken.update([image_id] if is_id(image_id) else [])
 
     def _image_data(self) -> tuple[dict[int, tuple[int, int, str]], set[int]]:
-        """Image id -> width, height and path, and the ids whose record cannot be used."""
+        """(image id -> width, height and path; ids with an unusable record)."""
         described: dict[int, tuple[int, int, str]] = {}
         faulty: set[int] = set()
         for number, record in enumerate(stream(self.root / "image_data.json")):
@@ -138,7 +138,7 @@ class Encoder:
         return described, faulty
 
     def _records(self, name: str, key: str, report: Report | None) -> Iterator[tuple[int, list[Any]]]:
-        """(image id, its list `key`) of every selected image in the order of the file; the first record of each."""
+        """(image id, its list `key`) from the first record of every selected image, in the order of the file."""
         seen: set[int] = set()
         for number, record in enumerate(stream(self.root / name)):
             where = f"record {number}"
@@ -160,13 +160,13 @@ class Encoder:
             raise PrepareError(f"{self.root / name}: no record has an image_id; is it Visual Genome's {name}?")
 
     def encode(self) -> dict[str, Any]:
-        """Go through the files; vocab.json's content."""
+        """Read the files; returns vocab.json's content."""
         counted = by_count(self._count_objects(), self.filters.min_object_instances)
         objects = [IMAGE_OBJECT, *filter(is_name, counted)]
         attributes = by_count(self._count_attributes(), self.filters.min_attribute_instances)
         self._encode_objects({name: i for i, name in enumerate(objects)})
         counts = self._count_predicates()
-        # sg2im keeps predicates in the order they were met, not by count.
+        # sg2im keeps predicates in order of first occurrence, not by count.
         least = self.filters.min_relation_instances
         predicates = [IN_IMAGE, *(p for p, count in counts.items() if count >= least and is_name(p))]
         vocabulary = vocabulary_of(objects, attributes, predicates)
@@ -183,7 +183,7 @@ class Encoder:
         return self.object_aliases.get(name, name)
 
     def _count_objects(self) -> Counter[str]:
-        """Names of training objects, of every size as in sg2im; one object counts once for each of its names."""
+        """Counts of names of training objects of every size, as in sg2im; an object counts once for each name."""
         counter: Counter[str] = Counter()
         merged = False
         for image_id, objects in self._records("objects.json", "objects", None):
@@ -192,12 +192,12 @@ class Encoder:
                 try:
                     counter.update(list(dict.fromkeys(self._object_name(name) for name in _object_names(record))))
                 except FaultError:
-                    continue  # named when the objects are encoded
+                    continue  # reported when the objects are encoded
         check_version("objects.json", merged, self.any_version, self.report)
         return counter
 
     def _encode_objects(self, index: dict[str, int]) -> None:
-        """Objects with a known name and a box large enough. Counted under the first reason: fault, name, size."""
+        """Encode objects with a known name and a large enough box. First reason counts: fault, name, size."""
         filters, report, notes = self.filters, self.report, Counter[str]()
         for image_id, records in self._records("objects.json", "objects", report):
             image = self.images[image_id]
@@ -230,7 +230,7 @@ class Encoder:
         report.notes |= {OVERHANG: notes[OVERHANG], **({ROUNDED: notes[ROUNDED]} if notes[ROUNDED] else {})}
 
     def _predicate(self, text: str, split: str) -> str:
-        """As sg2im reads it, which cleans and replaces in training images only."""
+        """The predicate as in sg2im, which cleans and replaces in training images only."""
         if split != "train" and not self.clean:
             return text
         return self._cleaned(text)
@@ -240,7 +240,7 @@ class Encoder:
         return self.relation_aliases.get(text, text)
 
     def _count_predicates(self) -> Counter[str]:
-        """Predicates of training relations between kept objects, in the order they are met."""
+        """Counts of predicates of training relations between kept objects, in order of first occurrence."""
         counter: Counter[str] = Counter()
         merged = False
         for image_id, relations in self._records("relationships.json", "relationships", None):
@@ -251,14 +251,14 @@ class Encoder:
                 try:
                     _, subject, predicate, obj = _relation(record)
                 except FaultError:
-                    continue  # named when the relations are encoded
+                    continue  # reported when the relations are encoded
                 if image.split == "train" and subject in kept and obj in kept:
                     counter[self._predicate(predicate, "train")] += 1
         check_version("relationships.json", merged, self.any_version, self.report)
         return counter
 
     def _encode_relations(self, index: dict[str, int]) -> None:
-        """Relations of known predicates between kept objects. Counted under the first reason: fault, end, predicate."""
+        """Encode relations of known predicates between kept objects. First reason counts: fault, end, predicate."""
         report, unread = self.report, 0
         for image_id, records in self._records("relationships.json", "relationships", report):
             image = self.images[image_id]
@@ -294,7 +294,7 @@ class Encoder:
         return counter
 
     def _attributes(self, record: Any, where: str = "") -> list[str]:
-        """Attributes of an object's record; faults are named where `where` says the image."""
+        """Attributes of an object's record; faults are reported if `where` names the image."""
         found = record.get("attributes") if isinstance(record, dict) else None
         names: list[str] = []
         for value in found if isinstance(found, list) else []:
@@ -308,7 +308,7 @@ class Encoder:
         return names
 
     def _encode_attributes(self, index: dict[str, int]) -> None:
-        """Known attributes of the objects of images that pass; an object's last record holds, as in sg2im."""
+        """Encode known attributes of objects in passing images; an object's last record wins, as in sg2im."""
         for image_id, records in self._records("attributes.json", "attributes", self.report):
             image = self.images[image_id]
             image.attributes, kept = {}, set() if self._reason(image) else set(image.object_ids())
@@ -342,7 +342,7 @@ class Encoder:
         return kept
 
     def _reason(self, image: ListedImage) -> str:
-        """The first filter that the image does not pass; "" for none."""
+        """The first filter that rejects the image, or ""."""
         filters = self.filters
         if image.objects is None:
             return "no record in objects.json"
@@ -359,7 +359,7 @@ class Encoder:
 
 
 def _described(record: dict[str, Any]) -> tuple[int, int, str]:
-    """Width, height and path below the folder of images: the last two parts of the address, as in sg2im."""
+    """Width, height and path relative to the folder of images: the last two parts of the URL, as in sg2im."""
     width, height = record.get("width"), record.get("height")
     if not (is_id(width) and is_id(height) and width and height):
         raise FaultError("no usable width and height")
@@ -377,7 +377,7 @@ def _described(record: dict[str, Any]) -> tuple[int, int, str]:
 
 
 def _object_names(record: Any) -> list[str]:
-    """Names of an object that a graph can have, the first is preferred. Raises `FaultError` where it has none."""
+    """Usable names of an object, the preferred name first. Raises `FaultError` if there is none."""
     names = record.get("names") if isinstance(record, dict) else None
     if not isinstance(names, list):
         has = ": it has name, in place of the list names" if isinstance(record, dict) and "name" in record else ""
@@ -394,6 +394,6 @@ def _relation(record: Any) -> tuple[int, int, str, int]:
 
 
 def _mentions_merging(record: Any) -> bool:
-    """Whether an end of the relation carries the field that version 1.4 added."""
+    """True if an end of the relation has the field that version 1.4 added."""
     ends = (record.get(role) for role in ("subject", "object")) if isinstance(record, dict) else ()
     return any(isinstance(end, dict) and "merged_object_ids" in end for end in ends)

@@ -1,7 +1,7 @@
-"""A folder of one's own pictures, each with its graph in a .json beside it, checked and made a set.
+"""Makes a set from a folder of pictures, each with its graph in a .json file beside it.
 
-Training reads such a folder as it is; this names every file that cannot be used, goes into subfolders and sets images
-aside for validation.
+Training also reads such a folder directly. The preparation names every unusable file, reads subfolders and splits off
+images for validation.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def prepare(
 ) -> Report:
     """Check every picture and graph below `root`, write the set to `out` and link its images. Raises `PrepareError`.
 
-    Whether an image is train or val follows from a hash of its path, so adding images moves none of the others.
+    A hash of an image's path decides between train and val, so new images do not move others.
     """
     if not root.is_dir():
         raise PrepareError(f"{root}: there is no such folder")
@@ -97,5 +97,5 @@ def _records(root: Path, paths: list[Path], split: str, report: Report) -> Itera
 
 
 def _named(path: Path) -> str:
-    """A path as text that can be printed."""
+    """A path as printable text."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")

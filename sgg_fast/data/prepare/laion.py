@@ -1,7 +1,7 @@
-"""LAION-SG's annotation files to {train,val,test}.jsonl. No boxes there are; names and predicates stay as written.
+"""Turns LAION-SG's annotation files into {train,val,test}.jsonl, without boxes; names and predicates do not change.
 
 A record is {"img_id", "name" (the image's file), "items": [{"item_id", "label", "attributes"}], "relations": [{"item1",
-"relation", "item2"}], ...}; attributes go in front of the label, as everywhere in this package.
+"relation", "item2"}], ...}. Attributes go in front of the label, as everywhere in this package.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sgg_fast.data.prepare.report import Report
 from sgg_fast.graph import SceneGraphError, shown
 
 _PLACE = re.compile(r"((?:items|relations)\[\d+\][^:]*): (.*)", re.DOTALL)
-"""Of a fault within a graph: items[3].label."""
+"""Place of a fault within a graph: items[3].label."""
 SOURCE = "LAION-SG's annotation files: https://huggingface.co/datasets/mengcy/LAION-SG"
 
 
@@ -32,10 +32,11 @@ def prepare(
     overwrite: bool = False,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Read the annotation file of each split, write the set to `out`. Raises `PrepareError`.
+    """Read the annotation file of each split and write the set to `out`. Raises `PrepareError`.
 
-    A record with a fault is left out whole: a graph that lacks an object would say something else. Relations of an item
-    to itself and exact repeats, which the published files have, are left out alone and counted.
+    A record with a fault is skipped completely, because a graph without one of its objects has another meaning. The
+    published files contain relations of an item to itself and exact repeats: only these relations are skipped, and they
+    are counted.
     """
     for path in files.values():
         if not path.is_file():
@@ -51,7 +52,7 @@ def prepare(
 def _records(
     path: Path, split: str, report: Report, seen: set[str], say: Callable[[str], None]
 ) -> Iterator[dict[str, Any]]:
-    """Lines of the set; faults are named in `report`. `seen`: images of every split so far."""
+    """Lines of the set; `report` gets the faults. `seen`: images of every split so far."""
     say(f"reading {path}")
     for number, record in enumerate(stream(path)):
         report.listed[split] += 1
@@ -105,7 +106,7 @@ def _line(record: Any, report: Report) -> dict[str, Any]:
 
 
 def _distinct(relations: list[Any], report: Report) -> list[Any]:
-    """Relations but for those of an item to itself and exact repeats."""
+    """Relations without self-relations of an item and exact repeats."""
     kept, said = [], set()
     for relation in relations:
         triple = tuple(shown(relation.get(key)) for key in ("item1", "relation", "item2")) if isinstance(

@@ -1,7 +1,7 @@
-"""COCO's segmentations: polygons and run lengths, decoded by pycocotools after a check that they describe the image.
+"""Decodes COCO's segmentations (polygons and run lengths) with pycocotools, after a check that they fit the image.
 
-pycocotools is C without bounds: it leaves the rest of a mask whose runs end early uninitialised, and takes whatever
-memory a far-away polygon asks for.
+The C code of pycocotools does not check bounds: if the runs end early, the rest of the mask is uninitialised, and a
+polygon far outside the image can allocate any amount of memory.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def mask_centre(
 ) -> tuple[float, float] | None:
     """Mean x and y of a mask's pixels in shares of the image (0..1); None for an empty mask. Raises `FaultError`.
 
-    Of several polygons the bad ones are left out, each told to `say`.
+    Bad polygons of a list are skipped and reported to `say`.
     """
     if isinstance(segmentation, list):
         rle = _of_polygons(segmentation, width, height, say)
@@ -50,7 +50,7 @@ def _of_polygons(polygons: list[Any], width: int, height: int, say: Callable[[st
 
 
 def _polygon_fault(polygon: Any, width: int, height: int) -> str:
-    """Why pycocotools must not be given it; "" for a good one."""
+    """Reason why a polygon is unsafe for pycocotools, or ""."""
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         return "polygon of fewer than three points"
     for k, value in enumerate(polygon):
@@ -80,10 +80,10 @@ def _checked_runs(rle: dict[str, Any], width: int, height: int) -> dict[str, Any
 
 
 def run_lengths(text: str) -> np.ndarray:
-    """int64 runs of COCO's compressed form. Raises `FaultError` for what is not of that form.
+    """int64 runs from COCO's compressed form. Raises `FaultError` for other text.
 
-    Each number is written in characters of six bits above "0", least first: five of the number and one that says that
-    more follow; from the third on a number is the difference to the one two places before.
+    Each number is a sequence of characters with six bits above "0", lowest first: five bits of the number and one
+    continuation bit. From the third number on, each is the difference to the number two places before.
     """
     raw = text.encode("utf-8", "surrogatepass")
     bits = np.frombuffer(raw, np.uint8).astype(np.int64) - 48

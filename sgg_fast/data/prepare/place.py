@@ -1,4 +1,4 @@
-"""The folder that a preparation writes to: one writer at a time, an earlier result never replaced unasked."""
+"""The output folder of a preparation: one writer at a time, and no replacement of a result without --overwrite."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sgg_fast.files import ASIDE, locked, write_aside
 def preparing(
     out: Path, results: Sequence[str], overwrite: bool, report: Report, images: Path | None = None
 ) -> Iterator[None]:
-    """OUT for this process alone. Raises `PrepareError`, also where a set is there that is not to be replaced.
+    """Lock OUT for this process. Raises `PrepareError`, also for an existing set without `overwrite`.
 
-    `results`: files of the set, the last of which marks it whole. What a killed preparation left, its hidden folder and
-    files that it had moved already, is no set, and the same command goes over it. A preparation that comes to nothing
-    still writes its report: to OUT/report.json, or beside that of a set which is there already.
+    `results`: files of the set; the last one marks the set complete. The remains of a killed preparation (its hidden
+    folder and moved files) are not a set, and the same command replaces them. A failed preparation still writes its
+    report: to OUT/report.json, or to OUT/refused.json beside an existing set.
     """
     if out.exists() and not out.is_dir():
         raise PrepareError(f"--out {out}: is a file; give a folder")

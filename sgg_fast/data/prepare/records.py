@@ -1,6 +1,6 @@
-"""Annotation files read record by record, and the checks of single values.
+"""Reads annotation files record by record, and checks single values.
 
-Not here: what a record means; that is the data set's own module.
+The module of each data set interprets the records.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ from sgg_fast.data.layouts import clean_name
 from sgg_fast.graph import SceneGraphError, shown
 
 CHUNK = 1 << 20
-"""Characters read at a time."""
+"""Characters of one read."""
 MAX_RECORD = 1 << 26
-"""Longest record in characters; more is taken for broken JSON."""
+"""Longest record in characters; a longer one counts as broken JSON."""
 INT32_MAX = 2**31 - 1
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
 class PrepareError(ValueError):
-    """Files or settings that cannot be used; the message is one line and names the cure."""
+    """Unusable files or settings; the message is one line and names the cure."""
 
 
 class FaultError(ValueError):
-    """One record, or part of one, that is left out; the message is the reason."""
+    """A skipped record or part of a record; the message is the reason."""
 
 
 class _Window:
-    """The part of a file that is being parsed. Bytes that are not UTF-8 become lone surrogates."""
+    """The part of a file in memory during parsing. Bytes that are not UTF-8 become lone surrogates."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,7 +40,7 @@ class _Window:
         self.text, self.at, self.before = "", 0, 0
 
     def more(self) -> bool:
-        """Drop what was parsed and read on, at least as much again as is left; False at the end of the file."""
+        """Drop the parsed part and read at least as much as is left; False at the end of the file."""
         left = self.text[self.at :]
         chunk = self.file.read(max(CHUNK, len(left)))
         self.before += self.at
@@ -48,7 +48,7 @@ class _Window:
         return bool(chunk)
 
     def peek(self) -> str:
-        """The next character that is not space, "" at the end."""
+        """The next character that is not white space, "" at the end."""
         while True:
             match = _SPACE.match(self.text, self.at)
             assert match is not None
@@ -67,7 +67,7 @@ class _Window:
                 value, end = decoder.raw_decode(self.text, self.at)
             except json.JSONDecodeError as error:
                 broken = self.error(error.msg.removesuffix(" at"), error.pos)
-                # Perhaps only the window ends here, not the file.
+                # The value may continue beyond the window.
                 if len(self.text) - self.at > MAX_RECORD or not self.more():
                     raise broken from error
             except RecursionError as error:
@@ -81,7 +81,7 @@ class _Window:
 
 
 def stream(path: Path) -> Iterator[Any]:
-    """Elements of a JSON list, one in memory at a time. Raises `PrepareError` with the place for broken JSON."""
+    """Elements of a JSON list, one at a time in memory. Raises `PrepareError` with the place for broken JSON."""
     decoder = json.JSONDecoder()
     window = _Window(path)
     with window.file:
@@ -93,7 +93,7 @@ def stream(path: Path) -> Iterator[Any]:
 
 
 def stream_lists(path: Path) -> Iterator[tuple[str, Any]]:
-    """(key, element) of every list that a JSON object holds, as in COCO's files, one element in memory at a time.
+    """(key, element) of every list in a JSON object, as in COCO's files, one element at a time in memory.
 
     Values that are not lists are skipped. Raises `PrepareError` with the place for broken JSON.
     """
@@ -121,7 +121,7 @@ def stream_lists(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _elements(window: _Window, decoder: json.JSONDecoder) -> Iterator[Any]:
-    """Elements of the list that begins here; ends behind it."""
+    """Elements of the list at the current position; ends after the list."""
     window.at += 1
     more = window.peek() != "]"
     while more:
@@ -131,7 +131,7 @@ def _elements(window: _Window, decoder: json.JSONDecoder) -> Iterator[Any]:
 
 
 def _more(window: _Window, end: str, what: str) -> bool:
-    """Whether another element follows the one just read; moves to it, or to `end`."""
+    """True if another element follows; moves to it, or past `end`."""
     after = window.peek()
     if after == end:
         return False
@@ -143,7 +143,7 @@ def _more(window: _Window, end: str, what: str) -> bool:
 
 
 def read_json(path: Path) -> Any:
-    """A small JSON file. Raises `PrepareError`."""
+    """The content of a small JSON file. Raises `PrepareError`."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
@@ -153,12 +153,12 @@ def read_json(path: Path) -> Any:
 
 
 def is_id(value: object) -> bool:
-    """Whether it is an integer that the int32 of the result holds."""
+    """True for an integer that fits the int32 of the result."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= INT32_MAX
 
 
 def checked_id(record: object, key: str, what: str) -> int:
-    """`record[key]`. Raises `FaultError` where that is no id."""
+    """`record[key]`. Raises `FaultError` unless it is an id."""
     value = record.get(key) if isinstance(record, dict) else None
     if not is_id(value):
         raise FaultError(f"{what} without a usable {key}{_wrong_id(value)}")
@@ -167,7 +167,7 @@ def checked_id(record: object, key: str, what: str) -> int:
 
 
 def _wrong_id(value: object) -> str:
-    """What is wrong with an id that other tools write, "" where it is no such id."""
+    """The fault of a known wrong form of an id from other tools, or ""."""
     if isinstance(value, str) and value.strip().isdigit():
         return ": it is text in quotes, and ids are numbers"
     if isinstance(value, float) and value.is_integer():
@@ -176,7 +176,7 @@ def _wrong_id(value: object) -> str:
 
 
 def checked_name(value: object, what: str) -> str:
-    """A name as it is written, of which a graph can be made (`clean_name`). Raises `FaultError`."""
+    """The unchanged name, after a check with `clean_name`. Raises `FaultError`."""
     text = checked_text(value, what)
     if not is_name(text):
         raise FaultError(f"{what} that no graph can have: empty, reserved, too long or with control characters")
@@ -184,7 +184,7 @@ def checked_name(value: object, what: str) -> str:
 
 
 def is_name(text: str) -> bool:
-    """Whether the readers of graphs take it."""
+    """True if the readers of graphs accept the name."""
     try:
         clean_name(text, "name")
     except SceneGraphError:
@@ -193,7 +193,7 @@ def is_name(text: str) -> bool:
 
 
 def checked_text(value: object, what: str) -> str:
-    """A string. Raises `FaultError` for anything else and for bytes that were not UTF-8."""
+    """`value` as a string. Raises `FaultError` for other types and for bytes that are not UTF-8."""
     if not isinstance(value, str):
         raise FaultError(f"{what} is not text")
     if any("\ud800" <= character <= "\udfff" for character in value):
@@ -204,9 +204,9 @@ def checked_text(value: object, what: str) -> str:
 
 
 def checked_box(record: dict[str, Any], width: int, height: int, outside: bool) -> tuple[tuple[float, ...], bool]:
-    """((x, y, w, h) in pixels, whether it reaches over the image's edge). Raises `FaultError`.
+    """((x, y, w, h) in pixels, True if the box crosses the image's edge). Raises `FaultError`.
 
-    `outside`: boxes wholly outside the image pass, as in sg2im.
+    `outside`: boxes completely outside the image pass, as in sg2im.
     """
     box: list[float] = []
     for key in "xywh":
@@ -225,5 +225,5 @@ def checked_box(record: dict[str, Any], width: int, height: int, outside: bool) 
 
 
 def place(image: object, what: str = "", value: object = None) -> str:
-    """Where a fault is, in words: "image 7, object 3"."""
+    """The place of a fault in words: "image 7, object 3"."""
     return f"image {shown(image)}" + (f", {what} {shown(value)}" if what else "")

@@ -1,4 +1,4 @@
-"""What a preparation kept and left out: counted filter by filter, faults named one by one."""
+"""Report of a preparation: kept and skipped items counted by filter, faults listed one by one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 REPORT = "report.json"
 REFUSED = "refused.json"
-"""The report of a preparation that came to nothing, beside an earlier set with a report of its own."""
+"""Report of a failed preparation, beside an earlier set with its own report."""
 MAX_LISTED = 1000
-"""Faults of one reason that are named; beyond that they are only counted."""
+"""Most listed faults of one reason; further ones are only counted."""
 MAX_SHOWN = 8
-"""Names shown of a difference between vocabularies."""
+"""Most names shown of a difference between vocabularies."""
 
 
 class Report:
-    """Counts of a run. Every object, relation and image is counted once, under the first reason that applies."""
+    """Counts of a run. Every object, relation and image counts once, under the first reason that applies."""
 
     def __init__(self, options: Mapping[str, Any], paper: Mapping[str, int | None]) -> None:
         self.options, self.paper = dict(options), dict(paper)
@@ -34,22 +34,22 @@ class Report:
         self.warnings: list[str] = []
 
     def drop_image(self, split: str, image: Any, reason: str) -> None:
-        """An image that the splits list and the result lacks."""
+        """Count an image of the splits that is not in the result."""
         self.dropped[split].setdefault(reason, []).append(image)
 
     def drop(self, part: str, reason: str) -> None:
-        """An object or a relation left out by a filter or for a fault."""
+        """Count an object or a relation skipped by a filter or for a fault."""
         self.parts[part][reason] += 1
 
     def fault(self, file: str, where: str, reason: str) -> None:
-        """A record, or part of one, that cannot be used."""
+        """Record a fault: an unusable record or part of a record."""
         self.fault_counts[file, reason] += 1
         named = self.faults.setdefault((file, reason), [])
         if len(named) < MAX_LISTED:
             named.append(where)
 
     def document(self) -> dict[str, Any]:
-        """Everything, for report.json."""
+        """The content of report.json."""
         return {
             "options": self.options,
             "images": {
@@ -80,15 +80,15 @@ class Report:
         }
 
     def write(self, path: Path) -> None:
-        """report.json."""
+        """Write report.json."""
         path.write_text(self.text(), encoding="ascii")
 
     def text(self) -> str:
-        """Content of report.json; ASCII, so that values which are not text can be named."""
+        """report.json as text; ASCII, so that values with lone surrogates can be written."""
         return json.dumps(self.document(), indent=1) + "\n"
 
     def why(self, split: str = "train") -> str:
-        """What kept the images of a split out, down to the parts and the records that caused it, in one line."""
+        """One line with the reasons for skipped images of a split, down to the parts and records."""
         said = [f"{len(ids)} {reason}" for reason, ids in self.dropped[split].items()] or ["none is listed"]
         for part, dropped in self.parts.items():
             most = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(3))
@@ -98,7 +98,7 @@ class Report:
         return "; ".join(said)
 
     def table(self) -> str:
-        """The same for a terminal, without the lists."""
+        """The report as a table for a terminal, without the lists."""
         splits = list(self.paper)
         reasons = list(dict.fromkeys(reason for split in splits for reason in self.dropped[split]))
         rows = [["images", *splits], ["listed in the splits", *(str(self.listed[s]) for s in splits)]]
@@ -145,7 +145,7 @@ def _few(names: list[str]) -> str:
 
 
 def _columns(rows: list[list[str]]) -> list[str]:
-    """First column left, the others right aligned."""
+    """Lines of a table: first column left aligned, the others right aligned."""
     if not rows:
         return []
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]

@@ -1,8 +1,8 @@
-"""One shard of a cache: which images it has, how they are decoded and encoded, and who does it.
+"""Makes the shards of a cache: selects images, decodes and encodes them, here or in worker processes.
 
-Shards have a fixed content and are written whole by one worker, so that whatever is stopped, killed or started again,
-and however many workers there are, each has the same images in the same batches, and the same bytes. (On CPUs where
-torch runs as many threads: sums of another order differ in their last bits.)
+A shard has a fixed content, and one worker writes it atomically. So stopped, killed and restarted runs with any number
+of workers give the same images in the same batches and the same bytes. (On CPUs this needs the same number of torch
+threads: another order of sums changes the last bits.)
 """
 
 from __future__ import annotations
@@ -35,16 +35,16 @@ from sgg_fast.nn.foundation import Foundation
 Stat = tuple[int, int]
 """Bytes and modification time in ns of a file."""
 _POLL = 0.2
-"""Seconds between looks at whether the workers live."""
+"""Seconds between checks that the workers are alive."""
 
 
 def shard_path(out: Path, number: int) -> Path:
-    """File of a shard."""
+    """Path of a shard's file."""
     return out / f"shard-{number:05d}.safetensors"
 
 
 def _stat(source: PairSource, index: int) -> Stat:
-    """Of an image's file; zeros where it is drawn or absent."""
+    """Size and modification time of an image's file; zeros for toy or absent images."""
     if source.place is None:
         return 0, 0
     with contextlib.suppress(OSError):
@@ -58,7 +58,7 @@ def _items(job: CacheJob, source: PairSource, number: int) -> range:
 
 
 def is_done(job: CacheJob, source: PairSource, number: int, started: str) -> bool:
-    """Whether the shard is there with every byte as it was made, of this job, and its images' files as they were."""
+    """True if the shard of this job exists with its original bytes and its images' files did not change."""
     path = shard_path(job.out, number)
     if not path.is_file():
         return False
@@ -73,7 +73,7 @@ def is_done(job: CacheJob, source: PairSource, number: int, started: str) -> boo
 
 
 def make_shards(job: CacheJob, source: PairSource, foundation: Foundation, todo: Sequence[int], started: str) -> None:
-    """Run over the shards that are missing, here or in worker processes, under a bar with the remaining time."""
+    """Make the missing shards, here or in worker processes, with a progress bar and the remaining time."""
     total = sum(len(_items(job, source, number)) for number in todo)
     with tqdm(total=total, desc="encode images", unit="image", disable=None if total else True) as bar:
         if job.workers == 1 or len(todo) < 2:
@@ -88,7 +88,7 @@ def _make_shard(
     job: CacheJob, source: PairSource, foundation: Foundation, device: torch.device, number: int, started: str,
     advance: Callable[[int], Any],
 ) -> None:  # fmt: skip
-    """Decode, encode in batches, write. Pictures that cannot be used are noted in the shard."""
+    """Decode, encode in batches, write. Unusable pictures are noted in the shard."""
     foundation.clip.to(device), foundation.vae.to(device)
     faults: list[tuple[int, Stat, str]] = []
     kept, stats, images, moments = [], [], [], []
@@ -100,7 +100,7 @@ def _make_shard(
         stats += [stat for _, stat, _ in batch]
         images.append(embedded.cpu().numpy())
         moments.append(parameters.cpu().numpy())
-    if not kept:  # keeps the widths
+    if not kept:  # empty tensors with the right widths
         blank = np.zeros((1, job.data.resolution, job.data.resolution, 3), np.uint8)
         embedded, parameters = encode_images(blank, foundation, device, with_latents=True)
         assert parameters is not None
@@ -117,10 +117,10 @@ def _make_shard(
 def _decoded(
     source: PairSource, items: Sequence[int], faults: list[tuple[int, Stat, str]], advance: Callable[[int], Any]
 ) -> Iterator[tuple[int, Stat, np.ndarray]]:
-    """(index, stat, picture) of the images that can be used, in order; decoded ahead in threads, a few at a time."""
+    """(index, stat, picture) of the usable images, in order; threads decode a few images ahead."""
 
     def load(index: int) -> tuple[Stat, np.ndarray | ImageError]:
-        stat = _stat(source, index)  # before reading: a file that changes meanwhile is noticed the next time
+        stat = _stat(source, index)  # before reading: the next run detects a file that changes meanwhile
         try:
             return stat, source.load_image(index)
         except ImageError as error:
@@ -145,7 +145,7 @@ def _batches(found: Iterator[tuple[int, Stat, np.ndarray]], size: int) -> Iterat
 
 
 def _in_workers(job: CacheJob, todo: Sequence[int], started: str, advance: Callable[[int], Any]) -> None:
-    """Worker processes take shards from a queue until none is left. Raises what ends one of them."""
+    """Worker processes take shards from a queue until it is empty. Raises the error that ends a worker."""
     context = multiprocessing.get_context("spawn")
     shards, news = context.Queue(), context.Queue()
     num = min(job.workers, len(todo))
@@ -182,8 +182,8 @@ def _in_workers(job: CacheJob, todo: Sequence[int], started: str, advance: Calla
 
 
 def _work(job: CacheJob, rank: int, num: int, parent: int, shards: Any, news: Any, started: str) -> None:
-    """One worker: its own models, its own share of the GPUs or of the cores."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer: it ends the workers
+    """One worker with its own models and its share of the GPUs or of the cores."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C and ends the workers
     try:
         if torch.cuda.is_available():
             device = torch.device("cuda", rank % torch.cuda.device_count())
@@ -195,7 +195,7 @@ def _work(job: CacheJob, rank: int, num: int, parent: int, shards: Any, news: An
 
         def advance(count: int) -> None:
             if os.getppid() != parent:
-                os._exit(1)  # the parent was killed: nobody waits for this
+                os._exit(1)  # the parent was killed
             news.put(("images", count))
 
         while True:

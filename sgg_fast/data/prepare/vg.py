@@ -1,4 +1,4 @@
-"""`prepare vg`: checks what there is, runs the encoder, puts the result in place."""
+"""`prepare vg`: checks the input files, runs the encoder, moves the result to OUT."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FILES = ("objects.json", "attributes.json", "relationships.json", "image_data.js
 PAPER = {"train": 62_565, "val": 5_062, "test": 5_096}
 """Images of each split after preparation (Wang et al., AAAI-25, Datasets)."""
 RESULT = ("train.h5", "val.h5", "test.h5", "report.json", DIGESTS, "vocab.json")
-"""vocab.json is put in place last and taken away first: a folder that has it is whole."""
+"""vocab.json is moved in last and removed first: a folder with it is complete."""
 SOURCES = (
     "annotations (version 1.4) and alias files: https://homes.cs.washington.edu/~ranjay/visualgenome/api.html; "
     "vg_splits.json: sg2im/data/vg_splits.json of https://github.com/google/sg2im"
@@ -39,10 +39,10 @@ def prepare(
     images: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Report:
-    """Read `root`, write {train,val,test}.h5, vocab.json and report.json to `out`. Raises `PrepareError`.
+    """Read `root` and write {train,val,test}.h5, vocab.json and report.json to `out`. Raises `PrepareError`.
 
-    `images`, the folder of VG_100K and VG_100K_2, becomes the link OUT/images. `say` receives a line at each part of
-    the work. Nothing is drawn at random: one input, one output, to the byte.
+    OUT/images becomes a link to `images`, the folder of VG_100K and VG_100K_2. `say` gets one line for each part of the
+    work. Equal inputs give equal bytes.
     """
     filters = filters or Filters()
     missing = [name for name in FILES if not (root / name).is_file()]
@@ -91,7 +91,7 @@ def _write(
     filters: Filters,
     images: Path | None,
 ) -> None:
-    """The set's files, whole or not at all."""
+    """Write the set's files atomically."""
     with write_together(out, RESULT, lambda: link_images(out, images)) as aside:
         for split, rows in kept.items():
             write_split(aside / f"{split}.h5", rows, filters.max_objects, filters.max_relations, filters.max_attributes)

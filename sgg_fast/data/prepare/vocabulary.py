@@ -1,4 +1,4 @@
-"""Names: alias files, the vocabulary made of counts, its comparison with a published one, versions told apart."""
+"""Vocabulary: alias files, names by count, comparison with a published vocabulary, check of the data's version."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ GET = (
     "https://homes.cs.washington.edu/~ranjay/visualgenome/api.html, or go on with --any-version"
 )
 WRONG = (259, 65)
-"""Object and predicate names that version 1.2 gives with sg2im's settings; 260 and 66 with the two dummies."""
+"""Numbers of object and predicate names from version 1.2 with sg2im's settings; 260 and 66 with the two dummies."""
 RIGHT = (178, 45)
-"""Those of the published vocabulary."""
+"""Numbers of object and predicate names of the published vocabulary."""
 
 
 def read_aliases(path: Path, clean: bool, report: Report) -> dict[str, str]:
-    """Name -> the first name of its line. As in sg2im a later line wins and an alias is replaced once."""
+    """Name -> the first name of its line. As in sg2im, a later line wins and an alias is replaced once."""
     aliases: dict[str, str] = {}
     lines = path.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")
     for number, line in enumerate(lines, start=1):
@@ -45,12 +45,12 @@ def vocabulary_of(objects: list[str], attributes: list[str], predicates: list[st
 
 
 def by_count(counter: Counter[str], least: int) -> list[str]:
-    """Names met at least `least` times, the most frequent first, ties in the order they were met."""
+    """Names with at least `least` occurrences, the most frequent first, ties by first occurrence."""
     return [name for name, count in counter.most_common() if count >= least]
 
 
 def compare(ours: dict[str, Any], published: Any, path: Path) -> dict[str, Any]:
-    """Where two vocabularies differ, kind by kind."""
+    """Differences of two vocabularies, by kind."""
     result = {}
     for kind in VOCABULARY:
         theirs = published.get(f"{kind}_idx_to_name") if isinstance(published, dict) else None
@@ -65,7 +65,7 @@ def compare(ours: dict[str, Any], published: Any, path: Path) -> dict[str, Any]:
 
 
 def check_version(file: str, merged: bool, any_version: bool, report: Report) -> None:
-    """Version 1.4 merged objects that were annotated twice and says which; the earlier ones did not.
+    """Check for version 1.4, which merged objects that were annotated twice and lists them; earlier ones did not.
 
     Raises `PrepareError` for an earlier version, or warns with `any_version`.
     """
@@ -75,7 +75,7 @@ def check_version(file: str, merged: bool, any_version: bool, report: Report) ->
 
 
 def check_size(vocabulary: dict[str, Any], default_filters: bool, any_version: bool, report: Report) -> None:
-    """Tell the earlier version by the number of names that sg2im's settings give. Without the two dummies."""
+    """Detect an earlier version by the number of names with sg2im's settings, without the two dummies."""
     sizes = tuple(len(vocabulary[f"{kind}_idx_to_name"]) - 1 for kind in ("object", "pred"))
     if not default_filters or sizes == RIGHT:
         return

@@ -1,7 +1,7 @@
-"""The one door for models: whatever a library raises becomes one line with file and cause, and its load report is read.
+"""Loads every model: a library's exceptions become one line with file and cause, and its load report is checked.
 
-Every model that the project loads comes through here: Stable Diffusion's parts, CLIP, graph encoders, tokenizers,
-schedulers, detectors, and the weights that ship. A folder that we exported is compared with its SHA-256s on the way.
+This covers Stable Diffusion's parts, CLIP, conditioners, tokenizers, schedulers, detectors, and the weights in the
+package. An exported folder is compared with its SHA-256s.
 """
 
 from .border import ModelError, border

@@ -1,5 +1,5 @@
-"""`python -m sgg_fast.nn.loading convert FOLDER`: a part's half-precision variant or pickled weights as safetensors.
-`python -m sgg_fast.nn.loading seal FOLDER`: a model folder's sha256.json anew, after a change that is meant.
+"""`python -m sgg_fast.nn.loading convert FOLDER` writes a part's half-precision or pickled weights as safetensors.
+`python -m sgg_fast.nn.loading seal FOLDER` writes a model folder's sha256.json again after an intended change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .parts import weights_name
 
 
 def convert(folder: Path) -> Path:
-    """Write the safetensors file that a part lacks, from its variant or its pickle, which is read as tensors alone.
+    """Write the missing safetensors file of a part from its variant or its pickle, which is read as tensors only.
 
     Raises `ModelError`.
     """

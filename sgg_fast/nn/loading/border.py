@@ -1,4 +1,4 @@
-"""Where the libraries' exceptions end: one line that says which file, and why."""
+"""Turns exceptions of libraries into one line with file and cause."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ _LONGEST = 300
 
 
 class ModelError(ValueError):
-    """A model that cannot be used. One line: the place, the file in it, the cause, the cure where there is one."""
+    """A model that cannot be used. One line: folder or hub id, file, cause, and the cure if there is one."""
 
 
 @contextlib.contextmanager
 def border(what: str) -> Iterator[None]:
-    """Whatever is raised inside becomes `ModelError("WHAT: cause")`; borders nest, the outer one's `what` in front."""
+    """Any exception inside becomes `ModelError("WHAT: cause")`; nested borders put the outer `what` in front."""
     try:
         yield
     except ModelError as error:
@@ -24,14 +24,14 @@ def border(what: str) -> Iterator[None]:
     except Exception as error:  # border
         raise ModelError(f"{what}: {cause(error)}") from error
     except BaseException as error:  # border
-        # Rust's panics (tokenizers, safetensors) are no Exception; signals and exits are none of ours.
+        # Rust panics (tokenizers, safetensors) are not an Exception; signals and exits pass through.
         if type(error).__name__ != "PanicException":
             raise
         raise ModelError(f"{what}: {cause(error)}") from error
 
 
 def cause(error: BaseException) -> str:
-    """The first line of what an exception says, fit for a terminal."""
+    """The first line of an exception's message, escaped for a terminal."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")

@@ -1,7 +1,8 @@
-"""The files of a model folder: JSON read with care, and the SHA-256s that an export carries in sha256.json.
+"""The files of a model folder: bounded JSON reading, and the SHA-256s of an export in sha256.json.
 
-Sizes are compared at every load. Bytes are compared once for each (path, size, time of change), which is noted in
-~/.cache/sgg_fast (or $SGG_FAST_CACHE); small files every time, and all with --verify ($SGG_FAST_VERIFY).
+Sizes are compared at every load. Bytes are compared once for each (path, size, time of change); the result is noted in
+~/.cache/sgg_fast (or $SGG_FAST_CACHE). Small files are compared every time, all files with --verify
+($SGG_FAST_VERIFY).
 """
 
 from __future__ import annotations
@@ -21,17 +22,17 @@ from .border import ModelError, border
 
 MANIFEST = "sha256.json"
 VERIFY = "SGG_FAST_VERIFY"
-"""Environment variable: if set, nothing noted is believed."""
+"""Environment variable: if set, earlier results are ignored."""
 _CACHE = "SGG_FAST_CACHE"
 _LOADED = (".json", ".safetensors", ".txt")
-"""Endings of the files that loading reads; cards and code are not among them."""
+"""Endings of the files that loading reads; cards and code are excluded."""
 _SMALL = 1 << 20
 _MOST_JSON = 1 << 28
 _CURE = f"get the folder again; if you changed it yourself, delete its {MANIFEST}"
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The object in a JSON file, which is called `what` in the message. Raises `ModelError`."""
+    """The object in a JSON file; `what` names the file in messages. Raises `ModelError`."""
     with border(what):
         if path.stat().st_size > _MOST_JSON:
             raise ModelError(f"{path.stat().st_size} bytes of JSON; at most {_MOST_JSON}")
@@ -49,7 +50,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 
 
 def files_of(root: Path) -> list[str]:
-    """Names below `root` of the files that loading reads: its own and those of the folders in it, sorted."""
+    """Sorted names of the files that loading reads, in `root` and in its direct folders."""
     found = [path for pattern in ("*", "*/*") for path in root.glob(pattern)]
     return sorted(
         path.relative_to(root).as_posix()
@@ -60,7 +61,7 @@ def files_of(root: Path) -> list[str]:
 
 
 def forget_places(root: Path) -> None:
-    """Take out of an export where its parts lay on the machine that made it: the same models give the same bytes."""
+    """Remove from an export the paths of its parts on this machine, so that equal models give equal bytes."""
     for name in files_of(root):
         if name.endswith("config.json") or name == "model_index.json":
             content = read_json(root / name, name)
@@ -69,7 +70,7 @@ def forget_places(root: Path) -> None:
 
 
 def seal(root: Path) -> Path:
-    """Write the manifest of an export: size and SHA-256 of every file that loading reads; its path. Raises OSError."""
+    """Write the manifest of an export (size and SHA-256 of every loaded file); returns its path. Raises OSError."""
     (root / MANIFEST).unlink(missing_ok=True)
     files = {name: {"bytes": (root / name).stat().st_size, "sha256": _sha256(root / name)} for name in files_of(root)}
     (root / MANIFEST).write_text(_render(files), encoding="ascii")
@@ -77,9 +78,9 @@ def seal(root: Path) -> Path:
 
 
 def check(root: Path, parts: Iterable[str] | None = None) -> None:
-    """Compare a folder with its manifest, if it or the folder above has one: all files, or those of `parts`.
+    """Compare a folder with its manifest or the manifest of its parent, if any: all files, or those of `parts`.
 
-    Raises `ModelError` for the first file that is missing, new or other than it was exported.
+    Raises `ModelError` for the first file that is missing, new or changed since the export.
     """
     wanted = set(parts) if parts is not None else None
     if not (root / MANIFEST).is_file():
@@ -97,7 +98,7 @@ def check(root: Path, parts: Iterable[str] | None = None) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Compare one file with the manifest of its folder or the one above, if there is one. Raises `ModelError`."""
+    """Compare one file with the manifest of its folder or of the parent, if any. Raises `ModelError`."""
     for root in (path.parent, path.parents[1]):
         if (root / MANIFEST).is_file():
             name = path.relative_to(root).as_posix()
@@ -112,13 +113,13 @@ def _compare(root: Path, due: dict[str, dict[str, Any]]) -> None:
                 raise ModelError(f"has {size} bytes where {entry['bytes']} were exported: {_CURE}")
     found = sha256s(root, due)
     for name, entry in due.items():
-        # A note that says "damaged" is not believed.
+        # A noted mismatch is computed again.
         if found[name] != entry["sha256"] and _sha256(root / name) != entry["sha256"]:
             raise ModelError(f"{name}: its bytes are not those that were exported (SHA-256 differs): {_CURE}")
 
 
 def _entries(root: Path) -> dict[str, dict[str, Any]]:
-    """The manifest's files. Raises `ModelError` where a single byte of it is another."""
+    """The manifest's entries. Raises `ModelError` if a byte of the manifest was changed."""
     content = read_json(root / MANIFEST, MANIFEST)
     files = content.get("files")
     with border(MANIFEST):
@@ -134,7 +135,7 @@ def _render(files: dict[str, Any]) -> str:
 
 
 def digest(root: Path) -> str:
-    """Tells models apart: a hash of every byte that loading reads, but for what model_index.json says of the past."""
+    """Identity of a model: a hash of every byte that loading reads, without the provenance in model_index.json."""
     whole = hashlib.sha256()
     for name, sha in sha256s(root, files_of(root)).items():
         if name == "model_index.json":
@@ -146,7 +147,7 @@ def digest(root: Path) -> str:
 
 
 def sha256s(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """Name -> SHA-256, read anew or as it was noted for this path, size and time of change."""
+    """Name -> SHA-256, computed, or as noted for this path, size and time of change."""
     note, found = _note_of(root), {}
     known = {} if os.environ.get(VERIFY) else _read_note(note)
     noted: dict[str, list[Any]] = {}
@@ -177,7 +178,7 @@ def _note_of(root: Path) -> Path:
 
 
 def _read_note(path: Path) -> dict[str, list[Any]]:
-    """What was noted; {} where there is none or it is damaged, since it only saves time."""
+    """The noted results; {} if the note is missing or damaged, because it only saves time."""
     try:
         text = path.read_text(encoding="ascii")
         files = json.loads(text)["files"]
@@ -187,7 +188,7 @@ def _read_note(path: Path) -> dict[str, list[Any]]:
 
 
 def _write_note(path: Path, files: dict[str, list[Any]]) -> None:
-    """Nothing is lost where it cannot be written."""
+    """Write the note; a failure is ignored, because the note only saves time."""
     with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, aside = tempfile.mkstemp(prefix=".note-", dir=path.parent)

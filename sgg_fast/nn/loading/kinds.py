@@ -1,4 +1,4 @@
-"""Which models serve: those of Stable Diffusion v1's kind. Checked by their configurations, before a weight is read."""
+"""Checks that models are of Stable Diffusion v1's kind, by their configurations, before a weight is read."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Config = Mapping[str, Any]
 
 PREDICTIONS = ("epsilon", "v_prediction")
 TEXT_LENGTH = 77
-"""Tokens of CLIP's text context; the null condition is made of that many."""
+"""Tokens of CLIP's text context; the null condition has as many."""
 _CONDITIONS = (
     "addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type",
     "time_cond_proj_dim",
 )  # fmt: skip
-"""Settings by which a UNet is given more than latents, time and text (SDXL, depth, upscaling, guidance-distilled)."""
+"""Settings of UNets with inputs beyond latents, time and text (SDXL, depth, upscaling, guidance-distilled)."""
 
 
 def check_class(config: Config, key: str, allowed: tuple[str, ...]) -> None:
-    """Raise `ModelError` unless `config[key]` names one of the kinds that serve here."""
+    """Raise `ModelError` unless `config[key]` is one of `allowed`."""
     found = config.get(key)
     if found not in allowed:
         said = f"{key} is {shown(found)}" if key in config else f"does not say {key}"
@@ -31,7 +31,7 @@ def check_class(config: Config, key: str, allowed: tuple[str, ...]) -> None:
 
 
 def check_unet(config: Config) -> None:
-    """A UNet of text-to-image: latents in, as many channels out, and text by cross-attention alone."""
+    """Raise `ModelError` unless the UNet maps latents to latents with text by cross-attention alone."""
     channels = _whole(config, "in_channels", 4), _whole(config, "out_channels", 4)
     if channels[0] != channels[1]:
         raise ModelError(
@@ -47,7 +47,7 @@ def check_unet(config: Config) -> None:
 
 
 def check_vae(config: Config) -> None:
-    """A VAE whose latents are scaled by one number."""
+    """Raise `ModelError` unless one number scales the VAE's latents."""
     _whole(config, "latent_channels", 4)
     factor = config.get("scaling_factor", 0.18215)
     if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 < factor < math.inf:
@@ -58,7 +58,7 @@ def check_vae(config: Config) -> None:
 
 
 def check_scheduler(config: Config) -> None:
-    """A schedule of alpha_bar with a prediction that training and sampling know."""
+    """Raise `ModelError` unless training and sampling support the schedule of alpha_bar and the prediction type."""
     kind = config.get("prediction_type", "epsilon")
     if kind not in PREDICTIONS:
         raise ModelError(f"prediction_type is {shown(kind)}; {' and '.join(PREDICTIONS)} are supported")
@@ -68,14 +68,14 @@ def check_scheduler(config: Config) -> None:
 
 
 def check_text_tower(config: Config) -> None:
-    """SD's text encoder: its states of "" are the null condition."""
+    """Raise `ModelError` unless the text encoder can give the null condition (its states of "")."""
     length = _whole(config, "max_position_embeddings", TEXT_LENGTH)
     if length != TEXT_LENGTH:
         raise ModelError(f"a text tower of {length} tokens; needed is one of {TEXT_LENGTH}, as Stable Diffusion v1's")
 
 
 def check_fit(unet: Config, vae: Config, text: Config | None) -> None:
-    """Raise `ModelError` where the parts were not made for each other."""
+    """Raise `ModelError` if the parts do not fit together."""
     latents, channels = _whole(vae, "latent_channels", 4), _whole(unet, "in_channels", 4)
     if latents != channels:
         raise ModelError(f"unet reads {channels} channels, but the latents of vae have {latents}")
@@ -86,7 +86,7 @@ def check_fit(unet: Config, vae: Config, text: Config | None) -> None:
 
 
 def check_depth(config: Config, num_tensors: int) -> None:
-    """Raise `ModelError` for more layers than the weights have tensors: they would be built before they are missed."""
+    """Raise `ModelError` for more layers than tensors in the weights, before the library builds these layers."""
     for key, value in config.items():
         if isinstance(value, Mapping):
             check_depth(value, num_tensors)

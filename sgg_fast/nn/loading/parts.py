@@ -1,6 +1,6 @@
-"""Loads one part of a model folder each: configuration, weights, tokenizer, scheduler.
+"""Loaders for one part of a model folder: configuration, weights, tokenizer, scheduler.
 
-Every message names the file below the folder; callers put the flag and the folder in front of it by a `border`.
+Every message names the file below the folder; a `border` of the caller puts the flag and the folder in front.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _KNOWN_BY = {
     "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
     "scheduler": (("scheduler_config.json",),),
 }
-"""Kind of part -> the files it is known by, any of several sets. (A tokenizer without files loads all the same: empty.)
+"""Kind of part -> sets of files, one of which must exist. (The library loads a tokenizer without files as empty.)
 """
 _WEIGHTS = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _ENDS = ("json", "txt", "safetensors")
@@ -42,13 +42,13 @@ _FLOATS = {"F64", "F32", "F16", "BF16"}
 
 
 def check_place(flag: str, place: str) -> None:
-    """Raise `ModelError` for what is neither a folder nor could be a hub id."""
+    """Raise `ModelError` for a place that is neither a folder nor a possible hub id."""
     if not Path(place).is_dir() and (place.startswith((".", "/", "~")) or place.count("/") != 1):
         raise ModelError(f"{flag} {place}: there is no such folder, and it is not a hub id (owner/name)")
 
 
 def find_folder(flag: str, place: str, parts: Sequence[str], ends: Sequence[str] = _ENDS) -> Path:
-    """`place`, a folder, or where the hub's cache has the files of `parts` of the repository that it names.
+    """`place` if it is a folder, else the folder in the hub's cache with the files of `parts` of that repository.
 
     Raises `ModelError`.
     """
@@ -61,7 +61,7 @@ def find_folder(flag: str, place: str, parts: Sequence[str], ends: Sequence[str]
 
 
 def lacking_file(root: Path, parts: Iterable[str]) -> str | None:
-    """PART/FILE that a diffusers folder lacks of `parts`, or None. The last word of a part's name is its kind."""
+    """The first missing PART/FILE of `parts` in a diffusers folder, or None. A part's kind is its name's last word."""
     for part in parts:
         kind = part.rpartition("_")[2]
         if file := lacking(root / part, kind if kind in _KNOWN_BY else "model"):
@@ -70,13 +70,13 @@ def lacking_file(root: Path, parts: Iterable[str]) -> str | None:
 
 
 def lacking(folder: Path, kind: str) -> str | None:
-    """The file that a part of this kind ("model", "tokenizer", "scheduler") lacks to be known by, or None."""
+    """The missing file of a part of this kind ("model", "tokenizer", "scheduler"), or None."""
     there = (all((folder / file).is_file() for file in files) for files in _KNOWN_BY[kind])
     return None if any(there) else _KNOWN_BY[kind][0][0]
 
 
 def load_config(root: Path, part: str, check: Callable[[kinds.Config], None], key: str, *allowed: str) -> dict:
-    """The part's config.json, known to be of a class that serves and to pass `check`. Raises `ModelError`."""
+    """The part's config.json, of a class in `allowed`, after `check`. Raises `ModelError`."""
     name = _named(part, "config.json")
     config = read_json(root / name, name)
     with border(name):
@@ -86,9 +86,9 @@ def load_config(root: Path, part: str, check: Callable[[kinds.Config], None], ke
 
 
 def load_part(root: Path, part: str, kind: Any, config: dict[str, Any]) -> Any:
-    """The model in `root / part`, in fp32, whole by the library's own report. Raises `ModelError` that names the file.
+    """The model in `root / part`, in fp32, complete by the library's report. Raises `ModelError` that names the file.
 
-    kind: a class of diffusers or transformers (also one of ours); config: what `load_config` read of it.
+    kind: a class of diffusers or transformers, or a subclass in this package; config: the result of `load_config`.
     """
     name, of_diffusers = _named(part, "config.json"), issubclass(kind, ModelMixin)
     files = _weight_files(root, part)
@@ -97,7 +97,7 @@ def load_part(root: Path, part: str, kind: Any, config: dict[str, Any]) -> Any:
         kinds.check_depth(config, num_tensors)
         if of_diffusers:
             _say_unknown(name, kind.extract_init_dict(dict(config))[1])
-        with torch.device("meta"):  # what is wrong with the configuration alone shows here
+        with torch.device("meta"):  # finds errors of the configuration alone
             kind.from_config(dict(config)) if of_diffusers else kind(kind.config_class.from_dict(dict(config)))
     full = {"torch_dtype" if of_diffusers else "dtype": torch.float32}
     with border(files[0]):
@@ -110,7 +110,7 @@ def load_part(root: Path, part: str, kind: Any, config: dict[str, Any]) -> Any:
 
 
 def load_weights(path: Path, module: nn.Module, cure: str) -> None:
-    """A safetensors file of ours into `module`, half precision made full. Raises `ModelError`, which ends in `cure`."""
+    """Load a safetensors file into `module`, half precision as fp32. Raises `ModelError` that ends in `cure`."""
     with border(str(path)):
         if not path.is_file():
             raise ModelError(f"is not there; {cure}")
@@ -124,7 +124,7 @@ def load_weights(path: Path, module: nn.Module, cure: str) -> None:
 
 
 def load_tokenizer(root: Path, part: str, tower: PretrainedConfig | None = None) -> CLIPTokenizer:
-    """CLIP's tokenizer, its length that of the text `tower` where it says none. Raises `ModelError`."""
+    """CLIP's tokenizer; without a length of its own it gets that of the text `tower`. Raises `ModelError`."""
     if file := lacking(root / part, "tokenizer"):
         raise ModelError(f"the folder lacks {_named(part, file)}")
     for file in ("tokenizer.json", "vocab.json", "tokenizer_config.json", "special_tokens_map.json",
@@ -150,7 +150,7 @@ def load_tokenizer(root: Path, part: str, tower: PretrainedConfig | None = None)
 
 
 def load_scheduler(root: Path, part: str, as_ddim: bool = False) -> Any:
-    """The part's scheduler; `as_ddim`: its schedule as DDIM, as training and sampling use it. Raises `ModelError`."""
+    """The part's scheduler; `as_ddim`: a DDIM scheduler with its schedule. Raises `ModelError`."""
     name = _named(part, "scheduler_config.json")
     config = read_json(root / name, name)
     with border(name):
@@ -162,7 +162,7 @@ def load_scheduler(root: Path, part: str, as_ddim: bool = False) -> Any:
         known = {word for each in (own, DDIMScheduler, PNDMScheduler) for word in inspect.signature(each).parameters}
         _say_unknown(name, {word for word in config if word not in known and not word.startswith("_")})
         if as_ddim:
-            # What Stable Diffusion's first files left to its pipeline and to PNDM is not DDIM's own default.
+            # Stable Diffusion's first files omit settings whose defaults differ between PNDM and DDIM.
             meant = {"steps_offset": 1} | ({} if own is DDIMScheduler else {"set_alpha_to_one": False})
             scheduler = DDIMScheduler.from_config({**meant, **config}, clip_sample=False)
         else:
@@ -175,7 +175,7 @@ def load_scheduler(root: Path, part: str, as_ddim: bool = False) -> Any:
 
 @functools.cache
 def _schedulers() -> frozenset[str]:
-    """Classes of diffusers that are given betas, as Stable Diffusion's are."""
+    """Scheduler classes of diffusers that take betas, as Stable Diffusion's do."""
     names = [name for name in dir(diffusers) if name.endswith("Scheduler")]
     return frozenset(name for name in names if _has_betas(getattr(diffusers, name)))
 
@@ -185,13 +185,13 @@ def _has_betas(kind: Any) -> bool:
 
 
 def weights_name(folder: Path) -> str:
-    """What the library of this part calls its weights."""
+    """File name of the weights in the library of this part."""
     config = read_json(folder / "config.json", f"{folder}/config.json")
     return _WEIGHTS[0] if "_class_name" in config else _WEIGHTS[1]
 
 
 def _weight_files(root: Path, part: str) -> list[str]:
-    """Names below `root` of the part's safetensors files, its index of shards checked."""
+    """Names below `root` of the part's safetensors files, after a check of its index of shards."""
     folder = root / part
     for file in _WEIGHTS:
         if (folder / f"{file}.index.json").is_file():
@@ -220,7 +220,7 @@ def _weight_files(root: Path, part: str) -> list[str]:
 
 
 def _check_header(path: Path, what: str) -> int:
-    """Number of tensors in a safetensors file whose header can be used. Raises `ModelError`."""
+    """Number of tensors in a safetensors file, after a check of its header. Raises `ModelError`."""
     with border(what), safe_open(path, framework="pt") as file:
         names = list(file.keys())
         for name in names:

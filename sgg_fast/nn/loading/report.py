@@ -1,4 +1,4 @@
-"""What a library says of its own load: every tensor of the model was in the file, in the model's shape."""
+"""Checks a library's load report: every tensor of the model was in the file, in the model's shape."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _CURE = "get the file again"
 
 
 def loaded(model: Any, info: Mapping[str, Any]) -> Any:
-    """`model`, if its load report (`output_loading_info=True`) is clean. Raises `ModelError` naming the first tensor.
+    """`model`, if its load report (`output_loading_info=True`) has no faults. Raises `ModelError` naming a tensor.
 
-    A tensor that is missing would be uninitialised memory. Tensors that the model has no use for are allowed:
-    published files hold buffers such as `position_ids`.
+    A missing tensor would be uninitialised memory. Unused tensors are allowed: published files hold buffers such as
+    `position_ids`.
     """
     if missing := sorted(map(str, info.get("missing_keys") or ())):
         raise ModelError(f"lacks the tensor {missing[0]}{_more(missing)}: {_CURE}")

@@ -1,6 +1,6 @@
-"""What every engine does: one optimiser step over some micro-batches (`Engine.update`), and what engines share.
+"""The `Engine` protocol and what engines share. An engine takes one optimiser step over some micro-batches.
 
-`eager.py`, `captured.py` and `deepspeed.py` say how a gradient is made and applied; `choose.py` chooses between them.
+`eager.py`, `captured.py` and `deepspeed.py` implement it; `choose.py` chooses between them.
 """
 
 from __future__ import annotations
@@ -20,42 +20,42 @@ from sgg_fast.train.stages import Terms
 
 @dataclasses.dataclass(frozen=True)
 class StepResult:
-    """What a step computed, and whether it changed anything."""
+    """Losses of a step, and whether the step was applied."""
 
     losses: dict[str, torch.Tensor]
     """Loss terms of this process by name, "loss" first: means over the micro-batches."""
     chance: dict[str, torch.Tensor]
-    """What each of them is at chance."""
+    """Value of each loss term at chance."""
     applied: bool
-    """False where a loss or gradient of any process was not finite: weights and optimiser are then as before."""
+    """False if a loss or gradient of any process was not finite; weights and optimiser are then unchanged."""
     behind: int = 0
-    """Age in steps of the step that `applied` describes, where the host does not wait for the device."""
+    """Age in steps of the step that `applied` describes: the host does not always wait for the device."""
     lost: float | None = None
-    """Loss of that step if it was not applied and `losses` are not its own."""
+    """Loss of that step, if it was skipped and `losses` belong to another step."""
 
 
 class Engine(Protocol):
     """Runs a stage forward and backward and updates its weights."""
 
     module: Any
-    """The stage, perhaps in a wrapper."""
+    """The stage, possibly in a wrapper."""
     execution: str
-    """How steps run, for people: captured, or eagerly and why."""
+    """How steps run, as text: captured, or eager with the reason."""
     sharded: bool
-    """Whether no process holds whole weights between steps: then every process must run what one runs (ZeRO-3)."""
+    """True if no process holds whole weights between steps (ZeRO-3); every process must then make the same calls."""
 
     def update(self, ids_KB: np.ndarray, step: int, lr_factor: float = 1.0) -> StepResult:
-        """One optimiser step on the mean loss of this process's micro-batches [K, B] of sample ids.
+        """Take one optimiser step on the mean loss of this process's micro-batches [K, B] of sample ids.
 
-        lr_factor: share of the learning rates. Raises nothing for numbers that are not finite: see
-        `StepResult.applied`.
+        lr_factor: share of the learning rates. A loss or gradient with NaN or Inf raises nothing; it sets
+        `StepResult.applied` to False.
         """
 
     def outstanding(self) -> list[tuple[int, float]]:
         """Skipped steps not yet reported, with their losses; waits for the device."""
 
     def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean over processes of a vector."""
+        """Mean of a vector over processes."""
 
     def barrier(self) -> None:
         """Wait for every process."""
@@ -64,16 +64,16 @@ class Engine(Protocol):
         """Write weights and optimiser into `folder`; every process calls it."""
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
+        """Load a folder that `save` wrote."""
 
     def exported(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the first process's `module` holds the weights of a result; every process enters it."""
+        """Context in which the first process's `module` holds the weights of a result; every process enters it."""
 
 
 def run_micro_batches(
     ids_KB: np.ndarray, step: int, forward: Callable[[np.ndarray, int], Terms], backward: Callable[[torch.Tensor], None]
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Forward and backward of each micro-batch's share of the loss; the terms' means, and what they are at chance."""
+    """Run forward and backward for each micro-batch's share of the loss; returns mean terms and values at chance."""
     micro = []
     for ids in ids_KB:
         terms = forward(ids, step)
@@ -86,7 +86,10 @@ def run_micro_batches(
 
 
 def resolve_precision(optim: OptimConfig, device: torch.device) -> str:
-    """ "bf16", "fp16" or "fp32". Auto is bf16 on CUDA and for bf16 weights, fp32 on CPU, where bf16 is slower."""
+    """Resolve the precision to "bf16", "fp16" or "fp32".
+
+    "auto" is bf16 on CUDA and for bf16 weights. It is fp32 on CPU, where bf16 is slower.
+    """
     if optim.precision != "auto":
         return optim.precision
     return "bf16" if device.type == "cuda" or optim.bf16_weights else "fp32"

@@ -1,6 +1,7 @@
-"""The lock that a killed build of a torch extension leaves behind: every later start would wait for it for ever.
+"""Removes the lock that a killed build of a torch extension leaves behind. Every later start would wait for it forever.
 
-torch guards a build by a file that it holds open and deletes afterwards, and waits, silently, while the file exists.
+torch guards a build by a file that it holds open and deletes at the end. While the file exists, other processes wait
+silently.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ logger = logging.getLogger(__name__)
 
 
 def _is_open(path: Path) -> bool:
-    """Whether a process of this machine has the file open. Processes of other users cannot be looked into."""
+    """Whether a process of this machine has the file open. Processes of other users cannot be inspected."""
     wanted = path.stat()
     for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
         try:
             found = descriptor.stat()
-        except OSError:  # ended meanwhile, closed meanwhile, or not ours
+        except OSError:  # the process ended, the file was closed, or it belongs to another user
             continue
         if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
             return True
@@ -71,8 +72,8 @@ def remove_stale_locks(wait: float = 1.0, patience: float = 600.0) -> None:
 
     wait: seconds after which one must still be closed: a build that ends closes its lock, then deletes it. Compilers
     that a killed build left running are waited for, `patience` seconds: two builds would write the same files.
-    Left to the first process of a machine, and to nobody where several machines may share the folder, since the other
-    machines' processes are not seen.
+    Only the first process of a machine calls this. No process calls it if several machines may share the folder: the
+    processes of other machines are not visible.
     """
     here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     if env.local_rank() != 0 or here < env.world_size() or not Path("/proc/self/fd").is_dir():
@@ -86,6 +87,6 @@ def remove_stale_locks(wait: float = 1.0, patience: float = 600.0) -> None:
                 continue
             _wait_for_builders(lock.parent, patience)
             lock.unlink()
-        except FileNotFoundError:  # a build that has just ended
+        except FileNotFoundError:  # a build has just ended
             continue
         logger.warning("%s: left behind by a build that was killed, and no process has it open: deleted", lock)

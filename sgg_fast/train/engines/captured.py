@@ -1,21 +1,23 @@
-"""Training steps captured as CUDA graphs, of both stages.
+"""Training steps of both stages, captured as CUDA graphs.
 
 The host draws the samples, fills one small table for each micro-batch and launches; everything else reads device
 memory. The rules of capture:
 
-* Nothing in a step decides on data, sizes a tensor by it, reads a number back or copies from memory that is not pinned.
-  Shapes follow from the `Bucket`, which the host knows, for it drew the batch.
-* What changes from step to step lies in the table: samples, offsets, step, learning rates. Everything random is a hash
-  of (seed, step, sample), so no generator is registered, and a resumed run draws what it would have drawn.
-* Steps warm up on the stream of the capture, where autograd binds its nodes, kernels are compiled and cuDNN tries its
-  algorithms (only there). The optimiser's own flag skips them, so they change nothing.
-* No gradient exists when a capture begins: backward leaves each in the graphs' memory, and the optimiser finds it by a
-  table of addresses that is filled after the capture. Further micro-batches add to them, by a graph of their own.
-* One memory pool serves all graphs: those of a bucket run in the order of their capture, never between another's.
-* Whether a step was applied, and its loss, are copied back beside it, and read when its slot is needed again.
+* A step does not branch on data, size a tensor by data, read a number back or copy from memory that is not pinned.
+  Shapes follow from the `Bucket`, which the host knows because it drew the batch.
+* The table holds what changes from step to step: samples, offsets, step, learning rates. Every random number is a hash
+  of (seed, step, sample), so no generator is registered, and a resumed run draws the same numbers.
+* Warm-up steps run on the stream of the capture. There autograd binds its nodes, kernels are compiled and cuDNN tries
+  its algorithms (only there). The optimiser's flag skips them, so they change nothing.
+* No gradient exists when a capture begins. Backward leaves each gradient in the graphs' memory, and the optimiser finds
+  it by a table of addresses that is filled after the capture. Further micro-batches add to the gradients in a graph of
+  their own.
+* One memory pool serves all graphs. The graphs of a bucket run in the order of their capture, without graphs of other
+  buckets in between.
+* The applied flag and the loss of a step are copied back beside it and read when its slot is needed again.
 
-A step of one micro-batch is one graph. With accumulation three graphs serve any number of micro-batches: the first,
-whose backward writes the gradients; a further one, whose backward adds to them; and the optimiser.
+A step of one micro-batch is one graph. With accumulation three graphs serve any number of micro-batches. The backward
+of the first graph writes the gradients. The backward of the second adds to them. The third runs the optimiser.
 """
 
 from __future__ import annotations
@@ -42,33 +44,33 @@ from sgg_fast.train.stages import FinetuneStage, Stage, Terms
 logger = logging.getLogger(__name__)
 
 SLOTS = 8
-"""Steps that the host may be ahead of the device; also after how many steps it hears whether one was applied."""
+"""Steps that the host may be ahead of the device, and steps until the host reads whether one was applied."""
 
 WARM_UP_STEPS = 3
 
 RATES_PLACE = 1
-"""In the table's last row, behind the step: the learning rate of each parameter group, its bits as an integer."""
+"""Index in the table's last row, behind the step: each group's learning rate, its bits stored as an integer."""
 
 Gradients = tuple[list[torch.Tensor], list[int]]
 """Flat gradients and their offsets in the optimiser's buffers."""
 
 Part = tuple[Callable[[], Gradients | None], ...]
-"""What one graph runs."""
+"""Functions that one graph runs."""
 
 
 @dataclasses.dataclass
 class _Slot:
-    """Pinned memory of one step on its way, and when the device is done with it."""
+    """Pinned memory of one step in flight, and the event at which the device is done with it."""
 
     tables: torch.Tensor
-    """[K, 4, W], of each micro-batch."""
+    """[K, 4, W], one table for each micro-batch."""
     told: torch.Tensor
-    """[2] of its step: whether it was applied, and its loss."""
+    """[2], the applied flag and the loss of its step."""
     step: int = -1
     done: torch.cuda.Event | None = None
 
     def free(self) -> tuple[bool, float]:
-        """Wait for its step; whether that was applied (True if there was none), and its loss."""
+        """Wait for its step. Returns whether that was applied (True if there was none), and its loss."""
         if self.done is None:
             return True, 0.0
         self.done.synchronize()
@@ -78,7 +80,7 @@ class _Slot:
 
 
 def why_eager(stage: Stage, device: torch.device) -> str | None:
-    """Why a step of this stage on a GPU, without DeepSpeed, is not captured; None where it is."""
+    """The reason why a step of this stage on a GPU, without DeepSpeed, is not captured; None if it is captured."""
     config = stage.config
     if not config.run.cuda_graphs:
         return "--no-cuda-graphs"
@@ -100,11 +102,11 @@ def why_eager(stage: Stage, device: torch.device) -> str | None:
 
 
 class CapturedEngine:
-    """One process whose optimiser is flat. On a CPU the same step runs without being captured, which is for tests.
+    """An engine of one process with a flat optimiser. On a CPU the same step runs without capture, for tests.
 
-    `StepResult.applied` is that of the step `SLOTS` before, and its losses hold until the next step. A skipped step
-    repeats the losses of the one before it; the average of the weights (--ema) counts it. After a capture that fails,
-    its bucket and all that are met later run eagerly.
+    `StepResult.applied` describes the step `SLOTS` before, and its losses hold until the next step. A skipped step
+    repeats the losses of the one before it, and the average of the weights (--ema) counts it. After a failed capture
+    its bucket, and all buckets met later, run eagerly.
     """
 
     sharded = False
@@ -180,10 +182,10 @@ class CapturedEngine:
         return dict(zip(losses, row, strict=False)), dict(zip(chance, row[len(losses) :], strict=True))
 
     def add(self, bucket: Bucket, first: bool) -> None:
-        """Forward and backward of a micro-batch; its gradients and terms are added up from the first on."""
+        """Run forward and backward of a micro-batch and add its gradients and terms; the first one overwrites."""
         with self.state.autocast():
             terms = self.module.packed_terms(self._table, bucket)
-        # A loss that is not finite can have finite gradients: times NaN they are not, and the step is skipped.
+        # A loss that is not finite can have finite gradients. Times NaN they are not, and the step is skipped.
         terms.total.backward(terms.total.detach() * 0 + 1 / self.num_micro)
         row = torch.stack([*terms.losses.values(), *terms.chance.values()])
         if self._sum is None:
@@ -196,9 +198,9 @@ class CapturedEngine:
 
     @torch.no_grad()
     def apply(self, addresses: torch.Tensor | None) -> Gradients:
-        """The optimiser's step, and the terms' means where it was applied; returns the gradients, which are let go.
+        """Run the optimiser's step; if it is applied, update the mean terms. Returns the gradients and releases them.
 
-        addresses: the optimiser's table on the device, perhaps filled later; None to make it from the gradients.
+        addresses: the optimiser's table on the device, which may be filled later; None builds it from the gradients.
         """
         optimizer = self.optimizer
         assert self._sum is not None and self._row is not None
@@ -214,7 +216,7 @@ class CapturedEngine:
         return grads, offsets
 
     def parts(self, bucket: Bucket, addresses: torch.Tensor | None) -> list[Part]:
-        """What a step runs, in order; the same one is captured once. Alone a micro-batch needs one graph."""
+        """The parts of a step in order; a part that repeats is captured once. A single micro-batch needs one graph."""
         apply = partial(self.apply, addresses)
         first, further = partial(self.add, bucket, True), partial(self.add, bucket, False)
         if self.num_micro == 1:
@@ -222,12 +224,12 @@ class CapturedEngine:
         return [(first,), *[(further,)] * (self.num_micro - 1), (apply,)]
 
     def warm_up(self, bucket: Bucket) -> torch.Tensor:
-        """Steps that run whole but are not applied; returns the table of the gradients, on the host."""
+        """Run whole steps that are not applied; returns the table of the gradients, on the host."""
         control = self.optimizer.control
         control[adam_op.INVERSE_SCALE] = torch.nan
         with _tried_algorithms():
             for _ in range(WARM_UP_STEPS):
-                gradients = None  # the last step's must not live through this one
+                gradients = None  # the gradients of the last step must be freed before this one
                 for part in self.parts(bucket, None):
                     gradients = run_part(part)
         control[adam_op.INVERSE_SCALE] = 1
@@ -235,7 +237,7 @@ class CapturedEngine:
         return self.optimizer.table(*gradients)
 
     def _prepare(self, bucket: Bucket) -> list[Callable[[], object]]:
-        """What runs a step of a bucket: its graphs, or without them the step itself."""
+        """The functions that run a step of a bucket: its graphs, or the step itself if it is not captured."""
         eagerly: list[Callable[[], object]] = [partial(run_part, part) for part in self.parts(bucket, None)]
         with self._on_stream():
             addresses = torch.zeros_like(self.warm_up(bucket), device=self.device)
@@ -245,10 +247,10 @@ class CapturedEngine:
         try:
             return self.capture(bucket, addresses)
         except Exception as error:  # border
-            if before is not None:  # torch leaves the capture's stream current where ending a capture fails
+            if before is not None:  # torch leaves the capture's stream current if ending a capture fails
                 torch.cuda.set_stream(before)
                 torch.cuda.synchronize(self.device)
-            self.optimizer.zero_grad(set_to_none=True)  # what there is lies in the memory of the graph
+            self.optimizer.zero_grad(set_to_none=True)  # the remaining gradients lie in the memory of the graph
             self.capture = None
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.execution = f"eager (the capture failed: {reason})"
@@ -257,7 +259,7 @@ class CapturedEngine:
 
     @contextlib.contextmanager
     def _on_stream(self) -> Iterator[None]:
-        """Inside, work goes to the capture's stream, between two waits for the device."""
+        """Context in which work goes to the capture's stream; the device is synchronised before and after."""
         if self._stream is None:
             yield
             return
@@ -267,7 +269,7 @@ class CapturedEngine:
         torch.cuda.synchronize(self.device)
 
     def _capture(self, bucket: Bucket, addresses: torch.Tensor) -> list[Callable[[], object]]:
-        """The graphs of a bucket, whose optimiser reads `addresses` [K, 3] on the device."""
+        """Capture the graphs of a bucket; their optimiser reads `addresses` [K, 3] on the device."""
         parts, gradients = self.parts(bucket, addresses), None
         graphs: dict[Part, torch.cuda.CUDAGraph] = {}
         for part in dict.fromkeys(parts):
@@ -278,7 +280,7 @@ class CapturedEngine:
         assert gradients is not None
         addresses.copy_(self.optimizer.table(*gradients))
         torch.cuda.synchronize(self.device)
-        self._address_tables.append(addresses)  # the graph reads it for as long as it lives
+        self._address_tables.append(addresses)  # the graph reads the table as long as the graph lives
         return [graphs[part].replay for part in parts]
 
     def forward(self, ids: np.ndarray, step: int) -> Terms:
@@ -303,13 +305,13 @@ class CapturedEngine:
 
 
 def run_part(part: Part) -> Gradients | None:
-    """The functions in order; what the last one returns."""
+    """Call the functions in order; returns the result of the last one."""
     return [function() for function in part][-1]
 
 
 @contextlib.contextmanager
 def _tried_algorithms() -> Iterator[None]:
-    """cuDNN tries its algorithms inside and keeps to the fastest afterwards; it could not try them in a capture."""
+    """Context in which cuDNN tries its algorithms, which it cannot do in a capture. It keeps the fastest afterwards."""
     before, torch.backends.cudnn.benchmark = torch.backends.cudnn.benchmark, True
     try:
         yield

@@ -1,4 +1,4 @@
-"""Which engine runs a stage: eager, captured as CUDA graphs, or DeepSpeed. One loop above all (`trainer.py`)."""
+"""Chooses the engine of a stage: eager, captured as CUDA graphs, or DeepSpeed. One loop (`trainer.py`) drives all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 
 def plan_engine(optim: OptimConfig, stage: str, device: torch.device, ds_path: str | None) -> dict[str, Any] | None:
-    """The resolved DeepSpeed configuration, None without DeepSpeed. Raises `ConfigError`; builds nothing."""
+    """The resolved DeepSpeed configuration, or None without DeepSpeed. Raises `ConfigError`; builds nothing."""
     check_engine(optim, stage, ds_path)
     if ds_path is None:
         return None
@@ -28,7 +28,7 @@ def plan_engine(optim: OptimConfig, stage: str, device: torch.device, ds_path: s
 
 
 def build_engine(module: Stage, device: torch.device, ds_config: dict[str, Any] | None = None) -> Engine:
-    """The engine that `plan_engine` chose; without DeepSpeed, on a GPU, one that captures its steps where it can."""
+    """Build the engine that `plan_engine` chose. Without DeepSpeed, on a GPU, its steps are captured where possible."""
     engine: Engine
     if ds_config is not None:
         engine = DeepSpeedEngine(module, ds_config, device)

@@ -1,6 +1,6 @@
-"""DeepSpeed's engine: ZeRO with the recipe's optimiser as client optimiser, with a launcher or without.
+"""The DeepSpeed engine: ZeRO with the recipe's optimiser as client optimiser, with or without a launcher.
 
-The only place that knows of DeepSpeed, with `ds_config.py`.
+Only this module and `ds_config.py` use DeepSpeed.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from sgg_fast.train.stages import Stage, Terms
 logger = logging.getLogger(__name__)
 
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-"""What torchrun and DeepSpeed's launcher set for each process."""
+"""Environment variables that torchrun and DeepSpeed's launcher set for each process."""
 ALONE = ("0", "0", "1", "127.0.0.1", "29500")
-"""The same for the only process; nothing listens at that port."""
+"""The values of a single process; no server listens at that port."""
 
 
 class DeepSpeedEngine:
-    """DeepSpeed ZeRO 0 to 3, with fp32 master weights below bf16 or fp16 ones."""
+    """DeepSpeed ZeRO 0 to 3, with fp32 master weights for bf16 or fp16 weights."""
 
     execution = "eager (DeepSpeed moves weights and runs hooks of its own)"
 
-    _wrapper: Any  # DeepSpeed's optimiser around ours; None where it puts none there
+    _wrapper: Any  # DeepSpeed's wrapper of our optimiser; None if there is none
 
     def __init__(self, module: Stage, ds_config: dict[str, Any], device: torch.device) -> None:
         config = module.config
@@ -55,7 +55,7 @@ class DeepSpeedEngine:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         deepspeed = _import_deepspeed()
         alone = "RANK" not in os.environ
-        if alone:  # what a launcher would set for one process; without it DeepSpeed looks for MPI
+        if alone:  # a launcher would set these for one process; without them DeepSpeed looks for MPI
             os.environ.update({**dict(zip(LAUNCHER, ALONE, strict=True)), **os.environ})
         try:
             with _held_output():
@@ -64,7 +64,7 @@ class DeepSpeedEngine:
                 backend = "nccl" if device.type == "cuda" else "gloo"
                 remove_stale_locks()
                 timeout = datetime.timedelta(seconds=config.run.rank_timeout)
-                if alone and not torch.distributed.is_initialized():  # no port, so none that is taken
+                if alone and not torch.distributed.is_initialized():  # uses no port, so no conflict is possible
                     store = torch.distributed.HashStore()
                     torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
                 deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
@@ -87,7 +87,7 @@ class DeepSpeedEngine:
         self._micro = 0
         self.optimizer.state.clear()  # some wrappers have taken a step on zeros, which would count
         if self.stage in (1, 2):
-            own.check_grad_overflow = True  # in fp32 too, where DeepSpeed would not look
+            own.check_grad_overflow = True  # check in fp32 too; DeepSpeed does not
         self.average: WeightAverage | None = None
         if config.optim.ema:
             self.average = WeightAverage(self._masters(), config.optim.ema, config.optim.ema_device == "cpu")
@@ -112,27 +112,27 @@ class DeepSpeedEngine:
         if self._micro:
             self.engine.step()  # ends the micro-batch before; DeepSpeed updates at the last one only
         self._micro += 1
-        # A loss that is not finite goes through backward all the same: a process that left it out would let the
-        # others wait for its gradients. Times NaN, all of those are NaN, and the step is skipped everywhere.
+        # A loss that is not finite still goes through backward: other processes would wait for the gradients of a
+        # process that left it out. Multiplied by NaN all its gradients are NaN, and every process skips the step.
         poison = torch.where(total.isfinite(), 1.0, torch.nan)
         self.engine.backward(total * poison, scale_wrt_gas=False)
 
     def _apply(self) -> bool:
-        """Clip and step, unless something was not finite on any process; returns whether it was applied."""
+        """Clip and step if everything is finite on every process; returns whether the step was applied."""
         self._micro = 0
         if self.stage == 3 and self._wrapper.dtype != torch.float16:
             self._wrapper.check_overflow()  # its step skips for this flag, but sets it in fp16 only
-        if self._wrapper is None:  # ZeRO 0 in fp32, where nothing looks; the gradients are reduced by now
+        if self._wrapper is None:  # ZeRO 0 in fp32 makes no check; the gradients are reduced by now
             grads = [p.grad for p in self.module.parameters() if p.grad is not None]
             if not nn.utils.get_total_norm(grads).isfinite():
                 self.engine.zero_grad()
-                self.engine.micro_steps += 1  # what its step would have counted
+                self.engine.micro_steps += 1  # its step would have counted these
                 return False
         self.engine.step()
         return self.engine.was_step_applied()
 
     def _masters(self) -> list[torch.Tensor]:
-        """The fp32 tensors that the optimiser steps; under ZeRO this process's parts."""
+        """The fp32 tensors that the optimiser steps; under ZeRO these are the partitions of this process."""
         wrapper = self._wrapper
         if self.stage in (1, 2):
             return wrapper.single_partition_of_fp32_groups
@@ -142,7 +142,7 @@ class DeepSpeedEngine:
         return [p for group in groups for p in group]
 
     def _whole(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
-        """Each weight with its whole fp32 value in CPU memory. Every process must run through it."""
+        """Each weight with its whole fp32 value in CPU memory. Every process must iterate to the end."""
         import deepspeed
 
         if self.stage == 0:
@@ -158,7 +158,7 @@ class DeepSpeedEngine:
 
     @contextlib.contextmanager
     def exported(self) -> Iterator[None]:
-        """As `Engine`; the weights are the fp32 masters, not their bf16 roundings."""
+        """Context in which the module holds the fp32 master weights, not their bf16 roundings."""
         with self.average.in_place() if self.average else contextlib.nullcontext():
             whole = {p: value for p, value in self._whole() if env.rank() == 0}
         held = {p: p.data for p in whole}
@@ -178,13 +178,13 @@ class DeepSpeedEngine:
         torch.distributed.barrier()
 
     def save(self, folder: Path) -> None:
-        """DeepSpeed's own checkpoint; our manifest beside it holds the hashes of its files."""
+        """Write DeepSpeed's own checkpoint; our manifest beside it holds the hashes of its files."""
         self.engine.save_checkpoint(str(folder), tag="deepspeed")
         if self.average:
             save_file(self.average.state_dict(), folder / f"average-{env.rank()}.safetensors")
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote; the caller has checked the manifest."""
+        """Load a folder that `save` wrote; the caller has checked the manifest."""
         with _no_pickles():
             path, _ = self.engine.load_checkpoint(str(folder), tag="deepspeed")
         if path is None:
@@ -195,7 +195,7 @@ class DeepSpeedEngine:
 
 @contextlib.contextmanager
 def _no_pickles() -> Iterator[None]:
-    """Inside, torch.load makes tensors and DeepSpeed's own records only, though DeepSpeed asks it to run any pickle."""
+    """Context in which torch.load builds only tensors and DeepSpeed's own records, never other pickles."""
     from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -209,7 +209,7 @@ def _no_pickles() -> Iterator[None]:
 
 
 def _import_deepspeed() -> Any:
-    """The package, its log led to ours. One warning is left out: the optimiser is tested, by our own suite."""
+    """Import the package and send its log to ours. One warning is filtered out: our own suite tests the optimiser."""
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError("--deepspeed: the package deepspeed is not installed (pip install deepspeed)")
     with _held_output():
@@ -224,14 +224,14 @@ def _import_deepspeed() -> Any:
 
 
 def _leave() -> None:
-    """At exit and not before: DeepSpeed keeps the group for every later engine of the process."""
+    """Destroy the process group at exit: DeepSpeed keeps it for every later engine of the process."""
     if torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
 def _held_output() -> Iterator[None]:
-    """DeepSpeed prints to stdout what is a log line; it goes to our log, or to stderr if the block fails."""
+    """Capture what DeepSpeed prints to stdout. It goes to our log, or to stderr if the block fails."""
     held = io.StringIO()
     try:
         with contextlib.redirect_stdout(held):

@@ -1,4 +1,4 @@
-"""The engine that launches kernel by kernel: one process, on any device."""
+"""The eager engine: one process, on any device, kernel by kernel."""
 
 from __future__ import annotations
 
@@ -23,7 +23,10 @@ class EagerEngine:
     sharded = False
 
     def __init__(self, module: Stage, device: torch.device, reason: str = "", flat: bool | None = None) -> None:
-        """reason: why steps are not captured. flat: as `TrainState`; by default where our kernels run."""
+        """Build the state of the engine.
+
+        reason: why steps are not captured. flat: whether the optimiser is flat; by default True where our kernels run.
+        """
         config = module.config
         self.state = TrainState(module, device, has_flat_kernels(config.optim, device) if flat is None else flat)
         self.module, self.optimizer = self.state.module, self.state.optimizer
@@ -56,24 +59,24 @@ class EagerEngine:
             else:
                 self._finite.fill_(False)
             return
-        # An infinite loss can have finite gradients: times NaN it has none.
+        # An infinite loss can have finite gradients. Multiplied by NaN they are not finite.
         scale = self.state.scale
         total = total * torch.where(total.isfinite(), scale.value if scale else 1.0, torch.nan)
         total.backward()
 
     def _update_one(self, parameter: nn.Parameter) -> None:
-        """In backward: a weight's own step. The host does not wait to hear whether its gradient was finite."""
+        """Step one weight during backward. The host does not wait for the check of its gradient."""
         self._finite.logical_and_(self.optimizer.step_one(parameter))  # type: ignore[attr-defined]
         parameter.grad = None
 
     def _apply(self) -> bool:
-        """Clip and step, unless something was not finite; returns whether it was applied."""
+        """Clip and step if everything is finite; returns whether the step was applied."""
         if self._in_backward:
             applied = bool(self._finite)
             self._finite.fill_(True)
             return applied
         scale, optimizer = self.state.scale, self.optimizer
-        if isinstance(optimizer, FlatAdam):  # which clips and skips by itself
+        if isinstance(optimizer, FlatAdam):  # it clips and skips by itself
             if scale:
                 optimizer.control[adam_op.INVERSE_SCALE] = 1 / scale.value
             optimizer.step()

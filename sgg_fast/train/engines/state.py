@@ -1,4 +1,4 @@
-"""What one process keeps of a training run: the module as it trains, optimiser, average of the weights, loss scale."""
+"""The training state of one process: module, optimiser, average of the weights, loss scale."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from sgg_fast.train.stages import FinetuneStage, Stage
 
 
 class LossScale:
-    """fp16's loss scale: halved by a step that overflows, doubled after 2 000 that do not."""
+    """Loss scale for fp16: halved by a step that overflows, doubled after 2 000 steps that do not."""
 
     def __init__(self) -> None:
         self.value, self.good_steps = 2.0**16, 0
 
     def update(self, finite: bool) -> None:
-        """Note the outcome of a step."""
+        """Record the outcome of a step."""
         self.good_steps = self.good_steps + 1 if finite else 0
         if not finite:
             self.value = max(self.value / 2, 1.0)
@@ -31,10 +31,10 @@ class LossScale:
 
 
 class TrainState:
-    """Of an engine without DeepSpeed: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean)."""
+    """State of an engine without DeepSpeed: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean)."""
 
     def __init__(self, module: Stage, device: torch.device, flat: bool) -> None:
-        """flat: with the optimiser on flat buffers, which a captured step needs."""
+        """Build optimiser, average and loss scale. flat: the optimiser is on flat buffers, as a captured step needs."""
         config, precision, narrow, stage = module.config, "fp32", False, "pretrain"
         self.module = module.to(device)
         if isinstance(module, FinetuneStage):
@@ -53,20 +53,20 @@ class TrainState:
 
     @property
     def flat(self) -> FlatAdam:
-        """The optimiser where it is flat."""
+        """The optimiser; it must be flat."""
         assert isinstance(self.optimizer, FlatAdam)
         return self.optimizer
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
-        """Around a forward."""
+        """Autocast context of a forward."""
         return torch.autocast(self._device_type, self._cast) if self._cast else contextlib.nullcontext()
 
     def exported(self) -> contextlib.AbstractContextManager[None]:
-        """Inside, the weights are their averages, where there are any."""
+        """Context in which the weights are their averages, if the run keeps averages."""
         return self.average.in_place() if self.average else contextlib.nullcontext()
 
     def save(self, folder: Path) -> None:
-        """Weights as safetensors; the optimiser as a torch file that loads with weights_only."""
+        """Write the weights as safetensors and the optimiser as a torch file that loads with weights_only."""
         save_file({k: v.contiguous() for k, v in self.module.state_dict().items()}, folder / "weights.safetensors")
         state = self.optimizer.state_dict()
         if self.scale:
@@ -76,7 +76,7 @@ class TrainState:
             save_file(self.average.state_dict(), folder / "average.safetensors")
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote."""
+        """Load a folder that `save` wrote."""
         self.module.load_state_dict(load_file(folder / "weights.safetensors"))
         state = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
         if self.scale:

@@ -1,6 +1,6 @@
-"""What a user sees of memory: `--plan`, `--budget`, `--auto-batch`, and what is said when there was not enough.
+"""Memory advice for users: `--plan`, `--budget`, `--auto-batch`, and the message after an out-of-memory error.
 
-The numbers come from `plan.py`.
+The numbers come from `planner.py`.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from sgg_fast.train.memory.planner import GIB, OUTSIDE, Plan, Planner
 logger = logging.getLogger(__name__)
 
 DS_OFFLOAD = "configs/ds_offload.json"
-"""The DeepSpeed configuration that takes the least memory."""
+"""The DeepSpeed configuration that needs the least memory."""
 
 NUM_SHOWN = 3
 """Remedies in a message."""
 
 
 class Remedy(NamedTuple):
-    """Something that may take less memory."""
+    """A change of settings that may save memory."""
 
     settings: Mapping[str, Any]
     """Flat settings."""
     ds_path: str | None = None
-    """The DeepSpeed configuration that it brings."""
+    """The DeepSpeed configuration that the remedy selects."""
 
     def typed(self, config: Config) -> str:
-        """The words that change `config` so."""
+        """The command-line words that change `config` this way."""
         words = as_flags({name: to for name, to in self.settings.items() if SETTINGS[name].of(config) != to})
         return " ".join(words + (["--deepspeed", self.ds_path] if self.ds_path else []))
 
@@ -57,7 +57,7 @@ def remedies(config: Config) -> list[Remedy]:
 
 
 def budget_bytes(text: str) -> int:
-    """ "24GiB", "24 GB", "900MiB" -> bytes. Raises `ConfigError`."""
+    """Bytes of a text such as "24GiB", "24 GB" or "900MiB". Raises `ConfigError`."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([GM])(i?)B\s*", text)
     if not found or float(found[1]) <= 0:
         raise ConfigError(f"--budget {text}: say it as 24GiB, 24GB or 900MiB")
@@ -65,7 +65,7 @@ def budget_bytes(text: str) -> int:
 
 
 def device_memory(device: torch.device) -> int:
-    """Bytes of the card, or of this machine."""
+    """Memory of the GPU, or of this machine, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[1]
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -73,7 +73,7 @@ def device_memory(device: torch.device) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class TypedRun:
-    """A run as it is typed, which the advice is about."""
+    """A run as typed on the command line, which the advice is about."""
 
     config: Config
     stage: str
@@ -82,7 +82,7 @@ class TypedRun:
     """ "cuda" or "cpu"."""
 
     def planner(self) -> Planner:
-        """Its planner. Raises `ConfigError`, also for pre-training, which fits anywhere."""
+        """Planner of the run. Raises `ConfigError`, also for pre-training, which fits on any device."""
         config, device = self.config, self.device
         if self.stage != "finetune":
             raise ConfigError("--plan and --auto-batch are for --stage finetune; pre-training fits any GPU")
@@ -96,7 +96,7 @@ class TypedRun:
         return Planner(config, ds, device, env.world_size(), len(source), stored=source.stored is not None)
 
     def changed(self, tried: Iterable[Remedy]) -> Iterator[tuple[str, TypedRun, Planner]]:
-        """Those remedies that change something and go with the settings: as typed, the changed run, its planner."""
+        """Remedies that change something and are compatible with the settings: words, changed run, its planner."""
         for remedy in tried:
             ds = remedy.ds_path
             if ds and (self.ds_path or not Path(ds).is_file()):
@@ -111,7 +111,7 @@ class TypedRun:
                 continue
 
     def added_up(self) -> Iterator[tuple[str, Planner]]:
-        """More and more remedies together: from the first one on, then from the last one back."""
+        """Cumulative remedies: from the first one on, then from the last one back."""
         for ordered in (remedies(self.config), remedies(self.config)[::-1]):
             typed, run = "", self
             for remedy in ordered:
@@ -120,14 +120,14 @@ class TypedRun:
                     yield typed, planner
 
     def what_fits(self, budget: int) -> str:
-        """The first settings with which a batch of at least 1 fits: single ones, or the fewest of `added_up`."""
+        """The first settings that fit a batch of at least 1: a single remedy, or the fewest of `added_up`."""
         logger.info("not even a batch of 1 fits: looking for settings with which it does")
 
         def fitting(tried: Iterable[tuple[str, Planner]]) -> Iterator[str]:
             for words, planner in tried:
                 if most := planner.largest_batch(budget):
                     optim = planner.config.optim
-                    alone = optim.optimizer_in_backward and most < optim.batch_size  # cannot accumulate
+                    alone = optim.optimizer_in_backward and most < optim.batch_size  # it cannot accumulate
                     yield f"{words}{f' --batch-size {most}' if alone else ''} (batch {most})"
 
         single = ((words, planner) for words, _, planner in self.changed(remedies(self.config)))
@@ -139,7 +139,7 @@ class TypedRun:
 
 
 def show_plan(run: TypedRun, budget_text: str | None) -> str:
-    """The plan at the settings' batch, whether it fits the budget (24GiB), and the largest batch that does."""
+    """Text of the plan at the settings' batch: whether it fits the budget (24GiB), and the largest batch that fits."""
     budget = budget_bytes(budget_text or "24GiB")
     planner = run.planner()
     plan = planner.plan(run.config.optim.batch_size, budget)
@@ -153,10 +153,10 @@ def show_plan(run: TypedRun, budget_text: str | None) -> str:
 
 
 def auto_batch(run: TypedRun, budget_text: str | None) -> Config:
-    """The settings with the largest micro-batch that fits the budget (the whole device); accumulation keeps the images
-    of a step.
+    """The settings with the largest micro-batch that fits the budget (the whole device by default).
 
-    Raises `ConfigError` where not even one image fits, or where accumulation is excluded and needed.
+    Accumulation keeps the images of a step. Raises `ConfigError` if one image does not fit, or if accumulation is
+    excluded and needed.
     """
     budget = budget_bytes(budget_text) if budget_text else device_memory(torch.device(run.device))
     planner, optim = run.planner(), run.config.optim
@@ -170,7 +170,7 @@ def auto_batch(run: TypedRun, budget_text: str | None) -> Config:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether it is for want of memory, on a GPU or not: torch has no class of its own for the CPU's."""
+    """Whether the error means out of memory, on GPU or CPU: torch has no class of its own for the CPU's."""
     said = str(error)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
         isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
@@ -178,7 +178,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(run: TypedRun) -> str:
-    """One line for a run that had not enough: the planned peak, its largest part, and the settings that help most."""
+    """One line for a run out of memory: the planned peak, its largest part, and the settings that help most."""
     if run.stage != "finetune":
         return "out of memory: lower --batch-size"
     plan = run.planner().plan(run.config.optim.batch_size)
@@ -193,7 +193,7 @@ def out_of_memory(run: TypedRun) -> str:
 
 
 def _smaller_batch(optim: OptimConfig) -> list[Remedy]:
-    """Half the micro-batch, twice as often; or half the images where accumulation is excluded."""
+    """Half the micro-batch with twice the accumulation, or half the images if accumulation is excluded."""
     if optim.batch_size == 1:
         return []
     half = optim.batch_size // 2

@@ -1,6 +1,6 @@
-"""Models and data by their sizes alone: what `planner.py` traces and what benchmarks fill with random weights.
+"""Models and data of the right sizes with random contents, for the planner's traces and for benchmarks.
 
-Nothing is downloaded but configuration files, and no weight is read. Under a `FakeTensorMode` nothing is allocated.
+Only configuration files are downloaded, and no weight is read. Under a `FakeTensorMode` nothing is allocated.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ LARGEST_GRAPH = (30, 30)
 def blank_foundation(model: ModelConfig) -> Foundation:
     """The models with random weights, without tokenizers.
 
-    Sizes: --model's and --clip's config.json, the toy's where they stand in, else SD v1.4's. Raises `ConfigError` for
-    a --model whose configuration cannot be read.
+    Sizes come from the config.json of --model and --clip, from the toy's models where they stand in, else from SD v1.4.
+    Raises `ConfigError` for a --model whose configuration cannot be read.
     """
     if model.sizes != "sd" and not model.source:
         from sgg_fast.toy import models as toy
@@ -126,11 +126,11 @@ def blank_cache(config: Config, foundation: Foundation, num_images: int) -> Trai
 
 
 def blank_conditioner(model: ModelConfig, foundation: Foundation) -> Conditioner:
-    """The conditioner of the models' widths with random weights."""
+    """The conditioner with random weights, at the widths of the models."""
     clip = foundation.clip.config.projection_dim
     return conditioner_of(model, clip, clip, foundation.unet.config.cross_attention_dim)
 
 
 def latent_factor(foundation: Foundation) -> int:
-    """Pixels a latent is wide."""
+    """Width in pixels of one latent."""
     return 2 ** (len(foundation.vae.config.block_out_channels) - 1)

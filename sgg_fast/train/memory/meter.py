@@ -1,4 +1,4 @@
-"""Counts what a step allocates, storage by storage, on fake tensors or real ones. Used by the planner (`plan.py`)."""
+"""Counts what a step allocates, storage by storage, on fake or real tensors. The planner (`planner.py`) uses it."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ FP32_UNDER_AUTOCAST = ("group_norm", "layer_norm")
 
 
 def rounded(num_bytes: int) -> int:
-    """Up to the allocator's next multiple."""
+    """Round up to the allocator's next multiple."""
     return -(-num_bytes // ALIGN) * ALIGN
 
 
 @dataclasses.dataclass(eq=False)
 class _Block:
-    """A storage that lives."""
+    """A live storage."""
 
     size: int
-    """Bytes; 0 for one that was there before the mode, which does not count."""
+    """Bytes; 0 for a storage that existed before the mode, which does not count."""
     side: str = "activations"
     ref: Any = None
 
@@ -44,10 +44,10 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 
 
 class Meter(TorchDispatchMode):
-    """Bytes of the storages that operators make inside the mode, as long as they live.
+    """Counts the bytes of storages that operators allocate inside the mode, as long as the storages live.
 
-    Counted apart: gradients, the temporaries of updates in backward, and everything else, called activations.
-    Workspaces inside an operator are not seen.
+    Three counts: gradients, the temporaries of updates in backward, and everything else, called activations. Workspaces
+    inside an operator are not counted.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class Meter(TorchDispatchMode):
         self._hooks: list[RemovableHandle] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run the operator and look at its results."""
+        """Run the operator and count the storages of its results."""
         kwargs = kwargs or {}
         for tensor in _tensors((*args, *kwargs.values())):
             self._see(tensor, new=False)
@@ -84,13 +84,13 @@ class Meter(TorchDispatchMode):
         self.now[block.side] -= block.size
 
     def add(self, side: str, size: int) -> None:
-        """`size` more bytes on a side."""
+        """Add `size` bytes to a side."""
         self.now[side] += size
         if sum(self.now.values()) > sum(self.peaks.get(self.phase, self.now | {side: -1}).values()):
             self.peaks[self.phase] = dict(self.now)
 
     def keep_gradients(self, parameters: list[nn.Parameter]) -> None:
-        """Count the parameters' gradients as such, each once it is whole."""
+        """Count the parameters' gradients as gradients, each once it is complete."""
 
         def whole(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
@@ -103,8 +103,10 @@ class Meter(TorchDispatchMode):
         self._hook(parameters, whole)
 
     def bucket_gradients(self, parameters: list[nn.Parameter], bucket: int, buffer: int) -> None:
-        """As ZeRO-2 does: gradients go into a bucket of so many elements; when it is full for the first time, a buffer
-        of so many bytes is made for all of them."""
+        """Count gradients as under ZeRO-2: they go into a bucket of `bucket` elements.
+
+        When the bucket is full for the first time, one buffer of `buffer` bytes is allocated for all of them.
+        """
         filled = 0
 
         def whole(parameter: torch.Tensor) -> None:
@@ -117,7 +119,7 @@ class Meter(TorchDispatchMode):
         self._hook(parameters, whole)
 
     def use_gradients(self, parameters: list[nn.Parameter], temporary: Callable[[torch.Tensor], int]) -> None:
-        """Free each gradient where it arises, after an update that takes so many bytes meanwhile."""
+        """Free each gradient where it arises, after an update that needs `temporary(parameter)` bytes."""
 
         def whole(parameter: torch.Tensor) -> None:
             self.add("temporaries", temporary(parameter))
@@ -130,7 +132,7 @@ class Meter(TorchDispatchMode):
         self._hooks += [parameter.register_post_accumulate_grad_hook(whole) for parameter in parameters]
 
     def __exit__(self, *args: Any) -> None:
-        """Leave the mode and the parameters as they were."""
+        """Leave the mode and remove its hooks from the parameters."""
         for hook in self._hooks:
             hook.remove()
         super().__exit__(*args)
@@ -138,9 +140,9 @@ class Meter(TorchDispatchMode):
 
 @contextlib.contextmanager
 def autocast_like_cuda(dtype: torch.dtype | None) -> Iterator[None]:
-    """CUDA's autocast to `dtype` on CPU tensors, as far as memory goes; None leaves everything alone.
+    """Emulates the memory of CUDA's autocast to `dtype` on CPU tensors; None changes nothing.
 
-    A fake tensor can say that it is on a GPU only where torch knows of one, so the planner's are on the CPU.
+    A fake tensor can be on a GPU only where torch has one, so the planner's tensors are on the CPU.
     """
     if dtype is None:
         yield

@@ -1,7 +1,7 @@
-"""The arithmetic of memory: what an engine keeps and what its update takes meanwhile, from the sizes of its groups.
+"""Memory arithmetic: what an engine keeps and what its update needs temporarily, from the sizes of its groups.
 
-Letters: N trained weights, W processes. Sources: bitsandbytes' states (a byte an element and a float every 256, twice),
-`adam_flat.py`, `adam_bnb.py`, and DeepSpeed 0.19's `stage_1_and_2.py` and `stage3.py`.
+Letters: N trained weights, W processes. Sources: bitsandbytes' states (one byte per element and one float per 256
+elements, twice), `adam_flat.py`, `adam_bnb.py`, and DeepSpeed 0.19's `stage_1_and_2.py` and `stage3.py`.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ QUANTISED_BLOCK = 256
 """Elements that share a scale in 8-bit state."""
 
 CPU_UPDATE = {8: 20, 32: 12}
-"""Bytes an element that bitsandbytes' CPU update takes meanwhile, by the width of its state; on CUDA none."""
+"""Temporary bytes per element of bitsandbytes' CPU update, by the width of its state; on CUDA none."""
 
 STOCHASTIC_ROUNDING = 15
-"""Bytes an element that it takes meanwhile: random bits, their sum, its cut, and where it was not finite."""
+"""Temporary bytes per element: random bits, their sum, the truncated sum, and the mask of what is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,25 +37,25 @@ class Group:
     bits: int
     """Width of its state under adam8bit."""
     dtype: torch.dtype
-    """Of its weights while training."""
+    """Type of its weights in training."""
 
     @property
     def numel(self) -> int:
-        """Elements in all."""
+        """Number of elements."""
         return sum(self.sizes)
 
     def weight_bytes(self) -> int:
-        """Bytes of its weights, and of their gradients."""
+        """Bytes of its weights, and also of their gradients."""
         return sum(rounded(n * self.dtype.itemsize) for n in self.sizes)
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """How a run keeps and updates its weights."""
+    """How a run stores and updates its weights."""
 
     optim: OptimConfig
     kernels: str
-    """--kernels."""
+    """Value of --kernels."""
     device: str
     """ "cuda" or "cpu"."""
     ds: dict[str, Any] | None
@@ -69,16 +69,16 @@ class Layout:
 
     @property
     def largest_group(self) -> float:
-        """Elements of a parameter group at most."""
+        """Largest number of elements in a parameter group."""
         return math.inf if self.ds is None else GROUP_ELEMENTS
 
     @property
     def stage(self) -> int | None:
-        """ZeRO's; None for the plain engine."""
+        """ZeRO stage; None for the plain engine."""
         return None if self.ds is None else self.ds.get("zero_optimization", {}).get("stage", 0)
 
     def zero(self, key: str, default: Any) -> Any:
-        """A value of ds.json's zero_optimization."""
+        """A value of zero_optimization in ds.json."""
         return (self.ds or {}).get("zero_optimization", {}).get(key, default)
 
     def offloads(self, what: str) -> bool:
@@ -87,29 +87,29 @@ class Layout:
 
     @property
     def shards(self) -> int:
-        """Processes that the optimiser's state is split over."""
+        """Number of processes that share the optimiser's state."""
         return self.world_size if self.stage else 1
 
     @property
     def bucket(self) -> int:
-        """Elements of ZeRO's reduction bucket; 0 without."""
+        """Elements of ZeRO's reduction bucket; 0 without one."""
         return int(self.zero("reduce_bucket_size", 5e8)) if self.stage else 0
 
     def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
-        """Of the UNet's weights and of the graph modules'."""
+        """Types of the UNet's weights and of the graph modules' weights."""
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
         if self.ds is not None:
             return half, half
         return (torch.bfloat16 if self.optim.bf16_weights else torch.float32), torch.float32
 
     def autocast(self) -> torch.dtype | None:
-        """What compute is cast to; None where the weights' own type decides."""
+        """Type that compute is cast to; None if the weights' own type decides."""
         if self.ds is not None or self.optim.bf16_weights:
             return None
         return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision)
 
     def describe(self) -> str:
-        """In words."""
+        """The layout as text."""
         if self.stage is not None:
             offload = " with offload" if self.offloads("optimizer") or self.offloads("param") else ""
             return f"{self.precision}, DeepSpeed ZeRO-{self.stage}{offload}, {self.world_size} process(es)"
@@ -119,7 +119,7 @@ class Layout:
 
 
 def state_bytes(group: Group, optimizer: str, shards: int = 1) -> int:
-    """Both moments of Adam."""
+    """Bytes of both moments of Adam."""
     numel = -(-group.numel // shards)
     if optimizer == "adam" or group.bits == 32:
         return 8 * numel
@@ -127,37 +127,37 @@ def state_bytes(group: Group, optimizer: str, shards: int = 1) -> int:
 
 
 def update_bytes_per_element(layout: Layout, group: Group) -> int:
-    """What the optimiser's own arithmetic takes meanwhile, per element that it updates at once."""
+    """Temporary bytes of the optimiser's arithmetic, per element that it updates at once."""
     optim = layout.optim
     if (
         layout.ds is None
         and layout.device == "cuda"
         and not (layout.kernels == "reference" or optim.optimizer_in_backward)
     ):
-        return 0  # our kernels, in place
+        return 0  # our kernels work in place
     if layout.optim.optimizer == "adam":
         return 4 if layout.device == "cuda" else 8
     inner = CPU_UPDATE[group.bits] if layout.device == "cpu" else 0
-    if layout.ds is None and group.dtype != torch.float32:  # an fp32 stand-in of weight and gradient
+    if layout.ds is None and group.dtype != torch.float32:  # an fp32 copy of weight and gradient
         inner = 8 + max(inner, STOCHASTIC_ROUNDING)
-    if optim.optimizer_in_backward:  # the weight once more, for a gradient that is not finite
+    if optim.optimizer_in_backward:  # a copy of the weight, for a gradient that is not finite
         inner += group.dtype.itemsize
     return inner
 
 
 def update_bytes(layout: Layout, groups: list[Group]) -> int:
-    """What the update takes meanwhile beside weights, state and gradients."""
+    """Temporary bytes of the update beside weights, state and gradients."""
     at_highest = 0
     for group in groups:
         numel = -(-group.numel // layout.shards)
         each, width = update_bytes_per_element(layout, group), group.dtype.itemsize
         to_fp32 = 4 if width < 4 else 0
-        if layout.stage is None:  # torch's Adam takes a group at once on CUDA; everything else a parameter
+        if layout.stage is None:  # torch's Adam updates a whole group at once on CUDA; all others one parameter
             whole = layout.optim.optimizer == "adam" and layout.device == "cuda"
             needs = each * (numel if whole else max(group.sizes))
         elif layout.offloads("optimizer"):
             needs = 0 if layout.device == "cuda" else each * numel
-        elif layout.stage in (1, 2):  # gradients flattened, then in fp32; then the flat ones are dropped
+        elif layout.stage in (1, 2):  # gradients flattened, then in fp32; then the flat ones are freed
             needs = max(width + to_fp32, 4 + each) * numel
         elif layout.stage == 3:
             needs = (to_fp32 + each) * min(numel, int(layout.zero("sub_group_size", 1e9)))
@@ -170,7 +170,7 @@ def update_bytes(layout: Layout, groups: list[Group]) -> int:
 
 
 def resident_parts(layout: Layout, groups: list[Group]) -> tuple[dict[str, int], dict[str, int]]:
-    """What is there all the time, by name: (on the device, in CPU memory)."""
+    """Bytes that are allocated all the time, by name: (on the device, in CPU memory)."""
     numel = sum(group.numel for group in groups)
     weights = sum(group.weight_bytes() for group in groups)
     shards, stage = layout.shards, layout.stage
@@ -195,7 +195,7 @@ def resident_parts(layout: Layout, groups: list[Group]) -> tuple[dict[str, int],
 
 
 def bucket_bytes(layout: Layout, groups: list[Group]) -> int:
-    """ZeRO's reduction buckets, there during backward."""
+    """Bytes of ZeRO's reduction buckets during backward."""
     if not layout.bucket or not layout.zero("contiguous_gradients", True):
         return 0
     twice = 2 if layout.stage != 3 and layout.zero("overlap_comm", False) else 1
@@ -203,7 +203,7 @@ def bucket_bytes(layout: Layout, groups: list[Group]) -> int:
 
 
 def gradient_bytes(layout: Layout, groups: list[Group]) -> int:
-    """All gradients that this process keeps until the update."""
+    """Bytes of the gradients that this process keeps until the update."""
     if layout.optim.optimizer_in_backward or layout.offloads("optimizer"):
         return 0
     whole = sum(group.weight_bytes() for group in groups)
@@ -211,5 +211,5 @@ def gradient_bytes(layout: Layout, groups: list[Group]) -> int:
 
 
 def parameters_of(module: nn.Module) -> list[nn.Parameter]:
-    """The trained ones."""
+    """The trained parameters of a module."""
     return [p for p in module.parameters() if p.requires_grad]

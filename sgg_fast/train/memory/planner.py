@@ -1,8 +1,8 @@
-"""The memory planner: what a fine-tuning run will take, part by part, before anything is allocated.
+"""The memory planner: the memory of a fine-tuning run, part by part, before anything is allocated.
 
-The stage itself, set up as the run sets it up, goes forward and backward on fake tensors (`meter.py` counts them); what
-the engine keeps is arithmetic (`parts.py`). Attention is planned as SDPA, which takes what xformers takes. Not counted:
-the CUDA context, cuDNN's workspaces and the allocator's gaps, for which `OUTSIDE` stands.
+The stage is set up as in the run. It goes forward and backward on fake tensors, which `meter.py` counts; `parts.py`
+computes what the engine keeps. Attention is planned as SDPA, which needs the same memory as xFormers. The CUDA context,
+cuDNN's workspaces and the allocator's gaps are not counted; `OUTSIDE` stands for them.
 """
 
 from __future__ import annotations
@@ -42,41 +42,41 @@ from sgg_fast.train.optim.groups import parameter_groups
 GIB = 2**30
 
 OUTSIDE = GIB
-"""Bytes of the budget that are left to what the plan does not count."""
+"""Bytes of the budget reserved for what the plan does not count."""
 
 LARGEST_BATCH = 4096
 """Upper bound of the batch search."""
 
 GRAPH_BYTES = 4096
-"""A packed graph, generously: ids, pointers and message slots of 31 objects and 60 relations."""
+"""Upper bound of a packed graph: ids, pointers and message slots of 31 objects and 60 relations."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a step takes. All sizes in bytes."""
+    """Memory of a step. All sizes in bytes."""
 
     title: str
     resident: dict[str, int]
-    """On the device all the time, by part."""
+    """Allocated on the device all the time, by part."""
     moments: dict[str, dict[str, int]]
-    """forward, backward, update -> what is there beside it when that takes the most."""
+    """Phase (forward, backward, update) -> what its highest point adds to `resident`."""
     host: dict[str, int]
     """In CPU memory, by part."""
 
     @property
     def when(self) -> str:
-        """In which moment the peak is."""
+        """Phase of the peak."""
         return max(self.moments, key=lambda name: sum(self.moments[name].values()))
 
     @property
     def parts(self) -> dict[str, int]:
-        """The peak by part, largest first."""
+        """Sizes at the peak by part, largest first."""
         found = {**self.resident, **self.moments[self.when]}
         return dict(sorted(((k, v) for k, v in found.items() if v), key=lambda item: -item[1]))
 
     @property
     def peak(self) -> int:
-        """Bytes on the device at the highest."""
+        """Peak bytes on the device."""
         return sum(self.parts.values())
 
     def fits(self, budget: int) -> bool:
@@ -84,7 +84,7 @@ class Plan:
         return self.peak + OUTSIDE <= budget
 
     def lines(self) -> list[str]:
-        """For people."""
+        """The plan as lines of text."""
         rows = [f"{name:42} {size / GIB:8.3f} GiB" for name, size in self.parts.items()]
         moments = ", ".join(
             f"{name} {(sum(self.resident.values()) + sum(extra.values())) / GIB:.2f}"
@@ -100,7 +100,7 @@ class Plan:
 
 
 class Planner:
-    """Plans of one run's settings at any batch size. Its models are fake tensors, made once."""
+    """Plans one run's settings at any batch size. Its models are fake tensors, built once."""
 
     def __init__(
         self,
@@ -111,8 +111,10 @@ class Planner:
         num_images: int | None = None,
         stored: bool | None = None,
     ) -> None:
-        """num_images: of the training set (as many as the settings expect); stored: whether it is a prepared
-        cache, whose latents may stay on disk; by default where --data is not given. Raises `ConfigError` where
+        """Build the fake models.
+
+        num_images: size of the training set (by default what the settings expect). stored: whether the set is a
+        prepared cache, whose latents may stay on disk; by default True if --data is not given. Raises `ConfigError` if
         --model's configuration cannot be read.
         """
         self.config, self.layout = config, Layout(config.optim, config.model.kernels, device, ds, world_size)
@@ -143,7 +145,7 @@ class Planner:
         self._stored = stored if stored is not None else not config.data.source
 
     def plan(self, batch: int, budget: int = 24 * GIB) -> Plan:
-        """At `batch` images a micro-batch and process."""
+        """Plan for `batch` images a micro-batch and process."""
         resident, host = resident_parts(self.layout, self._groups)
         resident["frozen models"] = self._frozen_bytes()
         resident["training set (graphs, embeddings, latents)"] = self._data_bytes(budget)
@@ -163,10 +165,10 @@ class Planner:
         return Plan(title, resident, moments, host)
 
     def largest_batch(self, budget: int) -> int:
-        """Most images a micro-batch may have within `budget`; 0 where not even one fits.
+        """Largest micro-batch in images that fits `budget`; 0 if not even one image fits.
 
-        The peak is a maximum of functions that are linear in the batch, hence convex: a chord lies above it (a guess
-        from it fits), an extension below. Where chords creep along a plateau, the middle is tried.
+        The peak is a maximum of functions that are linear in the batch, hence convex. A chord lies above it, so a guess
+        from a chord fits; an extension lies below. If chords creep along a plateau, the middle is tried.
         """
         below, low, high, crept = 0, 0, LARGEST_BATCH + 1, 0  # low fits or is 0, high does not
         while high - low > 1:
@@ -195,7 +197,7 @@ class Planner:
         return sum(t.nbytes for model in models for t in (*model.parameters(), *model.buffers()))
 
     def _data_bytes(self, budget: int) -> int:
-        """The set as it lies on the device. Latents of a prepared cache stay on disk where they would take too much."""
+        """Bytes of the set on the device. Latents of a prepared cache stay on disk if they would need too much."""
         side = self.config.data.resolution // latent_factor(self.foundation)
         latents = self._num_images * 4 * 2 * self.foundation.vae.config.latent_channels * side**2
         if self._stored and (self.layout.device == "cpu" or latents >= RESIDENT_SHARE * budget):
@@ -203,7 +205,8 @@ class Planner:
         return latents + self._num_images * (4 * self.foundation.clip.config.projection_dim + GRAPH_BYTES)
 
     def _trace(self, batch: int) -> dict[str, dict[str, int]]:
-        """Forward and backward of a step at `batch`: what was there beside the resident parts at the highest."""
+        """Trace forward and backward of a step at `batch`: the highest point of each phase beside the resident
+        parts."""
         if batch not in self._traces:
             stage, parameters = self._stage, parameters_of(self._stage)
             bits = {id(p): g["optim_bits"] for g in parameter_groups(stage, self.config.optim) for p in g["params"]}
@@ -216,7 +219,7 @@ class Planner:
                     meter.keep_gradients(parameters)
                 for _ in range(
                     min(self.config.optim.accumulation_steps, 2)
-                ):  # the second meets the first one's gradients
+                ):  # the second pass meets the gradients of the first
                     meter.phase = "forward"
                     with autocast_like_cuda(self.layout.autocast()):
                         total = stage(np.zeros(batch, np.int64), 0).total
@@ -229,19 +232,19 @@ class Planner:
         return self._traces[batch]
 
     def _recomputing(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
-        """Around a block's forward and its recomputation: backward is outside of `_trace`'s autocast."""
+        """Contexts of a block's forward and of its recomputation: backward runs outside of `_trace`'s autocast."""
         return contextlib.nullcontext(), autocast_like_cuda(self.layout.autocast())
 
     def _as_traced(self) -> Config:
-        """The settings, "auto" as the run's device resolves it, which is not where fake tensors are."""
+        """The settings with "auto" resolved for the run's device, which is not the device of the fake tensors."""
         config, on_gpu = self.config, self.layout.device == "cuda"
         fuse = ("on" if on_gpu else "off") if config.model.fuse_unet == "auto" else config.model.fuse_unet
-        # Graphs with their relations take the most.
+        # Graphs with their relations need the most memory.
         return config.replace(relation_dropout=0.0, attention="sdpa", fuse_unet=fuse)
 
     @property
     def _backend(self) -> str:
-        """Form of the kernels that the run has."""
+        """Kernel backend of the run."""
         auto = "triton" if self.layout.device == "cuda" else "reference"
         return auto if self.config.model.kernels == "auto" else self.config.model.kernels
 
@@ -251,7 +254,7 @@ class Planner:
 
 
 def _recast(module: nn.Module, dtype: torch.dtype) -> None:
-    """Every floating parameter and buffer made anew in `dtype`: fake ones cannot be converted in place."""
+    """Replace every floating parameter and buffer by one in `dtype`: fake ones cannot be converted in place."""
     for owner in module.modules():
         for name, parameter in owner._parameters.items():
             if parameter is not None and parameter.dtype != dtype:

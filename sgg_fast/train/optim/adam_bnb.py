@@ -1,9 +1,9 @@
-"""bitsandbytes' 8-bit Adam for weights of any layout and width. The only place that knows of bitsandbytes.
+"""bitsandbytes' 8-bit Adam for weights of any layout and width. Only this module uses bitsandbytes.
 
-Three things that it does not do by itself: the width of the state comes from the parameter group (DeepSpeed flattens a
-group into one tensor, so a rule by size would not find the norms in it); weights in channels_last stay so (it would
-make every parameter contiguous at its first step); bf16 weights are rounded stochastically, since at a learning rate of
-1e-6 an update is less than half of their last digit and rounding to nearest would lose it.
+It adds three things. The width of the state comes from the parameter group: DeepSpeed flattens a group into one tensor,
+so a rule by size would not find the norms in it. Weights in channels_last keep their layout: bitsandbytes would make
+every parameter contiguous at its first step. bf16 weights are rounded stochastically: at a learning rate of 1e-6 an
+update is less than half of their last digit, and rounding to nearest would lose it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from sgg_fast.train.optim.flat import flat_gradient, in_memory_order
 
 
 def stochastic_round(wide: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """fp32 -> bf16: up or down with the probability that makes the expectation exact; infinities and NaN stay.
+    """Round fp32 to bf16, up or down with the probability that makes the expectation exact; infinities and NaN stay.
 
-    Adds 16 uniform bits below bf16's last and cuts them off. What bf16 holds exactly comes back unchanged.
+    Adds 16 uniform bits below bf16's last bit and cuts them off. A value that bf16 holds exactly is unchanged.
     """
     low = torch.randint(0, 1 << 16, wide.shape, dtype=torch.int32, device=wide.device, generator=generator)
     rounded = (wide.view(torch.int32) + low).bitwise_and_(-(1 << 16)).view(torch.float32)
@@ -29,27 +29,27 @@ def stochastic_round(wide: torch.Tensor, generator: torch.Generator) -> torch.Te
 
 
 class GroupedAdam8bit(bitsandbytes.optim.Adam8bit):
-    """Adam with `optim_bits` (8 or 32) per group. State is flat, in the order of the weight's memory."""
+    """Adam with `optim_bits` (8 or 32) per group. The state is flat, in the memory order of the weight."""
 
     def __init__(self, groups: Iterable[dict[str, Any]], seed: int) -> None:
-        """seed: of stochastic rounding, which also depends on the parameter and its step and on nothing else."""
+        """Build the optimiser. seed: of stochastic rounding, which depends only on it, the parameter and its step."""
         super().__init__(groups)
         self._seed = seed
         self._places = {p: (i, k) for i, group in enumerate(self.param_groups) for k, p in enumerate(group["params"])}
 
     def get_config(self, gindex: int, pindex: int, group: dict[str, Any]) -> dict[str, Any]:
-        """The state's width from the group."""
+        """bitsandbytes' configuration with the state's width from the group."""
         return {**super().get_config(gindex, pindex, group), "optim_bits": group["optim_bits"]}
 
     def get_state_buffer(self, p: torch.Tensor, dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Zeros for a parameter's state, flat."""
+        """Flat zeros for a parameter's state."""
         return super().get_state_buffer(in_memory_order(p.data), dtype)
 
     @torch.no_grad()
     def step_one(self, parameter: torch.nn.Parameter) -> torch.Tensor:
-        """The step of one parameter, for hooks in backward; returns whether its gradient was finite, on the device.
+        """Step one parameter, for hooks in backward. Returns on the device whether its gradient was finite.
 
-        Where it was not, the weight stays as it is, and its moments take a gradient of 0.
+        If it was not, the weight is unchanged and the moments use a gradient of 0.
         """
         gindex, pindex = self._places[parameter]
         group, weight = self.param_groups[gindex], parameter.data
@@ -64,7 +64,7 @@ class GroupedAdam8bit(bitsandbytes.optim.Adam8bit):
 
     @torch.no_grad()
     def update_step(self, group: dict[str, Any], p: torch.Tensor, gindex: int, pindex: int) -> None:
-        """bitsandbytes' step on a flat fp32 stand-in: the weight's own memory, or a copy that is rounded back."""
+        """bitsandbytes' step on a flat fp32 tensor: the weight's own memory, or a copy that is rounded back."""
         flat = in_memory_order(p.data)
         stand_in = flat.float()
         stand_in.grad = flat_gradient(p).float()

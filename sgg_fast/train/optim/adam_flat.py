@@ -1,8 +1,9 @@
-"""Adam on flat buffers: 8-bit or 32-bit state by parameter group, a few launches a step, for both stages.
+"""Adam on flat buffers for both stages: 8-bit or 32-bit state by parameter group, a few launches a step.
 
-Does what `adam_bnb.GroupedAdam8bit` does through bitsandbytes, on our kernels: weights in fp32 or in bf16 (rounded
-stochastically, or with their low halves kept), gradients read where backward left them, nothing read back, so that the
-step can be captured. Its checkpoints are bitsandbytes', and either loads the other's. Letters: G groups, K chunks.
+It computes what `adam_bnb.GroupedAdam8bit` computes through bitsandbytes, on our kernels. Weights are fp32, or bf16
+(rounded stochastically, or with their low halves kept). Gradients are read where backward left them. Nothing is read
+back, so the step can be captured. Its checkpoints have bitsandbytes' format, and each optimiser loads the other's.
+Letters: G groups, K chunks.
 """
 
 from __future__ import annotations
@@ -19,10 +20,10 @@ from sgg_fast.ops import adam as op
 from sgg_fast.train.optim.flat import FlatParameters, in_memory_order
 
 QUANT_STATE = "__bnb_optimizer_quant_state__"
-"""Under which bitsandbytes' state_dict keeps a parameter's tensors."""
+"""Key of a parameter's tensors in bitsandbytes' state_dict."""
 
 PAD_32BIT = 16
-"""Elements that a place in a buffer with 32-bit state is a multiple of."""
+"""Alignment, in elements, of each parameter in a buffer with 32-bit state."""
 
 
 class _Group:
@@ -51,14 +52,14 @@ class _Group:
         )
 
     def step(self, grads: op.GroupGrads, *rest: Any) -> None:
-        """The step that was decided on."""
+        """Apply the step that `control` describes."""
         if isinstance(self.moments, op.Moments):
             op.adam8bit_(self.weights, self.moments, grads, *rest)
         else:
             op.adam_update_(self.weights, *self.moments, grads, *rest)
 
     def state_of(self, index: int) -> dict[str, torch.Tensor]:
-        """Views of a parameter's moments under bitsandbytes' names, flat in the order of the weight's memory."""
+        """Views of a parameter's moments under bitsandbytes' names, flat in the memory order of the weight."""
         offset, num = self.flat.offsets[index], self.flat.parameters[index].numel()
         state = {name: self.moments[k][offset : offset + num] for k, name in enumerate(("state1", "state2"))}
         if isinstance(self.moments, op.Moments):
@@ -70,7 +71,7 @@ class _Group:
         return state
 
     def torch_state_of(self, index: int) -> dict[str, torch.Tensor]:
-        """32-bit moments once more, under the names and in the shape that torch's Adam has them; none in 8 bits."""
+        """32-bit moments under the names and in the shapes of torch's Adam; empty for 8 bits."""
         if self.bits == 8:
             return {}
         parameter, offset = self.flat.parameters[index], self.flat.offsets[index]
@@ -78,7 +79,7 @@ class _Group:
         return {name: m.as_strided(parameter.shape, parameter.stride(), offset) for name, m in names}
 
     def load(self, index: int, saved: dict[str, torch.Tensor]) -> None:
-        """What `state_of` gave, or bitsandbytes (small tensors with 32-bit state in any group), or torch's Adam."""
+        """Load moments from `state_of`, from bitsandbytes (32-bit state for small tensors) or from torch's Adam."""
         own = self.state_of(index)
         if "state1" not in saved:
             stride = self.flat.parameters[index].stride()
@@ -90,7 +91,7 @@ class _Group:
             if not torch.equal(saved[name].cpu(), own[name].cpu()):
                 raise ValueError(f"optimiser state: {name} is not bitsandbytes' dynamic map, which 8-bit state needs")
         for name, tensor in own.items():
-            if name == "low" and name not in saved:  # the weights were whole: they are their nearest bf16 numbers
+            if name == "low" and name not in saved:  # the weights were stored whole: use their nearest bf16 numbers
                 tensor.zero_()
                 continue
             if saved[name].numel() != tensor.numel() or saved[name].dtype != tensor.dtype:
@@ -100,12 +101,12 @@ class _Group:
 
 
 def _in_layout(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
-    """Flat, in the memory order of a tensor with this stride."""
+    """Flatten in the memory order of a tensor with this stride."""
     return in_memory_order(torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor))
 
 
 def _quantised(saved: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """32-bit moments as codes and scales."""
+    """Convert 32-bit moments to codes and scales."""
     made = {}
     for k in "12":
         flat = saved[f"state{k}"].float().flatten().cpu()
@@ -116,7 +117,7 @@ def _quantised(saved: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> 
 
 
 class FlatGroups:
-    """The gradients of several groups as one list: their offsets go on from group to group."""
+    """The gradients of several groups as one list; offsets continue from group to group."""
 
     def __init__(self, groups: list[FlatParameters]) -> None:
         self.groups, self.bases = groups, [0]
@@ -124,7 +125,7 @@ class FlatGroups:
             self.bases.append(self.bases[-1] + flat.buffer.numel())
 
     def gradients(self) -> tuple[list[torch.Tensor], list[int]]:
-        """As `FlatParameters.gradients`, in the order of the groups."""
+        """The gradients that exist, each flat in its parameter's memory order, and their offsets, group after group."""
         grads: list[torch.Tensor] = []
         offsets: list[int] = []
         for flat, base in zip(self.groups, self.bases, strict=False):
@@ -134,7 +135,7 @@ class FlatGroups:
         return grads, offsets
 
     def divide(self, grads: list[torch.Tensor], offsets: list[int]) -> list[tuple[list[torch.Tensor], list[int]]]:
-        """What `gradients` gave, by group, with the offsets in each group's buffers."""
+        """Split the result of `gradients` by group, with the offsets in each group's buffers."""
         parts: list[tuple[list[torch.Tensor], list[int]]] = [([], []) for _ in self.groups]
         for grad, offset in zip(grads, offsets, strict=True):
             g = bisect.bisect_right(self.bases, offset) - 1
@@ -146,49 +147,50 @@ class FlatGroups:
 class FlatAdam(torch.optim.Optimizer):
     """Adam over the groups of `optim.parameter_groups`, with clipping by the norm of all gradients and a skip flag.
 
-    What a captured step needs:
+    The interface for a captured step:
 
-    * `grads, offsets = flat.gradients()` after backward; `table(grads, offsets)` gives the host's table [K, 3];
-      `launch(grads, offsets, table)`, with the table on the device, is the step itself and may be captured with a
-      table that is filled later. Both lists are in the order of the groups and mean nothing else to the caller.
-    * `rates`: fp32 [G] on the device, a learning rate for each of `param_groups`. `step()` fills it from there; who
-      calls `launch` fills it himself (`rates.copy_(..)`).
+    * `grads, offsets = flat.gradients()` after backward. `table(grads, offsets)` gives the host's table [K, 3].
+      `launch(grads, offsets, table)`, with the table on the device, is the step itself; it may be captured with a table
+      that is filled later. Both lists are in the order of the groups; callers should not interpret them.
+    * `rates`: fp32 [G] on the device, a learning rate for each of `param_groups`. `step()` fills it from there; a
+      caller of `launch` fills it itself (`rates.copy_(..)`).
     * `control`: fp32 [8] on the device by the places of `ops.adam` (INVERSE_SCALE: NaN makes a step that changes
-      nothing); `num_steps`: int32 [1], steps that were applied.
+      nothing). `num_steps`: int32 [1], the number of applied steps.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]], seed: int, max_norm: float = 0.0, split: bool = False) -> None:
-        """groups: with "params", "lr" and "optim_bits", each of one dtype, fp32 or bf16. seed: of stochastic rounding.
+        """Move the weights into flat buffers.
 
-        max_norm: the norm of all gradients is clipped to this; 0 leaves it alone. split: keep the low halves of bf16
-        weights, which then are fp32 master weights in two parts. Raises ValueError as `FlatParameters`.
+        groups: with "params", "lr" and "optim_bits", each of one dtype, fp32 or bf16. seed: of stochastic rounding.
+        max_norm: the norm of all gradients is clipped to this; 0 turns clipping off. split: keep the low halves of bf16
+        weights, which makes them fp32 master weights in two parts. Raises ValueError as `FlatParameters` does.
         """
         self.hyper = op.Hyper(max_norm=max_norm)
         betas = (self.hyper.beta_1, self.hyper.beta_2)
         super().__init__(groups, {"betas": betas, "eps": self.hyper.eps, "weight_decay": 0.0})
-        # Each group rounds by draws of its own.
+        # Each group has random draws of its own for rounding.
         self._groups = [_Group(group, (64 * seed + g) % 2**31, split) for g, group in enumerate(self.param_groups)]
         self.flat = FlatGroups([group.flat for group in self._groups])
         device = self._groups[0].flat.buffer.device
         self.num_steps = torch.zeros(1, dtype=torch.int32, device=device)
         self.control = torch.zeros(op.CONTROL_SIZE, device=device)
         self.control[op.INVERSE_SCALE] = 1
-        self._rates_G4 = torch.zeros(len(self._groups), 4, device=device)  # 16 bytes each, as the kernels want them
+        self._rates_G4 = torch.zeros(len(self._groups), 4, device=device)  # the kernels need 16 bytes each
         self._known_rates: list[float] = []
 
     @property
     def rates(self) -> torch.Tensor:
-        """fp32 [G] on the device: the learning rates that the next launch takes."""
+        """fp32 [G] on the device: the learning rates of the next launch."""
         return self._rates_G4[:, 0]
 
     @property
     def applied(self) -> torch.Tensor:
-        """fp32 scalar on the device, 1 where the last step was applied, 0 where a gradient was not finite."""
+        """fp32 scalar on the device: 1 if the last step was applied, 0 if a gradient was not finite."""
         return self.control[op.APPLIED]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        """Clip and step, unless a gradient is not finite: see `applied`. Copies a table to the device."""
+        """Clip and step if every gradient is finite (`applied`). Copies a table to the device."""
         assert closure is None
         rates = [group["lr"] for group in self.param_groups]
         if rates != self._known_rates:
@@ -201,12 +203,12 @@ class FlatAdam(torch.optim.Optimizer):
         return ops.backend_for(self.control.device, torch.float32)
 
     def table(self, grads: list[torch.Tensor], offsets: list[int]) -> torch.Tensor:
-        """On the host: where the kernels find `grads`."""
+        """The table of the addresses of `grads`, on the host."""
         backend = self._backend()
         return torch.cat([op.chunk_table(*part, backend) for part in self.flat.divide(grads, offsets)])
 
     def launch(self, grads: list[torch.Tensor], offsets: list[int], table: torch.Tensor) -> None:
-        """The step itself, from what lies on the device: may be captured, with a table that is filled later."""
+        """Run the step from device memory; it may be captured, with a table that is filled later."""
         backend = self._backend()
         parts = self.flat.divide(grads, offsets)
         tables = table.split([op.num_chunks([g.numel() for g in found], backend) for found, _ in parts])
@@ -217,11 +219,11 @@ class FlatAdam(torch.optim.Optimizer):
                 group.step(part, self.control, rate, self.num_steps, self.hyper)
 
     def _parameters(self) -> list[tuple[_Group, int, nn.Parameter]]:
-        """All in the order of a state_dict's numbers: group, index in it, parameter."""
+        """All parameters in the order of a state_dict: group, index in it, parameter."""
         return [(group, i, p) for group in self._groups for i, p in enumerate(group.flat.parameters)]
 
     def state_dict(self) -> dict[str, Any]:
-        """bitsandbytes', of views, and `control`."""
+        """A state_dict in bitsandbytes' format, made of views, plus `control`."""
         packed, step = super().state_dict(), int(self.num_steps)
         packed["state"] = {
             number: {"step": step, QUANT_STATE: group.state_of(i), **group.torch_state_of(i)}
@@ -231,10 +233,10 @@ class FlatAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What `state_dict` gave, or bitsandbytes' Adam8bit, of parameters of the same sizes in the same groups.
+        """Load a result of `state_dict`, or of bitsandbytes' Adam8bit, for parameters of equal sizes and groups.
 
-        A parameter that has no state there starts from zero; all go on from the largest number of steps. Raises
-        ValueError where it does not fit.
+        A parameter without saved state starts from zero. All continue from the largest number of steps. Raises
+        ValueError if the state does not fit.
         """
         saved_groups = state_dict["param_groups"]
         if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in self.param_groups]:

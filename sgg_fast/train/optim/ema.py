@@ -1,4 +1,4 @@
-"""An exponential moving average of the weights, which a result then holds instead of the last ones."""
+"""An exponential moving average of the weights; a result holds it instead of the last weights."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterator, Sequence
 import torch
 
 EVERY_ON_CPU = 16
-"""Steps between updates of an average in CPU memory, where an update copies every weight off the device."""
+"""Steps between updates of an average in CPU memory, because each update copies every weight off the device."""
 
 
 class WeightAverage:
-    """fp32 average over `tensors`, under ZeRO this process's parts of the fp32 master weights.
+    """fp32 average over `tensors`; under ZeRO these are this process's parts of the fp32 master weights.
 
-    The first updates weigh like a plain mean until the decay takes over, so that the average never holds on to the
-    start: decay at update n (from 1) is min(decay, n / (n + 9)).
+    The first updates weigh like a plain mean until the decay takes over, so the initial weights fade quickly. The decay
+    at update n (from 1) is min(decay, n / (n + 9)).
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor], decay: float, on_cpu: bool) -> None:
@@ -25,7 +25,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self) -> None:
-        """Note an applied step."""
+        """Record an applied step."""
         self.num_steps += 1
         if self.num_steps % self.every:
             return
@@ -39,7 +39,7 @@ class WeightAverage:
 
     @contextlib.contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the tensors hold their averages (rounded where they are bf16)."""
+        """Context in which the tensors hold their averages (rounded if they are bf16)."""
         last = [tensor.detach().to("cpu", copy=True) for tensor in self.tensors]
         self._write(self.averages)
         try:
@@ -60,7 +60,7 @@ class WeightAverage:
         }
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """What `state_dict` gave."""
+        """Load a result of `state_dict`."""
         self.num_steps = int(state["num_steps"])
         for i, average in enumerate(self.averages):
             average.copy_(state[str(i)])

@@ -1,6 +1,6 @@
-"""Parameters that share one flat buffer, so that an optimiser's step is a few launches however many there are.
+"""Parameters that share one flat buffer, so an optimiser's step needs few launches for any number of parameters.
 
-Gradients are not flat: backward leaves each where it likes, and the step finds them through a table of addresses.
+Gradients are not flat: backward leaves each at its own address, and the step finds them through a table of addresses.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import torch
 from torch import nn
 
 PAD = 256
-"""Elements that each parameter's place is a multiple of: 1 KiB, and a block of 8-bit state."""
+"""Alignment, in elements, of each parameter: 1 KiB, and a block of 8-bit state."""
 
 
 def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
-    """All elements in one dimension as they lie in memory; a view. The tensor must be dense, in any order."""
+    """All elements in one dimension in memory order, as a view. The tensor must be dense, in any order."""
     return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
 
 def _places(parameters: list[nn.Parameter]) -> list[int]:
-    """Indices in the order in which parameters go into a buffer: as given, but views of one storage follow each other.
+    """Indices of the parameters in buffer order: the given order, but views of one storage follow each other.
 
-    Weights that lie end to end, so that one GEMM reads them all, then still do.
+    Weights that lie end to end, so that one GEMM reads them all, stay end to end.
     """
     first: dict[int, int] = {}
     storages = [p.untyped_storage()._cdata for p in parameters]
@@ -35,9 +35,9 @@ class FlatParameters:
     """Parameters moved into one buffer of their type, each a view with the strides it had. Padding holds zeros."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], pad: int = PAD) -> None:
-        """pad: elements that each one's place is a multiple of. Raises ValueError for parameters that are not all fp32
+        """Move the parameters. pad: alignment of each one in elements.
 
-        or all bf16, not dense, or none.
+        Raises ValueError for parameters that are not all fp32 or all bf16, or not dense, and for an empty list.
         """
         self.parameters = list(parameters)
         dtypes = {p.dtype for p in self.parameters}
@@ -66,7 +66,7 @@ class FlatParameters:
 
 
 def flat_gradient(parameter: torch.Tensor) -> torch.Tensor:
-    """The gradient in its parameter's layout, from 16 bytes on: as backward left it, but for rare copies."""
+    """The gradient in its parameter's layout, aligned to 16 bytes; it is rarely copied."""
     grad = parameter.grad
     assert grad is not None
     if not _same_layout(grad, parameter) or grad.storage_offset() * grad.element_size() % 16:
@@ -77,6 +77,6 @@ def flat_gradient(parameter: torch.Tensor) -> torch.Tensor:
 
 
 def _same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether elements lie in one order; the stride of a dimension of size 1 (1 x 1 convolutions) says nothing."""
+    """Whether elements lie in one order. The stride of a dimension of size 1 (1 x 1 convolutions) is ignored."""
     strides = zip(a.shape, a.stride(), b.stride(), strict=True)
     return all(of_a == of_b for size, of_a, of_b in strides if size > 1)

@@ -17,7 +17,7 @@ MIN_8BIT_ELEMENTS = 4096
 
 
 def lr_factor(optim: OptimConfig, step: int, num_steps: int) -> float:
-    """Share of the learning rates at `step` (from 0) of `num_steps`; a pure function, so resume needs no state."""
+    """Share of the learning rates at `step` (from 0) of `num_steps`. A pure function, so resume needs no state."""
     warm = min(1.0, (step + 1) / optim.warmup_steps) if optim.warmup_steps else 1.0
     if optim.lr_schedule == "constant":
         return warm
@@ -26,7 +26,7 @@ def lr_factor(optim: OptimConfig, step: int, num_steps: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
-    """Bring every group's learning rate to `factor` times what it was built with."""
+    """Set every group's learning rate to `factor` times its initial value."""
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("base_lr", group["lr"]) * factor
 
@@ -34,8 +34,8 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:
 def parameter_groups(module: nn.Module, optim: OptimConfig, most: float = math.inf) -> list[dict[str, Any]]:
     """Fine-tuning groups: UNet and graph modules apart (learning rates), matrices and the rest apart (state width).
 
-    Norms, biases, embeddings and small tensors get 32-bit state by group, not by size alone, because ZeRO
-    flattens a group into one tensor. most: elements of a group, beyond which another one of its kind begins.
+    Norms, biases, embeddings and small tensors get 32-bit state by group, not by size alone, because ZeRO flattens a
+    group into one tensor. most: elements after which a new group of the same kind begins.
     """
     embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     groups: dict[tuple[str, int], list[list[nn.Parameter]]] = {}
@@ -56,9 +56,9 @@ def parameter_groups(module: nn.Module, optim: OptimConfig, most: float = math.i
 
 
 def has_flat_kernels(optim: OptimConfig, device: torch.device) -> bool:
-    """Whether fine-tuning without DeepSpeed steps by our kernels: where they run, and all gradients come together.
+    """Whether fine-tuning without DeepSpeed steps by our kernels: they run here, and all gradients are there at once.
 
-    With split weights it always does, on a CPU by the reference, for nobody else has them.
+    It is always True with split weights: no other optimiser supports them, and a CPU uses the reference.
     """
     if optim.optimizer_in_backward:
         return False
@@ -68,9 +68,9 @@ def has_flat_kernels(optim: OptimConfig, device: torch.device) -> bool:
 def build_optimizer(
     module: nn.Module, optim: OptimConfig, seed: int, stage: str, most: float = math.inf, flat: bool = False
 ) -> torch.optim.Optimizer:
-    """Pre-training: Adam with 32-bit state on flat buffers. Fine-tuning: `--optimizer` on `parameter_groups`.
+    """Build the optimiser: Adam with 32-bit state in pre-training, `--optimizer` on `parameter_groups` in fine-tuning.
 
-    flat: on flat buffers by our kernels, which a captured step needs; else torch's, or bitsandbytes'.
+    flat: put it on flat buffers by our kernels, which a captured step needs; else it is torch's, or bitsandbytes'.
     """
     if stage == "pretrain":
         group = {"params": list(module.parameters()), "lr": optim.pretrain_lr, "optim_bits": 32, "name": "graph/32"}

@@ -1,7 +1,7 @@
-"""Checkpoints on disk: written aside, synced, renamed; each with a manifest of its files' SHA-256.
+"""Checkpoints on disk: written to a temporary folder, synced, renamed; each has a manifest of its files' SHA-256.
 
-A checkpoint holds weights, optimiser and position. Randomness is a hash of (seed, step, sample), so there is no
-generator state. What is in the files is the engine's business (`engines/state.py`).
+A checkpoint holds weights, optimiser and position. Random numbers are hashes of (seed, step, sample), so there is no
+generator state. The engine decides the contents of the files (`engines/state.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sgg_fast.train.run.interrupts import is_lost_process
 
 MANIFEST = "manifest.json"
 KEEP = 2
-"""Checkpoints that stay on disk; older ones go once a new one is whole."""
+"""Number of checkpoints on disk; older ones are deleted once a new one is complete."""
 
 
 def _digest(path: Path) -> str:
@@ -31,7 +31,7 @@ def _digest(path: Path) -> str:
 
 
 def checkpoint_steps(run: Path) -> list[int]:
-    """Steps that have a checkpoint in `run`, ascending. Whether they are undamaged is `read_manifest`'s to say."""
+    """Steps that have a checkpoint in `run`, ascending. `read_manifest` checks whether they are undamaged."""
     names = (p.parent.name for p in (run / "checkpoints").glob(f"step-*/{MANIFEST}"))
     return sorted(int(name.removeprefix("step-")) for name in names if name.removeprefix("step-").isdecimal())
 
@@ -42,7 +42,7 @@ def checkpoint_dir(run: Path, step: int) -> Path:
 
 
 def checkpoint_bytes(module: nn.Module, optim: OptimConfig, stage: str, deepspeed: bool) -> int:
-    """About what one takes on disk: weights, two moments, DeepSpeed's master weights, an average of the weights."""
+    """Approximate size of a checkpoint: weights, two moments, DeepSpeed's master weights, an average of the weights."""
     weights = sum(tensor.nbytes for tensor in module.state_dict().values())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     moments = 2 if stage == "finetune" and optim.optimizer == "adam8bit" else 8
@@ -52,16 +52,16 @@ def checkpoint_bytes(module: nn.Module, optim: OptimConfig, stage: str, deepspee
 def save_checkpoint(
     run: Path, step: int, meta: dict[str, Any], write: Callable[[Path], None], barrier: Callable[[], None], rank: int
 ) -> Path:
-    """Let every rank `write` into a folder aside, then let rank 0 make it whole and drop the oldest.
+    """Let every rank `write` into a temporary folder; then rank 0 completes it and deletes the oldest checkpoint.
 
-    Raises OSError where it cannot be written; what was written of it is then deleted, the ones before it stay.
+    Raises OSError if it cannot be written. Its files are then deleted, and the older checkpoints stay.
     """
     final = checkpoint_dir(run, step)
     aside = final.with_name(f".{final.name}.part")
     try:
         with writing(final):
             if rank == 0:
-                for left in (run / "checkpoints").glob(".step-*"):  # by a killed run
+                for left in (run / "checkpoints").glob(".step-*"):  # left by a killed run
                     shutil.rmtree(left)
                 aside.mkdir(parents=True)
         barrier()
@@ -88,7 +88,7 @@ def _publish(aside: Path, final: Path, meta: dict[str, Any]) -> None:
 
 
 def _sealed(manifest: dict[str, Any]) -> str:
-    """As JSON text with its own SHA-256 in it."""
+    """The manifest as JSON text that includes its own SHA-256."""
     seal = hashlib.sha256(json.dumps(manifest).encode()).hexdigest()
     return json.dumps({**manifest, "seal": seal}, indent=1)
 
@@ -142,9 +142,10 @@ def _fault(manifest: dict[str, Any], folder: Path) -> str | None:
 
 
 def newest_checkpoint(run: Path) -> tuple[int, dict[str, Any]] | None:
-    """Step and manifest of the newest checkpoint, None where there is none.
+    """Step and manifest of the newest checkpoint; None if there is none.
 
-    Raises `ConfigError` for a damaged one, with the newest older one that is whole: to fall back is the user's to say.
+    Raises `ConfigError` for a damaged one and names the newest older one that is complete. The user decides whether to
+    fall back to it.
     """
     steps = checkpoint_steps(run)
     if not steps:

@@ -1,4 +1,4 @@
-"""The folder of a run: whether it can be written to, has room, and is used by one run at a time."""
+"""The folder of a run: checks that it is writable, has room, and is used by one run at a time."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def _nearest(folder: Path) -> Path:
 
 
 def check_folder(folder: Path) -> None:
-    """Raises `ConfigError` where `folder` cannot be made or written to, OSError where it is in use; makes nothing.
+    """Raises `ConfigError` if `folder` cannot be made or written to, OSError if it is in use; creates nothing.
 
-    For the first process of a run: others would find its own probe.
+    Only the first process of a run calls it: others would find its probe file.
     """
     nearest = _nearest(folder)
     if not nearest.is_dir():
@@ -35,7 +35,7 @@ def check_folder(folder: Path) -> None:
 
 
 def check_room(folder: Path, needed: int) -> None:
-    """Raises `ConfigError` where what `folder` holds and what its file system has free is less than `needed` bytes."""
+    """Raises `ConfigError` if the content of `folder` and the free space beside it are less than `needed` bytes."""
     held = sum(path.lstat().st_size for path in folder.rglob("*") if path.is_file())
     free = shutil.disk_usage(_nearest(folder)).free
     if free + held < needed:
@@ -51,9 +51,9 @@ _TORCH_SAVE = ("PytorchStreamWriter", "inline_container", "iostream")
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Inside, `path` is written. Raises OSError, one line that names it and the cure, where that fails.
+    """Context in which `path` is written. Raises OSError, one line with the path and the cure, if that fails.
 
-    torch.save tells of a full disk by a RuntimeError, known by its text only.
+    torch.save reports a full disk as a RuntimeError that only its text identifies.
     """
     try:
         yield
@@ -70,7 +70,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def clear(folder: Path) -> None:
-    """Delete everything in `folder` but its lock."""
+    """Delete everything in `folder` except its lock."""
     for path in folder.iterdir():
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()

@@ -1,4 +1,4 @@
-"""Watches a run's numbers: steps that were skipped because something was not finite, and spikes of the loss."""
+"""Watches the losses of a run: skipped steps with values that are not finite, and spikes."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from sgg_fast.train.run.log import RunLog
 logger = logging.getLogger(__name__)
 
 WINDOW = 20
-"""Records that a loss is compared with; fewer than half of them are too few to judge by."""
+"""Records that a loss is compared with; with fewer than half of them no loss is judged."""
 SPIKE = 8.0
-"""How many typical deviations of its logarithm above the median a loss is a spike."""
+"""A loss is a spike if its logarithm is this many typical deviations above the median."""
 
 
 class Health:
-    """Every process has one and sees the same skips (`StepResult.applied`), so all stop at the same step."""
+    """Counts skips and spikes. All processes see the same skips (`StepResult.applied`) and stop at the same step."""
 
     def __init__(self, log: RunLog, max_skipped: int) -> None:
         self.log, self.max_skipped = log, max_skipped
@@ -29,14 +29,14 @@ class Health:
         self._recent: collections.deque[float] = collections.deque(maxlen=WINDOW)
 
     def applied(self) -> None:
-        """A step was applied."""
+        """Record an applied step."""
         self._in_a_row = 0
 
     def skip(self, step: int, loss: float, samples: list[int]) -> None:
-        """Step number `step` was not applied: count it, log the samples of all processes.
+        """Record that step number `step` was skipped: count it, log the samples of all processes.
 
-        loss: this process's, which may be finite where only the gradient was not, or only another process's.
-        Raises `BadNumbers` at the `max_skipped`-th in a row.
+        loss: this process's, which may be finite if only the gradient, or only another process, was not. Raises
+        `BadNumbers` at the `max_skipped`-th skip in a row.
         """
         self.skipped, self._in_a_row = self.skipped + 1, self._in_a_row + 1
         self.log.event(event="skipped", step=step, loss=repr(loss), samples=samples, skipped=self.skipped)
@@ -48,9 +48,9 @@ class Health:
             )
 
     def record(self, step: int, loss: float) -> None:
-        """A mean loss goes into the log: flag it where it lies far above the ones before.
+        """Record a mean loss and flag it if it lies far above the ones before.
 
-        By logarithms, for small losses vary by factors; one that is not positive is not judged.
+        Logarithms are compared, because small losses vary by factors; a loss that is not positive is not judged.
         """
         if loss <= 0:
             return

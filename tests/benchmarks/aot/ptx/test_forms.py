@@ -212,10 +212,29 @@ def test_extremes_of_floats():
     np.testing.assert_array_equal(evaluate("max.f32", [a, b], np.float32), np.fmax(a, b))
     np.testing.assert_array_equal(evaluate("min.f32", [a, b], np.float32), np.fmin(a, b))
     np.testing.assert_array_equal(evaluate("max.NaN.f32", [a, b], np.float32), np.maximum(a, b))
+    c = floats(14)
+    np.testing.assert_array_equal(evaluate("max.f32", [a, b, c], np.float32), np.fmax(np.fmax(a, b), c))
     np.testing.assert_array_equal(evaluate("neg.f32", [a], np.float32), -a)
     np.testing.assert_array_equal(evaluate("abs.f32", [a], np.float32), np.abs(a))
     flushed = np.where(np.abs(a) < 1.2e-38, 0, np.abs(a))
     np.testing.assert_array_equal(evaluate("abs.ftz.f32", [a], np.float32), flushed)
+
+
+def test_extremes_of_integers_that_stop_at_zero():
+    """sm_90 has them."""
+    a, b = integers("s32", 22), integers("s32", 23)
+    assert np.array_equal(evaluate("min.relu.s32", [a, b], np.int32), np.maximum(np.minimum(a, b), 0))
+    assert np.array_equal(evaluate("max.relu.s32", [a, b], np.int32), np.maximum(np.maximum(a, b), 0))
+
+
+def test_two_floats_in_one_register():
+    """sm_120 has them."""
+    a, b, c = (np.random.default_rng(k).standard_normal(64).astype("f4") for k in range(3))
+    wide = [x.view("u8") for x in (a, b, c)]
+    for form, want in {"add.f32x2": a + b, "sub.rn.f32x2": a - b, "mul.f32x2": a * b}.items():
+        assert np.array_equal(evaluate(form, wide[:2], np.uint64).view("f4"), want)
+    exact = (a.astype("f8") * b + c).astype("f4")
+    np.testing.assert_allclose(evaluate("fma.rn.f32x2", wide, np.uint64).view("f4"), exact, rtol=2e-7)
 
 
 def test_fma_rounds_once():
