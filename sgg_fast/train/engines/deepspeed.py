@@ -8,6 +8,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import datetime
+import functools
 import importlib.util
 import io
 import itertools
@@ -69,7 +70,10 @@ class DeepSpeedEngine:
                 deepspeed.init_distributed(dist_backend=backend, verbose=False, timeout=timeout)
                 module.to(device)
                 self.optimizer = build_optimizer(module, config.optim, config.run.seed, "finetune", GROUP_ELEMENTS)
-                self.engine, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=ds_config)
+                # DeepSpeed's own groups would wait for half an hour, from the first broadcast of the weights on.
+                bounded = functools.partial(torch.distributed.new_group, timeout=timeout)
+                with mock.patch.object(torch.distributed, "new_group", bounded):
+                    self.engine, *_ = deepspeed.initialize(model=module, optimizer=self.optimizer, config=ds_config)
         except ConfigError:  # ours
             raise
         except (ValueError, AssertionError, deepspeed.DeepSpeedConfigError) as error:

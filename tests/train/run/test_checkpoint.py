@@ -157,6 +157,22 @@ def test_a_checkpoint_sealed_anew_over_other_files_is_one_line_and_overwrite_cur
     assert checkpoint.newest_checkpoint(tmp_path / "pretrain")[0] == 2
 
 
+def test_deleting_one_that_cannot_be_loaded_goes_on_from_the_one_before(tmp_path):
+    """The other cure that the message names."""
+    settings = {"resolution": 32, "checkpoint_every": 1}
+    trainer(tmp_path, "pretrain", pretrain_steps=2, **settings).train()
+    folder = checkpoint.checkpoint_dir(tmp_path / "pretrain", 2)
+    torch.save([1], folder / "optimizer.pt")
+    reseal(folder)
+    with pytest.raises(ConfigError, match=r"step-0000002: cannot be loaded, .*; delete it to go on from an older one"):
+        trainer(tmp_path, "pretrain", pretrain_steps=3, **settings)
+    shutil.rmtree(folder)
+    one = trainer(tmp_path, "pretrain", pretrain_steps=3, **settings)
+    assert one.first_step == 1
+    one.train()
+    assert checkpoint.newest_checkpoint(tmp_path / "pretrain")[0] == 3
+
+
 def test_ranks_other_than_0_write_their_part_and_publish_nothing(tmp_path):
     aside = tmp_path / "checkpoints" / ".step-0000001.part"
     aside.mkdir(parents=True)  # rank 0 made it before the barrier

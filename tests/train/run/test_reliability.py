@@ -308,6 +308,33 @@ def test_a_lost_process_stops_the_other_in_bounded_time(server, tmp_path, fault,
     assert lines(run)[0]["engine"].endswith("x2")
 
 
+LOST_IN_SET_UP = """
+import os
+from sgg_fast import env
+from sgg_fast.train.engines import deepspeed as engines
+load = engines._import_deepspeed
+def losing():
+    package = load()
+    if env.rank() == 1:
+        package.initialize = lambda **settings: os.kill(os.getpid(), {number})
+    return package
+engines._import_deepspeed = losing
+"""
+
+
+@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_process_lost_in_the_set_up_stops_the_other_in_bounded_time(server, tmp_path, fault):
+    """Where DeepSpeed makes groups of its own and spreads the weights: before any step, and any barrier of ours."""
+    pair = start_pair(server, tmp_path, LOST_IN_SET_UP.format(number=int(fault)))
+    try:
+        assert pair[0].wait(timeout=90) == 4, pair[0].said()
+    finally:
+        pair[1].kill()
+    said = "another process of this run did not answer for 20 s (--rank-timeout); this one stops"
+    assert f"train.py: {said}" in pair[0].said()
+    assert pair[1].wait() == -signal.SIGKILL
+
+
 ONE_POISONED = """
 from sgg_fast import env
 from sgg_fast.train.engines.deepspeed import DeepSpeedEngine
