@@ -131,7 +131,7 @@ def test_a_scaled_picture_is_the_same_in_squares_and_keeps_its_own_size(
     assert read_record(large) == read_record(plain) and read_record(large)[1]["size"] == 64
     (again,), _ = run(capsys, large, "--out", tmp_path)
     assert np.abs(pixels(again) - pixels(plain)).max() <= 1, "drawn again at its own size"
-    draw(graph_file, "--out", large, "--scale", 2)
+    draw(graph_file, "--out", large, "--scale", 2, "--overwrite")
     assert pixels(large).shape == (128, 128, 3), "another scale is another picture"
     assert infer.main([str(graph_file), "--model", str(trained_run), "--scale", "17"]) == 2
     assert capsys.readouterr().err == "infer.py: --scale must lie between 1 and 16, not 17\n"

@@ -40,7 +40,6 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import load_file
 from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 
@@ -56,7 +55,7 @@ from sgg_fast.graph import SPOKEN
 from sgg_fast.model_card import write_card
 from sgg_fast.nn.clip import normalise_pixels, text_states
 from sgg_fast.nn.foundation import Foundation
-from sgg_fast.nn.loading import seal
+from sgg_fast.nn.loading import load_weights, seal
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.toy import world
 from sgg_fast.toy.captions import caption
@@ -249,7 +248,7 @@ def assemble(out: Path, folder: Path) -> None:
     foundation = parts_of(out)
     unfinished = out / "unet" / "checkpoint" / "ema.safetensors"
     if not (out / "unet.safetensors").is_file() and unfinished.is_file():
-        foundation.unet.load_state_dict(load_file(unfinished))
+        load_weights(unfinished, foundation.unet, "build unet again")
     shutil.rmtree(folder, ignore_errors=True)
     models = {"unet": foundation.unet, "vae": foundation.vae, "text_encoder": foundation.text_encoder,
               "graph_clip": foundation.clip}  # fmt: skip

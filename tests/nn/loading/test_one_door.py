@@ -16,6 +16,8 @@ ELSEWHERE = {
     "sgg_fast/train/engines/state.py": {"load_file"},
     "sgg_fast/train/engines/deepspeed.py": {"load_file"},
     "sgg_fast/toy/fit.py": {"load_file"},
+    "sgg_fast/toy/text_unet.py": {"load_file"},  # latents of its scenes
+    "sgg_fast/toy/models.py": {"from_pretrained"},  # the tokenizer that ships
 }
 
 

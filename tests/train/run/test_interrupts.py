@@ -42,8 +42,9 @@ def start(tmp_path, patch: str, *words: str) -> subprocess.Popen:
     code = UNTIL.format(root=str(ROOT), patch=patch)
     argv = ["--stage", "pretrain", "--out", str(tmp_path / "run"), *flags(pretrain_steps=1, resolution=32), *words]
     return subprocess.Popen(
-        [sys.executable, "-c", code, *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+        [sys.executable, "-c", code, *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # whatever started the tests ignores
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("number", SIGNALS)
