@@ -55,6 +55,11 @@ class Child:
             time.sleep(0.01)
 
 
+def heed_hangups() -> None:
+    """Undo an ignored SIGHUP, which children of tests under nohup would inherit."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 class ForkServer:
     """Starts children. A context manager."""
 
@@ -65,6 +70,7 @@ class ForkServer:
             [sys.executable, __file__, *(["deepspeed"] if deepspeed else [])],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             env={**environment, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+            preexec_fn=heed_hangups,
         )  # fmt: skip
         self.ask()  # until everything is imported
 

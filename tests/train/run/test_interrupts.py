@@ -10,6 +10,7 @@ import time
 
 import pytest
 from support import ROOT
+from support.forks import heed_hangups
 from support.tiny_runs import flags
 
 from sgg_fast.train.run.interrupts import StopSignals, stops_at_once
@@ -43,7 +44,7 @@ def start(tmp_path, patch: str, *words: str) -> subprocess.Popen:
     argv = ["--stage", "pretrain", "--out", str(tmp_path / "run"), *flags(pretrain_steps=1, resolution=32), *words]
     return subprocess.Popen(
         [sys.executable, "-c", code, *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # whatever started the tests ignores
+        preexec_fn=heed_hangups,
     )  # fmt: skip
 
 
@@ -70,7 +71,9 @@ def test_a_signal_that_was_ignored_stays_ignored(tmp_path):
     assert child.wait(timeout=30) == 143
 
 
-def test_the_handlers_before_are_back_afterwards():
+def test_the_handlers_before_are_back_afterwards(request):
+    request.addfinalizer(lambda was=signal.getsignal(signal.SIGHUP): signal.signal(signal.SIGHUP, was))
+    heed_hangups()
     before = [signal.getsignal(number) for number in SIGNALS]
     with stops_at_once("train.py"):
         outer = signal.getsignal(signal.SIGHUP)
