@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 import subprocess
@@ -72,7 +73,7 @@ def test_a_signal_that_was_ignored_stays_ignored(tmp_path):
 
 
 def test_the_handlers_before_are_back_afterwards(request):
-    request.addfinalizer(lambda was=signal.getsignal(signal.SIGHUP): signal.signal(signal.SIGHUP, was))
+    request.addfinalizer(functools.partial(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP)))
     heed_hangups()
     before = [signal.getsignal(number) for number in SIGNALS]
     with stops_at_once("train.py"):
