@@ -186,9 +186,9 @@ def test_words_and_json_follow_each_other_and_errors_are_the_readers(tab):
 
 
 def test_a_name_that_the_readers_refuse_is_marked_where_it_is(tab):
-    tab.add("__image__", 0.4, 0.4)
-    expect(tab.id("fault")).to_have_text("JSON: objects[0]: '__image__' is added by the model itself; leave it out")
-    expect(tab.node("__image__")).to_have_class(re.compile("bad"))
+    tab.add("__in_image__", 0.4, 0.4)
+    expect(tab.id("fault")).to_have_text("JSON: objects[0]: '__in_image__' is added by the model itself; leave it out")
+    expect(tab.node("__in_image__")).to_have_class(re.compile("bad"))
     tab.page.keyboard.press("Control+z")
     expect(tab.id("fault")).to_be_hidden()
 

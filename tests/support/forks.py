@@ -55,9 +55,10 @@ class Child:
             time.sleep(0.01)
 
 
-def heed_hangups() -> None:
-    """Undo an ignored SIGHUP, which children of tests under nohup would inherit."""
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+def heed_signals() -> None:
+    """Undo ignored signals, which children of tests under nohup or in a shell's background would inherit."""
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
 
 
 class ForkServer:
@@ -70,7 +71,7 @@ class ForkServer:
             [sys.executable, __file__, *(["deepspeed"] if deepspeed else [])],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT,
             env={**environment, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
-            preexec_fn=heed_hangups,
+            preexec_fn=heed_signals,
         )  # fmt: skip
         self.ask()  # until everything is imported
 
@@ -146,7 +147,8 @@ def write_checkpoints(run: str, first: int, last: int, events: str, kill_at: int
         engine.optimizer.step()
         if step >= first:
             seen = die_at(f"{run}/checkpoints", kill_at) if step == last else []
-            checkpoint.save_checkpoint(Path(run), step, {"stage": "pretrain"}, engine.save, engine.barrier, 0)
+            meta = {"stage": "pretrain", "settings": {}}
+            checkpoint.save_checkpoint(Path(run), step, meta, engine.save, engine.barrier, 0)
     Path(events).write_text("\n".join(seen))
     return 0
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 from support import ROOT
-from support.forks import heed_hangups
+from support.forks import heed_signals
 from support.tiny_runs import flags
 
 from sgg_fast.train.run.interrupts import StopSignals, stops_at_once
@@ -45,7 +45,7 @@ def start(tmp_path, patch: str, *words: str) -> subprocess.Popen:
     argv = ["--stage", "pretrain", "--out", str(tmp_path / "run"), *flags(pretrain_steps=1, resolution=32), *words]
     return subprocess.Popen(
         [sys.executable, "-c", code, *argv], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=heed_hangups,
+        preexec_fn=heed_signals,
     )  # fmt: skip
 
 
@@ -74,7 +74,7 @@ def test_a_signal_that_was_ignored_stays_ignored(tmp_path):
 
 def test_the_handlers_before_are_back_afterwards(request):
     request.addfinalizer(functools.partial(signal.signal, signal.SIGHUP, signal.getsignal(signal.SIGHUP)))
-    heed_hangups()
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     before = [signal.getsignal(number) for number in SIGNALS]
     with stops_at_once("train.py"):
         outer = signal.getsignal(signal.SIGHUP)
