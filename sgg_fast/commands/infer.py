@@ -83,7 +83,7 @@ def check_streams(argv: list[str]) -> None:
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
     if sys.stdout is None:
-        raise ValueError("standard output is closed: nobody would learn where the pictures are")
+        raise ValueError("standard output is closed, so the paths of the pictures cannot be printed")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")

@@ -95,7 +95,7 @@ def stops_at_once(name: str) -> Iterator[None]:
     """Inside, where no `StopSignals` is entered, each of `CAUGHT` ends the process with one line and 128 + its number.
 
     Nothing is unwound: an exception in the midst of a library's import is at times swallowed, at times a traceback.
-    What a stopped set-up leaves is no more than after SIGKILL, and that is in nobody's way.
+    A stopped set-up leaves no more than SIGKILL does, and later runs cope with that.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
