@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--browser") and importlib.util.find_spec("playwright") is None:
+        raise pytest.UsageError("--browser needs playwright: pip install -e '.[browser]'")
     if config.getoption("--ptx"):
         config.pluginmanager.register(ptx_plugin.PtxPlugin(config.getoption("--ptx-arch")))
 

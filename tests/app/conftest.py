@@ -5,10 +5,13 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from support.app_server import TOKEN, Client, Process, process
-from support.browser import Tab
+
+if TYPE_CHECKING:
+    from support.browser import Tab
 
 
 @pytest.fixture(scope="session")
@@ -53,6 +56,8 @@ def chromium() -> Iterator:
 @pytest.fixture
 def tabs(chromium, server) -> Iterator:
     """Opens pages of the server; at the end no one has spoken to another address or written an error to the console."""
+    from support.browser import Tab
+
     opened: list[Tab] = []
 
     def open_tab(*, address: str = "", faults: tuple[str, ...] = (), context=None, **options) -> Tab:

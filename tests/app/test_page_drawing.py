@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+
+pytest.importorskip("playwright", reason="browser: playwright is not installed: pip install -e '.[browser]'")
+
 from playwright.sync_api import expect
 from support.app_server import SHEEP
 from support.browser import PATIENCE, Tab

@@ -6,6 +6,9 @@ import json
 import re
 
 import pytest
+
+pytest.importorskip("playwright", reason="browser: playwright is not installed: pip install -e '.[browser]'")
+
 from playwright.sync_api import expect
 from support.browser import Tab
 

@@ -69,8 +69,8 @@ def test_floor_is_operations_then_bytes():
 
 def test_operations_are_counted_per_image():
     """A UNet's are near those of its convolutions alone from below, and grow with the picture's area."""
-    config = train_forms.settings(quick=True)
-    small, large = (train_step.step_flops(config, resolution) for resolution in (64, 128))
+    model = train_forms.settings(quick=True).model
+    small, large = (train_step.step_flops(model, resolution) for resolution in (64, 128))
     assert 3.5 < large / small < 6.0  # attention grows faster
 
 
