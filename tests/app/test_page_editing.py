@@ -109,7 +109,7 @@ def test_everything_by_keyboard_alone(tabs):
     key("Control+Enter")
     expect(tab.id("step")).to_contain_text("Step", timeout=30_000)
     key("Escape")
-    expect(tab.id("told")).to_have_text("Stopped.", timeout=30_000)
+    expect(tab.id("status")).to_have_text("Stopped.", timeout=30_000)
     assert tab.focused == "sheep standing on grass, relation", "drawing and stopping leave the focus where it was"
     key("Delete")
     assert tab.json == {"objects": ["sheep", "grass"], "relationships": []}
@@ -190,10 +190,12 @@ def test_words_and_json_follow_each_other_and_errors_are_the_readers(tab):
 
 def test_a_name_that_the_readers_refuse_is_marked_where_it_is(tab):
     tab.add("__in_image__", 0.4, 0.4)
-    expect(tab.id("fault")).to_have_text("JSON: objects[0]: '__in_image__' is added by the model itself; leave it out")
+    expect(tab.id("graph-error")).to_have_text(
+        "JSON: objects[0]: '__in_image__' is added by the model itself; leave it out"
+    )
     expect(tab.node("__in_image__")).to_have_class(re.compile("bad"))
     tab.page.keyboard.press("Control+z")
-    expect(tab.id("fault")).to_be_hidden()
+    expect(tab.id("graph-error")).to_be_hidden()
 
 
 def test_attributes_go_in_front_and_a_relation_turns_round(tab):
@@ -205,7 +207,7 @@ def test_attributes_go_in_front_and_a_relation_turns_round(tab):
     tab.id("attributes").get_by_role("button", name="white").click()
     assert tab.graph == MEADOW
     tab.edge("sheep standing on grass").click()
-    tab.id("swap").click()
+    tab.id("reverse").click()
     assert tab.json["relationships"] == [[1, "standing on", 0]]
 
 
@@ -252,7 +254,7 @@ def test_touch_adds_moves_and_pinches(tabs):
     assert tab.id("zoom").text_content() != "100 %"
     under = "([x, y]) => document.elementFromPoint(x, y).id"
     spots = [tab.spot(x, y) for y in (0.3, 0.5, 0.7) for x in (0.1, 0.5, 0.9)]
-    empty = next(spot for spot in spots if tab.page.evaluate(under, list(spot)) == "ground")
+    empty = next(spot for spot in spots if tab.page.evaluate(under, list(spot)) == "background")
     for _ in range(6):  # two are enough, unless the machine is too busy to deliver them in time
         tab.page.touchscreen.tap(*empty)
         tab.page.wait_for_timeout(80)

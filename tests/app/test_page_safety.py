@@ -47,7 +47,7 @@ def test_a_name_is_text_everywhere(tab):
     assert "<img" not in tab.download("save-svg").decode()
 
 
-def test_a_dead_server_is_told_and_the_graph_outlives_it(tabs):
+def test_a_dead_server_is_reported_and_the_graph_outlives_it(tabs):
     with process() as server:
         port = server.ready().port
         tab = tabs(address=server.address, faults=("ERR_CONNECTION_REFUSED", "401"))

@@ -9,7 +9,7 @@ export class Settings extends EventTarget {
     this.defaults = null;
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("change", () => this.dispatchEvent(new Event("change")));
-    form.querySelector("#dice").addEventListener("click", () => {
+    form.querySelector("#random-seed").addEventListener("click", () => {
       this.set({ seed: Math.floor(Math.random() * 1e6) });
     });
     form.querySelector("#defaults").addEventListener("click", () => this.set({ ...this.defaults, seed: this.read().seed }));
