@@ -132,7 +132,7 @@ function running(on) {
 drawer.addEventListener("begin", () => {
   running(true);
   $("progress").removeAttribute("value");
-  $("step").textContent = model ? "Starting" : "Waiting for the model";
+  $("step").textContent = model ? "Starting" : "Model is loading";
   say("");
   // On a narrow page the picture lies below the graph.
   if (matchMedia("(max-width: 900px)").matches) $("picture").scrollIntoView({ behavior: "smooth" });
@@ -141,7 +141,7 @@ drawer.addEventListener("begin", () => {
 drawer.addEventListener("progress", ({ detail: at }) => {
   if (at.state === "waiting") {
     const line = at.ahead > 0 ? `${at.ahead} before yours` : "Next in line";
-    $("step").textContent = model ? line : "Waiting for the model";
+    $("step").textContent = model ? line : "Model is loading";
     return;
   }
   if (!at.step) return;
