@@ -139,6 +139,7 @@ def test_suggestions_put_the_beginning_first_and_flag_what_was_never_seen(tab):
     options = tab.id("combo-list").get_by_role("option")
     expect(options.first).to_have_text("sheep")
     assert options.all_inner_texts() == ["sheep", "black sheep", "white sheep"]
+    expect(tab.id("combo-note")).to_be_empty()
     tab.page.keyboard.type("lob")
     expect(tab.id("combo-note")).to_contain_text("not among the model's words")
     tab.page.keyboard.press("Enter")
