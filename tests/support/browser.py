@@ -14,7 +14,7 @@ from playwright.sync_api import BrowserContext, Locator, Request, expect
 from sgg_fast.data.formats import parse_scene_graphs
 from sgg_fast.graph import SceneGraph
 
-PATIENCE = 90_000
+PATIENCE = 300_000
 """Milliseconds that a drawing may take on a busy machine."""
 
 _DROP = """([name, type, content]) => {
