@@ -185,6 +185,17 @@ def test_several_pictures_and_downloads(tab):
     assert drawing.startswith("<svg") and "standing on" in drawing and "class=" not in drawing
 
 
+@pytest.mark.parametrize(("name", "value", "label"), [("steps", "0", "Steps:"), ("size", "100", "Pixels a side:")])
+def test_a_setting_out_of_bounds_is_named_and_in_focus(tab, name, value, label):
+    words(tab, "sheep standing on grass")
+    tab.page.get_by_text("More settings").click()
+    tab.id(name).fill(value)
+    tab.page.get_by_text("More settings").click()
+    tab.id("draw").click()
+    expect(tab.id("status")).to_contain_text(label)
+    expect(tab.id(name)).to_be_focused()
+
+
 def test_examples_are_there_to_begin_with(tab):
     tab.id("examples").click()
     tab.id("examples-menu").get_by_role("button", name="Rider in a red hat").click()

@@ -54,7 +54,8 @@ export class Settings extends EventTarget {
   fault() {
     const wrong = [...this.form.elements].find((field) => !field.checkValidity());
     if (!wrong) return "";
-    wrong.closest("details").open = true;
+    const folded = wrong.closest("details");
+    if (folded) folded.open = true;
     wrong.focus();
     return `${wrong.labels[0].textContent.trim()}: ${wrong.validationMessage}`;
   }
