@@ -203,17 +203,12 @@ def test_examples_are_there_to_begin_with(tab):
     expect(tab.page.locator(".unseen")).to_have_count(0)
 
 
-def test_no_name_of_an_example_covers_another(tab):
-    tab.id("examples").click()
-    titles = tab.id("examples-menu").get_by_role("button").all_inner_texts()
-    tab.page.keyboard.press("Escape")
-    for title in titles:
-        tab.id("examples").click()
-        tab.id("examples-menu").get_by_role("button", name=title).click()
-        boxes = [rect.bounding_box() for rect in tab.page.locator(".node > rect, .edge > rect").all()]
-        assert len(boxes) >= 5
-        for i, a in enumerate(boxes):
-            for b in boxes[:i]:
-                across = min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"])
-                down = min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"])
-                assert min(across, down) <= 1, f"{title}: {a} and {b}"
+def test_no_name_of_the_first_example_covers_another(tabs):
+    tab = tabs()
+    boxes = [rect.bounding_box() for rect in tab.page.locator(".node > rect, .edge > rect").all()]
+    assert len(boxes) == 5
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            across = min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"])
+            down = min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"])
+            assert min(across, down) <= 1, f"{a} and {b}"
