@@ -47,7 +47,7 @@ def _sum_run(
     return b_D
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk"])
 def role_sums_hub_kernel(
     g_ptr, h_ptr, masked_ptr, partial_ptr, subject_ptr, object_ptr, ptr_ptr, mid_ptr, slot_ptr,
     stride_g, stride_h, chunk, D,
@@ -71,7 +71,7 @@ def role_sums_hub_kernel(
         tl.store(partial_ptr + i_p.to(tl.int64) * D + o_D, b_D, mask=m_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "rows_per_program", "chunk"])
 def role_sums_kernel(
     g_ptr, h_ptr, masked_ptr, partial_ptr, subject_sum_ptr, object_sum_ptr, program_sum_ptr, ptr_ptr, mid_ptr, slot_ptr,
     stride_g, stride_h, stride_sum, chunk, num_rows, rows_per_program, D,

@@ -60,7 +60,7 @@ def _sum_run(
     return b_D
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk"])
 def scatter_mean_fwd_hub_kernel(
     y_ptr, bias_ptr, residual_ptr, r_ptr, partial_ptr, subject_ptr, object_ptr, ptr_ptr, mid_ptr, slot_ptr,
     stride_y, stride_residual, chunk, D,
@@ -84,7 +84,7 @@ def scatter_mean_fwd_hub_kernel(
         tl.store(partial_ptr + i_p.to(tl.int64) * D + o_D, b_D, mask=m_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk"])
 def scatter_mean_fwd_kernel(
     y_ptr, bias_ptr, residual_ptr, mean_ptr, r_ptr, partial_ptr, ptr_ptr, mid_ptr, slot_ptr,
     stride_y, stride_residual, chunk, D,
@@ -156,7 +156,7 @@ def scatter_mean_fwd(
     return mean_ND, r_ED
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_relations", "rows_per_program"])
 def scatter_mean_bwd_kernel(
     grad_mean_ptr, grad_r_ptr, y_ptr, bias_ptr, grad_y_ptr, partial_ptr, subject_ptr, object_ptr, ptr_ptr,
     stride_mean, stride_r, stride_y, num_relations, rows_per_program, D,

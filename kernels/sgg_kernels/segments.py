@@ -115,7 +115,7 @@ def role_of(message, slot_ptr, subject_ptr, object_ptr, ptr_ptr, mid_ptr):
     return as_subject, end
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def column_sum_kernel(partial_ptr, out_ptr, num_rows, D, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
     """out[d] = sum over rows of partial[:, d], rows in ascending blocks. 4 bytes read an element."""
     o_D = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)

@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
+
+from .operator import operator
 
 
-@custom_op("sgg_fast::group_norm_silu", mutates_args=())
+@operator("group_norm_silu")
 def group_norm_silu(
     x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -23,7 +24,7 @@ def group_norm_silu(
     return group_norm_silu_fwd(x, weight, bias, num_groups, eps, silu)
 
 
-@custom_op("sgg_fast::group_norm_silu_bwd", mutates_args=())
+@operator("group_norm_silu_bwd")
 def group_norm_silu_bwd(
     grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, num_groups: int, silu: bool
 ) -> tuple[Tensor, Tensor]:
@@ -47,7 +48,6 @@ def _(grad, x, weight, bias, mean, rstd, num_groups, silu):
 def _save_group_norm_silu(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, weight, bias, num_groups, _, silu = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # else autograd fills the statistics' gradients with zeros, two launches a norm
     ctx.save_for_backward(x, weight, bias, *output[1:])
     ctx.num_groups, ctx.silu = num_groups, silu
 
@@ -59,10 +59,10 @@ def _group_norm_silu_grads(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | No
     return grad_x, of_weight, of_bias.to(bias.dtype), None, None, None
 
 
-group_norm_silu.register_autograd(_group_norm_silu_grads, setup_context=_save_group_norm_silu)
+group_norm_silu.register_gradient(_group_norm_silu_grads, _save_group_norm_silu)
 
 
-@custom_op("sgg_fast::geglu", mutates_args=())
+@operator("geglu")
 def geglu(x: Tensor) -> Tensor:
     """Out [R, D] of x [R, 2D]."""
     from sgg_kernels.geglu import geglu_fwd
@@ -70,7 +70,7 @@ def geglu(x: Tensor) -> Tensor:
     return geglu_fwd(x)
 
 
-@custom_op("sgg_fast::geglu_bwd", mutates_args=())
+@operator("geglu_bwd")
 def geglu_bwd(grad: Tensor, x: Tensor) -> Tensor:
     """Gradient of x [R, 2D]."""
     from sgg_kernels.geglu import geglu_bwd as run
@@ -96,4 +96,4 @@ def _geglu_grads(ctx: Any, grad: Tensor) -> Tensor:
     return geglu_bwd(grad, ctx.saved_tensors[0])
 
 
-geglu.register_autograd(_geglu_grads, setup_context=_save_geglu)
+geglu.register_gradient(_geglu_grads, _save_geglu)

@@ -231,16 +231,16 @@ def test_opcheck_group_norm(name, device):
     x, weight, bias = (t.to(device).requires_grad_() for t in norm_inputs(name).values())
     x_BSC = x.detach().flatten(2).transpose(1, 2).requires_grad_()
     args = (x_BSC, weight, bias, NORMS[name][3], 1e-5, True)
-    torch.library.opcheck(unet_kernels.group_norm_silu, args)
+    torch.library.opcheck(unet_kernels.group_norm_silu.library, args)
     out, mean, rstd = unet_kernels.group_norm_silu(*args)
     given = [t.detach() for t in (out, x_BSC, weight, bias, mean, rstd)]
-    torch.library.opcheck(unet_kernels.group_norm_silu_bwd, (*given, NORMS[name][3], True))
+    torch.library.opcheck(unet_kernels.group_norm_silu_bwd.library, (*given, NORMS[name][3], True))
 
 
 def test_opcheck_geglu(device):
     x = randn(0, 3, 20).to(device)
-    torch.library.opcheck(unet_kernels.geglu, (x.requires_grad_(),))
-    torch.library.opcheck(unet_kernels.geglu_bwd, (randn(1, 3, 10).to(device), x.detach()))
+    torch.library.opcheck(unet_kernels.geglu.library, (x.requires_grad_(),))
+    torch.library.opcheck(unet_kernels.geglu_bwd.library, (randn(1, 3, 10).to(device), x.detach()))
 
 
 @pytest.mark.parametrize("silu", [True, False])
