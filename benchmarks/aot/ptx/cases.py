@@ -83,7 +83,8 @@ def _randn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.
 def _batch(num_graphs: int, num_objects: int, num_relations: int, hubs: bool) -> SceneGraphBatch:
     """A batch whose relations join objects of one graph; a third of the rows is masked, the last graph may be empty.
 
-    With hubs, half of the first graph's relations start at one object and a third end at another.
+    With hubs, half of the first graph's relations start at one object and a third end at another; else six each do, so
+    that a run is longer than its first block.
     """
     rng = np.random.default_rng(0)
     first = (num_objects // 2, num_relations * 2 // 3) if hubs else (0, 0)
@@ -97,6 +98,8 @@ def _batch(num_graphs: int, num_objects: int, num_relations: int, hubs: bool) ->
         subject, object_ = rng.integers(begin, begin + n, (2, e))
         if hubs and i == 0:
             subject[: e // 2], object_[e // 2 :] = begin, begin + n - 1
+        elif i == 0:
+            subject[:6], object_[-6:] = begin, begin + n - 1
         ends.append(np.stack([subject, object_]))
         begin += n
     names = np.zeros(num_objects, np.int64), np.zeros(num_relations, np.int64)
