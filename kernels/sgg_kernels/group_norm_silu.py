@@ -30,7 +30,7 @@ def _channel_stats(p_x, begin, end, C, o_C, m_C, BLOCK_S: tl.constexpr, BLOCK_C:
     b_m2 = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     o_S = tl.arange(0, BLOCK_S)
     num = 0.0
-    for start in range(begin, end, BLOCK_S):
+    for start in tl.range(begin, end, BLOCK_S, num_stages=4):
         m_SC = (start + o_S < end)[:, None] & m_C[None, :]
         # [BLOCK_S, BLOCK_C]
         b_x = tl.load(p_x + (start + o_S).to(tl.int64)[:, None] * C + o_C[None, :], mask=m_SC, other=0.0)
@@ -54,7 +54,7 @@ def _write_rows(
     SILU: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """out = silu((x - mean) rstd weight + bias) of the pixels begin .. end."""
-    for start in range(begin, end, BLOCK_S):
+    for start in tl.range(begin, end, BLOCK_S, num_stages=4):
         i_S = start + tl.arange(0, BLOCK_S)
         m_SC = (i_S < end)[:, None] & m_C[None, :]
         i_S = i_S.to(tl.int64)

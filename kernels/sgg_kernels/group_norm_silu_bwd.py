@@ -34,7 +34,7 @@ def _grad_sums(
     """(sum of g xhat, sum of g) over the pixels begin .. end: an image's share of the gradients of weight and bias."""
     b_weight = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     b_bias = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
-    for start in range(begin, end, BLOCK_S):
+    for start in tl.range(begin, end, BLOCK_S, num_stages=4):
         i_S = start + tl.arange(0, BLOCK_S)
         m_SC = (i_S < end)[:, None] & m_C[None, :]
         i_S = i_S.to(tl.int64)
@@ -51,7 +51,7 @@ def _write_grad_rows(
     SILU: tl.constexpr, BLOCK_S: tl.constexpr,
 ):  # fmt: skip
     """grad x = rstd (g weight - shift - xhat slope) of the pixels begin .. end; shift, slope: means over the group."""
-    for start in range(begin, end, BLOCK_S):
+    for start in tl.range(begin, end, BLOCK_S, num_stages=4):
         i_S = start + tl.arange(0, BLOCK_S)
         m_SC = (i_S < end)[:, None] & m_C[None, :]
         i_S = i_S.to(tl.int64)
