@@ -15,7 +15,11 @@ def _traced(args: tuple[Any, ...]) -> bool:
     """True under torch.compile, under a dispatch mode (fake tensors, counters, proxies), and for tensor subclasses."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return True
-    return any(isinstance(x, Tensor) and type(x) not in _PLAIN for x in args)
+    return any(
+        isinstance(x, Tensor) and type(x) not in _PLAIN
+        for arg in args
+        for x in (arg if isinstance(arg, (list, tuple)) else (arg,))
+    )
 
 
 class Operator:
