@@ -76,9 +76,11 @@ def hash_draw_kernel(
 
     [1] Box & Muller, A note on the generation of random normal deviates (1958).
     """
-    o = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    m = o < num_rows.to(tl.int64) * K
-    i_b = o // K
+    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    m = o < num_rows * K
+    i_b = o // K  # of 32 bits: the launcher limits the numbers of a draw
+    i_k = (o - i_b * K) * 2
+    i_b, o = i_b.to(tl.int64), o.to(tl.int64)
     h = tl.zeros([BLOCK], tl.uint32) + tl.cast(start, tl.uint32)
     h = _with_word(h, p_1, value_1, stride_1, i_b, m, FROM_MEMORY & 1 > 0)
     if WORDS > 1:
@@ -88,7 +90,6 @@ def hash_draw_kernel(
     if WORDS > 3:
         h = _with_word(h, p_4, value_4, stride_4, i_b, m, FROM_MEMORY & 8 > 0)
     if KIND == 2:
-        i_k = (o - i_b * K).to(tl.int32) * 2
         radius = tl.sqrt(2.0 * _minus_log(_uniform(hash_word(h, i_k))))
         tl.store(p_out + o, radius * _cos_of_turns(_uniform(hash_word(h, i_k + 1))), mask=m)
     elif KIND == 1:
@@ -106,6 +107,7 @@ def hash_draw(words: Sequence[int | torch.Tensor], start: int, num: int, kind: i
     tensors = [word for word in words if isinstance(word, torch.Tensor)]
     num_rows = max(len(word) for word in tensors)
     shape = (num_rows, num) if kind == NORMAL else (num_rows,)
+    assert num_rows * num < 2**30, "too many numbers for one draw"
     out = torch.empty(shape, dtype=torch.int64 if kind == WORD else torch.float32, device=tensors[0].device)
     pointers, values, strides, from_memory = [], [], [], 0
     for i in range(MAX_WORDS):

@@ -199,6 +199,26 @@ def _pack(padded: bool, masked: bool) -> None:
         assert torch.equal(found[name], x), name
 
 
+def _hash_draw(kind: int) -> None:
+    """Words and uniform numbers are bit-exact, normal numbers within the rule of Box-Muller in float64."""
+    from sgg_kernels import reference
+    from sgg_kernels.hash_draw import hash_draw
+
+    sample, step = torch.arange(7).reshape(7) * 2**29, torch.tensor([5], dtype=torch.int32)
+    for place in ((), (torch.arange(7, dtype=torch.int32) - 3,)):
+        start = (reference.hash_words((9,)) + 2**31) % 2**32 - 2**31
+        key = (9, step, sample, 12, *place)
+        found = hash_draw(key[1:], start, 96, kind)
+        if kind < 2:
+            want = (reference.hash_u32, reference.hash_uniform)[kind](*key)
+            assert torch.equal(found, want), "not the reference's bits"
+            continue
+        columns = [word[:, None] if isinstance(word, torch.Tensor) else word for word in key]
+        u = reference.hash_uniform(*columns, torch.arange(192)).double()
+        exact = torch.sqrt(-2 * torch.log(u[:, ::2])) * torch.cos(2 * torch.pi * u[:, 1::2])
+        compare({"normal": found}, {"normal": reference.hash_normal((96,), *key)}, {"normal": exact})
+
+
 _NUMELS, _OFFSETS, _NUM = [300, 1024, 2053], [0, 512, 1536], 3840
 """Elements of three gradients, their offsets in the flat buffers, and the size of the buffers."""
 
@@ -320,7 +340,7 @@ def _geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
     check(lambda x: (ops.geglu(x),), {"x": 3 * _randn(0, rows, 2 * width, dtype=dtype)})
 
 
-_SMALL_OF = {"pack": _pack, "group_norm_silu": _group_norm, "geglu": _geglu}
+_SMALL_OF = {"pack": _pack, "hash_draw": _hash_draw, "group_norm_silu": _group_norm, "geglu": _geglu}
 
 
 def small_cases() -> dict[str, Callable[[], None]]:
