@@ -55,7 +55,7 @@ def test_both_dispatches_give_the_same_bits(op):
 def test_fake_tensors_reach_no_kernel():
     with FakeTensorMode():
         x, weight, bias = torch.empty(2, 3, 8), torch.empty(8), torch.empty(8)
-        assert unet_kernels.group_norm_silu(x, weight, bias, 2, 1e-5, True)[0].shape == (2, 3, 8)
+        assert unet_kernels.group_norm_silu(x, None, weight, bias, 2, 1e-5, True)[0].shape == (2, 3, 8)
     assert unet_kernels.geglu(FakeTensorMode().from_tensor(torch.zeros(3, 8))).shape == (3, 4)  # a subclass, no mode
 
 
