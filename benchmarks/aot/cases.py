@@ -229,8 +229,10 @@ def group_norm_silu(shape: tuple[int, int, int, int], dtype: torch.dtype, wide: 
     *sizes, num_groups = shape
     x = torch.empty(sizes, dtype=dtype, device="meta")
     weight, bias = (torch.empty(sizes[2], dtype=wide, device="meta") for _ in range(2))
-    out, *stats = group_norm_silu_fwd(x, weight, bias, num_groups, 1e-5, silu)
-    group_norm_silu_bwd(torch.empty_like(out), x, weight, bias, *stats, num_groups, silu)
+    shift = torch.empty(sizes[0], 2 * sizes[2], device="meta")[:, : sizes[2]]  # one of a merged projection
+    for added in (None, shift) if silu else (None,):  # the first and the second norm of a residual block
+        out, *stats = group_norm_silu_fwd(x, added, weight, bias, num_groups, 1e-5, silu)
+        group_norm_silu_bwd(torch.empty_like(out), x, weight, bias, *stats, num_groups, silu)
 
 
 def geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:

@@ -14,6 +14,9 @@ from .group_norm_layout import NormLayout, group_sum, normalised
 from .launch import launch
 from .segments import column_sum
 
+STAGES = 3
+"""As in forward, for two tensors: tiles in flight, plus one."""
+
 
 @triton.jit
 def _outer_grad(p_grad, b_hat, i_S, C, o_C, m_SC, weight_C, bias_C, SILU: tl.constexpr):
@@ -29,12 +32,12 @@ def _outer_grad(p_grad, b_hat, i_S, C, o_C, m_SC, weight_C, bias_C, SILU: tl.con
 @triton.jit
 def _grad_sums(
     p_grad, p_x, begin, end, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C,
-    SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """(sum of g xhat, sum of g) over the pixels begin .. end: an image's share of the gradients of weight and bias."""
     b_weight = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     b_bias = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
-    for start in tl.range(begin, end, BLOCK_S, num_stages=4):
+    for start in tl.range(begin, end, BLOCK_S, num_stages=STAGES):
         i_S = start + tl.arange(0, BLOCK_S)
         m_SC = (i_S < end)[:, None] & m_C[None, :]
         i_S = i_S.to(tl.int64)
@@ -48,10 +51,10 @@ def _grad_sums(
 @triton.jit
 def _write_grad_rows(
     p_grad, p_x, p_out, begin, end, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C,
-    SILU: tl.constexpr, BLOCK_S: tl.constexpr,
+    SILU: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """grad x = rstd (g weight - shift - xhat slope) of the pixels begin .. end; shift, slope: means over the group."""
-    for start in tl.range(begin, end, BLOCK_S, num_stages=4):
+    for start in tl.range(begin, end, BLOCK_S, num_stages=STAGES):
         i_S = start + tl.arange(0, BLOCK_S)
         m_SC = (i_S < end)[:, None] & m_C[None, :]
         i_S = i_S.to(tl.int64)
@@ -72,7 +75,7 @@ def group_norm_silu_bwd_kernel(
     grad_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, offset_ptr, grad_x_ptr, grad_shift_ptr, partial_ptr,
     S, C,
     CHANNELS: tl.constexpr, SIZE: tl.constexpr, SILU: tl.constexpr, SHIFT: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """grad x, grad shift, and the image's share of the gradients of weight and bias in partial [B, 2C].
 
@@ -90,7 +93,7 @@ def group_norm_silu_bwd_kernel(
     o_image = i_b * S * C
     p_grad, p_x = grad_ptr + o_image, x_ptr + o_image
     sum_weight_C, sum_bias_C = _grad_sums(
-        p_grad, p_x, 0, S, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, SILU, BLOCK_S, BLOCK_C
+        p_grad, p_x, 0, S, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, SILU, BLOCK_S, BLOCK_C, STAGES
     )
     tl.store(partial_ptr + i_b * 2 * C + o_C, sum_weight_C, mask=m_C)
     tl.store(partial_ptr + i_b * 2 * C + C + o_C, sum_bias_C, mask=m_C)
@@ -103,7 +106,7 @@ def group_norm_silu_bwd_kernel(
         tl.store(grad_shift_ptr + i_b * C + o_C, grad_C, mask=m_C)
     _write_grad_rows(
         p_grad, p_x, grad_x_ptr + o_image, 0, S, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C,
-        SILU, BLOCK_S,
+        SILU, BLOCK_S, STAGES,
     )  # fmt: skip
 
 
@@ -125,7 +128,7 @@ def group_norm_silu_bwd_stats_kernel(
     o_image = i_b * S * C
     sum_weight_C, sum_bias_C = _grad_sums(
         grad_ptr + o_image, x_ptr + o_image, begin, tl.minimum(begin + chunk, S), C, o_C, m_C, mean_C, rstd_C,
-        weight_C, bias_C, SILU, BLOCK_S, BLOCK_C,
+        weight_C, bias_C, SILU, BLOCK_S, BLOCK_C, 1,
     )  # fmt: skip
     p_out = chunk_ptr + i_bp.to(tl.int64) * 2 * C + o_C
     tl.store(p_out, sum_weight_C, mask=m_C)
@@ -202,7 +205,7 @@ def group_norm_silu_bwd_apply_kernel(
     o_image = i_b * S * C
     _write_grad_rows(
         grad_ptr + o_image, x_ptr + o_image, grad_x_ptr + o_image, begin, tl.minimum(begin + BLOCK_S, S), C, o_C, m_C,
-        mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C, SILU, BLOCK_S,
+        mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C, SILU, BLOCK_S, 1,
     )  # fmt: skip
 
 
@@ -232,7 +235,7 @@ def group_norm_silu_bwd(
         launch(
             group_norm_silu_bwd_kernel, z.whole_grid,
             *given, offset_BC, grad_x, into, partial, z.pixels, z.channels,
-            SILU=silu, SHIFT=shifted, **z.whole_options,
+            SILU=silu, SHIFT=shifted, STAGES=STAGES, **z.whole_options,
         )  # fmt: skip
         return grad_x, grad_shift, column_sum(partial, weight_C.dtype)
     chunk_sums = torch.empty(z.images * z.num_chunks, 2 * z.channels, dtype=torch.float32, device=x_BSC.device)

@@ -76,22 +76,29 @@ def hash_draw_kernel(
 
     [1] Box & Muller, A note on the generation of random normal deviates (1958).
     """
-    o = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    m = o < num_rows * K
-    i_b = o // K  # of 32 bits: the launcher limits the numbers of a draw
-    i_k = (o - i_b * K) * 2
-    i_b, o = i_b.to(tl.int64), o.to(tl.int64)
-    h = tl.zeros([BLOCK], tl.uint32) + tl.cast(start, tl.uint32)
-    h = _with_word(h, p_1, value_1, stride_1, i_b, m, FROM_MEMORY & 1 > 0)
+    if KIND == 2:  # a program has one row: its words are scalars
+        num_k = tl.cdiv(K, BLOCK)
+        i_b = (tl.program_id(0) // num_k).to(tl.int64)
+        o = tl.program_id(0) % num_k * BLOCK + tl.arange(0, BLOCK)
+        m_word = i_b < num_rows
+        m = o < K
+        h = tl.cast(start, tl.uint32)
+    else:
+        i_b = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        o = i_b
+        m_word = i_b < num_rows
+        m = m_word
+        h = tl.zeros([BLOCK], tl.uint32) + tl.cast(start, tl.uint32)
+    h = _with_word(h, p_1, value_1, stride_1, i_b, m_word, FROM_MEMORY & 1 > 0)
     if WORDS > 1:
-        h = _with_word(h, p_2, value_2, stride_2, i_b, m, FROM_MEMORY & 2 > 0)
+        h = _with_word(h, p_2, value_2, stride_2, i_b, m_word, FROM_MEMORY & 2 > 0)
     if WORDS > 2:
-        h = _with_word(h, p_3, value_3, stride_3, i_b, m, FROM_MEMORY & 4 > 0)
+        h = _with_word(h, p_3, value_3, stride_3, i_b, m_word, FROM_MEMORY & 4 > 0)
     if WORDS > 3:
-        h = _with_word(h, p_4, value_4, stride_4, i_b, m, FROM_MEMORY & 8 > 0)
+        h = _with_word(h, p_4, value_4, stride_4, i_b, m_word, FROM_MEMORY & 8 > 0)
     if KIND == 2:
-        radius = tl.sqrt(2.0 * _minus_log(_uniform(hash_word(h, i_k))))
-        tl.store(p_out + o, radius * _cos_of_turns(_uniform(hash_word(h, i_k + 1))), mask=m)
+        radius = tl.sqrt(2.0 * _minus_log(_uniform(hash_word(h, 2 * o))))
+        tl.store(p_out + i_b * K + o, radius * _cos_of_turns(_uniform(hash_word(h, 2 * o + 1))), mask=m)
     elif KIND == 1:
         tl.store(p_out + o, _uniform(h), mask=m)
     else:
@@ -117,9 +124,11 @@ def hash_draw(words: Sequence[int | torch.Tensor], start: int, num: int, kind: i
         values.append(0 if is_tensor else word)
         strides.append(word.stride(0) if is_tensor and len(word) > 1 else 0)
         from_memory |= is_tensor << i
+    per_row = kind == NORMAL
+    grid = (num_rows * triton.cdiv(num, BLOCK) if per_row else triton.cdiv(num_rows, BLOCK),)
     launch(
-        hash_draw_kernel, (triton.cdiv(out.numel(), BLOCK),),
-        out, *pointers, start, *values, *strides, num_rows, num if kind == NORMAL else 1,
+        hash_draw_kernel, grid,
+        out, *pointers, start, *values, *strides, num_rows, num if per_row else 1,
         WORDS=len(words), FROM_MEMORY=from_memory, KIND=kind, BLOCK=BLOCK, num_warps=4,
     )  # fmt: skip
     return out

@@ -329,6 +329,11 @@ def _group_norm(name: str, dtype: torch.dtype, wide: torch.dtype, silu: bool) ->
             lambda x, weight, bias: (ops.group_norm_silu(x, weight, bias, num_groups=groups, eps=1e-5, silu=silu),),
             inputs,
         )
+        if silu:
+            check(
+                lambda x, weight, bias, shift: (ops.group_norm_silu(x, weight, bias, groups, 1e-5, shift_BC=shift),),
+                inputs | {"shift": _randn(3, images, 2 * channels)[:, :channels]},
+            )
 
 
 def _geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
