@@ -31,7 +31,7 @@ from sgg_fast.train.preflight import preflight
 from sgg_fast.train.run import checkpoint
 from sgg_fast.train.run.folder import check_room, clear, writing
 from sgg_fast.train.run.health import Health
-from sgg_fast.train.run.interrupts import Signalled, StopSignals, lost_process
+from sgg_fast.train.run.interrupts import Caught, Signalled, lost_process, stops_after_step
 from sgg_fast.train.run.log import RunLog
 from sgg_fast.train.stages import PretrainStage, Stage
 from sgg_fast.train.validation import Watch, ended, split_pairs
@@ -167,12 +167,12 @@ class Trainer:
             if self.main:
                 stack.enter_context(locked(self.run))
                 self._take_over()
-            signals = stack.enter_context(StopSignals())
+            caught = stack.enter_context(stops_after_step())
             stack.enter_context(lost_process(self.config.run.rank_timeout))
             self.engine.barrier()
             sizes = self.first_step, self.num_steps, self._images_per_step
             log = stack.enter_context(RunLog(self.run, self.stage, *sizes, self._planned_memory()))
-            self._loop(log, signals)
+            self._loop(log, caught)
             with self.engine.exported():
                 if self.main:
                     export(self.result, self.conditioner if self.stage == "pretrain" else self._pipeline())
@@ -206,7 +206,7 @@ class Trainer:
         elif (checkpoint.checkpoint_steps(self.run) or [0])[-1] != self.first_step:
             raise ConfigError(f"{self.run}: another run wrote a checkpoint meanwhile: the same command continues it")
 
-    def _loop(self, log: RunLog, signals: StopSignals) -> None:
+    def _loop(self, log: RunLog, caught: Caught) -> None:
         config, engine = self.config, self.engine
         num_micro = config.optim.accumulation_steps if self.stage == "finetune" else 1
         num_trained = len(self.trained)
@@ -235,7 +235,7 @@ class Trainer:
             result = engine.update(ids_KB, step, lr_factor(config.optim, step, self.num_steps))
             log.advance()
             done = step + 1
-            last, stop = done == self.num_steps, self._stopped_by(signals)
+            last, stop = done == self.num_steps, self._stopped_by(caught)
             if result.applied:
                 health.applied()
                 row = torch.stack([*result.losses.values(), *result.chance.values()])
@@ -265,9 +265,9 @@ class Trainer:
                 log.event(event="stopped", step=done, signal=stop)
                 raise Signalled(stop, done)
 
-    def _stopped_by(self, signals: StopSignals) -> int:
+    def _stopped_by(self, caught: Caught) -> int:
         """The signal that ends the run at this step, the same step for every process; 0 for none."""
-        number = signals.number or 0
+        number = caught.number
         if env.world_size() == 1:
             return number
         anybody = self.engine.mean(torch.tensor([float(number > 0)], device=self.device)).item() > 0
