@@ -36,21 +36,19 @@ def calls() -> dict[str, tuple[Call, Callable[[SceneGraphBatch], dict[str, tuple
     d = WIDTH
     return {
         "gather_add_relu": (
-            lambda b, t: ops.gather_add_relu(t["ac"], t["b"], t["bias"], b.subject, b.object, b.plan),
+            lambda b, t: ops.gather_add_relu(t["ac"], t["b"], t["bias"], b),
             lambda b: {"ac": (b.num_objects, 2 * d), "b": (b.num_relations, d), "bias": (d,)},
         ),
         "scatter_mean": (
-            lambda b, t: ops.scatter_mean(t["y"], t["bias"], b.subject, b.object, b.plan, t["r"]),
+            lambda b, t: ops.scatter_mean(t["y"], t["bias"], b, t["r"]),
             lambda b: {"y": (b.num_relations, 3 * d), "bias": (3 * d,), "r": (b.num_relations, d)},
         ),
         "masked_pool": (
-            lambda b, t: ops.masked_pool(t["x"], t["r"], b.object_ptr, b.relation_ptr, b.object_graph,
-                                         b.relation_graph, b.object_pooled, b.relation_pooled),
+            lambda b, t: ops.masked_pool(t["x"], t["r"], b),
             lambda b: {"x": (b.num_objects, d), "r": (b.num_relations, d)},
         ),
         "triple_context": (
-            lambda b, t: ops.triple_context(t["s"], t["r"], t["o"], t["pool"], t["bias"], b.subject, b.object,
-                                            b.relation_graph, b.plan, b.relation_ptr),
+            lambda b, t: ops.triple_context(t["s"], t["r"], t["o"], t["pool"], t["bias"], b),
             lambda b: {"s": (b.num_objects, d), "r": (b.num_relations, d), "o": (b.num_objects, d),
                        "pool": (b.num_graphs, d), "bias": (d,)},
         ),

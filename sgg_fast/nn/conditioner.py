@@ -169,26 +169,19 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         code_key: hash key of the instance codes, in training.
         """
         x_ND, r_ED = self.relation_encoder(names_VD, batch, masked_N)
-        graphs = batch.object_graph, batch.relation_graph
-        pool_B2D = ops.masked_pool(
-            x_ND, r_ED, batch.object_ptr, batch.relation_ptr, *graphs, batch.object_pooled, batch.relation_pooled
-        )
-        told_ND = x_ND
+        pool_B2D = ops.masked_pool(x_ND, r_ED, batch)
+        coded_ND = x_ND
         if self.f_instance is not None:
-            told_ND = x_ND + self.f_instance(instance_codes(batch, masked_N, code_key).to(x_ND.dtype))
+            coded_ND = x_ND + self.f_instance(instance_codes(batch, masked_N, code_key).to(x_ND.dtype))
         f_object = self.f_object or self.f_subject
-        s_N2D = nn.functional.linear(told_ND, self.f_subject.weight)
+        s_N2D = nn.functional.linear(coded_ND, self.f_subject.weight)
         rel_E2D = ops.triple_context(
             s_N2D,
             nn.functional.linear(r_ED, self.f_relation.weight),
-            s_N2D if self.f_object is None else nn.functional.linear(told_ND, f_object.weight),
+            s_N2D if self.f_object is None else nn.functional.linear(coded_ND, f_object.weight),
             pool_B2D,
             self.f_subject.bias + self.f_relation.bias + f_object.bias,
-            batch.subject,
-            batch.object,
-            batch.relation_graph,
-            batch.plan,
-            batch.relation_ptr,
+            batch,
         )
         tokens_EC = self.f_global(rel_E2D)
         mean_BC = ops.graph_mean(tokens_EC, batch.relation_ptr, batch.relation_graph)
