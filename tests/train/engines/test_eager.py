@@ -99,7 +99,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_is_as_ever(b
 
 def test_fp16_lowers_its_scale_by_a_bad_step_and_raises_it_by_many_good_ones(built, tmp_path):
     engine = built(precision="fp16")
-    scale = engine.state.scale
+    scale = engine.scale
     first = scale.value
     engine.update(POISONED, 0)
     assert (scale.value, scale.good_steps) == (first / 2, 0)

@@ -333,10 +333,10 @@ def test_loss_scale_overflow_is_skipped_as_the_plain_optimiser_skips_it(stage):
     """The scale that fp16 has, in fp32, where nothing is rounded away: an overflow halves it, and it is taken out."""
     ours, theirs = (engine_of(stage, flat, max_grad_norm=0.1) for flat in (True, False))
     assert type(ours.optimizer) is FlatAdam and type(theirs.optimizer) is GroupedAdam8bit
-    ours.state.scale, theirs.state.scale = LossScale(), LossScale()
-    ours.state.scale.value = 2.0**127
-    assert not ours.update(IDS, 0).applied and ours.state.scale.value == 2.0**126
-    ours.state.scale.value = theirs.state.scale.value = 2.0**20
+    ours.scale, theirs.scale = LossScale(), LossScale()
+    ours.scale.value = 2.0**127
+    assert not ours.update(IDS, 0).applied and ours.scale.value == 2.0**126
+    ours.scale.value = theirs.scale.value = 2.0**20
     assert ours.update(IDS, 1).applied and theirs.update(IDS, 1).applied
     for p, q in zip(ours.module.parameters(), theirs.module.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
