@@ -66,15 +66,12 @@ def calls() -> dict[str, tuple[Call, Callable[[SceneGraphBatch], dict[str, tuple
 
 def _results(call: Call, batch: SceneGraphBatch, values: Tensors, dtype: torch.dtype, form: str) -> list[torch.Tensor]:
     """Outputs, then gradients, in fp32."""
-    ops.use_kernels(form)
-    try:
+    with ops.assumed(form):
         leaves = {name: value.to(dtype).requires_grad_() for name, value in values.items()}
         out = call(batch, leaves)
         outputs = [out] if isinstance(out, torch.Tensor) else list(out)
         arriving = [torch.linspace(-1, 1, o.numel(), device=o.device).view(o.shape).to(o.dtype) for o in outputs]
         grads = torch.autograd.grad(outputs, list(leaves.values()), arriving)
-    finally:
-        ops.use_kernels("auto")
     return [x.detach().float() for x in (*outputs, *grads)]
 
 
@@ -100,8 +97,7 @@ def _adam(device: torch.device) -> str:
     """Check the flat optimiser, 8-bit and 32-bit: one step by either form."""
     weights = {}
     for form in ("reference", "triton"):
-        ops.use_kernels(form)
-        try:
+        with ops.assumed(form):
             generator = torch.Generator().manual_seed(1)
             parameters = [torch.nn.Parameter(torch.randn(n, generator=generator).to(device)) for n in (5000, 300)]
             groups = [{"params": [p], "lr": 1e-2, "optim_bits": bits, "name": str(bits)}
@@ -113,8 +109,6 @@ def _adam(device: torch.device) -> str:
             if not bool(optimizer.control[adam_op.APPLIED] > 0):
                 return f"{form}: a step with finite gradients was not applied"
             weights[form] = [p.detach().float() for p in parameters]
-        finally:
-            ops.use_kernels("auto")
     pairs = zip(weights["triton"], weights["reference"], strict=True)
     return "" if all(agrees(a, b, b) for a, b in pairs) else "weights after a step differ from the reference"
 
@@ -123,13 +117,10 @@ def _pack(device: torch.device) -> str:
     """Check that batches are exactly those that the reference packs on the CPU."""
     made = {}
     for form, place in (("reference", torch.device("cpu")), ("triton", device)):
-        ops.use_kernels(form)
-        try:
+        with ops.assumed(form):
             batch, masked = ops.pack_masked(graphs().to(place), [2, 0, 3], ops.MaskDraw(1, 0.3, 0, 5), bucket=(40, 64))
             found = [batch.subject, batch.object, batch.message_slot, batch.object_name, masked]
             made[form] = [x.to(device) for x in found]
-        finally:
-            ops.use_kernels("auto")
     same = all(bool((a == b).all()) for a, b in zip(made["triton"], made["reference"], strict=True))
     return "" if same else "the packed batch differs from the reference"
 

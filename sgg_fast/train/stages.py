@@ -263,7 +263,7 @@ class FinetuneStage(nn.Module):
         if not self.config.objective.relation_dropout:
             return ids_B
         share = self.config.objective.relation_dropout
-        bare = noise.draw_bare(self.config.run.seed, step, torch.from_numpy(ids_B), share)
+        bare = noise.draw_share(self.config.run.seed, step, torch.from_numpy(ids_B), share, noise.STREAM_BARE)
         return ids_B + len(self.cache) * bare.numpy()
 
     def buckets(self) -> ContextBuckets:
@@ -289,7 +289,7 @@ class FinetuneStage(nn.Module):
         z_0 = z_0 * foundation.vae.config.scaling_factor
         eps = ops.hash_normal(latent_shape, *key, noise.STREAM_NOISE)
         t_B = noise.draw_timesteps(*key, len(alpha_bar))
-        kept_B = ~noise.draw_dropped(*key, objective.condition_dropout)
+        kept_B = ~noise.draw_share(*key, objective.condition_dropout, noise.STREAM_DROP)
         abar_B, kind = alpha_bar[t_B], foundation.scheduler.config.prediction_type
 
         codes = (key,) if config.model.instance_codes else ()

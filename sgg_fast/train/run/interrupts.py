@@ -48,7 +48,7 @@ class LostProcess(Stop):
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether a collective failed because a peer died or did not come; gloo's RuntimeError shows it only by its text."""
+    """Whether a collective failed because a peer died or did not come. For gloo only the text shows it."""
     import torch  # late: train.py catches a `Stop` before it loads torch
 
     if env.world_size() == 1 or not isinstance(error, RuntimeError):
