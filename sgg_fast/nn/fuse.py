@@ -72,24 +72,13 @@ class FusedGEGLU(GEGLU):
 class FusedResnetBlock2D(ResnetBlock2D):
     """A residual block whose two norms apply the SiLU; without resampling, and with an added time embedding."""
 
-    time: tuple[Merged, int] | None
-
-    def _apply(self, *args: Any, **kwargs: Any) -> FusedResnetBlock2D:
-        super()._apply(*args, **kwargs)
-        if self.time is not None:
-            self.time[0].rejoin()
-        return self
-
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[B, out channels, h, w]."""
         hidden = self.conv1(self.norm1(input_tensor))
         if self.time_emb_proj is not None and temb is not None:
-            if self.time is not None:
-                merged, index = self.time
-                shift = merged.project(index, temb)
-            else:
-                shift = self.time_emb_proj(self.nonlinearity(temb))
-            hidden = hidden + shift[:, :, None, None]
+            if type(self.time_emb_proj) is not MergedLinear:  # which applies the SiLU itself
+                temb = self.nonlinearity(temb)
+            hidden = hidden + self.time_emb_proj(temb)[:, :, None, None]
         hidden = self.conv2(self.dropout(self.norm2(hidden)))
         if self.conv_shortcut is not None:
             input_tensor = self.conv_shortcut(input_tensor)
@@ -180,7 +169,6 @@ def _fuse_modules(model: nn.Module) -> None:
         if type(module) is ResnetBlock2D and _fusable(module):
             _become(module.norm1, FusedGroupNormSiLU)
             _become(module.norm2, FusedGroupNormSiLU)
-            module.time = None
             _become(module, FusedResnetBlock2D)
         elif type(module) is GEGLU:
             _become(module, FusedGEGLU)
@@ -225,18 +213,13 @@ def _merge(model: nn.Module) -> _State:
             elif len({_kind(layer) for layer in layers}) == 1:
                 state.leading.append(Merged(layers, leading=True))
         elif type(module) is FusedResnetBlock2D and type(module.time_emb_proj) is nn.Linear:
-            times.append(module)
+            times.append(module.time_emb_proj)
     state.shared += [Merged(layers) for layers in _by_kind(context)]
+    state.shared += [Merged(layers, activation=F.silu) for layers in _by_kind(times)]
     for merged in (*state.leading, *state.shared):
         for index, layer in enumerate(merged.layers):
             layer.merged = (merged, index)  # type: ignore[assignment]
             _become(layer, MergedLinear)
-    for layers in _by_kind([block.time_emb_proj for block in times]):
-        merged = Merged(layers, activation=F.silu)
-        state.shared.append(merged)
-        for block in times:
-            if block.time_emb_proj in layers:
-                block.time = (merged, layers.index(block.time_emb_proj))
     return state
 
 
@@ -294,8 +277,7 @@ def unfuse(model: nn.Module) -> None:
             module.rescale_output_factor = 1.0
         if type(module) in _STOCK:
             module.__class__ = _STOCK[type(module)]
-            for name in ("merged", "time"):
-                module.__dict__.pop(name, None)
+            module.__dict__.pop("merged", None)
 
 
 def summary(model: nn.Module) -> dict[str, int]:
