@@ -61,7 +61,7 @@ class _Slot:
 
     tables: torch.Tensor
     """[K, 4, W], one table for each micro-batch."""
-    told: torch.Tensor
+    outcome: torch.Tensor
     """[2], the applied flag and the loss of its step."""
     step: int = -1
     done: torch.cuda.Event | None = None
@@ -72,7 +72,7 @@ class _Slot:
             return True, 0.0
         self.done.synchronize()
         self.done = None
-        applied, loss = self.told.tolist()
+        applied, loss = self.outcome.tolist()
         return bool(applied), loss
 
 
@@ -127,7 +127,7 @@ class CapturedEngine(OneProcess):
         self._names: tuple[list[str], list[str]] = ([], [])
         self._sum: torch.Tensor | None = None
         self._row: torch.Tensor | None = None
-        self._told = torch.ones(2, device=device)
+        self._outcome = torch.ones(2, device=device)
         self._address_tables: list[torch.Tensor] = []
         self._runs: dict[Bucket, list[Callable[[], object]]] = {}
         self._pool: Any = None
@@ -153,9 +153,9 @@ class CapturedEngine(OneProcess):
             run()
         if self.average:
             self.average.update()
-        slot.told.copy_(self._told, non_blocking=True)
+        slot.outcome.copy_(self._outcome, non_blocking=True)
         if self.device.type != "cuda":
-            applied, loss = slot.told.tolist()
+            applied, loss = slot.outcome.tolist()
             return StepResult(*self._terms(), bool(applied), lost=None if applied else loss)
         slot.step, slot.done = step, torch.cuda.Event()
         slot.done.record()
@@ -207,7 +207,7 @@ class CapturedEngine(OneProcess):
         optimizer.launch(gradients, addresses)
         mean, applied = self._sum / self.num_micro, optimizer.applied
         self._row.copy_(torch.where(applied > 0, mean, self._row))
-        self._told.copy_(torch.stack([applied, mean[0]]))
+        self._outcome.copy_(torch.stack([applied, mean[0]]))
         optimizer.zero_grad(set_to_none=True)
         return gradients
 
