@@ -255,7 +255,7 @@ def test_a_resumed_run_is_the_undisturbed_run(tmp_path, name, changes):
 @pytest.mark.parametrize("name", ["zero2", pytest.param("zero0", marks=SLOW), pytest.param("zero3", marks=SLOW)])
 def test_a_result_holds_the_fp32_masters(built, stage, name):
     """And not the bf16 weights: these are the masters' roundings."""
-    engine = built(name, precision="bf16")
+    engine = built(name, precision="bf16", optimizer="adam8bit")
     engine.update(IDS, 0)
     whole = weights_of(engine)
     assert {value.dtype for value in whole.values()} == {torch.float32}
