@@ -202,9 +202,9 @@ def rows(op: str, weights: str, size: str, name: str, device: torch.device, seco
         row.peak_bytes = measure.peak_bytes(optimizer.step, device)
     yield timed(times)
     if device.type == "cuda" and isinstance(optimizer, FlatAdam):
-        grads, offsets = optimizer.flat.gradients()
-        table, stream = optimizer.table(grads, offsets).to(device), torch.cuda.Stream(device)
-        replay = measure.Replay(lambda: optimizer.launch(grads, offsets, table), device, stream)
+        gradients, stream = optimizer.gradients(), torch.cuda.Stream(device)
+        table = optimizer.table(gradients).to(device)
+        replay = measure.Replay(lambda: optimizer.launch(gradients, table), device, stream)
         yield timed(replay.times(seconds, flushed=False), call="replay")
 
 

@@ -24,7 +24,7 @@ from sgg_fast.data.sources import folder_source
 from sgg_fast.nn.foundation import load_foundation
 from sgg_fast.train.assemble import read_conditioner
 from sgg_fast.train.run import checkpoint
-from sgg_fast.train.run.checkpoint import MANIFEST, _digest, _sealed, checkpoint_dir, newest_checkpoint
+from sgg_fast.train.run.checkpoint import MANIFEST, _sealed, checkpoint_dir, newest_checkpoint, sha256
 
 
 class Payload:
@@ -58,7 +58,7 @@ def seal(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     del manifest["seal"]
     for name in manifest["sha256"]:
-        manifest["sha256"][name] = _digest(folder / name)
+        manifest["sha256"][name] = sha256(folder / name)
     (folder / MANIFEST).write_text(_sealed(manifest))
 
 

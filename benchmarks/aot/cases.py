@@ -188,7 +188,7 @@ def adam(num_chunks: int, max_norm: float, weight: torch.dtype, split: bool, gra
     rest = table, grad, control, index(4, _F32), index(1), hyper
     adam_decide([table], [grad], control, index(1), hyper)
     if bits == 32:
-        adam_update(weights, index(num, _F32), index(num, _F32), *rest)
+        adam_update(weights, (index(num, _F32), index(num, _F32)), *rest)
         return
     codes, scales = (index(num, torch.uint8) for _ in range(2)), (index(num // BLOCK_8BIT, _F32) for _ in range(2))
     adam8bit_update(weights, Moments(*codes, *scales, index(256, _F32), index(256, _F32)), *rest)

@@ -80,8 +80,7 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 
 @_form("gather_add_relu", "ours")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
-    b = inputs.batch
-    return (ops.gather_add_relu(t["ac"], t["b"], inputs.bias, b.subject, b.object, b.plan),)
+    return (ops.gather_add_relu(t["ac"], t["b"], inputs.bias, inputs.batch),)
 
 
 @_form("scatter_mean", "eager")
@@ -97,7 +96,7 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 
 @_form("scatter_mean", "ours")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
-    return ops.scatter_mean(t["y"], inputs.bias, inputs.batch.subject, inputs.batch.object, inputs.batch.plan)
+    return ops.scatter_mean(t["y"], inputs.bias, inputs.batch)
 
 
 @_form("scatter_mean", "pyg")
@@ -141,9 +140,7 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 
 @_form("masked_pool", "ours")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
-    b = inputs.batch
-    graphs, masks = (b.object_graph, b.relation_graph), (b.object_pooled, b.relation_pooled)
-    return (ops.masked_pool(t["x"], t["r"], b.object_ptr, b.relation_ptr, *graphs, *masks),)
+    return (ops.masked_pool(t["x"], t["r"], inputs.batch),)
 
 
 @_form("masked_pool", "pyg")
@@ -194,9 +191,7 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 
 @_form("triple_context", "ours")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
-    b = inputs.batch
-    ends = b.subject, b.object, b.relation_graph
-    return (ops.triple_context(*t.values(), inputs.bias, *ends, b.plan, b.relation_ptr),)
+    return (ops.triple_context(*t.values(), inputs.bias, inputs.batch),)
 
 
 def _update(t: Tensors, mean: torch.Tensor) -> torch.Tensor:

@@ -17,10 +17,10 @@ Main = Callable[[list[str] | None], int | None]
 
 def refuse(name: str, reason: Exception | str, code: int = REFUSED) -> int:
     """Print `name: reason` as one line on stderr, without terminal control characters; returns the exit code."""
-    said = " ".join(str(reason).split())
-    if not said.isprintable():
-        said = said.encode("unicode_escape").decode("ascii")
-    print(f"{name}: {said[:_LONGEST]}", file=sys.stderr)
+    text = " ".join(str(reason).split())
+    if not text.isprintable():
+        text = text.encode("unicode_escape").decode("ascii")
+    print(f"{name}: {text[:_LONGEST]}", file=sys.stderr)
     return code
 
 

@@ -20,10 +20,10 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print one line on stderr and exit with 2."""
-        said, near = " ".join(message.split()), ""
-        if said.startswith(_UNKNOWN):
-            word = said.removeprefix(_UNKNOWN).split("=")[0].split()[0]
-            said = f"no flag {word}"
+        text, near = " ".join(message.split()), ""
+        if text.startswith(_UNKNOWN):
+            word = text.removeprefix(_UNKNOWN).split("=")[0].split()[0]
+            text = f"no flag {word}"
             found = difflib.get_close_matches(word, list(self._option_string_actions), n=1)
             near = f" (did you mean {found[0]}?)" if found else ""
-        sys.exit(refuse(self.prog, f"{said[:1000]}{near}; --help lists the flags"))
+        sys.exit(refuse(self.prog, f"{text[:1000]}{near}; --help lists the flags"))

@@ -58,11 +58,11 @@ def _device(device: Any) -> Finding:
         return Finding("device", UNKNOWN, "no CUDA device: what follows is checked as far as a CPU can")
     found = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
-    said = f"{found.name}, sm_{found.major}{found.minor}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    described = f"{found.name}, sm_{found.major}{found.minor}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     if (found.major, found.minor) < (7, 5):
-        return Finding("device", FAILED, f"{said}: torch's kernels start at sm_75")
+        return Finding("device", FAILED, f"{described}: torch's kernels start at sm_75")
     narrow = "" if found.major >= 8 else "; bf16 is emulated: use --precision fp16"
-    return Finding("device", OK, said + narrow)
+    return Finding("device", OK, described + narrow)
 
 
 def run(all_checks: Iterable[Check], seconds: float, say: Callable[[str], None]) -> Iterator[Finding]:
@@ -105,8 +105,8 @@ def main(argv: list[str] | None) -> int:
     with env.everything_fit():
         found = list(run(checks(), args.seconds, lambda line: print(line, flush=True)))
     unfit = record(found, env.machine(), env.doctor_record())
-    said = {"seconds": round(time.monotonic() - began, 1), "machine": env.machine(), "left out": unfit}
-    args.json.write_text(json.dumps({**said, "findings": [dataclasses.asdict(f) for f in found]}, indent=1) + "\n")
+    summary = {"seconds": round(time.monotonic() - began, 1), "machine": env.machine(), "left out": unfit}
+    args.json.write_text(json.dumps({**summary, "findings": [dataclasses.asdict(f) for f in found]}, indent=1) + "\n")
     for part, reason in unfit.items():
         print(f"left out of later runs: {part} ({reason}), until {NAME} passes")
     failed = sum(f.verdict == FAILED for f in found)

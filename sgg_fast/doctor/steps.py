@@ -131,5 +131,5 @@ def check_memory(device: torch.device) -> Finding:
     engine = engine_of("finetune", config, device, None)
     _losses(engine, 2)
     peak = torch.cuda.max_memory_allocated(device) - before
-    said = f"peak {peak / 2**20:.0f} MiB, planned {plan.peak / 2**20:.0f} MiB at the toy's size"
-    return Finding("memory", FAILED if peak > (1 + PLAN) * plan.peak + SMALL else OK, said)
+    measured = f"peak {peak / 2**20:.0f} MiB, planned {plan.peak / 2**20:.0f} MiB at the toy's size"
+    return Finding("memory", FAILED if peak > (1 + PLAN) * plan.peak + SMALL else OK, measured)

@@ -82,7 +82,7 @@ class Merged:
 
     With `leading` the first layer computes for all at each call, as to_q does for to_k and to_v. Otherwise the first
     caller between `begin` and `end` computes for all, and a caller with another tensor computes its own result. Tensors
-    are compared by identity, so a result always belongs to the caller's input.
+    are compared by identity, so a result always belongs to the caller's input. `activation` is applied to the input.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ def test_a_text_is_read_as_stable_diffusion_reads_it(foundation, form):
 
 def test_a_phrase_is_a_token(foundation):
     model = TextConditioner(128, 128, "phrases")
-    model.calibrate_text(text_states(foundation.text_encoder, foundation.tokenizer, [""])[0][0])
+    model.calibrate_null(text_states(foundation.text_encoder, foundation.tokenizer, [""])[0][0])
     given = said_by(model, [GRAPH, LONE], foundation)
     phrases = [["sheep wearing red hat", "sheep left of sheep", "sheep", "red hat", "sheep", "sun"], ["dog"]]
     start = text_states(foundation.text_encoder, foundation.tokenizer, [""])[0][0, 0]

@@ -146,9 +146,8 @@ def test_early_stop_counts_validations_without_improvement(cache):
     stops = [watch.look(step, False, log) for step in range(1, 41)]
     assert stops == [step == 40 for step in range(1, 41)], "two in a row, equal is no improvement"
     assert log.seen == [10, 20, 30, 40, "early stop"]
-    again = Watch(watch.run, stage, np.array([0, 1, 2]))
-    again.load_state_dict(watch.state_dict())
-    assert (again.best, again.since) == (0.3, 2)
+    again = Watch(watch.run, stage, np.array([0, 1, 2]), watch.state)
+    assert again.state == {"best": 0.3, "since": 2}
 
 
 SET = {"num_scenes": 32, "validation_pairs": 4, "validate_every": 2, "pretrain_steps": 6}

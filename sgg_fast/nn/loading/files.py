@@ -72,7 +72,7 @@ def forget_places(root: Path) -> None:
 def seal(root: Path) -> Path:
     """Write the manifest of an export (size and SHA-256 of every loaded file); returns its path. Raises OSError."""
     (root / MANIFEST).unlink(missing_ok=True)
-    files = {name: {"bytes": (root / name).stat().st_size, "sha256": _sha256(root / name)} for name in files_of(root)}
+    files = {name: {"bytes": (root / name).stat().st_size, "sha256": sha256(root / name)} for name in files_of(root)}
     (root / MANIFEST).write_text(_render(files), encoding="ascii")
     return root / MANIFEST
 
@@ -114,7 +114,7 @@ def _compare(root: Path, due: dict[str, dict[str, Any]]) -> None:
     found = sha256s(root, due)
     for name, entry in due.items():
         # A noted mismatch is computed again.
-        if found[name] != entry["sha256"] and _sha256(root / name) != entry["sha256"]:
+        if found[name] != entry["sha256"] and sha256(root / name) != entry["sha256"]:
             raise ModelError(f"{name}: its bytes are not those that were exported (SHA-256 differs): {_CURE}")
 
 
@@ -155,18 +155,19 @@ def sha256s(root: Path, names: Iterable[str]) -> dict[str, str]:
         with border(name):
             stat = (root / name).stat()
             if stat.st_size <= _SMALL:
-                found[name] = _sha256(root / name)
+                found[name] = sha256(root / name)
                 continue
             size, changed, sha = known.get(name, (None, None, ""))
             same = (size, changed) == (stat.st_size, stat.st_mtime_ns)
-            found[name] = sha if same else _sha256(root / name)
+            found[name] = sha if same else sha256(root / name)
             noted[name] = [stat.st_size, stat.st_mtime_ns, found[name]]
     if any(known.get(name) != entry for name, entry in noted.items()):
         _write_note(note, {**known, **noted})
     return found
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -93,8 +93,8 @@ def test_every_byte_of_the_manifest_counts(folder):
 
 
 def test_large_files_are_read_once_for_each_path_size_and_time(folder, monkeypatch):
-    read, original = [], files._sha256
-    monkeypatch.setattr(files, "_sha256", lambda path: read.append(path.name) or original(path))
+    read, original = [], files.sha256
+    monkeypatch.setattr(files, "sha256", lambda path: read.append(path.name) or original(path))
     check(folder)
     check(folder)
     assert read.count("w.safetensors") == 1
