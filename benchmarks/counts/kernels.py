@@ -23,13 +23,14 @@ from sgg_kernels.launch import intercept
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks import optimiser
 from benchmarks.counts import roofline
 from benchmarks.counts.roofline import CHIPS
 from benchmarks.harness.readme_table import ReadmeTable
 from benchmarks.ops import baselines as baselines_torch
+from benchmarks.ops import optimisers
 from benchmarks.ops.baselines import OpForm
-from benchmarks.ops.registry import DTYPES, GRAPH_OPS, IMAGE_OPS, Case, Inputs, inputs
+from benchmarks.ops.cases import GRAPH_OPS, IMAGE_OPS, Case
+from benchmarks.ops.registry import DTYPES, Inputs, inputs
 from sgg_fast import ops
 from sgg_fast.train.optim.adam_flat import FlatAdam
 
@@ -308,7 +309,7 @@ def count_optimiser(op: str, weights: str) -> int:
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16
     groups = []
     for bits in (8 if op == "adam8bit" else 32, 32):
-        parameters = optimiser.parameters([(5,), (300,)], dtype, torch.device("cpu"), flat=False)
+        parameters = optimisers.parameters([(5,), (300,)], dtype, torch.device("cpu"), flat=False)
         groups.append({"params": parameters, "lr": 1e-3, "optim_bits": bits})
     made = FlatAdam(groups, seed=0, max_norm=1.0, split=weights == "split")
     ops.use_kernels("triton")
@@ -323,14 +324,14 @@ def count_optimiser(op: str, weights: str) -> int:
 def optimiser_table() -> list[str]:
     """A step of Stable Diffusion v1's UNet, the norm of its gradients included."""
     chips = " | ".join(f"{chip.name}, ms" for chip in CHIPS)
-    num = sum(torch.Size(shape).numel() for shape in optimiser.shapes("unet"))
+    num = sum(torch.Size(shape).numel() for shape in optimisers.shapes("unet"))
     lines = [
         f"{num:,} weights; *norm* reads each gradient once more",
         "",
         f"| op | weights | launches | bytes an element | and norm | GB | {chips} |",
         "|---|---|---|---|---|---|" + "---|" * len(CHIPS),
     ]
-    for op, forms in optimiser.BYTES.items():
+    for op, forms in optimisers.BYTES.items():
         for weights, each in forms.items():
             norm = 4 if weights == "fp32" else 2
             scales = num // 16 if op == "adam8bit" else 0

@@ -16,6 +16,7 @@ import os
 import pathlib
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -51,7 +52,8 @@ class Machine:
     date: str
 
 
-def _times(milliseconds: list[float]) -> Times:
+def times_of(milliseconds: list[float]) -> Times:
+    """Quantiles of some repetitions."""
     return Times(*(float(q) for q in np.quantile(milliseconds, [0.2, 0.5, 0.8])))
 
 
@@ -101,6 +103,12 @@ def machine(device: torch.device) -> Machine:
         commit=commit(),
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d"),
     )
+
+
+def heading(device: torch.device) -> str:
+    """One line about this machine, above a command's rows."""
+    facts = machine(device)
+    return f"{facts.device} ({facts.cpu}), torch {facts.torch}, triton {facts.triton}, {facts.commit}"
 
 
 def gpu_clocks(device: torch.device) -> str:
@@ -167,7 +175,7 @@ def call_times(run: Callable[[], object], device: torch.device, seconds: float, 
             start = time.perf_counter()
             run()
             milliseconds.append(1e3 * (time.perf_counter() - start))
-        return _times(milliseconds)
+        return times_of(milliseconds)
     buffer = _flush_buffer(device) if flushed else None
     pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
     for start_event, end_event in pairs:
@@ -177,7 +185,7 @@ def call_times(run: Callable[[], object], device: torch.device, seconds: float, 
         run()
         end_event.record()
     synchronize(device)
-    return _times([start_event.elapsed_time(end_event) for start_event, end_event in pairs])
+    return times_of([start_event.elapsed_time(end_event) for start_event, end_event in pairs])
 
 
 class Replay:
@@ -245,3 +253,23 @@ def copy_bandwidth(device: torch.device) -> float:
     target = torch.empty_like(source)
     times = call_times(lambda: target.copy_(source), device, 0.3)
     return 2 * size / (times.p50 * 1e-3)
+
+
+def environment() -> dict[str, object]:
+    """Versions and hardware of this run, so the files are readable on their own."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    facts: dict[str, object] = dataclasses.asdict(machine(device))
+    facts |= {"python": sys.version.split()[0], "cuda": torch.version.cuda}
+    if on_gpu:
+        properties = torch.cuda.get_device_properties(0)
+        facts |= {
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "l2_bytes": properties.L2_cache_size,
+            "memory_bytes": properties.total_memory,
+            "clocks_mhz": gpu_clocks(device),
+            "copy_gb_s": copy_bandwidth(device) / 1e9,
+        }
+        torch.cuda.empty_cache()  # the parts are other processes
+    return facts

@@ -15,7 +15,8 @@ import torch
 
 from benchmarks.ops import baselines as baselines_torch
 from benchmarks.ops.baselines import OpForm, Tensors
-from benchmarks.ops.registry import DTYPES, Case, Inputs, upstream
+from benchmarks.ops.cases import Case
+from benchmarks.ops.registry import DTYPES, Inputs, upstream
 
 FLOOR = 1e-6
 """Relative; eight units in the last place of fp32."""

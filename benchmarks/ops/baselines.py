@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from sgg_kernels import reference
 from torch.func import functional_call
 
+from benchmarks.harness.output import UnavailableError
 from benchmarks.ops.registry import Inputs
 from sgg_fast import ops
 from sgg_fast.nn.encoder import TripleConv
@@ -29,16 +30,10 @@ from sgg_fast.nn.encoder import TripleConv
 Tensors = dict[str, torch.Tensor]
 OpForm = Callable[[Inputs, Tensors], tuple[torch.Tensor, ...]]
 
-BACKENDS = ("ours", "reference", "eager", "compile", "pyg", "sg2im")
-
 FORMS: dict[tuple[str, str], OpForm] = {}
 
 READ_BACK = {("pack", "reference")}
 """Forms that read sizes back to the host, so they cannot be captured."""
-
-
-class UnavailableError(RuntimeError):
-    """This backend cannot run here; its row shows the message."""
 
 
 def _form(op: str, backend: str) -> Callable[[OpForm], OpForm]:

@@ -27,6 +27,7 @@ from sgg_fast.toy import world
 from sgg_fast.toy.fit import fit
 from sgg_fast.toy.layout import BACKDROPS
 from sgg_fast.toy.models import WEIGHTS
+from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
 
 CATEGORIES, COLOURS = world.OBJECTS, world.COLOURS
 UNNAMED = 255
@@ -317,20 +318,18 @@ def accuracy(detector: ToyDetector, scenes: list[world.Scene], images: np.ndarra
     return Accuracy(num_found / num_things, num_found / num_instances, num_right / max(num_named, 1), missed, invented)
 
 
-def train_detector(
-    out: Path, num_steps: int, num_scenes: int, seed: int, held_out_seed: int, spoken: bool = False
-) -> nn.Module:
+def train_detector(out: Path, num_steps: int, num_scenes: int, spoken: bool = False) -> nn.Module:
     """The detector's moving average after `num_steps`; continues from `out` if possible. Monitored: held-out accuracy.
 
     spoken: train the detector of `toy-words`, which starts from the shipped one and uses scenes of both worlds.
     """
-    targets = draw_targets(seed, num_scenes, spoken)
-    held_out = [world.draw_scene(held_out_seed, i, spoken=spoken) for i in range(200)]
+    targets = draw_targets(TRAIN_SEED, num_scenes, spoken)
+    held_out = [world.draw_scene(HELD_OUT_SEED, i, spoken=spoken) for i in range(200)]
     torch.manual_seed(0)
     detector = load_detector().requires_grad_(True) if spoken else ToyDetector()
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        terms = loss_terms(detector, _batch(targets, np.random.default_rng([seed, step]), 16))
+        terms = loss_terms(detector, _batch(targets, np.random.default_rng([TRAIN_SEED, step]), 16))
         loss = terms["category"] + 0.3 * terms["colour"] + 2 * terms["box"] + terms["iou"]
         return loss, {name: float(term.detach()) for name, term in terms.items()}
 
@@ -339,4 +338,5 @@ def train_detector(
         return str(accuracy(ema, held_out))
 
     peak, every = (7e-4, 100) if spoken else (2e-3, 300)
-    return fit("detector", detector, loss_of, out, num_steps, peak, ema_decay=0.998, look=look, look_every=every)
+    folder = out / ("detector_words" if spoken else "detector")
+    return fit("detector", detector, loss_of, folder, num_steps, peak, ema_decay=0.998, look=look, look_every=every)

@@ -18,6 +18,7 @@ from sgg_fast.nn.loading import load_weights
 from sgg_fast.toy.detector import CATEGORIES, Targets, draw_targets
 from sgg_fast.toy.fit import fit
 from sgg_fast.toy.models import WEIGHTS
+from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
 
 WIDTH = 64
 """D."""
@@ -70,14 +71,14 @@ def _cells(targets: Targets, chosen: np.ndarray) -> torch.Tensor:
     return functional.adaptive_max_pool2d(hot, CELLS)
 
 
-def train_features(out: Path, num_steps: int, num_scenes: int, seed: int, held_out_seed: int) -> nn.Module:
+def train_features(out: Path, num_steps: int, num_scenes: int) -> nn.Module:
     """The network's moving average after `num_steps`; continues from `out` if possible. Logs held-out accuracy."""
-    targets, held_out = draw_targets(seed, num_scenes), draw_targets(held_out_seed, 200)
+    targets, held_out = draw_targets(TRAIN_SEED, num_scenes), draw_targets(HELD_OUT_SEED, 200)
     torch.manual_seed(1)
     network = ToyFeatures()
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        chosen = np.random.default_rng([seed, step]).integers(num_scenes, size=32)
+        chosen = np.random.default_rng([TRAIN_SEED, step]).integers(num_scenes, size=32)
         logits = network.head(network(_pixels(targets.images[chosen])))
         loss = functional.binary_cross_entropy_with_logits(logits, _cells(targets, chosen))
         return loss, {"loss": float(loss.detach())}
@@ -90,4 +91,4 @@ def train_features(out: Path, num_steps: int, num_scenes: int, seed: int, held_o
         shared = (there & said).sum()
         return f"cells: precision {shared / said.sum():.3f}, recall {shared / there.sum():.3f}"
 
-    return fit("features", network, loss_of, out, num_steps, peak_lr=2e-3, ema_decay=0.998, look=look)
+    return fit("features", network, loss_of, out / "features", num_steps, peak_lr=2e-3, ema_decay=0.998, look=look)

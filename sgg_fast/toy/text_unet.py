@@ -125,8 +125,7 @@ def build_text_unet(
     """The wide UNet's moving average. Monitored: error of the predicted latents by noise level, on held-out scenes.
 
     start: folder of a foundation. Training continues with its UNet, trained for `first` steps, and its other parts are
-    written to `out`. Without it the parts of `out` and a new UNet are used. Raises ValueError if those parts are
-    missing.
+    written to `out`. Without it the parts of `out` and a new UNet are used.
     """
     if start is not None:
         foundation = load_foundation(str(start), "")
@@ -135,7 +134,7 @@ def build_text_unet(
         save_half(foundation.clip, out / "clip.safetensors")
         foundation.tokenizer.save_pretrained(out / "tokenizer")
     else:
-        foundation = parts_of(out)
+        foundation = toy_foundation(weights=out, wide=True)
     graphs, latents = training_set(foundation, out, num_scenes)
     scenes = [world.draw_scene(HELD_OUT_SEED, i, spoken=True) for i in range(_LOOKED_AT)]
     held_out = [scene.graph for scene in scenes]
@@ -182,16 +181,7 @@ def build_text_unet(
             lines.append(f"{name} {x0_errors(predict, true_latents, abar, scenes)}")
         return "x0 error " + "; ".join(lines)
 
-    ema = fit(
+    return fit(
         "unet", unet, loss_of, out / "unet", num_steps, peak_lr=1e-3, ema_decay=0.9995, look=look, look_every=400,
         constant_until=0.7, first=first,
     )  # fmt: skip
-    save_half(ema, out / "unet.safetensors")
-    return ema
-
-
-def parts_of(out: Path) -> Foundation:
-    """Autoencoder and CLIP of `out`, and its UNet or a new one. Raises ValueError if autoencoder or CLIP is missing."""
-    if missing := [part for part in ("vae", "clip") if not (out / f"{part}.safetensors").is_file()]:
-        raise ValueError(f"{out} has no {' and no '.join(missing)}: build that first")
-    return toy_foundation(weights=out, wide=True)

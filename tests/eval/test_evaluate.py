@@ -20,7 +20,7 @@ from sgg_fast.eval.detector import overlaps
 from sgg_fast.eval.detectors import OpenVocabularyDetector, open_detector
 from sgg_fast.eval.direction import measure_direction
 from sgg_fast.graph import SceneGraph
-from sgg_fast.toy import build, world
+from sgg_fast.toy import parts, world
 
 GRAPHS = [
     SceneGraph(("dog", "house"), ((0, "left of", 1),)),
@@ -170,7 +170,7 @@ def test_pairs_start_from_the_noise_of_their_own_graph(tmp_path):
 
 def test_the_card_says_what_was_measured_of_these_weights(done, tmp_path):
     folder = shutil.copytree(SHIPPED, tmp_path / "pipeline")
-    build.put_on_card(folder, done)
+    parts.put_on_card(folder, done)
     result = json.loads((done / "eval.json").read_text())
     card = (folder / "README.md").read_text()
     assert f"| entity recall, 2 held-out toy graphs | {result['rows']['drawn']['entity recall']:.4g} |" in card
@@ -178,7 +178,7 @@ def test_the_card_says_what_was_measured_of_these_weights(done, tmp_path):
     for name, value in (("weights", "0" * 16), ("data", "toy-repeats")):
         (tmp_path / "eval.json").write_text(json.dumps({**result, name: value}))
         with pytest.raises(ValueError, match="of other weights or on other graphs"):
-            build.put_on_card(folder, tmp_path)
+            parts.put_on_card(folder, tmp_path)
 
 
 def test_one_graph_of_a_file_without_num_and_no_floor_of_other_graphs(tmp_path, capsys):

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from benchmarks import train_step
 from benchmarks.steps import curves as pretrain_curves
 from benchmarks.steps import pretrain as pretrain_step
 from sgg_fast import ops
@@ -20,11 +21,11 @@ def _small(monkeypatch):
     ops.use_kernels("auto")
 
 
-def test_rows_of_a_cpu(tmp_path, capsys):
-    path = tmp_path / "rows.csv"
-    forms = ["naive", "cached", "kernels", "graphs"]
-    assert pretrain_step.run(torch.device("cpu"), True, forms, [2], path, interpret=True) == 0
-    with path.open() as file:
+def test_rows_of_a_cpu(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    words = ["--stage", "pretrain", "--quick", "--device", "cpu", "--batch", "2", "--out", str(tmp_path)]
+    assert train_step.main(words) == 0
+    with (tmp_path / "pretrain_step.csv").open() as file:
         naive, cached, kernels, graphs = csv.DictReader(file)
     assert naive["parameters"] == cached["parameters"] == kernels["parameters"]
     for row in (naive, cached):
