@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.aot.cases import AotCase
+from benchmarks.aot.cases import LEAST_WARPS, AotCase, cases
 from benchmarks.aot.rules import (
     CHIPS,
     VECTOR,
@@ -145,12 +145,12 @@ def _failure(arch: str, case: str, names: list[str], reason: str) -> Compiled:
     return Compiled(arch, case, names[-1] if names else "(no launch)", 0, 0, 0, 0, 0, (reason,))
 
 
-def compile_cases(arch: str, cases: Iterable[AotCase], least_warps: dict[str, int]) -> list[Compiled]:
+def compile_cases(arch: str, some: Iterable[AotCase], least_warps: dict[str, int]) -> list[Compiled]:
     """Every launch of every case, compiled for `arch` and judged. A case that fails is a line with its reason."""
     from sgg_kernels.launch import intercept
 
     found: list[Compiled] = []
-    for case in cases:
+    for case in some:
         names: list[str] = []
 
         def take_over(kernel: Any, grid: tuple, args: tuple, options: dict, case: AotCase = case, names=names) -> bool:
@@ -174,3 +174,9 @@ def compile_cases(arch: str, cases: Iterable[AotCase], least_warps: dict[str, in
         if not names:
             found.append(_failure(arch, case.name, names, "the case launches no kernel"))
     return found
+
+
+def compile_chip(arch: str) -> list[Compiled]:
+    """Every shipped launch; a process compiles for one chip only."""
+    use_chip(arch)
+    return compile_cases(arch, cases(), LEAST_WARPS)

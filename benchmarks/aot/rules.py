@@ -5,16 +5,37 @@ Every rule returns reasons; a missing tool or answer is a fault, never a skip.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import multiprocessing
+import os
 import pathlib
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class AotError(RuntimeError):
     """The check itself cannot run; the message gives the reason."""
+
+
+def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
+    """`function(*args)` in a new process, without Triton's interpreter. Raises `AotError` if that process dies."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_without_interpreter) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except concurrent.futures.BrokenExecutor as error:
+            raise AotError(f"{args[0]}: its process died: {error}") from error
+
+
+def _without_interpreter() -> None:
+    os.environ.pop("TRITON_INTERPRET", None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness.readme_table import markdown
 from benchmarks.quality.cells import result_of
 from benchmarks.quality.plan import BASELINES, GRAPHS, NOISE_SEEDS, Cell, System
 from sgg_fast.eval import bootstrap
@@ -92,11 +93,6 @@ def text_of(estimate: Estimate) -> str:
     return f"{estimate.mean:.3f}" if estimate.low == estimate.high else str(estimate)
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def tables(comparison: Comparison, names: Sequence[str]) -> str:
     """Markdown of the named tables and of the paired differences."""
     parts = []
@@ -106,7 +102,7 @@ def tables(comparison: Comparison, names: Sequence[str]) -> str:
             for s in comparison.results
             if name in s.tables
         ]
-        parts += [f"## {TITLES[name]}", _markdown(["system", "seeds", *COLUMNS], rows)]
+        parts += [f"## {TITLES[name]}", "\n".join(markdown(["system", "seeds", *COLUMNS], rows))]
     differences = comparison.differences()
     for name, systems in (("its baselines", BASELINES), ("itself without parts", None)):
         rows = [
@@ -116,7 +112,7 @@ def tables(comparison: Comparison, names: Sequence[str]) -> str:
         ]
         if rows:
             header = ["sgg minus", "seeds", f"difference, {HEADLINE}", "excludes 0"]
-            parts += [f"## SGG-IG against {name}", _markdown(header, rows)]
+            parts += [f"## SGG-IG against {name}", "\n".join(markdown(header, rows))]
     return "\n\n".join(parts)
 
 
