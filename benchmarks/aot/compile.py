@@ -8,7 +8,6 @@ compiled kernels have the shipped specialisation.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Iterable
@@ -20,7 +19,6 @@ from benchmarks.aot.rules import (
     VECTOR,
     AotError,
     Budget,
-    Resources,
     access_bytes,
     budget_problems,
     code_problems,
@@ -98,12 +96,6 @@ def _arguments(kernel: Any, compiled: Any, args: tuple[Any, ...]) -> list[tuple[
     return [(name, given[name] if isinstance(given[name], int) else None) for name in kept]
 
 
-@functools.lru_cache(maxsize=256)
-def _resources(cubin: bytes) -> Resources:
-    """Cached, because many cases share a kernel."""
-    return read_cubin(cubin)
-
-
 def judge(
     arch: str,
     kernel: Any,
@@ -119,7 +111,7 @@ def judge(
     chip, metadata = CHIPS[arch], compiled.metadata
     if metadata.target.arch != chip.capability:
         raise AotError(f"{kernel.__name__} was compiled for {metadata.target.arch}, not {arch}")
-    resources, ptx = _resources(compiled.asm["cubin"]), compiled.asm["ptx"]
+    resources, ptx = read_cubin(compiled.asm["cubin"]), compiled.asm["ptx"]
     accesses = Kernel(compiled.asm["ttgir"], _arguments(kernel, compiled, args), grid).accesses
     budget = Budget(resources.registers, metadata.shared, metadata.num_warps)
     problems = code_problems(resources, ptx)

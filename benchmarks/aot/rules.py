@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import multiprocessing
 import os
 import pathlib
@@ -96,8 +97,9 @@ def cuobjdump() -> str:
     return found
 
 
+@functools.lru_cache(maxsize=256)
 def read_cubin(cubin: bytes) -> Resources:
-    """Registers, stack and instructions of the one kernel of a cubin."""
+    """Registers, stack and instructions of the one kernel of a cubin. Cached, because many cases share a kernel."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)

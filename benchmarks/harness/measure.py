@@ -11,7 +11,6 @@ import datetime
 import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import pathlib
 import platform
@@ -112,27 +111,17 @@ def heading(device: torch.device) -> str:
 
 
 def gpu_clocks(device: torch.device) -> str:
-    """ "SM/memory" in MHz right now, by nvidia-ml-py or else nvidia-smi; empty if neither answers."""
+    """ "SM/memory" in MHz right now, by nvidia-smi; empty if it does not answer."""
     if device.type != "cuda":
         return ""
-    if importlib.util.find_spec("pynvml") is not None:
-        import pynvml
-
-        try:
-            pynvml.nvmlInit()
-            handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
-            kinds = (pynvml.NVML_CLOCK_SM, pynvml.NVML_CLOCK_MEM)
-            return "/".join(str(pynvml.nvmlDeviceGetClockInfo(handle, kind)) for kind in kinds)
-        except pynvml.NVMLError:
-            return ""
     query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader,nounits", "-i"]
     try:
-        answer = subprocess.run(
+        found = subprocess.run(
             [*query, str(device.index or 0)], capture_output=True, text=True, timeout=10, check=True
-        )
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
-    return "/".join(part.strip() for part in answer.stdout.strip().split(","))
+    return "/".join(part.strip() for part in found.strip().split(","))
 
 
 def synchronize(device: torch.device) -> None:

@@ -273,14 +273,11 @@ def _gate_ours(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 FORMS["geglu", "ours"] = FORMS["geglu", "reference"] = _gate_ours
 
 
-def _packed(out: Tensors, masked: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return (*out.values(), masked)
-
-
 @_form("pack", "reference")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
     d = inputs.draw
-    return _packed(*reference.pack(d.store, d.ids, d.object_ptr, d.relation_ptr, d.mask))
+    out, masked = reference.pack(d.store, d.ids, d.object_ptr, d.relation_ptr, d.mask)
+    return (*out.values(), masked)
 
 
 @_form("pack", "ours")
@@ -288,7 +285,8 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
     from sgg_kernels.pack import pack_fwd
 
     d, shape = inputs.draw, inputs.shape
-    return _packed(*pack_fwd(d.store, d.ids, d.object_ptr, d.relation_ptr, shape.objects, shape.relations, d.mask))
+    out, masked = pack_fwd(d.store, d.ids, d.object_ptr, d.relation_ptr, shape.objects, shape.relations, d.mask)
+    return (*out.values(), masked)
 
 
 def form(op: str, backend: str) -> OpForm | None:

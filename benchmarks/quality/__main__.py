@@ -164,8 +164,7 @@ def write(args: argparse.Namespace, sizes: Sizes, systems: list[System], figures
     if figures:
         if "table1" in names:
             quality_tables.draw_sheet(results / "quality_sheet.png", comparison)
-        if not quality_tables.draw_bars(results / "quality_bars.png", comparison, names):
-            say("no bar chart: matplotlib is not installed (pip install matplotlib)")
+        quality_tables.draw_bars(results / "quality_bars.png", comparison, names)
     return text
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import csv
-import importlib.util
 import json
 import pathlib
 import sys
 from typing import Any
 
+from benchmarks.harness import plots
 from sgg_fast.commands import command
 
 CHANCE = "_at_chance"
@@ -31,13 +31,8 @@ def validations(log: pathlib.Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in line.items() if k != "event"} for line in lines if line.get("event") == "validation"]
 
 
-def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
+def draw(pyplot: Any, rows: list[dict[str, Any]], path: pathlib.Path) -> None:
     """One panel for each kind of accuracy, with chance as a dashed line."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     figure, axes = pyplot.subplots(1, len(PANELS), figsize=(10, 2.8), sharey=True)
     steps = [row["step"] for row in rows]
     for axis, (title, names) in zip(axes, PANELS.items(), strict=True):
@@ -70,10 +65,8 @@ def main(argv: list[str] | None) -> None:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    if importlib.util.find_spec("matplotlib") is None:
-        print("no picture: matplotlib is not installed (pip install matplotlib)")
-    else:
-        draw(rows, args.out / "curves.png")
+    if (pyplot := plots.pyplot()) is not None:
+        draw(pyplot, rows, args.out / "curves.png")
 
 
 if __name__ == "__main__":

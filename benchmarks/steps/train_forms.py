@@ -81,7 +81,7 @@ class Ours(Form):
         set_attention(foundation.unet, "sdpa", device)
         self.references = {}
         for size in sizes:
-            self._work_on(size)
+            Ours.prepare(self, size)
             self.references[size] = self._stage_losses(num, None), self._stage_losses(num, torch.bfloat16)
         set_attention(foundation.unet, config.model.attention, device)
         self.engine = build_engine(self.stage, device, self.ds)
@@ -101,12 +101,9 @@ class Ours(Form):
         with torch.autocast(self.device.type, cast) if cast else contextlib.nullcontext():
             return [self.stage(self.ids, step).total.item() for step in range(num)]
 
-    def _work_on(self, size: Size) -> None:
+    def prepare(self, size: Size) -> None:
         self.stage.cache = self._cache(size.resolution)
         self.ids = np.arange(size.batch) % NUM_IMAGES
-
-    def prepare(self, size: Size) -> None:
-        self._work_on(size)
 
     def step(self) -> None:
         self.engine.update(self.ids[None], self._step, 0.0)
