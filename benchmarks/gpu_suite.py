@@ -263,7 +263,3 @@ def main(argv: list[str] | None) -> int:
         raise ConfigError("no CUDA device here: use --dry (make gpu-suite-dry)")
     chosen = tuple(part for part in PARTS if args.parts is None or part.name in args.parts)
     return Suite(args.out, args.dry, chosen).run()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

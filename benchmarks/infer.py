@@ -12,7 +12,6 @@ last rows are the first picture of a fresh process. The measurement is in `steps
 from __future__ import annotations
 
 import argparse
-import sys
 
 from benchmarks.harness.output import command_parser
 from benchmarks.ops.cases import DTYPES
@@ -51,7 +50,3 @@ def main(argv: list[str] | None) -> int:
     from benchmarks.steps.sampling import run
 
     return run(args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,6 @@ its steps on the small set are compared with Adam in float64; a wrong form gets 
 from __future__ import annotations
 
 import argparse
-import sys
 
 from benchmarks.harness.output import command_parser
 from benchmarks.ops.cases import OPTIMISER_SIZES, OPTIMISERS
@@ -35,7 +34,3 @@ def main(argv: list[str] | None) -> int:
     from benchmarks.ops.optimisers import run
 
     return run(args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,7 +11,6 @@ them, labelled as one. Triton's interpreter is never timed; `--verify-only` chec
 from __future__ import annotations
 
 import argparse
-import sys
 
 from benchmarks.harness.output import command_parser
 from benchmarks.ops import cases
@@ -43,7 +42,3 @@ def main(argv: list[str] | None) -> int:
     from benchmarks.ops.timing import run
 
     return run(args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

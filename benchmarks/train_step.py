@@ -12,7 +12,6 @@ in `steps/finetune.py` and `steps/pretrain.py`.
 from __future__ import annotations
 
 import argparse
-import sys
 
 from benchmarks.harness.output import command_parser
 from benchmarks.steps import forms
@@ -44,7 +43,3 @@ def main(argv: list[str] | None) -> int:
     from benchmarks.steps import finetune, pretrain
 
     return (finetune if args.stage == "finetune" else pretrain).run(args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

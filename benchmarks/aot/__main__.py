@@ -16,11 +16,11 @@ import argparse
 import concurrent.futures
 import json
 import pathlib
-import sys
 import time
 
 from benchmarks.aot.rules import CHIPS, AotError, in_fresh_process
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
 TOLERANCE = 0.10
 """Relative tolerance of registers against the baseline."""
@@ -116,7 +116,7 @@ def report(arch: str, compiled: list, args: argparse.Namespace, shipped: set[str
 @command("aot", refused=(AotError, OSError))
 def main(argv: list[str] | None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.aot", description=__doc__.split("\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.aot", description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=list(CHIPS), default=list(CHIPS), help="chips (all)")
     parser.add_argument("--check", action="store_true", help="compare with the committed baselines; no table")
     parser.add_argument("--update", action="store_true", help="write the baselines")
@@ -135,7 +135,3 @@ def main(argv: list[str] | None) -> int:
         print(f"  {line}")
     print(f"{'FAILED' if wrong else 'ok'} in {time.perf_counter() - started:.0f} s")
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

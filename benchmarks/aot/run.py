@@ -12,16 +12,15 @@ output of `ptxas`. Exit code 1 if anything is wrong or did not run.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import dataclasses
 import pathlib
 import re
-import sys
 import time
 
 from benchmarks.aot.rules import CHIPS, AotError, in_fresh_process
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
 KERNELS = pathlib.Path(__file__).resolve().parents[2] / "kernels" / "sgg_kernels"
 MOST_UNENTERED = 0.03
@@ -189,7 +188,7 @@ def report(results: list[Result], whole: bool) -> list[str]:
 @command("aot.run", refused=(AotError, OSError))
 def main(argv: list[str] | None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.aot.run", description=__doc__.split("\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.aot.run", description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=list(CHIPS), default=list(CHIPS), help="chips (all)")
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name holds this (all)")
     parser.add_argument("--counts", action="store_true", help="instructions, sectors, bank conflicts and barriers")
@@ -207,7 +206,3 @@ def main(argv: list[str] | None) -> int:
         print(f"  {line}")
     print(f"{'FAILED' if wrong else 'ok'} in {time.perf_counter() - began:.0f} s")
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

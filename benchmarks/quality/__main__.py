@@ -19,11 +19,12 @@ from pathlib import Path
 from benchmarks.quality import plan as plans
 from benchmarks.quality.plan import Cell, Sizes, System, Work
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Flags of this command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.quality", description=__doc__.split("\n\n")[0])
     parser.add_argument("--budget", default="1h", help="time to fill: 1h, 30m, 90s; or full, whatever it takes (1h)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each system (3)")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time (1)")
@@ -32,16 +33,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, help="folder of tables and figures, quality_* (as --out)")
     parser.add_argument("--dry", action="store_true", help="print the plan, run no cell")
     return parser.parse_args(argv)
-
-
-@command("quality", interrupted="the same command goes on")
-def main(argv: list[str] | None) -> int:
-    """Exit code: 0 done, 1 if cells failed, 2 for unusable input (one line on stderr), 130 interrupted."""
-    args = parse(argv)
-    for name in ("seeds", "jobs"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
-    return compare(args)
 
 
 def say(line: str) -> None:
@@ -168,5 +159,11 @@ def write(args: argparse.Namespace, sizes: Sizes, systems: list[System], figures
     return text
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@command("quality", interrupted="the same command goes on")
+def main(argv: list[str] | None) -> int:
+    """Exit code: 0 done, 1 if cells failed, 2 for unusable input (one line on stderr), 130 interrupted."""
+    args = parse(argv)
+    for name in ("seeds", "jobs"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    return compare(args)

@@ -7,15 +7,14 @@ It reads the log of `train.py --stage pretrain` and trains nothing. The picture 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import pathlib
-import sys
 from typing import Any
 
 from benchmarks.harness import plots
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
 CHANCE = "_at_chance"
 PANELS = {
@@ -51,7 +50,7 @@ def draw(pyplot: Any, rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 @command("curves")
 def main(argv: list[str] | None) -> None:
     """Exit status 2 for a log without validations."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps.curves", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.steps.curves", description=__doc__.split("\n\n")[0])
     parser.add_argument("log", type=pathlib.Path)
     parser.add_argument(
         "--out", type=pathlib.Path, required=True, metavar="DIR", help="folder for curves.csv and curves.png"
@@ -67,7 +66,3 @@ def main(argv: list[str] | None) -> None:
         writer.writerows(rows)
     if (pyplot := plots.pyplot()) is not None:
         draw(pyplot, rows, args.out / "curves.png")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

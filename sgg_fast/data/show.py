@@ -6,9 +6,7 @@ the set is missing), a folder of pictures with graphs beside them, "toy", "toy-r
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -138,8 +136,7 @@ def _draw_boxes(picture: Image.Image, names: Sequence[str], boxes: np.ndarray) -
 @command("show")
 def main(argv: list[str] | None) -> None:
     """Exit code: 0 done, 2 for an unusable set or settings (one line on stderr)."""
-    parser = OneLineParser(prog="python -m sgg_fast.data.show", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = OneLineParser(prog="python -m sgg_fast.data.show", description=__doc__)
     parser.add_argument("data", metavar="DIR", help="the set")
     parser.add_argument("--n", type=int, default=16, help="samples on the sheet (%(default)s)")
     parser.add_argument("--split", default="train", help="which split (%(default)s)")
@@ -164,7 +161,3 @@ def main(argv: list[str] | None) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     page.save(args.out)
     print(args.out)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -8,7 +8,6 @@ tables.md and sheet.png; every figure stands beside its floor, its ceiling and t
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from sgg_fast.commands import command
@@ -85,7 +84,3 @@ def main(argv: list[str] | None) -> None:
     from sgg_fast.eval.evaluate import evaluate
 
     print(evaluate(args))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -28,7 +28,6 @@ The parts of `toy-words` are made by the same commands with `--data-set toy-word
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from sgg_fast.commands import command
@@ -44,9 +43,7 @@ PARTS = {
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line. Raises ValueError for parts and files that do not fit each other."""
-    parser = OneLineParser(
-        prog="python -m sgg_fast.toy.build", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog="python -m sgg_fast.toy.build", description=__doc__)
     add = parser.add_argument
     add("part", choices=[*STEPS, "foundation", "ship", "card", "sheet"])
     add("--out", type=Path, default=Path("runs/toy-build"), help="folder of the parts; of the run to ship")
@@ -89,7 +86,3 @@ def main(argv: list[str] | None) -> None:
         parts.draw_sheet(parts.SHEET)
     else:
         parts.build_part(args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from sgg_fast.data.cache import to_pixels
 from sgg_fast.eval.detector import Instance, overlaps
 from sgg_fast.nn.loading import load_weights
 from sgg_fast.toy import world
@@ -109,8 +110,7 @@ class ToyDetector(nn.Module):
         """The instances of each picture, uint8 [B, H, W, 3]."""
         found = []
         for start in range(0, len(images), batch_size):
-            some = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
-            category, colour, sides = self(some.permute(0, 3, 1, 2).float() / 127.5 - 1)
+            category, colour, sides = self(to_pixels(images[start : start + batch_size]))
             boxes = boxes_of(sides).permute(0, 2, 3, 1).numpy()
             share, colour = category.softmax(dim=1).numpy(), colour.log_softmax(dim=1).numpy()
             found += [count_votes(*maps) for maps in zip(share, colour, boxes, strict=True)]
@@ -220,7 +220,7 @@ def _batch(targets: Targets, rng: np.random.Generator, size: int) -> list[torch.
     images, category, colour, boxes, weight = columns
     x0, x1 = boxes[mirrored, ..., 0].copy(), boxes[mirrored, ..., 2].copy()
     boxes[mirrored, ..., 0], boxes[mirrored, ..., 2] = 1 - x1, 1 - x0
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = to_pixels(images)
     # Light noise keeps the detector from relying on the drawing's exact values.
     grain = torch.from_numpy(rng.uniform(0.0, 0.08, (size, 1, 1, 1)).astype(np.float32))
     pixels = pixels + grain * torch.from_numpy(rng.standard_normal(pixels.shape, dtype=np.float32))

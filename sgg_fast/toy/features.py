@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sgg_fast.data.cache import to_pixels
 from sgg_fast.nn.loading import load_weights
 from sgg_fast.toy.detector import CATEGORIES, Targets, draw_targets
 from sgg_fast.toy.fit import fit
@@ -47,14 +48,10 @@ class ToyFeatures(nn.Module):
     def read(self, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
         """Features, float64 [B, D], of uint8 pictures [B, 64, 64, 3]."""
         parts = [
-            self(_pixels(images[start : start + batch_size])).mean(dim=(2, 3)).double().numpy()
+            self(to_pixels(images[start : start + batch_size])).mean(dim=(2, 3)).double().numpy()
             for start in range(0, len(images), batch_size)
         ]
         return np.concatenate(parts)
-
-
-def _pixels(images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def load_features(path: Path = WEIGHTS / "features.safetensors") -> ToyFeatures:
@@ -79,7 +76,7 @@ def train_features(out: Path, num_steps: int, num_scenes: int) -> nn.Module:
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
         chosen = np.random.default_rng([TRAIN_SEED, step]).integers(num_scenes, size=32)
-        logits = network.head(network(_pixels(targets.images[chosen])))
+        logits = network.head(network(to_pixels(targets.images[chosen])))
         loss = functional.binary_cross_entropy_with_logits(logits, _cells(targets, chosen))
         return loss, {"loss": float(loss.detach())}
 
@@ -87,7 +84,7 @@ def train_features(out: Path, num_steps: int, num_scenes: int) -> nn.Module:
     def look(ema: nn.Module, step: int) -> str:
         assert isinstance(ema, ToyFeatures)
         there = _cells(held_out, np.arange(200)) > 0
-        said = ema.head(ema(_pixels(held_out.images))) > 0
+        said = ema.head(ema(to_pixels(held_out.images))) > 0
         shared = (there & said).sum()
         return f"cells: precision {shared / said.sum():.3f}, recall {shared / there.sum():.3f}"
 

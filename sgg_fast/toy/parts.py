@@ -84,7 +84,7 @@ def build_vae(out: Path, num_steps: int, num_scenes: int, batch: int = 16) -> nn
         chosen = images[rng.integers(len(images), size=batch)]
         mirrored = rng.random(batch) < 0.5
         chosen[mirrored] = chosen[mirrored, :, ::-1]
-        pixels = to_pixels(chosen, torch.device("cpu")).contiguous(memory_format=torch.channels_last)
+        pixels = to_pixels(chosen).contiguous(memory_format=torch.channels_last)
         posterior = vae.encode(pixels).latent_dist
         error = vae.decode(posterior.sample()).sample - pixels
         square = error.square().mean()
@@ -173,7 +173,7 @@ def build_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32) -> n
 
 def clip_pixels(clip: nn.Module, images: np.ndarray) -> torch.Tensor:
     """uint8 pictures as input of CLIP's image tower."""
-    return normalise_pixels(clip, to_pixels(images, torch.device("cpu")))
+    return normalise_pixels(clip, to_pixels(images))
 
 
 @torch.no_grad()

@@ -27,8 +27,8 @@ from sgg_fast.nn.foundation import Foundation, load_foundation
 from sgg_fast.toy import world
 from sgg_fast.toy.captions import caption
 from sgg_fast.toy.fit import fit, save_half
-from sgg_fast.toy.gates import x0_errors
 from sgg_fast.toy.models import toy_foundation
+from sgg_fast.toy.noise_levels import x0_errors
 from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
 
 NULL_TOKENS = 2
@@ -108,7 +108,7 @@ def training_set(foundation: Foundation, out: Path, num: int) -> tuple[list[Scen
 @torch.no_grad()
 def encode(foundation: Foundation, images: np.ndarray) -> torch.Tensor:
     """Scaled latents (posterior means) of uint8 pictures."""
-    pixels = to_pixels(images, torch.device("cpu"))
+    pixels = to_pixels(images)
     parts = [foundation.vae.encode(some).latent_dist.mean for some in pixels.split(50)]
     return torch.cat(parts) * foundation.vae.config.scaling_factor
 

@@ -9,7 +9,6 @@ without a fixed shape (`--no-cuda-graphs`) may compile a few more kernels later.
 from __future__ import annotations
 
 import argparse
-import sys
 
 from sgg_fast.commands import command
 from sgg_fast.commands.flags import OneLineParser
@@ -46,7 +45,3 @@ def main(argv: list[str] | None) -> None:
         warm_up(config, env.device(), ds_path, lambda line: print(line, flush=True))
     except torch.OutOfMemoryError as error:
         raise ValueError(str(error)) from error
-
-
-if __name__ == "__main__":
-    sys.exit(main())

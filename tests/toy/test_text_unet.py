@@ -20,8 +20,8 @@ from sgg_fast.nn.foundation import Foundation
 from sgg_fast.recipes import recipe
 from sgg_fast.toy import build, gates, text_unet, world
 from sgg_fast.toy.fit import learning_rate
-from sgg_fast.toy.gates import BANDS, object_cells, x0_errors
 from sgg_fast.toy.models import toy_foundation, toy_tokenizer, weight_file
+from sgg_fast.toy.noise_levels import BANDS, object_cells, x0_errors
 
 GRAPHS = [
     SceneGraph(("sheep", "red hat", "grass"), ((0, "near", 1),)),

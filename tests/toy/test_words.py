@@ -119,7 +119,7 @@ def test_people_ride_what_carries_them_and_hold_what_fits_a_hand(scenes):
         assert triples["person", "riding", mount] >= 5, mount
     for thing in ("kite", "umbrella", "hat", "bird"):
         assert triples["person", "holding", thing] >= 5, thing
-    assert set(layout.SEAT) >= {m for kinds in words.MOUNTS.values() for m in kinds} and set(words.HELD) == {
+    assert set(layout.SEAT) >= {m for kinds in words.MOUNTS.values() for m in kinds} and set(words.WordsPlan.HELD) == {
         *layout.GRIP
     }
 

@@ -73,8 +73,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="what", required=True)
 
     def command(name: str, title: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=title, description=text,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        made = commands.add_parser(name, help=title, description=text)
         made.set_defaults(run=run)
         made.add_argument("--out", type=Path, required=True, help="folder of the result")
         made.add_argument("--overwrite", action="store_true", help="replace an earlier result in OUT")
@@ -205,7 +204,3 @@ def main(argv: list[str] | None) -> int:
     args = parse(argv)
     check_text({name: value for name, value in vars(args).items() if name != "run"})
     return args.run(args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
