@@ -19,7 +19,7 @@ from diffusers import DDIMScheduler
 
 from benchmarks.steps.forms import Size
 from sgg_fast.diffusion.captured import CapturedUNet
-from sgg_fast.drawing import load_pipeline
+from sgg_fast.drawing import load_model
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.fuse import fuse_for, unfuse
 from sgg_fast.pipeline import SceneGraphToImagePipeline
@@ -43,7 +43,7 @@ def graph() -> SceneGraph:
 def open_models(model: str | None, device: torch.device, dtype: torch.dtype) -> SceneGraphToImagePipeline:
     """The pipeline of --model, or one of Stable Diffusion v1.4's sizes with random weights; its UNet is in `dtype`."""
     if model:
-        pipeline = load_pipeline(model)[0]
+        pipeline = load_model(model).pipeline
     else:
         config = recipe("vg256", precision="fp32", token_init="none")
         torch.manual_seed(0)

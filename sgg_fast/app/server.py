@@ -102,28 +102,21 @@ class Routes:
             raise RefusalError(422, 'send {"text": "..."} or {"json": "..."}')
         ((kind, text),) = asked.items()
 
-        def read() -> dict[str, Any]:
-            self.studio.readable.wait()
-            from sgg_fast.app.reading import text_graph
-            from sgg_fast.graph import SceneGraphError
-
-            try:
-                return text_graph(kind, text)
-            except SceneGraphError as error:
-                return {"error": str(error)}
-
-        return Json(await run_in_threadpool(read))
+        return await self._read("text_graph", kind, text)
 
     async def file(self, request: Request) -> Response:
-        data, name = await request.body(), request.query_params.get("name", "file")
+        return await self._read("file_graphs", await request.body(), request.query_params.get("name", "file"))
+
+    async def _read(self, reader: str, *given: Any) -> Response:
+        """The answer of a function of `reading`, or its error."""
 
         def read() -> dict[str, Any]:
             self.studio.readable.wait()
-            from sgg_fast.app.reading import file_graphs
+            from sgg_fast.app import reading
             from sgg_fast.graph import SceneGraphError
 
             try:
-                return file_graphs(data, name)
+                return getattr(reading, reader)(*given)
             except SceneGraphError as error:
                 return {"error": str(error)}
 

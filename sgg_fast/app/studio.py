@@ -135,14 +135,14 @@ class Studio:
     def progress(self, drawing: Drawing, seen: int) -> dict[str, Any]:
         """What the page shows of it; the preview only if it is newer than that of step `seen`."""
         with self._change:
-            said: dict[str, Any] = {"id": drawing.id, "state": drawing.state, "step": drawing.step}
-            said |= {"steps": drawing.steps, "seconds": round(drawing.seconds, 2), "error": drawing.error}
-            said["ahead"] = self._line.index(drawing) if drawing in self._line else 0
+            state: dict[str, Any] = {"id": drawing.id, "state": drawing.state, "step": drawing.step}
+            state |= {"steps": drawing.steps, "seconds": round(drawing.seconds, 2), "error": drawing.error}
+            state["ahead"] = self._line.index(drawing) if drawing in self._line else 0
             if drawing.preview_step > seen and not drawing.is_over:
-                said |= {"preview": drawing.preview, "preview_step": drawing.preview_step}
+                state |= {"preview": drawing.preview, "preview_step": drawing.preview_step}
             if drawing.state == "done":
-                said |= {"records": drawing.records, "maps": drawing.maps}
-            return said
+                state |= {"records": drawing.records, "maps": drawing.maps}
+            return state
 
     def _end(self, drawing: Drawing, state: str) -> None:
         """With the lock held."""
@@ -174,16 +174,18 @@ class Studio:
             self._draw(drawing)
 
     def _load(self) -> None:
-        from sgg_fast.app.reading import vocabulary
+        import sgg_fast.app.reading  # noqa: F401 - the readers of graphs
 
         self.readable.set()
         from sgg_fast.quiet import quiet_libraries
 
         quiet_libraries()
         from sgg_fast import drawing
+        from sgg_fast.data.text_form import PREDICATES
         from sgg_fast.drawing.jobs import unexplained
         from sgg_fast.drawing.models import scheduler_name
         from sgg_fast.drawing.options import SCHEDULERS
+        from sgg_fast.drawing.vocabulary import vocabulary
 
         self.drawable.set()
         model = drawing.load_model(self.asked)
@@ -191,12 +193,12 @@ class Studio:
         pipeline.set_progress_bar_config(disable=True)
         # Drawings put others in its place; each begins with the model's own, as a command does.
         self._scheduler, config = pipeline.scheduler, pipeline.config
-        own = scheduler_name(pipeline)
+        own, words = scheduler_name(pipeline), vocabulary(pipeline.graph_encoder.config.trained_names)
         self._words = {
             "model": model.name,
             "description": model.description,
             "weights": model.weights,
-            "words": vocabulary(pipeline.graph_encoder.config.trained_names),
+            "words": words | {"predicates": words["predicates"] or sorted(PREDICATES)},
             "schedulers": list(dict.fromkeys([own, *SCHEDULERS])),
             "defaults": {"seed": 0, "num_images": 1, "steps": config.sampling_steps, "guidance": config.guidance,
                          "relation_guidance": 0.0, "scheduler": own, "size": config.resolution},

@@ -89,7 +89,7 @@ def open_foundation(model: ModelConfig) -> Foundation:
 
 def to_pixels(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
     """uint8 [B, H, W, 3] -> fp32 [B, 3, H, W] in -1..1."""
-    return torch.from_numpy(np.ascontiguousarray(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()

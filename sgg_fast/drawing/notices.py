@@ -53,9 +53,9 @@ def cut_names(pipeline: SceneGraphToImagePipeline, graph: SceneGraph) -> list[st
     for tokenizer, texts in tokenizers:
         for text, ids in zip(texts, tokenizer(list(texts)).input_ids, strict=True):
             if len(ids) > tokenizer.model_max_length:
-                found[f"{_short(text)} (read up to token {tokenizer.model_max_length})"] = None
+                found[f"{shown(text)} (read up to token {tokenizer.model_max_length})"] = None
             elif tokenizer.eos_token_id in ids[:-1]:
-                found[f"{_short(text)} (read up to its {tokenizer.eos_token})"] = None
+                found[f"{shown(text)} (read up to its {tokenizer.eos_token})"] = None
     return list(found)
 
 
@@ -107,7 +107,3 @@ def untaught_notice(pipeline: SceneGraphToImagePipeline, relation_guidance: floa
 def _some(stems: Iterable[str], most: int = 3) -> str:
     stems = list(stems)
     return ", ".join(stems[:most]) + (f" and {len(stems) - most} more" if len(stems) > most else "")
-
-
-def _short(text: str) -> str:
-    return shown(text)

@@ -20,15 +20,14 @@ from transformers import CLIPTokenizer
 from sgg_fast.data.cache import to_pixels
 from sgg_fast.diffusion import noise
 from sgg_fast.diffusion.sampling import sample_latents
-from sgg_fast.drawing import SHIPPED, load_pipeline
-from sgg_fast.drawing.models import fingerprint, set_scheduler
+from sgg_fast.drawing.models import SHIPPED, load_model, made_scheduler
 from sgg_fast.eval.pictures import through_vae
 from sgg_fast.eval.report import contact_sheet
 from sgg_fast.graph import SPOKEN
 from sgg_fast.model_card import write_card
 from sgg_fast.nn.clip import normalise_pixels, text_states
 from sgg_fast.nn.foundation import Foundation
-from sgg_fast.nn.loading import forget_places, load_weights, seal
+from sgg_fast.nn.loading import digest, forget_places, load_weights, seal
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.toy import world
 from sgg_fast.toy.captions import caption
@@ -198,7 +197,7 @@ def ship(run: Path, folder: Path) -> None:
     pipeline = SceneGraphToImagePipeline.from_pretrained(
         run / "finetune" / "pipeline", torch_dtype=torch.float16, use_safetensors=True
     )
-    set_scheduler(pipeline, "dpm++")
+    pipeline.scheduler = made_scheduler(pipeline, "dpm++")
     pipeline.register_to_config(sampling_steps=SAMPLING_STEPS)
     shutil.rmtree(folder, ignore_errors=True)
     pipeline.save_pretrained(folder)
@@ -228,7 +227,7 @@ def assemble(out: Path, folder: Path) -> None:
 def put_on_card(folder: Path, evaluation: Path, data: str = "") -> None:
     """Put the results of `python -m sgg_fast.eval --out EVALUATION` on the card of the shipped model."""
     result = json.loads((evaluation / "eval.json").read_text(encoding="utf-8"))
-    if result["data"] != "toy" or result["weights"] != fingerprint(folder):
+    if result["data"] != "toy" or result["weights"] != digest(folder):
         raise ValueError(f"{evaluation} is an evaluation of other weights or on other graphs than toy")
     drawn = result["rows"]["drawn"]
     metrics = {f"{name}, {len(result['per picture']['entity recall'][0])} held-out toy graphs": drawn[name] for name in
@@ -243,13 +242,13 @@ def put_on_card(folder: Path, evaluation: Path, data: str = "") -> None:
     told |= {"base": "toy models (trained: unet, vae, clip)", "data": data or told["data"], "metrics": metrics}
     index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     seal(folder)
-    write_card(load_pipeline(str(folder))[0], folder)
+    write_card(load_model(str(folder)).pipeline, folder)
 
 
 def draw_sheet(path: Path, num: int = 8) -> None:
     """Draw the graphs of the first held-out scenes, unselected, beside their scenes and the shipped model's
     pictures."""
-    pipeline, _ = load_pipeline(str(SHIPPED))
+    pipeline = load_model(str(SHIPPED)).pipeline
     scenes = [world.draw_scene(HELD_OUT_SEED, i) for i in range(num)]
     generators = [torch.Generator().manual_seed(i) for i in range(num)]
     drawn = pipeline([s.graph for s in scenes], generator=generators, output_type="np").images

@@ -41,7 +41,7 @@ def test_a_picture_is_infers_to_the_byte_and_carries_what_was_asked(tab, tmp_pat
     tab.page.keyboard.press("Control+Enter")
     expect(tab.id("step")).to_contain_text("Step", timeout=30_000)
     expect(tab.id("picture-preview")).to_be_visible(timeout=30_000)
-    expect(tab.id("told")).to_contain_text("Drawn in", timeout=PATIENCE)
+    expect(tab.id("status")).to_contain_text("Drawn in", timeout=PATIENCE)
     data = shown(tab)
     record = record_of(data)
     assert record["graph"] == SHEEP == tab.json
@@ -57,7 +57,7 @@ def test_stop_ends_within_two_steps_and_the_page_draws_again(tab, server):
     with tab.page.expect_response(lambda answer: answer.request.method == "DELETE") as stopped:
         tab.id("stop").click()
     at_stop = stopped.value.json()
-    expect(tab.id("told")).to_have_text("Stopped.", timeout=30_000)
+    expect(tab.id("status")).to_have_text("Stopped.", timeout=30_000)
     at = server.end(at_stop["id"])
     assert at["state"] == "stopped" and at["step"] - at_stop["step"] <= 2
     tab.id("steps").fill("2")
@@ -87,7 +87,7 @@ def test_seven_pages_of_one_browser_all_get_their_picture(tabs, chromium):
     for tab in pages:
         tab.page.keyboard.press("Control+Enter")
     for seed, tab in enumerate(pages):
-        expect(tab.id("told")).to_contain_text("Drawn in", timeout=PATIENCE)
+        expect(tab.id("status")).to_contain_text("Drawn in", timeout=PATIENCE)
         assert record_of(shown(tab))["seed"] == seed
 
 
@@ -163,9 +163,9 @@ def test_other_files_that_infer_reads_are_read(tab):
     tab.drop("lines.txt", b"boat on sea\n")
     expect(tab.node("boat")).to_be_visible()
     tab.drop("note.json", b"[1, 2")
-    expect(tab.id("told")).to_contain_text("note.json: not JSON")
+    expect(tab.id("status")).to_contain_text("note.json: not JSON")
     tab.drop("photo.png", b"\x89PNG\r\n\x1a\n nothing")
-    expect(tab.id("told")).to_contain_text("no scene graph in this picture")
+    expect(tab.id("status")).to_contain_text("no scene graph in this picture")
     with tab.page.expect_file_chooser() as chooser:
         tab.id("open").click()
     chooser.value.set_files({"name": "a.json", "mimeType": "application/json", "buffer": json.dumps(SHEEP).encode()})

@@ -109,7 +109,7 @@ def test_everything_by_keyboard_alone(tabs):
     key("Control+Enter")
     expect(tab.id("step")).to_contain_text("Step", timeout=30_000)
     key("Escape")
-    expect(tab.id("told")).to_have_text("Stopped.", timeout=30_000)
+    expect(tab.id("status")).to_have_text("Stopped.", timeout=30_000)
     assert tab.focused == "sheep standing on grass, relation", "drawing and stopping leave the focus where it was"
     key("Delete")
     assert tab.json == {"objects": ["sheep", "grass"], "relationships": []}

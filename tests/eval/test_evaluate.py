@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from support import ROOT
 
-from sgg_fast.drawing.models import SHIPPED, load_pipeline
+from sgg_fast.drawing.models import SHIPPED, load_model
 from sgg_fast.eval import distances, evaluate, metrics, pictures
 from sgg_fast.eval.__main__ import main
 from sgg_fast.eval.detector import overlaps
@@ -144,8 +144,8 @@ def test_against_itself_nothing_differs(done, capsys):
         ({"detector": "./nowhere"}, "--detector ./nowhere: there is no such folder"),
         ({"model": "./nowhere"}, "--model ./nowhere"),
         ({"first-seed": -1}, "--first-seed must not be negative"),
-        ({"scheduler": "fast"}, "--scheduler fast: there are ddim"),
-        ({"guidance": 0.5}, "must be at least 1"),
+        ({"scheduler": "fast"}, "--scheduler fast: there is no such one; there are ddim"),
+        ({"guidance": 0.5}, "--guidance must be a number from 1 (none)"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(tmp_path, capsys, changes, message):
@@ -200,7 +200,7 @@ def test_held_out_combinations_are_in_every_scene_of_their_set():
 
 def test_the_direction_gate_sees_a_blind_encoder():
     """With the encoder's relation weights and roles made equal, nothing moves; the shipped one moves."""
-    pipeline, _ = load_pipeline("toy")
+    pipeline = load_model("toy").pipeline
     found = measure_direction(pipeline, GRAPHS)
     assert found.num_relations == 2
     assert found.graph_flipped > 0
