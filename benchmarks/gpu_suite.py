@@ -203,7 +203,7 @@ class Suite:
         for result in self.results:
             print(f"{result.name:11} {result.status:42} {result.seconds:7.0f}")
         if self.dry:
-            print("\ndry run on a CPU: nothing was measured on a GPU, so nothing is said about the targets")
+            print("\ndry run on a CPU: nothing was measured on a GPU, so the targets are not judged")
             return
         print("\ntargets:")
         for finding in targets.findings(read_rows(self.out / "bench.csv")):

@@ -47,7 +47,7 @@ def compare(args: argparse.Namespace) -> int:
     sizes = _sizes(args, work)
     cells = [Cell(system, seed) for seed in range(args.seeds) for system in systems]
     missing = sum(not cell.done(args.out) for cell in cells)
-    print(f"{len(cells)} cells, {missing} of them to run; each: {_told(sizes)}", flush=True)
+    print(f"{len(cells)} cells, {missing} of them to run; each: {_described(sizes)}", flush=True)
     for line in plans.cut(sizes):
         print(f"  cut: {line}")
     print(f"the full comparison: {_full(args)}", flush=True)
@@ -88,7 +88,7 @@ def _sizes(args: argparse.Namespace, work: Work) -> Sizes:
     return sizes
 
 
-def _told(sizes: Sizes) -> str:
+def _described(sizes: Sizes) -> str:
     return (
         f"{sizes.pretrain_steps} + {sizes.finetune_steps} steps at batch {sizes.batch_size} on {sizes.num_scenes} "
         f"scenes; {sizes.num_graphs} graphs and their pairs x {plans.NOISE_SEEDS} noises, {sizes.draw_steps} "
@@ -141,7 +141,7 @@ def write(args: argparse.Namespace, sizes: Sizes, systems: list[System], figures
         [
             "# Quality on the toy world",
             f"Written by `python -m benchmarks.quality --budget {args.budget} --seeds {args.seeds}`. Each cell: "
-            f"{_told(sizes)}.",
+            f"{_described(sizes)}.",
             f"Cut from the full comparison (`{_full(args)}`): {cut}. So few pictures and steps leave wide intervals: "
             "one that holds 0 says that this run cannot tell, not that there is no difference."
             if cut

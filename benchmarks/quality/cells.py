@@ -118,9 +118,9 @@ def _evaluate(folder: Path, sizes: Sizes, seed: int) -> None:
     words = ["--model", folder, "--out", folder / "eval", "--data", GRAPHS, "--num", sizes.num_graphs, "--pairs",
              sizes.num_graphs, "--seeds", NOISE_SEEDS, "--first-seed", NOISE_SEEDS * seed, "--steps", sizes.draw_steps,
              "--scheduler", SCHEDULER]  # fmt: skip
-    told = [str(word) for word in words]
-    (folder / "eval.command").write_text(shlex.join(["python", "-m", "sgg_fast.eval", *told]) + "\n", encoding="utf-8")
-    print(evaluate(parse(told)))
+    flags = [str(word) for word in words]
+    (folder / "eval.command").write_text(shlex.join(["python", "-m", "sgg_fast.eval", *flags]) + "\n", encoding="utf-8")
+    print(evaluate(parse(flags)))
 
 
 Task = Pretraining | Cell

@@ -134,8 +134,8 @@ def random_pairs(num: int, resolution: int) -> PairSource:
     for num_objects, num_relations in registry.sizes_like_visual_genome(num, rng).tolist():
         ends = rng.integers(0, num_objects, (num_relations, 2))
         ends[:, 1] = np.where(ends[:, 0] == ends[:, 1], (ends[:, 1] + 1) % num_objects, ends[:, 1])
-        said = rng.integers(0, 45, num_relations).tolist()
-        relations = tuple((s, f"predicate {p}", o) for (s, o), p in zip(ends.tolist(), said, strict=True))
+        predicates = rng.integers(0, 45, num_relations).tolist()
+        relations = tuple((s, f"predicate {p}", o) for (s, o), p in zip(ends.tolist(), predicates, strict=True))
         graphs.append(SceneGraph(tuple(f"object {k}" for k in rng.integers(0, 178, num_objects).tolist()), relations))
     pixels = rng.integers(0, 256, (num, resolution, resolution, 3), np.uint8)
     return PairSource(graphs, lambda i: pixels[i], "random")

@@ -1,6 +1,6 @@
 """Graphs of the page, from a line of words, a JSON text or a dropped file.
 
-Nothing here draws. Errors are those of the readers (`SceneGraphError`), word for word.
+Errors are those of the readers (`SceneGraphError`), unchanged.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sgg_fast.data.text_form import parse_text, to_text
 from sgg_fast.graph import SceneGraph, SceneGraphError
 
 MAX_GRAPHS = 200
-"""Graphs of one file that the page offers."""
+"""Most graphs of one file that the page offers."""
 
 
 def text_graph(kind: str, text: str) -> dict[str, Any]:
@@ -33,7 +33,7 @@ def text_graph(kind: str, text: str) -> dict[str, Any]:
 
 
 def described(graph: SceneGraph) -> dict[str, Any]:
-    """A graph as the page takes it: as JSON and as one line of words."""
+    """A graph for the page: as JSON and as one line of words."""
     return {"graph": graph_json(graph), "text": to_text(graph)}
 
 

@@ -131,10 +131,10 @@ def choose_detector(which: str | None, graphs: Sequence[SceneGraph]) -> tuple[st
     if not unknown:
         return "toy", ""
     few = ", ".join(repr(name) for name in list(dict.fromkeys(unknown))[:3])
-    said = f"{len(unknown)} of {len(names)} objects have names that the toy detector does not know ({few})"
+    reason = f"{len(unknown)} of {len(names)} objects have names that the toy detector does not know ({few})"
     if which is None or len(unknown) == len(names):
         raise ValueError(
-            f"--detector: {said}; give the folder or hub id of an OWL-ViT or OWLv2, such as google/owlv2-base-patch16, "
+            f"--detector: {reason}; give the folder or hub id of an OWL-ViT or OWLv2 (google/owlv2-base-patch16, say), "
             "or none to leave objects and relations unmeasured"
         )
-    return "toy", f"--detector toy: {said}: they count as missing, whatever the pictures show"
+    return "toy", f"--detector toy: {reason}: they count as missing, whatever the pictures show"

@@ -109,20 +109,20 @@ def check_inception(weights: Path, num_drawn: int, num_real: int) -> list[str]:
         raise ValueError(
             f"--inception: {num_drawn} drawn and {num_real} real pictures; FID needs two of each at least: raise --num"
         )
-    said = []
+    warnings = []
     if min(num_drawn, num_real) < PUBLISHED_PICTURES:
-        said.append(
+        warnings.append(
             f"FID of {num_drawn} drawn and {num_real} real pictures: published figures take {PUBLISHED_PICTURES} or "
             "more of each, and FID falls with their number; compare only figures of as many"
         )
     if num_drawn < IS_SPLITS:
-        said.append(f"IS is left out: it needs {IS_SPLITS} drawn pictures at least, one for each of its parts")
+        warnings.append(f"IS is left out: it needs {IS_SPLITS} drawn pictures at least, one for each of its parts")
     if not sha256_of(weights).startswith(INCEPTION_SHA256):
-        said.append(
+        warnings.append(
             f"{weights} is not the published Inception network (its SHA-256 does not begin with {INCEPTION_SHA256}): "
             "these figures compare with no published ones"
         )
-    return said
+    return warnings
 
 
 class _Pictures(Dataset):

@@ -349,7 +349,7 @@ def _tables(result: dict[str, Any]) -> str:
         }
         parts += [
             report.table(result["rows"]),
-            "IoU: of multisets, 1 if nothing is asked and nothing is there; IoU (sets): as LAION-SG computes it, then 0",
+            "IoU: of multisets, 1 if nothing is asked and nothing is there; IoU (sets): LAION-SG's, then 0",
             "pictures without any fault: every object there, once, with its colour, every relation true, nothing else",
             report.table(merged(result["whole"]), "graphs of"),
             "counterfactual pairs: the same noise, one relation flipped; the share of pictures that follow",

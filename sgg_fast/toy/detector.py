@@ -131,10 +131,10 @@ def count_votes(share_KHW: np.ndarray, colour_PHW: np.ndarray, boxes_HW4: np.nda
     Per category, the vote that most others agree with takes their pixels; this repeats with the remaining pixels. Few
     votes for a large box, or for a box within one with more votes, come from the rim of an object and are dropped.
     """
-    said_HW = share_KHW.argmax(axis=0)
-    num_pixels, found = said_HW.size, []
-    for k in np.unique(said_HW):
-        rows, cols = np.nonzero(said_HW == k)
+    category_HW = share_KHW.argmax(axis=0)
+    num_pixels, found = category_HW.size, []
+    for k in np.unique(category_HW):
+        rows, cols = np.nonzero(category_HW == k)
         kept: list[np.ndarray] = []
         while len(rows) >= MIN_VOTES:
             votes = boxes_HW4[rows, cols]
@@ -153,7 +153,7 @@ def count_votes(share_KHW: np.ndarray, colour_PHW: np.ndarray, boxes_HW4: np.nda
             if confidence < MIN_CONFIDENCE or seen < MIN_SEEN or any(_covered(box, other) for other in kept):
                 continue
             kept.append(box)
-            mask = np.zeros(said_HW.shape, bool)
+            mask = np.zeros(category_HW.shape, bool)
             mask[r, c] = True
             colour = COLOURS[colour_PHW[:, r, c].mean(axis=1).argmax()]
             found.append(Instance(CATEGORIES[k], colour, box, mask, confidence))
@@ -241,7 +241,7 @@ def loss_terms(detector: ToyDetector, batch: list[torch.Tensor]) -> dict[str, to
     """
     pixels, category, colour, boxes, weight = batch
     category_logits, colour_logits, sides = detector(pixels)
-    said, named = boxes_of(sides), weight * (colour != UNNAMED)
+    predicted, named = boxes_of(sides), weight * (colour != UNNAMED)
     colour = colour.where(colour != UNNAMED, 0)
 
     def mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -250,8 +250,8 @@ def loss_terms(detector: ToyDetector, batch: list[torch.Tensor]) -> dict[str, to
     return {
         "category": mean(functional.cross_entropy(category_logits, category, reduction="none"), weight),
         "colour": mean(functional.cross_entropy(colour_logits, colour, reduction="none"), named),
-        "box": mean((said - boxes).abs().sum(dim=1), weight),
-        "iou": mean(1 - generalised_iou(said, boxes), weight),
+        "box": mean((predicted - boxes).abs().sum(dim=1), weight),
+        "iou": mean(1 - generalised_iou(predicted, boxes), weight),
     }
 
 

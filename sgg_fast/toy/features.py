@@ -84,8 +84,8 @@ def train_features(out: Path, num_steps: int, num_scenes: int) -> nn.Module:
     def look(ema: nn.Module, step: int) -> str:
         assert isinstance(ema, ToyFeatures)
         there = _cells(held_out, np.arange(200)) > 0
-        said = ema.head(ema(to_pixels(held_out.images))) > 0
-        shared = (there & said).sum()
-        return f"cells: precision {shared / said.sum():.3f}, recall {shared / there.sum():.3f}"
+        predicted = ema.head(ema(to_pixels(held_out.images))) > 0
+        shared = (there & predicted).sum()
+        return f"cells: precision {shared / predicted.sum():.3f}, recall {shared / there.sum():.3f}"
 
     return fit("features", network, loss_of, out / "features", num_steps, peak_lr=2e-3, ema_decay=0.998, look=look)

@@ -238,8 +238,9 @@ def put_on_card(folder: Path, evaluation: Path, data: str = "") -> None:
     metrics = {name: value for name, value in metrics.items() if value is not None}  # the evaluation had no case of it
     index = folder / "model_index.json"
     content = json.loads(index.read_text(encoding="utf-8"))
-    told = content["provenance"]
-    told |= {"base": "toy models (trained: unet, vae, clip)", "data": data or told["data"], "metrics": metrics}
+    provenance = content["provenance"]
+    provenance |= {"base": "toy models (trained: unet, vae, clip)", "metrics": metrics}
+    provenance["data"] = data or provenance["data"]
     index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     seal(folder)
     write_card(load_model(str(folder)).pipeline, folder)

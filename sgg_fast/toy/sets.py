@@ -65,14 +65,14 @@ def write_vg(out: Path, num: int, seed: int = 0, size: int = SIZE) -> None:
                       "x": x0, "y": y0, "w": x1 - x0, "h": y1 - y0}  # fmt: skip
             objects.append(record)
             marked.append({**record, "attributes": [colour]} if colour else record)
-        said = []
+        relations = []
         for s, predicate, o in scene.graph.relations:
             relation_id += 1
             ends = {role: {**objects[k], "name": objects[k]["names"][0]} for role, k in (("subject", s), ("object", o))}
-            said.append({"relationship_id": relation_id, "predicate": predicate, "synsets": [], **ends})
+            relations.append({"relationship_id": relation_id, "predicate": predicate, "synsets": [], **ends})
         lists["objects"].append({"image_id": image_id, "objects": objects})
         lists["attributes"].append({"image_id": image_id, "attributes": marked})
-        lists["relationships"].append({"image_id": image_id, "relationships": said})
+        lists["relationships"].append({"image_id": image_id, "relationships": relations})
     for name, records in lists.items():
         _write_json(out / f"{name}.json", records)
     (out / "object_alias.txt").write_text("person,man,woman\n")

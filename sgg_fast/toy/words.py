@@ -22,7 +22,7 @@ NEW = ("on", "in", "under", "next to", "near", "in front of", "with")
 EITHER_WAY = ("next to", "near")
 """The symmetric ones: they hold in both directions."""
 
-SAID_OF_SKY = 0.4
+NAMED_OF_SKY = 0.4
 """Share of the objects in the sky, and of boats in the sea, whose graph may name this relation."""
 MOUNTS = {"land": ("horse", "horse", "sheep", "sheep", "dog"), "beach": ("horse", "dog")}
 
@@ -118,14 +118,14 @@ class WordsPlan(Plan):
             return
         feet = {id(thing) for thing in group.feet}
         for thing in group.things if zone == "sky" else ():
-            if self.chance(SAID_OF_SKY) and thing.frame[1] + thing.frame[3] < self.horizon:
+            if self.chance(NAMED_OF_SKY) and thing.frame[1] + thing.frame[3] < self.horizon:
                 self.links.append((thing, "in", self.backdrop[0]))
         for thing in group.things if zone == "ground" else ():
             if thing.category == "ball" and len(group.things) == 1 and id(thing) not in feet:
                 self.links.append((thing, "standing on", self.backdrop[-1]))
         if zone == "sea":
             sea = next(thing for thing in self.backdrop if thing.category == "sea")
-            boats = [thing for thing in group.things if thing.category == "boat" and self.chance(SAID_OF_SKY)]
+            boats = [thing for thing in group.things if thing.category == "boat" and self.chance(NAMED_OF_SKY)]
             self.links += [(boat, "in", sea) for boat in boats]
 
     def _rider_on_land(self) -> Group:
@@ -137,7 +137,7 @@ class WordsPlan(Plan):
         return self._holder() if self.room > 1 and self.chance(self.HOLDERS) else self._walker()
 
 
-def say(
+def draw_relations(
     rng: np.random.Generator,
     links: Sequence[tuple[int, str, int]],
     categories: Sequence[str],

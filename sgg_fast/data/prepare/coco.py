@@ -8,7 +8,7 @@ kept object stay in memory. Relations are not written: a pure function of image 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +87,9 @@ def prepare(
     Equal inputs give equal bytes. OUT/images becomes a link to `images`, which holds train2017/ and val2017/.
     """
     filters = filters or CocoFilters()
-    files = {f"{kind}_{split}2017.json": None for split in ("train", "val") for kind in ("instances", "stuff")}
-    found = {name: _find(root, name) for name in files}
-    if missing := [name for name, path in found.items() if path is None]:
+    names = [f"{kind}_{split}2017.json" for split in ("train", "val") for kind in ("instances", "stuff")]
+    found = {name: path for name in names if (path := _find(root, name))}
+    if missing := [name for name in names if name not in found]:
         raise PrepareError(f"{root}: {', '.join(missing)} missing, there or in annotations/; {SOURCES}")
     lists = {split: _find(root, f"{LISTS}/{split}-ids.txt") for split in ("train", "val")}
     if None in lists.values() and not all_images:
@@ -147,20 +147,13 @@ def _parted(
 class _Reader:
     """Reader of the files of train2017 or val2017."""
 
-    def __init__(self, split: str, files: dict[str, Path | None], filters: CocoFilters, report: Report) -> None:
+    def __init__(self, split: str, files: dict[str, Path], filters: CocoFilters, report: Report) -> None:
         self.split, self.filters, self.report = split, filters, report
         self.files = {kind: files[f"{kind}_{split}2017.json"] for kind in ("instances", "stuff")}
         self.images: dict[int, _Image] = {}
 
-    def _rows(self, kind: str) -> Iterator[tuple[str, Any]]:
-        path = self.files[kind]
-        assert path is not None
-        return stream_lists(path)
-
     def _fault(self, kind: str, where: str, reason: str) -> None:
-        path = self.files[kind]
-        assert path is not None
-        self.report.fault(path.name, where, reason)
+        self.report.fault(self.files[kind].name, where, reason)
 
     def read(self, listed: list[int] | None) -> list[dict[str, Any]]:
         """Records of the images that pass the filters, in the order of the instances file."""
@@ -192,7 +185,7 @@ class _Reader:
         names: dict[str, dict[int, str]] = {}
         for kind in ("instances", "stuff"):
             names[kind] = {}
-            for key, record in self._rows(kind):
+            for key, record in stream_lists(self.files[kind]):
                 if key == "categories":
                     self._category(kind, record, names[kind])
                 elif key == "images" and kind == "instances":
@@ -253,7 +246,7 @@ class _Reader:
     def _collect(self, kind: str, names: dict[int, str]) -> None:
         """Read the objects of one file. Each counts under its first reason: fault, size, category "other", mask."""
         report, seen = self.report, set()
-        for key, record in self._rows(kind):
+        for key, record in stream_lists(self.files[kind]):
             if key != "annotations":
                 continue
             image_id = record.get("image_id") if isinstance(record, dict) else None

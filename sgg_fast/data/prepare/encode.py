@@ -267,13 +267,13 @@ class Encoder:
             for record in records:
                 report.read_parts["relations"] += 1
                 try:
-                    relation_id, subject, said, obj = _relation(record)
+                    relation_id, subject, text, obj = _relation(record)
                 except FaultError as fault:
                     what = record.get("relationship_id") if isinstance(record, dict) else record
                     report.fault("relationships.json", place(image_id, "relation", what), str(fault))
                     report.drop("relations", f"fault: {fault}")
                     continue
-                predicate = self._predicate(said, image.split)
+                predicate = self._predicate(text, image.split)
                 if subject not in position or obj not in position:
                     report.drop("relations", "subject or object left out")
                 elif predicate in index:
@@ -281,7 +281,7 @@ class Encoder:
                 else:
                     least = self.filters.min_relation_instances
                     report.drop("relations", f"predicate of fewer than {least} training relations")
-                    unread += self._cleaned(said) in index
+                    unread += self._cleaned(text) in index
             image.relations = np.array(kept, np.int32).reshape(-1, 4)
         if not self.clean:
             report.notes["relations_of_val_and_test_lost_to_spelling_that_--names_clean_keeps"] = unread

@@ -89,13 +89,13 @@ class Report:
 
     def why(self, split: str = "train") -> str:
         """One line with the reasons for skipped images of a split, down to the parts and records."""
-        said = [f"{len(ids)} {reason}" for reason, ids in self.dropped[split].items()] or ["none is listed"]
+        reasons = [f"{len(ids)} {reason}" for reason, ids in self.dropped[split].items()] or ["none is listed"]
         for part, dropped in self.parts.items():
             most = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(3))
-            said += [f"of {self.read_parts[part]} {part} left out: {most}"] if most else []
+            reasons += [f"of {self.read_parts[part]} {part} left out: {most}"] if most else []
         named = [(at[0], reason) for (_, reason), at in self.faults.items()]
-        said += [f"{at}: {reason}" for at, reason in named if not any(reason in text for text in said)][:3]
-        return "; ".join(said)
+        reasons += [f"{at}: {reason}" for at, reason in named if not any(reason in text for text in reasons)][:3]
+        return "; ".join(reasons)
 
     def table(self) -> str:
         """The report as a table for a terminal, without the lists."""
