@@ -114,7 +114,7 @@ def judge(
     resources, ptx = read_cubin(compiled.asm["cubin"]), compiled.asm["ptx"]
     accesses = Kernel(compiled.asm["ttgir"], _arguments(kernel, compiled, args), grid).accesses
     budget = Budget(resources.registers, metadata.shared, metadata.num_warps)
-    problems = code_problems(resources, ptx)
+    problems = code_problems(resources)
     problems += budget_problems(chip, budget, math.prod(grid), least_warps)
     problems += [reason for access in accesses for reason in access.problems()]
     loads = access_bytes(ptx, "ld")

@@ -114,8 +114,8 @@ def read_cubin(cubin: bytes) -> Resources:
     return Resources(int(usage[0][0]), int(usage[0][1]), frozenset(opcodes))
 
 
-def code_problems(resources: Resources, ptx: str) -> list[str]:
-    """Stack and local memory, atomics, double precision."""
+def code_problems(resources: Resources) -> list[str]:
+    """Stack and local memory, atomics, double precision, in the machine code."""
     problems, bases = [], {opcode: opcode.split(".")[0] for opcode in resources.opcodes}
     if resources.stack:
         problems.append(f"stack of {resources.stack} bytes")
@@ -124,13 +124,6 @@ def code_problems(resources: Resources, ptx: str) -> list[str]:
         problems += [f"{reason}: {', '.join(used)}"] if used else []
     converted = sorted(o for o in resources.opcodes if re.search(r"\.F64|64H", o))
     problems += [f"double precision: {', '.join(converted)}"] if converted else []
-    for reason, pattern in (
-        ("atomic in PTX", r"^\s*(?:@!?%\w+ )?(?:atom|red)\.[\w.:]+"),
-        ("double precision in PTX", r"^\s*(?:@!?%\w+ )?\w+(?:\.\w+)*\.f64\b"),
-        ("local memory in PTX", r"^\s*(?:@!?%\w+ )?(?:ld|st)\.local[\w.]*"),
-    ):
-        used = sorted({found.split()[-1] for found in re.findall(pattern, ptx, re.MULTILINE)})
-        problems += [f"{reason}: {', '.join(used)}"] if used else []
     return problems
 
 

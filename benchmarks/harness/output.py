@@ -58,11 +58,6 @@ def in_time(items: Iterable[T], deadline: float) -> Iterator[T]:
         yield item
 
 
-def file_in(out: pathlib.Path | None, name: str) -> pathlib.Path | None:
-    """The file `name` of --out; None without --out."""
-    return out and out / name
-
-
 class UnavailableError(RuntimeError):
     """A form cannot run here; its row shows the message."""
 
@@ -172,12 +167,13 @@ def failure(error: Exception) -> str:
 class Output:
     """Prints each row as its `line()` and appends it to the CSV, so a killed run keeps its rows."""
 
-    def __init__(self, path: pathlib.Path | None, row_type: type[Row], append: bool = False) -> None:
-        """Open the CSV. append: keep the rows of another command in it, of the same type."""
+    def __init__(self, out: pathlib.Path | None, name: str, row_type: type[Row], append: bool = False) -> None:
+        """Open the CSV `name` of --out. append: keep the rows of another command in it, of the same type."""
         self.rows: list[Any] = []
         self._columns, self._file = columns(row_type), None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            path = out / name
             new = not (append and path.is_file())
             self._file = path.open("w" if new else "a", newline="", encoding="utf-8")
             if new:

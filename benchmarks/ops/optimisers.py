@@ -15,7 +15,7 @@ from torch import nn
 
 from benchmarks.counts.roofline import CHIPS
 from benchmarks.harness import measure
-from benchmarks.harness.output import OpRow, Output, UnavailableError, device_of, file_in, in_time
+from benchmarks.harness.output import OpRow, Output, UnavailableError, device_of, in_time
 from sgg_fast import ops
 from sgg_fast.train.optim.adam_flat import FlatAdam
 
@@ -102,22 +102,18 @@ def parameters(sizes: Shapes, dtype: torch.dtype, device: torch.device, flat: bo
     return made
 
 
-def built(
-    name: str, op: str, weights: str, sizes: Shapes, device: torch.device
-) -> tuple[torch.optim.Optimizer, list[nn.Parameter]] | None:
-    """A form on its parameters; None if there is no such form. Raises UnavailableError."""
+def built(name: str, op: str, weights: str, sizes: Shapes, device: torch.device) -> torch.optim.Optimizer | None:
+    """A form on parameters of its own; None if there is no such form. Raises UnavailableError."""
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16
-    made = parameters(sizes, dtype, device, name.endswith("-flat"))
-    optimizer = FORMS[name](op, weights, made)
-    return None if optimizer is None else (optimizer, made)
+    return FORMS[name](op, weights, parameters(sizes, dtype, device, name.endswith("-flat")))
 
 
 def update_error(name: str, op: str, weights: str, device: torch.device) -> float | None:
     """Relative L2 error of three updates of the small set against Adam in float64; None if there is no such form."""
-    made = built(name, op, weights, shapes("tiny"), device)
-    if made is None:
+    optimizer = built(name, op, weights, shapes("tiny"), device)
+    if optimizer is None:
         return None
-    optimizer, found = made
+    found = [p for group in optimizer.param_groups for p in group["params"]]
     start = [p.detach().double() for p in found]
     true = [nn.Parameter(p.clone()) for p in start]
     for parameter, other in zip(true, found, strict=True):
@@ -159,9 +155,8 @@ def rows(op: str, weights: str, size: str, name: str, device: torch.device, seco
     if verdict[0]:
         yield row
         return
-    made = built(name, op, weights, sizes, device)
-    assert made is not None
-    optimizer, _ = made
+    optimizer = built(name, op, weights, sizes, device)
+    assert optimizer is not None
     num_bytes, copy = num * BYTES[op][weights], measure.copy_bandwidth(device)
     row.set_rate(measure.call_times(optimizer.step, device, seconds), num_bytes, copy)
     if device.type == "cuda":
@@ -183,7 +178,7 @@ def run(args: argparse.Namespace) -> int:
     on_cuda = device.type == "cuda"
     if not on_cuda:
         print("CPU rows: the reference and the baselines. They say nothing about a GPU.")
-    output = Output(file_in(args.out, "bench.csv"), OpRow, append=True)
+    output = Output(args.out, "bench.csv", OpRow, append=True)
     names = [name for name in args.backend if (name == "ours") == on_cuda or name not in ("ours", "reference")]
     sizes = args.size or (["unet"] if on_cuda else ["graph"])
     steps = [(size, op, weights) for size in sizes for op, forms in BYTES.items() for weights in forms]

@@ -15,7 +15,7 @@ import torch
 from benchmarks.counts import kernels as counts
 from benchmarks.counts import roofline
 from benchmarks.harness import measure, plots, verify
-from benchmarks.harness.output import OpRow, Output, UnavailableError, device_of, file_in, first_line, in_time
+from benchmarks.harness.output import OpRow, Output, UnavailableError, device_of, first_line, in_time
 from benchmarks.ops import baselines, registry
 from benchmarks.ops.cases import MODES, Case
 from benchmarks.ops.cases import cases as all_cases
@@ -237,8 +237,8 @@ def run(args: argparse.Namespace) -> int:
     """The command; returns exit status 1 if one of our forms failed or did not match."""
     start, device = time.perf_counter(), device_of(args)
     cases, settings = defaults(args, device)
-    path = file_in(args.out, "verify.csv" if args.verify_only else "bench.csv")
-    output = Output(path, OpRow)
+    name = "verify.csv" if args.verify_only else "bench.csv"
+    output = Output(args.out, name, OpRow)
     print(measure.heading(device))
     if args.verify_only:
         print("results are compared, nothing is timed")
@@ -253,5 +253,5 @@ def run(args: argparse.Namespace) -> int:
     if device.type != "cuda" and not args.verify_only:
         print_predictions(cases)
     if args.out and not (args.verify_only or args.no_plots):
-        plots.draw(path, args.out)
+        plots.draw(args.out / name, args.out)
     return int(any(row.backend == "ours" and row.status.startswith(("mismatch", "failed")) for row in output.rows))

@@ -35,11 +35,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def say(line: str) -> None:
-    """Print progress."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def compare(args: argparse.Namespace) -> int:
     """Plan, run what is missing, and write the tables; returns exit code 0, or 1 if cells failed."""
     systems = plans.chosen(args.only)
@@ -72,7 +67,7 @@ def _sizes(args: argparse.Namespace, work: Work) -> Sizes:
     from sgg_fast.quiet import quiet_libraries
 
     quiet_libraries()
-    say("measuring the speed of a step")
+    print("measuring the speed of a step", file=sys.stderr, flush=True)
     speeds = measure(args.out)
     on_gpu = env.device().type == "cuda"
     lanes = 1 if on_gpu else min(args.jobs, os.cpu_count() or 1)  # cells on one GPU share it
@@ -115,14 +110,14 @@ def run(args: argparse.Namespace, sizes: Sizes, systems: list[System], cells: li
         if isinstance(task, Cell):
             done += 1
         name = task.system.name if isinstance(task, Cell) else f"pre-training {task.folder(args.out).parent.name}"
-        say(f"{(time.monotonic() - begun) / 60:6.1f} min  {done}/{total}  {name}, seed {task.seed}: {seconds:.0f} s")
+        minutes = (time.monotonic() - begun) / 60
+        line = f"{minutes:6.1f} min  {done}/{total}  {name}, seed {task.seed}: {seconds:.0f} s"
+        print(line, file=sys.stderr, flush=True)
         if isinstance(task, Cell) and done < total:
             write(args, sizes, systems, figures=False)
 
     failed = run_all(args.out, sizes, cells, args.jobs, after)
-    text = write(args, sizes, systems, figures=True)
-    if text:
-        print(text)
+    print(write(args, sizes, systems, figures=True))
     return failed
 
 

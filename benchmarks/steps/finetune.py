@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.counts import roofline
 from benchmarks.harness import measure
-from benchmarks.harness.output import OpRow, Output, UnavailableError, device_of, failure, file_in, in_time
+from benchmarks.harness.output import OpRow, Output, UnavailableError, device_of, failure, in_time
 from benchmarks.steps import forms, train_forms
 from benchmarks.steps.forms import Size
 from sgg_fast.config import Config, ConfigError, ModelConfig
@@ -167,7 +167,7 @@ def run(args: argparse.Namespace) -> int:
     config = train_forms.settings(args.quick)
     resolutions = args.resolution or ([32] if args.quick else [128, 256, 512])
     sizes = forms.sizes(resolutions, args.batch or ([2] if args.quick else [2, 16]))
-    output = Output(file_in(args.out, "train_step.csv"), StepRow)
+    output = Output(args.out, "train_step.csv", StepRow)
     quiet_libraries(verbose=False)
     print(measure.heading(device))
     if args.quick:

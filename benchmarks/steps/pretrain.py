@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.counts.kernels import OpCounter
 from benchmarks.harness import measure
-from benchmarks.harness.output import Output, Row, device_of, file_in, text
+from benchmarks.harness.output import Output, Row, device_of, text
 from benchmarks.ops import registry
 from benchmarks.steps.forms import PRETRAIN
 from sgg_fast import ops
@@ -280,7 +280,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_libraries(verbose=False)
     setup = Setup(args.quick or device.type != "cuda", device)
     print(f"{measure.heading(device)}; {setup.sizes} sizes, {NUM_PAIRS} pairs")
-    output, seconds = Output(file_in(args.out, "pretrain_step.csv"), PretrainRow), 0.2 if args.quick else 3.0
+    output, seconds = Output(args.out, "pretrain_step.csv", PretrainRow), 0.2 if args.quick else 3.0
     for row in rows(setup, args.form or list(PRETRAIN), args.batch or list(BATCHES), seconds, interpret):
         output.add(row)
     return int(any(row.status.startswith("mismatch") for row in output.rows))

@@ -21,7 +21,7 @@ import torch
 
 from benchmarks.counts import kernels as counts
 from benchmarks.harness import measure
-from benchmarks.harness.output import OpRow, Output, device_of, failure, file_in, first_line, in_time
+from benchmarks.harness.output import OpRow, Output, device_of, failure, first_line, in_time
 from benchmarks.ops.registry import DTYPES
 from benchmarks.steps import forms
 from benchmarks.steps.forms import Size
@@ -194,7 +194,7 @@ def run(args: argparse.Namespace) -> int:
     quiet_libraries()
     if args.first_picture:
         return first_picture(args, device)
-    output = Output(file_in(args.out, "infer.csv"), PictureRow)
+    output = Output(args.out, "infer.csv", PictureRow)
     print(measure.heading(device))
     if args.quick:
         print("TOY MODEL: these rows show that every form runs. They say nothing about Stable Diffusion.")

@@ -144,11 +144,13 @@ def build_cache(
         names=embed_names(clip, foundation.clip_tokenizer, table.spoken()),
         images=torch.cat(images).repeat(source.draws, 1),
         moments=torch.cat(moments).repeat(source.draws, 1, 1, 1) if with_latents else None,
-        phrases=phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
-        if with_phrases
-        else None,
+        phrases=_phrases(foundation, table, device) if with_phrases else None,
         boxes=boxes,
     )
+
+
+def _phrases(foundation: Foundation, table: NameTable, device: torch.device) -> torch.Tensor:
+    return phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
 
 
 def _boxes(source: PairSource, device: torch.device) -> torch.Tensor:
@@ -184,7 +186,7 @@ def _from_stored(
     if with_phrases and fingerprint(foundation.text_encoder) == stored.index["models"]["text_encoder"]:
         phrases = torch.from_numpy(np.array(stored.arrays["phrases"])).to(device)
     elif with_phrases:
-        phrases = phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
+        phrases = _phrases(foundation, table, device)
     moments = stored.moments() if with_latents else None
     return TrainingCache(
         graphs=stored.batch().to(device),

@@ -219,10 +219,9 @@ def sample(
                 callback_on_step_end_tensor_inputs=("latents", "pred_x0"),
             ).images
             return finite_pictures(pipeline, latents)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise ValueError("out of memory: lower --batch-size or --size") from error
-        except RuntimeError as error:
-            if "allocate memory" not in str(error):  # torch's message on a CPU
+        except (RuntimeError, MemoryError) as error:
+            short = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            if not (short or "allocate memory" in str(error)):  # torch's message on a CPU
                 raise
             raise ValueError("out of memory: lower --batch-size or --size") from error
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from sgg_fast.data import jsonl
 from sgg_fast.data.images import stays_inside
+from sgg_fast.data.prepare.encode import OVERHANG, option
 from sgg_fast.data.prepare.masks import mask_centre
 from sgg_fast.data.prepare.place import preparing
 from sgg_fast.data.prepare.records import (
@@ -35,7 +36,6 @@ WITHOUT_LISTS = 72_623
 """Training images from the final COCO-Stuff release without the lists."""
 LISTS = "deprecated-challenge2017"
 BOX_ONLY = "objects_without_a_mask_whose_box_is_used"
-OVERHANG = "boxes_kept_that_reach_over_the_edge"
 SOURCES = (
     "annotations_trainval2017.zip and stuff_annotations_trainval2017.zip (which has the id lists in "
     f"{LISTS}/) of https://cocodataset.org/#download"
@@ -46,13 +46,11 @@ SOURCES = (
 class CocoFilters:
     """Filters; the defaults are sg2im's. `help` is the line in --help."""
 
-    min_object_share: float = dataclasses.field(
-        default=0.02, metadata={"help": "share of the image that a box must exceed"}
-    )
-    min_objects: int = dataclasses.field(default=3, metadata={"help": "least objects of an image"})
-    max_objects: int = dataclasses.field(default=8, metadata={"help": "most objects of an image"})
-    num_val: int = dataclasses.field(default=1024, metadata={"help": "images of val2017 that are val, from the first"})
-    num_test: int = dataclasses.field(default=2048, metadata={"help": "images of val2017 that are test, to the last"})
+    min_object_share: float = option(0.02, "share of the image that a box must exceed")
+    min_objects: int = option(3, "least objects of an image")
+    max_objects: int = option(8, "most objects of an image")
+    num_val: int = option(1024, "images of val2017 that are val, from the first")
+    num_test: int = option(2048, "images of val2017 that are test, to the last")
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_object_share < 1:
