@@ -99,14 +99,10 @@ class Setup:
             )
             self.source = random_pairs(NUM_PAIRS, self.config.data.resolution)
         self.foundation.clip.to(device)
-        self.cache = self.cached(range(NUM_PAIRS))
-
-    def cached(self, ids: range) -> TrainingCache:
-        """The precomputed inputs of a training run."""
-        pictures = [self.source.load_image(i) for i in ids]
-        chunks = [np.stack(pictures[k : k + 32]) for k in range(0, len(pictures), 32)]
-        images = [encode_images(chunk, self.foundation, self.device, False)[0] for chunk in chunks]
-        return encoded([self.source.graphs[i] for i in ids], torch.cat(images), self.foundation, self.device)
+        pictures = [self.source.load_image(i) for i in range(NUM_PAIRS)]
+        chunks = [np.stack(pictures[k : k + 32]) for k in range(0, NUM_PAIRS, 32)]
+        images = [encode_images(chunk, self.foundation, device, False)[0] for chunk in chunks]
+        self.cache = encoded(self.source.graphs, torch.cat(images), self.foundation, device)
 
     def stage(self, batch: int) -> PretrainStage:
         """A stage with the same fresh weights at every call."""

@@ -51,5 +51,5 @@ def test_so_is_a_picture(tmp_path):
 @pytest.mark.parametrize("pull", ["-1", "nan", "inf"])
 def test_an_evaluation_refuses_what_is_no_pull(pull, tmp_path, capsys):
     assert command.main(["--relation-guidance", pull, "--out", str(tmp_path)]) == 2
-    assert "--relation-guidance must be a number from 0 (none)" in capsys.readouterr().err
+    assert "--relation-guidance must lie between 0 and" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

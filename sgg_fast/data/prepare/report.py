@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 REPORT = "report.json"
@@ -78,10 +77,6 @@ class Report:
             ],
             "dropped_images": self.dropped,
         }
-
-    def write(self, path: Path) -> None:
-        """Write report.json."""
-        path.write_text(self.text(), encoding="ascii")
 
     def text(self) -> str:
         """report.json as text; ASCII, so that values with lone surrogates can be written."""
