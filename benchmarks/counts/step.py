@@ -17,10 +17,9 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.counts.kernels import interpreter_allowed
+from benchmarks.counts.kernels import triton_everywhere
 from benchmarks.counts.unet import UNetCounter, cuda_norms, make_channels_last, opaque_attention
 from benchmarks.steps import train_forms
-from sgg_fast import ops
 from sgg_fast.config import Config
 from sgg_fast.ops.adam import num_chunks
 from sgg_fast.train.assemble import assemble
@@ -72,10 +71,8 @@ def engine_of(config: Config) -> CapturedEngine:
 
 def count(config: Config) -> StepCount:
     """Count the step that these settings run on a GPU, with the fused UNet."""
-    ops.use_kernels("triton")
-    stack = contextlib.ExitStack()
-    try:
-        for context in (FakeTensorMode(allow_non_fake_inputs=True), opaque_attention(), interpreter_allowed()):
+    with contextlib.ExitStack() as stack:
+        for context in (FakeTensorMode(allow_non_fake_inputs=True), opaque_attention(), triton_everywhere()):
             stack.enter_context(context)
         if not config.optim.bf16_weights:  # bf16 weights run without autocast
             stack.enter_context(cuda_norms())
@@ -88,9 +85,6 @@ def count(config: Config) -> StepCount:
             counters.append(UNetCounter())
             with counters[-1]:
                 function()
-    finally:
-        stack.close()
-        ops.use_kernels("auto")
     add, apply = (counter.total.launches for counter in counters)
     return StepCount(add, apply, sum(map(len, numels)))
 

@@ -5,9 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 
 README = pathlib.Path(__file__).resolve().parents[2] / "kernels" / "README.md"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    first, *rest = ("| " + " | ".join(cells) + " |" for cells in (header, *rows))
+    return [first, "|" + "---|" * len(header), *rest]
 
 
 @dataclasses.dataclass(frozen=True)

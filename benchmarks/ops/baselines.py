@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from sgg_kernels import reference
 from torch.func import functional_call
 
+from benchmarks.harness.output import UnavailableError
 from benchmarks.ops.registry import Inputs
 from sgg_fast import ops
 from sgg_fast.nn.encoder import TripleConv
@@ -29,16 +30,10 @@ from sgg_fast.nn.encoder import TripleConv
 Tensors = dict[str, torch.Tensor]
 OpForm = Callable[[Inputs, Tensors], tuple[torch.Tensor, ...]]
 
-BACKENDS = ("ours", "reference", "eager", "compile", "pyg", "sg2im")
-
 FORMS: dict[tuple[str, str], OpForm] = {}
 
 READ_BACK = {("pack", "reference")}
 """Forms that read sizes back to the host, so they cannot be captured."""
-
-
-class UnavailableError(RuntimeError):
-    """This backend cannot run here; its row shows the message."""
 
 
 def _form(op: str, backend: str) -> Callable[[OpForm], OpForm]:
@@ -273,14 +268,11 @@ def _gate_ours(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 FORMS["geglu", "ours"] = FORMS["geglu", "reference"] = _gate_ours
 
 
-def _packed(out: Tensors, masked: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return (*out.values(), masked)
-
-
 @_form("pack", "reference")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
     d = inputs.draw
-    return _packed(*reference.pack(d.store, d.ids, d.object_ptr, d.relation_ptr, d.mask))
+    out, masked = reference.pack(d.store, d.ids, d.object_ptr, d.relation_ptr, d.mask)
+    return (*out.values(), masked)
 
 
 @_form("pack", "ours")
@@ -288,7 +280,8 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
     from sgg_kernels.pack import pack_fwd
 
     d, shape = inputs.draw, inputs.shape
-    return _packed(*pack_fwd(d.store, d.ids, d.object_ptr, d.relation_ptr, shape.objects, shape.relations, d.mask))
+    out, masked = pack_fwd(d.store, d.ids, d.object_ptr, d.relation_ptr, shape.objects, shape.relations, d.mask)
+    return (*out.values(), masked)
 
 
 def form(op: str, backend: str) -> OpForm | None:

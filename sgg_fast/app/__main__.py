@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def make_server(app: Any) -> uvicorn.Server:
-    """The HTTP server of an ASGI application, quiet but for errors."""
+    """The HTTP server of an ASGI application; it logs errors only."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -75,7 +75,7 @@ def make_server(app: Any) -> uvicorn.Server:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, so that a port that is taken is refused before anything is loaded."""
+    """A listening socket: a port in use is refused before anything is loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -85,7 +85,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(host: str, port: int, token: str | None, public: str) -> str:
-    """What to open. The token stands behind a #, which browsers send to no server."""
+    """The page's address. The token follows a #, so browsers do not send it to any server."""
     if public:
         return f"https://{public}/"
     name = "127.0.0.1" if host in ("0.0.0.0", "::") else host
@@ -93,7 +93,7 @@ def address(host: str, port: int, token: str | None, public: str) -> str:
 
 
 def report(studio: Studio, server: uvicorn.Server) -> None:
-    """Say when the model is there; close where it cannot be loaded."""
+    """Print that the model is loaded; stop the server if it cannot be loaded."""
     studio.ready.wait()
     if studio.failure:
         server.should_exit = True

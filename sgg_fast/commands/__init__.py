@@ -55,6 +55,8 @@ def command(
 ) -> Callable[[Main], Callable[..., int]]:
     """Wraps a function as `main(argv)`. The function returns its exit code, or None for 0, or raises.
 
+    In the module that is the program (`python -m`) it also runs: there it comes last.
+
     name: name of the command in messages. interrupted: advice for the user after Ctrl-C. refused: errors that the user
     can correct. Any other error is a bug and keeps its traceback.
     """
@@ -74,6 +76,8 @@ def command(
                 print(f"{name}: interrupted{f'; {interrupted}' if interrupted else ''}", file=sys.stderr)
                 return INTERRUPTED
 
+        if body.__module__ == "__main__":
+            sys.exit(main())
         return main
 
     return wrap

@@ -13,10 +13,11 @@ _UNKNOWN = "unrecognized arguments: "
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse without the usage text before an error, and without abbreviated flags."""
+    """argparse without the usage text before an error, without abbreviated flags, and with a docstring's own lines."""
 
     def __init__(self, **settings: object) -> None:
-        super().__init__(**{"allow_abbrev": False, **settings})  # type: ignore[arg-type]
+        usual = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+        super().__init__(**{**usual, **settings})  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
         """Print one line on stderr and exit with 2."""

@@ -30,9 +30,7 @@ exit codes: 0 done, 2 input, settings or a model that cannot be used, 3 numbers 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Flags of this script; flags that are fields of `sgg_fast.drawing.Options` have the names of the fields."""
-    parser = OneLineParser(
-        prog="infer.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog="infer.py", description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="file of graphs, picture drawn here, graph in words, or - for stdin")
     add("--model", help="run of train.py, pipeline folder, hub id, or toy, which we ship (runs/toy if it is there)")

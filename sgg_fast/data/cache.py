@@ -87,9 +87,9 @@ def open_foundation(model: ModelConfig) -> Foundation:
     return toy_foundation()
 
 
-def to_pixels(images: np.ndarray, device: torch.device) -> torch.Tensor:
+def to_pixels(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
     """uint8 [B, H, W, 3] -> fp32 [B, 3, H, W] in -1..1."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 @torch.no_grad()
@@ -144,11 +144,13 @@ def build_cache(
         names=embed_names(clip, foundation.clip_tokenizer, table.spoken()),
         images=torch.cat(images).repeat(source.draws, 1),
         moments=torch.cat(moments).repeat(source.draws, 1, 1, 1) if with_latents else None,
-        phrases=phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
-        if with_phrases
-        else None,
+        phrases=_phrases(foundation, table, device) if with_phrases else None,
         boxes=boxes,
     )
+
+
+def _phrases(foundation: Foundation, table: NameTable, device: torch.device) -> torch.Tensor:
+    return phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
 
 
 def _boxes(source: PairSource, device: torch.device) -> torch.Tensor:
@@ -184,7 +186,7 @@ def _from_stored(
     if with_phrases and fingerprint(foundation.text_encoder) == stored.index["models"]["text_encoder"]:
         phrases = torch.from_numpy(np.array(stored.arrays["phrases"])).to(device)
     elif with_phrases:
-        phrases = phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
+        phrases = _phrases(foundation, table, device)
     moments = stored.moments() if with_latents else None
     return TrainingCache(
         graphs=stored.batch().to(device),

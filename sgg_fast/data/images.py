@@ -6,31 +6,25 @@ Letters: H, W height and width, R side of the training square, in pixels.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sgg_fast.config import ConfigError
 from sgg_fast.graph import shown
+
+T = TypeVar("T")
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 RESIZE = ("squash", "crop")
 """squash: the whole picture, as in sg2im, so that no object of the graph is cut off; crop: the central square."""
 _MODES = {"1", "L", "P", "RGB", "LA", "PA", "RGBA"}
 _ORIENTATION = 0x0112
-_AS_STORED = (0, 1)
-"""Tag values of upright pictures; some cameras write 0 for unknown."""
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""Value of the orientation tag -> operation that makes the picture upright (EXIF 2.3, 4.6.4)."""
+_ORIENTATIONS = range(9)
+"""Values of the orientation tag (EXIF 2.3, 4.6.4). 1 is upright, and so is 0, which some cameras write for unknown."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -76,9 +70,8 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
                 raise ImageError(path, "CMYK colours, which have no exact RGB; convert the file to RGB")
             if image.mode not in _MODES or _is_deep_png(path):
                 raise ImageError(path, "more than 8 bits a channel; convert the file to 8 bits")
-            opaque = _opaque(path, image)
-            turn = turn_of(image, path) if upright else None  # after decoding, which detects truncated files
-            return opaque if turn is None else opaque.transpose(turn)
+            turned = upright and orientation_of(image, path) > 1
+            return _opaque(path, ImageOps.exif_transpose(image) if turned else image)
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -90,35 +83,36 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
         raise ImageError(path, f"cannot be read as an image: {reason}") from error
 
 
-def turn_of(image: Image.Image, path: Path) -> Image.Transpose | None:
-    """The operation that makes an opened picture upright, by its EXIF tag; None if it is. Raises `ImageError`."""
+def orientation_of(image: Image.Image, path: Path) -> int:
+    """The EXIF orientation of an opened picture, above 1 if it is not upright. Raises `ImageError`."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception as error:  # border: Pillow raises anything on a damaged tag
         raise ImageError(path, f"its orientation tag cannot be read: {error}; save the picture anew") from error
-    if value not in _AS_STORED and value not in _TURNS:
+    if value not in _ORIENTATIONS:
         raise ImageError(path, f"its orientation tag is {shown(value)}, not 1 to 8; save the picture anew")
-    return _TURNS.get(value)
+    return value
 
 
-def is_turned(path: Path) -> bool:
-    """True if `open_rgb` turns the picture; only the header is read. Raises `ImageError`."""
+def _of_header(path: Path, read: Callable[[Image.Image], T]) -> T:
+    """A property of the picture, without decoding. Raises `ImageError`."""
     try:
         with Image.open(path) as image:
-            return turn_of(image, path) is not None
+            return read(image)
     except ImageError:
         raise
     except Exception as error:  # border
         raise ImageError(path, "cannot be read as an image") from error
 
 
+def is_turned(path: Path) -> bool:
+    """True if `open_rgb` turns the picture. Raises `ImageError`."""
+    return _of_header(path, lambda image: orientation_of(image, path) > 1)
+
+
 def size_of(path: Path) -> tuple[int, int]:
-    """Width and height from the header, without decoding. Raises `ImageError`."""
-    try:
-        with Image.open(path) as image:
-            return image.size
-    except Exception as error:  # border
-        raise ImageError(path, "cannot be read as an image") from error
+    """Width and height. Raises `ImageError`."""
+    return _of_header(path, lambda image: image.size)
 
 
 def _is_deep_png(path: Path) -> bool:

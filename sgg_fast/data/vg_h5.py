@@ -153,9 +153,9 @@ def read_split(
                 names[k] = f"{attribute} {names[k]}"
         most = arrays["relationship_subjects"].shape[1]
         num = _size(arrays["relationships_per_image"][i], most, f"{where}: relationships_per_image")
-        said = _names(arrays["relationship_predicates"][i, :num], vocabulary["pred"], f"{where}: predicates")
+        predicates = _names(arrays["relationship_predicates"][i, :num], vocabulary["pred"], f"{where}: predicates")
         ends = (arrays[f"relationship_{role}s"][i, :num].tolist() for role in ("subject", "object"))
-        triples = [(s, p, o) for s, p, o in zip(next(ends), said, next(ends), strict=True)]
+        triples = [(s, p, o) for s, p, o in zip(next(ends), predicates, next(ends), strict=True)]
         kept = dict.fromkeys(triple for triple in triples if triple[0] != triple[2])
         own_loops = sum(s == o for s, _, o in triples)
         loops, repeats = loops + own_loops, repeats + len(triples) - own_loops - len(kept)

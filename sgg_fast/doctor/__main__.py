@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -113,7 +112,3 @@ def main(argv: list[str] | None) -> int:
     unknown = sum(f.verdict == UNKNOWN for f in found)
     print(f"{len(found) - failed - unknown} ok, {failed} failed, {unknown} not checked; {args.json}")
     return int(failed > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -20,7 +20,7 @@ from sgg_fast.train.engines.base import Engine
 from sgg_fast.train.engines.captured import CapturedEngine
 from sgg_fast.train.memory.blank import blank_foundation
 from sgg_fast.train.memory.planner import Planner
-from sgg_fast.train.warmup import engine_of
+from sgg_fast.train.rehearsal import engine_of
 
 COUNTS = Path(__file__).with_name("counts.json")
 """Kernels, copies and fills of a captured step at the toy's size, by torch and Triton."""

@@ -17,7 +17,7 @@ from sgg_fast.data.png_record import graph_json, is_drawn, record_text, save_png
 from sgg_fast.diffusion import limits
 from sgg_fast.drawing.edit import edited
 from sgg_fast.drawing.explain import AttentionMaps, explain_sheet
-from sgg_fast.drawing.models import Model, made_scheduler, scheduler_name, set_scheduler
+from sgg_fast.drawing.models import Model, made_scheduler, scheduler_name
 from sgg_fast.drawing.options import Options, grid_path, is_lost, names_picture, picture_paths, sheet_paths
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import context_length
@@ -196,8 +196,7 @@ def sample(
     With `explain` also their attention maps, [B, T, h, w] (`AttentionMaps`). Raises ValueError if there are none.
     """
     pipeline, record = model.pipeline, records[0]
-    if record["scheduler"] != scheduler_name(pipeline):
-        set_scheduler(pipeline, record["scheduler"])
+    pipeline.scheduler = made_scheduler(pipeline, record["scheduler"])
 
     def tick(pipe: Any, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         def preview() -> Image.Image:
@@ -220,10 +219,9 @@ def sample(
                 callback_on_step_end_tensor_inputs=("latents", "pred_x0"),
             ).images
             return finite_pictures(pipeline, latents)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise ValueError("out of memory: lower --batch-size or --size") from error
-        except RuntimeError as error:
-            if "allocate memory" not in str(error):  # torch's message on a CPU
+        except (RuntimeError, MemoryError) as error:
+            short = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            if not (short or "allocate memory" in str(error)):  # torch's message on a CPU
                 raise
             raise ValueError("out of memory: lower --batch-size or --size") from error
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from sgg_fast.data.png_record import save_png
 from sgg_fast.files import write_text
 from sgg_fast.graph import SceneGraph
 from sgg_fast.pictures.graph_picture import draw_graph
-from sgg_fast.pictures.sheets import GAP, INK, PAPER, font
+from sgg_fast.pictures.sheets import beside, padded, tiles
 
 _GRAPH = (330, 240)
 _SIDE = 192
@@ -55,17 +55,9 @@ def _plain(value: Any) -> Any:
 
 def contact_sheet(path: Path, cells: Sequence[tuple[SceneGraph, Mapping[str, np.ndarray]]], columns: int = 2) -> None:
     """Each graph beside its pictures, uint8 [H, W, 3] by caption, in rows of `columns`."""
-    most = max(len(pictures) for _, pictures in cells)
-    width, height = _GRAPH[0] + GAP + most * (_SIDE + GAP), max(_GRAPH[1], _SIDE + 20)
-    rows = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for n, (graph, pictures) in enumerate(cells):
-        x, y = GAP + n % columns * (width + GAP), GAP + n // columns * (height + GAP)
-        drawing = draw_graph(graph, _GRAPH)
-        sheet.paste(drawing, (x + (_GRAPH[0] - drawing.width) // 2, y + (height - drawing.height) // 2))
-        for k, (caption, picture) in enumerate(pictures.items()):
-            left = x + _GRAPH[0] + GAP + k * (_SIDE + GAP)
-            sheet.paste(Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (left, y))
-            draw.text((left, y + _SIDE + 2), caption, font=font(13), fill=INK)
-    save_png(sheet, path, None)
+    rows = []
+    for graph, pictures in cells:
+        large = [Image.fromarray(p).resize((_SIDE, _SIDE), Image.Resampling.NEAREST) for p in pictures.values()]
+        rows.append(beside(padded(draw_graph(graph, _GRAPH), _GRAPH), tiles(large, list(pictures), len(large))))
+    width, height = (max(row.size[axis] for row in rows) for axis in (0, 1))
+    save_png(tiles([padded(row, (width, height)) for row in rows], [""] * len(rows), columns), path, None)

@@ -13,10 +13,10 @@ from support import ROOT
 from support.app_server import SHEEP, Client, process
 from support.painted import by_infer, record_of
 
-from sgg_fast.app.reading import vocabulary
 from sgg_fast.app.server import make_app
 from sgg_fast.app.studio import MAX_WAITING, Studio
 from sgg_fast.data.formats import parse_scene_graphs
+from sgg_fast.drawing.vocabulary import vocabulary
 from sgg_fast.graph import SceneGraphError
 
 MEADOW = {"objects": ["sheep", "grass", "sky"], "relationships": [[0, "standing on", 1], [2, "above", 1]]}

@@ -13,14 +13,14 @@ import torch
 from PIL import Image
 from support import ROOT
 
-from sgg_fast.drawing.models import SHIPPED, load_pipeline
+from sgg_fast.drawing.models import SHIPPED, load_model
 from sgg_fast.eval import distances, evaluate, metrics, pictures
 from sgg_fast.eval.__main__ import main
 from sgg_fast.eval.detector import overlaps
 from sgg_fast.eval.detectors import OpenVocabularyDetector, open_detector
 from sgg_fast.eval.direction import measure_direction
 from sgg_fast.graph import SceneGraph
-from sgg_fast.toy import build, world
+from sgg_fast.toy import parts, world
 
 GRAPHS = [
     SceneGraph(("dog", "house"), ((0, "left of", 1),)),
@@ -144,8 +144,8 @@ def test_against_itself_nothing_differs(done, capsys):
         ({"detector": "./nowhere"}, "--detector ./nowhere: there is no such folder"),
         ({"model": "./nowhere"}, "--model ./nowhere"),
         ({"first-seed": -1}, "--first-seed must not be negative"),
-        ({"scheduler": "fast"}, "--scheduler fast: there are ddim"),
-        ({"guidance": 0.5}, "must be at least 1"),
+        ({"scheduler": "fast"}, "--scheduler fast: there is no such one; there are ddim"),
+        ({"guidance": 0.5}, "--guidance must lie between 1 and"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(tmp_path, capsys, changes, message):
@@ -170,7 +170,7 @@ def test_pairs_start_from_the_noise_of_their_own_graph(tmp_path):
 
 def test_the_card_says_what_was_measured_of_these_weights(done, tmp_path):
     folder = shutil.copytree(SHIPPED, tmp_path / "pipeline")
-    build.put_on_card(folder, done)
+    parts.put_on_card(folder, done)
     result = json.loads((done / "eval.json").read_text())
     card = (folder / "README.md").read_text()
     assert f"| entity recall, 2 held-out toy graphs | {result['rows']['drawn']['entity recall']:.4g} |" in card
@@ -178,7 +178,7 @@ def test_the_card_says_what_was_measured_of_these_weights(done, tmp_path):
     for name, value in (("weights", "0" * 16), ("data", "toy-repeats")):
         (tmp_path / "eval.json").write_text(json.dumps({**result, name: value}))
         with pytest.raises(ValueError, match="of other weights or on other graphs"):
-            build.put_on_card(folder, tmp_path)
+            parts.put_on_card(folder, tmp_path)
 
 
 def test_one_graph_of_a_file_without_num_and_no_floor_of_other_graphs(tmp_path, capsys):
@@ -200,7 +200,7 @@ def test_held_out_combinations_are_in_every_scene_of_their_set():
 
 def test_the_direction_gate_sees_a_blind_encoder():
     """With the encoder's relation weights and roles made equal, nothing moves; the shipped one moves."""
-    pipeline, _ = load_pipeline("toy")
+    pipeline = load_model("toy").pipeline
     found = measure_direction(pipeline, GRAPHS)
     assert found.num_relations == 2
     assert found.graph_flipped > 0
