@@ -12,7 +12,6 @@ row. To add a part, add it to `PARTS`.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.util
@@ -33,6 +32,7 @@ from benchmarks import targets
 from benchmarks.harness import measure
 from benchmarks.harness.output import read_rows
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import ConfigError
 from sgg_fast.files import write_aside
 
@@ -270,7 +270,7 @@ def environment() -> dict[str, object]:
 @command("gpu_suite", refused=(ConfigError, OSError))
 def main(argv: list[str] | None) -> int:
     """Exit status 1 if a part did not pass."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.gpu_suite", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for at most eight files")
     parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], help="default: all")
     parser.add_argument("--dry", action="store_true", help="on a CPU, tiny; kernels interpreted, never timed")

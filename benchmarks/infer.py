@@ -32,6 +32,7 @@ from benchmarks.harness import measure
 from benchmarks.harness.output import OpRow, Output, add_flags, file_in, first_line
 from benchmarks.steps.infer_forms import FORMS, GUIDANCE, SamplingForm, Size, latents, open_models, reference
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import ConfigError
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.quiet import quiet_libraries
@@ -188,7 +189,7 @@ def first_picture(args: argparse.Namespace, device: torch.device) -> int:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line with its defaults filled in. Raises `ConfigError` for an unknown form, size or model."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.infer", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.infer", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--form", nargs="+", choices=list(FORMS), help="default: all; of --quick those that do not compile")
     add("--model", help="run, pipeline folder, hub id or toy; default: random weights of SD v1.4's sizes")

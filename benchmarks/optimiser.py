@@ -10,7 +10,6 @@ its steps on the small set are compared with Adam in float64; a wrong form gets 
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import importlib.util
@@ -26,6 +25,7 @@ from benchmarks.harness.output import OpRow, Output, add_flags, file_in
 from benchmarks.ops.baselines import UnavailableError
 from sgg_fast import ops
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import ConfigError
 from sgg_fast.train.optim.adam_flat import FlatAdam
 
@@ -211,7 +211,7 @@ def rows(op: str, weights: str, size: str, name: str, device: torch.device, seco
 @command("optimiser", refused=(ConfigError, OSError))
 def main(argv: list[str] | None) -> int:
     """Exit status 1 if one of our forms is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.optimiser", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.optimiser", description=__doc__.split("\n\n")[0])
     parser.add_argument("--size", nargs="+", choices=("tiny", "graph", "unet"), help="default: unet, on a CPU graph")
     parser.add_argument("--backend", nargs="+", choices=list(FORMS), default=list(FORMS))
     add_flags(parser, "bench.csv, to which the rows are appended")

@@ -20,6 +20,7 @@ from collections.abc import Iterable
 
 from benchmarks.harness.output import CsvRow
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
 KIND = ("op", "mode", "size", "shape", "dtype", "backend", "call", "l2", "form", "sizes", "batch", "device")
 """Columns that are equal in two comparable rows; empty if a table lacks the column."""
@@ -84,7 +85,7 @@ def pairs(new: Iterable[CsvRow], old: Iterable[CsvRow]) -> list[Pair]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.regress", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.regress", description=__doc__.split("\n\n")[0])
     parser.add_argument("new", type=pathlib.Path, help="CSV, or a folder of such")
     parser.add_argument("--against", type=pathlib.Path, default=RESULTS, help="CSV or folder (benchmarks/results)")
     parser.add_argument("--more-than", type=float, default=10.0, metavar="PERCENT", help="that is slower (10)")

@@ -28,6 +28,7 @@ from benchmarks.harness.output import OpRow, Output, add_flags, file_in, first_l
 from benchmarks.ops import baselines, registry
 from benchmarks.ops.registry import Case, Inputs
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import ConfigError
 from sgg_fast.ops.dispatch import why_not_triton
 
@@ -232,7 +233,7 @@ def print_predictions(cases: list[Case]) -> None:
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.run", description=__doc__.split("\n\n")[0])
     parser.add_argument("--op", nargs="+", choices=registry.OPS, default=list(registry.OPS))
     parser.add_argument("--size", nargs="+", choices=list(registry.SIZES | registry.IMAGE_SIZES),
                         help="default: by device and --quick")  # fmt: skip

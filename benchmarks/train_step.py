@@ -32,6 +32,7 @@ from benchmarks.steps import pretrain as pretrain_step
 from benchmarks.steps import train_forms
 from benchmarks.steps.train_forms import Size
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import Config, ConfigError, ModelConfig
 from sgg_fast.quiet import quiet_libraries
 from sgg_fast.train.memory.advice import budget_bytes
@@ -171,7 +172,7 @@ def _timed(
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.train_step", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.train_step", description=__doc__.split("\n\n")[0])
     parser.add_argument("--stage", required=True, choices=("pretrain", "finetune"))
     parser.add_argument("--form", nargs="+", choices=[*train_forms.FORMS, *pretrain_step.FORMS], help="default: all")
     parser.add_argument("--resolution", nargs="+", type=int, help="default: 128 256 512")

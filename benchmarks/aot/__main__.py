@@ -25,6 +25,7 @@ import time
 
 from benchmarks.aot.rules import CHIPS, AotError
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
 TOLERANCE = 0.10
 """Relative tolerance of registers against the baseline."""
@@ -140,7 +141,7 @@ def report(arch: str, compiled: list, args: argparse.Namespace, shipped: set[str
 @command("aot", refused=(AotError, OSError))
 def main(argv: list[str] | None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.aot", description=__doc__.split("\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.aot", description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=list(CHIPS), default=list(CHIPS), help="chips (all)")
     parser.add_argument("--check", action="store_true", help="compare with the committed baselines; no table")
     parser.add_argument("--update", action="store_true", help="write the baselines")

@@ -26,6 +26,7 @@ import time
 
 from benchmarks.aot.rules import CHIPS, AotError
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 KERNELS = ROOT / "kernels" / "sgg_kernels"
@@ -207,7 +208,7 @@ def report(results: list[Result], whole: bool) -> list[str]:
 @command("aot.run", refused=(AotError, OSError))
 def main(argv: list[str] | None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.aot.run", description=__doc__.split("\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.aot.run", description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=list(CHIPS), default=list(CHIPS), help="chips (all)")
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name holds this (all)")
     parser.add_argument("--counts", action="store_true", help="instructions, sectors, bank conflicts and barriers")

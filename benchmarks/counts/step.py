@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import sys
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from benchmarks.counts.kernels import interpreter_allowed
 from benchmarks.counts.unet import UNetCounter, cuda_norms, make_channels_last, opaque_attention
 from benchmarks.steps import train_forms
 from sgg_fast import ops
+from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import Config
 from sgg_fast.ops.adam import num_chunks
 from sgg_fast.train.assemble import assemble
@@ -95,8 +98,10 @@ def count(config: Config) -> StepCount:
     return StepCount(add, apply, sum(map(len, numels)))
 
 
-def main() -> None:
-    """Print both forms of the weights."""
+@command("benchmarks.counts.step")
+def main(argv: list[str] | None) -> None:
+    """Print every form of the weights."""
+    OneLineParser(prog="python -m benchmarks.counts.step", description=__doc__.split("\n\n")[0]).parse_args(argv)
     base = train_forms.settings(quick=False)
     print(f"{base.resolution} x {base.resolution}, batch {base.batch_size}, fused UNet, bf16 compute")
     for name, changes in (("fp32 master weights", {}), ("split", {"weights": "split"}), ("lean", {"weights": "lean"})):
@@ -106,4 +111,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -19,11 +19,12 @@ from pathlib import Path
 from benchmarks.quality import plan as plans
 from benchmarks.quality.plan import Cell, Sizes, System, Work
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Flags of this command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.quality", description=__doc__.split("\n\n")[0])
     parser.add_argument("--budget", default="1h", help="time to fill: 1h, 30m, 90s; or full, whatever it takes (1h)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each system (3)")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time (1)")

@@ -7,7 +7,6 @@ It reads the log of `train.py --stage pretrain` and trains nothing. The picture 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import importlib.util
 import json
@@ -16,6 +15,7 @@ import sys
 from typing import Any
 
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
 CHANCE = "_at_chance"
 PANELS = {
@@ -56,7 +56,7 @@ def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:
 @command("curves")
 def main(argv: list[str] | None) -> None:
     """Exit status 2 for a log without validations."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.steps.curves", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.steps.curves", description=__doc__.split("\n\n")[0])
     parser.add_argument("log", type=pathlib.Path)
     parser.add_argument(
         "--out", type=pathlib.Path, required=True, metavar="DIR", help="folder for curves.csv and curves.png"

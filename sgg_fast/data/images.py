@@ -31,6 +31,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 """Value of the orientation tag -> operation that makes the picture upright (EXIF 2.3, 4.6.4)."""
+TURNED = "turned"
+"""Key in the `info` of a picture from `open_rgb`."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -63,7 +65,8 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
 
     Grey and palette pictures are converted without loss. Refused are CMYK (its colours depend on a profile), 16-bit and
     floating-point pictures (their range is unknown) and transparent pixels (their background is unknown). `upright`
-    applies the orientation tag, for pictures without boxes; boxes refer to the stored pixels.
+    applies the orientation tag, for pictures without boxes; boxes refer to the stored pixels. `info[TURNED]` says
+    whether that turned the picture.
     """
     limit = Image.MAX_IMAGE_PIXELS or 2**63
     try:
@@ -78,7 +81,9 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
                 raise ImageError(path, "more than 8 bits a channel; convert the file to 8 bits")
             opaque = _opaque(path, image)
             turn = turn_of(image, path) if upright else None  # after decoding, which detects truncated files
-            return opaque if turn is None else opaque.transpose(turn)
+            upright_one = opaque if turn is None else opaque.transpose(turn)
+            upright_one.info[TURNED] = turn is not None
+            return upright_one
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -99,17 +104,6 @@ def turn_of(image: Image.Image, path: Path) -> Image.Transpose | None:
     if value not in _AS_STORED and value not in _TURNS:
         raise ImageError(path, f"its orientation tag is {shown(value)}, not 1 to 8; save the picture anew")
     return _TURNS.get(value)
-
-
-def is_turned(path: Path) -> bool:
-    """True if `open_rgb` turns the picture; only the header is read. Raises `ImageError`."""
-    try:
-        with Image.open(path) as image:
-            return turn_of(image, path) is not None
-    except ImageError:
-        raise
-    except Exception as error:  # border
-        raise ImageError(path, "cannot be read as an image") from error
 
 
 def size_of(path: Path) -> tuple[int, int]:

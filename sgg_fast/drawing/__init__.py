@@ -17,7 +17,6 @@ from sgg_fast.drawing.options import Options, picture_paths
 if TYPE_CHECKING:
     from sgg_fast.drawing.jobs import (
         Job,
-        NotFiniteError,
         OnStep,
         Step,
         draw_grid,
@@ -34,7 +33,6 @@ __all__ = [
     "SHIPPED",
     "Job",
     "Model",
-    "NotFiniteError",
     "OnStep",
     "Options",
     "Step",

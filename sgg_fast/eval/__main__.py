@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sgg_fast.commands import command
 from sgg_fast.commands.flags import OneLineParser
+from sgg_fast.drawing.options import Options
 from sgg_fast.files import check_text
 from sgg_fast.quiet import quiet_libraries
 
@@ -52,7 +53,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     """Check the flags before libraries and models are loaded. Raises ValueError."""
     check_text(vars(args))
-    for name in ("num", "seeds", "steps"):
+    Options(
+        steps=args.steps, guidance=args.guidance, relation_guidance=args.relation_guidance, scheduler=args.scheduler
+    )
+    for name in ("num", "seeds"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
     for name in ("pairs", "first_seed"):
@@ -78,7 +82,7 @@ def check(args: argparse.Namespace) -> None:
 
 @command("sgg_fast.eval", interrupted="the same command goes on")
 def main(argv: list[str] | None) -> None:
-    """Exit code: 0 done, 2 for unusable input (one line on stderr), 130 interrupted."""
+    """Exit code: 0 done, 130 interrupted; with one line on stderr 2 for unusable input, 3 for NaN or Inf."""
     args = parse(argv)
     check(args)
     quiet_libraries()

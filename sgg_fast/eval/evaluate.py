@@ -17,7 +17,9 @@ import numpy as np
 from tqdm import tqdm
 
 from sgg_fast.data.cache import fingerprint
-from sgg_fast.drawing.models import SCHEDULERS, load_model, scheduler_name, set_scheduler
+from sgg_fast.diffusion import limits
+from sgg_fast.drawing.models import load_model, scheduler_name, set_scheduler
+from sgg_fast.drawing.options import Options
 from sgg_fast.eval import bootstrap, distances, metrics, pictures, report
 from sgg_fast.eval.detector import Detector, Instance
 from sgg_fast.eval.detectors import ToyWorldDetector, choose_detector, open_detector
@@ -84,20 +86,17 @@ def make_plan(graph_set: GraphSet, num: int, num_pairs: int, folder: Path) -> Ev
 def evaluate(args: argparse.Namespace) -> str:
     """Draw what is missing, score everything, write it to --out; returns the tables.
 
-    Raises ValueError or OSError for unusable input.
+    Raises ValueError or OSError for unusable input, `NotFiniteError` for pictures with NaN or Inf.
     """
     model = load_model(args.model)
     pipeline = model.pipeline
     steps = pipeline.config.sampling_steps if args.steps is None else args.steps
     guidance = pipeline.config.guidance if args.guidance is None else args.guidance
-    if steps < 1 or guidance < 1:
-        raise ValueError(f"--steps {steps} --guidance {guidance}: both must be at least 1")
+    Options(steps=steps, guidance=guidance, relation_guidance=args.relation_guidance, scheduler=args.scheduler)
     if args.scheduler is not None:
-        if args.scheduler not in SCHEDULERS:
-            raise ValueError(f"--scheduler {args.scheduler}: there are {', '.join(SCHEDULERS)}")
         set_scheduler(pipeline, args.scheduler)
-    if not 0 <= args.relation_guidance < float("inf"):
-        raise ValueError(f"--relation-guidance must be a number from 0 (none), not {args.relation_guidance}")
+    if refusal := limits.refusal(pipeline.scheduler, steps):
+        raise ValueError(f"--steps {steps} with --scheduler {scheduler_name(pipeline)}: {refusal}")
     graph_set = pictures.open_graphs(args.data, pipeline.config.resolution)
     num = min(NUM_GRAPHS, graph_set.size or NUM_GRAPHS) if args.num is None else args.num
     plan = make_plan(graph_set, num, args.pairs, args.out / "pictures")
@@ -123,6 +122,8 @@ def evaluate(args: argparse.Namespace) -> str:
     result["detector"] = _detector_accuracy(detector, pipeline, spoken)
     drawn = [pictures.load([plan.path(seed, i) for i in range(num)]) for seed in seeds]
     real = None if graph_set.image is None else np.stack([graph_set.image(i) for i in range(num)])
+    if graph_set.turned:
+        warnings.append(f"{len(graph_set.turned)} real pictures were turned as their orientation tag says")
     result |= _score(detector, pipeline, plan.graphs, drawn, real)
     result["counterfactual pairs"] = _score_pairs(detector, plan, seeds)
     if isinstance(pipeline.graph_encoder, SceneGraphConditioner):  # baselines have no token for a relation

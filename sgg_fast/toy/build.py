@@ -44,7 +44,8 @@ from tqdm import tqdm
 from transformers import CLIPModel, CLIPTokenizer
 
 from sgg_fast.commands import command
-from sgg_fast.data.cache import to_pixels
+from sgg_fast.commands.flags import OneLineParser
+from sgg_fast.data.cache import to_bytes, to_pixels
 from sgg_fast.diffusion import noise
 from sgg_fast.diffusion.sampling import sample_latents
 from sgg_fast.drawing import SHIPPED, load_pipeline
@@ -221,8 +222,7 @@ def draw_texts(foundation: Foundation, unet: torch.nn.Module, texts: list[str], 
         return unet(z, t, context).sample
 
     latents = sample_latents(denoise, toy_scheduler(), start, 40, guidance)
-    out = foundation.vae.decode(latents / foundation.vae.config.scaling_factor).sample
-    return ((out.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).numpy()
+    return to_bytes(foundation.vae.decode(latents / foundation.vae.config.scaling_factor).sample)
 
 
 def ship(run: Path, folder: Path) -> None:
@@ -296,8 +296,7 @@ def draw_sheet(path: Path, num: int = 8) -> None:
     pipeline, _ = load_pipeline(str(SHIPPED))
     scenes = [world.draw_scene(HELD_OUT_SEED, i) for i in range(num)]
     generators = [torch.Generator().manual_seed(i) for i in range(num)]
-    drawn = pipeline([s.graph for s in scenes], generator=generators, output_type="np").images
-    drawn = (drawn * 255).round().astype(np.uint8)
+    drawn = [np.asarray(image) for image in pipeline([s.graph for s in scenes], generator=generators).images]
     contact_sheet(path, [(s.graph, {"scene": s.image, "drawn": d}) for s, d in zip(scenes, drawn, strict=True)])
 
 
@@ -333,7 +332,7 @@ STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000, "detector": 2400, "features"
 @command("toy.build")
 def main(argv: list[str] | None) -> None:
     """Exit code 0; 2 for an evaluation of another model than the shipped one."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = OneLineParser(prog="python -m sgg_fast.toy.build", description=__doc__)
     parser.add_argument("part", choices=[*PARTS, "detector_words", "foundation", "ship", "card", "sheet"])
     parser.add_argument(
         "--out", type=Path, default=Path("runs/toy-build"), help="folder of the parts; of the run to ship"

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 
+from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.diffusion import noise
 from sgg_fast.toy import layout, world
 
@@ -93,23 +95,21 @@ def measure(model: str | None, data: str, num: int) -> Errors:
     )  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code 0, or 2 for a model that cannot be used."""
+@command("toy.gates")
+def main(argv: list[str] | None) -> None:
+    """Exit code 0, or 2 for a model or settings that cannot be used."""
     from sgg_fast.quiet import quiet_libraries
 
-    parser = argparse.ArgumentParser(prog="python -m sgg_fast.toy.gates", description=__doc__,
+    parser = OneLineParser(prog="python -m sgg_fast.toy.gates", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--model", help="a run, a pipeline folder or toy, as infer.py takes it")
     parser.add_argument("--data", default="toy", choices=("toy", "toy-words"), help="held-out scenes (%(default)s)")
     parser.add_argument("--num", type=int, default=128, help="scenes (%(default)s)")
     args = parser.parse_args(argv)
+    if args.num < 1:
+        raise ValueError(f"--num must be at least 1, not {args.num}")
     quiet_libraries()
-    try:
-        print(f"x0 error: {measure(args.model, args.data, args.num)}")
-    except (ValueError, OSError) as error:
-        print(f"toy.gates: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    print(f"x0 error: {measure(args.model, args.data, args.num)}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.toy import world
 
 SIZE = 320
@@ -149,7 +150,7 @@ def _rectangles(mask_HW: np.ndarray) -> list[list[float]]:
 @command("toy.sets")
 def main(argv: list[str] | None) -> None:
     """Exit code 0, or 2 for unusable settings."""
-    parser = argparse.ArgumentParser(prog="python -m sgg_fast.toy.sets", description=__doc__,
+    parser = OneLineParser(prog="python -m sgg_fast.toy.sets", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("form", choices=("vg", "coco"))
     parser.add_argument("--out", type=Path, required=True, help="folder of the files")

@@ -47,18 +47,23 @@ def make_pipeline(
 
 
 def draw_sheet(pipeline: SceneGraphToImagePipeline, run: RunConfig, source: PairSource) -> Image.Image:
-    """Real pictures of the first graphs above, generated ones of the same graphs below."""
+    """Real pictures of the first graphs above, generated ones of the same graphs below.
+
+    Raises `NotFiniteError` for a picture with NaN or Inf.
+    """
     num = min(run.num_samples, len(source))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.capture_unet = "off"  # few steps; DeepSpeed's hooks gather weights at every call
     pipeline.unet.eval()
-    drawn = pipeline(
-        source.graphs[:num],
-        num_inference_steps=run.sheet_steps,
-        guidance_scale=run.guidance,
-        generator=[torch.Generator().manual_seed(run.seed + i) for i in range(num)],
-    ).images
-    pipeline.unet.train()
+    try:
+        drawn = pipeline(
+            source.graphs[:num],
+            num_inference_steps=run.sheet_steps,
+            guidance_scale=run.guidance,
+            generator=[torch.Generator().manual_seed(run.seed + i) for i in range(num)],
+        ).images
+    finally:
+        pipeline.unet.train()
     side = pipeline.config.resolution
     sheet = Image.new("RGB", (num * side, 2 * side))
     for i, image in enumerate(drawn):

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sgg_fast import env, ops
+from sgg_fast.commands import NotFiniteError
 from sgg_fast.config import SETTINGS, Config, ConfigError
 from sgg_fast.data.cache import TrainingCache, build_cache, open_foundation
 from sgg_fast.data.sources import PairSource, open_source
@@ -289,8 +290,13 @@ class Trainer:
     def _sample_sheet(self, step: int, log: RunLog) -> None:
         """samples/step-N.png: real pictures above, generated ones of the same graphs below."""
         if self.main or self.engine.sharded:  # sharded weights are gathered layer by layer, by all processes
-            sheet = draw_sheet(self._pipeline(with_text=False), self.config.run, self.source)
-            if self.main:
+            try:
+                sheet = draw_sheet(self._pipeline(with_text=False), self.config.run, self.source)
+            except NotFiniteError as error:  # the losses decide whether the run goes on
+                logger.warning("no sample sheet at step %d: %s", step, error)
+                log.event(event="no samples", step=step, reason=str(error))
+                sheet = None
+            if self.main and sheet is not None:
                 path = self.run / "samples" / f"step-{step:07d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with writing(path):

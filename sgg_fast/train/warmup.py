@@ -22,6 +22,7 @@ import torch
 
 from sgg_fast import env
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import Config, add_flags
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.foundation import Foundation
@@ -88,7 +89,7 @@ def _draw(config: Config, device: torch.device) -> None:
         pipeline.unet.to(torch.float16)
     pipeline.set_progress_bar_config(disable=True)
     for batch in BATCHES:
-        pipeline([SceneGraph(("sheep", "grass"), ((0, "on", 1),))] * batch, num_inference_steps=1)
+        pipeline([SceneGraph(("sheep", "grass"), ((0, "on", 1),))] * batch, num_inference_steps=1, output_type="pt")
 
 
 def warm_up(config: Config, device: torch.device, ds_path: str | None, say: Callable[[str], None]) -> None:
@@ -114,7 +115,7 @@ def warm_up(config: Config, device: torch.device, ds_path: str | None, say: Call
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The settings of a recipe, as train.py takes them."""
     about = __doc__.split("\n\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m sgg_fast.train.warmup", description=about, allow_abbrev=False)
+    parser = OneLineParser(prog="python -m sgg_fast.train.warmup", description=about)
     parser.add_argument("--recipe", default="toy", help=f"named settings: {', '.join(RECIPES)} (toy)")
     parser.add_argument("--deepspeed", metavar="DS_JSON", help="DeepSpeed configuration of the fine-tuning")
     add_flags(parser.add_argument_group("settings of the recipe"))

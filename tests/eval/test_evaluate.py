@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from support import ROOT
 
-from sgg_fast.drawing.models import SHIPPED, load_pipeline
+from sgg_fast.drawing.models import SHIPPED, load_model, load_pipeline
 from sgg_fast.eval import distances, evaluate, metrics, pictures
 from sgg_fast.eval.__main__ import main
 from sgg_fast.eval.detector import overlaps
@@ -144,8 +144,10 @@ def test_against_itself_nothing_differs(done, capsys):
         ({"detector": "./nowhere"}, "--detector ./nowhere: there is no such folder"),
         ({"model": "./nowhere"}, "--model ./nowhere"),
         ({"first-seed": -1}, "--first-seed must not be negative"),
-        ({"scheduler": "fast"}, "--scheduler fast: there are ddim"),
-        ({"guidance": 0.5}, "must be at least 1"),
+        ({"scheduler": "fast"}, "--scheduler fast: there is no such one; there are ddim"),
+        ({"guidance": 0.5}, "--guidance must be a number from 1"),
+        ({"guidance": "nan"}, "--guidance must be a number from 1"),
+        ({"steps": 999, "scheduler": "dpm++"}, "--steps 999 with --scheduler dpm++: this scheduler takes at most 998"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(tmp_path, capsys, changes, message):
@@ -153,6 +155,28 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path, capsys, changes, mess
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert message in error[0]
+
+
+def test_pictures_that_are_not_finite_are_one_line_and_never_saved(tmp_path, capsys, monkeypatch):
+    """Poisoned, the UNet draws such latents, then the VAE such pixels; the same command cures it with a sound model."""
+    model = load_model("toy")
+    monkeypatch.setattr(evaluate, "load_model", lambda name: model)
+    for part, weight in (
+        ("unet", model.pipeline.unet.conv_out.bias),
+        ("vae", model.pipeline.vae.decoder.conv_out.bias),
+    ):
+        whole = weight.detach().clone()
+        with torch.no_grad():
+            weight[0] = torch.inf if part == "vae" else torch.nan
+        assert main(flags(tmp_path / "out")) == 3
+        said = capsys.readouterr()
+        assert (
+            said.out == "" and said.err.count("\n") == 1 and f"conv_out.bias of {part} holds such numbers" in said.err
+        )
+        assert not list((tmp_path / "out").rglob("*.png"))
+        with torch.no_grad():
+            weight.copy_(whole)
+    assert main(flags(tmp_path / "out")) == 0 and (tmp_path / "out" / "eval.json").is_file()
 
 
 def test_pairs_start_from_the_noise_of_their_own_graph(tmp_path):

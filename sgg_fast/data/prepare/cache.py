@@ -165,16 +165,18 @@ def _finish(
 
 def _report(job: CacheJob, source: PairSource, shards: list[Path]) -> dict[str, Any]:
     """report.json's content from the notes of the shards; the file is written if it differs."""
-    num_kept, faults = 0, dict[str, list[str]]()
+    num_kept, turned, faults = 0, 0, dict[str, list[str]]()
     for path in shards:
         tensors, note = read_tensors(path)
         num_kept += len(tensors["item"])
+        turned += len(note.get("turned", ()))  # shards of older versions lack it
         for item, _, reason in note["faults"]:
             assert source.place is not None  # toy pictures have no faults
             faults.setdefault(reason, []).append(str(source.place(item)))
     report = {
         "data": job.data.source,
         "images": {"listed": source.num_images, "kept": num_kept, "left_out": source.num_images - num_kept},
+        "turned_upright": turned,
         "samples": num_kept * source.draws,
         "boxes": source.boxes is not None,
         "faults": [{"reason": reason, "count": len(paths), "images": paths} for reason, paths in faults.items()],

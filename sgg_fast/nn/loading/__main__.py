@@ -11,6 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
+
 from .border import ModelError, border
 from .files import seal
 from .parts import weights_name
@@ -36,23 +39,19 @@ def convert(folder: Path) -> Path:
     return folder / name
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("sgg_fast.nn.loading")
+def main(argv: list[str] | None) -> None:
     """Exit code: 0 done, 2 with one line on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sgg_fast.nn.loading", description=__doc__, allow_abbrev=False,
+    parser = OneLineParser(
+        prog="python -m sgg_fast.nn.loading", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("command", choices=("convert", "seal"))
     parser.add_argument("folder", type=Path)
     args = parser.parse_args(argv)
-    try:
-        if not args.folder.is_dir():
-            raise ModelError(f"{args.folder}: there is no such folder")
-        print(convert(args.folder) if args.command == "convert" else seal(args.folder))
-    except (ModelError, OSError) as error:
-        print(f"sgg_fast.nn.loading: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if not args.folder.is_dir():
+        raise ModelError(f"{args.folder}: there is no such folder")
+    print(convert(args.folder) if args.command == "convert" else seal(args.folder))
 
 
 if __name__ == "__main__":
