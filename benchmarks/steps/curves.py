@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-import json
 import pathlib
 import sys
 from typing import Any
@@ -26,9 +25,20 @@ PANELS = {
 
 
 def validations(log: pathlib.Path) -> list[dict[str, Any]]:
-    """The log's validations, step by step."""
-    lines = (json.loads(line) for line in log.read_text(encoding="utf-8").splitlines())
-    return [{k: v for k, v in line.items() if k != "event"} for line in lines if line.get("event") == "validation"]
+    """The log's validations, step by step. Raises ValueError for a line that no run writes."""
+    from sgg_fast.train.run.log import read_log
+
+    names = [end for panel in PANELS.values() for name in panel for end in (name, name + CHANCE)]
+    found: list[dict[str, Any]] = []
+    for number, _, fields in read_log(log):
+        if fields.pop("event", None) != "validation":
+            continue
+        wrong = [name for name in {"step", *names, *fields} if type(fields.get(name)) not in (int, float)]
+        if wrong or fields.keys() != (found or [fields])[0].keys():
+            what = f"{min(wrong)} is not a number" if wrong else "other figures than the first validation"
+            raise ValueError(f"{log}: line {number}: {what}: delete the line")
+        found.append(fields)
+    return found
 
 
 def draw(rows: list[dict[str, Any]], path: pathlib.Path) -> None:

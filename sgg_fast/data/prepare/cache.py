@@ -76,6 +76,7 @@ def _is_whole(out: Path, described: dict[str, Any], shards: list[Path]) -> bool:
         index = read_index(out)
         entries = [*index["shards"], index["graphs"]]
         check_files(out, entries)
+        read_tensors(out / GRAPHS, verify=True)  # every byte, as `is_done` reads the shards
         named = [entry["file"] for entry in entries] == [*(path.name for path in shards), GRAPHS]
     except (DamagedError, KeyError, TypeError):
         return False
