@@ -6,7 +6,8 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+from sgg_fast import env
 
 OK, FAILED, UNKNOWN = "ok", "FAILED", "not checked"
 
@@ -33,10 +34,8 @@ def record(findings: Iterable[Finding], machine: str, path: Path) -> dict[str, s
     Parts that were not checked keep their entry in an earlier record of the same machine.
     """
     said = list(findings)
-    before: dict[str, Any] = {}
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-    kept = before.get("unfit", {}) if before.get("machine") == machine else {}
+    before = env.read_doctor(path)
+    kept = before["unfit"] if before["machine"] == machine else {}
     checked = {f.leaves_out for f in said if f.leaves_out and f.verdict != UNKNOWN}
     unfit = {part: reason for part, reason in kept.items() if part not in checked}
     for finding in said:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,7 +133,7 @@ def evaluate(args: argparse.Namespace) -> str:
         result["against"] = {"folder": str(args.against), "differences": compare(result, args.against)}
     result["warnings"] = warnings
     text = _tables(result)
-    report.write_json(args.out / "eval.json", result)
+    report.write_result(args.out, result)
     (args.out / "tables.md").write_text(text + "\n", encoding="utf-8")
     report.contact_sheet(args.out / "sheet.png", _cells(plan, graph_set, args.first_seed))
     return f"{text}\n\n{args.out / 'eval.json'}\n{args.out / 'tables.md'}\n{args.out / 'sheet.png'}"
@@ -327,16 +326,7 @@ def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
 
     Figures that are missing in an older evaluation are left out.
     """
-    path = other / "eval.json"
-    if not path.is_file():
-        raise ValueError(f"--against {other}: no eval.json there")
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8-sig"))
-        theirs["data"], theirs["counterfactual pairs"].items(), theirs["per picture"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: is not the result of an evaluation ({error!r}); evaluate that model again"
-        ) from error
+    theirs = report.read_result(other)
     if theirs["data"] != result["data"]:
         raise ValueError(f"--against {other}: is about {theirs['data']}, not {result['data']}")
 
@@ -347,7 +337,7 @@ def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
     try:
         a, b = values(result), values(theirs)
         return {name: str(bootstrap.difference(a[name], b[name])) for name in a if name in b and a[name].size}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"--against {other}: {error}; use the same --num, --pairs, --seeds and --detector") from error
 
 

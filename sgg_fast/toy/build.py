@@ -51,7 +51,7 @@ from sgg_fast.diffusion.sampling import sample_latents
 from sgg_fast.drawing import SHIPPED, load_pipeline
 from sgg_fast.drawing.models import fingerprint, set_scheduler
 from sgg_fast.eval.pictures import through_vae
-from sgg_fast.eval.report import contact_sheet
+from sgg_fast.eval.report import contact_sheet, read_result
 from sgg_fast.graph import SPOKEN
 from sgg_fast.model_card import write_card
 from sgg_fast.nn.clip import normalise_pixels, text_states
@@ -83,7 +83,7 @@ SHEET = Path(__file__).parent / "sheet.png"
 
 def draw(seed: int, num: int, first: int = 0) -> np.ndarray:
     """uint8 [num, 64, 64, 3]: scenes of the world `seed`, from number `first` on."""
-    numbers = tqdm(range(first, first + num), desc="draw", leave=False)
+    numbers = tqdm(range(first, first + num), desc="draw", disable=None, leave=False)
     return np.stack([world.draw_scene(seed, i).image for i in numbers])
 
 
@@ -147,7 +147,7 @@ def build_clip(out: Path, num_steps: int, num_scenes: int, batch: int = 96, spok
         words = {word for name in world.vocabulary(spoken=True) for word in name.split()}
         tokenizer = make_tokenizer(words | {word for name in SPOKEN.values() for word in name.split()})
         tokenizer.save_pretrained(out / "tokenizer")
-    numbers = tqdm(range(num_scenes), desc="draw", leave=False)
+    numbers = tqdm(range(num_scenes), desc="draw", disable=None, leave=False)
     scenes = [world.draw_scene(TRAIN_SEED, i, spoken=spoken) for i in numbers]
     held_out = [world.draw_scene(HELD_OUT_SEED, i, spoken=spoken) for i in range(256)]
     torch.manual_seed(0)
@@ -177,7 +177,9 @@ def build_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32) -> U
     foundation = toy_foundation(weights=out)
     if missing := [part for part in ("vae", "clip") if not (out / f"{part}.safetensors").is_file()]:
         raise ValueError(f"{out} has no {' and no '.join(missing)}: build that first")
-    graphs = [world.draw_scene(TRAIN_SEED, i).graph for i in tqdm(range(num_scenes), desc="graphs", leave=False)]
+    graphs = [
+        world.draw_scene(TRAIN_SEED, i).graph for i in tqdm(range(num_scenes), desc="graphs", disable=None, leave=False)
+    ]
     latents = torch.cat([encode(foundation, draw(TRAIN_SEED, 1000, i)) for i in range(0, num_scenes, 1000)])
     torch.manual_seed(0)
     unet = toy_unet()
@@ -271,8 +273,8 @@ def _forget_places(folder: Path) -> None:
 
 def put_on_card(folder: Path, evaluation: Path, data: str = "") -> None:
     """Put the results of `python -m sgg_fast.eval --out EVALUATION` on the card of the shipped model."""
-    result = json.loads((evaluation / "eval.json").read_text(encoding="utf-8"))
-    if result["data"] != "toy" or result["weights"] != fingerprint(folder):
+    result = read_result(evaluation)
+    if result["data"] != "toy" or result.get("weights") != fingerprint(folder):
         raise ValueError(f"{evaluation} is an evaluation of other weights or on other graphs than toy")
     drawn = result["rows"]["drawn"]
     metrics = {f"{name}, {len(result['per picture']['entity recall'][0])} held-out toy graphs": drawn[name] for name in

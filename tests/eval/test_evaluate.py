@@ -14,7 +14,7 @@ from PIL import Image
 from support import ROOT
 
 from sgg_fast.drawing.models import SHIPPED, load_model, load_pipeline
-from sgg_fast.eval import distances, evaluate, metrics, pictures
+from sgg_fast.eval import distances, evaluate, metrics, pictures, report
 from sgg_fast.eval.__main__ import main
 from sgg_fast.eval.detector import overlaps
 from sgg_fast.eval.detectors import OpenVocabularyDetector, open_detector
@@ -195,12 +195,12 @@ def test_pairs_start_from_the_noise_of_their_own_graph(tmp_path):
 def test_the_card_says_what_was_measured_of_these_weights(done, tmp_path):
     folder = shutil.copytree(SHIPPED, tmp_path / "pipeline")
     build.put_on_card(folder, done)
-    result = json.loads((done / "eval.json").read_text())
+    result = report.read_result(done)
     card = (folder / "README.md").read_text()
     assert f"| entity recall, 2 held-out toy graphs | {result['rows']['drawn']['entity recall']:.4g} |" in card
     assert "| data | toy for 4 600 steps, then toy-rare; 16 000 scenes each |" in card, "as it stood there"
     for name, value in (("weights", "0" * 16), ("data", "toy-repeats")):
-        (tmp_path / "eval.json").write_text(json.dumps({**result, name: value}))
+        report.write_result(tmp_path, {**result, name: value})
         with pytest.raises(ValueError, match="of other weights or on other graphs"):
             build.put_on_card(folder, tmp_path)
 
@@ -394,6 +394,10 @@ def test_a_damaged_picture_is_named_and_drawn_again_once_it_is_deleted(tmp_path,
             assert main([*flags(tmp_path, pairs=0), "--against", str(tmp_path)]) == 2
             said = capsys.readouterr().err
             assert said.count("\n") == 1 and name in said and cure in said
+        (tmp_path / name).write_bytes(kept.replace(b"0.", b"1.", 1))
+        if name == "eval.json":
+            assert main([*flags(tmp_path, pairs=0), "--against", str(tmp_path)]) == 2
+            assert "(SHA-256 differs); evaluate that model again" in capsys.readouterr().err
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + kept)
         assert main([*flags(tmp_path, pairs=0), "--against", str(tmp_path)]) == 0, "as an editor would save it"
 

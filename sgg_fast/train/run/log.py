@@ -47,7 +47,7 @@ class RunLog:
         threading.excepthook = self._thread_failed
         with writing(self._board_path):
             self._board = SummaryWriter(str(self._board_path), purge_step=first_step)
-        self._bar = tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=0.5)
+        self._bar = tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=0.5, disable=None)
 
     def advance(self) -> None:
         """One step is done."""
