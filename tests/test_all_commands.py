@@ -9,6 +9,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -101,7 +102,7 @@ def _child(name: str, words: list[str], folder: Path) -> None:
         code = main_of(name)(words)
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else 1
-    sys.stdout.flush()
+    sys.stdout.flush(), sys.stderr.flush()
     os._exit(code)
 
 
@@ -130,28 +131,38 @@ def run(name: str, words: list[str], folder: Path) -> tuple[int | None, str, str
     return (None if code < 0 else code), *((folder / file).read_text(errors="replace") for file in ("stdout", "stderr"))
 
 
+def fault(name: str, words: list[str], code: int | None, out: str, err: str, place: Path) -> str:
+    """What is wrong with the way a command ended; "" for nothing."""
+    lines = err.replace("\r", "\n").splitlines()
+    if "Traceback" in err + out or not (code is None or code in CODES):
+        return "a traceback or another exit code"
+    if not all(line.isprintable() for line in lines):
+        return "raw control characters"
+    if code in (2, 3):
+        refusals = [line for line in lines if line.split(": ")[0] in _prefixes(name)]
+        return "" if len(refusals) == 1 and lines[-1] == refusals[0] else "not one line of refusal at the end"
+    made = {path.name for path in place.iterdir()} - {"stdout", "stderr"}
+    silent = code == 0 and not out.strip() and made <= {"g.json", "bad.json", "log.jsonl", "rows.csv", "folder"}
+    return "nothing said and nothing made" if silent else ""
+
+
 def attack(num: int, seed: int, folder: Path) -> dict[str, int]:
     """`num` random lines over all commands in turn; how they ended."""
     ends: dict[str, int] = {}
+    faults = []
     for k in range(num):
         name, random_ = COMMANDS[k % len(COMMANDS)], random.Random(f"{seed} {k}")
         words, place = random_line(name, random_), folder / str(k)
         place.mkdir()
         furnish(place)
         code, out, err = run(name, words, place)
-        told = f"{name} {words}\nexit code {code}\n{out[-2000:]}\n{err[-4000:]}"
-        assert "Traceback" not in err + out and (code is None or code in CODES), told
-        lines = err.replace("\r", "\n").splitlines()
-        assert all(line.isprintable() for line in lines), told
-        if code in (2, 3):
-            refusals = [line for line in lines if line.split(": ")[0] in _prefixes(name)]
-            assert len(refusals) == 1 and lines[-1] == refusals[0], told
-        elif code == 0:
-            made = {path.name for path in place.iterdir()} - {"stdout", "stderr"}
-            assert out.strip() or made > {"g.json", "bad.json", "log.jsonl", "rows.csv", "folder"}, told
-        end = {None: "killed at work", 0: "done", 1: "found faults", 2: "refused", 3: "not finite"}[code]
+        if found := fault(name, words, code, out, err, place):
+            faults.append(f"{found}: {name} {words}\nexit code {code}\n{out[-1000:]}\n{err[-3000:]}")
+        end = {None: "killed at work", 0: "done", 1: "found faults", 2: "refused", 3: "not finite"}.get(code, str(code))
         ends[end] = ends.get(end, 0) + 1
-    print(f"{num} random lines over {len(COMMANDS)} commands: {ends}")
+        shutil.rmtree(place)
+    print(f"{num} random lines over {len(COMMANDS)} commands: {ends}, {len(faults)} faults")
+    assert not faults, "\n\n".join(faults)
     return ends
 
 
