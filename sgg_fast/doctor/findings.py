@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sgg_fast import env
+from sgg_fast.files import write_text
 
 OK, FAILED, UNKNOWN = "ok", "FAILED", "not checked"
 
@@ -41,6 +42,5 @@ def record(findings: Iterable[Finding], machine: str, path: Path) -> dict[str, s
     for finding in said:
         if finding.leaves_out and finding.verdict == FAILED:
             unfit.setdefault(finding.leaves_out, f"{finding.name}: {finding.detail}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine, "unfit": unfit}, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps({"machine": machine, "unfit": unfit}, indent=1) + "\n")
     return unfit

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
-from sgg_fast.config import Config, RunConfig
+from sgg_fast.config import Config, ConfigError, RunConfig, flag
 from sgg_fast.data.sources import PairSource
+from sgg_fast.diffusion import limits
 from sgg_fast.files import replace_folder
 from sgg_fast.model_card import provenance
 from sgg_fast.nn.conditioners import Conditioner
@@ -44,6 +46,16 @@ def make_pipeline(
     )
     pipeline.fuse_unet = config.model.fuse_unet
     return pipeline
+
+
+def check_steps(run: RunConfig, scheduler: Any) -> None:
+    """Raise `ConfigError` for more steps than the model's scheduler can take, before they are needed."""
+    asked = {"sampling_steps": run.sampling_steps}
+    if run.sample_every and run.num_samples:
+        asked["sheet_steps"] = run.sheet_steps
+    for name, num_steps in asked.items():
+        if refusal := limits.refusal(scheduler, num_steps):
+            raise ConfigError(f"--{flag(name)} {num_steps}: {refusal}")
 
 
 def draw_sheet(pipeline: SceneGraphToImagePipeline, run: RunConfig, source: PairSource) -> Image.Image:

@@ -27,7 +27,7 @@ from sgg_fast.train.memory.advice import device_memory
 from sgg_fast.train.memory.planner import Planner
 from sgg_fast.train.optim.groups import lr_factor
 from sgg_fast.train.order import SampleOrder
-from sgg_fast.train.outputs import draw_sheet, export, make_pipeline
+from sgg_fast.train.outputs import check_steps, draw_sheet, export, make_pipeline
 from sgg_fast.train.preflight import preflight
 from sgg_fast.train.run import checkpoint
 from sgg_fast.train.run.folder import check_room, clear, writing
@@ -79,6 +79,8 @@ class Trainer:
             self.trained, held_out = split_pairs(config.run, self.source, config.data.flip == "swap")
         self.foundation: Foundation = open_foundation(config.model)
         finetune = stage == "finetune"
+        if finetune:
+            check_steps(config.run, self.foundation.scheduler)
         self.cache: TrainingCache = build_cache(
             self.source,
             self.foundation,

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from support import ROOT
 
+from sgg_fast.commands import NotFiniteError
 from sgg_fast.drawing.models import SHIPPED, load_model, load_pipeline
 from sgg_fast.eval import distances, evaluate, metrics, pictures, report
 from sgg_fast.eval.__main__ import main
@@ -281,6 +282,14 @@ def test_an_open_vocabulary_detector_looks_for_the_graphs_own_names(owl):
     )
     none = OpenVocabularyDetector(str(owl), threshold=1.1)
     assert none.find(image[None], [graph]) == [[]]
+
+
+def test_a_detector_that_gives_nan_is_no_picture_without_objects(owl):
+    detector = OpenVocabularyDetector(str(owl), threshold=0.0)
+    with torch.no_grad():
+        detector.model.box_head.dense0.bias[0] = torch.nan
+    with pytest.raises(NotFiniteError, match=r"--detector: .* gives numbers that are not finite: get the model again"):
+        detector.find(world.draw_scene(0, 0).image[None], [SceneGraph(("dog",))])
 
 
 def test_an_evaluation_with_an_open_vocabulary_detector(owl, tmp_path):

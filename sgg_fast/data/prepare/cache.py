@@ -109,6 +109,7 @@ def _describe(job: CacheJob, source: PairSource, foundation: Foundation) -> dict
 def _accept(out: Path, described: dict[str, Any], overwrite: bool) -> str:
     """Compare with an earlier job.json in `out`, or write it; returns the digest that marks this job's shards."""
     path, text = out / JOB, json.dumps(described, indent=1, sort_keys=True) + "\n"
+    overwrite = overwrite or not ((out / INDEX).exists() or any(out.glob("shard-*.safetensors")))  # nothing to lose
     if path.is_file() and not overwrite:
         try:
             earlier = json.loads(path.read_text())

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sgg_fast.commands import command
 from sgg_fast.commands.flags import OneLineParser
+from sgg_fast.files import write_aside
 
 from .border import ModelError, border
 from .files import seal
@@ -35,7 +36,8 @@ def convert(folder: Path) -> Path:
             state = load_file(there[0])
         if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
             raise ModelError("not a table of tensors")
-        save_file({k: v.clone().contiguous() for k, v in state.items()}, folder / name, {"format": "pt"})
+        with write_aside(folder / name, durable=True) as aside:  # a kill leaves no half of the file that is looked for
+            save_file({k: v.clone().contiguous() for k, v in state.items()}, aside, {"format": "pt"})
     return folder / name
 
 
