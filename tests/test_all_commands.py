@@ -3,6 +3,7 @@ in silence."""
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import difflib
 import importlib
@@ -66,6 +67,19 @@ def test_a_word_too_many_and_a_value_that_is_none_are_one_line(name, capsys):
             said = capsys.readouterr()
             assert ended.value.code == 2 and said.out == "" and said.err.count("\n") == 1
             assert said.err.startswith(f"{parser.prog}: ")
+
+
+def test_progress_bars_are_for_terminals():
+    """Every bar of ours says `disable`: None draws it on a terminal only."""
+    calls = [
+        (path, node)
+        for top in ("sgg_fast", "benchmarks")
+        for path in (ROOT / top).rglob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) in ("tqdm", "trange")
+    ]
+    assert len(calls) > 5
+    assert [f"{path}:{node.lineno}" for path, node in calls if not any(k.arg == "disable" for k in node.keywords)] == []
 
 
 def furnish(folder: Path) -> None:

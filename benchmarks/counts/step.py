@@ -103,9 +103,10 @@ def main(argv: list[str] | None) -> None:
     """Print every form of the weights."""
     OneLineParser(prog="python -m benchmarks.counts.step", description=__doc__.split("\n\n")[0]).parse_args(argv)
     base = train_forms.settings(quick=False)
-    print(f"{base.resolution} x {base.resolution}, batch {base.batch_size}, fused UNet, bf16 compute")
+    side = base.data.resolution
+    print(f"{side} x {side}, batch {base.optim.batch_size}, fused UNet, bf16 compute", flush=True)
     for name, changes in (("fp32 master weights", {}), ("split", {"weights": "split"}), ("lean", {"weights": "lean"})):
-        found = count(dataclasses.replace(base, **changes))
+        found = count(base.replace(**changes))
         print(f"{name:20} by the host: {found.with_bitsandbytes:,} with bitsandbytes, {found.total:,} with the flat "
               f"optimiser ({found.optimiser} of them its own), {HOST_CALLS} where these are captured")  # fmt: skip
 
