@@ -267,4 +267,4 @@ def test_a_drawing_of_nan_fails_in_one_line_and_the_next_one_is_drawn():
         ends.append((drawing.state, drawing.error, len(drawing.pictures)))
     studio.close()
     assert ends[0][::2] == ("failed", 0) and ends[1] == ("done", "", 1)
-    assert ends[0][1].startswith("a picture ends in numbers that are not finite, and is not saved: conv_out.bias")
+    assert ends[0][1].startswith("a picture ends in numbers that are not finite, and is not saved: decoder.conv_out")

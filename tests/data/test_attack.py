@@ -126,6 +126,37 @@ def test_a_flipped_bit_in_an_annotation_is_read_named_or_refused_in_one_line(tmp
         told(capsys, f"{kind} {name}", num, ends)
 
 
+OTHER_VALUES = [None, True, 0, -1, 7, 1.5, 10**30, "", "a", "7", [], {}, [[]], [7], {"a": 1}]
+
+
+def spots(node: Any) -> list[tuple[Any, Any]]:
+    """(container, key) of every value below `node`."""
+    keys = list(node) if isinstance(node, dict) else list(range(len(node))) if isinstance(node, list) else []
+    return [spot for key in keys for spot in [(node, key), *spots(node[key])]]
+
+
+@pytest.mark.parametrize("num", [pytest.param(12, id="12"), MANY])
+@pytest.mark.parametrize("kind", ["vg", "coco", "laion", "own"])
+def test_a_value_of_another_type_in_an_annotation_is_read_named_or_refused_in_one_line(tmp_path, capsys, kind, num):
+    argv, root, reader = commands(tmp_path)[kind]
+    rng, out = random.Random(kind), tmp_path / "out"
+    for name, path in kinds_of(root).items():
+        whole, ends = path.read_bytes(), Counter()
+        for _ in range(num if path.suffix == ".json" else 0):
+            document = json.loads(whole)
+            container, key = rng.choice(spots(document))
+            container[key] = rng.choice(OTHER_VALUES)
+            path.write_text(json.dumps(document))
+            code = prepare.main([*argv, "--out", str(out), "--overwrite"])
+            said = capsys.readouterr()
+            assert code in (0, 2) and (code == 0 or one_line(said.err, "prepare")), said.err
+            if code == 0:
+                assert len(reader(out)) > 0, "what is written can be read"
+            ends["refused" if code else "read, or left out by name"] += 1
+        path.write_bytes(whole)
+        told(capsys, f"{kind} {name}, other types", num, ends)
+
+
 def told(capsys: pytest.CaptureFixture[str], what: str, num: int, ends: Counter[str]) -> None:
     with capsys.disabled():
         print(f"\n{what}: {num} flips: {dict(ends)}" if num > 9 else "", end="")

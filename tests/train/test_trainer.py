@@ -237,10 +237,10 @@ def test_a_resumed_log_forgets_the_steps_after_its_checkpoint_and_a_line_cut_off
 @pytest.mark.parametrize("name", ["sheet_steps", "sampling_steps"])
 def test_steps_that_the_models_scheduler_cannot_take_are_refused_before_the_run(tmp_path, name):
     more = {"sample_every": 2, name: 1001}
-    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} 1001: this scheduler takes at most 1000"):
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} 1001: this scheduler takes at most 999"):
         trainer(tmp_path, "finetune", **more)
     assert not (tmp_path / "finetune" / "log.jsonl").exists()
-    trainer(tmp_path, "finetune", **more | {name: 1000})  # the cure
+    trainer(tmp_path, "finetune", **more | {name: 999})  # the cure
 
 
 def test_a_sheet_of_nan_is_not_saved_and_the_run_goes_on(tmp_path, caplog):
