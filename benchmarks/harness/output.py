@@ -13,11 +13,17 @@ if TYPE_CHECKING:  # its import takes seconds, and tables and help do not need i
 
 
 def device(text: str) -> torch.device:
-    """A device by its name, with its number if it is a GPU."""
+    """A device by its name, with its number if it is a GPU. Raises `ArgumentTypeError` for one that is not here."""
     import torch
 
-    found = torch.device(text)
-    return torch.device("cuda", found.index or 0) if found.type == "cuda" else found
+    kind, _, number = text.partition(":")
+    if text == "cpu":
+        return torch.device("cpu")
+    if kind != "cuda" or not (text == "cuda" or number.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is none of cpu, cuda, cuda:N")
+    if int(number or 0) >= torch.cuda.device_count():
+        raise argparse.ArgumentTypeError(f"{text[:40]}: there are {torch.cuda.device_count()} CUDA devices here")
+    return torch.device("cuda", int(number or 0))
 
 
 def add_flags(parser: argparse.ArgumentParser, written: str) -> None:

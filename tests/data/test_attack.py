@@ -141,8 +141,10 @@ def test_a_value_of_another_type_in_an_annotation_is_read_named_or_refused_in_on
     argv, root, reader = commands(tmp_path)[kind]
     rng, out = random.Random(kind), tmp_path / "out"
     for name, path in kinds_of(root).items():
+        if path.suffix != ".json":
+            continue
         whole, ends = path.read_bytes(), Counter()
-        for _ in range(num if path.suffix == ".json" else 0):
+        for _ in range(num):
             document = json.loads(whole)
             container, key = rng.choice(spots(document))
             container[key] = rng.choice(OTHER_VALUES)
