@@ -159,7 +159,8 @@ def fault(name: str, words: list[str], code: int | None, out: str, err: str, pla
     if not all(line.isprintable() for line in lines):
         return "raw control characters"
     if code in (2, 3):
-        refusals = [line for line in lines if line.split(": ")[0] in _prefixes(name)]
+        notice = "sgg-app: Ctrl-C closes it; the model is being loaded"
+        refusals = [line for line in lines if line.split(": ")[0] in _prefixes(name) and line != notice]
         return "" if len(refusals) == 1 and lines[-1] == refusals[0] else "not one line of refusal at the end"
     made = {path.name for path in place.iterdir()} - {"stdout", "stderr"}
     silent = code == 0 and not out.strip() and made <= {"g.json", "bad.json", "log.jsonl", "rows.csv", "folder"}
