@@ -53,7 +53,15 @@ def _kind(row: CsvRow) -> tuple[str, ...]:
 
 
 def _counts(row: CsvRow) -> bool:
-    return bool(row["ms_p50"]) and not row["device"].startswith("CPU") and row.get("mode") != "cold start"
+    whole = all(row[name] is not None for name in NEEDED)  # a row that was cut off lacks its end
+    return whole and bool(row["ms_p50"]) and not row["device"].startswith("CPU") and row.get("mode") != "cold start"
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
 
 
 def read(path: pathlib.Path) -> list[CsvRow]:
@@ -68,7 +76,10 @@ def read(path: pathlib.Path) -> list[CsvRow]:
                     if path.is_dir():
                         continue  # curves and other tables lie beside the benchmarks' rows
                     raise ValueError(f"{file}: no rows of a benchmark: it lacks the column {min(missing)}")
-                rows += [row for row in reader if _counts(row)]
+                for row in filter(_counts, reader):
+                    if not _is_time(row["ms_p50"]):
+                        raise ValueError(f"{file}: line {reader.line_num}: ms_p50 is no time: {row['ms_p50'][:40]}")
+                    rows.append(row)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{file}: cannot be read: {error}") from error
     return rows

@@ -15,6 +15,7 @@ import torch
 from support import ROOT
 
 from sgg_fast import drawing
+from sgg_fast import pipeline as pipeline_module
 from sgg_fast.commands import infer
 from sgg_fast.data.inputs import read_inputs
 from sgg_fast.data.png_record import is_drawn, read_record
@@ -115,9 +116,7 @@ def test_numbers_that_are_not_finite_are_never_saved(here, capsys, monkeypatch, 
             weight.copy_(before)
     assert "not saved: conv_in.weight of unet holds such numbers already: get the model again" in err
     assert not list(here.rglob("*.png"))
-    monkeypatch.setattr(
-        SceneGraphToImagePipeline, "decode", lambda self, z, kind="pil": torch.full((len(z), 3, 8, 8), torch.nan)
-    )
+    monkeypatch.setattr(pipeline_module, "decode_latents", lambda vae, z: torch.full((len(z), 3, 8, 8), torch.nan))
     assert "lower --guidance" in _code_three(capsys) and not list(here.rglob("*.png"))
 
 

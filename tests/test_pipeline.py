@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline, EulerDiscreteScheduler, UNet2DCondition
 from support import ROOT
 from support.graphs import all_graphs
 
+from sgg_fast.commands import NotFiniteError
 from sgg_fast.config import Config
 from sgg_fast.drawing import load_model
 from sgg_fast.drawing.models import SCHEDULERS, made_scheduler, scheduler_name
@@ -314,3 +315,11 @@ def test_two_processes_export_the_same_bytes_wherever_the_models_lay(pipeline, t
             assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     loading.check(tmp_path / "a")
     assert not any(str(trained_run).encode() in p.read_bytes() for p in (tmp_path / "a").rglob("*.json"))
+
+
+def test_nan_is_refused_where_bytes_would_hide_it_and_given_where_it_can_be_seen(pipeline):
+    latents = torch.zeros(1, 4, 16, 16)
+    latents[0, 0, 0, 0] = torch.inf
+    with pytest.raises(NotFiniteError, match="not finite, and is not saved: lower --guidance"):
+        pipeline.decode(latents)
+    assert not pipeline.decode(latents, "pt").isfinite().all()

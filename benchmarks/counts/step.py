@@ -20,6 +20,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from benchmarks.counts.kernels import triton_everywhere
 from benchmarks.counts.unet import UNetCounter, cuda_norms, make_channels_last, opaque_attention
 from benchmarks.steps import train_forms
+from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import Config
 from sgg_fast.ops.adam import num_chunks
 from sgg_fast.train.assemble import assemble
@@ -89,16 +91,14 @@ def count(config: Config) -> StepCount:
     return StepCount(add, apply, sum(map(len, numels)))
 
 
-def main() -> None:
-    """Print both forms of the weights."""
+@command("benchmarks.counts.step")
+def main(argv: list[str] | None) -> None:
+    """Print every form of the weights."""
+    OneLineParser(prog="python -m benchmarks.counts.step", description=__doc__.split("\n\n")[0]).parse_args(argv)
     base = train_forms.settings(quick=False)
-    side, batch = base.data.resolution, base.optim.batch_size
-    print(f"{side} x {side}, batch {batch}, fused UNet, bf16 compute")
+    side = base.data.resolution
+    print(f"{side} x {side}, batch {base.optim.batch_size}, fused UNet, bf16 compute", flush=True)
     for name, changes in (("fp32 master weights", {}), ("split", {"weights": "split"}), ("lean", {"weights": "lean"})):
         found = count(base.replace(**changes))
         print(f"{name:20} by the host: {found.with_bitsandbytes:,} with bitsandbytes, {found.total:,} with the flat "
               f"optimiser ({found.optimiser} of them its own), {HOST_CALLS} where these are captured")  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

@@ -222,5 +222,7 @@ def body() -> str:
 
 TABLE = ReadmeTable("counts.unet", "unet", body)
 
+main = TABLE.main(__doc__.split("\n\n")[0])
+
 if __name__ == "__main__":
-    sys.exit(TABLE.main(__doc__.split("\n\n")[0]))
+    sys.exit(main())

@@ -41,11 +41,17 @@ def _device_name(text: str) -> str:
 
 
 def device_of(args: argparse.Namespace) -> torch.device:
-    """The device of --device, with its number if it is a GPU."""
+    """The device of --device, with its number if it is a GPU. Raises `ConfigError` for a GPU that is not here."""
     import torch
 
+    from sgg_fast.config import ConfigError
+
     found = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return torch.device("cuda", found.index or 0) if found.type == "cuda" else found
+    if found.type == "cpu":
+        return found
+    if (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {args.device}: there are {torch.cuda.device_count()} CUDA devices here")
+    return torch.device("cuda", found.index or 0)
 
 
 def in_time(items: Iterable[T], deadline: float) -> Iterator[T]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
-import sys
 from collections import defaultdict
 from typing import Any
 
@@ -75,8 +74,3 @@ def _panel(panel: object, rows: Rows, size: str) -> None:
     panel.set_xticks([i + 0.4 for i in range(len(groups))], groups, fontsize=6)
     panel.set_title(f"{size}  {rows[0]['shape']}", fontsize=6)
     panel.legend(fontsize=5)
-
-
-if __name__ == "__main__":
-    for path in draw(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])):
-        print(path)

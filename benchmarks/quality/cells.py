@@ -8,7 +8,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import ctypes
-import json
 import multiprocessing
 import os
 import shlex
@@ -261,5 +260,7 @@ def measure(folder: Path) -> Speeds:
 
 
 def result_of(out: Path, cell: Cell) -> dict[str, Any]:
-    """The result of the cell's evaluation."""
-    return json.loads((cell.folder(out) / "eval" / "eval.json").read_text(encoding="utf-8"))
+    """The result of the cell's evaluation. Raises ValueError for a damaged one."""
+    from sgg_fast.eval.report import read_result
+
+    return read_result(cell.folder(out) / "eval")

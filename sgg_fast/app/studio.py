@@ -16,6 +16,8 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+from sgg_fast.commands import NotFiniteError
+
 if TYPE_CHECKING:
     from sgg_fast.data.inputs import Item
     from sgg_fast.drawing import Model, Options, Step
@@ -217,7 +219,7 @@ class Studio:
             end = "done"
         except _StopError:
             end = drawing.ending
-        except ValueError as error:
+        except (ValueError, NotFiniteError) as error:
             drawing.error, end = " ".join(str(error).split()), "failed"
         except Exception as error:  # border: whatever a library raises ends this drawing only
             logger.exception("a drawing failed")
@@ -242,7 +244,10 @@ class Studio:
             now = time.monotonic()
             drawing.step, drawing.steps, drawing.seconds = step.number, step.total, now - began
             if now >= due[0] and step.number < step.total:
-                preview = jpeg(step.preview())
+                try:
+                    preview = jpeg(step.preview())
+                except NotFiniteError:
+                    return  # an early step's prediction may be; the last one decides
                 cost = time.monotonic() - now
                 due[0] = now + max(cost / PREVIEW_SHARE, 0.25)
                 with self._change:

@@ -12,6 +12,11 @@ REFUSED, BAD_NUMBERS, INTERRUPTED = 2, 3, 130
 """Exit codes: unusable settings or input (as in argparse); numbers that are not finite; SIGINT."""
 _LONGEST = 2000
 
+
+class NotFiniteError(ArithmeticError):
+    """A picture or a latent with NaN or Inf, which is not used and not saved."""
+
+
 Main = Callable[[list[str] | None], int | None]
 
 
@@ -58,7 +63,7 @@ def command(
     In the module that is the program (`python -m`) it also runs: there it comes last.
 
     name: name of the command in messages. interrupted: advice for the user after Ctrl-C. refused: errors that the user
-    can correct. Any other error is a bug and keeps its traceback.
+    can correct. `NotFiniteError` gives BAD_NUMBERS. Any other error is a bug and keeps its traceback.
     """
 
     def wrap(body: Main) -> Callable[..., int]:
@@ -70,6 +75,8 @@ def command(
                 code = body(argv) or 0
                 _end_stdout()
                 return code
+            except NotFiniteError as error:
+                return refuse(name, error, BAD_NUMBERS)
             except refused as error:
                 return refuse(name, error)
             except KeyboardInterrupt:

@@ -6,7 +6,6 @@ Letters: H, W height and width, R side of the training square, in pixels.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import TypeVar
 
@@ -25,6 +24,8 @@ _MODES = {"1", "L", "P", "RGB", "LA", "PA", "RGBA"}
 _ORIENTATION = 0x0112
 _ORIENTATIONS = range(9)
 """Values of the orientation tag (EXIF 2.3, 4.6.4). 1 is upright, and so is 0, which some cameras write for unknown."""
+TURNED = "turned"
+"""Key in the `info` of a picture from `open_rgb`."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -57,7 +58,8 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
 
     Grey and palette pictures are converted without loss. Refused are CMYK (its colours depend on a profile), 16-bit and
     floating-point pictures (their range is unknown) and transparent pixels (their background is unknown). `upright`
-    applies the orientation tag, for pictures without boxes; boxes refer to the stored pixels.
+    applies the orientation tag, for pictures without boxes; boxes refer to the stored pixels. `info[TURNED]` says
+    whether that turned the picture.
     """
     limit = Image.MAX_IMAGE_PIXELS or 2**63
     try:
@@ -70,8 +72,11 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
                 raise ImageError(path, "CMYK colours, which have no exact RGB; convert the file to RGB")
             if image.mode not in _MODES or _is_deep_png(path):
                 raise ImageError(path, "more than 8 bits a channel; convert the file to 8 bits")
-            turned = upright and orientation_of(image, path) > 1
-            return _opaque(path, ImageOps.exif_transpose(image) if turned else image)
+            opaque = _opaque(path, image)
+            turned = upright and orientation_of(image, path) > 1  # after decoding, which detects truncated files
+            found = ImageOps.exif_transpose(opaque) if turned else opaque
+            found.info[TURNED] = turned
+            return found
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -94,25 +99,13 @@ def orientation_of(image: Image.Image, path: Path) -> int:
     return value
 
 
-def _of_header(path: Path, read: Callable[[Image.Image], T]) -> T:
-    """A property of the picture, without decoding. Raises `ImageError`."""
+def size_of(path: Path) -> tuple[int, int]:
+    """Width and height from the header, without decoding. Raises `ImageError`."""
     try:
         with Image.open(path) as image:
-            return read(image)
-    except ImageError:
-        raise
+            return image.size
     except Exception as error:  # border
         raise ImageError(path, "cannot be read as an image") from error
-
-
-def is_turned(path: Path) -> bool:
-    """True if `open_rgb` turns the picture. Raises `ImageError`."""
-    return _of_header(path, lambda image: orientation_of(image, path) > 1)
-
-
-def size_of(path: Path) -> tuple[int, int]:
-    """Width and height. Raises `ImageError`."""
-    return _of_header(path, lambda image: image.size)
 
 
 def _is_deep_png(path: Path) -> bool:

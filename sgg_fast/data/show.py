@@ -7,6 +7,7 @@ the set is missing), a folder of pictures with graphs beside them, "toy", "toy-r
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -152,6 +153,8 @@ def main(argv: list[str] | None) -> None:
     else:
         raise ConfigError(f"--first {args.first}: the set has {num} samples")
     page = sheet(source, f"{title}: {len(chosen)} of {len(source)} samples", chosen)
+    if source.turned:
+        print(source.said_turned, file=sys.stderr)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     page.save(args.out)
     print(args.out)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.doctor.findings import FAILED, OK, UNKNOWN, Finding, record
 
 NAME = "sgg-doctor"
@@ -87,7 +88,7 @@ def _guarded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Find
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog=NAME, description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = OneLineParser(prog=NAME, description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", type=Path, default=Path("sgg-doctor.json"), help="file to send (sgg-doctor.json)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="after which nothing new is checked (90)")
     return parser.parse_args(argv)

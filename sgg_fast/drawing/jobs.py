@@ -29,10 +29,6 @@ Progress = Callable[[float], None]
 """Called after each denoising step with the work done, as a number of pictures."""
 
 
-class NotFiniteError(ArithmeticError):
-    """A picture with NaN or Inf; nothing of its batch was saved."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Step:
     """A denoising step that a batch has completed."""
@@ -193,7 +189,8 @@ def sample(
 ) -> tuple[list[Image.Image], torch.Tensor | None]:
     """The pictures of `graphs`, each with its record's seed; all have the first record's other settings.
 
-    With `explain` also their attention maps, [B, T, h, w] (`AttentionMaps`). Raises ValueError if there are none.
+    With `explain` also their attention maps, [B, T, h, w] (`AttentionMaps`). Raises ValueError if there are none, and
+    `NotFiniteError` for NaN or Inf: then nothing of the batch is saved.
     """
     pipeline, record = model.pipeline, records[0]
     pipeline.scheduler = made_scheduler(pipeline, record["scheduler"])
@@ -205,20 +202,18 @@ def sample(
         on_step(Step(step + 1, len(pipe.scheduler.timesteps), preview))
         return tensors
 
-    def call() -> list[Image.Image]:
+    def draw() -> list[Image.Image]:
         try:
-            latents = pipeline(
+            return pipeline(
                 graphs,
                 num_inference_steps=record["steps"],
                 guidance_scale=record["guidance"],
                 relation_guidance=record["relation_guidance"],
                 generator=[torch.Generator().manual_seed(each["seed"]) for each in records],
                 resolution=record["size"],
-                output_type="latent",
                 callback_on_step_end=tick,
                 callback_on_step_end_tensor_inputs=("latents", "pred_x0"),
             ).images
-            return finite_pictures(pipeline, latents)
         except (RuntimeError, MemoryError) as error:
             short = isinstance(error, (torch.OutOfMemoryError, MemoryError))
             if not (short or "allocate memory" in str(error)):  # torch's message on a CPU
@@ -226,31 +221,13 @@ def sample(
             raise ValueError("out of memory: lower --batch-size or --size") from error
 
     if not explain:
-        return call(), None
+        return draw(), None
     if refusal := unexplained(pipeline):
         raise ValueError(refusal)
     side = record["size"] // pipeline.vae_scale_factor
     with AttentionMaps(pipeline.unet, len(graphs), (side, side)) as maps:
-        images = call()
+        images = draw()
     return images, maps.maps()
-
-
-def finite_pictures(pipeline: SceneGraphToImagePipeline, latents: torch.Tensor) -> list[Image.Image]:
-    """The pictures of latents [B, c, h, w]. Raises `NotFiniteError` for NaN or Inf."""
-    pixels = pipeline.decode(latents, "pt") if torch.isfinite(latents).all() else None
-    if pixels is None or pixels.isnan().any():
-        raise NotFiniteError(f"a picture ends in numbers that are not finite, and is not saved: {_culprit(pipeline)}")
-    processor = pipeline.image_processor
-    return processor.numpy_to_pil(processor.pt_to_numpy(pixels))
-
-
-def _culprit(pipeline: SceneGraphToImagePipeline) -> str:
-    for part in ("graph_encoder", "graph_clip", "text_encoder", "unet", "vae"):
-        module = getattr(pipeline, part)
-        tensors = module.state_dict().items() if module is not None else ()
-        if name := next((name for name, tensor in tensors if not tensor.isfinite().all()), None):
-            return f"{name} of {part} holds such numbers already: get the model again"
-    return "lower --guidance or --relation-guidance, or take another --scheduler or number of --steps"
 
 
 def unexplained(pipeline: SceneGraphToImagePipeline) -> str:

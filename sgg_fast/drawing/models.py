@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sgg_fast import env
+from sgg_fast import digests, env
 from sgg_fast.data.png_record import SHIPPED_NAME
 from sgg_fast.drawing.options import SCHEDULERS
 from sgg_fast.nn import loading
@@ -53,7 +53,7 @@ def load_model(model: str | None, verify: bool = False) -> Model:
     folder that holds no pipeline.
     """
     if verify:
-        os.environ[loading.VERIFY] = "1"
+        os.environ[digests.VERIFY] = "1"
     if model is None:
         folder = find_pipeline(DEFAULT_RUN) or SHIPPED
     elif model == SHIPPED_NAME and not Path(model).exists():

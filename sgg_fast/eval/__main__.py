@@ -80,7 +80,7 @@ def check(args: argparse.Namespace) -> None:
 
 @command("sgg_fast.eval", interrupted="the same command goes on")
 def main(argv: list[str] | None) -> None:
-    """Exit code: 0 done, 2 for unusable input (one line on stderr), 130 interrupted."""
+    """Exit code: 0 done, 130 interrupted; with one line on stderr 2 for unusable input, 3 for NaN or Inf."""
     args = parse(argv)
     check(args)
     quiet_libraries()

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from sgg_fast.commands import NotFiniteError
 from sgg_fast.data.cache import to_pixels
 from sgg_fast.eval.detector import Detector, Instance, overlaps
 from sgg_fast.graph import SceneGraph
@@ -78,6 +79,8 @@ class OpenVocabularyDetector:
                 attention_mask=tokens.attention_mask,
                 pixel_values=normalise_pixels(self.model, to_pixels(image[None])),
             )
+            if not (out.logits.isfinite().all() and out.pred_boxes.isfinite().all()):
+                raise NotFiniteError(f"--detector: {self.name} gives numbers that are not finite: get the model again")
             score_RN, (x, y, w, h) = out.logits[0].sigmoid(), out.pred_boxes[0].unbind(-1)
             boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1).clamp(0, 1).numpy()
             found.append(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sgg_fast.data.shards import sha256_of
+from sgg_fast.digests import sha256s
 
 PUBLISHED_PICTURES = 5000
 """Number of pictures on each side behind this field's published figures (Visual Genome's test split has 5 096)."""
@@ -104,7 +104,7 @@ def check_inception(weights: Path, num_drawn: int, num_real: int) -> list[str]:
         )
     if num_drawn < IS_SPLITS:
         warnings.append(f"IS is left out: it needs {IS_SPLITS} drawn pictures at least, one for each of its parts")
-    if not sha256_of(weights).startswith(INCEPTION_SHA256):
+    if not sha256s(weights.parent, [weights.name])[weights.name].startswith(INCEPTION_SHA256):
         warnings.append(
             f"{weights} is not the published Inception network (its SHA-256 does not begin with {INCEPTION_SHA256}): "
             "these figures compare with no published ones"

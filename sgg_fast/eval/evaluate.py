@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from sgg_fast.data.cache import fingerprint
+from sgg_fast.diffusion import limits
 from sgg_fast.drawing.models import load_model, made_scheduler, scheduler_name
 from sgg_fast.eval import bootstrap, distances, metrics, pictures, report
 from sgg_fast.eval.detector import Detector, Instance
@@ -84,7 +84,7 @@ def make_plan(graph_set: GraphSet, num: int, num_pairs: int, folder: Path) -> Ev
 def evaluate(args: argparse.Namespace) -> str:
     """Draw what is missing, score everything, write it to --out; returns the tables.
 
-    Raises ValueError or OSError for unusable input.
+    Raises ValueError or OSError for unusable input, `NotFiniteError` for pictures with NaN or Inf.
     """
     model = load_model(args.model)
     pipeline = model.pipeline
@@ -92,6 +92,8 @@ def evaluate(args: argparse.Namespace) -> str:
     guidance = pipeline.config.guidance if args.guidance is None else args.guidance
     if args.scheduler is not None:
         pipeline.scheduler = made_scheduler(pipeline, args.scheduler)
+    if refusal := limits.refusal(pipeline.scheduler, steps):
+        raise ValueError(f"--steps {steps} with --scheduler {scheduler_name(pipeline)}: {refusal}")
     graph_set = pictures.open_graphs(args.data, pipeline.config.resolution)
     num = min(NUM_GRAPHS, graph_set.size or NUM_GRAPHS) if args.num is None else args.num
     plan = make_plan(graph_set, num, args.pairs, args.out / "pictures")
@@ -117,6 +119,8 @@ def evaluate(args: argparse.Namespace) -> str:
     result["detector"] = _detector_accuracy(detector, pipeline, spoken)
     drawn = [pictures.load([plan.path(seed, i) for i in range(num)]) for seed in seeds]
     real = None if graph_set.image is None else np.stack([graph_set.image(i) for i in range(num)])
+    if graph_set.turned:
+        warnings.append(f"{len(graph_set.turned)} real pictures were turned as their orientation tag says")
     result |= _score(detector, pipeline, plan.graphs, drawn, real)
     result["counterfactual pairs"] = _score_pairs(detector, plan, seeds)
     if isinstance(pipeline.graph_encoder, SceneGraphConditioner):  # baselines have no token for a relation
@@ -127,7 +131,7 @@ def evaluate(args: argparse.Namespace) -> str:
         result["against"] = {"folder": str(args.against), "differences": compare(result, args.against)}
     result["warnings"] = warnings
     text = _tables(result)
-    report.write_json(args.out / "eval.json", result)
+    report.write_result(args.out, result)
     (args.out / "tables.md").write_text(text + "\n", encoding="utf-8")
     report.contact_sheet(args.out / "sheet.png", _cells(plan, graph_set, args.first_seed))
     return f"{text}\n\n{args.out / 'eval.json'}\n{args.out / 'tables.md'}\n{args.out / 'sheet.png'}"
@@ -308,14 +312,7 @@ def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
 
     Figures that are missing in an older evaluation are left out.
     """
-    path = other / "eval.json"
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8-sig"))
-        theirs["data"], theirs["counterfactual pairs"].items(), theirs["per picture"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: is not the result of an evaluation ({error!r}); evaluate that model again"
-        ) from error
+    theirs = report.read_result(other)
     if theirs["data"] != result["data"]:
         raise ValueError(f"--against {other}: is about {theirs['data']}, not {result['data']}")
 
@@ -326,7 +323,7 @@ def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
     try:
         a, b = values(result), values(theirs)
         return {name: str(bootstrap.difference(a[name], b[name])) for name in a if name in b and a[name].size}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"--against {other}: {error}; use the same --num, --pairs, --seeds and --detector") from error
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -41,6 +42,40 @@ def _figure(value: object) -> str:
 def write_json(path: Path, result: Mapping[str, Any]) -> None:
     """Write a JSON file whole or not at all; NaN and Inf become null."""
     write_text(path, json.dumps(_plain(result), indent=1, allow_nan=False) + "\n")
+
+
+RESULT = "eval.json"
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write RESULT in `folder`, with a SHA-256 of its content."""
+    plain = _plain(result)
+    write_json(folder / RESULT, {**plain, "sha256": _digest(plain)})
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The content of RESULT in `folder`. Raises ValueError if a byte was changed, or if it is no evaluation's.
+
+    Results of older versions have no SHA-256.
+    """
+    path, cure = folder / RESULT, "evaluate that model again"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8-sig"))
+        known = result.pop("sha256", None)
+        for key in ("counterfactual pairs", "per picture"):
+            result[key].items()
+        result["data"]  # KeyError
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}; {cure}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: is not the result of an evaluation ({error!r}); {cure}") from error
+    if known not in (None, _digest(result)):
+        raise ValueError(f"{path}: its bytes are not those that were written (SHA-256 differs); {cure}")
+    return result
+
+
+def _digest(plain: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:

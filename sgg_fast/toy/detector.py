@@ -197,7 +197,7 @@ class Targets:
 def draw_targets(seed: int, num: int, spoken: bool = False) -> Targets:
     """The first `num` scenes of the world `seed`; with `spoken` every second one is of `toy-words`."""
     rows = []
-    for i in tqdm(range(num), desc="draw", leave=False):
+    for i in tqdm(range(num), desc="draw", disable=None, leave=False):
         scene = world.draw_scene(seed, i, spoken=spoken and i % 2 == 1)
         owner_HW = scene.masks.argmax(axis=0)
         names = [name.split() for name in scene.graph.objects]

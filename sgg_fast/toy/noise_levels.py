@@ -7,11 +7,13 @@ visible ones. Letters: B pictures, h, w height and width of a latent.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
 
+from sgg_fast.commands import NotFiniteError
 from sgg_fast.diffusion import noise
 from sgg_fast.eval.relations import is_ground
 from sgg_fast.toy import world
@@ -68,11 +70,16 @@ def x0_errors(
 
 @torch.no_grad()
 def measure(model: str | None, data: str, num: int) -> Errors:
-    """Measure a model, named as for infer.py, on the first held-out scenes. Raises ValueError for unusable input."""
+    """Measure a model, named as for infer.py, on the first held-out scenes.
+
+    Raises ValueError for unusable input, `NotFiniteError` for predictions with NaN or Inf.
+    """
     from sgg_fast.data.cache import to_pixels
     from sgg_fast.drawing.models import load_model
 
     pipeline = load_model(model).pipeline
+    if (kind := pipeline.scheduler.config.prediction_type) != "v_prediction":
+        raise ValueError(f"--model {model}: its UNet predicts {kind}, and the gates are of v_prediction")
     scenes = [world.draw_scene(world.HELD_OUT_SEED, i, spoken=data == "toy-words") for i in range(num)]
     pixels = to_pixels(np.stack([scene.image for scene in scenes]))
     means = torch.cat([pipeline.vae.encode(some).latent_dist.mean for some in pixels.split(50)])
@@ -81,6 +88,7 @@ def measure(model: str | None, data: str, num: int) -> Errors:
     def predict(z: torch.Tensor, t: torch.Tensor, rows: slice) -> torch.Tensor:
         return pipeline.unet(z, t, context[rows], encoder_attention_mask=mask[rows]).sample
 
-    return x0_errors(
-        predict, means * pipeline.vae.config.scaling_factor, pipeline.scheduler.alphas_cumprod, scenes
-    )  # fmt: skip
+    found = x0_errors(predict, means * pipeline.vae.config.scaling_factor, pipeline.scheduler.alphas_cumprod, scenes)
+    if not all(map(math.isfinite, found.everywhere.values())):
+        raise NotFiniteError(f"--model {model}: it predicts numbers that are not finite: get the model again")
+    return found

@@ -17,12 +17,12 @@ from torch import nn
 from tqdm import tqdm
 from transformers import CLIPTokenizer
 
-from sgg_fast.data.cache import to_pixels
+from sgg_fast.data.cache import to_bytes, to_pixels
 from sgg_fast.diffusion import noise
 from sgg_fast.diffusion.sampling import sample_latents
 from sgg_fast.drawing.models import SHIPPED, load_model, made_scheduler
 from sgg_fast.eval.pictures import through_vae
-from sgg_fast.eval.report import contact_sheet
+from sgg_fast.eval.report import contact_sheet, read_result
 from sgg_fast.graph import SPOKEN
 from sgg_fast.model_card import write_card
 from sgg_fast.nn.clip import normalise_pixels, text_states
@@ -54,7 +54,7 @@ SHEET = Path(__file__).parent / "sheet.png"
 
 def draw(seed: int, num: int, first: int = 0) -> np.ndarray:
     """uint8 [num, 64, 64, 3]: scenes of the world `seed`, from number `first` on."""
-    numbers = tqdm(range(first, first + num), desc="draw", leave=False)
+    numbers = tqdm(range(first, first + num), desc="draw", disable=None, leave=False)
     return np.stack([world.draw_scene(seed, i).image for i in numbers])
 
 
@@ -116,7 +116,7 @@ def build_clip(out: Path, num_steps: int, num_scenes: int, batch: int = 96, spok
         words = {word for name in world.vocabulary(spoken=True) for word in name.split()}
         tokenizer = make_tokenizer(words | {word for name in SPOKEN.values() for word in name.split()})
         tokenizer.save_pretrained(out / "tokenizer")
-    numbers = tqdm(range(num_scenes), desc="draw", leave=False)
+    numbers = tqdm(range(num_scenes), desc="draw", disable=None, leave=False)
     scenes = [world.draw_scene(TRAIN_SEED, i, spoken=spoken) for i in numbers]
     held_out = [world.draw_scene(HELD_OUT_SEED, i, spoken=spoken) for i in range(256)]
     torch.manual_seed(0)
@@ -142,7 +142,9 @@ def build_clip(out: Path, num_steps: int, num_scenes: int, batch: int = 96, spok
 def build_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32) -> nn.Module:
     """The text-conditioned UNet: v-prediction on latents, sentences through CLIP's text tower, 10 % unconditional."""
     foundation = toy_foundation(weights=out)
-    graphs = [world.draw_scene(TRAIN_SEED, i).graph for i in tqdm(range(num_scenes), desc="graphs", leave=False)]
+    graphs = [
+        world.draw_scene(TRAIN_SEED, i).graph for i in tqdm(range(num_scenes), desc="graphs", disable=None, leave=False)
+    ]
     latents = torch.cat([encode(foundation, draw(TRAIN_SEED, 1000, i)) for i in range(0, num_scenes, 1000)])
     torch.manual_seed(0)
     unet = toy_unet()
@@ -185,8 +187,7 @@ def draw_texts(foundation: Foundation, unet: nn.Module, texts: list[str], guidan
         return unet(z, t, context).sample
 
     latents = sample_latents(denoise, toy_scheduler(), start, 40, guidance)
-    out = foundation.vae.decode(latents / foundation.vae.config.scaling_factor).sample
-    return ((out.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).numpy()
+    return to_bytes(foundation.vae.decode(latents / foundation.vae.config.scaling_factor).sample)
 
 
 def ship(run: Path, folder: Path) -> None:
@@ -226,8 +227,8 @@ def assemble(out: Path, folder: Path) -> None:
 
 def put_on_card(folder: Path, evaluation: Path, data: str = "") -> None:
     """Put the results of `python -m sgg_fast.eval --out EVALUATION` on the card of the shipped model."""
-    result = json.loads((evaluation / "eval.json").read_text(encoding="utf-8"))
-    if result["data"] != "toy" or result["weights"] != digest(folder):
+    result = read_result(evaluation)
+    if result["data"] != "toy" or result.get("weights") != digest(folder):
         raise ValueError(f"{evaluation} is an evaluation of other weights or on other graphs than toy")
     drawn = result["rows"]["drawn"]
     metrics = {f"{name}, {len(result['per picture']['entity recall'][0])} held-out toy graphs": drawn[name] for name in
@@ -252,8 +253,7 @@ def draw_sheet(path: Path, num: int = 8) -> None:
     pipeline = load_model(str(SHIPPED)).pipeline
     scenes = [world.draw_scene(HELD_OUT_SEED, i) for i in range(num)]
     generators = [torch.Generator().manual_seed(i) for i in range(num)]
-    drawn = pipeline([s.graph for s in scenes], generator=generators, output_type="np").images
-    drawn = (drawn * 255).round().astype(np.uint8)
+    drawn = [np.asarray(image) for image in pipeline([s.graph for s in scenes], generator=generators).images]
     contact_sheet(path, [(s.graph, {"scene": s.image, "drawn": d}) for s, d in zip(scenes, drawn, strict=True)])
 
 

@@ -33,7 +33,7 @@ LISTS = "deprecated-challenge2017"
 
 def _scenes(seed: int, num: int, size: int) -> Iterator[tuple[int, world.Scene]]:
     """(image id from 1 on, scene)."""
-    for i in tqdm(range(num), desc="draw", unit="image", leave=False):
+    for i in tqdm(range(num), desc="draw", disable=None, unit="image", leave=False):
         yield i + 1, world.draw_scene(seed, i, size)
 
 

@@ -63,7 +63,7 @@ class Phrases:
         phrases = dict.fromkeys(text for graph in graphs for text in _phrases(graph))
         self.row = {text: k for k, text in enumerate(phrases)}
         rows, texts = [], list(phrases)
-        for k in tqdm(range(0, len(texts), batch), desc="phrases", leave=False):
+        for k in tqdm(range(0, len(texts), batch), desc="phrases", disable=None, leave=False):
             states, end = read_texts(foundation, texts[k : k + batch])
             rows.append(states[torch.arange(len(states)), end])
         self.states_PC = torch.cat(rows)
@@ -91,7 +91,7 @@ def training_set(foundation: Foundation, out: Path, num: int) -> tuple[list[Scen
     kept = out / f"toy-words-{num}"
     if not (kept / "latents.safetensors").is_file():
         graphs, parts = [], []
-        for first in tqdm(range(0, num, 50), desc="draw", leave=False):
+        for first in tqdm(range(0, num, 50), desc="draw", disable=None, leave=False):
             scenes = [world.draw_scene(TRAIN_SEED, i, spoken=True) for i in range(first, min(first + 50, num))]
             graphs += [scene.graph for scene in scenes]
             parts.append(encode(foundation, np.stack([scene.image for scene in scenes])).half())

@@ -76,7 +76,7 @@ def _draw(config: Config, device: torch.device) -> None:
         pipeline.unet.to(torch.float16)
     pipeline.set_progress_bar_config(disable=True)
     for batch in BATCHES:
-        pipeline([SceneGraph(("sheep", "grass"), ((0, "on", 1),))] * batch, num_inference_steps=1)
+        pipeline([SceneGraph(("sheep", "grass"), ((0, "on", 1),))] * batch, num_inference_steps=1, output_type="pt")
 
 
 def warm_up(config: Config, device: torch.device, ds_path: str | None, say: Callable[[str], None]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sgg_fast import env, ops
+from sgg_fast.commands import NotFiniteError
 from sgg_fast.config import SETTINGS, Config, ConfigError
 from sgg_fast.data.cache import TrainingCache, build_cache, open_foundation
 from sgg_fast.data.sources import PairSource, open_source
@@ -26,7 +27,7 @@ from sgg_fast.train.memory.advice import device_memory
 from sgg_fast.train.memory.planner import Planner
 from sgg_fast.train.optim.groups import lr_factor
 from sgg_fast.train.order import SampleOrder
-from sgg_fast.train.outputs import draw_sheet, export, make_pipeline
+from sgg_fast.train.outputs import check_steps, draw_sheet, export, make_pipeline
 from sgg_fast.train.preflight import preflight
 from sgg_fast.train.run import checkpoint
 from sgg_fast.train.run.folder import check_room, clear, writing
@@ -78,6 +79,8 @@ class Trainer:
         if not finetune:
             self.trained, held_out = split_pairs(config.run, self.source, config.data.flip == "swap")
         self.foundation: Foundation = open_foundation(config.model)
+        if finetune:
+            check_steps(config.run, self.foundation.scheduler)
         self.cache: TrainingCache = build_cache(
             self.source,
             self.foundation,
@@ -285,8 +288,13 @@ class Trainer:
     def _sample_sheet(self, step: int, log: RunLog) -> None:
         """samples/step-N.png: real pictures above, generated ones of the same graphs below."""
         if self.main or self.engine.sharded:  # sharded weights are gathered layer by layer, by all processes
-            sheet = draw_sheet(self._pipeline(with_text=False), self.config.run, self.source)
-            if self.main:
+            try:
+                sheet = draw_sheet(self._pipeline(with_text=False), self.config.run, self.source)
+            except NotFiniteError as error:  # the losses decide whether the run goes on
+                logger.warning("no sample sheet at step %d: %s", step, error)
+                log.event(event="no samples", step=step, reason=str(error))
+                sheet = None
+            if self.main and sheet is not None:
                 path = self.run / "samples" / f"step-{step:07d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with writing(path):

@@ -66,10 +66,11 @@ def split_pairs(run: RunConfig, source: PairSource, mirrored: bool = False) -> t
 def retrieved(similarity_MM: torch.Tensor, k: int) -> torch.Tensor:
     """Share of rows whose diagonal entry is among their k largest, a scalar.
 
-    A tie counts against the row, so an encoder that gives every graph the same vector scores 0.
+    A tie counts against the row, so an encoder that gives every graph the same vector scores 0. So does NaN, which is
+    not at least itself.
     """
-    own_M1 = similarity_MM.diagonal()[:, None]
-    return ((similarity_MM >= own_M1).sum(dim=1) <= k).double().mean()
+    place_M = (similarity_MM >= similarity_MM.diagonal()[:, None]).sum(dim=1)
+    return ((place_M >= 1) & (place_M <= k)).double().mean()
 
 
 def nearest(predicted_NK: torch.Tensor, words_VK: torch.Tensor) -> torch.Tensor:

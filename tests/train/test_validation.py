@@ -66,6 +66,13 @@ def test_equal_similarities_score_nothing():
     assert retrieved(torch.ones(6, 6), 5) == 0 and retrieved(torch.ones(6, 6), 6) == 1
 
 
+def test_an_encoder_that_gives_nan_retrieves_nothing():
+    """NaN is not at least itself: counted as the rows that are better, it would come first everywhere."""
+    matrix = torch.eye(6)
+    matrix[2] = torch.nan
+    assert float(retrieved(matrix, 1)) == pytest.approx(5 / 6) and retrieved(torch.full((6, 6), torch.nan), 5) == 0
+
+
 def test_nearest_against_loops():
     generator = torch.Generator().manual_seed(0)
     predicted, words = torch.randn(20, 4, generator=generator), torch.randn(7, 4, generator=generator)

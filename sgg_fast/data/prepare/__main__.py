@@ -185,6 +185,8 @@ def run_cache(args: argparse.Namespace) -> int:
     report = write_cache(job, args.overwrite, say, source)
     images = report["images"]
     print(f"{images['kept']} of {images['listed']} images, {report['samples']} samples")
+    if report["turned_upright"]:
+        print(f"- turned upright by their orientation tag: {report['turned_upright']}")
     for fault in report["faults"]:
         few = ", ".join(fault["images"][:3]) + (", ..." if fault["count"] > 3 else "")
         print(f"- left out: {fault['reason']}: {fault['count']} ({few})")

@@ -144,7 +144,8 @@ class Encoder:
         for number, record in enumerate(stream(self.root / name)):
             where = f"record {number}"
             try:
-                image_id = checked_id(record, "image_id" if "image_id" in record else "id", "record")
+                key_of_id = "id" if isinstance(record, dict) and "image_id" not in record else "image_id"
+                image_id = checked_id(record, key_of_id, "record")
                 where = place(image_id)
                 if image_id in seen:
                     raise FaultError("image id occurs again")
