@@ -289,7 +289,7 @@ class Trainer:
     def _sample_sheet(self, step: int, log: RunLog) -> None:
         """samples/step-N.png: real pictures above, generated ones of the same graphs below."""
         if self.main or self.engine.sharded:  # sharded weights are gathered layer by layer, by all processes
-            sheet = draw_sheet(self._pipeline(with_text=False), self.config.run, self.source)
+            sheet = draw_sheet(self._pipeline(with_text=False), self.config.run, self.source, self.device)
             if self.main:
                 path = self.run / "samples" / f"step-{step:07d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)

@@ -27,8 +27,8 @@ from sgg_fast.train.engines.choose import plan_engine
 from sgg_fast.train.memory import advice as memory
 from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
 from sgg_fast.train.memory.meter import Meter, autocast_like_cuda
-from sgg_fast.train.memory.parts import Group, Layout, bucket_bytes, gradient_bytes, resident_parts, update_bytes
-from sgg_fast.train.memory.planner import GIB, OUTSIDE, Plan, Planner
+from sgg_fast.train.memory.parts import WeightGroup, EngineLayout, bucket_bytes, gradient_bytes, resident_parts, update_bytes
+from sgg_fast.train.memory.planner import GIB, OUTSIDE, MemoryPlan, Planner
 from sgg_fast.train.optim.groups import parameter_groups
 from sgg_fast.train.stages import FinetuneStage
 
@@ -60,16 +60,16 @@ def unet_groups(sd, dtype, most=math.inf):
     module = nn.Module()
     module.unet = sd.foundation.unet
     return [
-        Group(tuple(p.numel() for p in group["params"]), group["optim_bits"], dtype)
+        WeightGroup(tuple(p.numel() for p in group["params"]), group["optim_bits"], dtype)
         for group in parameter_groups(module, sd.config.optim, most)
     ]
 
 
 def test_our_kernels_update_in_place_and_bitsandbytes_needs_stand_ins():
-    group = Group((1000, 10), 8, torch.bfloat16)
+    group = WeightGroup((1000, 10), 8, torch.bfloat16)
     for changes, each in (({}, 0), ({"kernels": "reference"}, 23), ({"optimizer_in_backward": True}, 25)):
         config = recipe("vg256", weights="lean", max_grad_norm=0.0, **changes)
-        assert update_bytes(Layout(config.optim, config.model.kernels, "cuda", None), [group]) == each * 1000
+        assert update_bytes(EngineLayout(config.optim, config.model.kernels, "cuda", None), [group]) == each * 1000
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_our_kernels_update_in_place_and_bitsandbytes_needs_stand_ins():
 )
 def test_what_stays_on_a_gpu_is_so_many_bytes_a_weight(sd, changes, ds, dtype, gigabytes):
     config = recipe("vg256", **changes)
-    layout = Layout(
+    layout = EngineLayout(
         config.optim,
         config.model.kernels,
         "cuda",
@@ -101,7 +101,7 @@ def test_what_stays_on_a_gpu_is_so_many_bytes_a_weight(sd, changes, ds, dtype, g
 def test_zero_flattens_a_groups_gradients_and_widens_them(sd):
     """2 + 4 bytes an element of the largest group beside what is there; its two buckets only during backward."""
     config = recipe("vg256")
-    layout = Layout(
+    layout = EngineLayout(
         config.optim, config.model.kernels, "cuda", plan_engine(config.optim, "finetune", torch.device("cuda"), DS_JSON)
     )
     groups = unet_groups(sd, torch.bfloat16, layout.largest_group)
@@ -117,7 +117,7 @@ def test_offload_moves_master_state_and_gradients_to_the_cpu(sd):
     config = recipe("vg256")
     ds = plan_engine(config.optim, "finetune", torch.device("cuda"), str(ROOT / "configs/ds_offload.json"))
     resident, host = resident_parts(
-        Layout(config.optim, config.model.kernels, "cuda", ds), unet_groups(sd, torch.bfloat16)
+        EngineLayout(config.optim, config.model.kernels, "cuda", ds), unet_groups(sd, torch.bfloat16)
     )
     assert set(resident) == {"weights"} and resident["weights"] / 1e9 == pytest.approx(1.72, abs=0.01)
     assert sum(host.values()) / 1e9 == pytest.approx((4 + 2.03 + 4 + 2) * 0.8595, abs=0.02)
@@ -258,7 +258,7 @@ def test_largest_batch_is_found_for_every_convex_peak(monkeypatch, most, lines):
 
     def plan(self, batch, budget):
         looked.add(batch)
-        return Plan("", {"all": peak(batch)}, {"forward": {}}, {})
+        return MemoryPlan("", {"all": peak(batch)}, {"forward": {}}, {})
 
     monkeypatch.setattr(Planner, "plan", plan)
     budget = OUTSIDE + (peak(most) if most else peak(1) - 1)
