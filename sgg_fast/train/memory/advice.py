@@ -148,7 +148,7 @@ def show_plan(run: TypedRun, budget_text: str | None) -> str:
     return "\n".join([
         *plan.lines(),
         f"{'fits' if plan.fits(budget) else 'does not fit'} {budget / GIB:.2f} GiB, of which {OUTSIDE / GIB:.0f} GiB "
-        "is left to what is not counted (CUDA context, workspaces, gaps)",
+        "is left to what is not counted (CUDA context, cuDNN's workspaces)",
         f"largest batch that fits: {most}" if most else f"not even a batch of 1 fits{run.what_fits(budget)}",
     ])  # fmt: skip
 
