@@ -1,0 +1,24 @@
+"""The plan of every form beside the memory that the stand-in measured, which `memory.csv` holds; needs no device."""
+
+from __future__ import annotations
+
+import pytest
+
+from . import memory
+
+MEASURED = memory.read_rows()
+
+
+def test_every_form_is_measured_at_both_sizes():
+    found = {(row["form"], row["resolution"], row["batch"]) for row in MEASURED}
+    assert found == {(form, side, "2") for form in memory.TRAINING_FORMS for side in ("256", "512")}
+    assert len(MEASURED) == len(found) and {row["device"] for row in MEASURED} == {"stand-in"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("measured", MEASURED, ids=lambda row: f"{row['form']} {row['resolution']}")
+def test_the_plan_is_what_was_measured(measured):
+    """Blocks in use and segments taken, within `memory.SHARE` of the plan as it is now."""
+    plan = memory.planned(measured["form"], int(measured["resolution"]), int(measured["batch"]))
+    row = memory.beside(measured, plan)
+    assert not memory.is_off(row), (row["off_percent"], row["off_reserved_percent"], plan.lines())
