@@ -1,7 +1,8 @@
 """Peaks of Stable Diffusion v1.4's true sizes on the stand-in beside `--plan`: `python -m fake_cuda.memory FORM ..`.
 
-A row is a run of `Trainer`: data and models, set-up, steps, a sample sheet, a checkpoint (not DeepSpeed's); torch's caching allocator counts. Convolutions and attention allocate what cuDNN's would. Not in a row: cuDNN's real
-workspaces, the CUDA context, numbers. Weights are blank, the graphs have the largest size that published sets keep.
+A row is a run of `Trainer`: data and models, set-up, steps, a sample sheet, a checkpoint (not DeepSpeed's). torch's
+caching allocator counts. Convolutions and attention allocate what cuDNN's would. Not in a row: cuDNN's real workspaces,
+the CUDA context, numbers. Weights are blank, the graphs have the largest size that published sets keep.
 """
 
 from __future__ import annotations
