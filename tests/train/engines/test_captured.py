@@ -302,7 +302,6 @@ def test_every_bucket_is_warmed_up_before_the_first_capture(cache):
         return [lambda: None]
 
     one.warm_up, one.capture = warmed, captured
-    one._sum, one._row = torch.zeros(6), torch.zeros(6)
     short, long = np.array([[0, 1]]), np.array([[0, len(GRAPHS) - 1]])
     first, second = one.buckets.of(short), one.buckets.of(long)
     assert first != second and len(one.buckets.ladder) == 2
