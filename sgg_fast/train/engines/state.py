@@ -42,7 +42,7 @@ class OneProcess:
         if isinstance(module, FinetuneStage):
             stage, precision, narrow = "finetune", resolve_precision(config.optim, device), config.optim.bf16_weights
             module.unet.to(memory_format=torch.channels_last)
-            if narrow:
+            if narrow:  # it is already, unless the caller built the stage without `assemble`
                 module.unet.bfloat16()
         self.optimizer = build_optimizer(module, config.optim, config.run.seed, stage, flat=flat)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -77,7 +77,8 @@ class OneProcess:
 
     def save(self, folder: Path) -> None:
         """Write the weights as safetensors and the optimiser as a torch file that loads with weights_only."""
-        save_file({k: v.contiguous() for k, v in self.module.state_dict().items()}, folder / "weights.safetensors")
+        weights = {k: v.cpu().contiguous() for k, v in self.module.state_dict().items()}  # no copy on the device
+        save_file(weights, folder / "weights.safetensors")
         state = self.optimizer.state_dict()
         if self.scale:
             state["loss_scale"] = vars(self.scale)
