@@ -29,9 +29,9 @@ class Operator:
     call raises RuntimeError for forward-mode derivatives, second derivatives and `torch.func` transforms.
     """
 
-    def __init__(self, name: str, run: Callable[..., Any]) -> None:
+    def __init__(self, name: str, run: Callable[..., Any], tags: tuple[torch.Tag, ...] = ()) -> None:
         self.name, self.run = name, run
-        self.library = torch.library.custom_op(name, run, mutates_args=())
+        self.library = torch.library.custom_op(name, run, mutates_args=(), tags=tags)
         self.eager = run
 
     def register_fake(self, fake: Callable[..., Any]) -> None:
@@ -75,6 +75,6 @@ class Operator:
         return self.library(*args) if _traced(args) else self.eager(*args)
 
 
-def operator(name: str) -> Callable[[Callable[..., Any]], Operator]:
+def operator(name: str, *tags: torch.Tag) -> Callable[[Callable[..., Any]], Operator]:
     """Decorator: make a function of tensors the `Operator` `sgg_fast::name`."""
-    return lambda run: Operator(f"sgg_fast::{name}", run)
+    return lambda run: Operator(f"sgg_fast::{name}", run, tags)

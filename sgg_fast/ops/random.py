@@ -22,7 +22,7 @@ _MAX_WORDS = 4
 Word = int | Tensor
 
 
-@operator("hash_draw")
+@operator("hash_draw", torch.Tag.nondeterministic_seeded)  # fake tensors must not run it on constants of one element
 def _draw(tensors: Sequence[Tensor], values: Sequence[int], places: int, start: int, num: int, kind: int) -> Tensor:
     """`sgg_kernels.hash_draw`; bit i of `places` is set where word i is the next of `tensors`."""
     from sgg_kernels.hash_draw import hash_draw
