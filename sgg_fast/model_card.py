@@ -41,7 +41,11 @@ def provenance(config: Config, base: str, metrics: dict[str, float] | None = Non
         "data": Path(data).name if os.sep in data else data,  # a card contains no local paths
         "base": Path(base).resolve().name if is_folder else base,
         "base_licence": _base_licence(base),
-        "settings": dict(setting.shown(config) for setting in SETTINGS.values() if setting.rules.in_card),
+        "settings": dict(
+            setting.shown(config)
+            for setting in SETTINGS.values()
+            if setting.rules.in_card and setting.has_effect(config)
+        ),
         "metrics": dict(metrics or {}),
     }
 

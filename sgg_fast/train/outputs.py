@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -28,15 +29,10 @@ def make_pipeline(
     leaves it out, unless the tokens start from its states.
     """
     with_text = with_text or config.model.reads_text
+    left_out = {} if with_text else dict.fromkeys(("text_encoder", "tokenizer"))
     pipeline = SceneGraphToImagePipeline(
-        vae=foundation.vae,
-        text_encoder=foundation.text_encoder if with_text else None,
-        tokenizer=foundation.tokenizer if with_text else None,
-        unet=foundation.unet,
-        scheduler=foundation.scheduler,
+        **foundation.pipeline_parts() | left_out,
         graph_encoder=conditioner,
-        graph_clip=foundation.clip,
-        graph_tokenizer=foundation.clip_tokenizer,
         resolution=config.data.resolution,
         sampling_steps=config.run.sampling_steps,
         guidance=config.run.guidance,
@@ -67,12 +63,29 @@ def draw_sheet(pipeline: SceneGraphToImagePipeline, run: RunConfig, source: Pair
     return sheet
 
 
-def export(result: Path, model: Conditioner | SceneGraphToImagePipeline) -> None:
-    """Write a stage's result to a temporary folder and rename it: complete or absent. Raises OSError on failure."""
+def lora_base(config: Config) -> dict[str, str] | None:
+    """The base that a LoRA result names: --model and --clip, folders as absolute paths; None without --lora."""
+    if not config.optim.lora:
+        return None
+    places = {"model": config.model.source, "clip": config.model.clip}
+    return {name: os.path.abspath(place) if place and Path(place).is_dir() else place for name, place in places.items()}
+
+
+def export(
+    result: Path, model: Conditioner | SceneGraphToImagePipeline, base: dict[str, str] | None = None
+) -> None:
+    """Write a stage's result to a temporary folder and rename it: complete or absent. Raises OSError on failure.
+
+    base: of a LoRA result (`lora_base`), which consists of the adapters and the graph encoder.
+    """
     aside = result.with_name(f".{result.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     with writing(result):
-        model.save_pretrained(aside)
+        if base is not None:
+            assert isinstance(model, SceneGraphToImagePipeline)
+            model.save_lora(aside, base)
+        else:
+            model.save_pretrained(aside)
         if not isinstance(model, SceneGraphToImagePipeline):  # the pipeline does this itself
             forget_places(aside)
             seal(aside)

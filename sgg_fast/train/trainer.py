@@ -26,7 +26,7 @@ from sgg_fast.train.memory.advice import device_memory
 from sgg_fast.train.memory.planner import Planner
 from sgg_fast.train.optim.groups import lr_factor
 from sgg_fast.train.order import SampleOrder
-from sgg_fast.train.outputs import draw_sheet, export, make_pipeline
+from sgg_fast.train.outputs import draw_sheet, export, lora_base, make_pipeline
 from sgg_fast.train.preflight import preflight
 from sgg_fast.train.run import checkpoint
 from sgg_fast.train.run.folder import check_room, clear, writing
@@ -152,7 +152,7 @@ class Trainer:
     def _check_room(self, module: Stage) -> None:
         one = checkpoint.checkpoint_bytes(module, self.config.optim, self.stage, self.ds_config is not None)
         parts: list[torch.nn.Module] = [self.conditioner]
-        if self.stage == "finetune":
+        if self.stage == "finetune" and not self.config.optim.lora:
             parts += [getattr(self.foundation, name) for name in ("unet", "vae", "text_encoder", "clip")]
         result = sum(p.nbytes for part in parts for p in part.parameters())
         if self.main:
@@ -175,7 +175,9 @@ class Trainer:
             self._loop(log, signals)
             with self.engine.exported():
                 if self.main:
-                    export(self.result, self.conditioner if self.stage == "pretrain" else self._pipeline())
+                    pretrain = self.stage == "pretrain"
+                    model = self.conditioner if pretrain else self._pipeline()
+                    export(self.result, model, None if pretrain else lora_base(self.config))
             self.engine.barrier()
             log.event(event="done", step=self.num_steps, result=str(self.result))
         return self.result

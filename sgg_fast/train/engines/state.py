@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from sgg_fast.nn import lora
 from sgg_fast.train.engines.base import resolve_precision
 from sgg_fast.train.optim.adam_flat import FlatAdam
 from sgg_fast.train.optim.ema import WeightAverage
 from sgg_fast.train.optim.groups import build_optimizer
-from sgg_fast.train.stages import FinetuneStage, Stage
+from sgg_fast.train.stages import FinetuneStage, Stage, checkpoint_state
 
 
 class LossScale:
@@ -31,7 +32,10 @@ class LossScale:
 
 
 class TrainState:
-    """State of an engine without DeepSpeed: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean)."""
+    """State of an engine without DeepSpeed: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean).
+
+    With --lora the weights that do not train are stored in the type of autocast.
+    """
 
     def __init__(self, module: Stage, device: torch.device, flat: bool) -> None:
         """Build optimiser, average and loss scale. flat: the optimiser is on flat buffers, as a captured step needs."""
@@ -42,6 +46,9 @@ class TrainState:
             module.unet.to(memory_format=torch.channels_last)
             if narrow:
                 module.unet.bfloat16()
+        self._cast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if not narrow else None
+        if isinstance(module, FinetuneStage) and config.optim.lora and self._cast:
+            lora.store_frozen(module.unet, self._cast)
         self.optimizer = build_optimizer(module, config.optim, config.run.seed, stage, flat=flat)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scale = LossScale() if precision == "fp16" else None
@@ -49,7 +56,6 @@ class TrainState:
         if config.optim.ema:
             self.average = WeightAverage(self.parameters, config.optim.ema, config.optim.ema_device == "cpu")
         self._device_type = device.type
-        self._cast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if not narrow else None
 
     @property
     def flat(self) -> FlatAdam:
@@ -67,7 +73,8 @@ class TrainState:
 
     def save(self, folder: Path) -> None:
         """Write the weights as safetensors and the optimiser as a torch file that loads with weights_only."""
-        save_file({k: v.contiguous() for k, v in self.module.state_dict().items()}, folder / "weights.safetensors")
+        weights = {name: tensor.contiguous() for name, tensor in checkpoint_state(self.module).items()}
+        save_file(weights, folder / "weights.safetensors")
         state = self.optimizer.state_dict()
         if self.scale:
             state["loss_scale"] = vars(self.scale)
@@ -77,7 +84,9 @@ class TrainState:
 
     def load(self, folder: Path) -> None:
         """Load a folder that `save` wrote."""
-        self.module.load_state_dict(load_file(folder / "weights.safetensors"))
+        whole = self.module.state_dict()
+        held = {name: whole[name] for name in whole.keys() - checkpoint_state(self.module).keys()}
+        self.module.load_state_dict({**held, **load_file(folder / "weights.safetensors")})
         state = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
         if self.scale:
             vars(self.scale).update(state.pop("loss_scale"))

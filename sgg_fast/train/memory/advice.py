@@ -51,7 +51,7 @@ def remedies(config: Config) -> list[Remedy]:
         Remedy(setting.rules.saves_memory)
         for setting in SETTINGS.values()
         if setting.rules.saves_memory
-        and (not setting.rules.only_with or getattr(getattr(config, setting.part), setting.rules.only_with))
+        and setting.has_effect(config)
     ]
     return [*known, Remedy({}, DS_OFFLOAD)]
 

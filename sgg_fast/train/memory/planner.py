@@ -147,6 +147,9 @@ class Planner:
     def plan(self, batch: int, budget: int = 24 * GIB) -> Plan:
         """Plan for `batch` images a micro-batch and process."""
         resident, host = resident_parts(self.layout, self._groups)
+        resident["frozen weights of the UNet (LoRA)"] = sum(
+            p.nbytes for p in self._stage.unet.parameters() if not p.requires_grad
+        )
         resident["frozen models"] = self._frozen_bytes()
         resident["training set (graphs, embeddings, latents)"] = self._data_bytes(budget)
         if self.layout.device == "cpu":
