@@ -39,7 +39,6 @@ class Foundation:
             module.requires_grad_(False).eval()
         return self
 
-
     def pipeline_parts(self) -> dict[str, Any]:
         """The parts by their names in a pipeline; the graph encoder is not among them."""
         parts = {name: getattr(self, name) for name in _SD_PARTS}

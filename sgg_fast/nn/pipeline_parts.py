@@ -68,13 +68,19 @@ def _on_base(root: Path, named: Mapping[str, str], given: Mapping[str, Any], bas
 
 
 def named_base(root: Path) -> dict[str, str] | None:
-    """"model" and "clip" of the base of a LoRA folder, as --model and --clip named them; None for another folder."""
+    """The base of a LoRA folder, as --model and --clip named it ("model", "clip"); None for another folder."""
     return read_index(root)["base"]
 
 
 def read_index(root: Path) -> dict[str, Any]:
     """model_index.json: each part's (library, class), and the settings with checked types. Raises `ModelError`."""
-    index: dict[str, Any] = {"resolution": 512, "sampling_steps": 100, "guidance": 7.5, "provenance": None, "base": None}
+    index: dict[str, Any] = {
+        "resolution": 512,
+        "sampling_steps": 100,
+        "guidance": 7.5,
+        "provenance": None,
+        "base": None,
+    }
     index |= loading.read_json(root / _INDEX, _INDEX)
     with loading.border(_INDEX):
         if index.get("_class_name") != _CLASS:

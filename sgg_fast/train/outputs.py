@@ -71,9 +71,7 @@ def lora_base(config: Config) -> dict[str, str] | None:
     return {name: os.path.abspath(place) if place and Path(place).is_dir() else place for name, place in places.items()}
 
 
-def export(
-    result: Path, model: Conditioner | SceneGraphToImagePipeline, base: dict[str, str] | None = None
-) -> None:
+def export(result: Path, model: Conditioner | SceneGraphToImagePipeline, base: dict[str, str] | None = None) -> None:
     """Write a stage's result to a temporary folder and rename it: complete or absent. Raises OSError on failure.
 
     base: of a LoRA result (`lora_base`), which consists of the adapters and the graph encoder.

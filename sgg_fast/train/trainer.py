@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 from pathlib import Path
 
@@ -11,10 +12,10 @@ import numpy as np
 import torch
 
 from sgg_fast import env, ops
-from sgg_fast.config import SETTINGS, Config, ConfigError
+from sgg_fast.config import SETTINGS, Config, ConfigError, settings_text
 from sgg_fast.data.cache import TrainingCache, build_cache, open_foundation
 from sgg_fast.data.sources import PairSource, open_source
-from sgg_fast.files import locked
+from sgg_fast.files import locked, write_text
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
@@ -52,6 +53,7 @@ class Trainer:
         overwrite: bool = False,
     ) -> None:
         self.config, self.stage, self.run, self.overwrite = config, stage, out / stage, overwrite
+        self._typed = {"stage": stage, "deepspeed": ds_path, "graph_encoder": graph_encoder and str(graph_encoder)}
         self.result = self.run / ("graph_encoder" if stage == "pretrain" else "pipeline")
         self.num_steps = config.optim.num_steps(stage)
         self.device = env.device()
@@ -167,6 +169,7 @@ class Trainer:
             if self.main:
                 stack.enter_context(locked(self.run))
                 self._take_over()
+                self._write_settings()
             signals = stack.enter_context(StopSignals())
             stack.enter_context(lost_process(self.config.run.rank_timeout))
             self.engine.barrier()
@@ -207,6 +210,12 @@ class Trainer:
             clear(self.run)
         elif (checkpoint.checkpoint_steps(self.run) or [0])[-1] != self.first_step:
             raise ConfigError(f"{self.run}: another run wrote a checkpoint meanwhile: the same command continues it")
+
+    def _write_settings(self) -> None:
+        """settings.toml, which repeats the run."""
+        path = self.run / "settings.toml"
+        with writing(path):
+            write_text(path, settings_text(self.config, self._typed))
 
     def _loop(self, log: RunLog, signals: StopSignals) -> None:
         config, engine = self.config, self.engine
@@ -251,7 +260,7 @@ class Trainer:
                 health.skip(skipped + 1, loss, self.trained[everybody.at(skipped)].tolist())
             if sums is not None and (last or done % config.run.log_every == 0):
                 losses, chance = self._means(result, sums, since)
-                log.record(done, losses, chance)
+                log.record(done, losses, chance, self._state(result, step))
                 health.record(done, losses["loss"])
                 sums, since = None, 0
             with log.paused():
@@ -280,6 +289,13 @@ class Trainer:
         half = len(means) // 2
         return dict(zip(result.losses, means[:half], strict=True)), dict(zip(result.chance, means[half:], strict=True))
 
+    def _state(self, result: StepResult, step: int) -> dict[str, float]:
+        """Learning rates of a step and the norm of its gradients, for the log."""
+        factor = lr_factor(self.config.optim, step, self.num_steps)
+        state = {f"lr_{part}": rate * factor for part, rate in self.config.optim.learning_rates(self.stage).items()}
+        norm = math.nan if result.grad_norm is None else result.grad_norm.item()
+        return {**state, "grad_norm": norm} if math.isfinite(norm) else state
+
     def _checkpoint(self, step: int, log: RunLog) -> None:
         meta = {"stage": self.stage, "settings": {**self.config.flat(), "engine": self._engine_name}}
         if self.watch:
@@ -297,5 +313,6 @@ class Trainer:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with writing(path):
                     sheet.save(path)
+                log.picture(step, "samples", sheet)
                 log.event(event="samples", step=step, path=str(path))
         self.engine.barrier()

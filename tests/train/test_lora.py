@@ -72,9 +72,7 @@ def test_stock_diffusers_loads_the_file(lora_run):
     folder, parts = lora_run / "finetune" / "pipeline", toy_foundation().pipeline_parts()
     ours, _ = load_pipeline(str(lora_run))
     parts = {name: parts[name] for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")}
-    stock = StableDiffusionPipeline(
-        **parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False
-    )
+    stock = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     z, context = torch.randn(1, 4, 16, 16), torch.randn(1, 8, 128)
 
     @torch.no_grad()

@@ -34,6 +34,7 @@ class EagerEngine:
         self.max_grad_norm = config.optim.max_grad_norm
         self._in_backward = isinstance(module, FinetuneStage) and config.optim.optimizer_in_backward
         self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._norm: torch.Tensor | None = None
         if self._in_backward:
             for parameter in self.state.parameters:
                 parameter.register_post_accumulate_grad_hook(self._update_one)
@@ -44,7 +45,7 @@ class EagerEngine:
         applied = self._apply()
         if applied and self.state.average:
             self.state.average.update()
-        return StepResult(losses, chance, applied)
+        return StepResult(losses, chance, applied, grad_norm=self._norm)
 
     def forward(self, ids: np.ndarray, step: int) -> Terms:
         """Loss terms of the samples [B]."""
@@ -80,7 +81,7 @@ class EagerEngine:
             if scale:
                 optimizer.control[adam_op.INVERSE_SCALE] = 1 / scale.value
             optimizer.step()
-            applied = bool(optimizer.applied)
+            applied, self._norm = bool(optimizer.applied), optimizer.norm
         else:
             applied = self._clip_and_step(scale.value if scale else 1.0)
         if scale:
@@ -90,7 +91,7 @@ class EagerEngine:
 
     def _clip_and_step(self, scale: float) -> bool:
         grads = [p.grad for p in self.state.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads) / scale
+        norm = self._norm = nn.utils.get_total_norm(grads) / scale
         finite = bool(norm.isfinite())
         if finite:
             if self.max_grad_norm or scale != 1:

@@ -50,8 +50,7 @@ def remedies(config: Config) -> list[Remedy]:
     known = [
         Remedy(setting.rules.saves_memory)
         for setting in SETTINGS.values()
-        if setting.rules.saves_memory
-        and setting.has_effect(config)
+        if setting.rules.saves_memory and setting.has_effect(config)
     ]
     return [*known, Remedy({}, DS_OFFLOAD)]
 

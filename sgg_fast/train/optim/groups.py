@@ -73,7 +73,12 @@ def build_optimizer(
     flat: put it on flat buffers by our kernels, which a captured step needs; else it is torch's, or bitsandbytes'.
     """
     if stage == "pretrain":
-        group = {"params": list(module.parameters()), "lr": optim.learning_rates(stage)["graph"], "optim_bits": 32, "name": "graph/32"}
+        group = {
+            "params": list(module.parameters()),
+            "lr": optim.learning_rates(stage)["graph"],
+            "optim_bits": 32,
+            "name": "graph/32",
+        }
         return FlatAdam([group], seed, optim.max_grad_norm)
     groups = parameter_groups(module, optim, most)
     if flat:
