@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -140,8 +141,8 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         latents: [B, c, height / f, width / f] unit noise in place of drawn noise. height, width: pixels;
         `resolution` sets both and defaults to the trained one. output_type: "pil", "np" for float [B, H, W, 3] in
         0..1, "pt" for [B, 3, H, W], or "latent". return_dict: False gives (images,).
-        callback_on_step_end(pipe, step, timestep, {"latents": ...}) returns a dict; sampling continues with its
-        latents. With "pred_x0" in callback_on_step_end_tensor_inputs it also gets the clean latents that the step
+        callback_on_step_end(pipe, step, timestep, {"latents": ...}), or a diffusers `PipelineCallback`, returns a dict;
+        sampling continues with its latents. With "pred_x0" in callback_on_step_end_tensor_inputs it also gets the clean latents that the step
         predicts. relation_guidance: weight of the guidance by relations alone (`sampling.guided`); 0 turns it off,
         otherwise the UNet's batch has one more copy of every picture.
         Raises ValueError for arguments that do not fit.
@@ -149,6 +150,8 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         graphs = [graphs] if isinstance(graphs, SceneGraph) else list(graphs)
         side = resolution or self.config.resolution
         shape = self._latent_shape(height or side, width or side)
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         num_images, device = len(graphs) * num_images_per_prompt, self._execution_device
         if strays := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""--settings: a file sets what flags set, the command line wins, a mistake is one line, and a run's own file repeats it."""
+"""--settings: a file sets what flags set, the command line wins, mistakes are one line, a run's own file repeats it."""
 
 from __future__ import annotations
 
