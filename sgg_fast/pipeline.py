@@ -142,9 +142,9 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         `resolution` sets both and defaults to the trained one. output_type: "pil", "np" for float [B, H, W, 3] in
         0..1, "pt" for [B, 3, H, W], or "latent". return_dict: False gives (images,).
         callback_on_step_end(pipe, step, timestep, {"latents": ...}), or a diffusers `PipelineCallback`, returns a dict;
-        sampling continues with its latents. With "pred_x0" in callback_on_step_end_tensor_inputs it also gets the clean latents that the step
-        predicts. relation_guidance: weight of the guidance by relations alone (`sampling.guided`); 0 turns it off,
-        otherwise the UNet's batch has one more copy of every picture.
+        sampling continues with its latents. With "pred_x0" in callback_on_step_end_tensor_inputs it also gets the
+        clean latents that the step predicts. relation_guidance: weight of the guidance by relations alone
+        (`sampling.guided`); 0 turns it off, otherwise the UNet's batch has one more copy of every picture.
         Raises ValueError for arguments that do not fit.
         """
         graphs = [graphs] if isinstance(graphs, SceneGraph) else list(graphs)

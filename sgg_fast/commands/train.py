@@ -33,6 +33,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--graph-encoder", type=Path, help="pre-trained graph encoder (OUT/pretrain/graph_encoder)")
     parser.add_argument("--steps", type=int, default=argparse.SUPPRESS, help="iterations of the chosen stage")
     parser.add_argument("--overwrite", action="store_true", help="start over instead of continuing the run in OUT")
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the result with its card at the end")
     parser.add_argument("--verify", action="store_true", help="read every byte of the models, also if whole before")
     parser.add_argument("--plan", nargs="?", const="cuda", choices=("cuda", "cpu"), help="print what memory "
                         "fine-tuning will take on a GPU (or in CPU memory), part by part, and run nothing")  # fmt: skip
@@ -83,6 +84,7 @@ def _run(args: dict[str, Any]) -> int:
     """Start the run of these flags; returns its exit code."""
     stage, name, ds_path, out = (args.pop(key) for key in ("stage", "recipe", "deepspeed", "out"))
     graph_encoder, overwrite, file = args.pop("graph_encoder"), args.pop("overwrite"), args.pop("settings")
+    repo = args.pop("push_to_hub")
     graph_encoder = graph_encoder and Path(graph_encoder)
     if args.pop("verify"):
         os.environ["SGG_FAST_VERIFY"] = "1"
@@ -94,6 +96,7 @@ def _run(args: dict[str, Any]) -> int:
     from sgg_fast.config import ConfigError
     from sgg_fast.quiet import quiet_libraries
     from sgg_fast.recipes import recipe
+    from sgg_fast.train.hub import check_hub, push
     from sgg_fast.train.preflight import preflight
     from sgg_fast.train.run.interrupts import Signalled, Stop
 
@@ -104,6 +107,8 @@ def _run(args: dict[str, Any]) -> int:
                 raise ConfigError("--budget is for --plan and --auto-batch: add one of them")
             if not plan:
                 preflight(config, stage, out, ds_path, graph_encoder)
+                if repo and env.rank() == 0:
+                    check_hub(repo, stage)
             quiet_libraries(verbose=env.rank() == 0)
             from sgg_fast.train.memory import advice as memory
             from sgg_fast.train.trainer import Trainer
@@ -118,6 +123,8 @@ def _run(args: dict[str, Any]) -> int:
             return refuse(NAME, error)
         try:
             result = trainer.train()
+            if repo and env.rank() == 0:
+                tell(f"uploaded to {push(result, repo)}")
         except (ConfigError, OSError) as error:  # a run in use, a full disk; any other error from here on is a bug
             return refuse(NAME, error)
     except (RuntimeError, MemoryError) as error:

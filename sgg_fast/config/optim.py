@@ -49,10 +49,9 @@ class OptimConfig(Part):
     lora: int = setting(0, at_least=0, in_card=True)
     """Rank of low-rank adapters (LoRA) that fine-tuning trains in place of the UNet's weights; 0: the weights. The
     frozen weights are stored in --precision. The graph modules train whole."""
-    lora_targets: str = setting(
-        "attention", choices=("attention", "attention+convolutions"), in_card=True, only_with="lora"
-    )
-    """Layers of the UNet that get --lora's adapters: attention projections, or also the convolutions of the blocks."""
+    lora_targets: str = setting("attention", choices=("attention", "convolutions"), in_card=True, only_with="lora")
+    """Layers of the UNet that get --lora's adapters: its attention projections, or also the convolutions of its
+    blocks."""
     lora_lr: float = setting(1e-4, at_least=0, in_card=True, only_with="lora")
     """Learning rate of --lora's adapters, in place of --unet-lr."""
     ema: float = setting(0.0, at_least=0, below=1, hint="such as 0.9999")

@@ -61,6 +61,7 @@ class Trainer:
         preflight(config, stage, out, ds_path, graph_encoder)
         ops.use_kernels(config.model.kernels)
         self.ds_config = plan_engine(config.optim, stage, self.device, ds_path)
+        self._figures: dict[str, float] = {}
         self._watched: dict[str, float] | None = None
         self.first_step = 0 if overwrite else self._check_resume()
         if self._watched and ended(config.run, self._watched):
@@ -178,17 +179,22 @@ class Trainer:
             self._loop(log, signals)
             with self.engine.exported():
                 if self.main:
-                    pretrain = self.stage == "pretrain"
-                    model = self.conditioner if pretrain else self._pipeline()
-                    export(self.result, model, None if pretrain else lora_base(self.config))
+                    self._export()
             self.engine.barrier()
             log.event(event="done", step=self.num_steps, result=str(self.result))
         return self.result
 
+    def _export(self) -> None:
+        """Write the result of the stage."""
+        if self.stage == "pretrain":
+            return export(self.result, self.conditioner)
+        sheets = sorted((self.run / "samples").glob("step-*.png"))
+        export(self.result, self._pipeline(), lora_base(self.config), sheets[-1] if sheets else None)
+
     def _pipeline(self, with_text: bool = True) -> SceneGraphToImagePipeline:
         """The pipeline of fine-tuning with the current weights."""
         self.foundation.unet.eval()
-        return make_pipeline(self.config, self.foundation, self.conditioner, with_text)
+        return make_pipeline(self.config, self.foundation, self.conditioner, with_text, self._figures)
 
     def _planned_memory(self) -> int | None:
         """Planned bytes of a step, on a GPU or with a --model; None where the plan is not worth its seconds."""
@@ -261,6 +267,7 @@ class Trainer:
             if sums is not None and (last or done % config.run.log_every == 0):
                 losses, chance = self._means(result, sums, since)
                 log.record(done, losses, chance, self._state(result, step))
+                self._figures = {**losses, **{f"{name} at chance": value for name, value in chance.items()}}
                 health.record(done, losses["loss"])
                 sums, since = None, 0
             with log.paused():

@@ -32,7 +32,7 @@ from sgg_fast.train.memory.meter import Meter
 from sgg_fast.train.memory.planner import Planner
 
 CPU = torch.device("cpu")
-BOTH = {"lora": 4, "lora_targets": "attention+convolutions", "lora_lr": 1e-2}
+BOTH = {"lora": 4, "lora_targets": "convolutions", "lora_lr": 1e-2}
 SHEEP = SceneGraph(("sheep", "grass"), ((0, "standing on", 1),))
 
 

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import unset_fake_temporarily
 _ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 _CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "conv", "proj_in", "proj_out")
 
-TARGETS = {"attention": _ATTENTION, "attention+convolutions": (*_ATTENTION, *_CONVOLUTIONS)}
+TARGETS = {"attention": _ATTENTION, "convolutions": (*_ATTENTION, *_CONVOLUTIONS)}
 """Choice of `--lora-targets` -> last words of the names of the layers that get an adapter."""
 
 
