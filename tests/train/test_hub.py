@@ -44,7 +44,7 @@ class Hub(BaseHTTPRequestHandler):
         if self.server.refuses:
             return self._answer({"error": "You don't have the rights"}, 403)
         if self.path == "/api/repos/create":
-            return self._answer({"url": f"http://hub/{json.loads(body)['name']}"})
+            return self._answer({"url": f"http://{self.headers['Host']}/me/model"})
         if "/preupload/" in self.path:
             names = [one["path"] for one in json.loads(body)["files"]]
             files = [{"path": name, "uploadMode": "regular", "shouldIgnore": False} for name in names]
@@ -54,7 +54,9 @@ class Hub(BaseHTTPRequestHandler):
                 entry = json.loads(line)
                 if entry["key"] == "file":
                     self.server.files[entry["value"]["path"]] = base64.b64decode(entry["value"]["content"])
-            return self._answer({"commitUrl": "http://hub/me/model/commit/1", "commitOid": "1" * 40})
+            return self._answer(
+                {"commitUrl": f"http://{self.headers['Host']}/me/model/commit/{'1' * 40}", "commitOid": "1" * 40}
+            )
         return self._answer({"errors": [], "warnings": []})  # validate-yaml
 
 
