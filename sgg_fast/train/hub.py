@@ -29,6 +29,7 @@ def check_hub(repo: str, stage: str) -> None:
         raise ConfigError(f"--push-to-hub {repo}: there is no token: type `hf auth login`, or set HF_TOKEN")
     try:
         HfApi().create_repo(repo, exist_ok=True)
+        HfApi().auth_check(repo, write=True)  # the line above passes for a repository that others own
     except Exception as error:  # border
         raise ConfigError(f"--push-to-hub {repo}: {_cause(error)}") from error
 

@@ -35,7 +35,9 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         self.server.calls.append(self.path)
-        self._answer({"id": "me/model", "sha": "0" * 40, "siblings": []})
+        if self.server.refuses and "auth-check" in self.path:
+            return self._answer({"error": "You don't have the rights"}, 403)
+        return self._answer({"id": "me/model", "sha": "0" * 40, "siblings": []})
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -114,8 +116,8 @@ def test_what_cannot_be_uploaded_is_refused_before_anything_runs(hub, tmp_path, 
 def test_a_repository_of_others_is_refused_before_anything_runs(hub, tmp_path):
     hub.refuses = True
     done = run(hub, tmp_path, "--stage", "finetune")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "me/model: HfHubHTTPError" in done.stderr
-    assert hub.calls == ["/api/repos/create"] and not (tmp_path / "finetune").exists()
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "--push-to-hub me/model: " in done.stderr
+    assert "403" in done.stderr and "auth-check" in hub.calls[-1] and not (tmp_path / "finetune").exists()
 
 
 def test_the_base_of_a_lora_is_named_without_its_folder(tmp_path):

@@ -5,7 +5,7 @@ The files are those of diffusers: any `load_lora_weights` reads them.
 """
 
 from .files import WEIGHTS, load_adapters, save_adapters
-from .layers import TARGETS, add_adapters, autocast_mixed, has_adapters, store_frozen, train
+from .layers import TARGETS, add_adapters, autocast_mixed, has_adapters, store_frozen, train, whole_weight
 
 __all__ = [
     "TARGETS",
@@ -17,4 +17,5 @@ __all__ = [
     "save_adapters",
     "store_frozen",
     "train",
+    "whole_weight",
 ]

@@ -44,6 +44,16 @@ def has_adapters(unet: nn.Module) -> bool:
     return next(_adapted(unet), None) is not None
 
 
+def whole_weight(layer: nn.Module) -> torch.Tensor:
+    """The weight of a layer, with what its active adapters add to it."""
+    weight: torch.Tensor = layer.weight
+    if hasattr(layer, "lora_A") and not layer.disable_adapters and not layer.merged:
+        for name in layer.active_adapters:
+            if name in layer.lora_A:
+                weight = weight + layer.get_delta_weight(name).to(weight.dtype)
+    return weight
+
+
 def train(unet: UNet2DConditionModel) -> UNet2DConditionModel:
     """Let the adapters train, and nothing else; all weights if there are no adapters. Returns the UNet."""
     adapted = has_adapters(unet)
