@@ -197,7 +197,7 @@ def test_what_cannot_be_combined_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="leave out --weights lean"):
         recipe("toy", lora=4, weights="lean")
     recipe("toy", weights="lean")
-    with pytest.raises(ModelError, match="it has its own models, no base: leave out --base$"):
+    with pytest.raises(ModelError, match=r"it has its own models, no base: leave out --base$"):
         load_model("toy", base="elsewhere")
 
 
