@@ -104,7 +104,8 @@ def fingerprint(folder: Path, base: str | None = None) -> str:
     base: folder of a LoRA's base, if it is not where the LoRA says. A hub id counts by its name alone.
     """
     with loading.border(f"--model {folder}"):
-        own, named = loading.digest(folder), named_base(folder)
+        own, index = loading.digest(folder), folder / "model_index.json"
+        named = loading.read_json(index, index.name).get("base") if index.is_file() else None
         place = base or (named or {}).get("model", "")
         if not place:
             return own
