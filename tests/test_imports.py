@@ -14,8 +14,9 @@ import pytest
 from support import ROOT
 
 NOUNS = ("sgg_fast.graph", "sgg_fast.config", "sgg_fast.recipes", "sgg_fast.env", "sgg_fast.files",
-         "sgg_fast.commands.command", "sgg_fast.commands.typed", "sgg_fast.commands.flags", "sgg_fast.SceneGraph",
-         "sgg_fast.NameTable")  # fmt: skip
+         "sgg_fast.digests",
+         *(f"sgg_fast.commands.{name}" for name in ("command", "refuse", "typed", "flags", "NotFiniteError")),
+         "sgg_fast.SceneGraph", "sgg_fast.NameTable")  # fmt: skip
 FORMATS = tuple(f"sgg_fast.data.{name}" for name in ("formats", "inputs", "layouts", "png_record", "text_form"))
 """Graphs as files and words: what the page reads and writes."""
 MODELS = ("torch", "numpy", "PIL", "safetensors", "tqdm", "diffusers", "transformers")
@@ -32,12 +33,14 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sgg_fast/quiet.py": ("diffusers", "transformers", "sgg_fast.graph"),
     "sgg_fast/model_card.py": NOUNS,
     "sgg_fast/pipeline.py": ("torch", "numpy", "diffusers", "transformers", "sgg_fast.graph", "sgg_fast.nn",
-                             "sgg_fast.diffusion", "sgg_fast.data.formats", "sgg_fast.model_card"),
+                             "sgg_fast.diffusion", "sgg_fast.data.formats", "sgg_fast.model_card",
+                             "sgg_fast.commands.NotFiniteError"),
     "sgg_fast/config/": ("sgg_fast.config",),
     "sgg_fast/ops/": ("torch", "numpy", "sgg_kernels", "sgg_fast.ops", "sgg_fast.graph", "sgg_fast.env"),
     "sgg_fast/nn/": ("torch", "numpy", "safetensors", "diffusers", "transformers", "huggingface_hub", "sgg_fast.nn",
-                     "sgg_fast.ops", "sgg_fast.graph", "sgg_fast.env"),
+                     "sgg_fast.ops", "sgg_fast.graph", "sgg_fast.env", "sgg_fast.digests"),
     "sgg_fast/nn/lora/": ("torch", "diffusers", "peft", "sgg_fast.nn"),
+    "sgg_fast/nn/loading/__main__.py": ("torch", "safetensors", "sgg_fast.nn", *NOUNS),
     "sgg_fast/nn/attention.py": ("torch", "diffusers", "xformers", "sgg_fast.env"),
     # Its draws are hashes, which are operators.
     "sgg_fast/diffusion/": ("torch", "diffusers", "sgg_fast.diffusion", "sgg_fast.ops"),
@@ -56,7 +59,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sgg_fast/drawing/": (*MODELS, "sgg_fast"),
     "sgg_fast/eval/": (*MODELS, "torch_fidelity", "sgg_fast"),
     "sgg_fast/toy/": (*MODELS, "pycocotools", "tokenizers", "sgg_fast"),
-    "sgg_fast/train/hub.py": ("huggingface_hub", "sgg_fast.config", "sgg_fast.nn.loading"),
+    "sgg_fast/train/run/hub.py": ("huggingface_hub", "sgg_fast.config", "sgg_fast.nn.loading"),
     "sgg_fast/train/": (*MODELS, "deepspeed", "bitsandbytes", "sgg_fast"),
     "sgg_fast/doctor/": ("torch", "numpy", "diffusers", "sgg_fast"),
     "sgg_fast/app/": ("numpy", "PIL", "starlette", "uvicorn", "sgg_fast.app", "sgg_fast.pipeline", "sgg_fast.drawing",

@@ -15,40 +15,6 @@ from collections.abc import Callable
 
 import torch
 
-LEAST_WARPS = {
-    "adam_decide_kernel": 4,  # one program
-    "adam8bit_kernel": 16,
-    "adam_kernel": 16,
-    "adam_squares_kernel": 16,
-    "column_sum_kernel": 16,
-    "gather_add_relu_fwd_kernel": 16,
-    "geglu_bwd_kernel": 16,
-    "geglu_fwd_kernel": 16,
-    "group_norm_silu_apply_kernel": 16,
-    "group_norm_silu_bwd_apply_kernel": 16,
-    "group_norm_silu_bwd_kernel": 16,
-    "group_norm_silu_bwd_merge_kernel": 16,
-    "group_norm_silu_bwd_stats_kernel": 16,
-    "group_norm_silu_fwd_kernel": 16,
-    "group_norm_silu_merge_kernel": 16,
-    "group_norm_silu_stats_kernel": 16,
-    "masked_pool_bwd_kernel": 16,
-    "masked_pool_fwd_hub_kernel": 16,
-    "masked_pool_fwd_kernel": 16,
-    "pack_fwd_kernel": 16,
-    "role_sums_hub_kernel": 16,
-    "role_sums_kernel": 16,
-    "scatter_mean_bwd_kernel": 8,  # two rows of three thirds at once: at least 12 KB in flight a block
-    "scatter_mean_fwd_hub_kernel": 16,
-    "scatter_mean_fwd_kernel": 16,
-    "triple_context_fwd_kernel": 16,
-}
-"""Occupancy that each kernel declares: warps that must fit on an SM at once, if the grid has as many.
-
-These kernels are limited by memory, so bytes in flight matter. 16 warps with 16 bytes a lane and four loads in flight
-are 32 KB an SM; an H100 hides its latency with about 20 KB. 16 is also every block slot of sm_86 with one warp each.
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class AotCase:
@@ -158,6 +124,18 @@ def pack(padded: bool, masked: bool) -> None:
     pack_fwd(store, index(4), index(num_graphs + 1), index(num_graphs + 1), *_BUCKET[1:], mask)
 
 
+DRAWS = {"words": 0, "uniform": 1, "normal": 2}
+"""Kinds of `sgg_kernels.hash_draw`."""
+
+
+def hash_draw(kind: int) -> None:
+    """The key of a captured step, and that of the instance codes."""
+    from sgg_kernels.hash_draw import hash_draw
+
+    for samples, words in ((2, ()), (128, (index(128),))):
+        hash_draw([index(1), index(samples, torch.int64), 12, *words], 77, 4096, kind)
+
+
 def adam(num_chunks: int, max_norm: float, weight: torch.dtype, split: bool, grad: torch.dtype, bits: int) -> None:
     from sgg_kernels.adam import BLOCK, adam_decide, adam_update
     from sgg_kernels.adam8bit import adam8bit_update
@@ -175,7 +153,7 @@ def adam(num_chunks: int, max_norm: float, weight: torch.dtype, split: bool, gra
     rest = table, grad, control, index(4, _F32), index(1), hyper
     adam_decide([table], [grad], control, index(1), hyper)
     if bits == 32:
-        adam_update(weights, index(num, _F32), index(num, _F32), *rest)
+        adam_update(weights, (index(num, _F32), index(num, _F32)), *rest)
         return
     codes, scales = (index(num, torch.uint8) for _ in range(2)), (index(num // BLOCK_8BIT, _F32) for _ in range(2))
     adam8bit_update(weights, Moments(*codes, *scales, index(256, _F32), index(256, _F32)), *rest)
@@ -216,8 +194,10 @@ def group_norm_silu(shape: tuple[int, int, int, int], dtype: torch.dtype, wide: 
     *sizes, num_groups = shape
     x = torch.empty(sizes, dtype=dtype, device="meta")
     weight, bias = (torch.empty(sizes[2], dtype=wide, device="meta") for _ in range(2))
-    out, *stats = group_norm_silu_fwd(x, weight, bias, num_groups, 1e-5, silu)
-    group_norm_silu_bwd(torch.empty_like(out), x, weight, bias, *stats, num_groups, silu)
+    shift = torch.empty(sizes[0], 2 * sizes[2], device="meta")[:, : sizes[2]]  # one of a merged projection
+    for added in (None, shift) if silu else (None,):  # the first and the second norm of a residual block
+        out, *stats = group_norm_silu_fwd(x, added, weight, bias, num_groups, 1e-5, silu)
+        group_norm_silu_bwd(torch.empty_like(out), x, weight, bias, *stats, num_groups, silu)
 
 
 def geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
@@ -253,6 +233,8 @@ def cases() -> list[AotCase]:
         for masked in (True, False):
             name = f"pack{' padded' * padded}{' masked' * masked}"
             made.append(AotCase(name, functools.partial(pack, padded, masked), vectors=False))
+    for name, kind in DRAWS.items():
+        made.append(AotCase(f"hash_draw {name}", functools.partial(hash_draw, kind), vectors=False))
     for name, num_chunks, max_norm in (
         ("paper", 23_000, 1.0),
         ("paper unclipped", 23_000, 0.0),
@@ -282,3 +264,14 @@ def shipped_kernels(folder: pathlib.Path | None = None) -> set[str]:
     ]  # fmt: skip
     called = {n.id for node in jit for child in node.body for n in ast.walk(child) if isinstance(n, ast.Name)}
     return {node.name for node in jit} - called
+
+
+LEAST_WARPS = {
+    **dict.fromkeys(shipped_kernels(), 16),
+    "adam_decide_kernel": 4,  # one program
+}
+"""Least occupancy of each kernel: warps that must fit on an SM at once, if the grid has as many.
+
+These kernels are limited by memory, so bytes in flight matter. 16 warps with 16 bytes a lane and four loads in flight
+are 32 KB an SM; an H100 hides its latency with about 20 KB. 16 is also every block slot of sm_86 with one warp each.
+"""

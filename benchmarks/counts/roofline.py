@@ -139,15 +139,6 @@ def _programs(num_rows: int, block: int) -> int:
     return -(-num_rows // per_program)
 
 
-def _issued_of_images(op: str, backward: bool, z: ImageShape, s: int) -> int:
-    """Bytes requested by an image op. A norm reads its inputs twice: for their sums, and to apply them.
-
-    The sums themselves are left out.
-    """
-    again = (2 if backward else 1) * z.images * z.pixels * z.width * s if op == "group_norm_silu" else 0
-    return compulsory(op, "bwd" if backward else "fwd", z, s).bytes + again
-
-
 def issued(op: str, backward: bool, shape: Shape | ImageShape, itemsize: int) -> int:
     """Bytes that our kernels of one op request, as if there were no cache: every gathered row counts each time.
 
@@ -155,13 +146,18 @@ def issued(op: str, backward: bool, shape: Shape | ImageShape, itemsize: int) ->
     hubs (under 1 % at E = 1e6, none at the paper's sizes) are left out.
     """
     if isinstance(shape, ImageShape):
-        return _issued_of_images(op, backward, shape, itemsize)
+        # A norm reads its inputs twice: for their sums, which are left out, and to apply them.
+        again = (2 if backward else 1) * shape.images * shape.pixels * shape.width * itemsize
+        least = compulsory(op, "bwd" if backward else "fwd", shape, itemsize).bytes
+        return least + (again if op == "group_norm_silu" else 0)
+    from sgg_kernels.scatter_mean import ROWS
+
     z, s = shape, itemsize
     nodes, edges, wide = z.objects * z.width * s, z.relations * z.width * s, 2 * z.relations * z.width * s
     ends, plan = 2 * INT * z.relations, _plan(z)
     # Rows between the two stages of a bias gradient, one for each program; fp32, written and read.
     rows_of_objects = 2 * 4 * z.width * _programs(z.objects, 1)
-    rows_of_relations = 2 * 4 * 3 * z.width * _programs(z.relations, 2)
+    rows_of_relations = 2 * 4 * 3 * z.width * _programs(z.relations, ROWS)
     pooled = (z.pooled_objects + z.pooled_relations) * z.width * s
     pool_index = z.objects + z.relations + 2 * INT * (2 * z.graphs + 1)
     forward = {

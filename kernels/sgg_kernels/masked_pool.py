@@ -12,7 +12,16 @@ import triton
 import triton.language as tl
 
 from .launch import launch
-from .segments import add_partials, as_rows, chunk_partials, chunk_size, run_options, tile_options, whole_chunks
+from .segments import (
+    add_partials,
+    as_rows,
+    chunk_partials,
+    chunk_size,
+    columns,
+    run_options,
+    tile_options,
+    whole_chunks,
+)
 
 
 class Rows(NamedTuple):
@@ -82,7 +91,7 @@ def _pool_graph(
     tl.store(p_count, count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_chunks_x", "num_chunks_r", "chunk_x", "chunk_r"])
 def masked_pool_fwd_hub_kernel(
     x_ptr, x_ptr_ptr, x_graph_ptr, x_mask_ptr, x_partial_ptr, x_partial_count_ptr, stride_x, num_chunks_x, chunk_x,
     r_ptr, r_ptr_ptr, r_graph_ptr, r_mask_ptr, r_partial_ptr, r_partial_count_ptr, stride_r, num_chunks_r, chunk_r,
@@ -90,10 +99,7 @@ def masked_pool_fwd_hub_kernel(
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     """First stage of a pool, for graphs that hold a whole chunk of rows; other chunks cost two 4-byte loads."""
-    num_d = tl.cdiv(D, BLOCK_D)
-    i_p = tl.program_id(0) // num_d
-    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_D = o_D < D
+    i_p, o_D, m_D = columns(D, BLOCK_D)
     if tl.program_id(1) == 0:
         _pool_chunk(
             x_ptr, x_ptr_ptr, x_graph_ptr, x_mask_ptr, x_partial_ptr, x_partial_count_ptr,
@@ -106,7 +112,7 @@ def masked_pool_fwd_hub_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_graphs", "chunk_x", "chunk_r"])
 def masked_pool_fwd_kernel(
     x_ptr, x_ptr_ptr, x_mask_ptr, x_partial_ptr, x_partial_count_ptr, stride_x, chunk_x,
     r_ptr, r_ptr_ptr, r_mask_ptr, r_partial_ptr, r_partial_count_ptr, stride_r, chunk_r,
@@ -121,10 +127,7 @@ def masked_pool_fwd_kernel(
 
     [1] SGG-IG (Wang et al., AAAI-25), eq. 7: pool_objects, pool_relations.
     """
-    num_d = tl.cdiv(D, BLOCK_D)
-    i_b = tl.program_id(0) // num_d
-    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_D = o_D < D
+    i_b, o_D, m_D = columns(D, BLOCK_D)
     p_out = out_ptr + i_b.to(tl.int64) * stride_out
     if tl.program_id(1) == 0:
         _pool_graph(
@@ -201,7 +204,7 @@ def _spread(
     tl.store(out_ptr + o_E.to(tl.int64)[:, None] * D + o_D[None, :], b_ED, mask=m_E[:, None] & m_D[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_graphs", "num_x", "num_r"])
 def masked_pool_bwd_kernel(
     grad_ptr, count_ptr, x_graph_ptr, x_mask_ptr, grad_x_ptr, num_x, r_graph_ptr, r_mask_ptr, grad_r_ptr, num_r,
     stride_grad, num_graphs, D,
@@ -211,10 +214,7 @@ def masked_pool_bwd_kernel(
 
     Bytes an element at bf16: 2, each written once (the minimum); grad [B, 2D] is read from L2.
     """
-    num_d = tl.cdiv(D, BLOCK_D)
-    i_block = tl.program_id(0) // num_d
-    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_D = o_D < D
+    i_block, o_D, m_D = columns(D, BLOCK_D)
     num_blocks_x = tl.cdiv(num_x, BLOCK_E)
     if i_block < num_blocks_x:
         _spread(

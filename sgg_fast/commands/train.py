@@ -13,6 +13,7 @@ from typing import Any
 
 from sgg_fast.commands import command, refuse, tell, typed
 from sgg_fast.commands.flags import OneLineParser
+from sgg_fast.digests import VERIFY
 
 NAME = "train.py"
 STAGES = ("pretrain", "finetune")
@@ -34,7 +35,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=argparse.SUPPRESS, help="iterations of the chosen stage")
     parser.add_argument("--overwrite", action="store_true", help="start over instead of continuing the run in OUT")
     parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the result with its card at the end")
-    parser.add_argument("--verify", action="store_true", help="read every byte of the models, also if whole before")
+    parser.add_argument("--verify", action="store_true", help="read every byte of models and data again")
     parser.add_argument("--plan", nargs="?", const="cuda", choices=("cuda", "cpu"), help="print what memory "
                         "fine-tuning will take on a GPU (or in CPU memory), part by part, and run nothing")  # fmt: skip
     parser.add_argument("--budget", help="memory that there is, for --plan (24GiB) and --auto-batch (the device's)")
@@ -87,7 +88,7 @@ def _run(args: dict[str, Any]) -> int:
     repo = args.pop("push_to_hub")
     graph_encoder = graph_encoder and Path(graph_encoder)
     if args.pop("verify"):
-        os.environ["SGG_FAST_VERIFY"] = "1"
+        os.environ[VERIFY] = "1"
     plan, budget, auto_batch, _ = (args.pop(key) for key in ("plan", "budget", "auto_batch", "local_rank"))
     if "steps" in args:
         args[f"{stage}_steps"] = args.pop("steps")
@@ -96,8 +97,8 @@ def _run(args: dict[str, Any]) -> int:
     from sgg_fast.config import ConfigError
     from sgg_fast.quiet import quiet_libraries
     from sgg_fast.recipes import recipe
-    from sgg_fast.train.hub import check_hub, push
     from sgg_fast.train.preflight import preflight
+    from sgg_fast.train.run.hub import check_hub, push
     from sgg_fast.train.run.interrupts import Signalled, Stop
 
     try:

@@ -110,8 +110,8 @@ def token_labels(graph: SceneGraph) -> list[tuple[str, int]]:
     """(label, context token) of every object and then every relation."""
     labels, num = object_labels(graph), len(graph.relations)
     objects = [(label, FIRST_TRIPLE + num + i) for i, label in enumerate(labels)]
-    said = [f"{labels[s]} {predicate} {labels[o]}" for s, predicate, o in graph.relations]
-    return [*objects, *((text, FIRST_TRIPLE + e) for e, text in enumerate(said))]
+    relations = [f"{labels[s]} {predicate} {labels[o]}" for s, predicate, o in graph.relations]
+    return [*objects, *((text, FIRST_TRIPLE + e) for e, text in enumerate(relations))]
 
 
 def explain_sheet(image: Image.Image, graph: SceneGraph, maps_Thw: torch.Tensor, side: int = 168) -> Image.Image:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sgg_fast import env
+from sgg_fast import digests, env
 from sgg_fast.data.png_record import SHIPPED_NAME
 from sgg_fast.drawing.options import SCHEDULERS
 from sgg_fast.nn import loading
@@ -36,7 +36,7 @@ class Model:
     """Value of --model that finds it again."""
     description: str
     weights: str
-    """Fingerprint of the files."""
+    """Hash of all files that drawing reads, configurations, tokenizers and scheduler included."""
     notice: str = ""
     """Message about a model that was chosen by default."""
 
@@ -54,7 +54,7 @@ def load_model(model: str | None, verify: bool = False, base: str | None = None)
     the base of a LoRA, if it is not where the LoRA says. Raises ValueError for a folder that holds no pipeline.
     """
     if verify:
-        os.environ[loading.VERIFY] = "1"
+        os.environ[digests.VERIFY] = "1"
     if model is None:
         folder = find_pipeline(DEFAULT_RUN) or SHIPPED
     elif model == SHIPPED_NAME and not Path(model).exists():
@@ -70,13 +70,7 @@ def load_model(model: str | None, verify: bool = False, base: str | None = None)
     pipeline, device = _load(folder, base), env.device()
     if device.type == "cuda":
         pipeline.unet.to(torch.float16)  # only the UNet runs at every step; latents and VAE stay in fp32
-    return Model(pipeline.to(device), name, description, fingerprint(folder, base), notice)
-
-
-def load_pipeline(model: str | None) -> tuple[SceneGraphToImagePipeline, str]:
-    """(pipeline, description) of `load_model`."""
-    loaded = load_model(model)
-    return loaded.pipeline, loaded.description
+    return Model(pipeline.to(device), name, description, _fingerprint(folder, base), notice)
 
 
 def _load(folder: Path, base: str | None) -> SceneGraphToImagePipeline:
@@ -98,14 +92,13 @@ def _downloaded(model: str) -> Path:
     return loading.find_folder("--model", model, ("", *PARTS))
 
 
-def fingerprint(folder: Path, base: str | None = None) -> str:
+def _fingerprint(folder: Path, base: str | None) -> str:
     """A hash of all files that drawing reads, configurations, tokenizers and scheduler included.
 
     base: folder of a LoRA's base, if it is not where the LoRA says. A hub id counts by its name alone.
     """
     with loading.border(f"--model {folder}"):
-        own, index = loading.digest(folder), folder / "model_index.json"
-        named = loading.read_json(index, index.name).get("base") if index.is_file() else None
+        own, named = loading.digest(folder), named_base(folder)
         place = base or (named or {}).get("model", "")
         if not place:
             return own
@@ -113,13 +106,8 @@ def fingerprint(folder: Path, base: str | None = None) -> str:
         return hashlib.sha256(f"{own} {of_base}".encode()).hexdigest()[:32]
 
 
-def set_scheduler(pipeline: SceneGraphToImagePipeline, name: str) -> None:
-    """Put the scheduler of this short name into the pipeline, with the settings of the current one."""
-    pipeline.scheduler = made_scheduler(pipeline, name)
-
-
 def made_scheduler(pipeline: SceneGraphToImagePipeline, name: str) -> Any:
-    """The scheduler that `set_scheduler` puts in. Raises ValueError if the pipeline's settings do not suit it."""
+    """The scheduler of this short name with the pipeline's own settings. Raises ValueError if they do not suit it."""
     if name == scheduler_name(pipeline):
         return pipeline.scheduler
     kind = getattr(importlib.import_module("diffusers"), SCHEDULERS[name])

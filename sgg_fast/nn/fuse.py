@@ -7,7 +7,8 @@ layer that the adapter wraps.
 
 * GroupNorm with the SiLU behind it (or none): `ops.group_norm_silu`. GEGLU: `ops.geglu`.
 * to_q, to_k, to_v of self-attention: one GEMM. to_k and to_v of all cross-attentions, which read the same context: one
-  GEMM a model call. The time projections of all residual blocks: one GEMM.
+  GEMM a model call. The time projections of all residual blocks: one GEMM, which also adds the biases of the
+  convolutions before them. The norm behind adds both (its statistics move, no pixel is touched).
 * Removed: diffusers' copies that undo channels last (before the 1x1 shortcut of residual blocks in training, and after
   the last block of a transformer), and divisions by an output scale of 1.
 """
@@ -49,9 +50,9 @@ class FusedGroupNorm(nn.GroupNorm):
 class FusedGroupNormSiLU(nn.GroupNorm):
     """`FusedGroupNorm` followed by SiLU."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """[B, C, ..]."""
-        return ops.group_norm_silu(input, self.weight, self.bias, self.num_groups, self.eps)
+    def forward(self, input: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, C, ..] of input + shift [B, C]."""
+        return ops.group_norm_silu(input, self.weight, self.bias, self.num_groups, self.eps, shift_BC=shift)
 
 
 class PassThrough(nn.SiLU):
@@ -73,25 +74,19 @@ class FusedGEGLU(GEGLU):
 class FusedResnetBlock2D(ResnetBlock2D):
     """A residual block whose two norms apply the SiLU; without resampling, and with an added time embedding."""
 
-    time: tuple[Merged, int] | None
-
-    def _apply(self, *args: Any, **kwargs: Any) -> FusedResnetBlock2D:
-        super()._apply(*args, **kwargs)
-        if self.time is not None:
-            self.time[0].rejoin()
-        return self
-
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[B, out channels, h, w]."""
-        hidden = self.conv1(self.norm1(input_tensor))
-        if self.time_emb_proj is not None and temb is not None:
-            if self.time is not None:
-                merged, index = self.time
-                shift = merged.project(index, temb)
-            else:
-                shift = self.time_emb_proj(self.nonlinearity(temb))
-            hidden = hidden + shift[:, :, None, None]
-        hidden = self.conv2(self.dropout(self.norm2(hidden)))
+        hidden, shift, project = self.norm1(input_tensor), None, self.time_emb_proj
+        if project is None or temb is None:
+            hidden = self.conv1(hidden)
+        elif type(project) is MergedLinear and _plain(self.conv1):  # it applies the SiLU and adds the bias of conv1
+            shift = project(temb)
+            hidden = F.conv2d(hidden, self.conv1.weight, None, self.conv1.stride, self.conv1.padding)
+        else:
+            temb = self.nonlinearity(temb)
+            shift = nn.Linear.forward(project, temb) if type(project) is MergedLinear else project(temb)
+            hidden = self.conv1(hidden)
+        hidden = self.conv2(self.dropout(self.norm2(hidden, shift)))
         if self.conv_shortcut is not None:
             input_tensor = self.conv_shortcut(input_tensor)
         out = input_tensor + hidden
@@ -181,7 +176,6 @@ def _fuse_modules(model: nn.Module) -> None:
         if type(module) is ResnetBlock2D and _fusable(module):
             _become(module.norm1, FusedGroupNormSiLU)
             _become(module.norm2, FusedGroupNormSiLU)
-            module.time = None
             _become(module, FusedResnetBlock2D)
         elif type(module) is GEGLU:
             _become(module, FusedGEGLU)
@@ -204,6 +198,12 @@ def _fuse_modules(model: nn.Module) -> None:
 def _wrapped(layer: nn.Module) -> nn.Linear:
     """The layer that peft's adapter wraps; a layer without an adapter is returned as it is."""
     return getattr(layer, "base_layer", layer)
+
+
+def _plain(layer: nn.Module) -> bool:
+    """True for a convolution whose bias may be added later: no hook or adapter waits for its call."""
+    usual = type(layer) is nn.Conv2d and layer.bias is not None and layer.padding_mode == "zeros"
+    return usual and layer.dilation == (1, 1) and layer.groups == 1 and not layer._forward_hooks
 
 
 def _kind(layer: nn.Linear) -> tuple[Any, ...]:
@@ -230,19 +230,16 @@ def _merge(model: nn.Module) -> _State:
                 context += [] if module.norm_cross else layers[1:]
             elif len({_kind(layer) for layer in layers}) == 1:
                 state.leading.append(Merged(layers, leading=True))
-        elif type(module) is FusedResnetBlock2D and type(module.time_emb_proj) is nn.Linear:
+        elif type(module) is FusedResnetBlock2D and type(module.time_emb_proj) is nn.Linear and _plain(module.conv1):
             times.append(module)
     state.shared += [Merged(layers) for layers in _by_kind(context)]
+    before = {block.time_emb_proj: block.conv1 for block in times}
+    for layers in _by_kind(list(before)):
+        state.shared.append(Merged(layers, activation=F.silu, before=[before[layer] for layer in layers]))
     for merged in (*state.leading, *state.shared):
         for index, layer in enumerate(merged.layers):
             layer.merged = (merged, index)  # type: ignore[assignment]
             _become(layer, MergedLinear)
-    for layers in _by_kind([block.time_emb_proj for block in times]):
-        merged = Merged(layers, activation=F.silu)
-        state.shared.append(merged)
-        for block in times:
-            if block.time_emb_proj in layers:
-                block.time = (merged, layers.index(block.time_emb_proj))
     return state
 
 
@@ -300,8 +297,7 @@ def unfuse(model: nn.Module) -> None:
             module.rescale_output_factor = 1.0
         if type(module) in _STOCK:
             module.__class__ = _STOCK[type(module)]
-            for name in ("merged", "time"):
-                module.__dict__.pop(name, None)
+            module.__dict__.pop("merged", None)
 
 
 def summary(model: nn.Module) -> dict[str, int]:

@@ -56,7 +56,7 @@ def _on_base(root: Path, named: Mapping[str, str], given: Mapping[str, Any], bas
     if not {"unet", "vae", "scheduler", "graph_clip", "graph_tokenizer"} <= given.keys():
         model = base or named["model"]
         if not model:
-            raise ModelError("its base is the toy's models: sgg_fast.drawing.load_pipeline loads it")
+            raise ModelError("its base is the toy's models: sgg_fast.drawing.load_model loads it")
         with loading.border("its base; --base gives another place"):
             own = (Path(model) / "graph_clip").is_dir()
             parts = load_foundation(model, "" if own else named["clip"]).pipeline_parts() | parts
@@ -101,9 +101,10 @@ def read_index(root: Path) -> dict[str, Any]:
         guidance = index["guidance"]
         if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not 1 <= guidance <= 10_000:
             raise ModelError(f"guidance must be a number from 1 (none) to 10000, not {shown(guidance)}")
-        told = index["provenance"]
-        if told is not None and not (
-            isinstance(told, dict) and all(isinstance(told.get(key, {}), dict) for key in ("settings", "metrics"))
+        provenance = index["provenance"]
+        if provenance is not None and not (
+            isinstance(provenance, dict)
+            and all(isinstance(provenance.get(key, {}), dict) for key in ("settings", "metrics"))
         ):
             raise ModelError("provenance must be null or an object with the objects settings and metrics")
         base = index["base"]

@@ -67,14 +67,13 @@ def new_conditioner(
     is_own = isinstance(conditioner, SceneGraphConditioner)
     spoken = cache.table.spoken() if is_own else []
     states, end = text_states(foundation.text_encoder.to(device), foundation.tokenizer, ["", *spoken])
+    conditioner.calibrate_null(states[0])
     if isinstance(conditioner, SceneGraphConditioner):
         conditioner.calibrate_names(cache.names, cache.graphs.object_name[cache.graphs.object_pooled.bool()])
-        conditioner.calibrate_text(states[0], states[torch.arange(1, len(states)), end[1:]])
-    else:
-        conditioner.calibrate_text(states[0])
+        conditioner.calibrate_tokens(states[torch.arange(1, len(states)), end[1:]])
     if model.conditioner == "text" and model.text_form != "phrases":
-        said = [sentence(graph, model.text_form) for graph in graphs]
-        cache.texts = token_ids(foundation.tokenizer, said, device)
+        sentences = [sentence(graph, model.text_form) for graph in graphs]
+        cache.texts = token_ids(foundation.tokenizer, sentences, device)
     if is_own and not model.reads_text:  # the text encoder is not needed again
         foundation.text_encoder.to("cpu")
     return conditioner

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
 
-from sgg_fast.config import Config, RunConfig
+from sgg_fast.config import Config, ConfigError, RunConfig, flag
 from sgg_fast.data.sources import PairSource
+from sgg_fast.diffusion import limits
 from sgg_fast.files import replace_folder
 from sgg_fast.model_card import SHEET, provenance
 from sgg_fast.nn.conditioners import Conditioner
@@ -46,19 +48,34 @@ def make_pipeline(
     return pipeline
 
 
+def check_steps(run: RunConfig, scheduler: Any) -> None:
+    """Raise `ConfigError` for more steps than the model's scheduler can take, before they are needed."""
+    asked = {"sampling_steps": run.sampling_steps}
+    if run.sample_every and run.num_samples:
+        asked["sheet_steps"] = run.sheet_steps
+    for name, num_steps in asked.items():
+        if refusal := limits.refusal(scheduler, num_steps):
+            raise ConfigError(f"--{flag(name)} {num_steps}: {refusal}")
+
+
 def draw_sheet(pipeline: SceneGraphToImagePipeline, run: RunConfig, source: PairSource) -> Image.Image:
-    """Real pictures of the first graphs above, generated ones of the same graphs below."""
+    """Real pictures of the first graphs above, generated ones of the same graphs below.
+
+    Raises `NotFiniteError` for a picture with NaN or Inf.
+    """
     num = min(run.num_samples, len(source))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.capture_unet = "off"  # few steps; DeepSpeed's hooks gather weights at every call
     pipeline.unet.eval()
-    drawn = pipeline(
-        source.graphs[:num],
-        num_inference_steps=run.sheet_steps,
-        guidance_scale=run.guidance,
-        generator=[torch.Generator().manual_seed(run.seed + i) for i in range(num)],
-    ).images
-    pipeline.unet.train()
+    try:
+        drawn = pipeline(
+            source.graphs[:num],
+            num_inference_steps=run.sheet_steps,
+            guidance_scale=run.guidance,
+            generator=[torch.Generator().manual_seed(run.seed + i) for i in range(num)],
+        ).images
+    finally:
+        pipeline.unet.train()
     side = pipeline.config.resolution
     sheet = Image.new("RGB", (num * side, 2 * side))
     for i, image in enumerate(drawn):

@@ -19,7 +19,7 @@ import torch
 from sgg_fast.recipes import recipe
 from sgg_fast.train.engines.choose import plan_engine
 from sgg_fast.train.memory.planner import Planner
-from sgg_fast.train.warmup import engine_of
+from sgg_fast.train.rehearsal import engine_of
 
 from . import device, run
 

@@ -11,10 +11,12 @@ from support.tiny_runs import TINY, trainer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.counts import step as counts
+from benchmarks.harness.output import UnavailableError
 from benchmarks.steps import pretrain, train_forms
+from benchmarks.steps.forms import Size
 from sgg_fast import ops
 from sgg_fast.recipes import recipe
-from sgg_fast.train import warmup
+from sgg_fast.train import rehearsal
 from sgg_fast.train.assemble import Summary, summary
 from sgg_fast.train.memory.planner import Planner
 
@@ -26,7 +28,7 @@ def by_trainer(tmp_path, monkeypatch, stage, changes):
 
 
 def by_warm_up(tmp_path, monkeypatch, stage, changes):
-    return warmup.engine_of(stage, recipe("toy", **{**TINY, **changes}), CPU, None).module
+    return rehearsal.engine_of(stage, recipe("toy", **{**TINY, **changes}), CPU, None).module
 
 
 def by_planner(tmp_path, monkeypatch, stage, changes):
@@ -39,8 +41,8 @@ def by_form(name):
     def build(tmp_path, monkeypatch, stage, changes):
         config = recipe("toy", **{**TINY, **changes, "precision": "bf16"})
         monkeypatch.setattr(train_forms, "call_of", lambda name: "eager")
-        with contextlib.suppress(train_forms.UnavailableError):
-            sizes = [train_forms.Size(64, config.optim.batch_size)]
+        with contextlib.suppress(UnavailableError):
+            sizes = [Size(64, config.optim.batch_size)]
             return train_forms.build(name, config, sizes, CPU, 1).stage
         pytest.skip("not here")
 

@@ -15,7 +15,7 @@ from support.sd_folder import write_clip, write_sd
 from support.tiny_runs import TINY, rows, same_weights, train, trainer
 
 from sgg_fast.config import ConfigError
-from sgg_fast.drawing import load_model, load_pipeline
+from sgg_fast.drawing import load_model
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn import lora
 from sgg_fast.nn.loading import ModelError
@@ -56,7 +56,7 @@ def test_a_result_is_adapters_and_graph_encoder_and_changes_the_picture(lora_run
         "model_index.json", "pipeline.py", "pytorch_lora_weights.safetensors", "sha256.json",
     }  # fmt: skip
     assert json.loads((folder / "model_index.json").read_text())["base"] == {"model": "", "clip": ""}
-    pipeline, _ = load_pipeline(str(lora_run))
+    pipeline = load_model(str(lora_run)).pipeline
     tuned = draw(pipeline)
     pipeline.disable_lora()
     plain = draw(pipeline)
@@ -70,7 +70,7 @@ def test_a_result_is_adapters_and_graph_encoder_and_changes_the_picture(lora_run
 def test_stock_diffusers_loads_the_file(lora_run):
     """As Stable Diffusion's own pipeline, and by a UNet alone: the prediction is that of our pipeline."""
     folder, parts = lora_run / "finetune" / "pipeline", toy_foundation().pipeline_parts()
-    ours, _ = load_pipeline(str(lora_run))
+    ours = load_model(str(lora_run)).pipeline
     parts = {name: parts[name] for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")}
     stock = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     z, context = torch.randn(1, 4, 16, 16), torch.randn(1, 8, 128)
@@ -203,8 +203,8 @@ def test_what_cannot_be_combined_is_refused(tmp_path):
 
 def test_a_whole_pipeline_takes_the_adapters_and_gives_them_back(trained_run, lora_run, tmp_path):
     """load_lora_weights brings the graph encoder too; fused into the weights it saves as any pipeline."""
-    tuned = draw(load_pipeline(str(lora_run))[0])
-    whole, _ = load_pipeline(str(trained_run))
+    tuned = draw(load_model(str(lora_run)).pipeline)
+    whole = load_model(str(trained_run)).pipeline
     whole.fuse_unet = "on"
     plain = draw(whole)
     whole.register_modules(**toy_foundation().pipeline_parts())
@@ -216,7 +216,7 @@ def test_a_whole_pipeline_takes_the_adapters_and_gives_them_back(trained_run, lo
     whole.fuse_lora()
     whole.unload_lora_weights()
     whole.save_pretrained(tmp_path / "fused")
-    np.testing.assert_allclose(draw(load_pipeline(str(tmp_path / "fused"))[0]), tuned, atol=1e-3)
+    np.testing.assert_allclose(draw(load_model(str(tmp_path / "fused")).pipeline), tuned, atol=1e-3)
 
 
 def test_a_damaged_file_is_one_line(lora_run, tmp_path):
@@ -225,5 +225,5 @@ def test_a_damaged_file_is_one_line(lora_run, tmp_path):
     (folder / "sha256.json").unlink()
     (folder / lora.WEIGHTS).write_bytes(b"no safetensors")
     with pytest.raises(ModelError, match="adapters: ") as caught:
-        load_pipeline(str(folder))
+        load_model(str(folder))
     assert "\n" not in str(caught.value) and str(folder) in str(caught.value)

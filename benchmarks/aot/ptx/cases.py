@@ -83,7 +83,8 @@ def _randn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.
 def _batch(num_graphs: int, num_objects: int, num_relations: int, hubs: bool) -> SceneGraphBatch:
     """A batch whose relations join objects of one graph; a third of the rows is masked, the last graph may be empty.
 
-    With hubs, half of the first graph's relations start at one object and a third end at another.
+    With hubs, half of the first graph's relations start at one object and a third end at another; else six each do, so
+    that a run is longer than its first block.
     """
     rng = np.random.default_rng(0)
     first = (num_objects // 2, num_relations * 2 // 3) if hubs else (0, 0)
@@ -97,6 +98,8 @@ def _batch(num_graphs: int, num_objects: int, num_relations: int, hubs: bool) ->
         subject, object_ = rng.integers(begin, begin + n, (2, e))
         if hubs and i == 0:
             subject[: e // 2], object_[e // 2 :] = begin, begin + n - 1
+        elif i == 0:
+            subject[:6], object_[-6:] = begin, begin + n - 1
         ends.append(np.stack([subject, object_]))
         begin += n
     names = np.zeros(num_objects, np.int64), np.zeros(num_relations, np.int64)
@@ -131,22 +134,21 @@ def _graph_op(op: str, z: GraphSize) -> None:
 
 
 def _check_graph_op(op: str, z: GraphSize, b: SceneGraphBatch) -> None:
-    n, e, d, ends = b.num_objects, b.num_relations, z.width, (b.subject, b.object)
+    n, e, d = b.num_objects, b.num_relations, z.width
     rows = functools.partial(_randn, dtype=z.dtype)
     wide = functools.partial(_randn, dtype=z.wide)
     if op == "gather_add_relu":
         check(
-            lambda ac, b_, bias: (ops.gather_add_relu(ac, b_, bias, *ends, b.plan),),
+            lambda ac, b_, bias: (ops.gather_add_relu(ac, b_, bias, b),),
             {"ac": rows(0, n, 2 * d), "b_": rows(1, e, d), "bias": wide(2, d)},
         )
     elif op == "scatter_mean":
         inputs = {"y": rows(0, e, 3 * d), "bias": wide(1, 3 * d)}
         for residual in ({"residual": wide(2, e, d)}, {}):
-            check(lambda y, bias, residual=None: ops.scatter_mean(y, bias, *ends, b.plan, residual), inputs | residual)
+            check(lambda y, bias, residual=None: ops.scatter_mean(y, bias, b, residual), inputs | residual)
     elif op == "masked_pool":
-        graph, pooled = (b.object_graph, b.relation_graph), (b.object_pooled, b.relation_pooled)
         check(
-            lambda x, r: (ops.masked_pool(x, r, b.object_ptr, b.relation_ptr, *graph, *pooled),),
+            lambda x, r: (ops.masked_pool(x, r, b),),
             {"x": wide(0, n, d), "r": wide(1, e, d)},
         )
         check(lambda x: (ops.graph_mean(x, b.relation_ptr, b.relation_graph),), {"x": rows(2, e, d)})
@@ -154,9 +156,7 @@ def _check_graph_op(op: str, z: GraphSize, b: SceneGraphBatch) -> None:
     else:
         values = {"s": rows(0, n, 2 * d), "r": rows(1, e, 2 * d), "o": rows(2, n, 2 * d)}
         check(
-            lambda s, r, o, pool, bias: (
-                ops.triple_context(s, r, o, pool, bias, *ends, b.relation_graph, b.plan, b.relation_ptr),
-            ),
+            lambda s, r, o, pool, bias: (ops.triple_context(s, r, o, pool, bias, b),),
             values | {"pool": wide(3, b.num_graphs, 2 * d), "bias": wide(4, 2 * d)},
         )
         _check_both_halves(b, rows(5, e, 2 * d), z.wide, mean=False)
@@ -196,6 +196,26 @@ def _pack(padded: bool, masked: bool) -> None:
         assert torch.equal(found[name], x), name
 
 
+def _hash_draw(kind: int) -> None:
+    """Words and uniform numbers are bit-exact, normal numbers within the rule of Box-Muller in float64."""
+    from sgg_kernels import reference
+    from sgg_kernels.hash_draw import hash_draw
+
+    sample, step = torch.arange(7).reshape(7) * 2**29, torch.tensor([5], dtype=torch.int32)
+    for place in ((), (torch.arange(7, dtype=torch.int32) - 3,)):
+        start = (reference.hash_words((9,)) + 2**31) % 2**32 - 2**31
+        key = (9, step, sample, 12, *place)
+        found = hash_draw(key[1:], start, 96, kind)
+        if kind < 2:
+            want = (reference.hash_u32, reference.hash_uniform)[kind](*key)
+            assert torch.equal(found, want), "not the reference's bits"
+            continue
+        columns = [word[:, None] if isinstance(word, torch.Tensor) else word for word in key]
+        u = reference.hash_uniform(*columns, torch.arange(192)).double()
+        exact = torch.sqrt(-2 * torch.log(u[:, ::2])) * torch.cos(2 * torch.pi * u[:, 1::2])
+        compare({"normal": found}, {"normal": reference.hash_normal((96,), *key)}, {"normal": exact})
+
+
 _NUMELS, _OFFSETS, _NUM = [300, 1024, 2053], [0, 512, 1536], 3840
 """Elements of three gradients, their offsets in the flat buffers, and the size of the buffers."""
 
@@ -228,10 +248,7 @@ def _adam(bits: int, form: str, max_norm: float) -> None:
         before = _exact_moments(moments)
         group = op.GroupGrads(grads, _OFFSETS, op.chunk_table(grads, _OFFSETS, backend))
         op.adam_decide_([group], control, step, hyper)
-        if bits == 32:
-            op.adam_update_(weights, *moments, group, control, rate, step, hyper)
-        else:
-            op.adam8bit_(weights, moments, group, control, rate, step, hyper)
+        op.adam_update_(weights, moments, group, control, rate, step, hyper)
         ops.use_kernels("auto")
         assert step.item() == 7, "the step was not taken"
         m, v = _exact_moments(moments)
@@ -306,6 +323,11 @@ def _group_norm(name: str, dtype: torch.dtype, wide: torch.dtype, silu: bool) ->
             lambda x, weight, bias: (ops.group_norm_silu(x, weight, bias, num_groups=groups, eps=1e-5, silu=silu),),
             inputs,
         )
+        if silu:
+            check(
+                lambda x, weight, bias, shift: (ops.group_norm_silu(x, weight, bias, groups, 1e-5, shift_BC=shift),),
+                inputs | {"shift": _randn(3, images, 2 * channels)[:, :channels]},
+            )
 
 
 def _geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
@@ -317,7 +339,7 @@ def _geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
     check(lambda x: (ops.geglu(x),), {"x": 3 * _randn(0, rows, 2 * width, dtype=dtype)})
 
 
-_SMALL_OF = {"pack": _pack, "group_norm_silu": _group_norm, "geglu": _geglu}
+_SMALL_OF = {"pack": _pack, "hash_draw": _hash_draw, "group_norm_silu": _group_norm, "geglu": _geglu}
 
 
 def small_cases() -> dict[str, Callable[[], None]]:

@@ -1,19 +1,19 @@
-"""The training state of one process: module, optimiser, average of the weights, loss scale."""
+"""What both engines of one process share: their state (optimiser, average of the weights, loss scale) and its files."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from sgg_fast.nn import lora
 from sgg_fast.train.engines.base import resolve_precision
-from sgg_fast.train.optim.adam_flat import FlatAdam
 from sgg_fast.train.optim.ema import WeightAverage
 from sgg_fast.train.optim.groups import build_optimizer
-from sgg_fast.train.stages import FinetuneStage, Stage, checkpoint_state
+from sgg_fast.train.stages import FinetuneStage, Stage, Terms, checkpoint_state
 
 
 class LossScale:
@@ -31,11 +31,13 @@ class LossScale:
             self.value *= 2
 
 
-class TrainState:
-    """State of an engine without DeepSpeed: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean).
+class OneProcess:
+    """Base of the engines without DeepSpeed: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean).
 
     With --lora the weights that do not train are stored in the type of autocast.
     """
+
+    sharded = False
 
     def __init__(self, module: Stage, device: torch.device, flat: bool) -> None:
         """Build optimiser, average and loss scale. flat: the optimiser is on flat buffers, as a captured step needs."""
@@ -57,15 +59,23 @@ class TrainState:
             self.average = WeightAverage(self.parameters, config.optim.ema, config.optim.ema_device == "cpu")
         self._device_type = device.type
 
-    @property
-    def flat(self) -> FlatAdam:
-        """The optimiser; it must be flat."""
-        assert isinstance(self.optimizer, FlatAdam)
-        return self.optimizer
-
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Autocast context of a forward."""
         return torch.autocast(self._device_type, self._cast) if self._cast else contextlib.nullcontext()
+
+    def forward(self, ids: np.ndarray, step: int) -> Terms:
+        """Loss terms of the samples [B], eagerly and without padding."""
+        with self.autocast():
+            return self.module(ids, step)
+
+    def outstanding(self) -> list[tuple[int, float]]:
+        return []
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def barrier(self) -> None:
+        pass
 
     def exported(self) -> contextlib.AbstractContextManager[None]:
         """Context in which the weights are their averages, if the run keeps averages."""

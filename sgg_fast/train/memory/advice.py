@@ -170,9 +170,9 @@ def auto_batch(run: TypedRun, budget_text: str | None) -> Config:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error means out of memory, on GPU or CPU: torch has no class of its own for the CPU's."""
-    said = str(error)
+    text = str(error)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
     )
 
 

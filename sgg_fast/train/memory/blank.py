@@ -19,18 +19,8 @@ from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation, load_sd_configs
 from sgg_fast.train.assemble import conditioner_of
 
-SD_UNET: dict[str, Any] = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 768,
-}
-"""Stable Diffusion v1.4's UNet: 859 520 964 parameters."""
+SD_UNET: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}
+"""Stable Diffusion v1.4's UNet where it differs from diffusers' defaults: 859 520 964 parameters."""
 
 SD_VAE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,

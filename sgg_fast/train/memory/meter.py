@@ -92,7 +92,7 @@ class Meter(TorchDispatchMode):
     def keep_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Count the parameters' gradients as gradients, each once it is complete."""
 
-        def whole(parameter: torch.Tensor) -> None:
+        def on_gradient(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
             block = self._blocks.get(parameter.grad.untyped_storage()._cdata)
             if block is not None and block.side == "activations":
@@ -100,7 +100,7 @@ class Meter(TorchDispatchMode):
                 self.now["activations"] -= block.size
                 self.now["gradients"] += block.size
 
-        self._hook(parameters, whole)
+        self._hook(parameters, on_gradient)
 
     def bucket_gradients(self, parameters: list[nn.Parameter], bucket: int, buffer: int) -> None:
         """Count gradients as under ZeRO-2: they go into a bucket of `bucket` elements.
@@ -109,27 +109,27 @@ class Meter(TorchDispatchMode):
         """
         filled = 0
 
-        def whole(parameter: torch.Tensor) -> None:
+        def on_gradient(parameter: torch.Tensor) -> None:
             nonlocal filled
             parameter.grad = None
             before, filled = filled, filled + parameter.numel()
             if before < bucket <= filled:
                 self.add("gradients", buffer)
 
-        self._hook(parameters, whole)
+        self._hook(parameters, on_gradient)
 
     def use_gradients(self, parameters: list[nn.Parameter], temporary: Callable[[torch.Tensor], int]) -> None:
         """Free each gradient where it arises, after an update that needs `temporary(parameter)` bytes."""
 
-        def whole(parameter: torch.Tensor) -> None:
+        def on_gradient(parameter: torch.Tensor) -> None:
             self.add("temporaries", temporary(parameter))
             self.add("temporaries", -temporary(parameter))
             parameter.grad = None
 
-        self._hook(parameters, whole)
+        self._hook(parameters, on_gradient)
 
-    def _hook(self, parameters: list[nn.Parameter], whole: Callable[[torch.Tensor], None]) -> None:
-        self._hooks += [parameter.register_post_accumulate_grad_hook(whole) for parameter in parameters]
+    def _hook(self, parameters: list[nn.Parameter], on_gradient: Callable[[torch.Tensor], None]) -> None:
+        self._hooks += [parameter.register_post_accumulate_grad_hook(on_gradient) for parameter in parameters]
 
     def __exit__(self, *args: Any) -> None:
         """Leave the mode and remove its hooks from the parameters."""

@@ -157,8 +157,8 @@ def update_bytes(layout: Layout, groups: list[Group]) -> int:
         each, width = update_bytes_per_element(layout, group), group.dtype.itemsize
         to_fp32 = 4 if width < 4 else 0
         if layout.stage is None:  # torch's Adam updates a whole group at once on CUDA; all others one parameter
-            whole = layout.optim.optimizer == "adam" and layout.device == "cuda"
-            needs = each * (numel if whole else max(group.sizes))
+            by_group = layout.optim.optimizer == "adam" and layout.device == "cuda"
+            needs = each * (numel if by_group else max(group.sizes))
         elif layout.offloads("optimizer"):
             needs = 0 if layout.device == "cuda" else each * numel
         elif layout.stage in (1, 2):  # gradients flattened, then in fp32; then the flat ones are freed
@@ -210,8 +210,8 @@ def gradient_bytes(layout: Layout, groups: list[Group]) -> int:
     """Bytes of the gradients that this process keeps until the update."""
     if layout.optim.optimizer_in_backward or layout.offloads("optimizer"):
         return 0
-    whole = sum(group.weight_bytes() for group in groups)
-    return whole // layout.shards if (layout.stage or 0) >= 2 else whole
+    total = sum(group.weight_bytes() for group in groups)
+    return total // layout.shards if (layout.stage or 0) >= 2 else total
 
 
 def parameters_of(module: nn.Module) -> list[nn.Parameter]:

@@ -20,12 +20,7 @@ from sgg_fast import ops
 from sgg_fast.config import Config
 from sgg_fast.data.cache import RESIDENT_SHARE
 from sgg_fast.train.assemble import assemble
-from sgg_fast.train.memory.blank import (
-    blank_cache,
-    blank_conditioner,
-    blank_foundation,
-    latent_factor,
-)
+from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation, latent_factor
 from sgg_fast.train.memory.meter import Meter, autocast_like_cuda
 from sgg_fast.train.memory.parts import (
     Group,
@@ -158,7 +153,8 @@ class Planner:
         moments["backward"]["ZeRO's buckets"] = bucket_bytes(self.layout, self._groups)
         if not self.config.optim.optimizer_in_backward:
             gradients = gradient_bytes(self.layout, self._groups)
-            moments["update"] = {"gradients": gradients, "the update's temporaries": self._update_bytes()}
+            temporaries = update_bytes(self.layout, self._groups)
+            moments["update"] = {"gradients": gradients, "the update's temporaries": temporaries}
         config, micro, side = self.config, self.config.optim.accumulation_steps, self.config.data.resolution
         title = (
             f"fine-tuning {config.run.recipe} with {self.foundation.source} at {side} x {side}, "
@@ -190,9 +186,6 @@ class Planner:
                 high, crept = guess, 0
         return low
 
-    def _update_bytes(self) -> int:
-        return update_bytes(self.layout, self._groups)
-
     def _frozen_bytes(self) -> int:
         models = [self.foundation.vae, self.foundation.clip]
         if self.config.model.token_init == "text" or self.layout.device == "cpu":
@@ -211,18 +204,22 @@ class Planner:
         """Trace forward and backward of a step at `batch`: the highest point of each phase beside the resident
         parts."""
         if batch not in self._traces:
-            stage, parameters = self._stage, parameters_of(self._stage)
-            bits = {id(p): g["optim_bits"] for g in parameter_groups(stage, self.config.optim) for p in g["params"]}
+            stage, optim = self._stage, self.config.optim
+            parameters = parameters_of(stage)
+            bits = {id(p): g["optim_bits"] for g in parameter_groups(stage, optim) for p in g["params"]}
+
+            def temporary(p: torch.Tensor) -> int:
+                group = Group((p.numel(),), bits[id(p)], p.dtype)
+                return p.numel() * update_bytes_per_element(self.layout, group)
+
             with ops.assumed(self._backend), self._mode, Meter() as meter:
-                if self.config.optim.optimizer_in_backward:
-                    meter.use_gradients(parameters, lambda p: self._in_backward_bytes(p, bits[id(p)]))
+                if optim.optimizer_in_backward:
+                    meter.use_gradients(parameters, temporary)
                 elif self.layout.stage in (1, 2, 3):
                     meter.bucket_gradients(parameters, self.layout.bucket, gradient_bytes(self.layout, self._groups))
                 else:
                     meter.keep_gradients(parameters)
-                for _ in range(
-                    min(self.config.optim.accumulation_steps, 2)
-                ):  # the second pass meets the gradients of the first
+                for _ in range(min(optim.accumulation_steps, 2)):  # the second pass adds to the first's gradients
                     meter.phase = "forward"
                     with autocast_like_cuda(self.layout.autocast()):
                         total = stage(np.zeros(batch, np.int64), 0).total
@@ -250,10 +247,6 @@ class Planner:
         """Kernel backend of the run."""
         auto = "triton" if self.layout.device == "cuda" else "reference"
         return auto if self.config.model.kernels == "auto" else self.config.model.kernels
-
-    def _in_backward_bytes(self, parameter: torch.Tensor, bits: int) -> int:
-        group = Group((parameter.numel(),), bits, parameter.dtype)
-        return parameter.numel() * update_bytes_per_element(self.layout, group)
 
 
 def _recast(module: nn.Module, dtype: torch.dtype) -> None:

@@ -274,7 +274,7 @@ def test_auto_batch_keeps_the_images_of_a_step(monkeypatch):
     monkeypatch.setattr(Planner, "largest_batch", lambda self, budget: 5)
     found = memory.auto_batch(typed(config), "24GiB")
     assert found == config.replace(batch_size=4, accumulation_steps=3)  # 5 would fit, but does not divide 12
-    once = config.replace(optimizer_in_backward=True, max_grad_norm=0.0)
+    once = config.replace(optimizer="adam8bit", optimizer_in_backward=True, max_grad_norm=0.0)
     with pytest.raises(ConfigError, match="--accumulation-steps above 1"):
         memory.auto_batch(typed(once), "24GiB")
     monkeypatch.setattr(Planner, "largest_batch", lambda self, budget: 40)
@@ -305,7 +305,7 @@ def test_a_plan_that_does_not_fit_names_settings_that_do():
     fits, refusal = plan_of_one(budget)
     assert fits.startswith("does not fit") and refusal.startswith("not even a batch of 1 fits; it does with --")
     found = re.findall(r"with (--.+?) \(batch (\d+)\)", refusal)
-    assert "--weights lean" in dict(found)
+    assert "--weights lean --optimizer adam8bit" in dict(found)
     for words, batch in found:
         fits, largest = plan_of_one(budget, *words.split())
         assert fits.startswith("fits") and largest == f"largest batch that fits: {batch}", words
@@ -319,8 +319,15 @@ def saves(config):
 @pytest.mark.parametrize(
     ("needed", "words"),
     [
-        (1, ["--gradient-checkpointing", "--weights lean", "--optimizer-in-backward --max-grad-norm 0 --batch-size 3"]),
-        (2, ["--gradient-checkpointing --weights lean"]),
+        (
+            1,
+            [
+                "--gradient-checkpointing",
+                "--weights lean --optimizer adam8bit",
+                "--optimizer-in-backward --max-grad-norm 0 --optimizer adam8bit --batch-size 3",
+            ],
+        ),
+        (2, ["--gradient-checkpointing --weights lean --optimizer adam8bit"]),
     ],
 )
 def test_settings_that_fit_only_together_are_named_together(monkeypatch, needed, words):

@@ -16,7 +16,7 @@ from support import ROOT
 from support.tiny_runs import flags, train
 
 from sgg_fast.nn import loading
-from sgg_fast.train.hub import _without_paths
+from sgg_fast.train.run.hub import _without_paths
 
 
 class Hub(BaseHTTPRequestHandler):
