@@ -31,6 +31,10 @@ RESIDENT_SHARE = 0.25
 """Share of a GPU's free memory. Moments that need less are kept there and not read from disk at every step."""
 
 
+ENCODED_PIXELS = 32 * 128**2
+"""Pixels that the VAE encodes at once: about 1 GiB of activations at SD's widths, whatever the resolution."""
+
+
 @dataclasses.dataclass
 class TrainingCache:
     """The tensors of a training set for the training step."""
@@ -129,10 +133,12 @@ def build_cache(
     with_latents: bool,
     with_phrases: bool = False,
     with_boxes: bool = False,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> TrainingCache:
-    """Run the frozen models over the whole set. They are moved to `device` and stay there.
+    """Run the frozen models over the whole set. They are moved to `device` and stay there until `assemble`.
+
+    batch_size: images encoded at once; None: as many as `ENCODED_PIXELS` allows.
 
     A prepared cache is read instead. Raises `ConfigError` if other models made it, and if the run needs boxes and the
     set has none.
@@ -148,6 +154,8 @@ def build_cache(
     if with_latents:
         foundation.vae.to(device)
     images, moments = [], []
+    if batch_size is None:
+        batch_size = max(1, ENCODED_PIXELS // source.load_image(0).shape[0] ** 2)
     starts = range(0, source.num_images, batch_size)
     for start in tqdm(starts, desc="encode images", unit="batch", disable=None if progress else True, leave=False):
         stop = min(start + batch_size, source.num_images)

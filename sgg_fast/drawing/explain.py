@@ -62,7 +62,8 @@ class AttentionMaps:
         if not self.sums:
             raise ValueError("no cross-attention was recorded: sample within the `with` block first")
         # Enlarging is linear, so the sums are enlarged and not each map.
-        return (sum(self._enlarged(sum_BPT) for sum_BPT in self.sums.values()) / self.count).cpu()
+        first, *others = (self._enlarged(sum_BPT) for sum_BPT in self.sums.values())
+        return (sum(others, first) / self.count).cpu()
 
     def _enlarged(self, sum_BPT: torch.Tensor) -> torch.Tensor:
         places = sum_BPT.shape[1]

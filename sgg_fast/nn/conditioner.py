@@ -65,6 +65,8 @@ class ConditionerBase(nn.Module):
     null_states: torch.Tensor
     start_state: torch.Tensor
     image_mean: torch.Tensor
+    register_to_config: Any
+    save_pretrained: Any
 
     def _add_frame(self, image_dim: int, context_dim: int) -> None:
         self.register_buffer("image_mean", torch.zeros(image_dim))
@@ -108,6 +110,11 @@ class SceneGraphConditioner(ConditionerBase, ModelMixin, ConfigMixin):
     Further buffers, measured once from the frozen models: `name_mean`, `name_scale` (centre and unit RMS of the
     vocabulary's CLIP embeddings), `target_mean`, `target_std` (per dimension, over the training objects).
     """
+
+    name_mean: torch.Tensor
+    name_scale: torch.Tensor
+    target_mean: torch.Tensor
+    target_std: torch.Tensor
 
     @register_to_config
     def __init__(

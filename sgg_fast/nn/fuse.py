@@ -202,8 +202,9 @@ def _wrapped(layer: nn.Module) -> nn.Linear:
 
 def _plain(layer: nn.Module) -> bool:
     """True for a convolution whose bias may be added later: no hook or adapter waits for its call."""
-    usual = type(layer) is nn.Conv2d and layer.bias is not None and layer.padding_mode == "zeros"
-    return usual and layer.dilation == (1, 1) and layer.groups == 1 and not layer._forward_hooks
+    if type(layer) is not nn.Conv2d or layer.bias is None or layer._forward_hooks:
+        return False
+    return (layer.padding_mode, layer.dilation, layer.groups) == ("zeros", (1, 1), 1)
 
 
 def _kind(layer: nn.Linear) -> tuple[Any, ...]:

@@ -143,8 +143,11 @@ def assemble(
         assert isinstance(conditioner, SceneGraphConditioner)
         return _move(PretrainStage(config, conditioner, cache), device)
     unet = foundation.unet
-    _move(foundation.vae, device)
-    _move(foundation.clip, device)
+    called = called_models(config, foundation, cache)
+    for model in (foundation.vae, foundation.clip, foundation.text_encoder):
+        _move(model, device if model in called else torch.device("cpu"))
+    if config.optim.bf16_weights and ds_config is None:
+        _narrow(unet)
     if config.optim.lora:
         lora.add_adapters(unet, config.optim.lora, config.optim.lora_targets)
     set_attention(unet, config.model.attention, device)
@@ -154,6 +157,22 @@ def assemble(
     by_layer = ds_config is not None and ds_config["zero_optimization"]["stage"] == 3
     fuse.fuse_for(device, config.model.fuse_unet, unet, merge=not by_layer)
     return _move(FinetuneStage(config, conditioner, foundation, cache), device)
+
+
+def called_models(config: Config, foundation: Foundation, cache: TrainingCache) -> list[nn.Module]:
+    """The frozen models that a fine-tuning step calls. The others lie in CPU memory until a sheet needs them."""
+    called: list[nn.Module] = []
+    if config.objective.image_embedding in ("predicted", "noisy-image"):
+        called += [foundation.vae, foundation.clip]
+    if cache.texts is not None:
+        called.append(foundation.text_encoder)
+    return called
+
+
+def _narrow(unet: nn.Module) -> None:
+    """Cast to bf16 where the UNet lies: the host casts what the device should never hold in fp32."""
+    if any(p.dtype != torch.bfloat16 for p in unet.parameters()):
+        unet.bfloat16()
 
 
 def _move(module: Module, device: torch.device) -> Module:

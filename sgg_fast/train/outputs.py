@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
 from sgg_fast.config import Config, ConfigError, RunConfig, flag
 from sgg_fast.data.sources import PairSource
@@ -58,22 +61,46 @@ def check_steps(run: RunConfig, scheduler: Any) -> None:
             raise ConfigError(f"--{flag(name)} {num_steps}: {refusal}")
 
 
-def draw_sheet(pipeline: SceneGraphToImagePipeline, run: RunConfig, source: PairSource) -> Image.Image:
+@contextlib.contextmanager
+def _frozen_on(pipeline: SceneGraphToImagePipeline, device: torch.device) -> Iterator[None]:
+    """Context in which the frozen models of the pipeline lie on `device`; afterwards each is where it was."""
+    homes: dict[nn.Module, torch.device] = {}
+    for model in (pipeline.vae, pipeline.text_encoder, pipeline.graph_clip):
+        if model is not None and (home := next(model.parameters()).device) != device:
+            homes[model] = home
+            model.to(device)
+    try:
+        yield
+    finally:
+        for model, home in homes.items():
+            model.to(home)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def draw_sheet(
+    pipeline: SceneGraphToImagePipeline, run: RunConfig, source: PairSource, device: torch.device
+) -> Image.Image:
     """Real pictures of the first graphs above, generated ones of the same graphs below.
 
-    Raises `NotFiniteError` for a picture with NaN or Inf.
+    They are drawn one at a time: beside a training run, memory is scarcer than time. Raises `NotFiniteError` for a
+    picture with NaN or Inf.
     """
     num = min(run.num_samples, len(source))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.capture_unet = "off"  # few steps; DeepSpeed's hooks gather weights at every call
     pipeline.unet.eval()
     try:
-        drawn = pipeline(
-            source.graphs[:num],
-            num_inference_steps=run.sheet_steps,
-            guidance_scale=run.guidance,
-            generator=[torch.Generator().manual_seed(run.seed + i) for i in range(num)],
-        ).images
+        with _frozen_on(pipeline, device):
+            drawn = [
+                pipeline(
+                    graph,
+                    num_inference_steps=run.sheet_steps,
+                    guidance_scale=run.guidance,
+                    generator=torch.Generator().manual_seed(run.seed + i),
+                ).images[0]
+                for i, graph in enumerate(source.graphs[:num])
+            ]
     finally:
         pipeline.unet.train()
     side = pipeline.config.resolution

@@ -49,8 +49,8 @@ def _models(config: Config, device: torch.device) -> Foundation:
 
 
 def engine_of(stage: str, config: Config, device: torch.device, ds_path: str | None) -> Engine:
-    """The engine of `Trainer`, on random weights and data."""
-    foundation = _models(config, device)
+    """The engine of `Trainer`, on random weights and data. Models begin on the host, as there: it casts them."""
+    foundation = _models(config, torch.device("cpu"))
     cache = blank_cache(config, foundation, 2 * config.optim.batch_size)
     ds_config = plan_engine(config.optim, stage, device, ds_path)
     conditioner = blank_conditioner(config.model, foundation)

@@ -314,7 +314,7 @@ class Trainer:
         """samples/step-N.png: real pictures above, generated ones of the same graphs below."""
         if self.main or self.engine.sharded:  # sharded weights are gathered layer by layer, by all processes
             try:
-                sheet = draw_sheet(self._pipeline(with_text=False), self.config.run, self.source)
+                sheet = draw_sheet(self._pipeline(with_text=False), self.config.run, self.source, self.device)
             except NotFiniteError as error:  # the losses decide whether the run goes on
                 logger.warning("no sample sheet at step %d: %s", step, error)
                 log.event(event="no samples", step=step, reason=str(error))

@@ -104,6 +104,19 @@ def test_a_stage_is_whole_on_its_device():
         assert summary(made).devices == {"meta"}
 
 
+@pytest.mark.parametrize(("embedding", "there"), [("clean", "cpu"), ("predicted", "meta"), ("noisy-image", "meta")])
+def test_frozen_models_lie_on_the_device_only_if_a_step_calls_them(embedding, there):
+    from sgg_fast.train.assemble import assemble
+    from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
+
+    config = recipe("toy", **{**TINY, "attention": "sdpa", "image_embedding": embedding, "weights": "lean"})
+    models = blank_foundation(config.model)
+    parts = models, blank_conditioner(config.model, models), blank_cache(config, models, 4)
+    stage = assemble(config, "finetune", *parts, torch.device("meta"))
+    assert (stage.unet.device.type, stage.unet.dtype) == ("meta", torch.bfloat16)
+    assert (models.vae.device.type, models.clip.device.type, models.text_encoder.device.type) == (there, there, "cpu")
+
+
 def test_the_planner_plans_what_a_gpu_will_run():
     """Fused there and not on a CPU, unless the settings say so; ZeRO-3 gathers layer by layer, so nothing is merged."""
     config = recipe("toy", **TINY)

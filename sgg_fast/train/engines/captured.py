@@ -7,6 +7,8 @@ memory. The rules of capture:
   Shapes follow from the `Bucket`, which the host knows because it drew the batch.
 * The table holds what changes from step to step: samples, offsets, step, learning rates. Every random number is a hash
   of (seed, step, sample), so no generator is registered, and a resumed run draws the same numbers.
+* All buckets of fine-tuning are warmed up before the first capture: its pool is held from then on, and a warm-up needs
+  as much memory as the pool.
 * Warm-up steps run on the stream of the capture. There autograd binds its nodes, kernels are compiled and cuDNN tries
   its algorithms (only there). The optimiser's flag skips them, so they change nothing.
 * No gradient exists when a capture begins. Backward leaves each gradient in the graphs' memory, and the optimiser finds
@@ -129,6 +131,8 @@ class CapturedEngine(OneProcess):
         self._row: torch.Tensor | None = None
         self._outcome = torch.ones(2, device=device)
         self._address_tables: list[torch.Tensor] = []
+        self._warm: dict[Bucket, torch.Size] = {}
+        """Bucket that is warmed up -> shape of the table of its gradients."""
         self._runs: dict[Bucket, list[Callable[[], object]]] = {}
         self._pool: Any = None
         self._stream = torch.cuda.Stream(device) if pinned else None
@@ -235,10 +239,11 @@ class CapturedEngine(OneProcess):
     def _prepare(self, bucket: Bucket) -> list[Callable[[], object]]:
         """The functions that run a step of a bucket: its graphs, or the step itself if it is not captured."""
         eagerly: list[Callable[[], object]] = [partial(run_part, part) for part in self.parts(bucket, None)]
-        with self._on_stream():
-            addresses = torch.zeros_like(self.warm_up(bucket), device=self.device)
+        if bucket not in self._warm:
+            self._warm_all_up(bucket)
         if self.capture is None:
             return eagerly
+        addresses = torch.zeros(self._warm[bucket], dtype=torch.int64, device=self.device)
         before = torch.cuda.current_stream(self.device) if self._stream else None
         try:
             return self.capture(bucket, addresses)
@@ -252,6 +257,20 @@ class CapturedEngine(OneProcess):
             self.execution = f"eager (the capture failed: {reason})"
             logger.warning("a training step cannot be captured as a CUDA graph and runs eagerly: %s", reason)
             return eagerly
+
+    def _warm_all_up(self, bucket: Bucket) -> None:
+        """Warm up `bucket` on the table as it is, and every other bucket of the set on a table of its example."""
+        drawn = self._table.clone()
+        with self._on_stream():
+            self._warm[bucket] = self.warm_up(bucket).shape
+            for other, sample in self.buckets.examples().items():
+                if other not in self._warm:
+                    ids_B = np.full(self.module.config.optim.batch_size, sample)
+                    table = torch.zeros(drawn.shape, dtype=drawn.dtype)
+                    self.fill(table, ids_B, 0, other)
+                    self._table.copy_(table)
+                    self._warm[other] = self.warm_up(other).shape
+            self._table.copy_(drawn)
 
     @contextlib.contextmanager
     def _on_stream(self) -> Iterator[None]:

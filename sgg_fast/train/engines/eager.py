@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import torch
 from torch import nn
@@ -30,8 +32,10 @@ class EagerEngine(OneProcess):
         self._finite = torch.ones((), dtype=torch.bool, device=device)
         self._norm: torch.Tensor | None = None
         if self._in_backward:
+            # Autograd holds a hook where Python's collector does not look: a hook that held the engine would keep it.
+            engine = weakref.ref(self)
             for parameter in self.parameters:
-                parameter.register_post_accumulate_grad_hook(self._update_one)
+                parameter.register_post_accumulate_grad_hook(lambda p: _update_by(engine, p))
 
     def update(self, ids_KB: np.ndarray, step: int, lr_factor: float = 1.0) -> StepResult:
         set_lr(self.optimizer, lr_factor)
@@ -54,7 +58,7 @@ class EagerEngine(OneProcess):
         total = total * torch.where(total.isfinite(), scale.value if scale else 1.0, torch.nan)
         total.backward()
 
-    def _update_one(self, parameter: nn.Parameter) -> None:
+    def _update_one(self, parameter: torch.Tensor) -> None:
         """Step one weight during backward. The host does not wait for the check of its gradient."""
         self._finite.logical_and_(self.optimizer.step_one(parameter))  # type: ignore[attr-defined]
         parameter.grad = None
@@ -88,3 +92,10 @@ class EagerEngine(OneProcess):
                 torch._foreach_mul_(grads, clip / scale)
             self.optimizer.step()
         return finite
+
+
+def _update_by(engine: weakref.ref[EagerEngine], parameter: torch.Tensor) -> None:
+    """Step one weight by its engine, if that is still there."""
+    found = engine()
+    if found is not None:
+        found._update_one(parameter)

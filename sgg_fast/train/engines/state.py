@@ -46,7 +46,7 @@ class OneProcess:
         if isinstance(module, FinetuneStage):
             stage, precision, narrow = "finetune", resolve_precision(config.optim, device), config.optim.bf16_weights
             module.unet.to(memory_format=torch.channels_last)
-            if narrow:
+            if narrow:  # it is already, unless the caller built the stage without `assemble`
                 module.unet.bfloat16()
         self._cast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if not narrow else None
         if isinstance(module, FinetuneStage) and config.optim.lora and self._cast:
@@ -83,7 +83,8 @@ class OneProcess:
 
     def save(self, folder: Path) -> None:
         """Write the weights as safetensors and the optimiser as a torch file that loads with weights_only."""
-        weights = {name: tensor.contiguous() for name, tensor in checkpoint_state(self.module).items()}
+        # No copy on the device.
+        weights = {name: tensor.cpu().contiguous() for name, tensor in checkpoint_state(self.module).items()}
         save_file(weights, folder / "weights.safetensors")
         state = self.optimizer.state_dict()
         if self.scale:

@@ -95,13 +95,17 @@ def _read_sizes(given: ModelConfig) -> tuple[dict[str, Any], dict[str, Any], CLI
         raise ConfigError(str(error)) from error
 
 
+def largest_graph() -> SceneGraph:
+    """A graph of the largest size."""
+    num_objects, num_relations = LARGEST_GRAPH
+    names = tuple(f"name {i}" for i in range(num_objects))
+    return SceneGraph(names, tuple((i % num_objects, "by", (i + 1) % num_objects) for i in range(num_relations)))
+
+
 def blank_cache(config: Config, foundation: Foundation, num_images: int) -> TrainingCache:
     """A training set of `num_images` random images, each with a graph of the largest size, on the CPU."""
-    num_objects, num_relations = LARGEST_GRAPH
-    names = [f"name {i}" for i in range(num_objects)]
-    relations = [(i % num_objects, "by", (i + 1) % num_objects) for i in range(num_relations)]
-    graph, table = SceneGraph(tuple(names), tuple(relations)), NameTable()
-    graphs = SceneGraphBatch.from_graphs([graph] * num_images, table)
+    table = NameTable()
+    graphs = SceneGraphBatch.from_graphs([largest_graph()] * num_images, table)
     clip, side = foundation.clip.config.projection_dim, config.data.resolution // latent_factor(foundation)
     context = foundation.unet.config.cross_attention_dim
     return TrainingCache(

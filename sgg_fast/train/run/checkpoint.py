@@ -16,8 +16,8 @@ from typing import Any
 from torch import nn
 
 from sgg_fast.config import ConfigError, OptimConfig
+from sgg_fast.digests import sha256_of
 from sgg_fast.files import discard, replace_folder
-from sgg_fast.nn.loading.files import sha256
 from sgg_fast.train.run.folder import writing
 from sgg_fast.train.run.interrupts import is_lost_process
 from sgg_fast.train.stages import checkpoint_state
@@ -79,7 +79,7 @@ def save_checkpoint(
 
 def _publish(aside: Path, final: Path, meta: dict[str, Any]) -> None:
     files = sorted(p for p in aside.rglob("*") if p.is_file())
-    digests = {str(p.relative_to(aside)): sha256(p) for p in files}
+    digests = {str(p.relative_to(aside)): sha256_of(p) for p in files}
     (aside / MANIFEST).write_text(_sealed({**meta, "sha256": digests}), encoding="utf-8")
     replace_folder(aside, final)
 
@@ -109,7 +109,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     digests: dict[str, str] = manifest["sha256"]
     for name, digest in digests.items():
         path = folder / name
-        if not path.is_file() or sha256(path) != digest:
+        if not path.is_file() or sha256_of(path) != digest:
             raise ConfigError(f"{path}: missing or damaged")
     for path in sorted(folder.rglob("*")):
         if path.is_file() and str(path.relative_to(folder)) not in (MANIFEST, *digests):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -140,6 +142,20 @@ def test_in_backward_is_the_ordinary_step_though_its_weights_are_rounded_by_chan
         assert a.equal(b)
     assert same(weights_of(ordinary), weights_of(hooked))
     assert all(p.grad is None for p in hooked.module.parameters())
+
+
+@pytest.mark.parametrize("weights", ["master", "lean"])
+def test_in_backward_leaves_nothing_behind(built, weights):
+    """Hooks in backward outlive no engine: autograd would keep what they hold, out of reach of Python's collector."""
+    engine = built(optimizer_in_backward=True, max_grad_norm=0.0, weights=weights)
+    parameter = engine.state.parameters[0]
+    engine.update(IDS, 0)
+    watched = [weakref.ref(one) for one in (engine, engine.optimizer, engine.module)]
+    del engine
+    gc.collect()
+    assert [one() for one in watched] == [None, None, None]
+    parameter.sum().backward()  # its hook is there and does nothing
+    assert parameter.grad is not None
 
 
 def test_lean_weights_are_bf16_in_the_unet_and_fp32_in_the_graph_modules(built):
