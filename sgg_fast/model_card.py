@@ -19,6 +19,9 @@ KNOWN_LICENCES = {
 }
 """Licences of the base weights, by hub id; the card of a folder names its own licence."""
 
+SHEET = "samples.png"
+"""File of the last sample sheet, beside the card."""
+
 _LOADER = '''"""Lets stock diffusers load this folder; the classes are those of the installed package sgg_fast."""
 
 from sgg_fast.pipeline import SceneGraphToImagePipeline
@@ -29,10 +32,13 @@ _HEADER = re.compile(r"\A---\n(.*?)\n---", re.DOTALL)
 _LICENCE = re.compile(r"^license: *([\w.-]+) *$", re.MULTILINE)
 
 
-def provenance(config: Config, base: str, metrics: dict[str, float] | None = None) -> dict[str, Any]:
+def provenance(
+    config: Config, base: str, metrics: dict[str, float] | None = None, figures: dict[str, float] | None = None
+) -> dict[str, Any]:
     """Facts of a run for the card: settings, base weights and their licence; JSON values only.
 
     base: folder, hub id or description of the base model. metrics: measured numbers by name, if any.
+    figures: numbers of the training by name, such as its last losses.
     """
     is_folder = Path(base).is_dir()
     data = config.data.source
@@ -41,8 +47,13 @@ def provenance(config: Config, base: str, metrics: dict[str, float] | None = Non
         "data": Path(data).name if os.sep in data else data,  # a card contains no local paths
         "base": Path(base).resolve().name if is_folder else base,
         "base_licence": _base_licence(base),
-        "settings": dict(setting.shown(config) for setting in SETTINGS.values() if setting.rules.in_card),
+        "settings": dict(
+            setting.shown(config)
+            for setting in SETTINGS.values()
+            if setting.rules.in_card and setting.has_effect(config)
+        ),
         "metrics": dict(metrics or {}),
+        **({"figures": dict(figures)} if figures else {}),
     }
 
 
@@ -60,27 +71,29 @@ def _base_licence(base: str) -> str:
 
 def write_card(pipeline: Any, folder: str | os.PathLike) -> None:
     """Write README.md and pipeline.py to `folder`."""
-    (Path(folder) / "README.md").write_text(
-        model_card(pipeline.config, pipeline.graph_encoder.config), encoding="utf-8"
-    )
+    sheet = SHEET if (Path(folder) / SHEET).is_file() else ""
+    card = model_card(pipeline.config, pipeline.graph_encoder.config, sheet)
+    (Path(folder) / "README.md").write_text(card, encoding="utf-8")
     (Path(folder) / "pipeline.py").write_text(_LOADER, encoding="utf-8")
 
 
-def model_card(config: Any, encoder: Any) -> str:
-    """The card of a pipeline with this configuration and conditioner."""
+def model_card(config: Any, encoder: Any, sheet: str = "") -> str:
+    """The card of a pipeline with this configuration and conditioner. sheet: file of samples beside it, if any."""
     told = config.get("provenance") or {}
     licence, base = told.get("base_licence", ""), told.get("base", "")
     header = ["---", f"license: {licence or 'unknown'}", "library_name: diffusers", "pipeline_tag: text-to-image"]
+    is_lora = bool(told.get("settings", {}).get("lora"))
     if base in KNOWN_LICENCES:
-        header.append(f"base_model: {base}")
-    header += ["tags:", "- scene-graph-to-image", "- stable-diffusion", "- sgg-ig", "---"]
+        header += [f"base_model: {base}", *(["base_model_relation: adapter"] if is_lora else [])]
+    header += ["tags:", "- scene-graph-to-image", "- stable-diffusion", "- sgg-ig", *(["- lora"] if is_lora else [])]
+    header.append("---")
     parts = [
         "\n".join(header),
         "# Scene graph to image (SGG-IG)",
         "Draws pictures from scene graphs: objects by name, relations between them. The method is that of Wang et al., "
         "*Scene Graph-Grounded Image Generation* (AAAI-25), reimplemented in `sgg_fast`; not the authors' weights.",
-        _USE,
-        "## Training\n\n" + _training(told),
+        _LORA_USE if is_lora else _USE,
+        "## Training\n\n" + _training(told, sheet),
         "## Vocabulary\n\n" + _vocabulary(encoder),
         "## Measured\n\n" + _metrics(told.get("metrics") or {}),
         "## Licence\n\n" + _licence(licence, base),
@@ -106,12 +119,30 @@ Without importing it by name, with `sgg_fast` installed:
 The UNet alone loads in stock diffusers: `UNet2DConditionModel.from_pretrained("THIS_FOLDER", subfolder="unet")`."""
 
 
-def _training(told: dict[str, Any]) -> str:
+_LORA_USE = """## Use
+
+This is a LoRA: adapters of the base's UNet in diffusers' file, and the graph encoder that was trained with them. The
+base is not here.
+
+    python infer.py "sheep standing on grass; sky above grass" --model THIS_FOLDER --base BASE
+
+In a pipeline of sgg_fast `pipe.load_lora_weights("THIS_FOLDER")` loads both. In stock diffusers
+`StableDiffusionPipeline.from_pretrained(BASE).load_lora_weights("THIS_FOLDER")` loads the adapters alone, whose context
+is then text."""
+
+
+def _training(told: dict[str, Any], sheet: str) -> str:
     if not told:
         return "This folder does not say how its weights were trained."
     rows = {"recipe": told["recipe"], "data": told["data"], "base weights": told["base"], **told["settings"]}
     lines = [f"| {name.replace('_', ' ')} | {value} |" for name, value in rows.items()]
-    return "\n".join(["| | |", "|---|---|", *lines])
+    parts = ["\n".join(["| | |", "|---|---|", *lines])]
+    if figures := told.get("figures"):
+        rows = [f"| {name} | {value:.4g} |" for name, value in figures.items()]
+        parts.append("\n".join(["| at the end of training | |", "|---|---|", *rows]))
+    if sheet:
+        parts.append(f"Training pictures above, pictures drawn from the same graphs at the end below:\n\n![]({sheet})")
+    return "\n\n".join(parts)
 
 
 def _vocabulary(encoder: Any) -> str:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -18,16 +19,17 @@ from sgg_fast.diffusion.captured import CapturedUNet
 from sgg_fast.diffusion.sampling import conditions, sample_latents
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.model_card import write_card
-from sgg_fast.nn import loading
+from sgg_fast.nn import loading, lora
 from sgg_fast.nn.clip import embed_names
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.fuse import fuse_for
+from sgg_fast.nn.lora.methods import LoraMethods
 from sgg_fast.nn.pipeline_parts import PARTS, load_pipeline_parts
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 
 
-class SceneGraphToImagePipeline(DiffusionPipeline):
+class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
     """Stable Diffusion conditioned on scene graphs (SGG-IG, Wang et al., AAAI-25).
 
     `save_pretrained` writes a diffusers folder, safetensors only, with a model card; its UNet loads in stock diffusers.
@@ -140,15 +142,17 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         latents: [B, c, height / f, width / f] unit noise in place of drawn noise. height, width: pixels;
         `resolution` sets both and defaults to the trained one. output_type: "pil", "np" for float [B, H, W, 3] in
         0..1, "pt" for [B, 3, H, W], or "latent". return_dict: False gives (images,).
-        callback_on_step_end(pipe, step, timestep, {"latents": ...}) returns a dict; sampling continues with its
-        latents. With "pred_x0" in callback_on_step_end_tensor_inputs it also gets the clean latents that the step
-        predicts. relation_guidance: weight of the guidance by relations alone (`sampling.guided`); 0 turns it off,
-        otherwise the UNet's batch has one more copy of every picture.
+        callback_on_step_end(pipe, step, timestep, {"latents": ...}), or a diffusers `PipelineCallback`, returns a dict;
+        sampling continues with its latents. With "pred_x0" in callback_on_step_end_tensor_inputs it also gets the
+        clean latents that the step predicts. relation_guidance: weight of the guidance by relations alone
+        (`sampling.guided`); 0 turns it off, otherwise the UNet's batch has one more copy of every picture.
         Raises ValueError for arguments that do not fit, `NotFiniteError` as `decode`.
         """
         graphs = [graphs] if isinstance(graphs, SceneGraph) else list(graphs)
         side = resolution or self.config.resolution
         shape = self._latent_shape(height or side, width or side)
+        if isinstance(callback_on_step_end, PipelineCallback | MultiPipelineCallbacks):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         num_images, device = len(graphs) * num_images_per_prompt, self._execution_device
         if strays := set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs):
             raise ValueError(
@@ -174,18 +178,19 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
                 latents = (callback_on_step_end(self, step, t, tensors) or {}).get("latents", latents)
             return None if self.interrupt else latents
 
-        latents = sample_latents(
-            denoise,
-            self.scheduler,
-            noise,
-            num_steps,
-            self.guidance_scale,
-            self.progress_bar,
-            generator,
-            on_step,
-            relation_guidance,
-            on_x0 if "pred_x0" in callback_on_step_end_tensor_inputs else None,
-        )
+        with lora.autocast_mixed(self.unet):
+            latents = sample_latents(
+                denoise,
+                self.scheduler,
+                noise,
+                num_steps,
+                self.guidance_scale,
+                self.progress_bar,
+                generator,
+                on_step,
+                relation_guidance,
+                on_x0 if "pred_x0" in callback_on_step_end_tensor_inputs else None,
+            )
         images = latents if output_type == "latent" else self.decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
@@ -239,26 +244,62 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         """The pipeline in a folder or of a hub id. Parts and settings in `kwargs` replace those of the folder.
 
         Raises `ModelError`, one line that names file and cause, for a part that is missing, damaged or of another kind.
-        With other arguments of diffusers than `torch_dtype`, diffusers loads the parts, with fewer checks.
+        The folder of a LoRA run names its base; `base` gives another place of it. With other arguments of diffusers
+        than `torch_dtype` (such as `variant`), diffusers loads the parts, with fewer checks.
         """
-        dtype = kwargs.pop("torch_dtype", None)
+        dtype, base = kwargs.pop("torch_dtype", None), kwargs.pop("base", None)
         kwargs.pop("use_safetensors", None)
+        place = str(pretrained_model_name_or_path)
         if kwargs.keys() - inspect.signature(cls).parameters.keys():
             more = {} if dtype is None else {"torch_dtype": dtype}
-            return super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **more, **kwargs)
-        place = str(pretrained_model_name_or_path)
+            with loading.border(f"{place}: cannot be loaded"):
+                return super().from_pretrained(pretrained_model_name_or_path, use_safetensors=True, **more, **kwargs)
         root = loading.find_folder("model", place, ("", *PARTS))
         with loading.border(f"{place}: cannot be loaded"):
-            pipeline = cls(**{**load_pipeline_parts(root, kwargs), **kwargs})
+            pipeline = cls(**{**load_pipeline_parts(root, kwargs, base), **kwargs})
         return pipeline if dtype is None else pipeline.to(dtype=dtype)
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **kwargs: Any) -> None:
         """Write a diffusers folder with a model card (README.md), a `pipeline.py` for stock diffusers, and the SHA-256
-        of each file."""
+        of each file. Raises ValueError if the UNet has adapters: its own layers cannot be read through them."""
+        if lora.has_adapters(self.unet):
+            raise ValueError(
+                "the UNet has LoRA adapters: call fuse_lora() and unload_lora_weights(), or save_lora(FOLDER, base)"
+            )
         super().save_pretrained(save_directory, *args, **kwargs)
         loading.forget_places(Path(save_directory))
         write_card(self, save_directory)
         loading.seal(Path(save_directory))
+
+    def save_lora(self, folder: str | os.PathLike, base: dict[str, str]) -> None:
+        """Write what a LoRA run trained: the UNet's adapters in diffusers' file, and the graph encoder, with a card.
+
+        base: "model" and "clip", folder or hub id of the models that were not trained; "" for those of the toy.
+        """
+        self._write_lora(Path(folder), base)
+        loading.forget_places(Path(folder))
+        write_card(self, folder)
+        loading.seal(Path(folder))
+
+    def enable_vae_slicing(self) -> None:
+        """Decode one picture at a time."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Decode all pictures at once, if they fit in memory."""
+        self.vae.disable_slicing()
+
+    def enable_vae_tiling(self) -> None:
+        """Decode large pictures in tiles."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Decode pictures whole, if they fit in memory."""
+        self.vae.disable_tiling()
+
+    def enable_sequential_cpu_offload(self, *args: Any, **kwargs: Any) -> None:
+        """Raises ValueError: the encoders are read outside of their layers' calls."""
+        raise ValueError("enable_sequential_cpu_offload does not work here: use enable_model_cpu_offload()")
 
     def _upload_folder(self, working_dir: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
         """Upload for `push_to_hub`, with this model card in place of its empty one."""

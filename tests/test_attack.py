@@ -211,9 +211,7 @@ def attack_flags(num: int, seed: int, capsys: Any) -> None:
 def here(tmp_path, monkeypatch):
     toy = load_model("toy")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(
-        drawing, "load_model", lambda model, verify=False: toy if model in (None, "toy") else load_model(model)
-    )
+    monkeypatch.setattr(drawing, "load_model", lambda model, *_: toy if model in (None, "toy") else load_model(model))
     graph = {"objects": ["sheep", "grass"], "relationships": [[0, "standing on", 1]]}
     Path("g.json").write_text(json.dumps(graph))
     Path("two.jsonl").write_text(f"{json.dumps(graph)}\n{json.dumps({'objects': ['zeppelin']})}\n")

@@ -39,6 +39,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sgg_fast/ops/": ("torch", "numpy", "sgg_kernels", "sgg_fast.ops", "sgg_fast.graph", "sgg_fast.env"),
     "sgg_fast/nn/": ("torch", "numpy", "safetensors", "diffusers", "transformers", "huggingface_hub", "sgg_fast.nn",
                      "sgg_fast.ops", "sgg_fast.graph", "sgg_fast.env", "sgg_fast.digests"),
+    "sgg_fast/nn/lora/": ("torch", "diffusers", "peft", "sgg_fast.nn"),
     "sgg_fast/nn/loading/__main__.py": ("torch", "safetensors", "sgg_fast.nn", *NOUNS),
     "sgg_fast/nn/attention.py": ("torch", "diffusers", "xformers", "sgg_fast.env"),
     # Its draws are hashes, which are operators.
@@ -58,6 +59,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sgg_fast/drawing/": (*MODELS, "sgg_fast"),
     "sgg_fast/eval/": (*MODELS, "torch_fidelity", "sgg_fast"),
     "sgg_fast/toy/": (*MODELS, "pycocotools", "tokenizers", "sgg_fast"),
+    "sgg_fast/train/run/hub.py": ("huggingface_hub", "sgg_fast.config", "sgg_fast.nn.loading"),
     "sgg_fast/train/": (*MODELS, "deepspeed", "bitsandbytes", "sgg_fast"),
     "sgg_fast/doctor/": ("torch", "numpy", "diffusers", "sgg_fast"),
     "sgg_fast/app/": ("numpy", "PIL", "starlette", "uvicorn", "sgg_fast.app", "sgg_fast.pipeline", "sgg_fast.drawing",
@@ -82,6 +84,7 @@ NEVER = {
 ONLY = {
     "deepspeed": ("sgg_fast/train/",),
     "bitsandbytes": ("sgg_fast/train/",),
+    "peft": ("sgg_fast/nn/lora/",),
     "xformers": ("sgg_fast/nn/attention.py",),
     "triton": ("kernels/",),
     "sgg_kernels": ("kernels/", "sgg_fast/ops/"),

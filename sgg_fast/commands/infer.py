@@ -35,6 +35,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("inputs", nargs="*", metavar="INPUT", help="file of graphs, picture drawn here, graph in words, or - for stdin")
     add("--model", help="run of train.py, pipeline folder, hub id, or toy, which we ship (runs/toy if it is there)")
     add("--out", type=Path, help="PNG or folder to write (outputs); several of one name get -0, -1, ...")
+    add("--base", metavar="MODEL", help="folder or hub id of the base of a LoRA run, if it lies elsewhere now")
     add("--seed", type=int, help="the same seed gives the same picture, and every graph the same noise (0)")
     add("--num-images", type=int, default=1, metavar="N", help="pictures of each graph, from seeds that count on (1)")
     add("--steps", type=int, help="denoising steps (as the model's recipe)")
@@ -94,7 +95,7 @@ def tell_words(args: argparse.Namespace) -> None:
     from sgg_fast.drawing import load_model
     from sgg_fast.drawing.vocabulary import known_words
 
-    print(known_words(load_model(args.model, verify=args.verify).pipeline.graph_encoder.config.trained_names))
+    print(known_words(load_model(args.model, args.verify, args.base).pipeline.graph_encoder.config.trained_names))
 
 
 def draw(args: argparse.Namespace) -> None:
@@ -119,7 +120,7 @@ def draw(args: argparse.Namespace) -> None:
         from sgg_fast.drawing.talk import Talk
 
         talk = Talk(quiet)
-        model = drawing.load_model(args.model or model_of(items), verify=args.verify)
+        model = drawing.load_model(args.model or model_of(items), args.verify, args.base)
     jobs = drawing.make_jobs(items, model, options)
     talk.begin(items, jobs, model)
     with talk.progress(len(jobs) * drawing.work(options)) as progress:

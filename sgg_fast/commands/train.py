@@ -16,6 +16,7 @@ from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.digests import VERIFY
 
 NAME = "train.py"
+STAGES = ("pretrain", "finetune")
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -24,13 +25,16 @@ def command_line() -> argparse.ArgumentParser:
     from sgg_fast.recipes import RECIPES
 
     parser = OneLineParser(prog=NAME, description=__doc__)
-    parser.add_argument("--stage", required=True, choices=("pretrain", "finetune"))
+    parser.add_argument("--stage", required=True, choices=STAGES)
+    parser.add_argument("--settings", metavar="FILE", type=Path, help="TOML file of flags by their names, such as the "
+                        "settings.toml of a run; flags on the command line win")  # fmt: skip
     parser.add_argument("--recipe", default="toy", help=f"named settings: {', '.join(RECIPES)} (toy)")
     parser.add_argument("--deepspeed", metavar="DS_JSON", help="DeepSpeed configuration, for --stage finetune")
     parser.add_argument("--out", type=Path, help="folder of the run (runs/RECIPE); its stages are folders in it")
     parser.add_argument("--graph-encoder", type=Path, help="pre-trained graph encoder (OUT/pretrain/graph_encoder)")
     parser.add_argument("--steps", type=int, default=argparse.SUPPRESS, help="iterations of the chosen stage")
     parser.add_argument("--overwrite", action="store_true", help="start over instead of continuing the run in OUT")
+    parser.add_argument("--push-to-hub", metavar="OWNER/NAME", help="upload the result with its card at the end")
     parser.add_argument("--verify", action="store_true", help="read every byte of models and data again")
     parser.add_argument("--plan", nargs="?", const="cuda", choices=("cuda", "cpu"), help="print what memory "
                         "fine-tuning will take on a GPU (or in CPU memory), part by part, and run nothing")  # fmt: skip
@@ -43,8 +47,25 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    """The parsed command line."""
-    return command_line().parse_args(argv)
+    """The parsed command line on top of the file of --settings. Exits with one line for a bad flag or file."""
+    from sgg_fast.config import ConfigError, read_settings
+
+    parser = command_line()
+    first = OneLineParser(prog=NAME, add_help=False)
+    first.add_argument("--settings", type=Path)
+    path = first.parse_known_args(argv)[0].settings
+    if path is not None:
+        stage = next(action for action in parser._actions if action.dest == "stage")
+        try:
+            found = read_settings(path)
+        except ConfigError as error:
+            sys.exit(refuse(NAME, error))
+        parser.set_defaults(**found)
+        stage.required = "stage" not in found
+    args = parser.parse_args(argv)
+    if args.stage not in STAGES:  # argparse does not check defaults
+        parser.error(f"--settings {path}: stage must be {' or '.join(STAGES)}, not {args.stage!r}")
+    return args
 
 
 @command(NAME, interrupted="the same command continues from the last checkpoint", refused=())
@@ -63,7 +84,9 @@ def main(argv: list[str] | None) -> int:
 def _run(args: dict[str, Any]) -> int:
     """Start the run of these flags; returns its exit code."""
     stage, name, ds_path, out = (args.pop(key) for key in ("stage", "recipe", "deepspeed", "out"))
-    graph_encoder, overwrite = args.pop("graph_encoder"), args.pop("overwrite")
+    graph_encoder, overwrite, file = args.pop("graph_encoder"), args.pop("overwrite"), args.pop("settings")
+    repo = args.pop("push_to_hub")
+    graph_encoder = graph_encoder and Path(graph_encoder)
     if args.pop("verify"):
         os.environ[VERIFY] = "1"
     plan, budget, auto_batch, _ = (args.pop(key) for key in ("plan", "budget", "auto_batch", "local_rank"))
@@ -75,6 +98,7 @@ def _run(args: dict[str, Any]) -> int:
     from sgg_fast.quiet import quiet_libraries
     from sgg_fast.recipes import recipe
     from sgg_fast.train.preflight import preflight
+    from sgg_fast.train.run.hub import check_hub, push
     from sgg_fast.train.run.interrupts import Signalled, Stop
 
     try:
@@ -84,6 +108,8 @@ def _run(args: dict[str, Any]) -> int:
                 raise ConfigError("--budget is for --plan and --auto-batch: add one of them")
             if not plan:
                 preflight(config, stage, out, ds_path, graph_encoder)
+                if repo and env.rank() == 0:
+                    check_hub(repo, stage)
             quiet_libraries(verbose=env.rank() == 0)
             from sgg_fast.train.memory import advice as memory
             from sgg_fast.train.trainer import Trainer
@@ -98,6 +124,8 @@ def _run(args: dict[str, Any]) -> int:
             return refuse(NAME, error)
         try:
             result = trainer.train()
+            if repo and env.rank() == 0:
+                tell(f"uploaded to {push(result, repo)}")
         except (ConfigError, OSError) as error:  # a run in use, a full disk; any other error from here on is a bug
             return refuse(NAME, error)
     except (RuntimeError, MemoryError) as error:
@@ -114,18 +142,20 @@ def _run(args: dict[str, Any]) -> int:
                 print(f"{NAME}: {stop}", file=sys.stderr)
         return stop.exit_code
     if env.rank() == 0:
-        tell(f"saved {result}\nnext: {next_command(stage, name, out, args)}")
+        tell(f"saved {result}\nnext: {next_command(stage, name, out, args, file)}")
     return 0
 
 
-def next_command(stage: str, recipe: str, out: Path, settings: dict[str, object]) -> str:
-    """The command after this stage, with the given settings."""
-    from sgg_fast.config import as_flags
+def next_command(stage: str, recipe: str, out: Path, settings: dict[str, object], file: Path | None = None) -> str:
+    """The command after this stage, with the given settings and the file of --settings."""
+    from sgg_fast.config import as_flags, read_settings
 
     if stage == "finetune":
         return shlex.join([*typed("infer"), "graph.json", "--model", str(out)])
     # Without --deepspeed: one GPU, as this stage has it, needs least memory and no file so.
     words = [*typed("train"), "--stage", "finetune"]
-    words += ["--recipe", recipe, "--out", str(out)]
-    given = {name: value for name, value in settings.items() if name != "pretrain_steps"}
+    words += ["--settings", str(file)] if file else ["--recipe", recipe]
+    words += ["--out", str(out)]
+    known = read_settings(file) if file else {}
+    given = {name: value for name, value in settings.items() if name != "pretrain_steps" and known.get(name) != value}
     return shlex.join([*words, *as_flags(given)])

@@ -14,6 +14,7 @@ from .model import ModelConfig
 from .objective import ObjectiveConfig
 from .optim import OptimConfig
 from .run import RunConfig
+from .settings_file import read_settings, settings_text
 
 __all__ = [
     "DRAWN_SETS",
@@ -29,4 +30,6 @@ __all__ = [
     "add_flags",
     "as_flags",
     "flag",
+    "read_settings",
+    "settings_text",
 ]

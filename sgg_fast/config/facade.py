@@ -68,6 +68,10 @@ class Setting:
         """Its value in `config`."""
         return getattr(getattr(config, self.part), self.field)
 
+    def has_effect(self, config: Config) -> bool:
+        """Whether the setting that it depends on is set."""
+        return not self.rules.only_with or bool(getattr(getattr(config, self.part), self.rules.only_with))
+
     def shown(self, config: Config) -> tuple[str, Any]:
         """Name and value on a model card; "auto" is resolved if the part resolves it."""
         resolved = self.rules.resolved

@@ -55,7 +55,7 @@ class Rules:
     saves_memory: Mapping[str, Any] | None = None
     """Flat settings that need less memory, together with the settings that they require."""
     only_with: str = ""
-    """Field of the same part that must be set for `saves_memory` to have an effect."""
+    """Field of the same part without which this setting has no effect."""
 
     def fault(self, value: Any) -> str | None:
         """The fault of `value`, as the end of "--name must ..."; None if there is none."""

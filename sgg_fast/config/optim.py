@@ -49,6 +49,14 @@ class OptimConfig(Part):
     optimizer: str = setting("adam", choices=("adam8bit", "adam"), in_card=True, saves_memory={"optimizer": "adam8bit"})
     """Fine-tuning optimiser: 8-bit Adam, or Adam with fp32 moments, which is faster on a CPU. bf16 --weights and
     --optimizer-in-backward take 8-bit Adam. Pre-training always runs Adam in fp32."""
+    lora: int = setting(0, at_least=0, in_card=True)
+    """Rank of low-rank adapters (LoRA) that fine-tuning trains in place of the UNet's weights; 0: the weights. The
+    frozen weights are stored in --precision. The graph modules train whole."""
+    lora_targets: str = setting("attention", choices=("attention", "convolutions"), in_card=True, only_with="lora")
+    """Layers of the UNet that get --lora's adapters: its attention projections, or also the convolutions of its
+    blocks."""
+    lora_lr: float = setting(1e-4, at_least=0, in_card=True, only_with="lora")
+    """Learning rate of --lora's adapters, in place of --unet-lr."""
     ema: float = setting(0.0, at_least=0, below=1, hint="such as 0.9999")
     """Decay per step of an average of the weights, which the result holds instead of the last ones; 0 for none."""
     ema_device: str = setting("auto", choices=("auto", "cpu"), saves_memory={"ema_device": "cpu"}, only_with="ema")
@@ -56,6 +64,11 @@ class OptimConfig(Part):
 
     def check(self) -> None:
         """Raises `ConfigError` for ways of updating weights that exclude each other."""
+        if self.lora and self.bf16_weights:
+            raise ConfigError(
+                f"--lora stores the frozen weights in --precision and its adapters in fp32: leave out --weights "
+                f"{self.weights}"
+            )
         if self.bf16_weights and self.precision in ("fp32", "fp16"):
             raise ConfigError(f"--weights {self.weights} keeps weights in bf16: leave out --precision {self.precision}")
         if self.weights == "split" and self.optimizer_in_backward:
@@ -86,6 +99,12 @@ class OptimConfig(Part):
     def bf16_weights(self) -> bool:
         """Whether fine-tuning's UNet is in bf16, without autocast; not under DeepSpeed, which refuses such weights."""
         return self.weights != "master"
+
+    def learning_rates(self, stage: str) -> dict[str, float]:
+        """Full learning rates of a stage's parts, "unet" (or its adapters) and "graph"."""
+        if stage == "pretrain":
+            return {"graph": self.pretrain_lr}
+        return {"unet": self.lora_lr if self.lora else self.unet_lr, "graph": self.graph_lr}
 
     def num_steps(self, stage: str) -> int:
         """Iterations of a stage."""

@@ -16,6 +16,7 @@ from PIL import Image
 from sgg_fast.data.text_form import object_labels
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import FIRST_TRIPLE
+from sgg_fast.nn.lora import whole_weight
 from sgg_fast.pictures.sheets import tiles, zoomed
 
 _RAMP = np.array([(0, 0, 4), (87, 16, 110), (188, 55, 84), (249, 142, 9), (252, 255, 164)], dtype=float)
@@ -97,9 +98,9 @@ class _Recorder:
         # Use the weights directly: merged layers would take a call of them for the model's own.
         linear = torch.nn.functional.linear
         if context_BTC is not self.context:
-            key = linear(context_BTC[rows], attn.to_k.weight, attn.to_k.bias).unflatten(-1, (attn.heads, -1))
+            key = linear(context_BTC[rows], whole_weight(attn.to_k), attn.to_k.bias).unflatten(-1, (attn.heads, -1))
             self.context, self.key_BHCT = context_BTC, (key.float() * attn.scale).permute(0, 2, 3, 1).contiguous()
-        query = linear(x_BPC[rows], attn.to_q.weight, attn.to_q.bias).unflatten(-1, (attn.heads, -1))
+        query = linear(x_BPC[rows], whole_weight(attn.to_q), attn.to_q.bias).unflatten(-1, (attn.heads, -1))
         scores_BHPT = query.transpose(1, 2).float() @ self.key_BHCT
         if mask is not None:
             scores_BHPT += mask[rows].reshape(scores_BHPT.shape[0], 1, -1, scores_BHPT.shape[-1])

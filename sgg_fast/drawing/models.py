@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 import os
 from pathlib import Path
@@ -14,7 +15,7 @@ from sgg_fast import digests, env
 from sgg_fast.data.png_record import SHIPPED_NAME
 from sgg_fast.drawing.options import SCHEDULERS
 from sgg_fast.nn import loading
-from sgg_fast.nn.pipeline_parts import PARTS, load_pipeline_parts
+from sgg_fast.nn.pipeline_parts import PARTS, load_pipeline_parts, named_base
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 DEFAULT_RUN = Path("runs/toy")
@@ -45,12 +46,12 @@ def find_pipeline(model: Path) -> Path | None:
     return next((model / part for part in _INSIDE if (model / part / "model_index.json").is_file()), None)
 
 
-def load_model(model: str | None, verify: bool = False) -> Model:
+def load_model(model: str | None, verify: bool = False, base: str | None = None) -> Model:
     """Load the model that --model names: a run, a pipeline folder, "toy" (the shipped one) or a hub id.
 
     Without `model` it is the run in runs/toy if that was fine-tuned, else the shipped toy model. On CUDA its UNet
-    computes in fp16. verify: compare every byte with its SHA-256, even if that was done before. Raises ValueError for a
-    folder that holds no pipeline.
+    computes in fp16. verify: compare every byte with its SHA-256, even if that was done before. base: place of
+    the base of a LoRA, if it is not where the LoRA says. Raises ValueError for a folder that holds no pipeline.
     """
     if verify:
         os.environ[digests.VERIFY] = "1"
@@ -66,14 +67,20 @@ def load_model(model: str | None, verify: bool = False) -> Model:
         name, description = model or str(DEFAULT_RUN), str(folder)
     by_default = model is None and folder != SHIPPED
     notice = f"--model {SHIPPED_NAME} is the one that ships, trained for hours" if by_default else ""
-    with loading.border(f"--model {folder}: cannot be loaded"):
-        pipeline = SceneGraphToImagePipeline(**load_pipeline_parts(folder, {}))
-    with loading.border(f"--model {folder}"):
-        weights = loading.digest(folder)
-    device = env.device()
+    pipeline, device = _load(folder, base), env.device()
     if device.type == "cuda":
         pipeline.unet.to(torch.float16)  # only the UNet runs at every step; latents and VAE stay in fp32
-    return Model(pipeline.to(device), name, description, weights, notice)
+    return Model(pipeline.to(device), name, description, _fingerprint(folder, base), notice)
+
+
+def _load(folder: Path, base: str | None) -> SceneGraphToImagePipeline:
+    with loading.border(f"--model {folder}: cannot be loaded"):
+        given: dict[str, Any] = {}
+        if base is None and named_base(folder) == {"model": "", "clip": ""}:
+            from sgg_fast.toy.models import toy_foundation
+
+            given = toy_foundation().pipeline_parts()
+        return SceneGraphToImagePipeline(**given | load_pipeline_parts(folder, given, base))
 
 
 def _downloaded(model: str) -> Path:
@@ -83,6 +90,20 @@ def _downloaded(model: str) -> Path:
             f"--model {model}: no pipeline there (model_index.json); give the folder of a finished fine-tuning run"
         )
     return loading.find_folder("--model", model, ("", *PARTS))
+
+
+def _fingerprint(folder: Path, base: str | None) -> str:
+    """A hash of all files that drawing reads, configurations, tokenizers and scheduler included.
+
+    base: folder of a LoRA's base, if it is not where the LoRA says. A hub id counts by its name alone.
+    """
+    with loading.border(f"--model {folder}"):
+        own, named = loading.digest(folder), named_base(folder)
+        place = base or (named or {}).get("model", "")
+        if not place:
+            return own
+        of_base = loading.digest(Path(place)) if Path(place).is_dir() else place
+        return hashlib.sha256(f"{own} {of_base}".encode()).hexdigest()[:32]
 
 
 def made_scheduler(pipeline: SceneGraphToImagePipeline, name: str) -> Any:

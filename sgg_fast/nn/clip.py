@@ -48,11 +48,13 @@ def phrase_states(
     text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], batch_size: int = 256
 ) -> torch.Tensor:
     """SD's end-of-text state of each string, [P, C], fp16; `--token-init text` adds it to a triple's token."""
-    parts = [torch.empty(0, text_encoder.config.hidden_size, dtype=torch.float16, device=text_encoder.device)]
+    parts = []
     for start in range(0, len(strings), batch_size):
         states, end = text_states(text_encoder, tokenizer, strings[start : start + batch_size])
         parts.append(states[torch.arange(len(states)), end].half())
-    return torch.cat(parts)
+    if not parts:
+        return torch.empty(0, text_encoder.config.hidden_size, dtype=torch.float16, device=text_encoder.device)
+    return torch.cat(parts)  # an offloaded encoder answers on another device than the one it lies on
 
 
 def normalise_pixels(clip: CLIPModel, pixels_B3HW: torch.Tensor) -> torch.Tensor:

@@ -39,6 +39,11 @@ class Foundation:
             module.requires_grad_(False).eval()
         return self
 
+    def pipeline_parts(self) -> dict[str, Any]:
+        """The parts by their names in a pipeline; the graph encoder is not among them."""
+        parts = {name: getattr(self, name) for name in _SD_PARTS}
+        return parts | dict(zip(_OWN_CLIP, (self.clip, self.clip_tokenizer), strict=True))
+
 
 def load_foundation(model: str, clip: str) -> Foundation:
     """`model`: SD v1 folder or hub id in diffusers format; `clip`: CLIP folder or hub id.

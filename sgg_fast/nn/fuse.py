@@ -2,7 +2,8 @@
 
 `fuse` changes only the class of modules and the storage of parameters. Parameters keep their names, so weights load in
 stock diffusers and back; hooks stay; attention processors may be set before or after. `fuse` matches exact types: a
-replaced layer (LoRA) or a layer with another configuration does not change.
+replaced layer or a layer with another configuration does not change. In a layer with an adapter (LoRA) it finds the
+layer that the adapter wraps.
 
 * GroupNorm with the SiLU behind it (or none): `ops.group_norm_silu`. GEGLU: `ops.geglu`.
 * to_q, to_k, to_v of self-attention: one GEMM. to_k and to_v of all cross-attentions, which read the same context: one
@@ -194,6 +195,11 @@ def _fuse_modules(model: nn.Module) -> None:
                 _become(act, PassThrough)
 
 
+def _wrapped(layer: nn.Module) -> nn.Linear:
+    """The layer that peft's adapter wraps; a layer without an adapter is returned as it is."""
+    return getattr(layer, "base_layer", layer)
+
+
 def _plain(layer: nn.Module) -> bool:
     """True for a convolution whose bias may be added later: no hook or adapter waits for its call."""
     if type(layer) is not nn.Conv2d or layer.bias is None or layer._forward_hooks:
@@ -218,7 +224,7 @@ def _merge(model: nn.Module) -> _State:
     state, context, times = _State(model, [], []), [], []
     for module in model.modules():
         if isinstance(module, Attention):
-            layers = [module.to_q, module.to_k, module.to_v]
+            layers = [_wrapped(layer) for layer in (module.to_q, module.to_k, module.to_v)]
             if any(type(layer) is not nn.Linear for layer in layers):
                 continue
             if module.is_cross_attention:

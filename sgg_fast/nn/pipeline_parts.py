@@ -1,4 +1,7 @@
-"""Reads and checks a saved pipeline's folder: settings in model_index.json, and every part."""
+"""Reads and checks a saved pipeline's folder: settings in model_index.json, and every part.
+
+The folder of a LoRA run has no models of its own except the graph encoder: it holds adapters, and names its base.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from sgg_fast.graph import shown
-from sgg_fast.nn import loading
+from sgg_fast.nn import loading, lora
 from sgg_fast.nn.conditioners import CHOICES, KINDS, Conditioner
-from sgg_fast.nn.foundation import load_clip, load_sd_parts
+from sgg_fast.nn.foundation import load_clip, load_foundation, load_sd_parts
 from sgg_fast.nn.loading import ModelError
 
 PARTS = (
@@ -20,12 +23,17 @@ _CLASS = "SceneGraphToImagePipeline"
 _MOST = {"resolution": 4096, "sampling_steps": 100_000}
 
 
-def load_pipeline_parts(root: Path, given: Mapping[str, Any]) -> dict[str, Any]:
+def load_pipeline_parts(root: Path, given: Mapping[str, Any], base: str | None = None) -> dict[str, Any]:
     """Parts and settings of the pipeline in `root`, as arguments of its class; `given` ones are not loaded.
 
-    Raises `ModelError` that names the file.
+    base: folder or hub id that replaces the base that a LoRA folder names. Raises `ModelError` that names the file.
     """
     index = read_index(root)
+    settings = {name: index[name] for name in ("resolution", "sampling_steps", "guidance", "provenance")}
+    if index["base"] is not None:
+        return _on_base(root, index["base"], given, base) | settings
+    if base is not None:
+        raise ModelError("it has its own models, no base: leave out --base")
     there = [part for part in PARTS if index[part][1] is not None]
     if lacking := loading.lacking_file(root, [part for part in there if part not in given]):
         raise ModelError(f"the folder lacks {lacking}")
@@ -37,13 +45,42 @@ def load_pipeline_parts(root: Path, given: Mapping[str, Any]) -> dict[str, Any]:
         parts["graph_encoder"] = load_conditioner(root, "graph_encoder")
     clip = load_clip(root, "graph_clip", "graph_tokenizer")
     parts |= {"graph_clip": clip["clip"], "graph_tokenizer": clip["clip_tokenizer"]}
-    _check_fit({**parts, **{name: given[name] for name in PARTS if name in given}})
-    return parts | {name: index[name] for name in ("resolution", "sampling_steps", "guidance", "provenance")}
+    check_fit({**parts, **{name: given[name] for name in PARTS if name in given}})
+    return parts | settings
+
+
+def _on_base(root: Path, named: Mapping[str, str], given: Mapping[str, Any], base: str | None) -> dict[str, Any]:
+    """The parts of a LoRA folder: those of its base, whose UNet gets the adapters, and its own graph encoder."""
+    loading.check(root, ("graph_encoder",))
+    parts = dict(given)
+    if not {"unet", "vae", "scheduler", "graph_clip", "graph_tokenizer"} <= given.keys():
+        model = base or named["model"]
+        if not model:
+            raise ModelError("its base is the toy's models: sgg_fast.drawing.load_model loads it")
+        with loading.border("its base; --base gives another place"):
+            own = (Path(model) / "graph_clip").is_dir()
+            parts = load_foundation(model, "" if own else named["clip"]).pipeline_parts() | parts
+    if "graph_encoder" not in given:
+        parts["graph_encoder"] = load_conditioner(root, "graph_encoder")
+    check_fit(parts)
+    lora.load_adapters(parts["unet"], root)
+    return parts
+
+
+def named_base(root: Path) -> dict[str, str] | None:
+    """The base of a LoRA folder, as --model and --clip named it ("model", "clip"); None for another folder."""
+    return read_index(root)["base"]
 
 
 def read_index(root: Path) -> dict[str, Any]:
     """model_index.json: each part's (library, class), and the settings with checked types. Raises `ModelError`."""
-    index: dict[str, Any] = {"resolution": 512, "sampling_steps": 100, "guidance": 7.5, "provenance": None}
+    index: dict[str, Any] = {
+        "resolution": 512,
+        "sampling_steps": 100,
+        "guidance": 7.5,
+        "provenance": None,
+        "base": None,
+    }
     index |= loading.read_json(root / _INDEX, _INDEX)
     with loading.border(_INDEX):
         if index.get("_class_name") != _CLASS:
@@ -70,6 +107,11 @@ def read_index(root: Path) -> dict[str, Any]:
             and all(isinstance(provenance.get(key, {}), dict) for key in ("settings", "metrics"))
         ):
             raise ModelError("provenance must be null or an object with the objects settings and metrics")
+        base = index["base"]
+        if base is not None and not (
+            isinstance(base, dict) and all(isinstance(base.get(name), str) for name in ("model", "clip"))
+        ):
+            raise ModelError("base must be null or an object with the texts model and clip")
     return index
 
 
@@ -88,7 +130,7 @@ def _check_conditioner(config: Mapping[str, Any]) -> None:
         raise ModelError("trained_names must be a list of strings")
 
 
-def _check_fit(parts: dict[str, Any]) -> None:
+def check_fit(parts: dict[str, Any]) -> None:
     """Raise `ModelError` if the conditioner was made for another UNet or CLIP."""
     encoder, width = parts["graph_encoder"].config, parts["graph_clip"].config.projection_dim
     wanted = {"context_dim": parts["unet"].config.cross_attention_dim, "name_dim": width, "image_dim": width}

@@ -17,7 +17,7 @@ from torch import nn
 from sgg_fast.config import SETTINGS, Config, ConfigError, ModelConfig
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.graph import SceneGraph
-from sgg_fast.nn import fuse, loading
+from sgg_fast.nn import fuse, loading, lora
 from sgg_fast.nn.attention import checkpoint_activations, set_attention
 from sgg_fast.nn.clip import text_states, token_ids
 from sgg_fast.nn.conditioner import SceneGraphConditioner
@@ -131,7 +131,7 @@ def assemble(
     ds_config: Mapping[str, Any] | None = None,
     **checkpointing: Any,
 ) -> Stage:
-    """The module of a stage on `device`: its data, attention, checkpointing, and fused or merged layers.
+    """The module of a stage on `device`: its data, adapters, attention, checkpointing, and fused or merged layers.
 
     Weights that the stage adds come from the seed. ds_config: the resolved DeepSpeed configuration. checkpointing:
     further options of `torch.utils.checkpoint.checkpoint`. Raises ValueError for an attention that cannot run here.
@@ -148,6 +148,8 @@ def assemble(
         _move(model, device if model in called else torch.device("cpu"))
     if config.optim.bf16_weights and ds_config is None:
         _narrow(unet)
+    if config.optim.lora:
+        lora.add_adapters(unet, config.optim.lora, config.optim.lora_targets)
     set_attention(unet, config.model.attention, device)
     if config.model.gradient_checkpointing:
         checkpoint_activations(unet, **checkpointing)

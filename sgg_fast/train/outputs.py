@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ from sgg_fast.config import Config, ConfigError, RunConfig, flag
 from sgg_fast.data.sources import PairSource
 from sgg_fast.diffusion import limits
 from sgg_fast.files import replace_folder
-from sgg_fast.model_card import provenance
+from sgg_fast.model_card import SHEET, provenance
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.nn.loading import forget_places, seal
@@ -25,27 +26,26 @@ from sgg_fast.train.run.folder import writing
 
 
 def make_pipeline(
-    config: Config, foundation: Foundation, conditioner: Conditioner, with_text: bool = True
+    config: Config,
+    foundation: Foundation,
+    conditioner: Conditioner,
+    with_text: bool = True,
+    figures: dict[str, float] | None = None,
 ) -> SceneGraphToImagePipeline:
     """The pipeline around the current models (shared, not copied).
 
     with_text: include the text encoder. Sampling does not need it, and in training it may lie on another device. False
-    leaves it out, unless the tokens start from its states.
+    leaves it out, unless the tokens start from its states. figures: numbers of the training for the model card.
     """
     with_text = with_text or config.model.reads_text
+    left_out = {} if with_text else dict.fromkeys(("text_encoder", "tokenizer"))
     pipeline = SceneGraphToImagePipeline(
-        vae=foundation.vae,
-        text_encoder=foundation.text_encoder if with_text else None,
-        tokenizer=foundation.tokenizer if with_text else None,
-        unet=foundation.unet,
-        scheduler=foundation.scheduler,
+        **foundation.pipeline_parts() | left_out,
         graph_encoder=conditioner,
-        graph_clip=foundation.clip,
-        graph_tokenizer=foundation.clip_tokenizer,
         resolution=config.data.resolution,
         sampling_steps=config.run.sampling_steps,
         guidance=config.run.guidance,
-        provenance=provenance(config, foundation.source),
+        provenance=provenance(config, foundation.source, figures=figures),
     )
     pipeline.fuse_unet = config.model.fuse_unet
     return pipeline
@@ -111,12 +111,36 @@ def draw_sheet(
     return sheet
 
 
-def export(result: Path, model: Conditioner | SceneGraphToImagePipeline) -> None:
-    """Write a stage's result to a temporary folder and rename it: complete or absent. Raises OSError on failure."""
+def lora_base(config: Config) -> dict[str, str] | None:
+    """The base that a LoRA result names: --model and --clip, folders as absolute paths; None without --lora."""
+    if not config.optim.lora:
+        return None
+    places = {"model": config.model.source, "clip": config.model.clip}
+    return {name: os.path.abspath(place) if place and Path(place).is_dir() else place for name, place in places.items()}
+
+
+def export(
+    result: Path,
+    model: Conditioner | SceneGraphToImagePipeline,
+    base: dict[str, str] | None = None,
+    sheet: Path | None = None,
+) -> None:
+    """Write a stage's result to a temporary folder and rename it: complete or absent. Raises OSError on failure.
+
+    base: of a LoRA result (`lora_base`), which consists of the adapters and the graph encoder.
+    sheet: picture of samples for the model card.
+    """
     aside = result.with_name(f".{result.name}.part")
     shutil.rmtree(aside, ignore_errors=True)
     with writing(result):
-        model.save_pretrained(aside)
+        aside.mkdir(parents=True)
+        if sheet is not None:
+            shutil.copyfile(sheet, aside / SHEET)
+        if base is not None:
+            assert isinstance(model, SceneGraphToImagePipeline)
+            model.save_lora(aside, base)
+        else:
+            model.save_pretrained(aside)
         if not isinstance(model, SceneGraphToImagePipeline):  # the pipeline does this itself
             forget_places(aside)
             seal(aside)

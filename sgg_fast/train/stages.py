@@ -19,6 +19,7 @@ from sgg_fast.config import Config, ObjectiveConfig
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.diffusion import losses, noise
 from sgg_fast.graph import SceneGraphBatch
+from sgg_fast.nn import lora
 from sgg_fast.nn.clip import embed_images
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.conditioners import Conditioner
@@ -208,13 +209,13 @@ class PretrainStage(nn.Module):
 
 
 class FinetuneStage(nn.Module):
-    """L = lambda L_diff + (1 - lambda) L_ISA (eqs 10-12) through the UNet and the graph modules."""
+    """L = lambda L_diff + (1 - lambda) L_ISA (eqs 10-12) through the UNet, or its adapters, and the graph modules."""
 
     def __init__(self, config: Config, conditioner: Conditioner, foundation: Foundation, cache: TrainingCache) -> None:
         super().__init__()
         self.config, self.cache = config, cache
         objective = config.objective
-        self.unet = foundation.unet.requires_grad_(True).train()
+        self.unet = lora.train(foundation.unet).train()
         self.conditioner = conditioner.requires_grad_(True)
         self.store = cache.graphs.with_bare() if objective.relation_dropout else cache.graphs
         """All graphs that batches are packed from; with --relation-dropout each once more without its relations."""
@@ -371,3 +372,9 @@ class FinetuneStage(nn.Module):
 
 Stage = PretrainStage | FinetuneStage
 """A module that an engine runs."""
+
+
+def checkpoint_state(stage: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a stage that a checkpoint holds: all but the weights of a UNet that do not train (--lora)."""
+    fixed = {name for name, p in stage.named_parameters() if name.startswith("unet.") and not p.requires_grad}
+    return {name: tensor for name, tensor in stage.state_dict().items() if name not in fixed}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import signal
 from pathlib import Path
 
@@ -12,10 +13,10 @@ import torch
 
 from sgg_fast import env, ops
 from sgg_fast.commands import NotFiniteError
-from sgg_fast.config import SETTINGS, Config, ConfigError
+from sgg_fast.config import SETTINGS, Config, ConfigError, settings_text
 from sgg_fast.data.cache import TrainingCache, build_cache, open_foundation
 from sgg_fast.data.sources import PairSource, open_source
-from sgg_fast.files import locked
+from sgg_fast.files import locked, write_text
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
@@ -27,7 +28,7 @@ from sgg_fast.train.memory.advice import device_memory
 from sgg_fast.train.memory.planner import Planner
 from sgg_fast.train.optim.groups import lr_factor
 from sgg_fast.train.order import SampleOrder
-from sgg_fast.train.outputs import check_steps, draw_sheet, export, make_pipeline
+from sgg_fast.train.outputs import check_steps, draw_sheet, export, lora_base, make_pipeline
 from sgg_fast.train.preflight import preflight
 from sgg_fast.train.run import checkpoint
 from sgg_fast.train.run.folder import check_room, clear, writing
@@ -53,6 +54,7 @@ class Trainer:
         overwrite: bool = False,
     ) -> None:
         self.config, self.stage, self.run, self.overwrite = config, stage, out / stage, overwrite
+        self._typed = {"stage": stage, "deepspeed": ds_path, "graph_encoder": graph_encoder and str(graph_encoder)}
         self.result = self.run / ("graph_encoder" if stage == "pretrain" else "pipeline")
         self.num_steps = config.optim.num_steps(stage)
         self.device = env.device()
@@ -60,6 +62,7 @@ class Trainer:
         preflight(config, stage, out, ds_path, graph_encoder)
         ops.use_kernels(config.model.kernels)
         self.ds_config = plan_engine(config.optim, stage, self.device, ds_path)
+        self._figures: dict[str, float] = {}
         self._watched: dict[str, float] | None = None
         self.first_step = 0 if overwrite else self._check_resume()
         if self._watched and ended(config.run, self._watched):
@@ -155,7 +158,7 @@ class Trainer:
     def _check_room(self, module: Stage) -> None:
         one = checkpoint.checkpoint_bytes(module, self.config.optim, self.stage, self.ds_config is not None)
         parts: list[torch.nn.Module] = [self.conditioner]
-        if self.stage == "finetune":
+        if self.stage == "finetune" and not self.config.optim.lora:
             parts += [getattr(self.foundation, name) for name in ("unet", "vae", "text_encoder", "clip")]
         result = sum(p.nbytes for part in parts for p in part.parameters())
         if self.main:
@@ -170,6 +173,7 @@ class Trainer:
             if self.main:
                 stack.enter_context(locked(self.run))
                 self._take_over()
+                self._write_settings()
             caught = stack.enter_context(stops_after_step())
             stack.enter_context(lost_process(self.config.run.rank_timeout))
             self.engine.barrier()
@@ -178,15 +182,22 @@ class Trainer:
             self._loop(log, caught)
             with self.engine.exported():
                 if self.main:
-                    export(self.result, self.conditioner if self.stage == "pretrain" else self._pipeline())
+                    self._export()
             self.engine.barrier()
             log.event(event="done", step=self.num_steps, result=str(self.result))
         return self.result
 
+    def _export(self) -> None:
+        """Write the result of the stage."""
+        if self.stage == "pretrain":
+            return export(self.result, self.conditioner)
+        sheets = sorted((self.run / "samples").glob("step-*.png"))
+        export(self.result, self._pipeline(), lora_base(self.config), sheets[-1] if sheets else None)
+
     def _pipeline(self, with_text: bool = True) -> SceneGraphToImagePipeline:
         """The pipeline of fine-tuning with the current weights."""
         self.foundation.unet.eval()
-        return make_pipeline(self.config, self.foundation, self.conditioner, with_text)
+        return make_pipeline(self.config, self.foundation, self.conditioner, with_text, self._figures)
 
     def _planned_memory(self) -> int | None:
         """Planned bytes of a step, on a GPU or with a --model; None where the plan is not worth its seconds."""
@@ -207,6 +218,12 @@ class Trainer:
             clear(self.run)
         elif (checkpoint.checkpoint_steps(self.run) or [0])[-1] != self.first_step:
             raise ConfigError(f"{self.run}: another run wrote a checkpoint meanwhile: the same command continues it")
+
+    def _write_settings(self) -> None:
+        """settings.toml, which repeats the run."""
+        path = self.run / "settings.toml"
+        with writing(path):
+            write_text(path, settings_text(self.config, self._typed))
 
     def _loop(self, log: RunLog, caught: Caught) -> None:
         config, engine = self.config, self.engine
@@ -248,7 +265,8 @@ class Trainer:
                 health.skip(skipped + 1, loss, self.trained[everybody.at(skipped)].tolist())
             if sums is not None and (last or done % config.run.log_every == 0):
                 losses, chance = self._means(result, sums, since)
-                log.record(done, losses, chance)
+                log.record(done, losses, chance, self._state(result, step))
+                self._figures = {**losses, **{f"{name} at chance": value for name, value in chance.items()}}
                 health.record(done, losses["loss"])
                 sums, since = None, 0
             with log.paused():
@@ -277,6 +295,13 @@ class Trainer:
         half = len(means) // 2
         return dict(zip(result.losses, means[:half], strict=True)), dict(zip(result.chance, means[half:], strict=True))
 
+    def _state(self, result: StepResult, step: int) -> dict[str, float]:
+        """Learning rates of a step and the norm of its gradients, for the log."""
+        factor = lr_factor(self.config.optim, step, self.num_steps)
+        state = {f"lr_{part}": rate * factor for part, rate in self.config.optim.learning_rates(self.stage).items()}
+        norm = math.nan if result.grad_norm is None else result.grad_norm.item()
+        return {**state, "grad_norm": norm} if math.isfinite(norm) else state
+
     def _checkpoint(self, step: int, log: RunLog) -> None:
         meta = {"stage": self.stage, "settings": {**self.config.flat(), "engine": self._engine_name}}
         if self.watch:
@@ -299,5 +324,6 @@ class Trainer:
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with writing(path):
                     sheet.save(path)
+                log.picture(step, "samples", sheet)
                 log.event(event="samples", step=step, path=str(path))
         self.engine.barrier()

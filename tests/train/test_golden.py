@@ -46,6 +46,6 @@ def test_losses_are_what_they_were(pretrained, tmp_path, name):
     found = list(rows(result.parent).values())
     assert len(found) == len(golden["losses"]) == 4
     for step, expected in zip(found, golden["losses"], strict=True):
-        assert step == pytest.approx(expected, rel=1e-4)
+        assert {name: step[name] for name in expected} == pytest.approx(expected, rel=1e-4)
     if os.environ.get("SGG_GOLDEN_BITS"):
         assert digest(result) == golden["sha256"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 
@@ -22,6 +23,8 @@ from sgg_fast.train.run import log as logs
 from sgg_fast.train.run.checkpoint import MANIFEST, checkpoint_dir, checkpoint_steps
 
 TERMS = {"pretrain": {"loss", "mae", "con", "geometry"}, "finetune": {"loss", "diff", "isa", "geometry", "attention"}}
+STATE = {"pretrain": {"lr_graph", "grad_norm"}, "finetune": {"lr_unet", "lr_graph", "grad_norm"}}
+"""Learning rates and gradient norm, logged beside the terms."""
 
 
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
@@ -30,7 +33,10 @@ def test_log_holds_every_term_with_its_chance_speed_and_memory(trained_run, stag
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     chances = {f"{name}_at_chance" for name in TERMS[stage]}
     for line in log:
-        assert set(line) == TERMS[stage] | chances | {"step", "images_per_s", "remaining_s", "peak_memory_gib"}
+        assert set(line) == TERMS[stage] | chances | STATE[stage] | {
+            "step", "images_per_s", "remaining_s", "peak_memory_gib"
+        }  # fmt: skip
+        assert all(line[name] > 0 for name in STATE[stage])
         assert line["images_per_s"] > 0 and 0.1 < line["peak_memory_gib"] < 64
         assert all(line[name] > 0 for name in TERMS[stage])
     if stage == "pretrain":
@@ -57,6 +63,23 @@ def test_tensorboard_has_the_same_numbers(trained_run, stage):
     assert TERMS[stage] <= set(events.Tags()["scalars"])
     for scalar, (step, row) in zip(events.Scalars("loss"), rows(trained_run / stage).items(), strict=True):
         assert (scalar.step, scalar.value) == (step, pytest.approx(row["loss"], abs=1e-5))
+    for name in STATE[stage]:
+        found = [(scalar.step, pytest.approx(scalar.value, rel=1e-3)) for scalar in events.Scalars(name)]
+        assert found == [(step, row[name]) for step, row in rows(trained_run / stage).items()]
+    assert len(events.Scalars("images_per_s")) == 4
+
+
+def test_tensorboard_has_the_sample_sheets(trained_run):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained_run / "finetune" / "tensorboard"))
+    events.Reload()
+    found = events.Images("samples")
+    assert [one.step for one in found] == [2, 4]
+    for one in found:
+        file = trained_run / "finetune" / "samples" / f"step-{one.step:07d}.png"
+        shown = Image.open(io.BytesIO(one.encoded_image_string)).convert("RGB")
+        assert shown.tobytes() == Image.open(file).tobytes()
 
 
 def test_sample_sheets_show_real_pictures_above_drawn_ones(trained_run):

@@ -32,6 +32,8 @@ class StepResult:
     """Age in steps of the step that `applied` describes: the host does not always wait for the device."""
     lost: float | None = None
     """Loss of that step, if it was skipped and `losses` belong to another step."""
+    grad_norm: torch.Tensor | None = None
+    """Norm of all gradients before clipping, scalar; None if no moment has them all. Holds until the next step."""
 
 
 class Engine(Protocol):

@@ -160,10 +160,10 @@ class CapturedEngine(OneProcess):
         slot.outcome.copy_(self._outcome, non_blocking=True)
         if self.device.type != "cuda":
             applied, loss = slot.outcome.tolist()
-            return StepResult(*self._terms(), bool(applied), lost=None if applied else loss)
+            return StepResult(*self._terms(), bool(applied), 0, None if applied else loss, self.optimizer.norm)
         slot.step, slot.done = step, torch.cuda.Event()
         slot.done.record()
-        return StepResult(*self._terms(), applied, behind=SLOTS, lost=None if applied else loss)
+        return StepResult(*self._terms(), applied, SLOTS, None if applied else loss, self.optimizer.norm)
 
     def outstanding(self) -> list[tuple[int, float]]:
         found = [(slot.step, *slot.free()) for slot in self._slots if slot.done is not None]

@@ -98,7 +98,8 @@ class DeepSpeedEngine:
         applied = self._apply()
         if applied and self.average:
             self.average.update()
-        return StepResult(losses, chance, applied)
+        norm = self.engine.get_global_grad_norm()
+        return StepResult(losses, chance, applied, grad_norm=None if norm is None else torch.as_tensor(norm))
 
     def outstanding(self) -> list[tuple[int, float]]:
         return []

@@ -34,7 +34,8 @@ def check_engine(optim: OptimConfig, stage: str, ds_path: str | None) -> None:
             raise ConfigError("several processes need DeepSpeed: add --deepspeed ds.json")
         return
     for name, used in ((f"--weights {optim.weights}", optim.bf16_weights),
-                       ("--optimizer-in-backward", optim.optimizer_in_backward)):  # fmt: skip
+                       ("--optimizer-in-backward", optim.optimizer_in_backward),
+                       (f"--lora {optim.lora}", optim.lora > 0)):  # fmt: skip
         if used:
             raise ConfigError(f"{name} runs without --deepspeed, which keeps master weights of its own: leave one out")
     load_ds_config(ds_path, optim, None, env.world_size())

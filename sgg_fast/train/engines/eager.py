@@ -30,6 +30,7 @@ class EagerEngine(OneProcess):
         self.max_grad_norm = optim.max_grad_norm
         self._in_backward = isinstance(module, FinetuneStage) and optim.optimizer_in_backward
         self._finite = torch.ones((), dtype=torch.bool, device=device)
+        self._norm: torch.Tensor | None = None
         if self._in_backward:
             # Autograd holds a hook where Python's collector does not look: a hook that held the engine would keep it.
             engine = weakref.ref(self)
@@ -42,7 +43,7 @@ class EagerEngine(OneProcess):
         applied = self._apply()
         if applied and self.average:
             self.average.update()
-        return StepResult(losses, chance, applied)
+        return StepResult(losses, chance, applied, grad_norm=self._norm)
 
     def _backward(self, total: torch.Tensor) -> None:
         """Add the gradient of a micro-batch's share of the loss."""
@@ -73,7 +74,7 @@ class EagerEngine(OneProcess):
             if scale:
                 optimizer.control[adam_op.INVERSE_SCALE] = 1 / scale.value
             optimizer.step()
-            applied = bool(optimizer.applied)
+            applied, self._norm = bool(optimizer.applied), optimizer.norm
         else:
             applied = self._clip_and_step(scale.value if scale else 1.0)
         if scale:
@@ -83,7 +84,7 @@ class EagerEngine(OneProcess):
 
     def _clip_and_step(self, scale: float) -> bool:
         grads = [p.grad for p in self.parameters if p.grad is not None]
-        norm = nn.utils.get_total_norm(grads) / scale
+        norm = self._norm = nn.utils.get_total_norm(grads) / scale
         finite = bool(norm.isfinite())
         if finite:
             if self.max_grad_norm or scale != 1:

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from sgg_fast.nn import lora
 from sgg_fast.train.engines.base import resolve_precision
 from sgg_fast.train.optim.ema import WeightAverage
 from sgg_fast.train.optim.groups import build_optimizer
-from sgg_fast.train.stages import FinetuneStage, Stage, Terms
+from sgg_fast.train.stages import FinetuneStage, Stage, Terms, checkpoint_state
 
 
 class LossScale:
@@ -31,7 +32,10 @@ class LossScale:
 
 
 class OneProcess:
-    """Base of the engines without DeepSpeed: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean)."""
+    """Base of the engines without DeepSpeed: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean).
+
+    With --lora the weights that do not train are stored in the type of autocast.
+    """
 
     sharded = False
 
@@ -44,6 +48,9 @@ class OneProcess:
             module.unet.to(memory_format=torch.channels_last)
             if narrow:  # it is already, unless the caller built the stage without `assemble`
                 module.unet.bfloat16()
+        self._cast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if not narrow else None
+        if isinstance(module, FinetuneStage) and config.optim.lora and self._cast:
+            lora.store_frozen(module.unet, self._cast)
         self.optimizer = build_optimizer(module, config.optim, config.run.seed, stage, flat=flat)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.scale = LossScale() if precision == "fp16" else None
@@ -51,7 +58,6 @@ class OneProcess:
         if config.optim.ema:
             self.average = WeightAverage(self.parameters, config.optim.ema, config.optim.ema_device == "cpu")
         self._device_type = device.type
-        self._cast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if not narrow else None
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Autocast context of a forward."""
@@ -77,7 +83,8 @@ class OneProcess:
 
     def save(self, folder: Path) -> None:
         """Write the weights as safetensors and the optimiser as a torch file that loads with weights_only."""
-        weights = {k: v.cpu().contiguous() for k, v in self.module.state_dict().items()}  # no copy on the device
+        # No copy on the device.
+        weights = {name: tensor.cpu().contiguous() for name, tensor in checkpoint_state(self.module).items()}
         save_file(weights, folder / "weights.safetensors")
         state = self.optimizer.state_dict()
         if self.scale:
@@ -88,7 +95,9 @@ class OneProcess:
 
     def load(self, folder: Path) -> None:
         """Load a folder that `save` wrote."""
-        self.module.load_state_dict(load_file(folder / "weights.safetensors"))
+        whole = self.module.state_dict()
+        held = {name: whole[name] for name in whole.keys() - checkpoint_state(self.module).keys()}
+        self.module.load_state_dict({**held, **load_file(folder / "weights.safetensors")})
         state = torch.load(folder / "optimizer.pt", weights_only=True, map_location="cpu")
         if self.scale:
             vars(self.scale).update(state.pop("loss_scale"))

@@ -51,8 +51,7 @@ def remedies(config: Config) -> list[Remedy]:
     known = [
         Remedy(setting.rules.saves_memory)
         for setting in SETTINGS.values()
-        if setting.rules.saves_memory
-        and (not setting.rules.only_with or getattr(getattr(config, setting.part), setting.rules.only_with))
+        if setting.rules.saves_memory and setting.has_effect(config)
     ]
     return [*known, Remedy({}, DS_OFFLOAD)]
 

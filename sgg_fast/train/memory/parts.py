@@ -112,6 +112,8 @@ class EngineLayout:
         half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.precision, torch.float32)
         if self.ds is not None:
             return half, half
+        if self.optim.lora:  # the UNet's frozen weights; its adapters are in fp32
+            return half, torch.float32
         return (torch.bfloat16 if self.optim.bf16_weights else torch.float32), torch.float32
 
     def autocast(self) -> torch.dtype | None:
@@ -127,6 +129,8 @@ class EngineLayout:
             return f"{self.precision}, DeepSpeed ZeRO-{self.stage}{offload}, {self.world_size} process(es)"
         kinds = {"lean": "bf16 weights", "split": "fp32 weights in two halves"}
         kind = kinds.get(self.optim.weights, self.precision)
+        if self.optim.lora:
+            kind = f"{self.precision}, LoRA of rank {self.optim.lora} ({self.optim.lora_targets})"
         return f"{kind}, plain engine{', optimiser in backward' if self.optim.optimizer_in_backward else ''}"
 
 

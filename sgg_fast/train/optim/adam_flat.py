@@ -154,6 +154,11 @@ class FlatAdam(torch.optim.Optimizer):
         """fp32 scalar on the device: 1 if the last step was applied, 0 if a gradient was not finite."""
         return self.control[op.APPLIED]
 
+    @property
+    def norm(self) -> torch.Tensor:
+        """fp32 scalar on the device: the norm of all gradients of the last step, before clipping."""
+        return self.control[op.NORM]
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Clip and step if every gradient is finite (`applied`). Copies a table to the device."""

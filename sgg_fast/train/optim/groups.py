@@ -47,7 +47,7 @@ def parameter_groups(module: nn.Module, optim: OptimConfig, most: float = math.i
             if same[-1] and sum(p.numel() for p in same[-1]) + parameter.numel() > most:
                 same.append([])
             same[-1].append(parameter)
-    lr = {"unet": optim.unet_lr, "graph": optim.graph_lr}
+    lr = optim.learning_rates("finetune")
     return [
         {"params": parameters, "lr": lr[part], "optim_bits": bits, "name": f"{part}/{bits}"}
         for (part, bits), same in groups.items()
@@ -73,7 +73,12 @@ def build_optimizer(
     flat: put it on flat buffers by our kernels, which a captured step needs; else it is torch's, or bitsandbytes'.
     """
     if stage == "pretrain":
-        group = {"params": list(module.parameters()), "lr": optim.pretrain_lr, "optim_bits": 32, "name": "graph/32"}
+        group = {
+            "params": list(module.parameters()),
+            "lr": optim.learning_rates(stage)["graph"],
+            "optim_bits": 32,
+            "name": "graph/32",
+        }
         return FlatAdam([group], seed, optim.max_grad_norm)
     groups = parameter_groups(module, optim, most)
     if flat:

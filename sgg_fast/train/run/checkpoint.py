@@ -20,6 +20,7 @@ from sgg_fast.digests import sha256_of
 from sgg_fast.files import discard, replace_folder
 from sgg_fast.train.run.folder import writing
 from sgg_fast.train.run.interrupts import is_lost_process
+from sgg_fast.train.stages import checkpoint_state
 
 MANIFEST = "manifest.json"
 KEEP = 2
@@ -39,7 +40,7 @@ def checkpoint_dir(run: Path, step: int) -> Path:
 
 def checkpoint_bytes(module: nn.Module, optim: OptimConfig, stage: str, deepspeed: bool) -> int:
     """Approximate size of a checkpoint: weights, two moments, DeepSpeed's master weights, an average of the weights."""
-    weights = sum(tensor.nbytes for tensor in module.state_dict().values())
+    weights = sum(tensor.nbytes for tensor in checkpoint_state(module).values())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     moments = 2 if stage == "finetune" and optim.optimizer == "adam8bit" else 8
     return weights + trained * (moments + 4 * deepspeed + 4 * (optim.ema > 0))

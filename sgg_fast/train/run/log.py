@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
@@ -54,8 +56,13 @@ class RunLog:
         if not self.silent:
             self._bar.update(1)
 
-    def record(self, step: int, values: dict[str, float], chance: dict[str, float]) -> None:
-        """Means of every loss term since the last record, with their values at chance, as of step number `step`."""
+    def record(
+        self, step: int, values: dict[str, float], chance: dict[str, float], state: dict[str, float] | None = None
+    ) -> None:
+        """Means of every loss term since the last record, with their values at chance, as of step number `step`.
+
+        state: further numbers of this step (learning rates, norm of the gradients).
+        """
         if self.silent:
             return
         (then_step, then), now = self._last, time.perf_counter()
@@ -63,6 +70,7 @@ class RunLog:
         fields = {
             **values,
             **{f"{name}_at_chance": value for name, value in chance.items()},
+            **(state or {}),
             "images_per_s": self.batch * (step - then_step) / (now - then),
             "remaining_s": (self.num_steps - step) * (now - then) / (step - then_step),
             "peak_memory_gib": env.peak_memory() / 2**30,
@@ -71,7 +79,7 @@ class RunLog:
         first, *parts = (f"{name} {values[name]:.2f}/{chance[name]:.2f}" for name in values)
         self._bar.set_postfix_str(", ".join([f"{first} (now/chance)", *parts]))
         self._draw(step, fields)
-        self._write({"step": step, **{name: round(value, 6) for name, value in fields.items()}})
+        self._write({"step": step, **{name: _rounded(value) for name, value in fields.items()}})
 
     def validated(self, step: int, values: dict[str, float], chance: dict[str, float]) -> None:
         """Accuracies on held-out pairs beside what they are at chance."""
@@ -83,6 +91,12 @@ class RunLog:
         fields = {**values, **{f"{name}_at_chance": value for name, value in chance.items()}}
         self._draw(step, {f"validation/{name}": value for name, value in fields.items()})
         self._write({"event": "validation", "step": step, **{name: round(x, 6) for name, x in fields.items()}})
+
+    def picture(self, step: int, name: str, image: Image.Image) -> None:
+        """A picture on TensorBoard."""
+        if not self.silent:
+            with writing(self._board_path):
+                self._board.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -132,6 +146,11 @@ class RunLog:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self.close(failed=error is not None)
+
+
+def _rounded(value: float) -> float:
+    """Six decimals; six digits of a small number, such as a learning rate."""
+    return round(value, 6) if abs(value) >= 1e-3 else float(f"{value:.6g}")
 
 
 def read_log(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
