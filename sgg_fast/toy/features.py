@@ -22,6 +22,9 @@ from sgg_fast.toy.models import WEIGHTS
 WIDTH = 64
 """D."""
 CELLS = 4
+SIDE = 64
+"""Pixels a side of the pictures that the network reads."""
+FILE = WEIGHTS / "features.safetensors"
 
 
 class ToyFeatures(nn.Module):
@@ -51,12 +54,20 @@ class ToyFeatures(nn.Module):
         ]
         return np.concatenate(parts)
 
+    @torch.no_grad()
+    def classify(self, features_BD: np.ndarray) -> np.ndarray:
+        """Probabilities of the categories, [B, K], from features: the head on the mean over the cells."""
+        weight_KD = self.head.weight[:, :, 0, 0].double()
+        assert self.head.bias is not None
+        logits_BK = torch.from_numpy(features_BD) @ weight_KD.T + self.head.bias.double()
+        return logits_BK.softmax(dim=1).numpy()
+
 
 def _pixels(images: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def load_features(path: Path = WEIGHTS / "features.safetensors") -> ToyFeatures:
+def load_features(path: Path = FILE) -> ToyFeatures:
     """The trained network. Raises ValueError if its weights are missing or have another shape."""
     network = ToyFeatures()
     load_weights(path, network, "train it by `python -m sgg_fast.toy.build features`")
