@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -140,3 +144,83 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+VERIFY = "SGG_FAST_VERIFY"
+"""Environment variable: if set, earlier results of `sha256s` are ignored."""
+_CACHE = "SGG_FAST_CACHE"
+_SMALL = 1 << 20
+"""Files of at most so many bytes are read every time."""
+
+
+def sha256s(
+    root: Path,
+    names: Iterable[str],
+    border: Callable[[str], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+) -> dict[str, str]:
+    """Name -> SHA-256 of files of `root`, computed, or as noted for this path, size and time of change.
+
+    `border(name)` surrounds the reading of each file, to turn its errors into the caller's.
+    """
+    note = _note_of(root)
+    known = {} if os.environ.get(VERIFY) else _read_note(note)
+    noted: dict[str, list[Any]] = {}
+
+    def one(name: str) -> str:
+        with border(name):
+            stat = (root / name).stat()
+            if stat.st_size <= _SMALL:
+                return sha256_of(root / name)
+            size, changed, sha = known.get(name, (None, None, ""))
+            if (size, changed) != (stat.st_size, stat.st_mtime_ns):
+                sha = sha256_of(root / name)
+            noted[name] = [stat.st_size, stat.st_mtime_ns, sha]
+            return sha
+
+    wanted = list(names)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = dict(zip(wanted, pool.map(one, wanted), strict=True))
+    if any(known.get(name) != entry for name, entry in noted.items()):
+        _write_note(note, {**known, **noted})
+    return found
+
+
+def _note_of(root: Path) -> Path:
+    base = os.environ.get(_CACHE) or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sgg_fast"
+    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
+    return Path(base) / "sha256" / f"{name}.json"
+
+
+def _read_note(path: Path) -> dict[str, list[Any]]:
+    """The noted results; {} if the note is missing or damaged, because it only saves time."""
+    try:
+        text = path.read_text(encoding="ascii")
+        files = json.loads(text)["files"]
+        return files if _note_text(files) == text else {}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def _write_note(path: Path, files: dict[str, list[Any]]) -> None:
+    """Write the note; a failure is ignored, because the note only saves time."""
+    with contextlib.suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, aside = tempfile.mkstemp(prefix=".note-", dir=path.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="ascii") as file:
+                file.write(_note_text(files))
+            os.replace(aside, path)
+        except OSError:
+            Path(aside).unlink(missing_ok=True)
+            raise
+
+
+def _note_text(files: dict[str, list[Any]]) -> str:
+    body = json.dumps(files, sort_keys=True)
+    return json.dumps({"seal": hashlib.sha256(body.encode()).hexdigest(), "files": files}) + "\n"

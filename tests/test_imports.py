@@ -37,6 +37,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sgg_fast/ops/": ("torch", "numpy", "sgg_kernels", "sgg_fast.ops", "sgg_fast.graph", "sgg_fast.env"),
     "sgg_fast/nn/": ("torch", "numpy", "safetensors", "diffusers", "transformers", "huggingface_hub", "sgg_fast.nn",
                      "sgg_fast.ops", "sgg_fast.graph", "sgg_fast.env"),
+    "sgg_fast/nn/loading/files.py": ("sgg_fast.nn", "sgg_fast.graph", "sgg_fast.files"),
     "sgg_fast/nn/attention.py": ("torch", "diffusers", "xformers", "sgg_fast.env"),
     # Its draws are hashes, which are operators.
     "sgg_fast/diffusion/": ("torch", "diffusers", "sgg_fast.diffusion", "sgg_fast.ops"),
@@ -47,7 +48,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # Models run in the cache and in what writes it to files, there only.
     "sgg_fast/data/cache.py": ("torch", "numpy", "tqdm", "safetensors", "diffusers", "transformers", "sgg_fast.data",
                                "sgg_fast.nn", "sgg_fast.toy.models", *NOUNS),
-    "sgg_fast/data/prepare/cache.py": ("torch", "numpy", "sgg_fast.data", "sgg_fast.nn", *NOUNS),
+    "sgg_fast/data/prepare/cache.py": ("torch", "numpy", "tqdm", "sgg_fast.data", "sgg_fast.nn", *NOUNS),
     "sgg_fast/data/prepare/shard_work.py": ("torch", "numpy", "tqdm", "sgg_fast.data", "sgg_fast.nn", *NOUNS),
     "sgg_fast/data/prepare/__main__.py": ("torch", "sgg_fast.data", "sgg_fast.quiet", *NOUNS),
     "sgg_fast/pictures/": ("numpy", "PIL", "networkx", "sgg_fast.pictures", "sgg_fast.data.text_form",

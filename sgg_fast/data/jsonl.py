@@ -21,9 +21,8 @@ import numpy as np
 from sgg_fast.config import ConfigError
 from sgg_fast.data.formats import parse_scene_graphs
 from sgg_fast.data.images import RESIZE, stays_inside
-from sgg_fast.data.shards import sha256_of
 from sgg_fast.data.spatial import spatial_relations
-from sgg_fast.files import write_together
+from sgg_fast.files import sha256_of, write_together
 from sgg_fast.graph import SceneGraph, SceneGraphError, shown
 
 FORMAT = "sgg_fast set 1"

@@ -5,23 +5,23 @@ This module does not interpret the tensors.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
 from sgg_fast.config import ConfigError
-from sgg_fast.files import write_aside
+from sgg_fast.files import sha256_of, sha256s, write_aside
 
 INDEX = "index.json"
 """Written last: a cache with this file is complete."""
-_DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
+_DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _CHUNK = 1 << 22
 
 
@@ -44,9 +44,24 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], note: Any) -> N
     The same content gives the same bytes.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    # One key: safetensors' order of several keys changes from process to process.
-    metadata = {"note": json.dumps({"note": note, "sha256": _digest(arrays, note)}, sort_keys=True)}
-    write_whole(path, save(arrays, metadata))
+    # As safetensors.numpy.save writes them, which needs a copy of all in memory: wide types first, then by name.
+    order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"note": json.dumps({"note": note, "sha256": _digest(arrays, note)},
+                                                                  sort_keys=True)}}  # fmt: skip
+    at = 0
+    for name in order:
+        array = arrays[name]
+        span = [at, at + array.nbytes]
+        header[name] = {"dtype": _NAMES[array.dtype.str], "shape": list(array.shape), "data_offsets": span}
+        at += array.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with write_aside(path, durable=True) as aside, aside.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            flat = arrays[name].reshape(-1).view(np.uint8)
+            for first in range(0, len(flat), _CHUNK):
+                file.write(flat[first : first + _CHUNK].data)
 
 
 def _digest(tensors: Mapping[str, np.ndarray], note: Any) -> str:
@@ -93,36 +108,35 @@ def read_tensors(path: Path, verify: bool = False) -> tuple[dict[str, np.ndarray
         raise DamagedError(path, f"not a file of a cache: {error}") from error
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def entry_of(path: Path) -> dict[str, Any]:
     """The index entry of a file."""
     return {"file": path.name, "bytes": os.path.getsize(path), "sha256": sha256_of(path)}
 
 
 def check_files(folder: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Compare every file with its digest in the index. Raises `DamagedError` for the first difference."""
+    """Compare every file with its size and digest in the index. Raises `DamagedError` for the first difference.
 
-    def check(entry: Mapping[str, Any]) -> None:
-        path = folder / Path(entry["file"]).name
+    The bytes of a large file are read once for each (path, size, time of change), see `files.sha256s`.
+    """
+    due = {Path(entry["file"]).name: entry for entry in entries}
+
+    @contextlib.contextmanager
+    def border(name: str) -> Iterator[None]:
         try:
-            size = os.path.getsize(path)
-            if size != entry["bytes"]:
-                raise DamagedError(path, f"has {size} bytes where {entry['bytes']} were written")
-            if sha256_of(path) != entry["sha256"]:
-                raise DamagedError(path, "its bytes are not those that were written (SHA-256 differs)")
+            yield
         except OSError as error:
-            raise DamagedError(path, f"cannot be read: {error.strerror or error}") from error
+            raise DamagedError(folder / name, f"cannot be read: {error.strerror or error}") from error
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(check, entries))
+    for name, entry in due.items():
+        with border(name):
+            size = os.path.getsize(folder / name)
+        if size != entry["bytes"]:
+            raise DamagedError(folder / name, f"has {size} bytes where {entry['bytes']} were written")
+    found = sha256s(folder, due, border)
+    for name, entry in due.items():
+        # A noted mismatch is computed again.
+        if found[name] != entry["sha256"] and sha256_of(folder / name) != entry["sha256"]:
+            raise DamagedError(folder / name, "its bytes are not those that were written (SHA-256 differs)")
 
 
 def _render(content: Mapping[str, Any]) -> bytes:

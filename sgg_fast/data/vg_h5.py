@@ -19,7 +19,7 @@ import numpy as np
 from sgg_fast.config import ConfigError
 from sgg_fast.data.images import stays_inside
 from sgg_fast.data.layouts import clean_name
-from sgg_fast.data.shards import sha256_of
+from sgg_fast.files import sha256_of
 from sgg_fast.graph import SceneGraph, SceneGraphError
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from sgg_fast.data.shards import sha256_of
 from sgg_fast.eval.published import INCEPTION_URL
+from sgg_fast.files import sha256_of
 
 PUBLISHED_PICTURES = 5000
 """Number of pictures on each side behind this field's published figures (Visual Genome's test split has 5 096)."""

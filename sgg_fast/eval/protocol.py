@@ -23,13 +23,13 @@ import torch
 
 from sgg_fast.config import DataConfig
 from sgg_fast.data import jsonl
-from sgg_fast.data.shards import sha256_of
 from sgg_fast.data.sources import PairSource, open_source
 from sgg_fast.data.stored import is_cache
 from sgg_fast.drawing.models import load_model, set_scheduler
 from sgg_fast.eval import distances, pictures, report
 from sgg_fast.eval.pictures import EvalJob, noise_seed
 from sgg_fast.eval.published import COCO, LAION, PUBLISHED, TABLE_1, VG
+from sgg_fast.files import sha256_of
 from sgg_fast.graph import SceneGraph
 
 MANIFEST = "manifest.json"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from sgg_fast import files as shared
 from sgg_fast.nn import loading
 from sgg_fast.nn.loading import MANIFEST, VERIFY, ModelError, check, digest, files, read_json, seal
 
@@ -93,8 +94,9 @@ def test_every_byte_of_the_manifest_counts(folder):
 
 
 def test_large_files_are_read_once_for_each_path_size_and_time(folder, monkeypatch):
-    read, original = [], files._sha256
-    monkeypatch.setattr(files, "_sha256", lambda path: read.append(path.name) or original(path))
+    read, original = [], shared.sha256_of
+    monkeypatch.setattr(shared, "sha256_of", lambda path: read.append(path.name) or original(path))
+    monkeypatch.setattr(files, "sha256_of", shared.sha256_of)
     check(folder)
     check(folder)
     assert read.count("w.safetensors") == 1
