@@ -54,7 +54,7 @@ def check_name(name: object, where: str) -> None:
         raise SceneGraphError(f"{where}: a name must be a non-empty string, not {shown(name)}")
     if name.strip() in SPOKEN:
         raise SceneGraphError(f"{where}: {name!r} is added by the model itself; leave it out")
-    if any("\ud800" <= character <= "\udfff" for character in name):
+    if not name.isprintable() and any("\ud800" <= character <= "\udfff" for character in name):
         raise SceneGraphError(f"{where}: the name holds a lone surrogate, which is not text")
 
 
