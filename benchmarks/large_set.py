@@ -6,9 +6,8 @@
 The records have the fields and the published means of LAION-SG (dataset card: 6.64 items and 4.39 relations an image,
 from its running numbers; the most frequent attribute has 7.36 % and relation 3.78 % of all); names follow Zipf's law.
 Two attributes an item and the sizes of the vocabularies are assumptions. There are no pictures, and no model runs: a
-blank is cached for each image, with image and name embeddings of the true width and latents of one number. So the
-figures are those of records, graphs, names, embeddings and order, which grow with the set; pictures and latents pass
-through one batch at a time.
+blank is cached for each image, with embeddings of `WIDTH` numbers in place of 512 and latents of two in place of 8 192.
+So the figures are those of records, graphs, words and order; the size of embeddings and latents is known by count.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ import numpy as np
 NUM, ITEMS, RELATIONS = 540_005, 6.64, 4.39
 LABELS, ATTRIBUTES, PREDICATES = (20_000, 0.0378), (10_000, 0.0736), (5_000, 0.0378)
 """Size of a vocabulary, and share of its most frequent word."""
-WIDTH = 512
+WIDTH = 8
 CHUNK = 1024
 
 
