@@ -96,11 +96,6 @@ def _source(out: Path) -> Any:
     return dataclasses.replace(jsonl_source(out / "set", 8, check=False), load_image=lambda i: blank)
 
 
-def open_set(out: Path) -> dict[str, Any]:
-    """The prepared set as `prepare cache` and training without a cache open it."""
-    return {"graphs": len(_source(out).graphs)}
-
-
 def cache(out: Path) -> dict[str, Any]:
     """`prepare cache` with the outputs of the models replaced by zeros."""
     import torch
@@ -113,15 +108,24 @@ def cache(out: Path) -> dict[str, Any]:
     def encoded(images: np.ndarray, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(len(images), WIDTH), torch.zeros(len(images), 2, 1, 1)
 
-    shard_work.encode_images = encoded
-    writer.embed_names = lambda clip, tokenizer, strings: torch.zeros(len(strings), WIDTH)
+    vars(shard_work)["encode_images"] = encoded
+    vars(writer)["embed_names"] = lambda clip, tokenizer, strings: torch.zeros(len(strings), WIDTH)
     made = Config().replace(data=str(out / "set"), resolution=32)
     job = CacheJob(made.model, made.data, 0, out / "cache", batch_size=1024)
     job = dataclasses.replace(job, model=dataclasses.replace(job.model, token_init="none"))
-    report = writer.write_cache(job, overwrite=True, say=lambda line: None, source=_source(out))
+    began = time.perf_counter(), time.process_time()
+    source = _source(out)
+    opened = time.perf_counter() - began[0], time.process_time() - began[1]
+    report = writer.write_cache(job, overwrite=True, say=lambda line: None, source=source)
     files = list((out / "cache").iterdir())
     graphs = (out / "cache" / "graphs.safetensors").stat().st_size / 1e9
-    return {"samples": report["samples"], "shards": len(files) - 4, "GB of graphs and names": graphs}
+    return {
+        "s to open the set": opened[0],
+        "processor s to open it": opened[1],
+        "samples": report["samples"],
+        "shards": len(files) - 4,
+        "GB of graphs and names": graphs,
+    }
 
 
 def open_cache(out: Path) -> dict[str, Any]:
@@ -170,7 +174,7 @@ def iterate(out: Path) -> dict[str, Any]:
 
 
 PHASES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "prepare": prepare, "open_set": open_set, "cache": cache, "open_cache": open_cache, "open_again": open_cache,
+    "prepare": prepare, "cache": cache, "open_cache": open_cache, "open_again": open_cache,
     "iterate": iterate,
 }  # fmt: skip
 

@@ -162,7 +162,7 @@ _SMALL = 1 << 20
 def sha256s(
     root: Path,
     names: Iterable[str],
-    border: Callable[[str], contextlib.AbstractContextManager[None]] = contextlib.nullcontext,
+    border: Callable[[str], contextlib.AbstractContextManager[None]] = lambda name: contextlib.nullcontext(),
 ) -> dict[str, str]:
     """Name -> SHA-256 of files of `root`, computed, or as noted for this path, size and time of change.
 

@@ -153,8 +153,9 @@ def jsonl_source(folder: Path, resolution: int, split: str = "train", draws: int
         for line in jsonl.read_lines(file, draws):
             for packer, graph in zip(packers, line.graphs, strict=True):
                 packer.add(graph)
-            all_boxed = all_boxed and line.boxes is not None
-            if all_boxed:
+            if line.boxes is None:
+                all_boxed = False
+            elif all_boxed:
                 boxes.append(line.boxes)
             yield line.image
 
