@@ -2,6 +2,7 @@
 
     python -m benchmarks.large_set --out DIR                    # 540 005 synthetic records, on a CPU
     python -m benchmarks.large_set --out DIR --num 20000        # a smaller one
+    python -m benchmarks.large_set --out DIR --direct           # a cache of that size from arrays: opened and read
 
 The records have the fields and the published means of LAION-SG (dataset card: 6.64 items and 4.39 relations an image,
 from its running numbers; the most frequent attribute has 7.36 % and relation 3.78 % of all); names follow Zipf's law.
@@ -108,7 +109,9 @@ def cache(out: Path) -> dict[str, Any]:
     def encoded(images: np.ndarray, *_: object, **__: object) -> tuple[torch.Tensor, torch.Tensor]:
         return torch.zeros(len(images), WIDTH), torch.zeros(len(images), 2, 1, 1)
 
+    blank = np.zeros((8, 8, 3), np.uint8)
     vars(shard_work)["encode_images"] = encoded
+    vars(shard_work)["_decoded"] = lambda source, items, faults, advance: ((i, (0, 0), blank) for i in items)
     vars(writer)["embed_names"] = lambda clip, tokenizer, strings: torch.zeros(len(strings), WIDTH)
     made = Config().replace(data=str(out / "set"), resolution=32)
     job = CacheJob(made.model, made.data, 0, out / "cache", batch_size=1024)
@@ -126,6 +129,62 @@ def cache(out: Path) -> dict[str, Any]:
         "shards": len(files) - 4,
         "GB of graphs and names": graphs,
     }
+
+
+def direct(out: Path) -> dict[str, Any]:
+    """The files of such a cache written from arrays, without preparation: for `open_cache` and `iterate` alone."""
+    from sgg_fast.config import DataConfig
+    from sgg_fast.data.packed import PackedStrings
+    from sgg_fast.data.shards import entry_of, write_index, write_tensors
+    from sgg_fast.data.stored import FORMAT, GRAPH_TENSORS, GRAPHS, fixed_settings
+    from sgg_fast.graph import IMAGE_OBJECT, IN_IMAGE, NameTable, SceneGraphBatch
+
+    num, rng, folder = int((out / "num").read_text()), np.random.default_rng(1), out / "cache"
+    folder.mkdir(exist_ok=True)
+    items, links = 2 + rng.poisson(ITEMS - 2, num), 1 + rng.poisson(RELATIONS - 1, num)
+    tables = [zipf(*which) for which in (LABELS, ATTRIBUTES, PREDICATES)]
+    drawn = [np.searchsorted(tables[k], rng.random(items.sum())) for k in (0, 1, 1)]
+    keys, own = np.unique((drawn[1] * 10_000 + drawn[2]) * 20_000 + drawn[0], return_inverse=True)
+    first = np.cumsum(items + 1) - (items + 1)
+    image = first + items
+    place = np.arange(items.sum()) + np.repeat(np.arange(num), items)
+    names = np.zeros(items.sum() + num, np.int32)
+    names[place] = own + 2
+    graph = np.repeat(np.arange(num), links)
+    ends = (rng.random((2, len(graph))) * items[graph]).astype(np.int64)
+    ends[1] = (ends[0] + 1 + ends[1] % (items[graph] - 1)) % items[graph]
+    start = np.cumsum(links + items) - (links + items)
+    said = np.arange(links.sum()) - np.repeat(np.cumsum(links) - links, links) + start[graph]
+    shown = np.arange(items.sum()) - np.repeat(np.cumsum(items) - items, items) + np.repeat(start + links, items)
+    subject, other, predicate = (np.empty(links.sum() + items.sum(), np.int32) for _ in range(3))
+    subject[said], other[said] = first[graph] + ends[0], first[graph] + ends[1]
+    subject[shown], other[shown] = place, np.repeat(image, items)
+    predicate[said], predicate[shown] = len(keys) + 2 + np.searchsorted(tables[2], rng.random(len(said))), 1
+    rows = np.stack([names[subject], predicate, names[other]], axis=1)
+    rows[shown, 1:] = -1
+    words = [IMAGE_OBJECT, IN_IMAGE, *(f"trait{k // 20_000 // 10_000} trait{k // 20_000 % 10_000} thing{k % 20_000}"
+             for k in keys.tolist()), *(f"relation{k}" for k in range(PREDICATES[0]))]  # fmt: skip
+    strings, table = PackedStrings.of(words), NameTable(stored=words)
+    phrase = table.add_phrases(rows)
+    batch = SceneGraphBatch.from_arrays(
+        names, predicate, subject, other, np.stack([items + 1, links + items], axis=1), phrase
+    )
+    tensors = {name: getattr(batch, name).numpy() for name in GRAPH_TENSORS}
+    tensors |= {"sizes": batch.sizes, "previews": np.zeros((1, 8, 8, 3), np.uint8), "text": strings.text,
+                "text_ends": strings.ends, "phrase_rows": table.phrases.rows_P3,
+                "names": np.zeros((len(words), WIDTH), np.float32)}  # fmt: skip
+    write_tensors(folder / GRAPHS, tensors, {})
+    shards = []
+    for at in range(0, num, CHUNK):
+        some, path = min(CHUNK, num - at), folder / f"shard-{at // CHUNK:05d}.safetensors"
+        write_tensors(path, {"images": np.zeros((some, WIDTH), np.float32), "item": np.arange(at, at + some),
+                             "moments": np.zeros((some, 2, 1, 1), np.float32)}, {})  # fmt: skip
+        shards.append(entry_of(path))
+    models = dict.fromkeys(("clip", "vae", "text_encoder"))
+    index = {"format": FORMAT, "draws": 1, "shards": shards, "graphs": entry_of(folder / GRAPHS)}
+    write_index(folder, {**index, "settings": fixed_settings(DataConfig()), "models": models, "data": "",
+                         "split": "train"})  # fmt: skip
+    return {"names": len(words), "phrases": len(table.phrases)}
 
 
 def open_cache(out: Path) -> dict[str, Any]:
@@ -174,7 +233,7 @@ def iterate(out: Path) -> dict[str, Any]:
 
 
 PHASES: dict[str, Callable[[Path], dict[str, Any]]] = {
-    "prepare": prepare, "cache": cache, "open_cache": open_cache, "open_again": open_cache,
+    "prepare": prepare, "cache": cache, "direct": direct, "open_cache": open_cache, "open_again": open_cache,
     "iterate": iterate,
 }  # fmt: skip
 
@@ -208,15 +267,22 @@ def main(argv: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--out", type=Path, required=True, help="folder for the records and the set (8 GB)")
     parser.add_argument("--num", type=int, default=NUM, help="records (%(default)s)")
+    parser.add_argument(
+        "--direct", action="store_true", help="write the cache from arrays: only its opening and reading"
+    )
     parser.add_argument("--phase", choices=tuple(PHASES), help="only this one, in this process")
     args = parser.parse_args(argv)
     if args.phase:
         measure(args.phase, args.out)
         return 0
     args.out.mkdir(parents=True, exist_ok=True)
-    generate(args.out / "train.json", args.num)
+    (args.out / "num").write_text(str(args.num))
+    if not args.direct:
+        generate(args.out / "train.json", args.num)
     with (args.out / "figures.jsonl").open("w") as file:
         for phase in PHASES:
+            if phase in (("prepare", "cache") if args.direct else ("direct",)):
+                continue
             command = [sys.executable, "-m", "benchmarks.large_set", "--out", str(args.out), "--phase", phase]
             done = subprocess.run(command, capture_output=True, text=True)
             if done.returncode:
