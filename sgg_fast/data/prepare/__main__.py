@@ -65,7 +65,7 @@ is wrong. ROOT holds Visual Genome's files, or COCO-Stuff's."""
 
 CACHE_HELP = """\
 Runs the frozen models (VAE, CLIP) over a set once, and writes what train.py --data OUT then reads: latents, embeddings
-and packed graphs, in files whose every byte is checked when they are opened.
+and packed graphs, in files whose every byte is checked once after each change, when they are opened.
 
 Stop it at any moment: the same command goes on from the finished files. Give the recipe, models and data flags that
 train.py will get. Changed images are read again; a changed set, model or setting is refused by name. Pictures that
