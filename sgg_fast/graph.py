@@ -8,8 +8,9 @@ Letters: B graphs, N objects and E relations of the batch, packed without paddin
 from __future__ import annotations
 
 import dataclasses
+from array import array
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def check_name(name: object, where: str) -> None:
         raise SceneGraphError(f"{where}: a name must be a non-empty string, not {shown(name)}")
     if name.strip() in SPOKEN:
         raise SceneGraphError(f"{where}: {name!r} is added by the model itself; leave it out")
-    if any("\ud800" <= character <= "\udfff" for character in name):
+    if not name.isprintable() and any("\ud800" <= character <= "\udfff" for character in name):
         raise SceneGraphError(f"{where}: the name holds a lone surrogate, which is not text")
 
 
@@ -97,33 +98,77 @@ class SceneGraph:
         return [*self.objects, *(predicate for _, predicate, _ in self.relations)]
 
 
+class Phrases(Sequence[str]):
+    """Phrases made of a table's names, put together when they are read: "subject predicate object", or one name."""
+
+    def __init__(self, names: Sequence[str], rows_P3: np.ndarray) -> None:
+        self.names, self.rows_P3 = names, rows_P3
+
+    def __len__(self) -> int:
+        return len(self.rows_P3)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Phrases: ...
+
+    def __getitem__(self, index: int | slice) -> str | Phrases:
+        if isinstance(index, slice):
+            return Phrases(self.names, self.rows_P3[index])
+        said = (self.names[i] for i in self.rows_P3[index].tolist() if i >= 0)
+        return " ".join(SPOKEN.get(name, name) for name in said)
+
+
 class NameTable:
     """Distinct strings and their ids (the two reserved names are 0 and 1), and phrases made of these strings.
 
-    Object and predicate names share one table, because the text tower embeds strings, not roles.
+    Object and predicate names share one table, because the text tower embeds strings, not roles. `stored`: the names of
+    a table in id order, taken as they are (their ids are looked up once a name is asked for), and its phrases.
     """
 
-    def __init__(self, names: Iterable[str] = ()) -> None:
-        self.names: list[str] = [IMAGE_OBJECT, IN_IMAGE]
-        self.phrases: list[str] = []
-        self._ids = {name: i for i, name in enumerate(self.names)}
-        self._phrase_ids: dict[tuple[int, ...], int] = {}
+    def __init__(
+        self, names: Iterable[str] = (), stored: Sequence[str] | None = None, phrase_rows: np.ndarray | None = None
+    ) -> None:
+        self.names: Sequence[str] = [IMAGE_OBJECT, IN_IMAGE] if stored is None else stored
+        self._phrase_rows = np.empty((0, 3), np.int32) if phrase_rows is None else phrase_rows
+        self._known: dict[str, int] | None = None
         for name in names:
             self.add(name)
 
+    @property
+    def _ids(self) -> dict[str, int]:
+        if self._known is None:
+            self._known = {name: i for i, name in enumerate(self.names)}
+        return self._known
+
+    @property
+    def phrases(self) -> Phrases:
+        """The phrases in id order."""
+        return Phrases(self.names, self._phrase_rows)
+
     def add(self, name: str) -> int:
         """Id of `name`; a new name is added."""
-        if name not in self._ids:
-            self._ids[name] = len(self.names)
+        found = self._ids.get(name)
+        if found is None:
+            if not isinstance(self.names, list):
+                self.names = list(self.names)
+            found = self._ids[name] = len(self.names)
             self.names.append(name)
-        return self._ids[name]
+        return found
 
-    def add_phrase(self, *name_ids: int) -> int:
-        """Id of the phrase of these names, in order; a new phrase is added."""
-        if name_ids not in self._phrase_ids:
-            self._phrase_ids[name_ids] = len(self.phrases)
-            self.phrases.append(" ".join(SPOKEN.get(self.names[i], self.names[i]) for i in name_ids))
-        return self._phrase_ids[name_ids]
+    def add_phrases(self, rows_E3: np.ndarray) -> np.ndarray:
+        """Ids [E] of phrases given by the ids of their names, -1 for none; new ones are added in order."""
+        rows = np.concatenate([self._phrase_rows, rows_E3.astype(np.int32, copy=False)])
+        base = len(self.names) + 1  # one key a phrase, by pairs, so that no key exceeds 64 bits
+        _, pair = np.unique((rows[:, 0] + 1).astype(np.int64) * base + rows[:, 1] + 1, return_inverse=True)
+        _, first, found = np.unique(pair * base + rows[:, 2] + 1, return_index=True, return_inverse=True)
+        order = np.argsort(first)
+        rank = np.empty(len(order), np.int64)
+        rank[order] = np.arange(len(order))
+        kept = len(self._phrase_rows)
+        self._phrase_rows = rows[first[order]]
+        return rank[found[kept:]]
 
     def __len__(self) -> int:
         return len(self.names)
@@ -131,9 +176,52 @@ class NameTable:
     def __contains__(self, name: str) -> bool:
         return name in self._ids
 
-    def spoken(self) -> list[str]:
+    def spoken(self) -> Sequence[str]:
         """The strings for the text tower, in id order."""
-        return [SPOKEN.get(name, name) for name in self.names]
+        return Phrases(self.names, np.arange(len(self.names), dtype=np.int32)[:, None])
+
+
+class GraphPacker:
+    """Collects graphs in flat buffers of integers, four bytes each; the graphs themselves are not kept."""
+
+    def __init__(self, table: NameTable) -> None:
+        self.table = table
+        self._buffers = {name: array("i") for name in ("object_name", "predicate_name", "subject", "object", "sizes")}
+        self._image, self._in_image = table.add(IMAGE_OBJECT), table.add(IN_IMAGE)
+
+    def __len__(self) -> int:
+        return len(self._buffers["sizes"]) // 2
+
+    def add(self, graph: SceneGraph) -> None:
+        """Append a graph with its image node and the relations to it, and enter its names in the table."""
+        names, predicates, subjects, objects, sizes = self._buffers.values()
+        offset, num, add = len(names), len(graph.objects), self.table.add
+        names.extend([*map(add, graph.objects), self._image])
+        predicates.extend([*(add(p) for _, p, _ in graph.relations), *[self._in_image] * num])
+        subjects.extend([*(offset + s for s, _, _ in graph.relations), *range(offset, offset + num)])
+        objects.extend([*(offset + o for _, _, o in graph.relations), *[offset + num] * num])
+        sizes.extend((num + 1, len(graph.relations) + num))
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The integers so far, int32, without a copy: names [N], predicates, subjects and objects [E], sizes [B, 2],
+        object_ptr and relation_ptr [B + 1]."""
+        found = {name: np.frombuffer(buffer, np.int32) for name, buffer in self._buffers.items() if len(buffer)}
+        found = {name: found.get(name, np.empty(0, np.int32)) for name in self._buffers}
+        sizes = found["sizes"] = found["sizes"].reshape(-1, 2)
+        for k, name in enumerate(("object_ptr", "relation_ptr")):
+            found[name] = np.concatenate([[0], np.cumsum(sizes[:, k], dtype=np.int64)])
+        return found
+
+    def batch(self) -> SceneGraphBatch:
+        """The packed graphs, with their phrases in the table. Raises `SceneGraphError` without a graph."""
+        if not len(self):
+            raise SceneGraphError("no scene graph to pack")
+        found = self.arrays()
+        names, said, subject, other = (found[k] for k in ("object_name", "predicate_name", "subject", "object"))
+        rows_E3 = np.stack([names[subject], said, names[other]], axis=1)
+        rows_E3[rows_E3[:, 2] == self._image, 1:] = -1  # an object's relation to the image: its name alone
+        phrases = self.table.add_phrases(rows_E3)
+        return SceneGraphBatch.from_arrays(names, said, subject, other, found["sizes"], phrases)
 
 
 _TENSORS = (
@@ -244,27 +332,12 @@ class SceneGraphBatch:
         return doubled.to(device)
 
     @classmethod
-    def from_graphs(cls, graphs: Sequence[SceneGraph], table: NameTable) -> SceneGraphBatch:
+    def from_graphs(cls, graphs: Iterable[SceneGraph], table: NameTable) -> SceneGraphBatch:
         """Pack `graphs` and add their names to `table`. Linear in the size of the graphs."""
-        if not graphs:
-            raise SceneGraphError("no scene graph to pack")
-        names, predicates, subjects, objects, sizes = [], [], [], [], []
-        phrases: list[int] = []
-        offset = 0
+        packer = GraphPacker(table)
         for graph in graphs:
-            num = len(graph.objects)
-            own = [table.add(name) for name in graph.objects]
-            said = [table.add(p) for _, p, _ in graph.relations]
-            names += [*own, table.add(IMAGE_OBJECT)]
-            predicates += said + [table.add(IN_IMAGE)] * num
-            phrases += [table.add_phrase(own[s], p, own[o]) for p, (s, _, o) in zip(said, graph.relations, strict=True)]
-            phrases += [table.add_phrase(name) for name in own]
-            subjects += [offset + s for s, _, _ in graph.relations] + list(range(offset, offset + num))
-            objects += [offset + o for _, _, o in graph.relations] + [offset + num] * num
-            sizes.append((num + 1, len(graph.relations) + num))
-            offset += num + 1
-        arrays = (np.asarray(ids) for ids in (names, predicates, subjects, objects, sizes, phrases))
-        return cls.from_arrays(*arrays)
+            packer.add(graph)
+        return packer.batch()
 
     @classmethod
     def from_arrays(
@@ -301,7 +374,10 @@ class SceneGraphBatch:
         degree = as_subject + np.bincount(object_, minlength=num_objects)
         message_ptr = np.concatenate([[0], np.cumsum(degree)])
         # A stable sort by (object, role) keeps relations ascending within a role.
-        order = np.argsort(np.concatenate([2 * subject, 2 * object_ + 1]), kind="stable")
+        ends = np.concatenate([subject, object_]).astype(np.int64)
+        ends *= 2
+        ends[num_relations:] += 1
+        order = np.argsort(ends, kind="stable")
         num_real = sizes[:, 1] - (sizes[:, 0] - 1)
         pooled = np.ones(num_objects, np.uint8)
         pooled[object_ptr[1:] - 1] = 0

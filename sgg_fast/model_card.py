@@ -138,8 +138,8 @@ def _training(told: dict[str, Any], sheet: str) -> str:
     lines = [f"| {name.replace('_', ' ')} | {value} |" for name, value in rows.items()]
     parts = ["\n".join(["| | |", "|---|---|", *lines])]
     if figures := told.get("figures"):
-        rows = [f"| {name} | {value:.4g} |" for name, value in figures.items()]
-        parts.append("\n".join(["| at the end of training | |", "|---|---|", *rows]))
+        lines = [f"| {name} | {value:.4g} |" for name, value in figures.items()]
+        parts.append("\n".join(["| at the end of training | |", "|---|---|", *lines]))
     if sheet:
         parts.append(f"Training pictures above, pictures drawn from the same graphs at the end below:\n\n![]({sheet})")
     return "\n\n".join(parts)

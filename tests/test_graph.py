@@ -57,13 +57,13 @@ def test_name_table_keeps_one_id_a_string():
     table = NameTable(["sheep", "on", "sheep"])
     assert table.names == [IMAGE_OBJECT, IN_IMAGE, "sheep", "on"] and len(table) == 4
     assert table.add("on") == 3 and table.add("by") == 4 and "by" in table and "of" not in table
-    assert table.spoken() == ["image", "in image", "sheep", "on", "by"]
+    assert list(table.spoken()) == ["image", "in image", "sheep", "on", "by"]
 
 
 def test_a_word_spelled_like_the_spoken_image_is_its_own():
     """An object called "image" is not the image node."""
     batch, table = pack(SceneGraph(("image",)))
-    assert batch.object_name.tolist() == [2, 0] and table.spoken() == ["image", "in image", "image"]
+    assert batch.object_name.tolist() == [2, 0] and list(table.spoken()) == ["image", "in image", "image"]
 
 
 def test_packed_fields_against_loops():

@@ -51,7 +51,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     # Models run in the cache and in what writes it to files, there only.
     "sgg_fast/data/cache.py": ("torch", "numpy", "tqdm", "safetensors", "diffusers", "transformers", "sgg_fast.data",
                                "sgg_fast.nn", "sgg_fast.toy.models", *NOUNS),
-    "sgg_fast/data/prepare/cache.py": ("torch", "numpy", "sgg_fast.data", "sgg_fast.nn", *NOUNS),
+    "sgg_fast/data/prepare/cache.py": ("torch", "numpy", "tqdm", "sgg_fast.data", "sgg_fast.nn", *NOUNS),
     "sgg_fast/data/prepare/shard_work.py": ("torch", "numpy", "tqdm", "sgg_fast.data", "sgg_fast.nn", *NOUNS),
     "sgg_fast/data/prepare/__main__.py": ("torch", "sgg_fast.data", "sgg_fast.quiet", *NOUNS),
     "sgg_fast/pictures/": ("numpy", "PIL", "networkx", "sgg_fast.pictures", "sgg_fast.data.text_form",

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from sgg_fast.commands import NotFiniteError
 from sgg_fast.config import ConfigError, ModelConfig
 from sgg_fast.data.sources import PairSource
-from sgg_fast.data.stored import MomentRows, StoredCache
+from sgg_fast.data.stored import MomentRows, StoredCache, read_to
 from sgg_fast.graph import NameTable, SceneGraphBatch
 from sgg_fast.nn.clip import embed_images, embed_names, phrase_states
 from sgg_fast.nn.foundation import Foundation, load_foundation
@@ -211,15 +211,15 @@ def _from_stored(
                               f"{flag} or prepare another cache")  # fmt: skip
     table, phrases = stored.table(), None
     if with_phrases and fingerprint(foundation.text_encoder) == stored.index["models"]["text_encoder"]:
-        phrases = torch.from_numpy(np.array(stored.arrays["phrases"])).to(device)
+        phrases = read_to([stored.arrays["phrases"]], device)
     elif with_phrases:
         phrases = _phrases(foundation, table, device)
     moments = stored.moments() if with_latents else None
     return TrainingCache(
         graphs=stored.batch().to(device),
         table=table,
-        names=torch.from_numpy(np.array(stored.arrays["names"])).to(device),
-        images=stored.images().to(device),
+        names=read_to([stored.arrays["names"]], device),
+        images=stored.images(device),
         moments=moments if moments is None or not _fits(moments, device) else moments.on(device),
         phrases=phrases,
     )

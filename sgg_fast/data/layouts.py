@@ -63,7 +63,7 @@ def clean_name(name: Any, where: str) -> str:
     if len(name) > MAX_NAME:
         raise SceneGraphError(f"{where}: a name of {len(name)} characters; at most {MAX_NAME}")
     name = " ".join(name.split())
-    if any(unicodedata.category(character) == "Cc" for character in name):
+    if not name.isprintable() and any(unicodedata.category(character) == "Cc" for character in name):
         raise SceneGraphError(f"{where}: the name holds a control character, which is not text")
     return name
 

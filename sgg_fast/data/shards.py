@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save
 
 from sgg_fast import digests
 from sgg_fast.config import ConfigError
@@ -22,7 +21,9 @@ from sgg_fast.files import write_aside
 
 INDEX = "index.json"
 """Written last: a cache with this file is complete."""
-_DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
+_DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "|u1"}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_CHUNK = 1 << 22
 
 
 class DamagedError(ConfigError):
@@ -44,9 +45,24 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], note: Any) -> N
     The same content gives the same bytes.
     """
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
-    # One key: safetensors' order of several keys changes from process to process.
-    metadata = {"note": json.dumps({"note": note, "sha256": _digest(arrays, note)}, sort_keys=True)}
-    write_whole(path, save(arrays, metadata))
+    # As safetensors.numpy.save writes them, which needs a copy of all in memory: wide types first, then by name.
+    order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"note": json.dumps({"note": note, "sha256": _digest(arrays, note)},
+                                                                  sort_keys=True)}}  # fmt: skip
+    at = 0
+    for name in order:
+        array = arrays[name]
+        span = [at, at + array.nbytes]
+        header[name] = {"dtype": _NAMES[array.dtype.str], "shape": list(array.shape), "data_offsets": span}
+        at += array.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with write_aside(path, durable=True) as aside, aside.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            flat = arrays[name].reshape(-1).view(np.uint8)
+            for first in range(0, len(flat), _CHUNK):
+                file.write(flat[first : first + _CHUNK].data)
 
 
 def _digest(tensors: Mapping[str, np.ndarray], note: Any) -> str:

@@ -6,8 +6,9 @@ Letters: M images, D graphs (draws) of each image, S = D M samples: all images w
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 from PIL import Image
@@ -16,10 +17,11 @@ from sgg_fast.config import ConfigError, DataConfig
 from sgg_fast.data import jsonl
 from sgg_fast.data.formats import load_scene_graphs
 from sgg_fast.data.images import IMAGE_ENDINGS, TURNED, boxes_in_square, graph_beside, open_rgb, size_of, to_square
+from sgg_fast.data.packed import JoinedGraphs, PackedGraphs, PackedRows, PackedStrings
 from sgg_fast.data.spatial import mirrored_graph
 from sgg_fast.data.stored import StoredCache, is_cache
 from sgg_fast.data.vg_h5 import check_digests, read_boxes, read_split, read_vocabulary
-from sgg_fast.graph import SceneGraph, SceneGraphError
+from sgg_fast.graph import GraphPacker, NameTable, SceneGraph, SceneGraphError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,12 +162,25 @@ def jsonl_source(folder: Path, resolution: int, split: str = "train", draws: int
     """
     header = jsonl.read_header(folder, split)
     draws = draws if header.get("relations") == "derived" else 1
-    lines = list(jsonl.read_lines(folder / f"{split}.jsonl", draws))
-    if not lines:
-        raise ConfigError(f"{folder / f'{split}.jsonl'}: holds no image")
-    graphs = [line.graphs[d] for d in range(draws) for line in lines]
-    boxes_of = None if any(line.boxes is None for line in lines) else lambda i: lines[i].boxes
-    paths = [line.image for line in lines]
+    file, table, boxes, all_boxed = folder / f"{split}.jsonl", NameTable(), PackedRows(4), True
+    packers = [GraphPacker(table) for _ in range(draws)]
+
+    def images() -> Iterator[str]:
+        nonlocal all_boxed
+        for line in jsonl.read_lines(file, draws):
+            for packer, graph in zip(packers, line.graphs, strict=True):
+                packer.add(graph)
+            if line.boxes is None:
+                all_boxed = False
+            elif all_boxed:
+                boxes.append(line.boxes)
+            yield line.image
+
+    paths = PackedStrings.of(images())
+    if not len(paths):
+        raise ConfigError(f"{file}: holds no image")
+    graphs = JoinedGraphs([PackedGraphs(packer.arrays(), table.names) for packer in packers])
+    boxes_of = boxes.__getitem__ if all_boxed else None
     source = _files_source(folder, f"{folder} ({split})", paths, graphs, boxes_of, resolution, header["resize"], check)
     return dataclasses.replace(source, draws=draws)
 
@@ -211,13 +226,33 @@ def _files_source(
     )
 
 
+class _MirroredGraphs(Sequence[SceneGraph]):
+    """For each draw its `num` graphs, then the same mirrored."""
+
+    def __init__(self, graphs: Sequence[SceneGraph], num: int) -> None:
+        self._graphs, self._num = graphs, num
+
+    def __len__(self) -> int:
+        return 2 * len(self._graphs)
+
+    @overload
+    def __getitem__(self, index: int) -> SceneGraph: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[SceneGraph]: ...
+
+    def __getitem__(self, index: int | slice) -> SceneGraph | list[SceneGraph]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        draw, within = divmod(range(len(self))[index], 2 * self._num)
+        graph = self._graphs[draw * self._num + within % self._num]
+        return graph if within < self._num else mirrored_graph(graph)
+
+
 def with_mirrored(source: PairSource) -> PairSource:
     """All images, then all images mirrored, with "left" and "right" swapped in their graphs."""
-    num, draws = source.num_images, source.draws
-    graphs: list[SceneGraph] = []
-    for d in range(draws):
-        own = source.graphs[d * num : (d + 1) * num]
-        graphs += [*own, *map(mirrored_graph, own)]
+    num = source.num_images
+    graphs = _MirroredGraphs(source.graphs, num)
 
     def boxes(index: int) -> np.ndarray:
         assert source.boxes is not None

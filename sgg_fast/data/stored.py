@@ -7,27 +7,27 @@ R side in pixels, c and h, w channels and sides of a latent. Files:
     shard-00000.safetensors  of its images: images [m, I], moments [m, 2c, h, w], item [m] index in the source,
                              stat [m, 2] bytes and modification time of each image's file (zeros for toy images)
     graphs.safetensors       the packed graphs of all samples, sizes [S, 2], names [V, I], phrases [P, C] if made,
-                             boxes [N, 4] of all objects if the set has them, previews [k, R, R, 3] of the first images,
-                             and the words as JSON in bytes
+                             boxes [N, 4] of all objects if the set has them, previews [k, R, R, 3] of the first images;
+                             text and text_ends of the names; phrase_rows [P, 3], the names of each phrase
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from sgg_fast.config import SETTINGS, ConfigError, DataConfig, flag
+from sgg_fast.data.packed import PackedGraphs, PackedStrings
 from sgg_fast.data.shards import INDEX, DamagedError, check_files, read_index, read_tensors
-from sgg_fast.graph import IMAGE_OBJECT, NameTable, SceneGraph, SceneGraphBatch
+from sgg_fast.graph import IMAGE_OBJECT, NameTable, SceneGraphBatch
 
 if TYPE_CHECKING:
     import torch
 
-FORMAT = "sgg_fast cache 1"
+FORMAT = "sgg_fast cache 2"
 JOB = "job.json"
 GRAPHS = "graphs.safetensors"
 GRAPH_TENSORS = (
@@ -44,6 +44,25 @@ def fixed_settings(data: DataConfig) -> dict[str, Any]:
 def is_cache(folder: Path) -> bool:
     """True if `folder` is a cache, finished or not."""
     return (folder / INDEX).is_file() or (folder / JOB).is_file()
+
+
+def read_to(parts: Sequence[np.ndarray], device: torch.device | str) -> torch.Tensor:
+    """Memory maps [n, ...] one after the other as one tensor on `device`, `_ROWS` rows in memory at a time."""
+    import torch
+
+    whole = torch.empty(
+        sum(map(len, parts)), *parts[0].shape[1:], dtype=getattr(torch, parts[0].dtype.name), device=device
+    )
+    at = 0
+    for part in parts:
+        for first in range(0, len(part), _ROWS):
+            rows = torch.from_numpy(np.array(part[first : first + _ROWS]))
+            whole[at : at + len(rows)].copy_(rows)
+            at += len(rows)
+    return whole
+
+
+_ROWS = 1 << 16
 
 
 class MomentRows:
@@ -68,41 +87,8 @@ class MomentRows:
 
     def on(self, device: torch.device) -> torch.Tensor:
         """All rows in the memory of `device`."""
-        import torch
-
-        rows = torch.cat([torch.from_numpy(np.array(shard)).to(device) for shard in self._shards])
-        return rows.repeat(self.shape[0] // len(rows), 1, 1, 1)
-
-
-class PackedGraphs(Sequence[SceneGraph]):
-    """The graphs of a packed batch, unpacked on request."""
-
-    def __init__(self, arrays: dict[str, np.ndarray], names: list[str]) -> None:
-        self._arrays, self._names = arrays, names
-
-    def __len__(self) -> int:
-        return len(self._arrays["sizes"])
-
-    @overload
-    def __getitem__(self, index: int) -> SceneGraph: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[SceneGraph]: ...
-
-    def __getitem__(self, index: int | slice) -> SceneGraph | list[SceneGraph]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        arrays, names = self._arrays, self._names
-        i = index % len(self)
-        first, last = arrays["object_ptr"][i : i + 2].tolist()
-        objects = tuple(names[k] for k in arrays["object_name"][first : last - 1].tolist())
-        start, stop = arrays["relation_ptr"][i : i + 2].tolist()
-        stop -= len(objects)  # relations to the image node come last
-        ends = (arrays[role][start:stop] - first for role in ("subject", "object"))
-        predicates = [names[k] for k in arrays["predicate_name"][start:stop].tolist()]
-        return SceneGraph(objects, tuple(zip(next(ends).tolist(), predicates, next(ends).tolist(), strict=True)))
+        rows = read_to(self._shards, device)
+        return rows if self.shape[0] == len(rows) else rows.repeat(self.shape[0] // len(rows), 1, 1, 1)
 
 
 class StoredCache:
@@ -130,15 +116,17 @@ class StoredCache:
         check_files(folder, [*entries, self.index["graphs"]])
         self._shards = [read_tensors(folder / Path(entry["file"]).name)[0] for entry in entries]
         self.arrays, _ = read_tensors(folder / GRAPHS)
-        text = json.loads(self.arrays.pop("text").tobytes())
-        self.names, self.phrase_words = text["names"], text["phrases"]
+        self.names = PackedStrings(self.arrays.pop("text"), self.arrays.pop("text_ends"))
+        self.phrase_rows = self.arrays.pop("phrase_rows")
         self.draws: int = self.index["draws"]
         self.graphs = PackedGraphs(self.arrays, self.names)
         if len(self.graphs) != self.draws * self.num_images or self.names[0] != IMAGE_OBJECT:
             raise DamagedError(folder / GRAPHS, "does not fit the shards")
-        for name, most in (("object_name", self.names), ("predicate_name", self.names), ("phrase", self.phrase_words)):
+        for name, most in (("object_name", self.names), ("predicate_name", self.names), ("phrase", self.phrase_rows)):
             if not 0 <= self.arrays[name].min() <= self.arrays[name].max() < len(most):
                 raise DamagedError(folder / GRAPHS, f"{name} points outside the words")
+        if not -1 <= self.phrase_rows.min() <= self.phrase_rows.max() < len(self.names):
+            raise DamagedError(folder / GRAPHS, "phrase_rows points outside the words")
         known = {"settings": fixed_settings(DataConfig()), "models": ("clip", "vae", "text_encoder")}
         if lacking := [key for part, keys in known.items() for key in keys if key not in self.index[part]]:
             raise KeyError(*lacking)
@@ -184,16 +172,12 @@ class StoredCache:
 
     def table(self) -> NameTable:
         """Names and phrases with the ids of the graphs."""
-        table = NameTable(self.names)
-        table.phrases += self.phrase_words
-        return table
+        return NameTable(stored=self.names, phrase_rows=self.phrase_rows)
 
-    def images(self) -> torch.Tensor:
-        """[S, I] image embeddings."""
-        import torch
-
-        rows = torch.from_numpy(np.concatenate([shard["images"] for shard in self._shards]))
-        return rows.repeat(self.draws, 1)
+    def images(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """[S, I] image embeddings on `device`, read shard by shard."""
+        rows = read_to([shard["images"] for shard in self._shards], device)
+        return rows if self.draws == 1 else rows.repeat(self.draws, 1)
 
     def moments(self) -> MomentRows:
         """[S, 2c, h, w]."""

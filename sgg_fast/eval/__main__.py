@@ -3,6 +3,9 @@
 It draws every graph from each seed's noise, and counterfactual pairs: the same noise, one relation flipped. Existing
 pictures are kept, so a stopped evaluation continues, and a larger --num or --seeds adds to it. It writes eval.json,
 tables.md and sheet.png; every figure stands beside its floor, its ceiling and the detector's own accuracy.
+
+--protocol paper instead draws one picture of every test graph of a prepared set with fixed settings, and compares
+them with the real ones: FID and IS beside the published figures, in table.md, and what was compared in manifest.json.
 """
 
 from __future__ import annotations
@@ -44,14 +47,45 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "and relations unmeasured (toy where it knows the names of the graphs)",
     )
     parser.add_argument("--inception", type=Path, help="torch-fidelity's Inception weights file: adds FID and IS")
+    parser.add_argument("--protocol", choices=("paper",), help="FID and IS with fixed settings, as docs/paper.md says")
+    parser.add_argument(
+        "--max-objects", type=int, help="with --protocol: most objects of a graph, as SGDiff draws 10 (all)"
+    )
+    parser.add_argument(
+        "--dry", action="store_true", help="with --protocol: two steps and the toy's features, to try the command"
+    )
     parser.add_argument("--against", type=Path, help="--out of another model's evaluation: adds paired differences")
     parser.add_argument("--out", type=Path, default=Path("outputs/eval"), help="folder to write (outputs/eval)")
     return parser.parse_args(argv)
 
 
+FREE = ("model", "data", "inception", "protocol", "max_objects", "dry", "out")
+"""Flags that may be given with --protocol; it fixes the others."""
+
+
+def check_protocol(args: argparse.Namespace) -> None:
+    """Check the flags of --protocol against the others. Raises ValueError."""
+    if not args.protocol:
+        if args.dry or args.max_objects is not None:
+            raise ValueError("--dry and --max-objects belong to --protocol paper: give it too")
+        return
+    usual = vars(parse([]))
+    if fixed := [name for name, value in vars(args).items() if name not in FREE and value != usual[name]]:
+        raise ValueError(f"--protocol {args.protocol} fixes --{fixed[0].replace('_', '-')}: leave it out")
+    if args.max_objects is not None and args.max_objects < 1:
+        raise ValueError(f"--max-objects must be at least 1, not {args.max_objects}")
+    if args.inception is None and not args.dry:
+        from sgg_fast.eval.published import INCEPTION_URL
+
+        raise ValueError(
+            f"--protocol {args.protocol} needs --inception FILE, the original network (91 MB): download {INCEPTION_URL}"
+        )
+
+
 def check(args: argparse.Namespace) -> None:
     """Check the flags before libraries and models are loaded. Raises ValueError."""
     check_text(vars(args))
+    check_protocol(args)
     for name in ("num", "seeds"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
@@ -84,6 +118,11 @@ def main(argv: list[str] | None) -> None:
     args = parse(argv)
     check(args)
     quiet_libraries()
+    if args.protocol:
+        from sgg_fast.eval.protocol import run
+
+        print(run(args))
+        return
     from sgg_fast.eval.evaluate import evaluate
 
     print(evaluate(args))

@@ -8,13 +8,16 @@ real data: torch-fidelity with the original Inception network. Letters: M pictur
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 
 from sgg_fast.digests import sha256s
+from sgg_fast.eval.published import INCEPTION_URL
 
 PUBLISHED_PICTURES = 5000
 """Number of pictures on each side behind this field's published figures (Visual Genome's test split has 5 096)."""
@@ -84,8 +87,48 @@ def toy_distances(drawn_SGhwc: np.ndarray, real: np.ndarray, floor: np.ndarray) 
     }
 
 
+def inception_score(p_MK: np.ndarray, splits: int = IS_SPLITS) -> tuple[float, float]:
+    """Mean and standard deviation over `splits` parts of exp(mean KL(p(y|x) || p(y))) (Salimans et al., 2016).
+
+    p_MK: probabilities of K classes for each picture, in a random order of pictures. NaN for fewer pictures than parts.
+    """
+    if len(p_MK) < splits:
+        return math.nan, math.nan
+    scores = []
+    for part_mK in np.array_split(np.asarray(p_MK, np.float64), splits):
+        marginal_K = part_mK.mean(axis=0)
+        divergence_m = (part_mK * (np.log(part_mK) - np.log(marginal_K))).sum(axis=1)
+        scores.append(math.exp(divergence_m.mean()))
+    return float(np.mean(scores)), float(np.std(scores))
+
+
+def toy_crowd(drawn: Sequence[np.ndarray], real: Sequence[np.ndarray]) -> dict[str, float | str | int]:
+    """The figures of `inception_distances` by the toy's network. They show that a dry run works, and nothing else."""
+    from sgg_fast.toy.features import SIDE, load_features
+
+    if min(len(drawn), len(real)) < 2:
+        raise ValueError(f"--dry: {len(drawn)} test graphs; FID needs two at least")
+    network = load_features()
+
+    def small(images: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack([np.asarray(Image.fromarray(images[i]).resize((SIDE, SIDE))) for i in range(len(images))])
+
+    drawn_MD = network.read(small(drawn))
+    score, spread_of_parts = inception_score(network.classify(drawn_MD))
+    return {
+        "features": network.name,
+        "drawn pictures": len(drawn),
+        "real pictures": len(real),
+        "FID": frechet_distance(drawn_MD, network.read(small(real))),
+        "IS": score,
+        "IS standard deviation": spread_of_parts,
+    }
+
+
 def check_inception(weights: Path, num_drawn: int, num_real: int) -> list[str]:
     """Warnings to print beside the figures. Raises ValueError if no figure is possible; computes nothing yet."""
+    if not weights.is_file():
+        raise ValueError(f"--inception {weights}: there is no such file; it takes torch-fidelity's {INCEPTION_URL}")
     try:
         import torch_fidelity  # noqa: F401
     except ImportError as error:
@@ -115,7 +158,7 @@ def check_inception(weights: Path, num_drawn: int, num_real: int) -> list[str]:
 class _Pictures(Dataset):
     """uint8 [3, H, W] of each picture of a list, as torch-fidelity takes them."""
 
-    def __init__(self, images: np.ndarray) -> None:
+    def __init__(self, images: Sequence[np.ndarray] | np.ndarray) -> None:
         self.images = images
 
     def __len__(self) -> int:
@@ -125,8 +168,10 @@ class _Pictures(Dataset):
         return torch.from_numpy(np.array(self.images[index])).permute(2, 0, 1)
 
 
-def inception_distances(drawn: np.ndarray, real: np.ndarray, weights: Path) -> dict[str, float | str | int]:
-    """FID and IS of these pictures, uint8 [M, H, W, 3] each, by torch-fidelity.
+def inception_distances(
+    drawn: Sequence[np.ndarray] | np.ndarray, real: Sequence[np.ndarray] | np.ndarray, weights: Path
+) -> dict[str, float | str | int]:
+    """FID and IS of these pictures, uint8 [H, W, 3] each, read one at a time by torch-fidelity.
 
     weights: file of the original Inception network. Raises ValueError where `check_inception` does, and for a file that
     is not this network.

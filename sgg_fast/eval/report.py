@@ -22,7 +22,7 @@ _GRAPH = (330, 240)
 _SIDE = 192
 
 
-def table(rows: Mapping[str, Mapping[str, float]], corner: str = "") -> str:
+def table(rows: Mapping[str, Mapping[str, object]], corner: str = "") -> str:
     """Rows of figures in Markdown, with a column for each figure of any row; "-" for a missing one."""
     columns = list(dict.fromkeys(column for row in rows.values() for column in row))
     lines = [[corner, *columns]]

@@ -195,7 +195,7 @@ def _fuse_modules(model: nn.Module) -> None:
                 _become(act, PassThrough)
 
 
-def _wrapped(layer: nn.Module) -> nn.Linear:
+def _wrapped(layer: Any) -> nn.Linear:
     """The layer that peft's adapter wraps; a layer without an adapter is returned as it is."""
     return getattr(layer, "base_layer", layer)
 

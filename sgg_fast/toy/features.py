@@ -24,6 +24,9 @@ from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
 WIDTH = 64
 """D."""
 CELLS = 4
+SIDE = 64
+"""Pixels a side of the pictures that the network reads."""
+FILE = WEIGHTS / "features.safetensors"
 
 
 class ToyFeatures(nn.Module):
@@ -52,6 +55,14 @@ class ToyFeatures(nn.Module):
             for start in range(0, len(images), batch_size)
         ]
         return np.concatenate(parts)
+
+    @torch.no_grad()
+    def classify(self, features_BD: np.ndarray) -> np.ndarray:
+        """Probabilities of the categories, [B, K], from features: the head on the mean over the cells."""
+        weight_KD = self.head.weight[:, :, 0, 0].double()
+        assert self.head.bias is not None
+        logits_BK = torch.from_numpy(features_BD) @ weight_KD.T + self.head.bias.double()
+        return logits_BK.softmax(dim=1).numpy()
 
 
 def load_features(path: Path = WEIGHTS / "features.safetensors") -> ToyFeatures:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from sgg_fast.config import SETTINGS, Config, ConfigError, ModelConfig
 from sgg_fast.data.cache import TrainingCache
@@ -65,18 +66,38 @@ def new_conditioner(
         conditioner = conditioner_of(model, *widths, cache.table.names).to(device)
     conditioner.image_mean.copy_(torch.nn.functional.normalize(cache.images, dim=-1).mean(0))
     is_own = isinstance(conditioner, SceneGraphConditioner)
-    spoken = cache.table.spoken() if is_own else []
-    states, end = text_states(foundation.text_encoder.to(device), foundation.tokenizer, ["", *spoken])
-    conditioner.calibrate_null(states[0])
+    encoder = foundation.text_encoder.to(device)
     if isinstance(conditioner, SceneGraphConditioner):
         conditioner.calibrate_names(cache.names, cache.graphs.object_name[cache.graphs.object_pooled.bool()])
-        conditioner.calibrate_tokens(states[torch.arange(1, len(states)), end[1:]])
+        null, states = _vocabulary_states(encoder, foundation.tokenizer, cache.table.spoken())
+        conditioner.calibrate_null(null)
+        conditioner.calibrate_tokens(states)
+    else:
+        conditioner.calibrate_null(text_states(encoder, foundation.tokenizer, [""])[0][0])
     if model.conditioner == "text" and model.text_form != "phrases":
         sentences = [sentence(graph, model.text_form) for graph in graphs]
         cache.texts = token_ids(foundation.tokenizer, sentences, device)
     if is_own and not model.reads_text:  # the text encoder is not needed again
         foundation.text_encoder.to("cpu")
     return conditioner
+
+
+MOST_CALIBRATED, _BATCH = 1 << 15, 256
+"""Most names whose text states set the token norm, evenly spaced among all, and names read at once."""
+
+
+def _vocabulary_states(
+    encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(states of "" [L, C], end-of-text state of the names [V, C] or of `MOST_CALIBRATED` of them)."""
+    few = names[:: -(-len(names) // MOST_CALIBRATED)]
+    found = []
+    null = torch.empty(0)
+    for first in range(0, len(few), _BATCH):
+        states, end = text_states(encoder, tokenizer, ["", *few[first : first + _BATCH]])
+        null = states[0]
+        found.append(states[torch.arange(1, len(states)), end[1:]])
+    return null, torch.cat(found)
 
 
 def read_conditioner(folder: Path, model: ModelConfig) -> SceneGraphConditioner:

@@ -54,7 +54,8 @@ class Trainer:
         overwrite: bool = False,
     ) -> None:
         self.config, self.stage, self.run, self.overwrite = config, stage, out / stage, overwrite
-        self._typed = {"stage": stage, "deepspeed": ds_path, "graph_encoder": graph_encoder and str(graph_encoder)}
+        encoder = None if graph_encoder is None else str(graph_encoder)
+        self._typed = {"stage": stage, "deepspeed": ds_path, "graph_encoder": encoder}
         self.result = self.run / ("graph_encoder" if stage == "pretrain" else "pipeline")
         self.num_steps = config.optim.num_steps(stage)
         self.device = env.device()

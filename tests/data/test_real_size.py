@@ -13,16 +13,17 @@ import pytest
 from support import ROOT
 
 from benchmarks.ops.registry import sizes_like_visual_genome
+from sgg_fast.data.packed import PackedStrings
 from sgg_fast.data.shards import entry_of, write_index, write_tensors
 from sgg_fast.data.stored import FORMAT, GRAPH_TENSORS, GRAPHS
-from sgg_fast.graph import IMAGE_OBJECT, IN_IMAGE, SceneGraphBatch
+from sgg_fast.graph import IMAGE_OBJECT, IN_IMAGE, NameTable, SceneGraphBatch
 
 NUM_IMAGES, NUM_OBJECT_NAMES, NUM_PREDICATES, WIDTH = 62_565, 178, 45, 512
 SHARD = 4096
 
 
-def packed(num: int) -> tuple[SceneGraphBatch, list[list[int]]]:
-    """All graphs, names by a power law, and the distinct phrases as name ids."""
+def packed(num: int) -> tuple[SceneGraphBatch, np.ndarray]:
+    """All graphs, names by a power law, and the distinct phrases as name ids [P, 3]."""
     rng = np.random.default_rng(0)
     real = sizes_like_visual_genome(num, rng)
     sizes = np.stack([real[:, 0] + 1, real[:, 1] + real[:, 0]], axis=1)
@@ -40,15 +41,15 @@ def packed(num: int) -> tuple[SceneGraphBatch, list[list[int]]]:
         said, 2 + NUM_OBJECT_NAMES + (NUM_PREDICATES * rng.random(len(graph)) ** 2).astype(np.int64), 1
     )
     ends_N = first_n[graph] + subject, first_n[graph] + other
-    words = np.where(said, (names[ends_N[0]] * 1000 + predicates) * 1000 + names[ends_N[1]], -names[ends_N[0]])
-    distinct, phrase = np.unique(words, return_inverse=True)
-    spoken = [[int(w // 10**6), int(w // 1000 % 1000), int(w % 1000)] if w > 0 else [int(-w)] for w in distinct]
-    return SceneGraphBatch.from_arrays(names, predicates, *ends_N, sizes, phrase), spoken
+    rows = np.stack([names[ends_N[0]], np.where(said, predicates, -1), np.where(said, names[ends_N[1]], -1)], axis=1)
+    table = NameTable()
+    phrase = table.add_phrases(rows)
+    return SceneGraphBatch.from_arrays(names, predicates, *ends_N, sizes, phrase), table.phrases.rows_P3
 
 
 def write(folder: Path) -> None:
     """The cache's files, of images and graphs; the moments, which pre-training does not read, are one number each."""
-    rng, (batch, spoken) = np.random.default_rng(1), packed(NUM_IMAGES)
+    rng, (batch, phrases) = np.random.default_rng(1), packed(NUM_IMAGES)
     words = [
         IMAGE_OBJECT,
         IN_IMAGE,
@@ -56,10 +57,10 @@ def write(folder: Path) -> None:
         *(f"predicate {i}" for i in range(NUM_PREDICATES)),
     ]
     tensors = {name: getattr(batch, name).numpy() for name in GRAPH_TENSORS}
-    text = json.dumps({"names": words, "phrases": [" ".join(words[i] for i in ids) for ids in spoken]})
     tensors["sizes"], tensors["previews"] = batch.sizes, np.zeros((1, 8, 8, 3), np.uint8)
     tensors["names"] = rng.standard_normal((len(words), WIDTH), np.float32)
-    tensors["text"] = np.frombuffer(text.encode("ascii"), np.uint8)
+    strings = PackedStrings.of(words)
+    tensors |= {"text": strings.text, "text_ends": strings.ends, "phrase_rows": phrases}
     folder.mkdir()
     write_tensors(folder / GRAPHS, tensors, {})
     shards = []

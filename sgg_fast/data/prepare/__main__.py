@@ -1,5 +1,5 @@
-"""Command line of the preparation: one subcommand for each data set, and one for the cache. An error prints one line
-and gives exit code 2."""
+"""Command line of the preparation: one subcommand for each data set, one for the cache, one to check a download. An
+error prints one line and gives exit code 2."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from sgg_fast.commands import command, typed
 from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import SETTINGS, Config, add_flags, as_flags
 from sgg_fast.data.images import RESIZE
-from sgg_fast.data.prepare import coco, folder, laion, vg
+from sgg_fast.data.prepare import check, coco, folder, laion, vg
 from sgg_fast.data.prepare.coco import CocoFilters
 from sgg_fast.data.prepare.encode import Filters
+from sgg_fast.data.prepare.records import PrepareError
 from sgg_fast.data.prepare.report import Report
 from sgg_fast.files import check_text
 
@@ -59,9 +60,14 @@ Your own pictures (png, jpg, webp), each with its graph beside it: scene.png and
 reads. Every picture is decoded, and turned as its orientation tag says; what cannot be used is counted and named in
 OUT/report.json."""
 
+CHECK_HELP = """\
+Looks at the files of a download, in a minute and before hours are spent: are all there and whole, is the version 1.4,
+are the counts the published ones, does every listed picture lie in its folder? One line a finding; exit code 2 if one
+is wrong. ROOT holds Visual Genome's files, or COCO-Stuff's."""
+
 CACHE_HELP = """\
 Runs the frozen models (VAE, CLIP) over a set once, and writes what train.py --data OUT then reads: latents, embeddings
-and packed graphs, in files whose every byte is checked when they are opened.
+and packed graphs, in files whose every byte is checked once after each change, when they are opened.
 
 Stop it at any moment: the same command goes on from the finished files. Give the recipe, models and data flags that
 train.py will get. Changed images are read again; a changed set, model or setting is refused by name. Pictures that
@@ -81,6 +87,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         made.add_argument("--overwrite", action="store_true", help="replace an earlier result in OUT")
         return made
 
+    own: argparse.ArgumentParser = commands.add_parser(
+        "check", help="a download, before it is prepared", description=CHECK_HELP
+    )
+    own.set_defaults(run=run_check)
+    own.add_argument("root", type=Path, metavar="ROOT", help="folder of the published files")
+    own.add_argument("--images", type=Path, help="folder of the pictures (ROOT/images for Visual Genome, else ROOT)")
+    own.add_argument("--any-version", action="store_true", help="annotations of another version than 1.4 are no fault")
+    own.add_argument("--any-size", action="store_true", help="counts other than the published ones are no fault")
     own = command("vg", "Visual Genome", VG_HELP, run_vg)
     own.add_argument("--root", type=Path, required=True, help="folder of the published files")
     own.add_argument("--compare-vocab", type=Path, help="published vocab.json (ROOT/vocab.json where there is one)")
@@ -134,6 +148,14 @@ def say(line: str) -> None:
 
 def _filters(args: argparse.Namespace, kind: type[AnyFilters]) -> AnyFilters:
     return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
+
+
+def run_check(args: argparse.Namespace) -> int:
+    reason = check.told(check.check(args.root, args.images, args.any_version), args.any_size, print)
+    if reason:
+        raise PrepareError(f"{args.root}: {reason}")
+    print(f"\n{args.root}: whole")
+    return 0
 
 
 def run_vg(args: argparse.Namespace) -> int:

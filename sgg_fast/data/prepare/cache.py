@@ -8,16 +8,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
 from sgg_fast import env
 from sgg_fast.config import ConfigError, flag
 from sgg_fast.data.cache import fingerprint, open_foundation
+from sgg_fast.data.packed import PackedStrings
 from sgg_fast.data.prepare.job import CacheJob
 from sgg_fast.data.prepare.shard_work import is_done, make_shards, shard_path
 from sgg_fast.data.shards import (
@@ -33,7 +38,7 @@ from sgg_fast.data.shards import (
 )
 from sgg_fast.data.sources import PairSource
 from sgg_fast.data.stored import FORMAT, GRAPH_TENSORS, GRAPHS, JOB, fixed_settings
-from sgg_fast.files import locked
+from sgg_fast.files import ASIDE, locked
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.nn.clip import embed_names, phrase_states
 from sgg_fast.nn.foundation import Foundation
@@ -127,6 +132,8 @@ def _accept(out: Path, described: dict[str, Any], overwrite: bool) -> str:
             old.unlink(missing_ok=True)
     for stale in [*out.glob(".*.part"), *out.glob(".*.safetensors-*"), *out.glob(".*.json-*")]:
         stale.unlink(missing_ok=True)  # left by a killed process, also of an older version
+    for scratch in out.glob(f"{ASIDE}words-*"):
+        shutil.rmtree(scratch, ignore_errors=True)
     if not path.is_file():
         write_whole(path, text.encode())
     return hashlib.sha256(text.encode()).hexdigest()
@@ -146,16 +153,16 @@ def _finish(
     """Write report.json, graphs.safetensors of the kept images, and last the index."""
     report = _report(job, source, shards)
     # Verify again: the index must describe exactly the models' outputs.
-    kept = [item for path in shards for item in read_tensors(path, verify=True)[0]["item"].tolist()]
-    if not kept:
+    kept = np.concatenate([read_tensors(path, verify=True)[0]["item"] for path in shards])
+    if not len(kept):
         why = "; ".join(f"{fault['count']} {fault['reason']}" for fault in report["faults"])
         raise ConfigError(
             f"--data {job.data.source}: none of {source.num_images} images can be used: {why}; each is named in "
             f"{job.out / REPORT}"
         )
-    graphs = [source.graphs[d * source.num_images + i] for d in range(source.draws) for i in kept]
-    previews = np.stack([source.load_image(i) for i in kept[:NUM_PREVIEWS]])
-    _write_graphs(job, graphs, previews, source.box_rows(kept), foundation)
+    graphs = (source.graphs[d * source.num_images + int(i)] for d in range(source.draws) for i in kept)
+    previews = np.stack([source.load_image(int(i)) for i in kept[:NUM_PREVIEWS]])
+    _write_graphs(job, graphs, previews, source.box_rows(kept.tolist()), foundation)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         entries = list(pool.map(entry_of, shards))
     data = job.data.source if job.data.is_drawn else str(Path(job.data.source).resolve())
@@ -190,17 +197,38 @@ def _report(job: CacheJob, source: PairSource, shards: list[Path]) -> dict[str, 
 
 
 def _write_graphs(
-    job: CacheJob, graphs: list[SceneGraph], previews: np.ndarray, boxes: np.ndarray | None, foundation: Foundation
+    job: CacheJob, graphs: Iterable[SceneGraph], previews: np.ndarray, boxes: np.ndarray | None, foundation: Foundation
 ) -> None:
+    """graphs.safetensors. Embeddings of names and phrases go through files beside it, a batch in memory at a time."""
     device, table = env.device(), NameTable()
     batch = SceneGraphBatch.from_graphs(graphs, table)
-    words = {"names": table.names, "phrases": table.phrases}
+    words = PackedStrings.of(table.names)
     tensors = {name: getattr(batch, name).numpy() for name in GRAPH_TENSORS}
     tensors |= {"sizes": batch.sizes, "previews": previews, **({} if boxes is None else {"boxes": boxes})}
+    tensors |= {"text": words.text, "text_ends": words.ends, "phrase_rows": table.phrases.rows_P3}
     clip = foundation.clip.to(device)
-    tensors["names"] = embed_names(clip, foundation.clip_tokenizer, table.spoken()).cpu().numpy()
-    if job.model.token_init == "text":
-        states = phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
-        tensors["phrases"] = states.cpu().numpy()
-    tensors["text"] = np.frombuffer(json.dumps(words).encode("ascii"), np.uint8)
-    write_tensors(job.out / GRAPHS, tensors, {})
+    with tempfile.TemporaryDirectory(prefix=f"{ASIDE}words-", dir=job.out) as scratch:
+        tensors["names"] = _embedded(
+            Path(scratch) / "names", table.spoken(), lambda some: embed_names(clip, foundation.clip_tokenizer, some)
+        )
+        if job.model.token_init == "text":
+            encoder = foundation.text_encoder.to(device)
+            tensors["phrases"] = _embedded(
+                Path(scratch) / "phrases",
+                table.phrases,
+                lambda some: phrase_states(encoder, foundation.tokenizer, some),
+            )
+        write_tensors(job.out / GRAPHS, tensors, {})
+
+
+_WORDS = 4096
+"""Names or phrases that are embedded before their rows go to the disk."""
+
+
+def _embedded(scratch: Path, strings: Sequence[str], embed: Callable[[Sequence[str]], torch.Tensor]) -> np.ndarray:
+    """Rows of all strings as a memory map of the file `scratch`."""
+    with scratch.open("wb") as file:
+        for first in tqdm(range(0, len(strings), _WORDS), desc=f"embed {scratch.name}", leave=False, disable=None):
+            rows = embed(strings[first : first + _WORDS]).cpu().numpy()
+            file.write(rows.tobytes())
+    return np.memmap(scratch, rows.dtype, "r", shape=(len(strings), rows.shape[1]))

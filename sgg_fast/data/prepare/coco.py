@@ -86,17 +86,17 @@ def prepare(
     """
     filters = filters or CocoFilters()
     names = [f"{kind}_{split}2017.json" for split in ("train", "val") for kind in ("instances", "stuff")]
-    found = {name: path for name in names if (path := _find(root, name))}
+    found = {name: path for name in names if (path := find_file(root, name))}
     if missing := [name for name in names if name not in found]:
         raise PrepareError(f"{root}: {', '.join(missing)} missing, there or in annotations/; {SOURCES}")
-    lists = {split: _find(root, f"{LISTS}/{split}-ids.txt") for split in ("train", "val")}
+    lists = {split: find_file(root, f"{LISTS}/{split}-ids.txt") for split in ("train", "val")}
     if None in lists.values() and not all_images:
         raise PrepareError(
             f"{root}: the id lists {LISTS}/{{train,val}}-ids.txt are missing: without them {WITHOUT_LISTS} training "
             f"images come out in place of the {PAPER['train']} that papers use; get {SOURCES}, or go on with "
             "--all-images"
         )
-    listed = {split: None if all_images else _read_ids(path) for split, path in lists.items()}
+    listed = {split: None if all_images else read_ids(path) for split, path in lists.items()}
     report = Report({"root": str(root), "all_images": all_images, **dataclasses.asdict(filters)}, PAPER)
     with preparing(out, jsonl.files_of(PAPER), overwrite, report, images):
         kept = {}
@@ -112,11 +112,11 @@ def prepare(
     return report
 
 
-def _find(root: Path, name: str) -> Path | None:
+def find_file(root: Path, name: str) -> Path | None:
     return next((path for path in (root / name, root / "annotations" / name) if path.is_file()), None)
 
 
-def _read_ids(path: Path | None) -> list[int]:
+def read_ids(path: Path | None) -> list[int]:
     """The ids of a file with one id a line. Raises `PrepareError` for other content."""
     assert path is not None
     ids = []

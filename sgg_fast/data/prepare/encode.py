@@ -132,7 +132,7 @@ class Encoder:
                 if image_id in described or image_id in faulty:
                     raise FaultError("image id occurs again")
                 faulty.add(image_id)
-                described[image_id] = _described(record)
+                described[image_id] = described_image(record)
                 faulty.remove(image_id)
             except FaultError as fault:
                 self.report.fault("image_data.json", where, str(fault))
@@ -355,7 +355,7 @@ class Encoder:
         return f"more than {filters.max_relations} relations" if relations > filters.max_relations else ""
 
 
-def _described(record: dict[str, Any]) -> tuple[int, int, str]:
+def described_image(record: dict[str, Any]) -> tuple[int, int, str]:
     """Width, height and path relative to the folder of images: the last two parts of the URL, as in sg2im."""
     width, height = record.get("width"), record.get("height")
     if not (is_id(width) and is_id(height) and width and height):

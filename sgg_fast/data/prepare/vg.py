@@ -48,7 +48,7 @@ def prepare(
     missing = [name for name in FILES if not (root / name).is_file()]
     if missing:
         raise PrepareError(f"{root}: {', '.join(missing)} missing; {SOURCES}")
-    splits = _splits(root / "vg_splits.json")
+    splits = read_splits(root / "vg_splits.json")
     published = compare_vocab or root / "vocab.json"
     known = read_json(published) if compare_vocab or published.is_file() else None
     report = Report({"root": str(root), "any_version": any_version, **dataclasses.asdict(filters)}, PAPER)
@@ -72,7 +72,7 @@ def prepare(
     return report
 
 
-def _splits(path: Path) -> dict[str, list[Any]]:
+def read_splits(path: Path) -> dict[str, list[Any]]:
     """Image ids of the three splits."""
     document = read_json(path)
     if not isinstance(document, dict) or set(document) != set(PAPER):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -34,7 +35,7 @@ def add_adapters(unet: UNet2DConditionModel, rank: int, targets: str) -> None:
                 module.weight = nn.Parameter(torch.empty_like(module.weight, dtype=torch.float32).copy_(module.weight))
 
 
-def _adapted(unet: nn.Module) -> Iterator[nn.Module]:
+def _adapted(unet: nn.Module) -> Iterator[Any]:
     """The layers that have an adapter."""
     return (module for module in unet.modules() if hasattr(module, "lora_A"))
 
@@ -44,7 +45,7 @@ def has_adapters(unet: nn.Module) -> bool:
     return next(_adapted(unet), None) is not None
 
 
-def whole_weight(layer: nn.Module) -> torch.Tensor:
+def whole_weight(layer: Any) -> torch.Tensor:
     """The weight of a layer, with what its active adapters add to it."""
     weight: torch.Tensor = layer.weight
     if hasattr(layer, "lora_A") and not layer.disable_adapters and not layer.merged:

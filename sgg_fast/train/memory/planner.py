@@ -120,9 +120,9 @@ class Planner:
     def plan(self, batch: int, budget: int = 24 * GIB) -> MemoryPlan:
         """MemoryPlan for `batch` images a micro-batch and process."""
         resident, host = resident_parts(self.layout, self._groups)
-        resident["frozen weights of the UNet (LoRA)"] = sum(
-            p.nbytes for p in self._stage.unet.parameters() if not p.requires_grad
-        )
+        unet: nn.Module = self.foundation.unet
+        frozen = (p.nbytes for p in unet.parameters() if not p.requires_grad)
+        resident["frozen weights of the UNet (LoRA)"] = sum(frozen)
         on_gpu = self.layout.device == "cuda"
         called = self._called if on_gpu else self._frozen
         resident["frozen models"] = sum(_sizes(called))
