@@ -212,6 +212,26 @@ def _by_kind(layers: list[nn.Linear]) -> list[list[nn.Linear]]:
     return [of_kind for of_kind in kinds.values() if len(of_kind) > 1]
 
 
+def merged_first(model: nn.Module) -> list[nn.Parameter]:
+    """All parameters, those of a GEMM that `fuse` merges across blocks in front and next to each other.
+
+    The order is the same before and after `fuse`. A flat buffer in this order keeps the weights of a GEMM adjacent.
+    """
+    context: list[nn.Linear] = []
+    times: list[nn.Linear] = []
+    for module in model.modules():
+        if isinstance(module, Attention) and module.is_cross_attention:
+            context += [module.to_k, module.to_v]
+        elif isinstance(module, ResnetBlock2D) and module.time_emb_proj is not None:
+            times.append(module.time_emb_proj)
+    in_front: list[nn.Parameter] = []
+    for layers in (context, times):
+        of_width = sorted(layers, key=lambda layer: getattr(layer, "in_features", 0))
+        for name in ("weight", "bias"):
+            in_front += [p for x in of_width if (p := getattr(x, name, None)) is not None]
+    return list(dict.fromkeys([*in_front, *model.parameters()]))
+
+
 def _merge(model: nn.Module) -> _State:
     """Merge the GEMMs of a model with fused modules."""
     state, context, times = _State(model, [], []), [], []

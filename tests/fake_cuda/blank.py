@@ -1,4 +1,5 @@
 """Answers to questions about numbers, where no kernel has computed any: flags are true, numbers 1, every row counts.
+Only `isnan` is false, and any of it.
 
 Device memory holds what was copied there, or what its last owner left. Code that takes a size from it (`nonzero`,
 `unique`, `int(x.max())`) would meet rubbish; here it meets the largest size, or 1, at the price of a device: a copy to
@@ -10,6 +11,8 @@ from __future__ import annotations
 import warnings
 
 import torch
+
+from . import device
 
 _library: list[torch.library.Library] = []
 
@@ -35,8 +38,30 @@ def _bincount(x: torch.Tensor, weights: torch.Tensor | None = None, minlength: i
     return torch.zeros(max(minlength, 1), dtype=torch.long, device=x.device)
 
 
+def _isnan(x: torch.Tensor) -> torch.Tensor:
+    return _no(torch.empty_like(x, dtype=torch.bool), "isnan")
+
+
+def _any(x: torch.Tensor) -> torch.Tensor:
+    found = torch.empty((), dtype=torch.bool, device=x.device)
+    return _no(found, "any") if getattr(x, "reads_false", False) else _launched(found, "any")
+
+
+def _no(flag: torch.Tensor, name: str) -> torch.Tensor:
+    """The flag reads False on the host."""
+    flag.reads_false = True  # type: ignore[attr-defined]
+    return _launched(flag, name)
+
+
+def _launched(x: torch.Tensor, name: str) -> torch.Tensor:
+    device.library().fake_launch(torch.cuda.current_stream(x.device).cuda_stream, name.encode())
+    return x
+
+
 def _item(x: torch.Tensor) -> bool | int | float:
     _asked(x)
+    if getattr(x, "reads_false", False):
+        return False
     return True if x.dtype == torch.bool else 1.0 if x.dtype.is_floating_point else 1
 
 
@@ -46,6 +71,6 @@ def install() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that torch's own are put aside
         for name, answer in (("nonzero", _nonzero), ("_unique2", _unique2), ("bincount", _bincount),
-                             ("_local_scalar_dense", _item)):  # fmt: skip
+                             ("isnan", _isnan), ("any", _any), ("_local_scalar_dense", _item)):  # fmt: skip
             library.impl(name, answer, "CUDA")
     _library.append(library)

@@ -2,6 +2,7 @@
 
     python -m fake_cuda.matrix                       # all rows of rows.toml, two at a time
     python -m fake_cuda.matrix --rows pretrain infer # some
+    python -m fake_cuda.matrix --quick               # the dozen that CI runs
     python -m fake_cuda.matrix --update              # write the counts of expected.json anew
 
 Run it by the Python of a CUDA build of torch, without a GPU. Rows and what they assert stand in rows.toml; counts are
@@ -12,12 +13,17 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import contextlib
 import dataclasses
 import json
 import os
+import re
 import shlex
+import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 from collections.abc import Sequence
@@ -48,15 +54,19 @@ class Row:
     train: str = ""
     run: tuple[str, ...] = ()
     env: dict[str, str] = dataclasses.field(default_factory=dict)
+    processes: int = 1
+    """That torchrun would start, each on a device of its own."""
     code: int = 0
     """Exit code of the last command."""
     says: str = ""
     """What its output must have."""
+    quick: bool = False
+    """Whether CI runs it, where a CUDA build of torch is installed."""
 
     def commands(self, places: dict[str, str]) -> list[list[str]]:
         """The words of each."""
         if not self.train:
-            return [shlex.split(line.format(**places)) for line in self.run]
+            return [shlex.split(line.format(train=TRAIN, **places)) for line in self.run]
         flags = [*shlex.split(TRAIN), *shlex.split(self.train.format(**places)), "--out", places["out"]]
         return [["train.py", *flags, "--steps", str(steps)] for steps in STEPS]
 
@@ -69,6 +79,7 @@ class Result:
     wrong: list[str]
     counts: dict[str, Any]
     seconds: float
+    """Of the CPU, with all processes that it started and waited for."""
 
 
 def read_rows() -> list[Row]:
@@ -79,6 +90,13 @@ def read_rows() -> list[Row]:
     if strange := {row.kind for row in rows} - {"captured", "eager", "command"}:
         raise ValueError(f"{ROWS.name}: there is no kind {', '.join(strange)}")
     return rows
+
+
+def chosen(rows: list[Row], names: Sequence[str] | None, quick: bool) -> list[Row]:
+    """Raises ValueError for a name that no row has."""
+    if unknown := set(names or ()) - {row.name for row in rows}:
+        raise ValueError(f"{ROWS.name} has no row {', '.join(sorted(unknown))}")
+    return [row for row in rows if (not names or row.name in names) and (row.quick or not quick)]
 
 
 def versions() -> str:
@@ -133,7 +151,7 @@ class Matrix:
         self.folder = folder
         build.build(folder / "lib")
         self._made: dict[str, str] = {}
-        path = os.pathsep.join(str(p) for p in (ROOT, ROOT / "kernels", ROOT / "tests"))
+        path = os.pathsep.join(str(p) for p in (ROOT, ROOT / "kernels", ROOT / "tests", HERE / "children"))
         plain = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "TRITON_INTERPRET")}
         self.plain = {**plain, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         self.environment = {**plain, **build.environment(folder / "lib"), "PYTHONPATH": path}
@@ -150,28 +168,87 @@ class Matrix:
         return {"out": str(out), "graphs": str(made / "graphs.json"), **named}
 
     def run(self, row: Row, expected: dict[str, Any] | None) -> Result:
-        """A row in a process of its own."""
-        places, began = self.places(row), time.monotonic()
+        """Run a row in processes of its own."""
+        places = self.places(row)
         out = Path(places["out"])
         subprocess.run(["rm", "-rf", str(out)], check=True)
         out.mkdir(parents=True)
-        report, log = out / "report.json", out / "log.txt"
-        words = [sys.executable, "-m", "fake_cuda.run", str(report)]
+        words: list[str] = []
         for number, command in enumerate(row.commands(places)):
             words += [*(["--"] if number else []), *command]
         env = {**self.environment, **{name: value.format(**places) for name, value in row.env.items()}}
+        launched = launcher(row.processes)
+        logs = [out / f"log-{rank}.txt" for rank in range(row.processes)]
+        begun = [
+            self._begin(words, out / f"report-{rank}.json", log, {**env, **launched[rank]})
+            for rank, log in enumerate(logs)
+        ]
+        seconds, late = _wait(begun, LIMIT)
+        if late:
+            return Result(row, [f"stopped after {LIMIT} s: {logs[0]}"], {}, seconds)
+        wrong, counts = [], {}
+        for rank, log in enumerate(logs):
+            report, said = out / f"report-{rank}.json", log.read_text(errors="replace")
+            reports = json.loads(report.read_text()) if report.is_file() else []
+            if len(reports) < len(row.commands(places)):
+                wrong.append(f"the process died: {log}")
+                continue
+            wrong += judge(row, reports, None if rank else expected)
+            wrong += [f"refused in a child: {line}" for line in refused(said) - refused_here(reports)]
+            if not rank:
+                counts = counts_of(reports)
+                if row.says and row.says not in " ".join(said.split()):
+                    wrong.append(f"nothing said {row.says!r}: {log}")
+        return Result(row, wrong, counts, seconds)
+
+    def _begin(self, words: list[str], report: Path, log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
         with log.open("w") as file:
-            try:
-                subprocess.run(words, cwd=ROOT, env=env, stdout=file, stderr=file, timeout=LIMIT, check=False)
-            except subprocess.TimeoutExpired:
-                return Result(row, [f"stopped after {LIMIT} s: {log}"], {}, time.monotonic() - began)
-        if not report.is_file():
-            return Result(row, [f"the process died: {log}"], {}, time.monotonic() - began)
-        reports = json.loads(report.read_text())
-        wrong = judge(row, reports, expected)
-        if row.says and row.says not in " ".join(log.read_text().split()):
-            wrong.append(f"nothing said {row.says!r}: {log}")
-        return Result(row, wrong, counts_of(reports), time.monotonic() - began)
+            return subprocess.Popen(
+                [sys.executable, "-m", "fake_cuda.run", str(report), *words], cwd=ROOT, env=env,
+                stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
+            )  # fmt: skip
+
+
+def launcher(num: int) -> list[dict[str, str]]:
+    """What torchrun puts into the environment of each process; nothing for a single one."""
+    if num == 1:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = {"WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1",
+              "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "FAKE_CUDA_DEVICES": str(num)}  # fmt: skip
+    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num)]
+
+
+def _wait(begun: list[subprocess.Popen[bytes]], limit: float) -> tuple[float, bool]:
+    """Wait for all; after `limit` seconds they are killed with their children. Returns CPU seconds and whether late."""
+    timers = [threading.Timer(limit, _kill, (process.pid,)) for process in begun]
+    for timer in timers:
+        timer.start()
+    seconds, late = 0.0, False
+    for process, timer in zip(begun, timers, strict=True):
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        late |= timer.finished.is_set()
+        timer.cancel()
+        seconds += usage.ru_utime + usage.ru_stime
+    return seconds, late
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+
+
+def refused(said: str) -> set[str]:
+    """Complaints of the stand-in in a log, those of processes that the row started included."""
+    return set(re.findall(r"^fake CUDA: (.*)$", said, re.MULTILINE))
+
+
+def refused_here(reports: list[dict[str, Any]]) -> set[str]:
+    """Complaints that `judge` names already."""
+    return {line for report in reports for line in report["complaints"]}
 
 
 def line_of(result: Result) -> str:
@@ -187,28 +264,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 1 where a row is red."""
     parser = argparse.ArgumentParser(prog="python -m fake_cuda.matrix", description=__doc__.split("\n\n")[0])
     parser.add_argument("--rows", nargs="+", help="default: all")
+    parser.add_argument("--quick", action="store_true", help="the rows marked so")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "first-contact", help="what is made lies here")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--update", action="store_true", help="commit what these rows counted")
     args = parser.parse_args(argv)
-    rows = [row for row in read_rows() if not args.rows or row.name in args.rows]
+    rows = chosen(read_rows(), args.rows, args.quick)
     everything = json.loads(EXPECTED.read_text()) if EXPECTED.is_file() else {}
     committed = everything.setdefault(versions(), {})
-    matrix, began = Matrix(args.folder), time.monotonic()
+    matrix, began, results = Matrix(args.folder), time.monotonic(), []
     print(f"{len(rows)} rows on the stand-in: {versions()}", flush=True)
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        results = []
-        for result in pool.map(lambda row: matrix.run(row, None if args.update else committed.get(row.name)), rows):
+        begun = [pool.submit(matrix.run, row, None if args.update else committed.get(row.name)) for row in rows]
+        for done in concurrent.futures.as_completed(begun):
+            result = done.result()
             print("\n".join([line_of(result), *(f"       {line}" for line in result.wrong)]), flush=True)
             results.append(result)
+            if args.update and not result.wrong:
+                committed[result.row.name] = result.counts
+                write_expected(everything)
     red = [result for result in results if result.wrong]
-    if args.update:
-        committed.update({r.row.name: r.counts for r in results if not r.wrong})
-        EXPECTED.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
-    elif lacking := [row.name for row in rows if row.kind != "command" and row.name not in committed]:
+    if lacking := [row.name for row in rows if row.kind != "command" and row.name not in committed]:
         print(f"no counts are committed for {versions()}: {', '.join(lacking)} (--update)")
-    print(f"{len(results) - len(red)} of {len(results)} green, {time.monotonic() - began:.0f} s")
+    spent = sum(result.seconds for result in results)
+    print(f"{len(results) - len(red)} of {len(results)} green, {spent:.0f} s of CPU, {time.monotonic() - began:.0f} s")
     return int(bool(red))
+
+
+def write_expected(everything: dict[str, Any]) -> None:
+    """A row a line, so that a change reads as one in a diff."""
+    parts = []
+    for name, rows in sorted(everything.items()):
+        lines = ",\n".join(f"  {json.dumps(row)}: {json.dumps(rows[row], sort_keys=True)}" for row in sorted(rows))
+        parts.append(f" {json.dumps(name)}: {{\n{lines}\n }}")
+    EXPECTED.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 if __name__ == "__main__":

@@ -105,8 +105,9 @@ def use_gloo() -> None:
     dist.init_process_group = dist.distributed_c10d.init_process_group = by_gloo  # type: ignore[assignment]
 
 
+@functools.cache
 def prepare() -> None:
-    """Everything that a process needs before the project's code runs on the stand-in."""
+    """Everything that a process needs before the project's code runs on the stand-in; once."""
     torch.backends.cudnn.enabled = False
     cudnn.install()
     blank.install()
