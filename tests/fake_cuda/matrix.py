@@ -13,17 +13,13 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import contextlib
 import dataclasses
 import json
 import os
 import re
 import shlex
-import signal
-import socket
 import subprocess
 import sys
-import threading
 import time
 import tomllib
 from collections.abc import Sequence
@@ -32,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from . import build, inputs
+from .workers import Workers
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -154,8 +151,8 @@ class Matrix:
         path = os.pathsep.join(str(p) for p in (ROOT, ROOT / "kernels", ROOT / "tests", HERE / "children"))
         plain = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "TRITON_INTERPRET")}
         self.plain = {**plain, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        self.environment = {**plain, **build.environment(folder / "lib"), "PYTHONPATH": path}
-        self.environment["TRITON_CACHE_DIR"] = str(folder / "triton")
+        environment = {**plain, **build.environment(folder / "lib"), "PYTHONPATH": path}
+        self.workers = Workers(ROOT, {**environment, "TRITON_CACHE_DIR": str(folder / "triton")})
         if not (folder / "inputs" / inputs.DONE).is_file():
             words = [sys.executable, "-m", "fake_cuda.inputs", str(folder / "inputs")]
             subprocess.run(words, env=self.plain, check=True)
@@ -176,19 +173,15 @@ class Matrix:
         words: list[str] = []
         for number, command in enumerate(row.commands(places)):
             words += [*(["--"] if number else []), *command]
-        env = {**self.environment, **{name: value.format(**places) for name, value in row.env.items()}}
-        launched = launcher(row.processes)
         logs = [out / f"log-{rank}.txt" for rank in range(row.processes)]
-        begun = [
-            self._begin(words, out / f"report-{rank}.json", log, {**env, **launched[rank]})
-            for rank, log in enumerate(logs)
-        ]
-        seconds, late = _wait(begun, LIMIT)
+        written = [out / f"report-{rank}.json" for rank in range(row.processes)]
+        env = {name: value.format(**places) for name, value in row.env.items()}
+        seconds, late = self.workers.run(words, written, logs, env, LIMIT)
         if late:
             return Result(row, [f"stopped after {LIMIT} s: {logs[0]}"], {}, seconds)
         wrong, counts = [], {}
-        for rank, log in enumerate(logs):
-            report, said = out / f"report-{rank}.json", log.read_text(errors="replace")
+        for rank, (report, log) in enumerate(zip(written, logs, strict=True)):
+            said = log.read_text(errors="replace")
             reports = json.loads(report.read_text()) if report.is_file() else []
             if len(reports) < len(row.commands(places)):
                 wrong.append(f"the process died: {log}")
@@ -200,45 +193,6 @@ class Matrix:
                 if row.says and row.says not in " ".join(said.split()):
                     wrong.append(f"nothing said {row.says!r}: {log}")
         return Result(row, wrong, counts, seconds)
-
-    def _begin(self, words: list[str], report: Path, log: Path, env: dict[str, str]) -> subprocess.Popen[bytes]:
-        with log.open("w") as file:
-            return subprocess.Popen(
-                [sys.executable, "-m", "fake_cuda.run", str(report), *words], cwd=ROOT, env=env,
-                stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True,
-            )  # fmt: skip
-
-
-def launcher(num: int) -> list[dict[str, str]]:
-    """What torchrun puts into the environment of each process; nothing for a single one."""
-    if num == 1:
-        return [{}]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    shared = {"WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1",
-              "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo", "FAKE_CUDA_DEVICES": str(num)}  # fmt: skip
-    return [{**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(num)]
-
-
-def _wait(begun: list[subprocess.Popen[bytes]], limit: float) -> tuple[float, bool]:
-    """Wait for all; after `limit` seconds they are killed with their children. Returns CPU seconds and whether late."""
-    timers = [threading.Timer(limit, _kill, (process.pid,)) for process in begun]
-    for timer in timers:
-        timer.start()
-    seconds, late = 0.0, False
-    for process, timer in zip(begun, timers, strict=True):
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        late |= timer.finished.is_set()
-        timer.cancel()
-        seconds += usage.ru_utime + usage.ru_stime
-    return seconds, late
-
-
-def _kill(pid: int) -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)
 
 
 def refused(said: str) -> set[str]:
@@ -283,6 +237,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if args.update and not result.wrong:
                 committed[result.row.name] = result.counts
                 write_expected(everything)
+    matrix.workers.close()
     red = [result for result in results if result.wrong]
     if lacking := [row.name for row in rows if row.kind != "command" and row.name not in committed]:
         print(f"no counts are committed for {versions()}: {', '.join(lacking)} (--update)")

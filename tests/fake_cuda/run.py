@@ -12,7 +12,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import importlib
 import json
+import os
 import runpy
 import sys
 import time
@@ -28,6 +30,10 @@ from sgg_fast.ops import adam as adam_op
 from . import blank, cudnn, device
 
 SEPARATOR = "--"
+
+PRELOADED = ("sgg_fast.train.trainer", "sgg_fast.pipeline", "sgg_fast.drawing", "torch.utils.tensorboard",
+             "xformers.ops")  # fmt: skip
+"""Modules that most rows import."""
 
 _updates: list[dict[str, int]] = []
 """What each optimiser step of the command underway cost, in order."""
@@ -155,8 +161,40 @@ def report_of(words: list[str]) -> dict[str, Any]:
     }
 
 
+def serve() -> int:
+    """Run what stdin asks for, a line of JSON each, in a fork each; say its pid, then its CPU seconds.
+
+    In the fork this returns the exit code of its commands, so that it ends as a process of its own would.
+    """
+    prepare()
+    for name in PRELOADED:
+        importlib.import_module(name)
+    torch.cuda._is_in_bad_fork = lambda: False
+    for line in sys.stdin:
+        asked = json.loads(line)
+        pid = os.fork()
+        if not pid:
+            os.setsid()
+            os.environ.update(asked["env"])
+            _redirect(asked["log"])
+            return main(asked["words"])
+        print(pid, flush=True)
+        usage = os.wait4(pid, 0)[2]
+        print(usage.ru_utime + usage.ru_stime, flush=True)
+    return 0
+
+
+def _redirect(log: str) -> None:
+    """Input from nowhere, output and errors into the file."""
+    for fd, opened in ((0, os.open(os.devnull, os.O_RDONLY)), (1, os.open(log, os.O_WRONLY | os.O_CREAT, 0o644))):
+        os.dup2(opened, fd)
+    os.dup2(1, 2)
+
+
 def main(argv: list[str]) -> int:
     """Exit code: 0 where every command ended with 0."""
+    if argv == ["--serve"]:
+        return serve()
     path, *words = argv
     prepare()
     commands: list[list[str]] = [[]]

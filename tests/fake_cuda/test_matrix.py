@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from . import faults, matrix
+from . import faults, matrix, workers
 
 STEP = {"launches": 2, "to_device": 1, "to_host": 1, "syncs": 0, "waits": 0, "replays": 1, "graphs": 0, "applied": 1}
 FIRST = {**STEP, "launches": 9000, "syncs": 11, "graphs": 1}
@@ -90,8 +90,8 @@ def test_every_training_row_has_committed_counts():
 
 
 def test_a_row_of_two_processes_has_a_rank_and_a_port():
-    assert matrix.launcher(1) == [{}]
-    first, second = matrix.launcher(2)
+    assert workers.launcher(1) == [{}]
+    first, second = workers.launcher(2)
     assert (first["RANK"], second["LOCAL_RANK"], second["WORLD_SIZE"]) == ("0", "1", "2")
     assert first["MASTER_PORT"] == second["MASTER_PORT"]
 
