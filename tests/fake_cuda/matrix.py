@@ -90,10 +90,11 @@ def read_rows() -> list[Row]:
 
 
 def chosen(rows: list[Row], names: Sequence[str] | None, quick: bool) -> list[Row]:
-    """Raises ValueError for a name that no row has."""
-    if unknown := set(names or ()) - {row.name for row in rows}:
+    """In the order of the names, if there are any. Raises ValueError for a name that no row has."""
+    of = {row.name: row for row in rows}
+    if unknown := set(names or ()) - of.keys():
         raise ValueError(f"{ROWS.name} has no row {', '.join(sorted(unknown))}")
-    return [row for row in rows if (not names or row.name in names) and (row.quick or not quick)]
+    return [of[name] for name in names or of if of[name].quick or not quick]
 
 
 def versions() -> str:
@@ -152,7 +153,8 @@ class Matrix:
         plain = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "TRITON_INTERPRET")}
         self.plain = {**plain, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
         environment = {**plain, **build.environment(folder / "lib"), "PYTHONPATH": path}
-        self.workers = Workers(ROOT, {**environment, "TRITON_CACHE_DIR": str(folder / "triton")})
+        caches = {"TRITON_CACHE_DIR": str(folder / "triton"), "XDG_CACHE_HOME": str(folder / "cache")}
+        self.workers = Workers(ROOT, {**environment, **caches})
         if not (folder / "inputs" / inputs.DONE).is_file():
             words = [sys.executable, "-m", "fake_cuda.inputs", str(folder / "inputs")]
             subprocess.run(words, env=self.plain, check=True)
