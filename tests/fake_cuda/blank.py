@@ -48,6 +48,11 @@ def _isnan(x: torch.Tensor) -> torch.Tensor:
     return _no(torch.empty_like(x, dtype=torch.bool), "isnan")
 
 
+def _equal(x: torch.Tensor, y: torch.Tensor) -> bool:
+    _asked(x)
+    return x.shape == y.shape
+
+
 def _any(x: torch.Tensor) -> torch.Tensor:
     found = torch.empty((), dtype=torch.bool, device=x.device)
     return _no(found, "any") if hasattr(x, "reads") else _launched(found, "any")
@@ -97,7 +102,8 @@ def install() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that torch's own are put aside
         for name, answer in (("nonzero", _nonzero), ("_unique2", _unique2), ("bincount", _bincount),
-                             ("isnan", _isnan), ("any", _any), ("_local_scalar_dense", _item)):  # fmt: skip
+                             ("isnan", _isnan), ("any", _any), ("equal", _equal),
+                             ("_local_scalar_dense", _item)):  # fmt: skip
             library.impl(name, answer, "CUDA")
     _library.append(library)
     reference.pack = _on_host(reference.pack)
