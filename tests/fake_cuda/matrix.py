@@ -230,7 +230,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--update", action="store_true", help="commit what these rows counted")
     args = parser.parse_args(argv)
-    rows = chosen(read_rows(), args.rows, args.quick)
+    try:
+        rows = chosen(read_rows(), args.rows, args.quick)
+    except ValueError as error:
+        parser.error(str(error))
     everything = json.loads(EXPECTED.read_text()) if EXPECTED.is_file() else {}
     known = {row.name for row in read_rows() if row.counted}
     everything = {of: {name: counts[name] for name in counts.keys() & known} for of, counts in everything.items()}
