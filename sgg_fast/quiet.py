@@ -1,10 +1,14 @@
-"""Keeps the libraries' start-up notices off the terminal of our commands; never called by the library itself."""
+"""Start-up of our commands: keeps the libraries' notices off the terminal; never called by the library itself."""
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 
 class _Plain(logging.Formatter):
@@ -43,3 +47,18 @@ def quiet_libraries(verbose: bool = False) -> None:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection while the libraries are imported, nor later of what they made: there is no garbage, and the
+    search for it takes 1.2 of 6.6 CPU seconds. Does nothing if they are imported already."""
+    if "diffusers" in sys.modules or not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

@@ -32,6 +32,7 @@ LEAST_WARPS = {
     "group_norm_silu_fwd_kernel": 16,
     "group_norm_silu_merge_kernel": 16,
     "group_norm_silu_stats_kernel": 16,
+    "hash_draw_kernel": 16,
     "masked_pool_bwd_kernel": 16,
     "masked_pool_fwd_hub_kernel": 16,
     "masked_pool_fwd_kernel": 16,
@@ -158,6 +159,18 @@ def pack(padded: bool, masked: bool) -> None:
     pack_fwd(store, index(4), index(num_graphs + 1), index(num_graphs + 1), *_BUCKET[1:], mask)
 
 
+DRAWS = {"words": 0, "uniform": 1, "normal": 2}
+"""Kinds of `sgg_kernels.hash_draw`."""
+
+
+def hash_draw(kind: int) -> None:
+    """The key of a captured step, and that of the instance codes."""
+    from sgg_kernels.hash_draw import hash_draw
+
+    for samples, words in ((2, ()), (128, (index(128),))):
+        hash_draw([index(1), index(samples, torch.int64), 12, *words], 77, 4096, kind)
+
+
 def adam(num_chunks: int, max_norm: float, weight: torch.dtype, split: bool, grad: torch.dtype, bits: int) -> None:
     from sgg_kernels.adam import BLOCK, adam_decide, adam_update
     from sgg_kernels.adam8bit import adam8bit_update
@@ -216,8 +229,10 @@ def group_norm_silu(shape: tuple[int, int, int, int], dtype: torch.dtype, wide: 
     *sizes, num_groups = shape
     x = torch.empty(sizes, dtype=dtype, device="meta")
     weight, bias = (torch.empty(sizes[2], dtype=wide, device="meta") for _ in range(2))
-    out, *stats = group_norm_silu_fwd(x, weight, bias, num_groups, 1e-5, silu)
-    group_norm_silu_bwd(torch.empty_like(out), x, weight, bias, *stats, num_groups, silu)
+    shift = torch.empty(sizes[0], 2 * sizes[2], device="meta")[:, : sizes[2]]  # one of a merged projection
+    for added in (None, shift) if silu else (None,):  # the first and the second norm of a residual block
+        out, *stats = group_norm_silu_fwd(x, added, weight, bias, num_groups, 1e-5, silu)
+        group_norm_silu_bwd(torch.empty_like(out), x, weight, bias, *stats, num_groups, silu)
 
 
 def geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
@@ -253,6 +268,8 @@ def cases() -> list[AotCase]:
         for masked in (True, False):
             name = f"pack{' padded' * padded}{' masked' * masked}"
             made.append(AotCase(name, functools.partial(pack, padded, masked), vectors=False))
+    for name, kind in DRAWS.items():
+        made.append(AotCase(f"hash_draw {name}", functools.partial(hash_draw, kind), vectors=False))
     for name, num_chunks, max_norm in (
         ("paper", 23_000, 1.0),
         ("paper unclipped", 23_000, 0.0),

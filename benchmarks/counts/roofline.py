@@ -156,12 +156,14 @@ def issued(op: str, backward: bool, shape: Shape | ImageShape, itemsize: int) ->
     """
     if isinstance(shape, ImageShape):
         return _issued_of_images(op, backward, shape, itemsize)
+    from sgg_kernels.scatter_mean import ROWS
+
     z, s = shape, itemsize
     nodes, edges, wide = z.objects * z.width * s, z.relations * z.width * s, 2 * z.relations * z.width * s
     ends, plan = 2 * INT * z.relations, _plan(z)
     # Rows between the two stages of a bias gradient, one for each program; fp32, written and read.
     rows_of_objects = 2 * 4 * z.width * _programs(z.objects, 1)
-    rows_of_relations = 2 * 4 * 3 * z.width * _programs(z.relations, 2)
+    rows_of_relations = 2 * 4 * 3 * z.width * _programs(z.relations, ROWS)
     pooled = (z.pooled_objects + z.pooled_relations) * z.width * s
     pool_index = z.objects + z.relations + 2 * INT * (2 * z.graphs + 1)
     forward = {

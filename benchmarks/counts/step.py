@@ -98,9 +98,10 @@ def count(config: Config) -> StepCount:
 def main() -> None:
     """Print both forms of the weights."""
     base = train_forms.settings(quick=False)
-    print(f"{base.resolution} x {base.resolution}, batch {base.batch_size}, fused UNet, bf16 compute")
+    side, batch = base.data.resolution, base.optim.batch_size
+    print(f"{side} x {side}, batch {batch}, fused UNet, bf16 compute")
     for name, changes in (("fp32 master weights", {}), ("split", {"weights": "split"}), ("lean", {"weights": "lean"})):
-        found = count(dataclasses.replace(base, **changes))
+        found = count(base.replace(**changes))
         print(f"{name:20} by the host: {found.with_bitsandbytes:,} with bitsandbytes, {found.total:,} with the flat "
               f"optimiser ({found.optimiser} of them its own), {HOST_CALLS} where these are captured")  # fmt: skip
 

@@ -14,7 +14,7 @@ from .role_sums import role_sums
 from .segments import as_rows, column_sum, tile_options
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_relations"])
 def gather_add_relu_fwd_kernel(
     ac_ptr, b_ptr, bias_ptr, h_ptr, subject_ptr, object_ptr, stride_ac, stride_b, num_relations, H,
     BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,

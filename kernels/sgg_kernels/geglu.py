@@ -10,7 +10,7 @@ from .launch import launch
 from .segments import as_rows
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def geglu_fwd_kernel(x_ptr, out_ptr, stride_x, num_rows, D, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr):
     """out = a * gate * Phi(gate) with a | gate = x and Phi the normal distribution function (exact, by erf) [1].
 
@@ -31,7 +31,7 @@ def geglu_fwd_kernel(x_ptr, out_ptr, stride_x, num_rows, D, BLOCK_R: tl.constexp
     tl.store(out_ptr + i_r * D + o_D[None, :], b_a * b_gate * b_phi, mask=m_RD)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def geglu_bwd_kernel(
     grad_ptr, x_ptr, grad_x_ptr, stride_grad, stride_x, num_rows, D, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr
 ):

@@ -14,6 +14,9 @@ from .group_norm_layout import NormLayout, group_sum, normalised
 from .launch import launch
 from .segments import column_sum
 
+STAGES = 3
+"""As in forward, for two tensors: tiles in flight, plus one."""
+
 
 @triton.jit
 def _outer_grad(p_grad, b_hat, i_S, C, o_C, m_SC, weight_C, bias_C, SILU: tl.constexpr):
@@ -29,12 +32,12 @@ def _outer_grad(p_grad, b_hat, i_S, C, o_C, m_SC, weight_C, bias_C, SILU: tl.con
 @triton.jit
 def _grad_sums(
     p_grad, p_x, begin, end, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C,
-    SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """(sum of g xhat, sum of g) over the pixels begin .. end: an image's share of the gradients of weight and bias."""
     b_weight = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
     b_bias = tl.zeros([BLOCK_S, BLOCK_C], tl.float32)
-    for start in range(begin, end, BLOCK_S):
+    for start in tl.range(begin, end, BLOCK_S, num_stages=STAGES):
         i_S = start + tl.arange(0, BLOCK_S)
         m_SC = (i_S < end)[:, None] & m_C[None, :]
         i_S = i_S.to(tl.int64)
@@ -48,10 +51,10 @@ def _grad_sums(
 @triton.jit
 def _write_grad_rows(
     p_grad, p_x, p_out, begin, end, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C,
-    SILU: tl.constexpr, BLOCK_S: tl.constexpr,
+    SILU: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """grad x = rstd (g weight - shift - xhat slope) of the pixels begin .. end; shift, slope: means over the group."""
-    for start in range(begin, end, BLOCK_S):
+    for start in tl.range(begin, end, BLOCK_S, num_stages=STAGES):
         i_S = start + tl.arange(0, BLOCK_S)
         m_SC = (i_S < end)[:, None] & m_C[None, :]
         i_S = i_S.to(tl.int64)
@@ -62,11 +65,19 @@ def _write_grad_rows(
 
 
 @triton.jit
+def _shift_grad(sum_bias_C, weight_C, rstd_C, offset_C, mean_C, slope_C, S):
+    """Sum of grad x over the pixels: rstd (weight sum(g) - S mean - slope sum(xhat)), sum(xhat) = S offset rstd."""
+    return rstd_C * (weight_C * sum_bias_C - (mean_C + slope_C * offset_C * rstd_C) * S)
+
+
+@triton.jit
 def group_norm_silu_bwd_kernel(
-    grad_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, grad_x_ptr, partial_ptr, S, C,
-    CHANNELS: tl.constexpr, SIZE: tl.constexpr, SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    grad_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, offset_ptr, grad_x_ptr, grad_shift_ptr, partial_ptr,
+    S, C,
+    CHANNELS: tl.constexpr, SIZE: tl.constexpr, SILU: tl.constexpr, SHIFT: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """grad x, and the image's share of the gradients of weight and bias in partial [B, 2C].
+    """grad x, grad shift, and the image's share of the gradients of weight and bias in partial [B, 2C].
 
     Bytes an element at bf16: 6 (grad and x read, grad x written); grad and x are read again from a cache.
     """
@@ -82,16 +93,20 @@ def group_norm_silu_bwd_kernel(
     o_image = i_b * S * C
     p_grad, p_x = grad_ptr + o_image, x_ptr + o_image
     sum_weight_C, sum_bias_C = _grad_sums(
-        p_grad, p_x, 0, S, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, SILU, BLOCK_S, BLOCK_C
+        p_grad, p_x, 0, S, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, SILU, BLOCK_S, BLOCK_C, STAGES
     )
     tl.store(partial_ptr + i_b * 2 * C + o_C, sum_weight_C, mask=m_C)
     tl.store(partial_ptr + i_b * 2 * C + C + o_C, sum_bias_C, mask=m_C)
     num = S * 1.0 * SIZE
     shift_C = group_sum(sum_bias_C * weight_C, o_tile, SIZE) / num
     slope_C = group_sum(sum_weight_C * weight_C, o_tile, SIZE) / num
+    if SHIFT:
+        offset_C = tl.load(offset_ptr + i_b * C + o_C, mask=m_C, other=0.0)
+        grad_C = _shift_grad(sum_bias_C, weight_C, rstd_C, offset_C, shift_C, slope_C, S)
+        tl.store(grad_shift_ptr + i_b * C + o_C, grad_C, mask=m_C)
     _write_grad_rows(
         p_grad, p_x, grad_x_ptr + o_image, 0, S, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C,
-        SILU, BLOCK_S,
+        SILU, BLOCK_S, STAGES,
     )  # fmt: skip
 
 
@@ -113,7 +128,7 @@ def group_norm_silu_bwd_stats_kernel(
     o_image = i_b * S * C
     sum_weight_C, sum_bias_C = _grad_sums(
         grad_ptr + o_image, x_ptr + o_image, begin, tl.minimum(begin + chunk, S), C, o_C, m_C, mean_C, rstd_C,
-        weight_C, bias_C, SILU, BLOCK_S, BLOCK_C,
+        weight_C, bias_C, SILU, BLOCK_S, BLOCK_C, 1,
     )  # fmt: skip
     p_out = chunk_ptr + i_bp.to(tl.int64) * 2 * C + o_C
     tl.store(p_out, sum_weight_C, mask=m_C)
@@ -122,10 +137,13 @@ def group_norm_silu_bwd_stats_kernel(
 
 @triton.jit
 def group_norm_silu_bwd_merge_kernel(
-    chunk_ptr, weight_ptr, partial_ptr, coefficient_ptr, S, num_p, C,
-    SIZE: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
+    chunk_ptr, weight_ptr, rstd_ptr, offset_ptr, partial_ptr, coefficient_ptr, grad_shift_ptr, S, num_p, C,
+    SIZE: tl.constexpr, SHIFT: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """partial[b] = sum of chunk[b, :]; coefficient[b] = (slope | shift), its means over groups, by channel, [2C]."""
+    """partial[b] = sum of chunk[b, :]; coefficient[b] = (slope | mean), its means over groups, by channel, [2C].
+
+    With a shift, its gradient too, from the sums that the first half leaves in memory.
+    """
     num_groups = C // SIZE
     i_b = (tl.program_id(0) // num_groups).to(tl.int64)
     first = tl.program_id(0) % num_groups * SIZE
@@ -150,6 +168,20 @@ def group_norm_silu_bwd_merge_kernel(
         for c in range(0, SIZE, BLOCK_C):
             o_out = i_b * 2 * C + i_half * C + first + c + o_C
             tl.store(coefficient_ptr + o_out, tl.zeros([BLOCK_C], tl.float32) + mean, mask=c + o_C < SIZE)
+        if i_half == 0:
+            slope = mean
+        elif SHIFT:
+            tl.debug_barrier()  # other threads stored the sums that are read here
+            for c in range(0, SIZE, BLOCK_C):
+                m_C = c + o_C < SIZE
+                o_channel = first + c + o_C
+                # [BLOCK_C] each
+                sum_bias_C = tl.load(partial_ptr + i_b * 2 * C + C + o_channel, mask=m_C, other=0.0)
+                weight_C = tl.load(weight_ptr + o_channel, mask=m_C, other=0.0).to(tl.float32)
+                rstd_C = tl.load(rstd_ptr + i_b * C + o_channel, mask=m_C, other=0.0)
+                offset_C = tl.load(offset_ptr + i_b * C + o_channel, mask=m_C, other=0.0)
+                grad_C = _shift_grad(sum_bias_C, weight_C, rstd_C, offset_C, mean, slope, S)
+                tl.store(grad_shift_ptr + i_b * C + o_channel, grad_C, mask=m_C)
 
 
 @triton.jit
@@ -173,7 +205,7 @@ def group_norm_silu_bwd_apply_kernel(
     o_image = i_b * S * C
     _write_grad_rows(
         grad_ptr + o_image, x_ptr + o_image, grad_x_ptr + o_image, begin, tl.minimum(begin + BLOCK_S, S), C, o_C, m_C,
-        mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C, SILU, BLOCK_S,
+        mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C, SILU, BLOCK_S, 1,
     )  # fmt: skip
 
 
@@ -184,21 +216,28 @@ def group_norm_silu_bwd(
     bias_C: torch.Tensor,
     mean_BC: torch.Tensor,
     rstd_BC: torch.Tensor,
+    offset_BC: torch.Tensor,
     num_groups: int,
     silu: bool,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(grad x [B, S, C], the gradients of weight and bias end to end [2C], in the dtype of weight)."""
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(grad x [B, S, C], grad shift fp32 [B, C], the gradients of weight and bias end to end [2C] as weight's dtype).
+
+    offset: as the forward gives it; without a shift it is empty, and so is the gradient.
+    """
     grad_BSC, x_BSC, weight_C, bias_C = (t.contiguous() for t in (grad_BSC, x_BSC, weight_C, bias_C))
-    z = NormLayout.of(x_BSC, num_groups)
+    z, shifted = NormLayout.of(x_BSC, num_groups), offset_BC.numel() > 0
     grad_x = torch.empty(x_BSC.shape, dtype=x_BSC.dtype, device=x_BSC.device)
     partial = torch.empty(z.images, 2 * z.channels, dtype=torch.float32, device=x_BSC.device)
+    grad_shift = torch.empty(offset_BC.shape, dtype=torch.float32, device=x_BSC.device)
+    offset_BC, into = (offset_BC, grad_shift) if shifted else (mean_BC, partial)
     given = grad_BSC, x_BSC, weight_C, bias_C, mean_BC, rstd_BC
     if z.whole:
         launch(
-            group_norm_silu_bwd_kernel, z.whole_grid, *given, grad_x, partial, z.pixels, z.channels,
-            SILU=silu, **z.whole_options,
+            group_norm_silu_bwd_kernel, z.whole_grid,
+            *given, offset_BC, grad_x, into, partial, z.pixels, z.channels,
+            SILU=silu, SHIFT=shifted, STAGES=STAGES, **z.whole_options,
         )  # fmt: skip
-        return grad_x, column_sum(partial, weight_C.dtype)
+        return grad_x, grad_shift, column_sum(partial, weight_C.dtype)
     chunk_sums = torch.empty(z.images * z.num_chunks, 2 * z.channels, dtype=torch.float32, device=x_BSC.device)
     coefficient = torch.empty_like(partial)
     options = z.tile_options
@@ -208,10 +247,11 @@ def group_norm_silu_bwd(
     )  # fmt: skip
     launch(
         group_norm_silu_bwd_merge_kernel, (z.images * num_groups,),
-        chunk_sums, weight_C, partial, coefficient, z.pixels, z.num_chunks, z.channels, **z.merge_options,
+        chunk_sums, weight_C, rstd_BC, offset_BC, partial, coefficient, into, z.pixels, z.num_chunks, z.channels,
+        SHIFT=shifted, **z.merge_options,
     )  # fmt: skip
     launch(
         group_norm_silu_bwd_apply_kernel, z.grid(triton.cdiv(z.pixels, options["BLOCK_S"]), options["BLOCK_C"]),
         *given, coefficient, grad_x, z.pixels, z.channels, SILU=silu, **options,
     )  # fmt: skip
-    return grad_x, column_sum(partial, weight_C.dtype)
+    return grad_x, grad_shift, column_sum(partial, weight_C.dtype)

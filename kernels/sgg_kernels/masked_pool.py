@@ -82,7 +82,7 @@ def _pool_graph(
     tl.store(p_count, count)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_chunks_x", "num_chunks_r", "chunk_x", "chunk_r"])
 def masked_pool_fwd_hub_kernel(
     x_ptr, x_ptr_ptr, x_graph_ptr, x_mask_ptr, x_partial_ptr, x_partial_count_ptr, stride_x, num_chunks_x, chunk_x,
     r_ptr, r_ptr_ptr, r_graph_ptr, r_mask_ptr, r_partial_ptr, r_partial_count_ptr, stride_r, num_chunks_r, chunk_r,
@@ -106,7 +106,7 @@ def masked_pool_fwd_hub_kernel(
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_graphs", "chunk_x", "chunk_r"])
 def masked_pool_fwd_kernel(
     x_ptr, x_ptr_ptr, x_mask_ptr, x_partial_ptr, x_partial_count_ptr, stride_x, chunk_x,
     r_ptr, r_ptr_ptr, r_mask_ptr, r_partial_ptr, r_partial_count_ptr, stride_r, chunk_r,
@@ -201,7 +201,7 @@ def _spread(
     tl.store(out_ptr + o_E.to(tl.int64)[:, None] * D + o_D[None, :], b_ED, mask=m_E[:, None] & m_D[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_graphs", "num_x", "num_r"])
 def masked_pool_bwd_kernel(
     grad_ptr, count_ptr, x_graph_ptr, x_mask_ptr, grad_x_ptr, num_x, r_graph_ptr, r_mask_ptr, grad_r_ptr, num_r,
     stride_grad, num_graphs, D,

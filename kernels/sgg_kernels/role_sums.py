@@ -17,6 +17,7 @@ from .segments import (
     as_rows,
     chunk_partials,
     chunk_size,
+    head_rows,
     role_of,
     run_options,
     whole_chunks,
@@ -24,30 +25,52 @@ from .segments import (
 
 
 @triton.jit
-def _sum_run(
-    g_ptr, h_ptr, masked_ptr, slot_ptr, begin, end, first, skip, as_subject, stride_g, stride_h, D, o_D, m_D,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RELU: tl.constexpr,
+def _add_rows(
+    b_D, g_ptr, h_ptr, masked_ptr, slot_ptr, start, end, first, skip, as_subject, stride_g, stride_h, D, o_D, m_D,
+    BLOCK: tl.constexpr, RELU: tl.constexpr,
 ):  # fmt: skip
-    """Sum of the rows slot[begin .. end] without the `skip` from `first`; the subject walk also stores g (h > 0)."""
-    b_D = tl.zeros([BLOCK_D], tl.float32)
-    for start in range(begin, end - skip, BLOCK_M):
-        o_M = start + tl.arange(0, BLOCK_M)
-        m_M = o_M < end - skip
-        o_M = tl.where(o_M < first, o_M, o_M + skip)
-        i_E = tl.load(slot_ptr + o_M, mask=m_M, other=0).to(tl.int64)[:, None]
-        m_MD = m_M[:, None] & m_D[None, :]
-        # [BLOCK_M, BLOCK_D]
-        b_MD = tl.load(g_ptr + i_E * stride_g + o_D[None, :], mask=m_MD, other=0.0).to(tl.float32)
-        if RELU:
-            # [BLOCK_M, BLOCK_D]
-            b_h = tl.load(h_ptr + i_E * stride_h + o_D[None, :], mask=m_MD, other=0.0)
-            b_MD = tl.where(b_h <= 0, 0.0, b_MD)
-            tl.store(masked_ptr + i_E * D + o_D[None, :], b_MD, mask=m_MD & as_subject)
-        b_D += tl.sum(b_MD, axis=0)
-    return b_D
+    """b_D plus the rows of BLOCK positions from `start`; positions from `first` on lie `skip` further in slot."""
+    o_M = start + tl.arange(0, BLOCK)
+    m_M = o_M < end
+    o_M = tl.where(o_M < first, o_M, o_M + skip)
+    i_E = tl.load(slot_ptr + o_M, mask=m_M, other=0).to(tl.int64)[:, None]
+    m_MD = m_M[:, None] & m_D[None, :]
+    # [BLOCK, BLOCK_D]
+    b_MD = tl.load(g_ptr + i_E * stride_g + o_D[None, :], mask=m_MD, other=0.0).to(tl.float32)
+    if RELU:
+        # [BLOCK, BLOCK_D]
+        b_h = tl.load(h_ptr + i_E * stride_h + o_D[None, :], mask=m_MD, other=0.0)
+        b_MD = tl.where(b_h <= 0, 0.0, b_MD)
+        tl.store(masked_ptr + i_E * D + o_D[None, :], b_MD, mask=m_MD & as_subject)
+    return b_D + tl.sum(b_MD, axis=0)
 
 
 @triton.jit
+def _sum_run(
+    g_ptr, h_ptr, masked_ptr, slot_ptr, begin, end, first, skip, as_subject, stride_g, stride_h, D, o_D, m_D,
+    HEAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RELU: tl.constexpr,
+):  # fmt: skip
+    """Sum of the rows slot[begin .. end] without the `skip` from `first`; the subject walk also stores g (h > 0).
+
+    Most runs end within the first HEAD rows and never pay for a block of BLOCK_M.
+    """
+    b_D = tl.zeros([BLOCK_D], tl.float32)
+    end -= skip
+    if HEAD > 0:  # noqa: SIM102 - HEAD is known to the compiler, the run is not
+        if begin < end:
+            b_D = _add_rows(
+                b_D, g_ptr, h_ptr, masked_ptr, slot_ptr, begin, end, first, skip, as_subject, stride_g, stride_h,
+                D, o_D, m_D, HEAD, RELU,
+            )  # fmt: skip
+    for start in range(begin + HEAD, end, BLOCK_M):
+        b_D = _add_rows(
+            b_D, g_ptr, h_ptr, masked_ptr, slot_ptr, start, end, first, skip, as_subject, stride_g, stride_h,
+            D, o_D, m_D, BLOCK_M, RELU,
+        )  # fmt: skip
+    return b_D
+
+
+@triton.jit(do_not_specialize=["chunk"])
 def role_sums_hub_kernel(
     g_ptr, h_ptr, masked_ptr, partial_ptr, subject_ptr, object_ptr, ptr_ptr, mid_ptr, slot_ptr,
     stride_g, stride_h, chunk, D,
@@ -66,16 +89,16 @@ def role_sums_hub_kernel(
     if begin + chunk <= run_end:
         b_D = _sum_run(
             g_ptr, h_ptr, masked_ptr, slot_ptr, begin, begin + chunk, begin + chunk, 0, as_subject,
-            stride_g, stride_h, D, o_D, m_D, BLOCK_M, BLOCK_D, RELU,
+            stride_g, stride_h, D, o_D, m_D, 0, BLOCK_M, BLOCK_D, RELU,
         )  # fmt: skip
         tl.store(partial_ptr + i_p.to(tl.int64) * D + o_D, b_D, mask=m_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "rows_per_program", "chunk"])
 def role_sums_kernel(
     g_ptr, h_ptr, masked_ptr, partial_ptr, subject_sum_ptr, object_sum_ptr, program_sum_ptr, ptr_ptr, mid_ptr, slot_ptr,
     stride_g, stride_h, stride_sum, chunk, num_rows, rows_per_program, D,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RELU: tl.constexpr, SPLIT: tl.constexpr,
+    HEAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RELU: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """subject_sum[i] = sum of g' over subject(e) = i, object_sum[i] = sum over object(e) = i, g' = g (h > 0) [1].
 
@@ -101,7 +124,7 @@ def role_sums_kernel(
             first, skip = whole_chunks(begin, end, chunk, SPLIT)
             b_D = _sum_run(
                 g_ptr, h_ptr, masked_ptr, slot_ptr, begin, end, first, skip, i_role == 0,
-                stride_g, stride_h, D, o_D, m_D, BLOCK_M, BLOCK_D, RELU,
+                stride_g, stride_h, D, o_D, m_D, HEAD, BLOCK_M, BLOCK_D, RELU,
             )  # fmt: skip
             b_D = add_partials(b_D, partial_ptr, first, skip, chunk, D, o_D, m_D, BLOCK_M, SPLIT)
             sum_ptr = subject_sum_ptr if i_role == 0 else object_sum_ptr
@@ -148,6 +171,6 @@ def role_sums(
         role_sums_kernel, (num_programs * num_d,),
         g_ED, h_ED, masked_ED, partial, subject_sum_ND, object_sum_ND, program_sum, ptr_N1, mid_N, slot_2E,
         g_ED.stride(0), h_ED.stride(0), subject_sum_ND.stride(0), chunk, num_rows, rows_per_program, width,
-        RELU=relu, SPLIT=chunk > 0, **options,
+        RELU=relu, HEAD=head_rows(options), SPLIT=chunk > 0, **options,
     )  # fmt: skip
     return (masked_ED if relu else None), program_sum

@@ -19,11 +19,15 @@ from .segments import (
     chunk_partials,
     chunk_size,
     column_sum,
+    head_rows,
     role_of,
     run_options,
     tile_options,
     whole_chunks,
 )
+
+ROWS = 8
+"""Fewest rows of a backward program; each program writes one row of partial bias sums."""
 
 
 @triton.jit
@@ -35,32 +39,55 @@ def _relu_third(y_ptr, bias_ptr, i_E, stride_y, o_col, m_D, m_MD):
 
 
 @triton.jit
-def _sum_run(
-    y_ptr, bias_ptr, residual_ptr, r_ptr, slot_ptr, begin, end, first, skip, as_subject, stride_y, stride_residual,
-    D, o_D, m_D,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RESIDUAL: tl.constexpr,
+def _add_rows(
+    b_D, y_ptr, bias_ptr, residual_ptr, r_ptr, slot_ptr, start, end, first, skip, as_subject, stride_y,
+    stride_residual, D, o_D, m_D,
+    BLOCK: tl.constexpr, RESIDUAL: tl.constexpr,
 ):  # fmt: skip
-    """Sum of the messages slot[begin .. end] without the `skip` from `first`; the subject walk also stores r."""
-    b_D = tl.zeros([BLOCK_D], tl.float32)
+    """b_D plus the messages of BLOCK positions from `start`; positions from `first` on lie `skip` further in slot."""
     o_message = tl.where(as_subject, 0, 2 * D) + o_D
-    for start in range(begin, end - skip, BLOCK_M):
-        o_M = start + tl.arange(0, BLOCK_M)
-        m_M = o_M < end - skip
-        o_M = tl.where(o_M < first, o_M, o_M + skip)
-        i_E = tl.load(slot_ptr + o_M, mask=m_M, other=0).to(tl.int64)[:, None]
-        m_MD = m_M[:, None] & m_D[None, :]
-        b_message = _relu_third(y_ptr, bias_ptr, i_E, stride_y, o_message, m_D, m_MD)
-        b_D += tl.sum(tl.where(m_MD, b_message, 0.0), axis=0)
-        if as_subject:
-            b_r = _relu_third(y_ptr, bias_ptr, i_E, stride_y, D + o_D, m_D, m_MD)
-            if RESIDUAL:
-                # [BLOCK_M, BLOCK_D]
-                b_r += tl.load(residual_ptr + i_E * stride_residual + o_D[None, :], mask=m_MD, other=0.0).to(tl.float32)
-            tl.store(r_ptr + i_E * D + o_D[None, :], b_r, mask=m_MD)
-    return b_D
+    o_M = start + tl.arange(0, BLOCK)
+    m_M = o_M < end
+    o_M = tl.where(o_M < first, o_M, o_M + skip)
+    i_E = tl.load(slot_ptr + o_M, mask=m_M, other=0).to(tl.int64)[:, None]
+    m_MD = m_M[:, None] & m_D[None, :]
+    b_message = _relu_third(y_ptr, bias_ptr, i_E, stride_y, o_message, m_D, m_MD)
+    if as_subject:
+        b_r = _relu_third(y_ptr, bias_ptr, i_E, stride_y, D + o_D, m_D, m_MD)
+        if RESIDUAL:
+            # [BLOCK, BLOCK_D]
+            b_r += tl.load(residual_ptr + i_E * stride_residual + o_D[None, :], mask=m_MD, other=0.0).to(tl.float32)
+        tl.store(r_ptr + i_E * D + o_D[None, :], b_r, mask=m_MD)
+    return b_D + tl.sum(tl.where(m_MD, b_message, 0.0), axis=0)
 
 
 @triton.jit
+def _sum_run(
+    y_ptr, bias_ptr, residual_ptr, r_ptr, slot_ptr, begin, end, first, skip, as_subject, stride_y, stride_residual,
+    D, o_D, m_D,
+    HEAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RESIDUAL: tl.constexpr,
+):  # fmt: skip
+    """Sum of the messages slot[begin .. end] without the `skip` from `first`; the subject walk also stores r.
+
+    Most runs end within the first HEAD rows and never pay for a block of BLOCK_M.
+    """
+    b_D = tl.zeros([BLOCK_D], tl.float32)
+    end -= skip
+    if HEAD > 0:  # noqa: SIM102 - HEAD is known to the compiler, the run is not
+        if begin < end:
+            b_D = _add_rows(
+                b_D, y_ptr, bias_ptr, residual_ptr, r_ptr, slot_ptr, begin, end, first, skip, as_subject, stride_y,
+                stride_residual, D, o_D, m_D, HEAD, RESIDUAL,
+            )  # fmt: skip
+    for start in range(begin + HEAD, end, BLOCK_M):
+        b_D = _add_rows(
+            b_D, y_ptr, bias_ptr, residual_ptr, r_ptr, slot_ptr, start, end, first, skip, as_subject, stride_y,
+            stride_residual, D, o_D, m_D, BLOCK_M, RESIDUAL,
+        )  # fmt: skip
+    return b_D
+
+
+@triton.jit(do_not_specialize=["chunk"])
 def scatter_mean_fwd_hub_kernel(
     y_ptr, bias_ptr, residual_ptr, r_ptr, partial_ptr, subject_ptr, object_ptr, ptr_ptr, mid_ptr, slot_ptr,
     stride_y, stride_residual, chunk, D,
@@ -79,16 +106,16 @@ def scatter_mean_fwd_hub_kernel(
     if begin + chunk <= run_end:
         b_D = _sum_run(
             y_ptr, bias_ptr, residual_ptr, r_ptr, slot_ptr, begin, begin + chunk, begin + chunk, 0, as_subject,
-            stride_y, stride_residual, D, o_D, m_D, BLOCK_M, BLOCK_D, RESIDUAL,
+            stride_y, stride_residual, D, o_D, m_D, 0, BLOCK_M, BLOCK_D, RESIDUAL,
         )  # fmt: skip
         tl.store(partial_ptr + i_p.to(tl.int64) * D + o_D, b_D, mask=m_D)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["chunk"])
 def scatter_mean_fwd_kernel(
     y_ptr, bias_ptr, residual_ptr, mean_ptr, r_ptr, partial_ptr, ptr_ptr, mid_ptr, slot_ptr,
     stride_y, stride_residual, chunk, D,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RESIDUAL: tl.constexpr, SPLIT: tl.constexpr,
+    HEAD: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, RESIDUAL: tl.constexpr, SPLIT: tl.constexpr,
 ):  # fmt: skip
     """m_s | r' | m_o = relu(y + bias); mean[i] = mean of m_s where subject = i and m_o where object = i; r = r' [1].
 
@@ -110,7 +137,7 @@ def scatter_mean_fwd_kernel(
         first, skip = whole_chunks(begin, end, chunk, SPLIT)
         b_D += _sum_run(
             y_ptr, bias_ptr, residual_ptr, r_ptr, slot_ptr, begin, end, first, skip, i_role == 0,
-            stride_y, stride_residual, D, o_D, m_D, BLOCK_M, BLOCK_D, RESIDUAL,
+            stride_y, stride_residual, D, o_D, m_D, HEAD, BLOCK_M, BLOCK_D, RESIDUAL,
         )  # fmt: skip
         b_D = add_partials(b_D, partial_ptr, first, skip, chunk, D, o_D, m_D, BLOCK_M, SPLIT)
     b_D /= tl.maximum(row_end - row_begin, 1).to(tl.float32)
@@ -151,62 +178,55 @@ def scatter_mean_fwd(
         scatter_mean_fwd_kernel, (num_rows * num_d,),
         y_E3D, bias_3D, residual_ED, mean_ND, r_ED, partial, ptr_N1, mid_N, slot_2E,
         y_E3D.stride(0), residual_ED.stride(0), chunk, width,
-        SPLIT=chunk > 0, **options,
+        HEAD=head_rows(options), SPLIT=chunk > 0, **options,
     )  # fmt: skip
     return mean_ND, r_ED
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_relations", "rows_per_program"])
 def scatter_mean_bwd_kernel(
     grad_mean_ptr, grad_r_ptr, y_ptr, bias_ptr, grad_y_ptr, partial_ptr, subject_ptr, object_ptr, ptr_ptr,
     stride_mean, stride_r, stride_y, num_relations, rows_per_program, D,
     BLOCK_E: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """grad_y[e] = [g_mean[s] / deg(s) | g_r[e] | g_mean[o] / deg(o)] where y + bias > 0, else 0; the whole row at once.
+    """grad_y[e] = [g_mean[s] / deg(s) | g_r[e] | g_mean[o] / deg(o)] where y + bias > 0, else 0; a third a program.
 
     Each program also writes the fp32 column sums of its rows, the first stage of the bias gradient.
     Bytes an element of [E, D] at bf16: y read (6), g_r read (2), grad_y written (6), g_mean 2 N / E from L2: the
     minimum while y is kept. (One bit an element instead of y would save 5.6 of 14 here, and add 0.4 in forward.)
     """
     num_d = tl.cdiv(D, BLOCK_D)
-    i_p = tl.program_id(0) // num_d
+    i_p = tl.program_id(0) // (3 * num_d)
+    i_third = tl.program_id(0) % (3 * num_d) // num_d
     o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
     m_D = o_D < D
-    b_sum_s = tl.zeros([BLOCK_D], tl.float32)
-    b_sum_r = tl.zeros([BLOCK_D], tl.float32)
-    b_sum_o = tl.zeros([BLOCK_D], tl.float32)
+    o_col = i_third * D + o_D
+    b_bias = tl.load(bias_ptr + o_col, mask=m_D, other=0.0).to(tl.float32)
+    b_sum = tl.zeros([BLOCK_D], tl.float32)
     for start in range(i_p * rows_per_program, tl.minimum((i_p + 1) * rows_per_program, num_relations), BLOCK_E):
         o_E = start + tl.arange(0, BLOCK_E)
         m_E = o_E < num_relations
         m_ED = m_E[:, None] & m_D[None, :]
         i_e = o_E.to(tl.int64)[:, None]
-        for i_third in tl.static_range(3):
-            if i_third == 1:
-                # [BLOCK_E, BLOCK_D]
-                b_g = tl.load(grad_r_ptr + i_e * stride_r + o_D[None, :], mask=m_ED, other=0.0).to(tl.float32)
-            else:
-                i_n = tl.load((subject_ptr if i_third == 0 else object_ptr) + o_E, mask=m_E, other=0)
-                degree = tl.load(ptr_ptr + i_n + 1, mask=m_E, other=1) - tl.load(ptr_ptr + i_n, mask=m_E, other=0)
-                i_n = i_n.to(tl.int64)[:, None]
-                # [BLOCK_E, BLOCK_D]
-                b_g = tl.load(grad_mean_ptr + i_n * stride_mean + o_D[None, :], mask=m_ED, other=0.0).to(tl.float32)
-                b_g *= (1.0 / degree.to(tl.float32))[:, None]
-            o_col = i_third * D + o_D
-            # [BLOCK_E, BLOCK_D] and [BLOCK_D]
-            b_y = tl.load(y_ptr + i_e * stride_y + o_col[None, :], mask=m_ED, other=0.0).to(tl.float32)
-            b_y += tl.load(bias_ptr + o_col, mask=m_D, other=0.0).to(tl.float32)[None, :]
-            b_g = tl.where(b_y <= 0, 0.0, b_g)
-            tl.store(grad_y_ptr + i_e * (3 * D) + o_col[None, :], b_g, mask=m_ED)
+        if i_third == 1:
+            # [BLOCK_E, BLOCK_D]
+            b_g = tl.load(grad_r_ptr + i_e * stride_r + o_D[None, :], mask=m_ED, other=0.0).to(tl.float32)
+        else:
             if i_third == 0:
-                b_sum_s += tl.sum(b_g, axis=0)
-            elif i_third == 1:
-                b_sum_r += tl.sum(b_g, axis=0)
+                i_n = tl.load(subject_ptr + o_E, mask=m_E, other=0)
             else:
-                b_sum_o += tl.sum(b_g, axis=0)
-    p_partial = partial_ptr + i_p.to(tl.int64) * (3 * D) + o_D
-    tl.store(p_partial, b_sum_s, mask=m_D)
-    tl.store(p_partial + D, b_sum_r, mask=m_D)
-    tl.store(p_partial + 2 * D, b_sum_o, mask=m_D)
+                i_n = tl.load(object_ptr + o_E, mask=m_E, other=0)
+            degree = tl.load(ptr_ptr + i_n + 1, mask=m_E, other=1) - tl.load(ptr_ptr + i_n, mask=m_E, other=0)
+            i_n = i_n.to(tl.int64)[:, None]
+            # [BLOCK_E, BLOCK_D]
+            b_g = tl.load(grad_mean_ptr + i_n * stride_mean + o_D[None, :], mask=m_ED, other=0.0).to(tl.float32)
+            b_g *= (1.0 / degree.to(tl.float32))[:, None]
+        # [BLOCK_E, BLOCK_D]
+        b_y = tl.load(y_ptr + i_e * stride_y + o_col[None, :], mask=m_ED, other=0.0).to(tl.float32)
+        b_g = tl.where(b_y + b_bias[None, :] <= 0, 0.0, b_g)
+        tl.store(grad_y_ptr + i_e * (3 * D) + o_col[None, :], b_g, mask=m_ED)
+        b_sum += tl.sum(b_g, axis=0)
+    tl.store(partial_ptr + i_p.to(tl.int64) * (3 * D) + o_col, b_sum, mask=m_D)
 
 
 def scatter_mean_bwd(
@@ -223,13 +243,12 @@ def scatter_mean_bwd(
     bias_3D = bias_3D.contiguous()
     num_relations, width = grad_r_ED.shape
     grad_y = torch.empty(num_relations, 3 * width, dtype=y_E3D.dtype, device=y_E3D.device)
-    block_e = 2  # seven streams of a row are in registers at once
-    options = tile_options(num_relations, width, y_E3D.element_size()) | {"BLOCK_E": block_e}
-    rows_per_program = triton.cdiv(max(1, triton.cdiv(num_relations, MAX_PARTIALS)), block_e) * block_e
+    options = tile_options(num_relations, width, y_E3D.element_size())
+    rows_per_program = triton.cdiv(max(ROWS, triton.cdiv(num_relations, MAX_PARTIALS)), ROWS) * ROWS
     num_programs = triton.cdiv(num_relations, rows_per_program)
     partial = torch.empty(num_programs, 3 * width, dtype=torch.float32, device=y_E3D.device)
     launch(
-        scatter_mean_bwd_kernel, (num_programs * triton.cdiv(width, options["BLOCK_D"]),),
+        scatter_mean_bwd_kernel, (num_programs * 3 * triton.cdiv(width, options["BLOCK_D"]),),
         grad_mean_ND, grad_r_ED, y_E3D, bias_3D, grad_y, partial, subject_E, object_E, ptr_N1,
         grad_mean_ND.stride(0), grad_r_ED.stride(0), y_E3D.stride(0), num_relations, rows_per_program, width,
         **options,

@@ -24,6 +24,9 @@ SMALL_ELEMENTS = 2**18
 UNSPLIT_ROWS = 1024
 """Inputs of at most this many rows are not split: a second launch costs more than the longest possible run."""
 
+SHORT_RUN = 4
+"""Rows that most runs of an object do not exceed."""
+
 MAX_PARTIALS = 2048
 """Most programs that sum columns, about one wave: at most 2048 rows of fp32 partials for any E."""
 
@@ -57,6 +60,11 @@ def run_options(num_rows: int, width: int, itemsize: int, fp32_residual: bool = 
         "num_warps": max(1, block_d * itemsize // 512),
         "maxnreg": 224 if deep else 168,
     }
+
+
+def head_rows(options: dict[str, int]) -> int:
+    """HEAD: rows of a run's first, smaller block; 0 for none. A run of an object has two rows on average."""
+    return SHORT_RUN if options["BLOCK_M"] > SHORT_RUN else 0
 
 
 def tile_options(num_rows: int, width: int, itemsize: int) -> dict[str, int]:
@@ -115,7 +123,7 @@ def role_of(message, slot_ptr, subject_ptr, object_ptr, ptr_ptr, mid_ptr):
     return as_subject, end
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def column_sum_kernel(partial_ptr, out_ptr, num_rows, D, BLOCK_P: tl.constexpr, BLOCK_D: tl.constexpr):
     """out[d] = sum over rows of partial[:, d], rows in ascending blocks. 4 bytes read an element."""
     o_D = tl.program_id(0) * BLOCK_D + tl.arange(0, BLOCK_D)

@@ -15,7 +15,7 @@ from .role_sums import role_sums
 from .segments import as_rows, column_sum, tile_options
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_relations"])
 def triple_context_fwd_kernel(
     s_ptr, r_ptr, o_ptr, pool_ptr, bias_ptr, out_ptr, subject_ptr, object_ptr, graph_ptr,
     stride_s, stride_r, stride_o, stride_pool, num_relations, H,

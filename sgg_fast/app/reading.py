@@ -27,12 +27,12 @@ def text_graph(kind: str, text: str) -> dict[str, Any]:
 
     Raises `SceneGraphError`.
     """
-    with heard() as notices:
+    with collected_notices() as notices:
         graph = parse_text(text, "text") if kind == "text" else parse_scene_graphs(parse_json(text, "JSON"), "JSON")[0]
-    return {**told(graph), "notices": notices[:20]}
+    return {**answer_of(graph), "notices": notices[:20]}
 
 
-def told(graph: SceneGraph) -> dict[str, Any]:
+def answer_of(graph: SceneGraph) -> dict[str, Any]:
     """A graph as the page takes it: as JSON and as one line of words."""
     return {"graph": graph_json(graph), "text": to_text(graph)}
 
@@ -43,30 +43,30 @@ def file_graphs(data: bytes, name: str) -> dict[str, Any]:
     Raises `SceneGraphError`. The name only heads the messages; nothing is read from this machine.
     """
     name = name.replace("\\", "/").rpartition("/")[2][:120] or "file"
-    with heard() as notices:
+    with collected_notices() as notices:
         items = read_content(data, name)
-    found = [{**told(item.graph), "settings": dict(item.settings)} for item in items[:MAX_GRAPHS]]
+    found = [{**answer_of(item.graph), "settings": dict(item.settings)} for item in items[:MAX_GRAPHS]]
     if len(items) > MAX_GRAPHS:
         notices.append(f"{name}: the first {MAX_GRAPHS} of {len(items)} graphs")
     return {"graphs": found, "notices": notices[:20]}
 
 
 @contextmanager
-def heard() -> Iterator[list[str]]:
+def collected_notices() -> Iterator[list[str]]:
     """What the readers left out in this thread, a line each."""
     lines: list[str] = []
 
-    class Ear(logging.Handler):
+    class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             if record.thread == threading.get_ident():
                 lines.append(record.getMessage())
 
-    ear = Ear()
-    layouts.logger.addHandler(ear)
+    collector = Collector()
+    layouts.logger.addHandler(collector)
     try:
         yield lines
     finally:
-        layouts.logger.removeHandler(ear)
+        layouts.logger.removeHandler(collector)
 
 
 def vocabulary(trained: Sequence[str]) -> dict[str, list[str]]:

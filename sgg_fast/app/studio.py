@@ -153,8 +153,11 @@ class Studio:
             drawing.ending = drawing.ending or state
 
     def _work(self) -> None:
+        from sgg_fast.quiet import uncollected
+
         try:
-            self._load()
+            with uncollected():
+                self._load()
         except (ValueError, OSError) as error:
             self.failure = " ".join(str(error).split())
         except Exception as error:  # border: a library that does not import, say; who waits must hear of it

@@ -108,7 +108,7 @@ def draw(args: argparse.Namespace) -> None:
     from sgg_fast import drawing
     from sgg_fast.data.inputs import model_of, read_inputs
     from sgg_fast.drawing.edit import edited
-    from sgg_fast.quiet import quiet_libraries, speak_plainly
+    from sgg_fast.quiet import quiet_libraries, speak_plainly, uncollected
 
     speak_plainly()
     quiet = args.quiet or args.json
@@ -120,11 +120,12 @@ def draw(args: argparse.Namespace) -> None:
     drawing.picture_paths(items, options)
     for item in items:
         edited(item.graph, options.edits)
-    quiet_libraries()
-    from sgg_fast.drawing.talk import Talk
+    with uncollected():
+        quiet_libraries()
+        from sgg_fast.drawing.talk import Talk
 
-    talk = Talk(quiet)
-    model = drawing.load_model(args.model or model_of(items), verify=args.verify)
+        talk = Talk(quiet)
+        model = drawing.load_model(args.model or model_of(items), verify=args.verify)
     jobs = drawing.make_jobs(items, model, options)
     talk.begin(items, jobs, model)
     with talk.progress(len(jobs) * drawing.work(options)) as progress:

@@ -31,7 +31,8 @@ class AttentionMaps:
 
     def __init__(self, unet: UNet2DConditionModel, num_images: int, size: tuple[int, int]) -> None:
         self.unet, self.num_images, self.size = unet, num_images, size
-        self.sum: torch.Tensor | None = None
+        self.sums: dict[int, torch.Tensor] = {}
+        """P -> sum over the layers of that many places and the steps, [B, P, T]."""
         self.count = 0
 
     def __enter__(self) -> AttentionMaps:
@@ -49,17 +50,24 @@ class AttentionMaps:
     def add(self, probabilities_BPT: torch.Tensor) -> None:
         """Add one layer at one step."""
         places = probabilities_BPT.shape[1]
-        height = max(round((places * self.size[0] / self.size[1]) ** 0.5), 1)
-        grid = probabilities_BPT.transpose(1, 2).unflatten(2, (height, places // height))
-        grid = torch.nn.functional.interpolate(grid, size=self.size, mode="bilinear", align_corners=False)
-        self.sum = grid if self.sum is None else self.sum + grid
+        if places in self.sums:
+            self.sums[places] += probabilities_BPT
+        else:
+            self.sums[places] = probabilities_BPT.clone()
         self.count += 1
 
     def maps(self) -> torch.Tensor:
         """[B, T, h, w] on the host: the share of each place's attention that each token got; sums to 1 over T."""
-        if self.sum is None:
+        if not self.sums:
             raise ValueError("no cross-attention was recorded: sample within the `with` block first")
-        return (self.sum / self.count).cpu()
+        # Enlarging is linear, so the sums are enlarged and not each map.
+        return (sum(self._enlarged(sum_BPT) for sum_BPT in self.sums.values()) / self.count).cpu()
+
+    def _enlarged(self, sum_BPT: torch.Tensor) -> torch.Tensor:
+        places = sum_BPT.shape[1]
+        height = max(round((places * self.size[0] / self.size[1]) ** 0.5), 1)
+        grid = sum_BPT.transpose(1, 2).unflatten(2, (height, places // height))
+        return torch.nn.functional.interpolate(grid, size=self.size, mode="bilinear", align_corners=False)
 
 
 class _Recorder:
@@ -70,6 +78,8 @@ class _Recorder:
 
     def __init__(self, processor: Any, maps: AttentionMaps) -> None:
         self.processor, self.maps = processor, maps
+        self.context: torch.Tensor | None = None
+        """The context of `key_BHCT`: the same tensor at every step of a drawing."""
 
     def __call__(
         self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None,
@@ -85,13 +95,14 @@ class _Recorder:
         rows = slice(-self.maps.num_images, None)
         # Use the weights directly: merged layers would take a call of them for the model's own.
         linear = torch.nn.functional.linear
-        query = linear(x_BPC[rows], attn.to_q.weight, attn.to_q.bias)
-        key = linear(context_BTC[rows], attn.to_k.weight, attn.to_k.bias)
-        query_BHPC, key_BHTC = (x.unflatten(-1, (attn.heads, -1)).transpose(1, 2).float() for x in (query, key))
-        scores = query_BHPC @ key_BHTC.transpose(-1, -2) * attn.scale
+        if context_BTC is not self.context:
+            key = linear(context_BTC[rows], attn.to_k.weight, attn.to_k.bias).unflatten(-1, (attn.heads, -1))
+            self.context, self.key_BHCT = context_BTC, (key.float() * attn.scale).permute(0, 2, 3, 1).contiguous()
+        query = linear(x_BPC[rows], attn.to_q.weight, attn.to_q.bias).unflatten(-1, (attn.heads, -1))
+        scores_BHPT = query.transpose(1, 2).float() @ self.key_BHCT
         if mask is not None:
-            scores = scores + mask[rows].reshape(scores.shape[0], 1, -1, scores.shape[-1]).float()
-        return scores.softmax(dim=-1).mean(dim=1)
+            scores_BHPT += mask[rows].reshape(scores_BHPT.shape[0], 1, -1, scores_BHPT.shape[-1])
+        return scores_BHPT.softmax(dim=-1).mean(dim=1)
 
 
 def token_labels(graph: SceneGraph) -> list[tuple[str, int]]:

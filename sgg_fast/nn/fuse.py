@@ -6,7 +6,8 @@ replaced layer (LoRA) or a layer with another configuration does not change.
 
 * GroupNorm with the SiLU behind it (or none): `ops.group_norm_silu`. GEGLU: `ops.geglu`.
 * to_q, to_k, to_v of self-attention: one GEMM. to_k and to_v of all cross-attentions, which read the same context: one
-  GEMM a model call. The time projections of all residual blocks: one GEMM.
+  GEMM a model call. The time projections of all residual blocks: one GEMM, which also adds the biases of the
+  convolutions before them. The norm behind adds both (its statistics move, no pixel is touched).
 * Removed: diffusers' copies that undo channels last (before the 1x1 shortcut of residual blocks in training, and after
   the last block of a transformer), and divisions by an output scale of 1.
 """
@@ -48,9 +49,9 @@ class FusedGroupNorm(nn.GroupNorm):
 class FusedGroupNormSiLU(nn.GroupNorm):
     """`FusedGroupNorm` followed by SiLU."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """[B, C, ..]."""
-        return ops.group_norm_silu(input, self.weight, self.bias, self.num_groups, self.eps)
+    def forward(self, input: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
+        """[B, C, ..] of input + shift [B, C]."""
+        return ops.group_norm_silu(input, self.weight, self.bias, self.num_groups, self.eps, shift_BC=shift)
 
 
 class PassThrough(nn.SiLU):
@@ -82,15 +83,16 @@ class FusedResnetBlock2D(ResnetBlock2D):
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[B, out channels, h, w]."""
-        hidden = self.conv1(self.norm1(input_tensor))
-        if self.time_emb_proj is not None and temb is not None:
-            if self.time is not None:
-                merged, index = self.time
-                shift = merged.project(index, temb)
-            else:
-                shift = self.time_emb_proj(self.nonlinearity(temb))
-            hidden = hidden + shift[:, :, None, None]
-        hidden = self.conv2(self.dropout(self.norm2(hidden)))
+        hidden, shift = self.norm1(input_tensor), None
+        if self.time_emb_proj is None or temb is None:
+            hidden = self.conv1(hidden)
+        elif self.time is None or not _plain(self.conv1):
+            hidden, shift = self.conv1(hidden), self.time_emb_proj(self.nonlinearity(temb))
+        else:  # the bias of the convolution is part of the shift
+            merged, index = self.time
+            shift = merged.project(index, temb)
+            hidden = F.conv2d(hidden, self.conv1.weight, None, self.conv1.stride, self.conv1.padding)
+        hidden = self.conv2(self.dropout(self.norm2(hidden, shift)))
         if self.conv_shortcut is not None:
             input_tensor = self.conv_shortcut(input_tensor)
         out = input_tensor + hidden
@@ -200,6 +202,12 @@ def _fuse_modules(model: nn.Module) -> None:
                 _become(act, PassThrough)
 
 
+def _plain(layer: nn.Module) -> bool:
+    """True for a convolution whose bias may be added later: no hook or adapter waits for its call."""
+    usual = type(layer) is nn.Conv2d and layer.bias is not None and layer.padding_mode == "zeros"
+    return usual and layer.dilation == (1, 1) and layer.groups == 1 and not layer._forward_hooks
+
+
 def _kind(layer: nn.Linear) -> tuple[Any, ...]:
     """Key of a layer; layers with equal keys can share a GEMM."""
     return layer.in_features, layer.bias is None, layer.weight.dtype, layer.weight.device, layer.weight.requires_grad
@@ -244,7 +252,7 @@ def _merge(model: nn.Module) -> _State:
                 context += [] if module.norm_cross else layers[1:]
             elif len({_kind(layer) for layer in layers}) == 1:
                 state.leading.append(Merged(layers, leading=True))
-        elif type(module) is FusedResnetBlock2D and type(module.time_emb_proj) is nn.Linear:
+        elif type(module) is FusedResnetBlock2D and type(module.time_emb_proj) is nn.Linear and _plain(module.conv1):
             times.append(module)
     state.shared += [Merged(layers) for layers in _by_kind(context)]
     for merged in (*state.leading, *state.shared):
@@ -252,11 +260,11 @@ def _merge(model: nn.Module) -> _State:
             layer.merged = (merged, index)  # type: ignore[assignment]
             _become(layer, MergedLinear)
     for layers in _by_kind([block.time_emb_proj for block in times]):
-        merged = Merged(layers, activation=F.silu)
+        blocks = [block for block in times if block.time_emb_proj in layers]
+        merged = Merged(layers, activation=F.silu, before=[block.conv1 for block in blocks])
         state.shared.append(merged)
-        for block in times:
-            if block.time_emb_proj in layers:
-                block.time = (merged, layers.index(block.time_emb_proj))
+        for index, block in enumerate(blocks):
+            block.time = (merged, index)
     return state
 
 

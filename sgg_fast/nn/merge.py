@@ -90,8 +90,11 @@ class Merged:
         layers: Sequence[nn.Linear],
         leading: bool = False,
         activation: Callable[[torch.Tensor], torch.Tensor] | None = None,
+        before: Sequence[nn.Conv2d] = (),
     ) -> None:
+        """before: one convolution a layer; its bias is added to the layer's."""
         self.layers, self.leading, self.activation = list(layers), leading, activation
+        self.before = list(before)
         self._open = False
         self._input: torch.Tensor | None = None
         self._outputs: list[torch.Tensor | None] = []
@@ -100,9 +103,10 @@ class Merged:
 
     @property
     def parameters(self) -> list[list[nn.Parameter]]:
-        """The weights, and the biases if the layers have them."""
-        weights, biases = ([getattr(layer, name) for layer in self.layers] for name in ("weight", "bias"))
-        return [weights] if biases[0] is None else [weights, biases]
+        """The weights, the biases if the layers have them, and those of the convolutions."""
+        kinds = [(self.layers, "weight"), (self.layers, "bias"), (self.before, "bias")]
+        found = [[getattr(layer, name) for layer in layers] for layers, name in kinds]
+        return [parameters for parameters in found if parameters and parameters[0] is not None]
 
     def rejoin(self) -> None:
         """Make the weights adjacent again after the last layer was moved or cast."""
@@ -121,7 +125,10 @@ class Merged:
 
     def _compute(self, x: torch.Tensor) -> None:
         given = x if self.activation is None else self.activation(x)
-        out = F.linear(given, *map(join, self.parameters))
+        weight, *biases = map(join, self.parameters)
+        out = F.linear(given, weight, sum(biases[1:], biases[0]) if biases else None)
+        if self.before:
+            out = out.to(torch.promote_types(out.dtype, torch.float32))  # as the norms behind read a shift
         # The backward of one split is one concatenation; each slice would fill a whole gradient with zeros.
         self._input, self._outputs = x, list(out.split([layer.out_features for layer in self.layers], dim=-1))
 
@@ -132,7 +139,8 @@ class Merged:
         out = self._outputs[index] if x is self._input else None
         if out is None:
             layer = self.layers[index]
-            return F.linear(x if self.activation is None else self.activation(x), layer.weight, layer.bias)
+            bias = layer.bias + self.before[index].bias if self.before else layer.bias
+            return F.linear(x if self.activation is None else self.activation(x), layer.weight, bias)
         if self.leading:
             self._outputs[index] = None
             if index == len(self.layers) - 1:

@@ -3,12 +3,11 @@
 `use_kernels` chooses the backend once. Every function documents its shapes and the result of an empty group.
 """
 
-from sgg_kernels.reference import hash_normal, hash_u32, hash_uniform
-
 from .dispatch import BACKENDS, assumed, backend_for, use_kernels
 from .exchange import exchange_ends
 from .graph_ops import gather_add_relu, graph_mean, masked_pool, scatter_mean, triple_context
 from .pack import MaskDraw, draw_table, pack, pack_captured, pack_masked, table_shape
+from .random import hash_normal, hash_u32, hash_uniform
 from .unet_ops import geglu, group_norm_silu
 
 __all__ = [

@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
+
+from .operator import operator
 
 Grads = tuple[Tensor | None, ...]
 
 
-@custom_op("sgg_fast::gather_add_relu", mutates_args=())
+@operator("gather_add_relu")
 def gather_add_relu(
     ac: Tensor, b: Tensor, bias: Tensor, subject: Tensor, object: Tensor, ptr: Tensor, mid: Tensor, slot: Tensor
 ) -> Tensor:
@@ -25,7 +26,7 @@ def gather_add_relu(
     return gather_add_relu_fwd(ac, b, bias, subject, object)
 
 
-@custom_op("sgg_fast::gather_add_relu_bwd", mutates_args=())
+@operator("gather_add_relu_bwd")
 def gather_add_relu_bwd(
     grad: Tensor, h: Tensor, subject: Tensor, object: Tensor, ptr: Tensor, mid: Tensor, slot: Tensor,
     bias_dtype: torch.dtype,
@@ -60,10 +61,10 @@ def _gather_add_relu_grads(ctx: Any, grad: Tensor) -> Grads:
     return ac.to(ac_dtype), b.to(b_dtype), bias, *[None] * 5
 
 
-gather_add_relu.register_autograd(_gather_add_relu_grads, setup_context=_save_gather_add_relu)
+gather_add_relu.register_gradient(_gather_add_relu_grads, _save_gather_add_relu)
 
 
-@custom_op("sgg_fast::scatter_mean", mutates_args=())
+@operator("scatter_mean")
 def scatter_mean(
     y: Tensor, bias: Tensor, residual: Tensor | None,
     subject: Tensor, object: Tensor, ptr: Tensor, mid: Tensor, slot: Tensor,
@@ -74,7 +75,7 @@ def scatter_mean(
     return scatter_mean_fwd(y, bias, residual, subject, object, ptr, mid, slot)
 
 
-@custom_op("sgg_fast::scatter_mean_bwd", mutates_args=())
+@operator("scatter_mean_bwd")
 def scatter_mean_bwd(
     grad_mean: Tensor, grad_r: Tensor, y: Tensor, bias: Tensor, subject: Tensor, object: Tensor, ptr: Tensor
 ) -> tuple[Tensor, Tensor]:
@@ -102,15 +103,22 @@ def _save_scatter_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.residual_dtype = None if residual is None else residual.dtype
 
 
-def _scatter_mean_grads(ctx: Any, grad_mean: Tensor, grad_r: Tensor) -> Grads:
-    y, bias = scatter_mean_bwd(grad_mean, grad_r, *ctx.saved_tensors)
-    return y, bias, None if ctx.residual_dtype is None else grad_r.to(ctx.residual_dtype), *[None] * 5
+def _scatter_mean_grads(ctx: Any, grad_mean: Tensor | None, grad_r: Tensor | None) -> Grads:
+    y, bias, subject, object, ptr = ctx.saved_tensors
+    width, residual = y.shape[1] // 3, None
+    if grad_r is None:
+        grad_r = y.new_zeros(y.shape[0], width)
+    elif ctx.residual_dtype is not None:
+        residual = grad_r.to(ctx.residual_dtype)
+    if grad_mean is None:
+        grad_mean = y.new_zeros(ptr.shape[0] - 1, width)
+    return *scatter_mean_bwd(grad_mean, grad_r, y, bias, subject, object, ptr), residual, *[None] * 5
 
 
-scatter_mean.register_autograd(_scatter_mean_grads, setup_context=_save_scatter_mean)
+scatter_mean.register_gradient(_scatter_mean_grads, _save_scatter_mean)
 
 
-@custom_op("sgg_fast::masked_pool", mutates_args=())
+@operator("masked_pool")
 def masked_pool(
     x: Tensor, r: Tensor, object_ptr: Tensor, relation_ptr: Tensor, object_graph: Tensor, relation_graph: Tensor,
     object_mask: Tensor, relation_mask: Tensor,
@@ -122,7 +130,7 @@ def masked_pool(
     return masked_pool_fwd(objects, Rows(r, relation_ptr, relation_graph, relation_mask))
 
 
-@custom_op("sgg_fast::masked_pool_bwd", mutates_args=())
+@operator("masked_pool_bwd")
 def masked_pool_bwd(
     grad: Tensor, count: Tensor, object_graph: Tensor, relation_graph: Tensor, object_mask: Tensor,
     relation_mask: Tensor, x_dtype: torch.dtype, r_dtype: torch.dtype,
@@ -151,21 +159,18 @@ def _(grad, count, object_graph, relation_graph, object_mask, relation_mask, x_d
 
 def _save_masked_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], *inputs[4:])
     ctx.dtypes = (inputs[0].dtype, inputs[1].dtype)
 
 
-def _masked_pool_grads(ctx: Any, grad: Tensor | None, _: Any) -> Grads:
-    if grad is None:
-        return (None,) * 8
+def _masked_pool_grads(ctx: Any, grad: Tensor, _: None) -> Grads:
     return *masked_pool_bwd(grad, *ctx.saved_tensors, *ctx.dtypes), *[None] * 6
 
 
-masked_pool.register_autograd(_masked_pool_grads, setup_context=_save_masked_pool)
+masked_pool.register_gradient(_masked_pool_grads, _save_masked_pool)
 
 
-@custom_op("sgg_fast::graph_mean", mutates_args=())
+@operator("graph_mean")
 def graph_mean(rows: Tensor, ptr: Tensor, graph: Tensor) -> tuple[Tensor, Tensor]:
     """Means [B, D], and the rows counted [1, B] int32."""
     from sgg_kernels.masked_pool import Rows, graph_mean_fwd
@@ -173,7 +178,7 @@ def graph_mean(rows: Tensor, ptr: Tensor, graph: Tensor) -> tuple[Tensor, Tensor
     return graph_mean_fwd(Rows(rows, ptr, graph))
 
 
-@custom_op("sgg_fast::graph_mean_bwd", mutates_args=())
+@operator("graph_mean_bwd")
 def graph_mean_bwd(grad: Tensor, count: Tensor, graph: Tensor, dtype: torch.dtype) -> Tensor:
     """Gradient of rows [R, D]."""
     from sgg_kernels.masked_pool import pool_bwd
@@ -194,21 +199,18 @@ def _(grad, count, graph, dtype):
 
 def _save_graph_mean(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.mark_non_differentiable(output[1])
-    ctx.set_materialize_grads(False)
     ctx.save_for_backward(output[1], inputs[2])
     ctx.dtype = inputs[0].dtype
 
 
-def _graph_mean_grads(ctx: Any, grad: Tensor | None, _: Any) -> Grads:
-    if grad is None:
-        return None, None, None
+def _graph_mean_grads(ctx: Any, grad: Tensor, _: None) -> Grads:
     return graph_mean_bwd(grad, *ctx.saved_tensors, ctx.dtype), None, None
 
 
-graph_mean.register_autograd(_graph_mean_grads, setup_context=_save_graph_mean)
+graph_mean.register_gradient(_graph_mean_grads, _save_graph_mean)
 
 
-@custom_op("sgg_fast::triple_context", mutates_args=())
+@operator("triple_context")
 def triple_context(
     s: Tensor, r: Tensor, o: Tensor, pool: Tensor, bias: Tensor, subject: Tensor, object: Tensor, graph: Tensor,
     ptr: Tensor, mid: Tensor, slot: Tensor, relation_ptr: Tensor,
@@ -219,7 +221,7 @@ def triple_context(
     return triple_context_fwd(s, r, o, pool, bias, subject, object, graph)
 
 
-@custom_op("sgg_fast::triple_context_bwd", mutates_args=())
+@operator("triple_context_bwd")
 def triple_context_bwd(
     grad: Tensor, subject: Tensor, object: Tensor, graph: Tensor, ptr: Tensor, mid: Tensor, slot: Tensor,
     relation_ptr: Tensor, pool_dtype: torch.dtype, bias_dtype: torch.dtype,
@@ -253,4 +255,4 @@ def _triple_context_grads(ctx: Any, grad: Tensor) -> Grads:
     return s.to(s_dtype), grad.to(r_dtype), o.to(o_dtype), pool, bias, *[None] * 7
 
 
-triple_context.register_autograd(_triple_context_grads, setup_context=_save_triple_context)
+triple_context.register_gradient(_triple_context_grads, _save_triple_context)

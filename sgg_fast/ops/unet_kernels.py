@@ -10,59 +10,63 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.library import custom_op
+
+from .operator import operator
 
 
-@custom_op("sgg_fast::group_norm_silu", mutates_args=())
+@operator("group_norm_silu")
 def group_norm_silu(
-    x: Tensor, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Out [B, S, C], and mean and 1 / deviation of each channel's group, fp32 [B, C]."""
+    x: Tensor, shift: Tensor | None, weight: Tensor, bias: Tensor, num_groups: int, eps: float, silu: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Out [B, S, C], and the statistics of `group_norm_silu_fwd`, fp32 [B, C]."""
     from sgg_kernels.group_norm_silu import group_norm_silu_fwd
 
-    return group_norm_silu_fwd(x, weight, bias, num_groups, eps, silu)
+    return group_norm_silu_fwd(x, shift, weight, bias, num_groups, eps, silu)
 
 
-@custom_op("sgg_fast::group_norm_silu_bwd", mutates_args=())
+@operator("group_norm_silu_bwd")
 def group_norm_silu_bwd(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, num_groups: int, silu: bool
-) -> tuple[Tensor, Tensor]:
-    """Gradients of x [B, S, C] and of weight and bias, end to end [2C]."""
+    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, offset: Tensor,
+    num_groups: int, silu: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x [B, S, C], of the shift fp32 [B, C] (empty without one), of weight and bias, end to end [2C]."""
     from sgg_kernels.group_norm_silu_bwd import group_norm_silu_bwd as run
 
-    return run(grad, x, weight, bias, mean, rstd, num_groups, silu)
+    return run(grad, x, weight, bias, mean, rstd, offset, num_groups, silu)
 
 
 @group_norm_silu.register_fake
-def _(x, weight, bias, num_groups, eps, silu):
+def _(x, shift, weight, bias, num_groups, eps, silu):
     stats = x.new_empty(x.shape[0], x.shape[2], dtype=torch.float32)
-    return x.new_empty(x.shape), stats, torch.empty_like(stats)
+    offset = x.new_empty(0, dtype=torch.float32) if shift is None else torch.empty_like(stats)
+    return x.new_empty(x.shape), stats, torch.empty_like(stats), offset
 
 
 @group_norm_silu_bwd.register_fake
-def _(grad, x, weight, bias, mean, rstd, num_groups, silu):
-    return x.new_empty(x.shape), weight.new_empty(2 * weight.shape[0])
+def _(grad, x, weight, bias, mean, rstd, offset, num_groups, silu):
+    return x.new_empty(x.shape), offset.new_empty(offset.shape), weight.new_empty(2 * weight.shape[0])
 
 
-def _save_group_norm_silu(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    x, weight, bias, num_groups, _, silu = inputs
+def _save_group_norm_silu(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
+    x, shift, weight, bias, num_groups, _, silu = inputs
     ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)  # else autograd fills the statistics' gradients with zeros, two launches a norm
     ctx.save_for_backward(x, weight, bias, *output[1:])
     ctx.num_groups, ctx.silu = num_groups, silu
+    ctx.shift_dtype = None if shift is None else shift.dtype
 
 
 def _group_norm_silu_grads(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    x, weight, bias, mean, rstd = ctx.saved_tensors  # read once: activation checkpointing returns them only once
-    grad_x, both = group_norm_silu_bwd(grad, x, weight, bias, mean, rstd, ctx.num_groups, ctx.silu)
+    x, weight, bias, *stats = ctx.saved_tensors  # read once: activation checkpointing returns them only once
+    grad_x, grad_shift, both = group_norm_silu_bwd(grad, x, weight, bias, *stats, ctx.num_groups, ctx.silu)
     of_weight, of_bias = both.split(weight.shape[0])
-    return grad_x, of_weight, of_bias.to(bias.dtype), None, None, None
+    of_shift = None if ctx.shift_dtype is None else grad_shift.to(ctx.shift_dtype)
+    return grad_x, of_shift, of_weight, of_bias.to(bias.dtype), None, None, None
 
 
-group_norm_silu.register_autograd(_group_norm_silu_grads, setup_context=_save_group_norm_silu)
+group_norm_silu.register_gradient(_group_norm_silu_grads, _save_group_norm_silu)
 
 
-@custom_op("sgg_fast::geglu", mutates_args=())
+@operator("geglu")
 def geglu(x: Tensor) -> Tensor:
     """Out [R, D] of x [R, 2D]."""
     from sgg_kernels.geglu import geglu_fwd
@@ -70,7 +74,7 @@ def geglu(x: Tensor) -> Tensor:
     return geglu_fwd(x)
 
 
-@custom_op("sgg_fast::geglu_bwd", mutates_args=())
+@operator("geglu_bwd")
 def geglu_bwd(grad: Tensor, x: Tensor) -> Tensor:
     """Gradient of x [R, 2D]."""
     from sgg_kernels.geglu import geglu_bwd as run
@@ -96,4 +100,4 @@ def _geglu_grads(ctx: Any, grad: Tensor) -> Tensor:
     return geglu_bwd(grad, ctx.saved_tensors[0])
 
 
-geglu.register_autograd(_geglu_grads, setup_context=_save_geglu)
+geglu.register_gradient(_geglu_grads, _save_geglu)

@@ -15,27 +15,36 @@ from .graph_ops import check
 
 
 def group_norm_silu(
-    x: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor, num_groups: int, eps: float, silu: bool = True
+    x: torch.Tensor,
+    weight_C: torch.Tensor,
+    bias_C: torch.Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool = True,
+    shift_BC: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`silu(group_norm(x))`, or the norm alone without `silu`: [B, C, ..] in the dtype of x, channels last.
+    """`silu(group_norm(x + shift))`, or the norm alone without `silu`: [B, C, ..] in the dtype of x, channels last.
 
     x: [B, C, any spatial dimensions], preferably channels last (else x is copied); weight, bias: [C]; G divides C.
+    shift: [B, C] for all pixels of an image; it costs no pass over x.
     Statistics are accurate at any mean, because deviations are squared, not values. Raises ValueError if the shapes do
     not fit or x has no pixel.
 
-    Equivalent PyTorch: `silu(group_norm(x, num_groups, weight, bias, eps))`
+    Equivalent PyTorch: `silu(group_norm(x + shift[:, :, None, None], num_groups, weight, bias, eps))`
     """
     name = "group_norm_silu"
     check(name, x.ndim >= 2, "x must be [B, C, ..]")
     check(name, weight_C.shape == bias_C.shape == x.shape[1:2], f"weight and bias must be [{x.shape[1]}]")
     check(name, num_groups > 0 and x.shape[1] % num_groups == 0, f"{num_groups} groups do not divide {x.shape[1]}")
     check(name, x.shape[1:].numel() > 0, "an image must have a pixel and a channel")
-    check(name, weight_C.device == bias_C.device == x.device, f"all tensors must be on {x.device}")
-    if backend_for(x.device, x.dtype, weight_C.dtype, bias_C.dtype) == "reference":
-        return reference.group_norm_silu(x, weight_C, bias_C, num_groups, eps, silu)
+    check(name, shift_BC is None or shift_BC.shape == x.shape[:2], f"the shift must be {list(x.shape[:2])}")
+    values = (x, weight_C, bias_C) if shift_BC is None else (x, weight_C, bias_C, shift_BC)
+    check(name, all(value.device == x.device for value in values), f"all tensors must be on {x.device}")
+    if backend_for(x.device, *(value.dtype for value in values)) == "reference":
+        return reference.group_norm_silu(x, weight_C, bias_C, num_groups, eps, silu, shift_BC)
     spatial = x.shape[2:]
     x_BSC = x.flatten(2).transpose(1, 2) if spatial else x.unsqueeze(1)
-    out_BSC, *_ = unet_kernels.group_norm_silu(x_BSC, weight_C, bias_C, num_groups, eps, silu)
+    out_BSC, *_ = unet_kernels.group_norm_silu(x_BSC, shift_BC, weight_C, bias_C, num_groups, eps, silu)
     return out_BSC.transpose(1, 2).unflatten(2, spatial) if spatial else out_BSC.squeeze(1)
 
 

@@ -41,10 +41,11 @@ def server() -> Iterator[Process]:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator:
     """Debian's Chromium by Playwright. A missing one is a failure: who gives --browser wants these tests to run."""
-    from playwright.sync_api import sync_playwright
+    from playwright.sync_api import expect, sync_playwright
 
     path = shutil.which("chromium") or shutil.which("chromium-browser")
     assert path, "no Chromium: apt-get install -y --no-install-recommends chromium"
+    expect.set_options(timeout=60_000)  # states are awaited; a busy machine takes long
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
             executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-quic"]

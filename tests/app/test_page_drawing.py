@@ -39,9 +39,9 @@ def test_a_picture_is_infers_to_the_byte_and_carries_what_was_asked(tab, tmp_pat
     tab.id("steps").fill("12")
     tab.canvas.focus()
     tab.page.keyboard.press("Control+Enter")
-    expect(tab.id("step")).to_contain_text("Step", timeout=30_000)
-    expect(tab.id("picture-preview")).to_be_visible(timeout=30_000)
-    expect(tab.id("told")).to_contain_text("Drawn in", timeout=PATIENCE)
+    expect(tab.id("step")).to_contain_text("Step", timeout=PATIENCE)
+    expect(tab.id("picture-preview")).to_be_visible(timeout=PATIENCE)
+    expect(tab.id("status")).to_contain_text("Drawn in", timeout=PATIENCE)
     data = shown(tab)
     record = record_of(data)
     assert record["graph"] == SHEEP == tab.json
@@ -53,11 +53,11 @@ def test_stop_ends_within_two_steps_and_the_page_draws_again(tab, server):
     words(tab, "sheep standing on grass")
     tab.id("steps").fill("300")
     tab.page.keyboard.press("Control+Enter")
-    expect(tab.id("step")).to_contain_text("Step", timeout=30_000)
+    expect(tab.id("step")).to_contain_text("Step", timeout=PATIENCE)
     with tab.page.expect_response(lambda answer: answer.request.method == "DELETE") as stopped:
         tab.id("stop").click()
     at_stop = stopped.value.json()
-    expect(tab.id("told")).to_have_text("Stopped.", timeout=30_000)
+    expect(tab.id("status")).to_have_text("Stopped.", timeout=PATIENCE)
     at = server.end(at_stop["id"])
     assert at["state"] == "stopped" and at["step"] - at_stop["step"] <= 2
     tab.id("steps").fill("2")
@@ -87,7 +87,7 @@ def test_seven_pages_of_one_browser_all_get_their_picture(tabs, chromium):
     for tab in pages:
         tab.page.keyboard.press("Control+Enter")
     for seed, tab in enumerate(pages):
-        expect(tab.id("told")).to_contain_text("Drawn in", timeout=PATIENCE)
+        expect(tab.id("status")).to_contain_text("Drawn in", timeout=PATIENCE)
         assert record_of(shown(tab))["seed"] == seed
 
 
@@ -163,9 +163,9 @@ def test_other_files_that_infer_reads_are_read(tab):
     tab.drop("lines.txt", b"boat on sea\n")
     expect(tab.node("boat")).to_be_visible()
     tab.drop("note.json", b"[1, 2")
-    expect(tab.id("told")).to_contain_text("note.json: not JSON")
+    expect(tab.id("status")).to_contain_text("note.json: not JSON")
     tab.drop("photo.png", b"\x89PNG\r\n\x1a\n nothing")
-    expect(tab.id("told")).to_contain_text("no scene graph in this picture")
+    expect(tab.id("status")).to_contain_text("no scene graph in this picture")
     with tab.page.expect_file_chooser() as chooser:
         tab.id("open").click()
     chooser.value.set_files({"name": "a.json", "mimeType": "application/json", "buffer": json.dumps(SHEEP).encode()})
@@ -177,17 +177,38 @@ def test_several_pictures_and_downloads(tab):
     tab.id("num_images").fill("3")
     tab.id("steps").fill("2")
     tab.draw()
-    expect(tab.page.locator("#several button")).to_have_count(3)
-    tab.page.locator("#several button").nth(2).click()
+    expect(tab.page.locator("#pictures button")).to_have_count(3)
+    tab.page.locator("#pictures button").nth(2).click()
     assert record_of(tab.download("save-png"))["seed"] == 2
     assert json.loads(tab.download("save-json")) == SHEEP
     drawing = tab.download("save-svg").decode()
     assert drawing.startswith("<svg") and "standing on" in drawing and "class=" not in drawing
 
 
+@pytest.mark.parametrize(("name", "value", "label"), [("steps", "0", "Steps:"), ("size", "100", "Pixels a side:")])
+def test_a_setting_out_of_bounds_is_named_and_in_focus(tab, name, value, label):
+    words(tab, "sheep standing on grass")
+    tab.page.get_by_text("More settings").click()
+    tab.id(name).fill(value)
+    tab.page.get_by_text("More settings").click()
+    tab.id("draw").click()
+    expect(tab.id("status")).to_contain_text(label)
+    expect(tab.id(name)).to_be_focused()
+
+
 def test_examples_are_there_to_begin_with(tab):
     tab.id("examples").click()
     tab.id("examples-menu").get_by_role("button", name="Rider in a red hat").click()
     assert tab.json["objects"] == ["sky", "grass", "horse", "person", "red hat"]
-    unseen = tab.page.locator(".unseen")
-    expect(unseen).to_have_count(0)
+    expect(tab.page.locator(".unseen")).to_have_count(0)
+
+
+def test_no_name_of_the_first_example_covers_another(tabs):
+    tab = tabs()
+    boxes = [rect.bounding_box() for rect in tab.page.locator(".node > rect, .edge > rect").all()]
+    assert len(boxes) == 5
+    for i, a in enumerate(boxes):
+        for b in boxes[:i]:
+            across = min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"])
+            down = min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"])
+            assert min(across, down) <= 1, f"{a} and {b}"

@@ -42,10 +42,21 @@ def test_hub(op, dtype, device, poisoned):
     compare(op, BATCHES["hub"](), 8, dtype, device)
 
 
-@pytest.mark.parametrize("width", [1, 130])
+@pytest.mark.parametrize("width", [1, 130, 16])
 @pytest.mark.parametrize("op", OPS)
-def test_odd_widths(op, width, device, poisoned):
+def test_odd_and_aligned_widths(op, width, device, poisoned):
+    """A multiple of 16 takes blocks of 16 rows behind a run's first, smaller one."""
     compare(op, BATCHES["unsorted"](), width, torch.bfloat16, device)
+
+
+@pytest.mark.parametrize("op", ["gather_add_relu", "scatter_mean_residual", "triple_context"])
+def test_runs_around_the_first_block(op, device, poisoned):
+    """Every run length from 0 to 22, in both roles."""
+    lengths = np.arange(23)
+    long = np.repeat(lengths, lengths)
+    other = np.zeros_like(long)
+    batch = batch_of(np.concatenate([long, other]), np.concatenate([other, long]), [(23, 2 * len(long))], 0)
+    compare(op, batch, 16, torch.float32, device)
 
 
 def column_view(x: torch.Tensor) -> torch.Tensor:
@@ -206,14 +217,15 @@ def drawn_batches(draw):
 def test_drawn_graphs_cut_into_tiny_chunks(op, monkeypatch, poisoned, batch, chunk):
     """Runs of every length against every chunk boundary."""
     cut_in_chunks(monkeypatch, chunk)
-    compare(op, batch, 3, torch.float32, "cuda" if torch.cuda.is_available() else "cpu")
+    compare(op, batch, 16 if chunk == 5 else 3, torch.float32, "cuda" if torch.cuda.is_available() else "cpu")
 
 
 @functools.cache
 def kernel_ops() -> dict[str, torch.library.CustomOpDef]:
     from sgg_fast.ops import graph_kernels
+    from sgg_fast.ops.operator import Operator
 
-    return {k: v for k, v in vars(graph_kernels).items() if isinstance(v, torch._library.custom_ops.CustomOpDef)}
+    return {k: v.library for k, v in vars(graph_kernels).items() if isinstance(v, Operator)}
 
 
 def test_every_operator_is_checked_below():

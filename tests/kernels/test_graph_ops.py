@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 
 import pytest
@@ -13,7 +14,7 @@ from support.cases.graph import BATCHES, OPS, call, inputs_of
 from sgg_fast import ops
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.encoder import TripleConv
-from sgg_fast.ops import dispatch
+from sgg_fast.ops import dispatch, graph_ops
 
 CPU = torch.device("cpu")
 
@@ -104,6 +105,33 @@ def test_shapes_that_do_not_fit_are_refused(op, name, wrong):
     inputs[name] = wrong(inputs[name])
     with pytest.raises(ValueError, match=op.removesuffix("_residual")):
         call(op, inputs, batch)
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ("subject", "subject and object must lie in 0..14"),
+        ("message_slot", "slot must"),
+        ("message_ptr", "ptr must rise from 0 to 120"),
+        ("message_mid", "mid must lie within ptr|slot must list"),
+        ("relation_graph", "relation graph must follow from its ptr"),
+        ("object_ptr", "object ptr must rise from 0 to 15"),
+    ],
+)
+def test_debugging_reads_index_tensors(field, message, monkeypatch):
+    """One wrong number in any of them is named; sound batches, exchanged ends among them, pass."""
+    monkeypatch.setattr(graph_ops, "DEBUG", True)
+    batch = BATCHES["unsorted"]()
+    swapped = ops.exchange_ends(batch, torch.arange(batch.num_relations) % 2 == 0)
+    for sound in (batch, swapped, BATCHES["no_relations"](), BATCHES["empty_groups"]()):
+        for op in OPS:
+            call(op, inputs_of(op, sound, 3), sound)
+    index = getattr(batch, field).clone()
+    index[len(index) // 2] = 77 if field != "relation_graph" else 0
+    spoiled = dataclasses.replace(batch, **{field: index})
+    with pytest.raises(ValueError, match=message):
+        for op in OPS:
+            call(op, inputs_of(op, spoiled, 3), spoiled)
 
 
 def test_wide_indices_are_refused_by_the_kernels(monkeypatch):

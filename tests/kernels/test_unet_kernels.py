@@ -99,6 +99,38 @@ def test_group_norm(name, dtype, device, poisoned, launched):
         assert launched == ["group_norm_silu_fwd_kernel", "group_norm_silu_bwd_kernel", "column_sum_kernel"]
 
 
+def shifted_inputs(name: str, dtype: torch.dtype, size: float = 1.0) -> Tensors:
+    """`norm_inputs` and a shift in fp32, as a time embedding gives one under autocast."""
+    images, _, channels, _ = NORMS[name]
+    return norm_inputs(name, dtype) | {"shift": size * randn(3, images, channels)}
+
+
+def with_shift(name: str):
+    """The operator by the names of the inputs here."""
+    run = norm_of(name)
+    return lambda x, weight, bias, shift: run(x, weight, bias, shift_BC=shift)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", NORMS)
+def test_a_shift_costs_no_launch(name, dtype, device, poisoned, launched):
+    compare(with_shift(name), shifted_inputs(name, dtype), device)
+    if NORMS[name][0] and name != "one_group":
+        assert launched == ["group_norm_silu_fwd_kernel", "group_norm_silu_bwd_kernel", "column_sum_kernel"]
+
+
+@pytest.mark.parametrize("name", NORMS)
+@pytest.mark.usefixtures("split")
+def test_a_shift_of_large_images(name, device, poisoned):
+    compare(with_shift(name), shifted_inputs(name, torch.float32), device)
+
+
+@pytest.mark.parametrize("size", [30.0, 1000.0])
+def test_a_large_shift_loses_no_more_than_adding_it(size, device, poisoned):
+    """By the rule: the reference adds the shift in fp32."""
+    compare(with_shift("10"), shifted_inputs("10", torch.float32, size), device)
+
+
 @pytest.mark.parametrize("name", NORMS)
 @pytest.mark.usefixtures("split")
 def test_group_norm_of_large_images(name, device, poisoned, launched):
@@ -226,21 +258,23 @@ def test_geglu_of_strided_and_extreme_inputs(device, poisoned):
     assert all(t.isfinite().all() for t in found.values())
 
 
+@pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("name", ["one_channel"])
-def test_opcheck_group_norm(name, device):
+def test_opcheck_group_norm(name, shifted, device):
     x, weight, bias = (t.to(device).requires_grad_() for t in norm_inputs(name).values())
     x_BSC = x.detach().flatten(2).transpose(1, 2).requires_grad_()
-    args = (x_BSC, weight, bias, NORMS[name][3], 1e-5, True)
-    torch.library.opcheck(unet_kernels.group_norm_silu, args)
-    out, mean, rstd = unet_kernels.group_norm_silu(*args)
-    given = [t.detach() for t in (out, x_BSC, weight, bias, mean, rstd)]
-    torch.library.opcheck(unet_kernels.group_norm_silu_bwd, (*given, NORMS[name][3], True))
+    shift = randn(3, *x.shape[:2]).to(device).requires_grad_() if shifted else None
+    args = (x_BSC, shift, weight, bias, NORMS[name][3], 1e-5, True)
+    torch.library.opcheck(unet_kernels.group_norm_silu.library, args)
+    out, *stats = unet_kernels.group_norm_silu(*args)
+    given = [t.detach() for t in (out, x_BSC, weight, bias, *stats)]
+    torch.library.opcheck(unet_kernels.group_norm_silu_bwd.library, (*given, NORMS[name][3], True))
 
 
 def test_opcheck_geglu(device):
     x = randn(0, 3, 20).to(device)
-    torch.library.opcheck(unet_kernels.geglu, (x.requires_grad_(),))
-    torch.library.opcheck(unet_kernels.geglu_bwd, (randn(1, 3, 10).to(device), x.detach()))
+    torch.library.opcheck(unet_kernels.geglu.library, (x.requires_grad_(),))
+    torch.library.opcheck(unet_kernels.geglu_bwd.library, (randn(1, 3, 10).to(device), x.detach()))
 
 
 @pytest.mark.parametrize("silu", [True, False])
@@ -248,6 +282,8 @@ def test_gradcheck_of_the_references(silu):
     x, weight, bias = randn(0, 2, 6, 3).double(), randn(1, 6).double(), randn(2, 6).double()
     leaves = [t.requires_grad_() for t in (x, weight, bias)]
     assert torch.autograd.gradcheck(lambda *t: reference.group_norm_silu(*t, 2, 1e-5, silu), leaves)
+    leaves.append(randn(4, 2, 6).double().requires_grad_())
+    assert torch.autograd.gradcheck(lambda *t: reference.group_norm_silu(*t[:3], 2, 1e-5, silu, t[3]), leaves)
     assert torch.autograd.gradcheck(reference.geglu, [randn(3, 2, 8).double().requires_grad_()])
 
 

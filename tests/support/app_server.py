@@ -57,7 +57,7 @@ class Client:
         assert status == 202, body
         return json.loads(body)
 
-    def end(self, id: str, seconds: float = 120) -> dict:
+    def end(self, id: str, seconds: float = 600) -> dict:
         """How a drawing stands once it is over."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -85,10 +85,11 @@ class Process(Client):
         parts = urlsplit(line.removeprefix("sgg-app: open ").strip())
         super().__init__(parts.hostname or "", parts.port or 0, parts.fragment.removeprefix("token="))
 
-    def ready(self, seconds: float = 120) -> Process:
+    def ready(self, seconds: float = 600) -> Process:
         """Once the model is there."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
+            assert self.process.poll() is None, "the server has ended"
             if self.json("GET", "/api/model")["state"] == "ready":
                 return self
             time.sleep(0.3)

@@ -14,7 +14,7 @@ from playwright.sync_api import BrowserContext, Locator, Request, expect
 from sgg_fast.data.formats import parse_scene_graphs
 from sgg_fast.graph import SceneGraph
 
-PATIENCE = 90_000
+PATIENCE = 300_000
 """Milliseconds that a drawing may take on a busy machine."""
 
 _DROP = """([name, type, content]) => {
@@ -139,7 +139,7 @@ class Tab:
         """By Ctrl+Enter; the graph and settings that were posted, once the picture is there."""
         with self.page.expect_request(lambda r: r.url.endswith("/api/drawings") and r.method == "POST") as posted:
             self.page.keyboard.press("Control+Enter")
-        expect(self.id("told")).to_contain_text("Drawn in", timeout=PATIENCE)
+        expect(self.id("status")).to_contain_text("Drawn in", timeout=PATIENCE)
         return posted.value.post_data_json
 
     def download(self, button: str) -> bytes:

@@ -7,5 +7,5 @@
 
 It computes the results of the code. It raises where a GPU would fault, and where the result would depend on timing. It
 measures no time, and `ptxas` may still fuse a product with a sum, so bits can differ from a GPU's. `mma`, `wgmma`,
-`cp.async`, atomics and double precision are not implemented: no kernel uses them, and an unknown form raises.
+atomics and double precision are not implemented: no kernel uses them, and an unknown form raises.
 """

@@ -83,7 +83,8 @@ def _randn(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> torch.
 def _batch(num_graphs: int, num_objects: int, num_relations: int, hubs: bool) -> SceneGraphBatch:
     """A batch whose relations join objects of one graph; a third of the rows is masked, the last graph may be empty.
 
-    With hubs, half of the first graph's relations start at one object and a third end at another.
+    With hubs, half of the first graph's relations start at one object and a third end at another; else six each do, so
+    that a run is longer than its first block.
     """
     rng = np.random.default_rng(0)
     first = (num_objects // 2, num_relations * 2 // 3) if hubs else (0, 0)
@@ -97,6 +98,8 @@ def _batch(num_graphs: int, num_objects: int, num_relations: int, hubs: bool) ->
         subject, object_ = rng.integers(begin, begin + n, (2, e))
         if hubs and i == 0:
             subject[: e // 2], object_[e // 2 :] = begin, begin + n - 1
+        elif i == 0:
+            subject[:6], object_[-6:] = begin, begin + n - 1
         ends.append(np.stack([subject, object_]))
         begin += n
     names = np.zeros(num_objects, np.int64), np.zeros(num_relations, np.int64)
@@ -194,6 +197,26 @@ def _pack(padded: bool, masked: bool) -> None:
     assert torch.equal(found_mask, want_mask), "masked"
     for name, x in want.items():
         assert torch.equal(found[name], x), name
+
+
+def _hash_draw(kind: int) -> None:
+    """Words and uniform numbers are bit-exact, normal numbers within the rule of Box-Muller in float64."""
+    from sgg_kernels import reference
+    from sgg_kernels.hash_draw import hash_draw
+
+    sample, step = torch.arange(7).reshape(7) * 2**29, torch.tensor([5], dtype=torch.int32)
+    for place in ((), (torch.arange(7, dtype=torch.int32) - 3,)):
+        start = (reference.hash_words((9,)) + 2**31) % 2**32 - 2**31
+        key = (9, step, sample, 12, *place)
+        found = hash_draw(key[1:], start, 96, kind)
+        if kind < 2:
+            want = (reference.hash_u32, reference.hash_uniform)[kind](*key)
+            assert torch.equal(found, want), "not the reference's bits"
+            continue
+        columns = [word[:, None] if isinstance(word, torch.Tensor) else word for word in key]
+        u = reference.hash_uniform(*columns, torch.arange(192)).double()
+        exact = torch.sqrt(-2 * torch.log(u[:, ::2])) * torch.cos(2 * torch.pi * u[:, 1::2])
+        compare({"normal": found}, {"normal": reference.hash_normal((96,), *key)}, {"normal": exact})
 
 
 _NUMELS, _OFFSETS, _NUM = [300, 1024, 2053], [0, 512, 1536], 3840
@@ -306,6 +329,11 @@ def _group_norm(name: str, dtype: torch.dtype, wide: torch.dtype, silu: bool) ->
             lambda x, weight, bias: (ops.group_norm_silu(x, weight, bias, num_groups=groups, eps=1e-5, silu=silu),),
             inputs,
         )
+        if silu:
+            check(
+                lambda x, weight, bias, shift: (ops.group_norm_silu(x, weight, bias, groups, 1e-5, shift_BC=shift),),
+                inputs | {"shift": _randn(3, images, 2 * channels)[:, :channels]},
+            )
 
 
 def _geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
@@ -317,7 +345,7 @@ def _geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
     check(lambda x: (ops.geglu(x),), {"x": 3 * _randn(0, rows, 2 * width, dtype=dtype)})
 
 
-_SMALL_OF = {"pack": _pack, "group_norm_silu": _group_norm, "geglu": _geglu}
+_SMALL_OF = {"pack": _pack, "hash_draw": _hash_draw, "group_norm_silu": _group_norm, "geglu": _geglu}
 
 
 def small_cases() -> dict[str, Callable[[], None]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from benchmarks.aot.ptx.arithmetic import i4, i8, u4
@@ -13,6 +15,17 @@ from benchmarks.aot.ptx.program import Instruction, Program
 Grid = tuple[int, int, int]
 _REDUCE = {"add": np.add, "min": np.minimum, "max": np.maximum, "and": np.bitwise_and, "or": np.bitwise_or,
            "xor": np.bitwise_xor}  # fmt: skip
+
+
+@dataclasses.dataclass
+class Copy:
+    """An asynchronous copy to shared memory, by lane."""
+
+    access: Access
+    values: list[np.ndarray]
+    group: np.ndarray
+    """The thread's group that the copy belongs to, counted from 0."""
+    done: np.ndarray
 
 
 class Machine:
@@ -40,6 +53,9 @@ class Machine:
         self.shared = Shared(len(ctas), shared_bytes, memory.check, notes)
         self.local = Local(self.num_lanes, int(self._all["lane"][0]), program.local_bytes, notes)
         self._spaces = {"global": self.global_, "shared": self.shared, "local": self.local}
+        self.copies: list[Copy] = []
+        self.groups = np.zeros(self.num_lanes, i4)
+        """Groups of copies that each thread has committed."""
         self.focus(None)
 
     def focus(self, where: np.ndarray | None) -> None:
@@ -98,6 +114,44 @@ class Machine:
             values = [v[where] for v in values]
         self._count(space, access, width * len(values))
         self._spaces[space].store(access, values, width)
+
+    def _place(self, lanes: np.ndarray) -> np.ndarray:
+        """Place of a lane among all of this batch."""
+        return lanes - self._all["lane"][0]
+
+    def copy(self, to, source, num_bytes: int, size, mask, inst: Instruction) -> None:
+        """cp.async of `num_bytes` a lane from global to shared memory; lanes of size 0 read nothing and write zeros."""
+        access, where = self._access(to, mask, inst)
+        if not len(access.lanes):
+            return
+        active = np.zeros(self.lane.shape, bool)
+        active[slice(None) if where is None else where] = True
+        size = np.broadcast_to(size, self.lane.shape)
+        if not np.isin(size[active], (0, num_bytes)).all():
+            raise inst.error("a copy of part of its words is not known")
+        zeros = [np.zeros(self.lane.shape, u4)] * (num_bytes // 4)
+        values = self.load("global", source, 4, num_bytes // 4, active & (size != 0), zeros, inst)
+        self._count("shared", access, num_bytes)
+        self.shared.begin_copy(access, num_bytes)
+        group = self.groups[self._place(access.lanes)]
+        self.copies.append(Copy(access, [v[active] for v in values], group, np.zeros(len(group), bool)))
+
+    def commit_copies(self) -> None:
+        """cp.async.commit_group: the active threads begin a new group."""
+        self.groups[self._place(self.lane)] += 1
+
+    def wait_copies(self, pending: int) -> None:
+        """cp.async.wait_group: all but the last `pending` groups of the active threads arrive."""
+        active = np.zeros(self.num_lanes, bool)
+        active[self._place(self.lane)] = True
+        for copy in self.copies:
+            place = self._place(copy.access.lanes)
+            arrived = active[place] & ~copy.done & (copy.group < self.groups[place] - pending)
+            if arrived.any():
+                where = np.flatnonzero(arrived)
+                self.shared.end_copy(copy.access.only(where), [v[where] for v in copy.values], 4)
+                copy.done |= arrived
+        self.copies = [copy for copy in self.copies if not copy.done.all()]
 
     def shuffle(self, kind: str, x, b, inst: Instruction) -> np.ndarray:
         """shfl.sync over whole warps: each lane gets another lane's value, or its own if that lane is out of range."""

@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.aot.ptx.arithmetic import UNSIGNED, i4, i8, u1, u8
 from benchmarks.aot.ptx.program import Instruction
 
-NOBODY, MANY = -1, -2
+NOBODY, MANY, ARRIVING = -1, -2, -3
 ALLOCATION = 16
 """Granularity of an allocator in bytes. A kernel may read up to the rounded size, but not write."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.aot.ptx.arithmetic import UNSIGNED, i4, i8, u1
-from benchmarks.aot.ptx.memory import MANY, NOBODY, Access, Notes
+from benchmarks.aot.ptx.memory import ARRIVING, MANY, NOBODY, Access, Notes
 
 WARP = 32
 POISON = 0xFF
@@ -60,12 +60,32 @@ class Shared:
                     access.note(self.notes, "writes different values to one place")
                 self._wrote(access, at + width * j, width, (before != value) | lost)
 
+    def begin_copy(self, access: Access, num_bytes: int) -> None:
+        """An asynchronous copy may write from now on, until `end_copy`: the places hold poison."""
+        at = self._places(access, num_bytes)
+        if self.check:
+            self._wrote(access, at, num_bytes, np.ones(len(at), bool))
+            self.writer[at[:, None] + np.arange(num_bytes)] = ARRIVING
+        self.raw[at[:, None] + np.arange(num_bytes)] = POISON
+
+    def end_copy(self, access: Access, values: list[np.ndarray], width: int) -> None:
+        """The threads have waited for their copy: it has written, as a store of theirs."""
+        at = self._places(access, width * len(values))
+        if self.check:
+            places = at[:, None] + np.arange(width * len(values))
+            if (self.writer[places] != ARRIVING).any():
+                access.note(self.notes, "copies to a place that was written before it arrived")
+            self.writer[places] = (access.lanes // WARP)[:, None]
+        self.store(access, values, width)
+
     def _saw(self, access: Access, at: np.ndarray, num_bytes: int) -> None:
         at = at[:, None] + np.arange(num_bytes)
         warp, epoch = (access.lanes // WARP)[:, None], self.epoch[access.ctas][:, None]
         writer = self.writer[at]
         if (writer == NOBODY).any():
             access.note(self.notes, "reads shared memory that nothing wrote")
+        if (writer == ARRIVING).any():
+            access.note(self.notes, "reads what an unfinished copy writes")
         if ((self.wrote[at] == epoch) & (writer != warp)).any():
             access.note(self.notes, "reads another warp's write, no barrier between")
         another = (self.read[at] == epoch) & (self.reader[at] != warp)

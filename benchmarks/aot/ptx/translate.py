@@ -224,6 +224,18 @@ class Translator(Arithmetic):
         for name in names:
             self.type[name.lstrip("%")] = "u4"
 
+    def op_cp(self, inst: Instruction, parts: list[str], a: tuple[str, ...]) -> None:
+        if parts[2] == "commit_group":
+            self.lines.append("E.commit_copies()")
+        elif parts[2] == "wait_group":
+            self.lines.append(f"E.wait_copies({int(a[0], 0)})")
+        else:
+            num_bytes = int(a[2], 0)
+            size = self.get(a[3], "u4") if len(a) > 3 else self.constant(str(num_bytes), "u4")
+            addresses = f"{self._address(a[0], 'u4')}, {self._address(a[1], 'u8')}"
+            mask = self.predicate(inst) if inst.predicate else "None"
+            self.lines.append(f"E.copy({addresses}, {num_bytes}, {size}, {mask}, {self.name_of(inst)})")
+
     # Warps.
     def op_shfl(self, inst: Instruction, parts: list[str], a: tuple[str, ...]) -> None:
         """A shuffle of the whole warp: the clamps are 31 and 0 (for `up`) and the mask is -1."""

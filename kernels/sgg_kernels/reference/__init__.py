@@ -1,7 +1,7 @@
 """Pure-torch form of every kernel: the definition that the Triton kernels are tested against. Runs on every device."""
 
 from .graph_ops import gather_add_relu, graph_mean, masked_pool, scatter_mean, triple_context
-from .hash import hash_normal, hash_u32, hash_uniform
+from .hash import hash_normal, hash_u32, hash_uniform, hash_words
 from .pack import mae_mask, pack
 from .unet_ops import geglu, group_norm_silu
 
@@ -13,6 +13,7 @@ __all__ = [
     "hash_normal",
     "hash_u32",
     "hash_uniform",
+    "hash_words",
     "mae_mask",
     "masked_pool",
     "pack",

@@ -86,7 +86,7 @@ def masked_pool(
         )
         weight = (mask != 0).to(acc)
         total = rows.new_zeros(sizes.shape[0], rows.shape[1], dtype=acc)
-        total = total.index_add(0, graph, rows.to(acc) * weight[:, None])
+        total = total.index_add(0, graph, rows.to(acc).where(mask[:, None] != 0, 0))  # NaN * 0 would be NaN
         count = weight.new_zeros(sizes.shape[0]).index_add(0, graph, weight)
         pools.append((total / count.clamp(min=1)[:, None]).to(rows.dtype))
     return torch.cat(pools, dim=1)

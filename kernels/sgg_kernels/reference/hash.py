@@ -8,6 +8,7 @@ cryptographic hash.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -24,6 +25,14 @@ def _mix(h: _Word) -> _Word:
     h = h ^ (h >> 13)
     h = (h * 0xC2B2AE35) & _MASK
     return h ^ (h >> 16)
+
+
+def hash_words(words: Sequence[int]) -> int:
+    """Hash of a key of integers, below 2^32; 0 for an empty key. The start of a longer key's hash."""
+    h = 0
+    for word in words:
+        h = _mix(((h ^ (word & _MASK)) + _GOLDEN) & _MASK)
+    return h
 
 
 def hash_u32(*words: _Word) -> torch.Tensor:

@@ -11,14 +11,23 @@ import torch.nn.functional as F  # noqa: N812
 
 
 def group_norm_silu(
-    x: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor, num_groups: int, eps: float, silu: bool
+    x: torch.Tensor,
+    weight_C: torch.Tensor,
+    bias_C: torch.Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool,
+    shift_BC: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`silu(group_norm(x))` or `group_norm(x)` of [B, C, ..] (Wu & He, 2018), in the dtype of x.
+    """`silu(group_norm(x + shift))`, or without the silu, of [B, C, ..] (Wu & He, 2018), in the dtype of x.
 
     The variance is the mean of centred squares: E[x^2] - E[x]^2 loses all digits where the mean is large.
     """
     acc = torch.promote_types(x.dtype, torch.float32)
-    grouped_BGM = x.to(acc).reshape(x.shape[0], num_groups, x.shape[1:].numel() // num_groups)
+    x_wide = x.to(acc)
+    if shift_BC is not None:
+        x_wide = x_wide + shift_BC.to(acc).reshape(*x.shape[:2], *[1] * (x.ndim - 2))
+    grouped_BGM = x_wide.reshape(x.shape[0], num_groups, x.shape[1:].numel() // num_groups)
     centred_BGM = grouped_BGM - grouped_BGM.mean(dim=-1, keepdim=True)
     variance_BG1 = centred_BGM.square().mean(dim=-1, keepdim=True)
     normal = (centred_BGM * torch.rsqrt(variance_BG1 + eps)).reshape(x.shape)

@@ -77,7 +77,10 @@ export class Combo {
     this.list.hidden = !found.length;
     this.input.setAttribute("aria-expanded", String(found.length > 0));
     this.input.removeAttribute("aria-activedescendant");
-    this.note.textContent = this.strange(clean(this.input.value));
+    // The beginning of a known word is not strange yet.
+    const typed = clean(this.input.value);
+    const begun = typed && this.words.some((word) => word.toLowerCase().startsWith(typed.toLowerCase()));
+    this.note.textContent = begun ? "" : this.strange(typed);
   }
 
   key(event) {

@@ -72,8 +72,8 @@ export function rename(state, id, name) {
   return { nodes: state.nodes.map(given), edges: edges.filter((_, i) => said.indexOf(said[i]) === i) };
 }
 
-/** Other ends of a relation, exchanged. */
-export function swap(state, id) {
+/** With the ends of a relation exchanged. */
+export function reverse(state, id) {
   return { ...state, edges: state.edges.map((e) => (e.id === id ? { ...e, from: e.to, to: e.from } : e)) };
 }
 

@@ -205,9 +205,9 @@ export class Editor {
     this.clipboard = kept;
   }
 
-  swap() {
+  reverse() {
     const id = this.view.current;
-    if (this.view.isEdge(id)) this.change(docs.swap(this.state, id), [id]);
+    if (this.view.isEdge(id)) this.change(docs.reverse(this.state, id), [id]);
   }
 
   /** Put an attribute in front of the focused object's name, or take it away. */
@@ -300,7 +300,7 @@ export class Editor {
       Delete: () => this.remove(),
       Backspace: () => this.remove(),
       c: () => this.connect(),
-      s: () => this.swap(),
+      s: () => this.reverse(),
       l: () => this.arrange(),
       ".": () => this.view.fit(),
       "+": () => this.view.zoom(1.1),

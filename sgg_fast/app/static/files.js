@@ -35,7 +35,7 @@ export function svgFile(view) {
     for (const name of look) element.setAttribute(name, style.getPropertyValue(name));
     for (const name of ["class", "tabindex", "role", "data-id", "data-line", "aria-selected"]) element.removeAttribute(name);
   });
-  copy.querySelectorAll("defs, [hidden], #ground").forEach((element) => element.remove());
+  copy.querySelectorAll("defs, [hidden], #background").forEach((element) => element.remove());
   // Handles to draw relations from are no part of the graph.
   copy.querySelectorAll("g > g > g > g").forEach((element) => element.querySelector("circle") && element.remove());
   const world = copy.querySelector("#world");

@@ -9,7 +9,7 @@ export class Inspector {
     const actions = {
       rename: () => editor.edit(view.current),
       connect: () => editor.connect(),
-      swap: () => editor.swap(),
+      reverse: () => editor.reverse(),
       duplicate: () => editor.duplicate(),
       delete: () => editor.remove(),
       attention: () => this.pin(),
@@ -31,7 +31,7 @@ export class Inspector {
     this.root.hidden = !items.length;
     buttons.rename.hidden = !one;
     buttons.connect.hidden = !one || isEdge(one);
-    buttons.swap.hidden = !one || !isEdge(one);
+    buttons.reverse.hidden = !one || !isEdge(one);
     buttons.duplicate.hidden = items.every(isEdge);
     buttons.attention.hidden = !one;
     this.attributes(one && !isEdge(one) ? one : null);

@@ -38,7 +38,7 @@ export function layout(state, width, fixed = new Set()) {
     const heat = 0.5 * (1 - round / rounds) + 0.05;
     const push = nodes.map(() => ({ x: 0, y: 0 }));
     repel(nodes, at, push, width);
-    part(links, at, push);
+    part(links, nodes, at, push, width);
     gather(at, push);
     for (const { a, b, dx, dy, reach } of links) {
       const from = at[a];
@@ -101,20 +101,25 @@ function gather(at, push) {
   });
 }
 
-/** Names of relations that would cover each other push their objects apart sideways. */
-function part(links, at, push) {
+/** Names of relations keep clear of each other and of objects: the ends of the relation give way, the shorter way. */
+function part(links, nodes, at, push, width) {
   const middle = ({ a, b }) => ({ x: (at[a].x + at[b].x) / 2, y: (at[a].y + at[b].y) / 2 });
-  const places = links.map(middle);
-  for (let i = 0; i < links.length; i++) {
-    for (let j = 0; j < i; j++) {
-      const x = places[i].x - places[j].x;
-      const room = (links[i].wide + links[j].wide) / 2 + 12;
-      if (Math.abs(x) >= room || Math.abs(places[i].y - places[j].y) >= 32) continue;
-      const force = (room - Math.abs(x)) * (x < 0 ? -0.5 : 0.5);
-      for (const end of [links[i].a, links[i].b]) push[end].x += force;
-      for (const end of [links[j].a, links[j].b]) push[end].x -= force;
+  const names = links.map((link) => ({ ...middle(link), wide: link.wide, high: 24, moves: [link.a, link.b] }));
+  const boxes = nodes.map((n, i) => ({ ...at[i], wide: width(n), high: HEIGHT, moves: [i] }));
+  names.forEach((one, i) => {
+    for (const other of [...names.slice(0, i), ...boxes]) {
+      if (other.moves.length === 1 && one.moves.includes(other.moves[0])) continue;
+      const x = one.x - other.x;
+      const y = one.y - other.y;
+      const across = (one.wide + other.wide) / 2 + 14 - Math.abs(x);
+      const down = (one.high + other.high) / 2 + 14 - Math.abs(y);
+      if (across <= 0 || down <= 0) continue;
+      const axis = across < 2 * down ? "x" : "y";
+      const force = axis === "x" ? across * (x < 0 ? -2 : 2) : down * (y < 0 ? -2 : 2);
+      for (const end of one.moves) push[end][axis] += force;
+      for (const end of other.moves) push[end][axis] -= force;
     }
-  }
+  });
 }
 
 /** A free place near (x, y) for an object of that width. */

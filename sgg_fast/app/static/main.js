@@ -30,7 +30,7 @@ const inspector = new Inspector($("inspector"), editor, view, picture);
 const source = new Source(doc, editor, view);
 let model = null;
 
-const tell = (text) => ($("told").textContent = text);
+const say = (text) => ($("status").textContent = text);
 
 // The graph on the canvas, and what hangs on it.
 
@@ -109,15 +109,15 @@ window.addEventListener("hashchange", () => adopt() && banner(""));
 
 function draw() {
   const fault = settings.fault();
-  if (fault) return tell(fault);
-  if (!doc.state.nodes.length) return tell("There is nothing to draw: add an object first.");
+  if (fault) return say(fault);
+  if (!doc.state.nodes.length) return say("There is nothing to draw: add an object first.");
   const { state } = doc;
   const request = { graph: toGraph(state), settings: settings.request(), maps: $("maps").checked };
   return drawer.draw({ ...request, state });
 }
 
 function stop() {
-  if (drawer.stop()) tell("Stopping…");
+  if (drawer.stop()) say("Stopping…");
 }
 
 function running(on) {
@@ -132,8 +132,8 @@ function running(on) {
 drawer.addEventListener("begin", () => {
   running(true);
   $("progress").removeAttribute("value");
-  $("step").textContent = model ? "Starting" : "Waiting for the model";
-  tell("");
+  $("step").textContent = model ? "Starting" : "Model is loading";
+  say("");
   // On a narrow page the picture lies below the graph.
   if (matchMedia("(max-width: 900px)").matches) $("picture").scrollIntoView({ behavior: "smooth" });
 });
@@ -141,7 +141,7 @@ drawer.addEventListener("begin", () => {
 drawer.addEventListener("progress", ({ detail: at }) => {
   if (at.state === "waiting") {
     const line = at.ahead > 0 ? `${at.ahead} before yours` : "Next in line";
-    $("step").textContent = model ? line : "Waiting for the model";
+    $("step").textContent = model ? line : "Model is loading";
     return;
   }
   if (!at.step) return;
@@ -168,22 +168,22 @@ drawer.addEventListener("done", ({ detail }) => {
   };
   history.add(entry);
   show(entry);
-  tell(`Drawn in ${seconds.toFixed(1)} s.`);
+  say(`Drawn in ${seconds.toFixed(1)} s.`);
 });
 
 drawer.addEventListener("over", ({ detail: at }) => {
   running(false);
   picture.settle();
-  if (at.state === "stopped") tell("Stopped.");
-  if (at.state === "failed") tell(at.error);
-  if (at.state === "gone") tell("The server does not answer; nothing was drawn.");
+  if (at.state === "stopped") say("Stopped.");
+  if (at.state === "failed") say(at.error);
+  if (at.state === "gone") say("The server does not answer; nothing was drawn.");
 });
 
 function show(entry, index = 0) {
   history.mark(entry);
   picture.show(entry, history.before(entry), index);
-  $("several").hidden = entry.urls.length < 2;
-  $("several").replaceChildren(
+  $("pictures").hidden = entry.urls.length < 2;
+  $("pictures").replaceChildren(
     ...entry.urls.map((url, i) => {
       const item = document.createElement("li");
       const button = document.createElement("button");
@@ -195,7 +195,7 @@ function show(entry, index = 0) {
       button.append(image);
       button.addEventListener("click", () => {
         show(entry, i);
-        $("several").children[i].firstChild.focus();
+        $("pictures").children[i].firstChild.focus();
       });
       item.append(button);
       return item;
@@ -219,8 +219,8 @@ async function open(file) {
   } catch (error) {
     found = { error: error.message };
   }
-  if (found.error) return tell(found.error);
-  tell(found.notices.join(" "));
+  if (found.error) return say(found.error);
+  say(found.notices.join(" "));
   if (found.graphs.length === 1) return take(found.graphs[0]);
   $("choices").replaceChildren(
     ...found.graphs.map((graph) => {
@@ -239,7 +239,7 @@ function take({ graph, settings: how = {} }) {
   editor.replace(graph, "file", { fresh: true });
   settings.set(how.seed === undefined ? {} : { ...how, num_images: 1 });
   if (how.weights && model && how.weights !== model.weights) {
-    tell(`That picture was drawn with other weights (${how.model}) than these: a new one will differ.`);
+    say(`That picture was drawn with other weights (${how.model}) than these: a new one will differ.`);
   }
   view.focus();
 }
@@ -273,7 +273,7 @@ for (const { title, graph } of EXAMPLES) {
 
 const saves = {
   png: () => {
-    if (!picture.entry) return tell("There is no picture yet: draw one first.");
+    if (!picture.entry) return say("There is no picture yet: draw one first.");
     const { blobs, state } = picture.entry;
     return files.save(blobs[picture.index], `${files.stem(state)}.png`);
   },

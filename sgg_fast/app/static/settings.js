@@ -9,7 +9,7 @@ export class Settings extends EventTarget {
     this.defaults = null;
     form.addEventListener("submit", (event) => event.preventDefault());
     form.addEventListener("change", () => this.dispatchEvent(new Event("change")));
-    form.querySelector("#dice").addEventListener("click", () => {
+    form.querySelector("#random-seed").addEventListener("click", () => {
       this.set({ seed: Math.floor(Math.random() * 1e6) });
     });
     form.querySelector("#defaults").addEventListener("click", () => this.set({ ...this.defaults, seed: this.read().seed }));
@@ -54,7 +54,8 @@ export class Settings extends EventTarget {
   fault() {
     const wrong = [...this.form.elements].find((field) => !field.checkValidity());
     if (!wrong) return "";
-    wrong.closest("details").open = true;
+    const folded = wrong.closest("details");
+    if (folded) folded.open = true;
     wrong.focus();
     return `${wrong.labels[0].textContent.trim()}: ${wrong.validationMessage}`;
   }

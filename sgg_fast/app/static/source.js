@@ -11,7 +11,7 @@ export class Source {
     this.text = document.querySelector("#text");
     this.json = document.querySelector("#json");
     this.error = { text: document.querySelector("#text-error"), json: document.querySelector("#json-error") };
-    this.fault = document.querySelector("#fault");
+    this.graphError = document.querySelector("#graph-error");
     this.turn = 0; // of the newest question; older answers are dropped
     for (const kind of ["text", "json"]) {
       this[kind].addEventListener("input", () => this.typed(kind));
@@ -41,8 +41,8 @@ export class Source {
       return;
     }
     this.view.bad.clear();
-    this.fault.textContent = found.error ?? "";
-    this.fault.hidden = !found.error;
+    this.graphError.textContent = found.error ?? "";
+    this.graphError.hidden = !found.error;
     const [, list, index] = (found.error ?? "").match(PLACE) ?? [];
     const item = list && this.doc.state[list === "objects" ? "nodes" : "edges"][Number(index)];
     if (item) this.view.bad.set(item.id, found.error);

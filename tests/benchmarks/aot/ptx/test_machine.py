@@ -186,6 +186,52 @@ EXCHANGE = at_lane(4, "%rd1", "%rd10") + at_lane(4, "%rd2", "%rd11") + """
 """Each of 64 threads reads what another wrote: 128 is one of the other warp, 4 the neighbour."""
 
 
+COPIES = at_lane(16, "%rd1", "%rd10") + at_lane(16, "%rd2", "%rd11") + """
+	mul.lo.u32 %r6, %r1, 16;
+	setp.eq.s32 %p1, %r1, 3;
+	selp.b32 %r9, 0, 16, %p1;
+	cp.async.cg.shared.global [ %r6 + 0 ], [ %rd10 + 0 ], 0x10, %r9;
+	cp.async.commit_group;
+	cp.async.ca.shared.global [ %r6 + 1024 ], [ %rd10 + 1024 ], 0x10;
+	cp.async.commit_group;
+	{wait}
+	{barrier}
+	xor.b32 %r7, %r6, {other};
+	ld.shared.v4.b32 {{%r20, %r21, %r22, %r23}}, [%r7+{second}];
+	st.global.v4.b32 [%rd11], {{%r20, %r21, %r22, %r23}};"""  # fmt: skip
+"""Each of 64 threads copies 16 bytes in each of two groups, none for thread 3 in the first, and reads another's."""
+
+ARRIVED = {"wait": "cp.async.wait_group 1;", "barrier": "bar.sync 0;", "other": 512, "second": 0}
+
+
+@pytest.mark.parametrize(
+    "changed", [{}, {"wait": "cp.async.wait_group 0;", "second": 1024}, {"barrier": "", "other": 0}]
+)
+def test_copies_arrive(changed):
+    x, out = words(512), aligned(np.zeros(256, "u4"))
+    form = ARRIVED | changed
+    kernel = run(COPIES.format(**form), x, out, threads=64, shared=2048)
+    want = (x[256:] if form["second"] else x[:256]).reshape(64, 4).copy()
+    if not form["second"]:
+        want[3] = 0
+    assert np.array_equal(out.reshape(64, 4), want[np.arange(64) ^ form["other"] // 16]) and not kernel.notes
+
+
+@pytest.mark.parametrize(
+    ("changed", "fault"),
+    [
+        ({"wait": ""}, "unfinished copy"),
+        ({"second": 1024}, "unfinished copy"),
+        ({"barrier": ""}, "no barrier between"),
+    ],
+)
+def test_a_copy_that_was_not_waited_for_is_found(changed, fault):
+    """No wait, a wait for the group before, and a wait that orders only the thread's own copies."""
+    x, out = words(512), aligned(np.zeros(256, "u4"))
+    kernel = run(COPIES.format(**ARRIVED | changed), x, out, threads=64, shared=2048)
+    assert fault in str(kernel.notes)
+
+
 def test_a_barrier_orders_warps():
     x, out = words(64), aligned(np.zeros(64, "u4"))
     kernel = run(EXCHANGE.format(barrier="bar.sync 0;", other=128), x, out, threads=64, shared=256)
