@@ -225,19 +225,19 @@ def merged_first(model: nn.Module) -> list[nn.Parameter]:
 
     The order is the same before and after `fuse`. A flat buffer in this order keeps the weights of a GEMM adjacent.
     """
-    context: list[nn.Linear] = []
-    times: list[nn.Linear] = []
+    context: list[nn.Module] = []
+    times: list[tuple[nn.Module, nn.Module]] = []
     for module in model.modules():
         if isinstance(module, Attention) and module.is_cross_attention:
             context += [module.to_k, module.to_v]
         elif isinstance(module, ResnetBlock2D) and module.time_emb_proj is not None:
-            times.append(module.time_emb_proj)
-    in_front: list[nn.Parameter] = []
-    for layers in (context, times):
-        of_width = sorted(layers, key=lambda layer: getattr(layer, "in_features", 0))
-        for name in ("weight", "bias"):
-            in_front += [p for x in of_width if (p := getattr(x, name, None)) is not None]
-    return list(dict.fromkeys([*in_front, *model.parameters()]))
+            times.append((module.time_emb_proj, module.conv1))
+    context.sort(key=lambda layer: getattr(layer, "in_features", 0))
+    times.sort(key=lambda pair: getattr(pair[0], "in_features", 0))
+    layers, before = [layer for layer, _ in times], [conv for _, conv in times]
+    in_front = [getattr(x, "weight", None) for x in (*context, *layers)]
+    in_front += [getattr(x, "bias", None) for x in (*context, *layers, *before)]
+    return list(dict.fromkeys([*(p for p in in_front if p is not None), *model.parameters()]))
 
 
 def _merge(model: nn.Module) -> _State:
