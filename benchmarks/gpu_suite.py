@@ -12,7 +12,6 @@ row. To add a part, add it to `PARTS`.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import importlib.util
@@ -27,15 +26,14 @@ import tarfile
 import tempfile
 import time
 
-import torch
-
 from benchmarks import targets
-from benchmarks.harness import measure
 from benchmarks.harness.output import read_rows
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import ConfigError
 from sgg_fast.files import write_aside
 
+ROOT = pathlib.Path(__file__).resolve().parents[1]
 TOTAL_SECONDS = 530
 DRY_SECONDS = 600
 MAX_FILES, MAX_BYTES = 8, 16 * 2**20
@@ -148,6 +146,8 @@ class Suite:
 
     def run(self) -> int:
         """Run all parts; returns 0 if every one of them passed or is unavailable here."""
+        from benchmarks.harness.measure import environment  # it loads torch
+
         self._write_json("environment", environment())
         for number, part in enumerate(self.parts):
             print(f"--- {part.name}", flush=True)
@@ -203,7 +203,7 @@ class Suite:
         for result in self.results:
             print(f"{result.name:11} {result.status:42} {result.seconds:7.0f}")
         if self.dry:
-            print("\ndry run on a CPU: nothing was measured on a GPU, so nothing is said about the targets")
+            print("\ndry run on a CPU: nothing was measured on a GPU, so the targets are not judged")
             return
         print("\ntargets:")
         for finding in targets.findings(read_rows(self.out / "bench.csv")):
@@ -225,7 +225,7 @@ def run_limited(words: tuple[str, ...], env: dict[str, str], log: pathlib.Path, 
     """
     tee = subprocess.Popen(["tee", str(log)], stdin=subprocess.PIPE)
     process = subprocess.Popen(
-        words, stdout=tee.stdin, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=measure.ROOT, env=env,
+        words, stdout=tee.stdin, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=ROOT, env=env,
         start_new_session=True,
     )  # fmt: skip
     try:
@@ -247,41 +247,19 @@ def run_limited(words: tuple[str, ...], env: dict[str, str], log: pathlib.Path, 
     return status
 
 
-def environment() -> dict[str, object]:
-    """Versions and hardware of this run, so the files are readable on their own."""
-    on_gpu = torch.cuda.is_available()
-    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-    facts: dict[str, object] = dataclasses.asdict(measure.machine(device))
-    facts |= {"python": sys.version.split()[0], "cuda": torch.version.cuda}
-    if on_gpu:
-        properties = torch.cuda.get_device_properties(0)
-        facts |= {
-            "capability": f"{properties.major}.{properties.minor}",
-            "multiprocessors": properties.multi_processor_count,
-            "l2_bytes": properties.L2_cache_size,
-            "memory_bytes": properties.total_memory,
-            "clocks_mhz": measure.gpu_clocks(device),
-            "copy_gb_s": measure.copy_bandwidth(device) / 1e9,
-        }
-        torch.cuda.empty_cache()  # the parts are other processes
-    return facts
-
-
 @command("gpu_suite", refused=(ConfigError, OSError))
 def main(argv: list[str] | None) -> int:
     """Exit status 1 if a part did not pass."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu_suite", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.gpu_suite", description=__doc__.split("\n\n")[0])
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder for at most eight files")
     parser.add_argument("--parts", nargs="+", choices=[part.name for part in PARTS], help="default: all")
     parser.add_argument("--dry", action="store_true", help="on a CPU, tiny; kernels interpreted, never timed")
     args = parser.parse_args(argv)
     if importlib.util.find_spec("sgg_kernels") is None:
         raise ConfigError("sgg_fast is not installed: pip install --no-index --no-deps --no-build-isolation -e .")
+    import torch
+
     if not args.dry and not torch.cuda.is_available():
         raise ConfigError("no CUDA device here: use --dry (make gpu-suite-dry)")
     chosen = tuple(part for part in PARTS if args.parts is None or part.name in args.parts)
     return Suite(args.out, args.dry, chosen).run()
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -15,11 +15,11 @@ import argparse
 import csv
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Iterable
 
 from benchmarks.harness.output import CsvRow
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
 KIND = ("op", "mode", "size", "shape", "dtype", "backend", "call", "l2", "form", "sizes", "batch", "device")
 """Columns that are equal in two comparable rows; empty if a table lacks the column."""
@@ -53,7 +53,15 @@ def _kind(row: CsvRow) -> tuple[str, ...]:
 
 
 def _counts(row: CsvRow) -> bool:
-    return bool(row["ms_p50"]) and not row["device"].startswith("CPU") and row.get("mode") != "cold start"
+    whole = all(row[name] is not None for name in NEEDED)  # a row that was cut off lacks its end
+    return whole and bool(row["ms_p50"]) and not row["device"].startswith("CPU") and row.get("mode") != "cold start"
+
+
+def _is_time(text: str) -> bool:
+    try:
+        return 0 < float(text) < float("inf")
+    except ValueError:
+        return False
 
 
 def read(path: pathlib.Path) -> list[CsvRow]:
@@ -68,7 +76,10 @@ def read(path: pathlib.Path) -> list[CsvRow]:
                     if path.is_dir():
                         continue  # curves and other tables lie beside the benchmarks' rows
                     raise ValueError(f"{file}: no rows of a benchmark: it lacks the column {min(missing)}")
-                rows += [row for row in reader if _counts(row)]
+                for row in filter(_counts, reader):
+                    if not _is_time(row["ms_p50"]):
+                        raise ValueError(f"{file}: line {reader.line_num}: ms_p50 is no time: {row['ms_p50'][:40]}")
+                    rows.append(row)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             raise ValueError(f"{file}: cannot be read: {error}") from error
     return rows
@@ -84,7 +95,7 @@ def pairs(new: Iterable[CsvRow], old: Iterable[CsvRow]) -> list[Pair]:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.regress", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.regress", description=__doc__.split("\n\n")[0])
     parser.add_argument("new", type=pathlib.Path, help="CSV, or a folder of such")
     parser.add_argument("--against", type=pathlib.Path, default=RESULTS, help="CSV or folder (benchmarks/results)")
     parser.add_argument("--more-than", type=float, default=10.0, metavar="PERCENT", help="that is slower (10)")
@@ -107,7 +118,3 @@ def main(argv: list[str] | None) -> int:
         print(f"and {len(slower) - LISTED} more")
     print(f"{len(slower)} are more than {args.more_than:g} % slower" if slower else "none is slower")
     return int(bool(slower))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

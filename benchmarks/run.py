@@ -11,292 +11,34 @@ them, labelled as one. Triton's interpreter is never timed; `--verify-only` chec
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import functools
-import importlib.util
-import math
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
 
-import torch
-
-from benchmarks.counts import kernels as counts
-from benchmarks.counts import roofline
-from benchmarks.harness import measure, verify
-from benchmarks.harness.output import OpRow, Output, add_flags, file_in, first_line
-from benchmarks.ops import baselines, registry
-from benchmarks.ops.registry import Case, Inputs
+from benchmarks.harness.output import command_parser
+from benchmarks.ops import cases
 from sgg_fast.commands import command
 from sgg_fast.config import ConfigError
-from sgg_fast.ops.dispatch import why_not_triton
-
-QUICK_COMPILE_SECONDS, COMPILE_SECONDS = 25, 240
-
-
-@dataclasses.dataclass
-class BenchSettings:
-    """Time limits and options of the measurement."""
-
-    device: torch.device
-    backends: Sequence[str]
-    seconds: float
-    """Seconds per timing."""
-    compile_seconds: float
-    """Seconds for all of torch.compile's compilations together; later ones are skipped, with the reason in the row."""
-    verify_only: bool = False
-
-
-def runner(form: baselines.OpForm, inputs: Inputs, mode: str) -> Callable[[], object]:
-    """The function that is timed. For "bwd" the forward runs here, once."""
-    if mode == "fwd":
-        no_grad = torch.no_grad()
-
-        def forward() -> object:
-            with no_grad:
-                return form(inputs, inputs.tensors)
-
-        return forward
-    leaves = {name: t.detach().requires_grad_() for name, t in inputs.tensors.items()}
-    listed = list(leaves.values())
-    outputs = form(inputs, leaves)
-    arriving = [registry.upstream(o.shape, o.dtype, o.device, i) for i, o in enumerate(outputs)]
-    if mode == "bwd":
-        return lambda: [*outputs, *torch.autograd.grad(outputs, listed, arriving, retain_graph=True)]
-
-    def both() -> object:
-        results = form(inputs, leaves)
-        return [*results, *torch.autograd.grad(results, listed, arriving)]
-
-    return both
-
-
-def _row(case: Case, shape: registry.Shape | registry.ImageShape, backend: str, device: torch.device) -> OpRow:
-    facts = measure.machine(device)
-    row = OpRow(case.op, case.mode, case.size, str(shape), case.dtype, backend, "eager", "warm")
-    for field in dataclasses.fields(facts):
-        setattr(row, field.name, getattr(facts, field.name))
-    return row
-
-
-def _timed(row: OpRow, times: measure.Times, case: Case, inputs: Inputs, device: torch.device, **changes: str) -> OpRow:
-    itemsize = registry.DTYPES.get(case.dtype, torch.int32).itemsize
-    num = roofline.compulsory(case.op, case.mode, inputs.shape, itemsize).bytes
-    rate, copy = num / (times.p50 * 1e-3), measure.copy_bandwidth(device)
-    return dataclasses.replace(
-        row, ms_p20=times.p20, ms_p50=times.p50, ms_p80=times.p80, compulsory_bytes=num, gb_s=rate / 1e9,
-        copy_gb_s=copy / 1e9, copy_share=rate / copy, **changes,
-    )  # fmt: skip
-
-
-def _time_on_cuda(
-    row: OpRow, form: baselines.OpForm, case: Case, inputs: Inputs, judge: verify.Judge, settings: BenchSettings
-) -> Iterator[OpRow]:
-    """Calls and captured launches, L2 warm and flushed. All work runs on one side stream, which the graph captures."""
-    device, stream = settings.device, torch.cuda.Stream(settings.device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        run = runner(form, inputs, case.mode)
-        for _ in range(3):
-            run()
-        row.peak_bytes = measure.peak_bytes(run, device)
-        row.launches = measure.launches(run, device)
-        for flushed in (False, True):
-            times = measure.call_times(run, device, settings.seconds, flushed)
-            row.gpu_clocks_mhz = measure.gpu_clocks(device)
-            yield _timed(row, times, case, inputs, device, l2="flushed" if flushed else "warm")
-    row = dataclasses.replace(row, call="replay")
-    if (case.op, row.backend) in baselines.READ_BACK:  # cannot be captured (`measure.Replay`)
-        yield dataclasses.replace(row, status="not capturable: reads sizes back to the host")
-        return
-    try:
-        replay = measure.Replay(run, device, stream)
-    except RuntimeError as error:
-        torch.cuda.synchronize(device)
-        yield dataclasses.replace(row, status=f"not capturable: {first_line(error)}")
-        return
-    verdict = judge.verdict([t.detach() for t in replay.result], row.backend)
-    if verdict.reason:
-        yield dataclasses.replace(row, status=f"mismatch in replay: {verdict.reason}")
-        return
-    for flushed in (False, True):
-        times = replay.times(settings.seconds, flushed)
-        row.gpu_clocks_mhz = measure.gpu_clocks(device)
-        yield _timed(row, times, case, inputs, device, l2="flushed" if flushed else "warm")
-
-
-def _time_on_cpu(
-    row: OpRow, form: baselines.OpForm, case: Case, inputs: Inputs, settings: BenchSettings
-) -> Iterator[OpRow]:
-    if row.backend != "compile":
-        counters = counts.observe(form, inputs, backward=case.mode != "fwd")
-        row.launches = sum(c.count().launches for c in (counters[1:] if case.mode == "bwd" else counters))
-    times = measure.call_times(runner(form, inputs, case.mode), settings.device, settings.seconds)
-    yield _timed(row, times, case, inputs, settings.device)
-
-
-@functools.cache
-def _failures() -> tuple[type[Exception], ...]:
-    """Errors of one form (torch's and the compilers'), which must not lose the other rows."""
-    if importlib.util.find_spec("triton") is None:
-        return RuntimeError, ValueError
-    from triton.errors import TritonError
-
-    return RuntimeError, ValueError, TritonError
-
-
-def measure_form(
-    case: Case, inputs: Inputs, judge: verify.Judge, backend: str, form: baselines.OpForm, settings: BenchSettings
-) -> Iterator[OpRow]:
-    """Rows of one form. It is compared with the reference first; a mismatch is one row without a number."""
-    row = _row(case, inputs.shape, backend, settings.device)
-    start = time.perf_counter()
-    try:
-        results = verify.run(form, inputs, inputs.tensors, case.mode)
-        verdict = judge.verdict(results, backend)
-        del results
-        row.error = None if math.isnan(verdict.error) else verdict.error
-        if backend == "compile":
-            settings.compile_seconds -= time.perf_counter() - start
-        if verdict.reason:
-            row.status = f"mismatch: {verdict.reason}"
-            yield row
-        elif settings.verify_only:
-            row.status = "verified"
-            yield row
-        elif settings.device.type == "cuda":
-            yield from _time_on_cuda(row, form, case, inputs, judge, settings)
-        else:
-            yield from _time_on_cpu(row, form, case, inputs, settings)
-    except torch.OutOfMemoryError as error:
-        yield dataclasses.replace(row, status=f"out of memory: {first_line(error)}")
-    except _failures() as error:
-        yield dataclasses.replace(row, status=f"failed: {type(error).__name__}: {first_line(error)}")
-
-
-def _form(case: Case, backend: str, device: torch.device) -> baselines.OpForm | None:
-    """The form of a case; None if the backend has none. Raises UnavailableError if it cannot run on `device`."""
-    form = baselines.form(case.op, backend)
-    if form is not None and backend == "ours" and (reason := why_not_triton(device)):
-        raise baselines.UnavailableError(f"skipped: {reason}")
-    return form
-
-
-def measure_case(case: Case, settings: BenchSettings) -> Iterator[OpRow]:
-    """Rows of every form of one case."""
-    device = settings.device
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-    shape = registry.inputs(case, "meta").shape
-    itemsize = registry.DTYPES.get(case.dtype, torch.int32).itemsize
-    least = roofline.compulsory(case.op, case.mode, shape, itemsize).bytes
-    if least > measure.free_bytes(device):
-        row = _row(case, shape, "all", device)
-        yield dataclasses.replace(row, status=f"skipped: moves {least / 1e9:.0f} GB, more than there is")
-        return
-    try:
-        inputs = registry.inputs(case, device)
-        judge = verify.Judge(case, inputs)
-    except torch.OutOfMemoryError as error:
-        yield dataclasses.replace(_row(case, shape, "all", device), status=f"out of memory: {first_line(error)}")
-        return
-    for backend in settings.backends:
-        row = _row(case, shape, backend, device)
-        if backend == "ours" and device.type != "cuda" and not settings.verify_only:
-            continue  # the interpreter is never timed
-        if backend == "compile" and settings.compile_seconds <= 0:
-            if (case.op, "eager") in baselines.FORMS:
-                yield dataclasses.replace(row, status="skipped: the time for compilation is spent")
-            continue
-        try:
-            form = _form(case, backend, device)
-        except baselines.UnavailableError as error:
-            yield dataclasses.replace(row, status=str(error))
-            continue
-        if form is not None:
-            yield from measure_form(case, inputs, judge, backend, form, settings)
-    torch.compiler.reset()
-
-
-def print_predictions(cases: list[Case]) -> None:
-    """Print the data sheets' predictions for the same cases, without a GPU."""
-    print("\nPREDICTION (compulsory bytes and operations over data-sheet rates), not a measurement; microseconds:")
-    print(f"{'case':36} {'MB':>10} " + " ".join(f"{chip.name:>10}" for chip in roofline.CHIPS))
-    for case in cases:
-        itemsize = registry.DTYPES.get(case.dtype, torch.int32).itemsize
-        traffic = roofline.compulsory(case.op, case.mode, registry.inputs(case, "meta").shape, itemsize)
-        name = f"{case.op} {case.mode} {case.size} {case.dtype}"
-        times = " ".join(f"{1e6 * traffic.seconds(chip):10.2f}" for chip in roofline.CHIPS)
-        print(f"{name:36} {traffic.bytes / 1e6:10.3f} {times}")
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--op", nargs="+", choices=registry.OPS, default=list(registry.OPS))
-    parser.add_argument("--size", nargs="+", choices=list(registry.SIZES | registry.IMAGE_SIZES),
-                        help="default: by device and --quick")  # fmt: skip
-    parser.add_argument("--dtype", nargs="+", choices=list(registry.DTYPES), help="default: fp32 on CPU, bf16 fp32")
-    parser.add_argument("--mode", nargs="+", choices=registry.MODES, help="default: all, but no bwd with --quick")
-    parser.add_argument("--backend", nargs="+", choices=baselines.BACKENDS, default=baselines.BACKENDS)
-    parser.add_argument("--width", type=int, default=registry.WIDTH, help="D, columns (default %(default)s)")
-    add_flags(parser, "bench.csv and its plots, of --verify-only verify.csv")
-    parser.add_argument("--no-plots", action="store_true", help="the CSV alone")
-    parser.add_argument("--quick", action="store_true", help="fewer sizes and shorter timings")
-    parser.add_argument("--verify-only", action="store_true", help="compare every form with the truth, time none")
-    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which no new case starts")
-    parser.add_argument("--compile-seconds", type=float, help="time for torch.compile's compilations in all")
+    parser = command_parser("run", __doc__, "bench.csv and its plots, of --verify-only verify.csv")
+    add = parser.add_argument
+    add("--op", nargs="+", choices=cases.OPS, default=list(cases.OPS))
+    add("--size", nargs="+", choices=list(cases.SIZES | cases.IMAGE_SIZES), help="default: by device and --quick")
+    add("--dtype", nargs="+", choices=cases.DTYPES, help="default: fp32 on CPU, bf16 fp32")
+    add("--mode", nargs="+", choices=cases.MODES, help="default: all, but no bwd with --quick")
+    add("--backend", nargs="+", choices=cases.BACKENDS, default=cases.BACKENDS)
+    add("--width", type=int, default=cases.WIDTH, help="D, columns (default %(default)s)")
+    add("--no-plots", action="store_true", help="the CSV alone")
+    add("--quick", action="store_true", help="fewer sizes and shorter timings")
+    add("--verify-only", action="store_true", help="compare every form with the truth, time none")
+    add("--compile-seconds", type=float, help="time for torch.compile's compilations in all")
     return parser.parse_args(argv)
-
-
-def defaults(args: argparse.Namespace, device: torch.device) -> tuple[list[Case], BenchSettings]:
-    """The cases and the settings of the command line on `device`."""
-    on_gpu = device.type == "cuda"
-    sizes = ["paper", "vg16"] if args.quick else ["paper", "vg2", "vg16", "vg64", "vg256", "1e5", "512px"]
-    if on_gpu and not args.quick:  # the targets' sizes first
-        sizes = ["paper", "1e6", "512px", "512px16", "vg2", "vg16", "vg64", "vg256", "1e5", "1e7"]
-    dtypes = args.dtype or (["bf16", "fp32"] if on_gpu else ["fp32"])
-    modes = args.mode or (["fwd", "fwd_bwd"] if args.quick else list(registry.MODES))
-    cases = registry.cases(args.op, args.size or sizes, dtypes, modes, args.width)
-    seconds = 0.02 if on_gpu else 0.1 if args.quick else 0.4
-    compile_seconds = args.compile_seconds
-    if compile_seconds is None:
-        compile_seconds = QUICK_COMPILE_SECONDS if args.quick else COMPILE_SECONDS
-    return cases, BenchSettings(device, args.backend, seconds, compile_seconds, args.verify_only)
 
 
 @command("benchmarks.run", refused=(ConfigError, OSError))
 def main(argv: list[str] | None) -> int:
     """Exit status 1 if one of our forms failed or did not match."""
     args = parse(argv)
-    device = args.device
-    cases, settings = defaults(args, device)
-    start = time.perf_counter()
-    path = file_in(args.out, "verify.csv" if args.verify_only else "bench.csv")
-    output = Output(path, OpRow)
-    facts = measure.machine(device)
-    print(f"{facts.device} ({facts.cpu}), torch {facts.torch}, triton {facts.triton}, {facts.commit}")
-    if args.verify_only:
-        print("results are compared, nothing is timed")
-    else:
-        if device.type != "cuda":
-            print("CPU rows: the reference and the baselines. They say nothing about a GPU.")
-        print(f"this machine's copy bandwidth: {measure.copy_bandwidth(device) / 1e9:.1f} GB/s (read and written)")
-    print(f"{'case':36} {'backend':9} {'call':6} {'L2':7} {'p20':>9} {'p50':>9} {'p80':>9}")
-    for i, case in enumerate(cases):
-        if time.perf_counter() - start > args.limit:
-            print(f"{len(cases) - i} cases left out: --limit {args.limit:.0f} s is spent")
-            break
-        for row in measure_case(case, settings):
-            output.add(row)
-    if device.type != "cuda" and not args.verify_only:
-        print_predictions(cases)
-    if args.out and not (args.verify_only or args.no_plots):
-        from benchmarks.harness import plots
+    from benchmarks.ops.timing import run
 
-        plots.draw(path, args.out)
-    return int(any(row.backend == "ours" and row.status.startswith(("mismatch", "failed")) for row in output.rows))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return run(args)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from benchmarks.harness.output import CsvRow
-from benchmarks.ops.registry import TARGETED
+from benchmarks.ops.cases import TARGETED
 
 COPY_SHARE = 0.85
 AT_SCALE = ("1e5", "1e6", "1e7")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import logging
 import os
 import resource
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # its import takes seconds, which a refusal does not wait for
     import torch
+
+logger = logging.getLogger(__name__)
 
 
 def device() -> torch.device:
@@ -81,11 +84,24 @@ def unfit(part: str) -> str:
 
 @functools.cache
 def _record() -> dict[str, str]:
+    said = read_doctor(doctor_record())
+    return said["unfit"] if said["machine"] == machine() else {}
+
+
+def read_doctor(path: Path) -> dict[str, Any]:
+    """A doctor's record: "machine", and "unfit", part -> reason. Empty if there is none; a damaged one is logged."""
+    empty: dict[str, Any] = {"machine": "", "unfit": {}}
     try:
-        said = json.loads(doctor_record().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return said["unfit"] if said.get("machine") == machine() else {}
+        said = json.loads(path.read_text(encoding="utf-8"))
+        usual = [part in PARTS and isinstance(why, str) for part, why in said["unfit"].items()]
+        if not isinstance(said["machine"], str) or not all(usual):
+            raise ValueError("wrong content")
+    except FileNotFoundError:
+        return empty
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        logger.warning("%s: cannot be read (%s), so nothing is left out: run sgg-doctor again", path, error)
+        return empty
+    return said
 
 
 @contextlib.contextmanager

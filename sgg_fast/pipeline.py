@@ -13,6 +13,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, ImagePipe
 from diffusers.image_processor import VaeImageProcessor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
+from sgg_fast.commands import NotFiniteError
 from sgg_fast.diffusion.captured import CapturedUNet
 from sgg_fast.diffusion.sampling import conditions, sample_latents
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
@@ -143,7 +144,7 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
         latents. With "pred_x0" in callback_on_step_end_tensor_inputs it also gets the clean latents that the step
         predicts. relation_guidance: weight of the guidance by relations alone (`sampling.guided`); 0 turns it off,
         otherwise the UNet's batch has one more copy of every picture.
-        Raises ValueError for arguments that do not fit.
+        Raises ValueError for arguments that do not fit, `NotFiniteError` as `decode`.
         """
         graphs = [graphs] if isinstance(graphs, SceneGraph) else list(graphs)
         side = resolution or self.config.resolution
@@ -215,9 +216,23 @@ class SceneGraphToImagePipeline(DiffusionPipeline):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor, output_type: str = "pil") -> Any:
-        """Pictures of latents [B, c, h, w] in the form `output_type` of `__call__`."""
+        """Pictures of latents [B, c, h, w] in the form `output_type` of `__call__`.
+
+        "pil", whose bytes cannot show NaN or Inf, raises `NotFiniteError` for them, naming the weight at fault.
+        """
         decoded = decode_latents(self.vae, latents / self.vae.config.scaling_factor)
+        if output_type == "pil" and not (latents.isfinite().all() and decoded.isfinite().all()):
+            raise NotFiniteError(f"a picture ends in numbers that are not finite, and is not saved: {self._culprit()}")
         return self.image_processor.postprocess(decoded.float(), output_type=output_type)
+
+    def _culprit(self) -> str:
+        """A weight that is not finite, or advice about the settings."""
+        for part in ("graph_encoder", "graph_clip", "text_encoder", "unet", "vae"):
+            module = getattr(self, part)
+            tensors = module.state_dict().items() if module is not None else ()
+            if name := next((name for name, tensor in tensors if not tensor.isfinite().all()), None):
+                return f"{name} of {part} holds such numbers already: get the model again"
+        return "lower --guidance or --relation-guidance, or take another --scheduler or number of --steps"
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:

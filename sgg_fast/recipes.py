@@ -36,7 +36,6 @@ def toy_words() -> Config:
         graph_lr=5e-4,
         lr_schedule="cosine",
         warmup_steps=50,
-        optimizer="adam",
         ema=0.999,
         validation_pairs=128,
         validate_every=500,
@@ -135,10 +134,13 @@ RECIPES = {"toy": toy, "toy-words": toy_words, "vg128": vg128, "vg256": vg256, "
 def recipe(name: str, **settings: Any) -> Config:
     """The recipe `name` with flat settings changed. Raises `ConfigError` for an unknown name or a bad value.
 
-    A baseline has none of SGG-IG's own losses; asking for one is refused.
+    A baseline has none of SGG-IG's own losses; asking for one is refused. Ways of updating weights that only 8-bit Adam
+    has select it.
     """
     if name not in RECIPES:
         raise ConfigError(f"--recipe {name}: there is no such recipe; there are {', '.join(RECIPES)}")
     if settings.get("conditioner", "sgg") != "sgg":
         settings = {"loss_weight": 1.0, "geometry": 0.0, "attention_loss": 0.0, **settings}
+    if settings.get("weights", "master") != "master" or settings.get("optimizer_in_backward"):
+        settings = {"optimizer": "adam8bit", **settings}
     return RECIPES[name]().replace(**settings)

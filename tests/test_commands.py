@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import tomllib
 
@@ -51,6 +52,16 @@ def test_bugs_keep_their_traceback(error, capsys):
     with pytest.raises(ValueError, match="bug"):
         run(ValueError("bug"), refused=(OSError,))
     assert capsys.readouterr().err == ""
+
+
+def test_the_module_that_is_the_program_runs_its_command(tmp_path):
+    """Once, with the words of the command line; imported it does not run."""
+    body = '@command("x")\ndef main(argv):\n    print("ran")\n    return 4\n'
+    (tmp_path / "program.py").write_text(f"from sgg_fast.commands import command\n\n\n{body}")
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    for words, code, out in ((["-m", "program"], 4, "ran\n"), (["-c", "import program"], 0, "")):
+        done = subprocess.run([sys.executable, *words], env=env, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (code, out, "")
 
 
 def test_threads_sleep_unless_the_user_says_otherwise(monkeypatch):

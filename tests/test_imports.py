@@ -14,8 +14,9 @@ import pytest
 from support import ROOT
 
 NOUNS = ("sgg_fast.graph", "sgg_fast.config", "sgg_fast.recipes", "sgg_fast.env", "sgg_fast.files",
-         "sgg_fast.commands.command", "sgg_fast.commands.typed", "sgg_fast.commands.flags", "sgg_fast.SceneGraph",
-         "sgg_fast.NameTable")  # fmt: skip
+         "sgg_fast.digests",
+         *(f"sgg_fast.commands.{name}" for name in ("command", "refuse", "typed", "flags", "NotFiniteError")),
+         "sgg_fast.SceneGraph", "sgg_fast.NameTable")  # fmt: skip
 FORMATS = tuple(f"sgg_fast.data.{name}" for name in ("formats", "inputs", "layouts", "png_record", "text_form"))
 """Graphs as files and words: what the page reads and writes."""
 MODELS = ("torch", "numpy", "PIL", "safetensors", "tqdm", "diffusers", "transformers")
@@ -32,11 +33,13 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sgg_fast/quiet.py": ("diffusers", "transformers", "sgg_fast.graph"),
     "sgg_fast/model_card.py": NOUNS,
     "sgg_fast/pipeline.py": ("torch", "numpy", "diffusers", "transformers", "sgg_fast.graph", "sgg_fast.nn",
-                             "sgg_fast.diffusion", "sgg_fast.data.formats", "sgg_fast.model_card"),
+                             "sgg_fast.diffusion", "sgg_fast.data.formats", "sgg_fast.model_card",
+                             "sgg_fast.commands.NotFiniteError"),
     "sgg_fast/config/": ("sgg_fast.config",),
     "sgg_fast/ops/": ("torch", "numpy", "sgg_kernels", "sgg_fast.ops", "sgg_fast.graph", "sgg_fast.env"),
     "sgg_fast/nn/": ("torch", "numpy", "safetensors", "diffusers", "transformers", "huggingface_hub", "sgg_fast.nn",
-                     "sgg_fast.ops", "sgg_fast.graph", "sgg_fast.env"),
+                     "sgg_fast.ops", "sgg_fast.graph", "sgg_fast.env", "sgg_fast.digests"),
+    "sgg_fast/nn/loading/__main__.py": ("torch", "safetensors", "sgg_fast.nn", *NOUNS),
     "sgg_fast/nn/attention.py": ("torch", "diffusers", "xformers", "sgg_fast.env"),
     # Its draws are hashes, which are operators.
     "sgg_fast/diffusion/": ("torch", "diffusers", "sgg_fast.diffusion", "sgg_fast.ops"),

@@ -15,11 +15,13 @@ import torch
 from support import ROOT
 
 from sgg_fast import drawing
+from sgg_fast import pipeline as pipeline_module
 from sgg_fast.commands import infer
 from sgg_fast.data.inputs import read_inputs
 from sgg_fast.data.png_record import is_drawn, read_record
-from sgg_fast.drawing import models
+from sgg_fast.drawing.models import load_model
 from sgg_fast.graph import SceneGraphError
+from sgg_fast.nn.loading import digest
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 SHEEP = '{"objects": ["sheep", "grass"], "relationships": [[0, "standing on", 1]]}'
@@ -27,7 +29,7 @@ SHEEP = '{"objects": ["sheep", "grass"], "relationships": [[0, "standing on", 1]
 
 @pytest.fixture(scope="module")
 def toy():
-    return models.load_model("toy")
+    return drawing.load_model("toy")
 
 
 @pytest.fixture
@@ -87,11 +89,11 @@ def test_the_record_tells_a_scheduler_or_a_tokenizer_from_another(tmp_path):
 
     copy = tmp_path / "copy"
     shutil.copytree(drawing.SHIPPED, copy)
-    seen = {models.fingerprint(copy)}
+    seen = {digest(copy)}
     for name in ("scheduler/scheduler_config.json", "graph_tokenizer/tokenizer.json", "unet/config.json"):
         path = copy / name
         path.write_bytes(path.read_bytes() + b"\n")
-        seen.add(models.fingerprint(copy))
+        seen.add(digest(copy))
     assert len(seen) == 4
 
 
@@ -114,9 +116,7 @@ def test_numbers_that_are_not_finite_are_never_saved(here, capsys, monkeypatch, 
             weight.copy_(before)
     assert "not saved: conv_in.weight of unet holds such numbers already: get the model again" in err
     assert not list(here.rglob("*.png"))
-    monkeypatch.setattr(
-        SceneGraphToImagePipeline, "decode", lambda self, z, kind="pil": torch.full((len(z), 3, 8, 8), torch.nan)
-    )
+    monkeypatch.setattr(pipeline_module, "decode_latents", lambda vae, z: torch.full((len(z), 3, 8, 8), torch.nan))
     assert "lower --guidance" in _code_three(capsys) and not list(here.rglob("*.png"))
 
 
@@ -164,7 +164,7 @@ def test_inputs_that_can_be_read_once_are_read_once(here, monkeypatch):
     [
         (["/dev/zero"], "/dev/zero: not text (byte 0 is zero)"),
         (["."], "cannot be read: Is a directory"),
-        (["g.json", "--guidance", "1e30"], "--guidance must be a number from 1 (none) to 10000"),
+        (["g.json", "--guidance", "1e30"], "--guidance must lie between 1 and 10000"),
         (["g.json", "--relation-guidance", "inf"], "--relation-guidance must be a number"),
         (["g.json", "--out", "a\x1b[31m.png"], r"--out 'a\x1b[31m.png': a path of printable characters"),
         (["g.json", "--out", "a\udcff.png"], r"argument 3 (a\udcff.png): not UTF-8 text"),
@@ -185,7 +185,7 @@ def test_bidi_and_escape_characters_are_never_written_raw(here, capsys, monkeypa
     Path("a\x1b[31m\u2066.json").write_text(SHEEP)
     lines, err = run(capsys, "a\x1b[31m\u2066.json", "--steps", "1")
     assert lines == ["outputs/a-[31m-.png"] and "\x1b" not in err
-    monkeypatch.setattr(drawing, "load_model", models.load_model)
+    monkeypatch.setattr(drawing, "load_model", load_model)
     _, err = run(capsys, "g.json", "--model", "./x\x1b[31m\u202e", code=2)
     assert r"x\x1b[31m\u202e" in err
 

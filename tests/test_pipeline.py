@@ -17,9 +17,10 @@ from diffusers import DiffusionPipeline, EulerDiscreteScheduler, UNet2DCondition
 from support import ROOT
 from support.graphs import all_graphs
 
+from sgg_fast.commands import NotFiniteError
 from sgg_fast.config import Config
-from sgg_fast.drawing import load_pipeline
-from sgg_fast.drawing.models import SCHEDULERS, scheduler_name, set_scheduler
+from sgg_fast.drawing import load_model
+from sgg_fast.drawing.models import SCHEDULERS, made_scheduler, scheduler_name
 from sgg_fast.graph import SceneGraph
 from sgg_fast.model_card import provenance
 from sgg_fast.nn import loading
@@ -30,7 +31,7 @@ SHEEP = SceneGraph(("sheep", "grass"), ((0, "standing on", 1),))
 
 @pytest.fixture(scope="module")
 def pipeline(trained_run):
-    pipeline, _ = load_pipeline(str(trained_run))
+    pipeline = load_model(str(trained_run)).pipeline
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -218,7 +219,7 @@ def test_every_scheduler_draws_and_the_seed_decides(pipeline, name):
     """Also those that draw noise at each step: it comes from the picture's own generator."""
     usual = pipeline.scheduler
     try:
-        set_scheduler(pipeline, name)
+        pipeline.scheduler = made_scheduler(pipeline, name)
         assert scheduler_name(pipeline) == name
         first, again = (draw(pipeline, [SHEEP, SHEEP], generator=seeded(0, 1)) for _ in range(2))
     finally:
@@ -295,8 +296,8 @@ def test_push_to_hub_uploads_our_card(pipeline, tmp_path, monkeypatch):
 
 SAVE = """
 import sys
-from sgg_fast.drawing import load_pipeline
-load_pipeline(sys.argv[1])[0].save_pretrained(sys.argv[2])
+from sgg_fast.drawing import load_model
+load_model(sys.argv[1]).pipeline.save_pretrained(sys.argv[2])
 """
 
 
@@ -314,3 +315,11 @@ def test_two_processes_export_the_same_bytes_wherever_the_models_lay(pipeline, t
             assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes(), name
     loading.check(tmp_path / "a")
     assert not any(str(trained_run).encode() in p.read_bytes() for p in (tmp_path / "a").rglob("*.json"))
+
+
+def test_nan_is_refused_where_bytes_would_hide_it_and_given_where_it_can_be_seen(pipeline):
+    latents = torch.zeros(1, 4, 16, 16)
+    latents[0, 0, 0, 0] = torch.inf
+    with pytest.raises(NotFiniteError, match="not finite, and is not saved: lower --guidance"):
+        pipeline.decode(latents)
+    assert not pipeline.decode(latents, "pt").isfinite().all()

@@ -24,7 +24,7 @@ from sgg_fast.data.sources import folder_source
 from sgg_fast.nn.foundation import load_foundation
 from sgg_fast.train.assemble import read_conditioner
 from sgg_fast.train.run import checkpoint
-from sgg_fast.train.run.checkpoint import MANIFEST, _digest, _sealed, checkpoint_dir, newest_checkpoint
+from sgg_fast.train.run.checkpoint import MANIFEST, _sealed, checkpoint_dir, newest_checkpoint, sha256
 
 
 class Payload:
@@ -58,7 +58,7 @@ def seal(folder: Path) -> None:
     manifest = json.loads((folder / MANIFEST).read_text())
     del manifest["seal"]
     for name in manifest["sha256"]:
-        manifest["sha256"][name] = _digest(folder / name)
+        manifest["sha256"][name] = sha256(folder / name)
     (folder / MANIFEST).write_text(_sealed(manifest))
 
 
@@ -115,11 +115,11 @@ def test_pipelines_with_pickled_weights(tmp_path, trace):
     folder = tmp_path / "pipeline"
     shutil.copytree(drawing.SHIPPED, folder)
     as_pickles(folder, trace, keep=True)
-    drawing.load_pipeline(str(folder))
+    drawing.load_model(str(folder))
     load_foundation(str(folder), "")
     as_pickles(folder, trace, keep=False)
     with pytest.raises(ValueError, match="cannot be loaded"):
-        drawing.load_pipeline(str(folder))
+        drawing.load_model(str(folder))
     with pytest.raises(ValueError, match="cannot be loaded"):
         load_foundation(str(folder), "")
     with pytest.raises(ConfigError, match="not a graph encoder"):
@@ -133,7 +133,7 @@ def test_pickles_under_the_name_of_safetensors(tmp_path, trace):
         for path in weights_of(folder):
             plant(path, trace, form)
         with pytest.raises(ValueError, match="cannot be loaded"):
-            drawing.load_pipeline(str(folder))
+            drawing.load_model(str(folder))
         with pytest.raises(ValueError, match="cannot be loaded"):
             load_foundation(str(folder), "")
         shutil.rmtree(folder)
@@ -161,7 +161,7 @@ def test_code_that_a_pipeline_folder_brings_along(tmp_path, trace, entry):
             path.write_text(json.dumps({**json.loads(path.read_text()), "auto_map": auto}))
     (folder / "model_index.json").write_text(json.dumps(index))
     try:
-        drawing.load_pipeline(str(folder))
+        drawing.load_model(str(folder))
     except ValueError as error:
         assert "cannot be loaded" in str(error)
 

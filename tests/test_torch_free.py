@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -47,22 +48,47 @@ def test_an_import_of_torch_would_be_seen(tmp_path):
     assert done.returncode == 1 and "torch is imported" in done.stderr
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "train.py",
-        "infer.py",
-        "sgg_fast.data.prepare",
-        "sgg_fast.data.show",
-        "sgg_fast.eval",
-        "benchmarks.quality",
-        "benchmarks.aot",
-        "benchmarks.regress",
-    ],
+COMMANDS = sorted(
+    {
+        re.sub(r"(\.__main__)?\.py$|/__main__\.py$", "", str(path.relative_to(ROOT))).replace("/", ".")
+        for folder in ("sgg_fast", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+        if re.search(r"^@command\(", path.read_text(encoding="utf-8"), re.MULTILINE) and path.parent.name != "commands"
+    }
 )
+"""Every module of ours that ends as a command."""
+
+
+def test_the_commands_are_found():
+    assert {"benchmarks.run", "sgg_fast.eval", "sgg_fast.train.warmup", "sgg_fast.toy.build"} <= set(COMMANDS)
+
+
+@pytest.mark.parametrize("command", ["train.py", "infer.py", *COMMANDS])
 def test_help(command):
     done = run(command, "--help")
     assert done.returncode == 0 and done.stdout.startswith("usage: "), done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "words", "reason"),
+    [
+        ("benchmarks.run", "--op softmax", "argument --op: invalid choice: 'softmax'"),
+        ("benchmarks.run", "--device tpu", "argument --device: tpu is not cpu, cuda or cuda:NUMBER"),
+        ("benchmarks.train_step", "--stage finetune --form naive", "--form naive is not of --stage finetune"),
+        ("benchmarks.train_step", "--stage pretrain --form plain", "--form plain is not of --stage pretrain"),
+        ("benchmarks.infer", "--form fastest", "argument --form: invalid choice: 'fastest'"),
+        ("benchmarks.optimiser", "--bakcend ours", "no flag --bakcend (did you mean --backend?)"),
+        ("sgg_fast.train.warmup", "--recipe vg512", "--recipe vg512: there is no such recipe"),
+        ("sgg_fast.train.warmup", "--batch-size 0", "--batch-size must be at least 1, not 0"),
+        ("sgg_fast.toy.build", "detector --data-set toy-words", "--data-set toy-words has clip, unet, detector_words"),
+        ("sgg_fast.toy.build", "vae --start x", "--start is of unet with --data-set toy-words"),
+        ("sgg_fast.toy.build", "foundation --out {folder}", "has no vae and no clip: build that first"),
+    ],
+)
+def test_a_command_refuses(tmp_path, command, words, reason):
+    done = run(command, *words.format(folder=tmp_path).split())
+    assert (done.returncode, done.stdout) == (2, "") and reason in done.stderr, done.stderr
+    assert done.stderr.count("\n") == 1 and not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -14,50 +14,26 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import dataclasses
 import json
-import os
 import pathlib
-import subprocess
-import sys
-import tempfile
 import time
 
-from benchmarks.aot.rules import CHIPS, AotError
+from benchmarks.aot.rules import CHIPS, AotError, in_fresh_process
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
 TOLERANCE = 0.10
 """Relative tolerance of registers against the baseline."""
 
 PROCESSES = 2
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-BASELINES = ROOT / "benchmarks" / "baselines"
+BASELINES = pathlib.Path(__file__).resolve().parents[1] / "baselines"
 
 
 def compile_in_process(arch: str) -> list:
-    """Compile every case for `arch` in a process of its own, without the interpreter. Raises `AotError`."""
-    from benchmarks.aot.compile import Compiled
+    """Compile every case for `arch` in a process of its own. Raises `AotError`."""
+    from benchmarks.aot.compile import compile_chip
 
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    with tempfile.TemporaryDirectory() as folder:
-        out = pathlib.Path(folder) / "compiled.json"
-        command = [sys.executable, "-m", "benchmarks.aot", "--arch", arch, "--worker", str(out)]
-        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-        if done.returncode or not out.is_file():
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise AotError(f"{arch}: exit {done.returncode}: {last}")
-        rows = json.loads(out.read_text())
-    return [Compiled(**{**row, "problems": tuple(row["problems"])}) for row in rows]
-
-
-def work(arch: str, out: pathlib.Path) -> None:
-    """One worker: compile, judge, write."""
-    from benchmarks.aot.cases import LEAST_WARPS, cases
-    from benchmarks.aot.compile import compile_cases, use_chip
-
-    use_chip(arch)
-    found = compile_cases(arch, cases(), LEAST_WARPS)
-    out.write_text(json.dumps([dataclasses.asdict(row) for row in found]))
+    return in_fresh_process(compile_chip, arch)
 
 
 def baseline_path(arch: str) -> pathlib.Path:
@@ -140,15 +116,11 @@ def report(arch: str, compiled: list, args: argparse.Namespace, shipped: set[str
 @command("aot", refused=(AotError, OSError))
 def main(argv: list[str] | None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.aot", description=__doc__.split("\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.aot", description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=list(CHIPS), default=list(CHIPS), help="chips (all)")
     parser.add_argument("--check", action="store_true", help="compare with the committed baselines; no table")
     parser.add_argument("--update", action="store_true", help="write the baselines")
-    parser.add_argument("--worker", type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.worker:
-        work(args.arch[0], args.worker)
-        return 0
     from benchmarks.aot.cases import shipped_kernels
 
     started, shipped, wrong = time.perf_counter(), shipped_kernels(), []
@@ -163,7 +135,3 @@ def main(argv: list[str] | None) -> int:
         print(f"  {line}")
     print(f"{'FAILED' if wrong else 'ok'} in {time.perf_counter() - started:.0f} s")
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

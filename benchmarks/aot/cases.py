@@ -15,41 +15,6 @@ from collections.abc import Callable
 
 import torch
 
-LEAST_WARPS = {
-    "adam_decide_kernel": 4,  # one program
-    "adam8bit_kernel": 16,
-    "adam_kernel": 16,
-    "adam_squares_kernel": 16,
-    "column_sum_kernel": 16,
-    "gather_add_relu_fwd_kernel": 16,
-    "geglu_bwd_kernel": 16,
-    "geglu_fwd_kernel": 16,
-    "group_norm_silu_apply_kernel": 16,
-    "group_norm_silu_bwd_apply_kernel": 16,
-    "group_norm_silu_bwd_kernel": 16,
-    "group_norm_silu_bwd_merge_kernel": 16,
-    "group_norm_silu_bwd_stats_kernel": 16,
-    "group_norm_silu_fwd_kernel": 16,
-    "group_norm_silu_merge_kernel": 16,
-    "group_norm_silu_stats_kernel": 16,
-    "hash_draw_kernel": 16,
-    "masked_pool_bwd_kernel": 16,
-    "masked_pool_fwd_hub_kernel": 16,
-    "masked_pool_fwd_kernel": 16,
-    "pack_fwd_kernel": 16,
-    "role_sums_hub_kernel": 16,
-    "role_sums_kernel": 16,
-    "scatter_mean_bwd_kernel": 8,  # two rows of three thirds at once: at least 12 KB in flight a block
-    "scatter_mean_fwd_hub_kernel": 16,
-    "scatter_mean_fwd_kernel": 16,
-    "triple_context_fwd_kernel": 16,
-}
-"""Occupancy that each kernel declares: warps that must fit on an SM at once, if the grid has as many.
-
-These kernels are limited by memory, so bytes in flight matter. 16 warps with 16 bytes a lane and four loads in flight
-are 32 KB an SM; an H100 hides its latency with about 20 KB. 16 is also every block slot of sm_86 with one warp each.
-"""
-
 
 @dataclasses.dataclass(frozen=True)
 class AotCase:
@@ -188,7 +153,7 @@ def adam(num_chunks: int, max_norm: float, weight: torch.dtype, split: bool, gra
     rest = table, grad, control, index(4, _F32), index(1), hyper
     adam_decide([table], [grad], control, index(1), hyper)
     if bits == 32:
-        adam_update(weights, index(num, _F32), index(num, _F32), *rest)
+        adam_update(weights, (index(num, _F32), index(num, _F32)), *rest)
         return
     codes, scales = (index(num, torch.uint8) for _ in range(2)), (index(num // BLOCK_8BIT, _F32) for _ in range(2))
     adam8bit_update(weights, Moments(*codes, *scales, index(256, _F32), index(256, _F32)), *rest)
@@ -299,3 +264,14 @@ def shipped_kernels(folder: pathlib.Path | None = None) -> set[str]:
     ]  # fmt: skip
     called = {n.id for node in jit for child in node.body for n in ast.walk(child) if isinstance(n, ast.Name)}
     return {node.name for node in jit} - called
+
+
+LEAST_WARPS = {
+    **dict.fromkeys(shipped_kernels(), 16),
+    "adam_decide_kernel": 4,  # one program
+}
+"""Least occupancy of each kernel: warps that must fit on an SM at once, if the grid has as many.
+
+These kernels are limited by memory, so bytes in flight matter. 16 warps with 16 bytes a lane and four loads in flight
+are 32 KB an SM; an H100 hides its latency with about 20 KB. 16 is also every block slot of sm_86 with one warp each.
+"""

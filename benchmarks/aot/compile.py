@@ -8,19 +8,17 @@ compiled kernels have the shipped specialisation.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.aot.cases import AotCase
+from benchmarks.aot.cases import LEAST_WARPS, AotCase, cases
 from benchmarks.aot.rules import (
     CHIPS,
     VECTOR,
     AotError,
     Budget,
-    Resources,
     access_bytes,
     budget_problems,
     code_problems,
@@ -98,12 +96,6 @@ def _arguments(kernel: Any, compiled: Any, args: tuple[Any, ...]) -> list[tuple[
     return [(name, given[name] if isinstance(given[name], int) else None) for name in kept]
 
 
-@functools.lru_cache(maxsize=256)
-def _resources(cubin: bytes) -> Resources:
-    """Cached, because many cases share a kernel."""
-    return read_cubin(cubin)
-
-
 def judge(
     arch: str,
     kernel: Any,
@@ -119,10 +111,10 @@ def judge(
     chip, metadata = CHIPS[arch], compiled.metadata
     if metadata.target.arch != chip.capability:
         raise AotError(f"{kernel.__name__} was compiled for {metadata.target.arch}, not {arch}")
-    resources, ptx = _resources(compiled.asm["cubin"]), compiled.asm["ptx"]
+    resources, ptx = read_cubin(compiled.asm["cubin"]), compiled.asm["ptx"]
     accesses = Kernel(compiled.asm["ttgir"], _arguments(kernel, compiled, args), grid).accesses
     budget = Budget(resources.registers, metadata.shared, metadata.num_warps)
-    problems = code_problems(resources, ptx)
+    problems = code_problems(resources)
     problems += budget_problems(chip, budget, math.prod(grid), least_warps)
     problems += [reason for access in accesses for reason in access.problems()]
     loads = access_bytes(ptx, "ld")
@@ -145,12 +137,12 @@ def _failure(arch: str, case: str, names: list[str], reason: str) -> Compiled:
     return Compiled(arch, case, names[-1] if names else "(no launch)", 0, 0, 0, 0, 0, (reason,))
 
 
-def compile_cases(arch: str, cases: Iterable[AotCase], least_warps: dict[str, int]) -> list[Compiled]:
+def compile_cases(arch: str, some: Iterable[AotCase], least_warps: dict[str, int]) -> list[Compiled]:
     """Every launch of every case, compiled for `arch` and judged. A case that fails is a line with its reason."""
     from sgg_kernels.launch import intercept
 
     found: list[Compiled] = []
-    for case in cases:
+    for case in some:
         names: list[str] = []
 
         def take_over(kernel: Any, grid: tuple, args: tuple, options: dict, case: AotCase = case, names=names) -> bool:
@@ -174,3 +166,9 @@ def compile_cases(arch: str, cases: Iterable[AotCase], least_warps: dict[str, in
         if not names:
             found.append(_failure(arch, case.name, names, "the case launches no kernel"))
     return found
+
+
+def compile_chip(arch: str) -> list[Compiled]:
+    """Every shipped launch; a process compiles for one chip only."""
+    use_chip(arch)
+    return compile_cases(arch, cases(), LEAST_WARPS)

@@ -5,16 +5,38 @@ Every rule returns reasons; a missing tool or answer is a fault, never a skip.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import functools
+import multiprocessing
+import os
 import pathlib
 import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class AotError(RuntimeError):
     """The check itself cannot run; the message gives the reason."""
+
+
+def in_fresh_process(function: Callable[..., T], *args: Any) -> T:
+    """`function(*args)` in a new process, without Triton's interpreter. Raises `AotError` if that process dies."""
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, spawn, initializer=_without_interpreter) as pool:
+        try:
+            return pool.submit(function, *args).result()
+        except concurrent.futures.BrokenExecutor as error:
+            raise AotError(f"{args[0]}: its process died: {error}") from error
+
+
+def _without_interpreter() -> None:
+    os.environ.pop("TRITON_INTERPRET", None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +97,9 @@ def cuobjdump() -> str:
     return found
 
 
+@functools.lru_cache(maxsize=256)
 def read_cubin(cubin: bytes) -> Resources:
-    """Registers, stack and instructions of the one kernel of a cubin."""
+    """Registers, stack and instructions of the one kernel of a cubin. Cached, because many cases share a kernel."""
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
@@ -91,8 +114,8 @@ def read_cubin(cubin: bytes) -> Resources:
     return Resources(int(usage[0][0]), int(usage[0][1]), frozenset(opcodes))
 
 
-def code_problems(resources: Resources, ptx: str) -> list[str]:
-    """Stack and local memory, atomics, double precision."""
+def code_problems(resources: Resources) -> list[str]:
+    """Stack and local memory, atomics, double precision, in the machine code."""
     problems, bases = [], {opcode: opcode.split(".")[0] for opcode in resources.opcodes}
     if resources.stack:
         problems.append(f"stack of {resources.stack} bytes")
@@ -101,13 +124,6 @@ def code_problems(resources: Resources, ptx: str) -> list[str]:
         problems += [f"{reason}: {', '.join(used)}"] if used else []
     converted = sorted(o for o in resources.opcodes if re.search(r"\.F64|64H", o))
     problems += [f"double precision: {', '.join(converted)}"] if converted else []
-    for reason, pattern in (
-        ("atomic in PTX", r"^\s*(?:@!?%\w+ )?(?:atom|red)\.[\w.:]+"),
-        ("double precision in PTX", r"^\s*(?:@!?%\w+ )?\w+(?:\.\w+)*\.f64\b"),
-        ("local memory in PTX", r"^\s*(?:@!?%\w+ )?(?:ld|st)\.local[\w.]*"),
-    ):
-        used = sorted({found.split()[-1] for found in re.findall(pattern, ptx, re.MULTILINE)})
-        problems += [f"{reason}: {', '.join(used)}"] if used else []
     return problems
 
 

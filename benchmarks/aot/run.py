@@ -12,23 +12,17 @@ output of `ptxas`. Exit code 1 if anything is wrong or did not run.
 
 from __future__ import annotations
 
-import argparse
 import collections
 import dataclasses
-import json
-import os
 import pathlib
 import re
-import subprocess
-import sys
-import tempfile
 import time
 
-from benchmarks.aot.rules import CHIPS, AotError
+from benchmarks.aot.rules import CHIPS, AotError, in_fresh_process
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-KERNELS = ROOT / "kernels" / "sgg_kernels"
+KERNELS = pathlib.Path(__file__).resolve().parents[2] / "kernels" / "sgg_kernels"
 MOST_UNENTERED = 0.03
 """Share of the basic blocks of all programs."""
 
@@ -136,19 +130,6 @@ def _outcome(run) -> str:
     return ""
 
 
-def in_process(arch: str, known: set[str], pattern: str, counts: bool) -> Result:
-    """Run `work` in a process of its own, where Triton is not the interpreter. Raises `AotError`."""
-    env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    with tempfile.TemporaryDirectory() as folder:
-        task, out = pathlib.Path(folder) / "task.json", pathlib.Path(folder) / "result.json"
-        task.write_text(json.dumps([arch, sorted(known), pattern, counts]))
-        line = [sys.executable, "-m", "benchmarks.aot.run", "--worker", str(task), str(out)]
-        done = subprocess.run(line, cwd=ROOT, env=env, capture_output=True, text=True, check=False)
-        if done.returncode or not out.is_file():
-            raise AotError(f"{arch}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}")
-        return Result(**json.loads(out.read_text()))
-
-
 def unentered(results: list[Result]) -> tuple[int, collections.Counter]:
     """(number of blocks, (kernel, source line) -> blocks that no chip's run entered)"""
     total, missed = 0, collections.Counter()
@@ -207,20 +188,15 @@ def report(results: list[Result], whole: bool) -> list[str]:
 @command("aot.run", refused=(AotError, OSError))
 def main(argv: list[str] | None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.aot.run", description=__doc__.split("\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.aot.run", description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=list(CHIPS), default=list(CHIPS), help="chips (all)")
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name holds this (all)")
     parser.add_argument("--counts", action="store_true", help="instructions, sectors, bank conflicts and barriers")
     parser.add_argument("--verbose", action="store_true", help="a line for every case")
-    parser.add_argument("--worker", nargs=2, type=pathlib.Path, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    if args.worker:
-        arch, known, *rest = json.loads(args.worker[0].read_text())
-        args.worker[1].write_text(json.dumps(dataclasses.asdict(work(arch, set(known), *rest))))
-        return 0
     began, results, known = time.perf_counter(), [], set()
     for arch in args.arch:
-        results.append(in_process(arch, known, args.case, args.counts))
+        results.append(in_fresh_process(work, arch, known, args.case, args.counts))
         known |= set(results[-1].ran)
         if args.verbose:
             for name, why in results[-1].cases.items():
@@ -230,7 +206,3 @@ def main(argv: list[str] | None) -> int:
         print(f"  {line}")
     print(f"{'FAILED' if wrong else 'ok'} in {time.perf_counter() - began:.0f} s")
     return 1 if wrong else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -23,13 +24,14 @@ from sgg_kernels.launch import intercept
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks import optimiser
 from benchmarks.counts import roofline
 from benchmarks.counts.roofline import CHIPS
-from benchmarks.harness.readme_table import ReadmeTable
+from benchmarks.harness.readme_table import ReadmeTable, markdown
 from benchmarks.ops import baselines as baselines_torch
+from benchmarks.ops import optimisers
 from benchmarks.ops.baselines import OpForm
-from benchmarks.ops.registry import DTYPES, GRAPH_OPS, IMAGE_OPS, Case, Inputs, inputs
+from benchmarks.ops.cases import GRAPH_OPS, IMAGE_OPS, Case
+from benchmarks.ops.registry import DTYPES, ImageShape, Inputs, Shape, inputs
 from sgg_fast import ops
 from sgg_fast.train.optim.adam_flat import FlatAdam
 
@@ -145,17 +147,16 @@ def count_plain(op: str, backend: str, size: str) -> list[Count] | None:
 
 
 @contextlib.contextmanager
-def interpreter_allowed() -> Iterator[None]:
-    """Replaces the check by which `sgg_fast.ops` refuses Triton for tensors that are not CUDA's."""
-    before = os.environ.get("TRITON_INTERPRET")
+def triton_everywhere() -> Iterator[None]:
+    """Our ops take Triton's path on any device, as the interpreter would; `sgg_fast.ops` refuses that otherwise."""
+    before = os.environ.get("TRITON_INTERPRET", "0")
     os.environ["TRITON_INTERPRET"] = "1"
+    ops.use_kernels("triton")
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["TRITON_INTERPRET"]
-        else:
-            os.environ["TRITON_INTERPRET"] = before
+        ops.use_kernels("auto")
+        os.environ["TRITON_INTERPRET"] = before
 
 
 @contextlib.contextmanager
@@ -167,7 +168,7 @@ def counted_launches() -> Iterator[list[str]]:
         seen.append(getattr(kernel, "__name__", str(kernel)))
         return True
 
-    with interpreter_allowed(), intercept(take_over):
+    with triton_everywhere(), intercept(take_over):
         yield seen
 
 
@@ -224,38 +225,33 @@ def _times(least: roofline.Traffic) -> list[str]:
     return [_number(1e6 * least.seconds(chip)) for chip in CHIPS]
 
 
-def _line(op: str, number: int, size: str, ours: Count, gemms: Count | None) -> str:
-    given = inputs(Case(op, "fwd", size, TABLE_DTYPE), "meta")
-    least = roofline.compulsory(op, ("fwd", "bwd")[number], given.shape, DTYPES[TABLE_DTYPE].itemsize)
-    plain = {name: count_plain(op, name, size) for name in ("sg2im", "eager")}
-    cells = [_cell(found[number] if found else None) for found in plain.values()]
-    least_cell = _cell(Count(1, least.bytes)) if gemms is None else _number(least.bytes / 1e6)
-    times = _times(least)
-    return " | ".join([f"| {op}", ("forward", "backward")[number], *cells, _cell(ours), least_cell, *times]) + " |"
+PASSES = ("forward", "backward")
+_MICROSECONDS = [f"{chip.name}, us" for chip in CHIPS]
+
+
+def _least(op: str, number: int, shape: Shape | ImageShape, dtype: str = TABLE_DTYPE) -> roofline.Traffic:
+    itemsize = DTYPES.get(dtype, torch.int32).itemsize
+    return roofline.compulsory(op, ("fwd", "bwd")[number], shape, itemsize)
 
 
 def table(size: str) -> list[str]:
     """One size's table, as lines of Markdown."""
-    given = inputs(Case("scatter_mean", "fwd", size, TABLE_DTYPE), "meta")
-    chips = " | ".join(f"{chip.name}, us" for chip in CHIPS)
-    lines = [
-        f"{given.shape}, {TABLE_DTYPE}; each cell: launches / MB",
-        "",
-        f"| op | pass | sg2im's form | eager | ours | least | {chips} |",
-        "|---|---|---|---|---|---|" + "---|" * len(CHIPS),
-    ]
+    shape = inputs(Case("scatter_mean", "fwd", size, TABLE_DTYPE), "meta").shape
+    rows = []
     for op in GRAPH_OPS:
         if op == "pack":
             continue
         totals, gemms = count_layer(size) if op == "layer" else (count_kernels(op, size), None)
+        plain = [count_plain(op, name, size) for name in ("sg2im", "eager")]
         for number, total in enumerate(totals):
-            lines.append(_line(op, number, size, total, gemms and gemms[number]))
+            least = _least(op, number, inputs(Case(op, "fwd", size, TABLE_DTYPE), "meta").shape)
+            cells = [_cell(found and found[number]) for found in plain]
+            least_cell = _number(least.bytes / 1e6) if gemms else _cell(Count(1, least.bytes))
+            rows.append([op, PASSES[number], *cells, _cell(total), least_cell, *_times(least)])
             if gemms:
-                share = _cell(gemms[number])
-                lines.append(
-                    f"| of which GEMMs | {('forward', 'backward')[number]} |  |  | {share} |  |" + "  |" * len(CHIPS)
-                )
-    return lines
+                rows.append(["of which GEMMs", PASSES[number], "", "", _cell(gemms[number]), "", *[""] * len(CHIPS)])
+    header = ["op", "pass", "sg2im's form", "eager", "ours", "least", *_MICROSECONDS]
+    return [f"{shape}, {TABLE_DTYPE}; each cell: launches / MB", "", *markdown(header, rows)]
 
 
 IMAGE_TABLE_SIZES = ("paper", "512px")
@@ -263,44 +259,31 @@ IMAGE_TABLE_SIZES = ("paper", "512px")
 
 def image_table() -> list[str]:
     """Normalisation and gate of the UNet's top level."""
-    chips = " | ".join(f"{chip.name}, us" for chip in CHIPS)
-    lines = [
-        f"{TABLE_DTYPE}; each cell: launches / MB",
-        "",
-        f"| op | shape | pass | eager | ours | least | {chips} |",
-        "|---|---|---|---|---|---|" + "---|" * len(CHIPS),
-    ]
-    for op in IMAGE_OPS:
-        for size in IMAGE_TABLE_SIZES:
-            shape, eager = inputs(Case(op, "fwd", size, TABLE_DTYPE), "meta").shape, count_plain(op, "eager", size)
-            for number, ours in enumerate(count_kernels(op, size)):
-                least = roofline.compulsory(op, ("fwd", "bwd")[number], shape, DTYPES[TABLE_DTYPE].itemsize)
-                cells = [_cell(eager and eager[number]), _cell(ours), _cell(Count(1, least.bytes)), *_times(least)]
-                lines.append(" | ".join([f"| {op}", str(shape), ("forward", "backward")[number], *cells]) + " |")
-    return lines
+    rows = []
+    for op, size in itertools.product(IMAGE_OPS, IMAGE_TABLE_SIZES):
+        shape, eager = inputs(Case(op, "fwd", size, TABLE_DTYPE), "meta").shape, count_plain(op, "eager", size)
+        for number, ours in enumerate(count_kernels(op, size)):
+            least = _least(op, number, shape)
+            cells = [_cell(eager and eager[number]), _cell(ours), _cell(Count(1, least.bytes)), *_times(least)]
+            rows.append([op, str(shape), PASSES[number], *cells])
+    header = ["op", "shape", "pass", "eager", "ours", "least", *_MICROSECONDS]
+    return [f"{TABLE_DTYPE}; each cell: launches / MB", "", *markdown(header, rows)]
 
 
 def pack_table() -> list[str]:
     """`pack` at both sizes: integers, one pass, without a rival to compare it with."""
-    chips = " | ".join(f"{chip.name}, us" for chip in CHIPS)
-    lines = [
-        f"| pack | reference, aten operators | ours | least | {chips} |",
-        "|---|---|---|---|" + "---|" * len(CHIPS),
-    ]
+    rows = []
     for size in TABLE_SIZES:
         given = inputs(Case("pack", "fwd", size, "int32"), "cpu")
-        (ours,) = count_kernels("pack", size)
-        plain = ""
+        (ours,), plain = count_kernels("pack", size), ""
         if size == "paper":
             form = baselines_torch.form("pack", "reference")
             assert form is not None
             plain = _cell(observe(form, given, backward=False)[0].count())
-        least = roofline.compulsory("pack", "fwd", given.shape, 4)
-        shape = f"B={given.shape.graphs} N={given.shape.objects} E={given.shape.relations}"
-        lines.append(
-            " | ".join([f"| {shape}", plain, _cell(ours), _cell(Count(1, least.bytes)), *_times(least)]) + " |"
-        )
-    return lines
+        least, z = _least("pack", 0, given.shape, "int32"), given.shape
+        shape = f"B={z.graphs} N={z.objects} E={z.relations}"
+        rows.append([shape, plain, _cell(ours), _cell(Count(1, least.bytes)), *_times(least)])
+    return markdown(["pack", "reference, aten operators", "ours", "least", *_MICROSECONDS], rows)
 
 
 def count_optimiser(op: str, weights: str) -> int:
@@ -308,37 +291,27 @@ def count_optimiser(op: str, weights: str) -> int:
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16
     groups = []
     for bits in (8 if op == "adam8bit" else 32, 32):
-        parameters = optimiser.parameters([(5,), (300,)], dtype, torch.device("cpu"), flat=False)
+        parameters = optimisers.parameters([(5,), (300,)], dtype, torch.device("cpu"), flat=False)
         groups.append({"params": parameters, "lr": 1e-3, "optim_bits": bits})
     made = FlatAdam(groups, seed=0, max_norm=1.0, split=weights == "split")
-    ops.use_kernels("triton")
-    try:
-        with counted_launches() as seen:
-            made.step()
-    finally:
-        ops.use_kernels("auto")
+    with counted_launches() as seen:
+        made.step()
     return len(seen)
 
 
 def optimiser_table() -> list[str]:
     """A step of Stable Diffusion v1's UNet, the norm of its gradients included."""
-    chips = " | ".join(f"{chip.name}, ms" for chip in CHIPS)
-    num = sum(torch.Size(shape).numel() for shape in optimiser.shapes("unet"))
-    lines = [
-        f"{num:,} weights; *norm* reads each gradient once more",
-        "",
-        f"| op | weights | launches | bytes an element | and norm | GB | {chips} |",
-        "|---|---|---|---|---|---|" + "---|" * len(CHIPS),
-    ]
-    for op, forms in optimiser.BYTES.items():
+    num, rows = sum(torch.Size(shape).numel() for shape in optimisers.shapes("unet")), []
+    for op, forms in optimisers.BYTES.items():
         for weights, each in forms.items():
             norm = 4 if weights == "fp32" else 2
             scales = num // 16 if op == "adam8bit" else 0
             moved = roofline.Traffic(num * (each + norm) + scales)
             times = [_number(1e3 * moved.seconds(chip)) for chip in CHIPS]
-            cells = [op, weights, str(count_optimiser(op, weights)), str(each), str(norm), _number(moved.bytes / 1e9)]
-            lines.append("| " + " | ".join([*cells, *times]) + " |")
-    return lines
+            cells = [str(count_optimiser(op, weights)), str(each), str(norm), _number(moved.bytes / 1e9)]
+            rows.append([op, weights, *cells, *times])
+    header = ["op", "weights", "launches", "bytes an element", "and norm", "GB", *(f"{c.name}, ms" for c in CHIPS)]
+    return [f"{num:,} weights; *norm* reads each gradient once more", "", *markdown(header, rows)]
 
 
 def body() -> str:

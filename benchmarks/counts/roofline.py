@@ -139,15 +139,6 @@ def _programs(num_rows: int, block: int) -> int:
     return -(-num_rows // per_program)
 
 
-def _issued_of_images(op: str, backward: bool, z: ImageShape, s: int) -> int:
-    """Bytes requested by an image op. A norm reads its inputs twice: for their sums, and to apply them.
-
-    The sums themselves are left out.
-    """
-    again = (2 if backward else 1) * z.images * z.pixels * z.width * s if op == "group_norm_silu" else 0
-    return compulsory(op, "bwd" if backward else "fwd", z, s).bytes + again
-
-
 def issued(op: str, backward: bool, shape: Shape | ImageShape, itemsize: int) -> int:
     """Bytes that our kernels of one op request, as if there were no cache: every gathered row counts each time.
 
@@ -155,7 +146,10 @@ def issued(op: str, backward: bool, shape: Shape | ImageShape, itemsize: int) ->
     hubs (under 1 % at E = 1e6, none at the paper's sizes) are left out.
     """
     if isinstance(shape, ImageShape):
-        return _issued_of_images(op, backward, shape, itemsize)
+        # A norm reads its inputs twice: for their sums, which are left out, and to apply them.
+        again = (2 if backward else 1) * shape.images * shape.pixels * shape.width * itemsize
+        least = compulsory(op, "bwd" if backward else "fwd", shape, itemsize).bytes
+        return least + (again if op == "group_norm_silu" else 0)
     from sgg_kernels.scatter_mean import ROWS
 
     z, s = shape, itemsize

@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from benchmarks.counts.kernels import interpreter_allowed
+from benchmarks.counts.kernels import triton_everywhere
 from benchmarks.counts.unet import UNetCounter, cuda_norms, make_channels_last, opaque_attention
 from benchmarks.steps import train_forms
-from sgg_fast import ops
+from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import Config
 from sgg_fast.ops.adam import num_chunks
 from sgg_fast.train.assemble import assemble
@@ -72,10 +73,8 @@ def engine_of(config: Config) -> CapturedEngine:
 
 def count(config: Config) -> StepCount:
     """Count the step that these settings run on a GPU, with the fused UNet."""
-    ops.use_kernels("triton")
-    stack = contextlib.ExitStack()
-    try:
-        for context in (FakeTensorMode(allow_non_fake_inputs=True), opaque_attention(), interpreter_allowed()):
+    with contextlib.ExitStack() as stack:
+        for context in (FakeTensorMode(allow_non_fake_inputs=True), opaque_attention(), triton_everywhere()):
             stack.enter_context(context)
         if not config.optim.bf16_weights:  # bf16 weights run without autocast
             stack.enter_context(cuda_norms())
@@ -88,23 +87,18 @@ def count(config: Config) -> StepCount:
             counters.append(UNetCounter())
             with counters[-1]:
                 function()
-    finally:
-        stack.close()
-        ops.use_kernels("auto")
     add, apply = (counter.total.launches for counter in counters)
     return StepCount(add, apply, sum(map(len, numels)))
 
 
-def main() -> None:
-    """Print both forms of the weights."""
+@command("benchmarks.counts.step")
+def main(argv: list[str] | None) -> None:
+    """Print every form of the weights."""
+    OneLineParser(prog="python -m benchmarks.counts.step", description=__doc__.split("\n\n")[0]).parse_args(argv)
     base = train_forms.settings(quick=False)
-    side, batch = base.data.resolution, base.optim.batch_size
-    print(f"{side} x {side}, batch {batch}, fused UNet, bf16 compute")
+    side = base.data.resolution
+    print(f"{side} x {side}, batch {base.optim.batch_size}, fused UNet, bf16 compute", flush=True)
     for name, changes in (("fp32 master weights", {}), ("split", {"weights": "split"}), ("lean", {"weights": "lean"})):
         found = count(base.replace(**changes))
         print(f"{name:20} by the host: {found.with_bitsandbytes:,} with bitsandbytes, {found.total:,} with the flat "
               f"optimiser ({found.optimiser} of them its own), {HOST_CALLS} where these are captured")  # fmt: skip
-
-
-if __name__ == "__main__":
-    main()

@@ -27,9 +27,8 @@ from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from benchmarks.counts.kernels import Count, OpCounter, _bytes, interpreter_allowed
-from benchmarks.harness.readme_table import ReadmeTable
-from sgg_fast import ops
+from benchmarks.counts.kernels import Count, OpCounter, _bytes, triton_everywhere
+from benchmarks.harness.readme_table import ReadmeTable, markdown
 from sgg_fast.nn import fuse
 
 BATCH, CONTEXT, WIDTH = 2, 80, 768
@@ -97,13 +96,6 @@ def cuda_norms() -> Iterator[None]:
         yield
     finally:
         F.group_norm, F.layer_norm = stock
-
-
-@contextlib.contextmanager
-def _cuda_autocast() -> Iterator[None]:
-    """Autocast to bf16 by CUDA's rules."""
-    with cuda_norms(), torch.autocast("cpu", torch.bfloat16):
-        yield
 
 
 class UNetCounter(OpCounter):
@@ -183,10 +175,9 @@ def count(form: UNetForm, side: int, autocast: bool) -> tuple[UNetCounter, UNetC
     """Forward and backward of one call at batch 2; bf16 weights, or fp32 ones under autocast to bf16."""
     forward, behind = UNetCounter(), UNetCounter()
     before = torch.get_default_dtype()
-    ops.use_kernels("triton")
     try:
         torch.set_default_dtype(torch.float32 if autocast else torch.bfloat16)
-        with FakeTensorMode(), opaque_attention(), interpreter_allowed():
+        with FakeTensorMode(), opaque_attention(), triton_everywhere():
             unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=WIDTH).train()
             z = torch.empty(BATCH, 4, side, side)
             if form.channels_last:
@@ -196,26 +187,27 @@ def count(form: UNetForm, side: int, autocast: bool) -> tuple[UNetCounter, UNetC
                 fuse.fuse(unet, form.merge)
             context = torch.empty(BATCH, CONTEXT, WIDTH, requires_grad=True)
             t, mask = torch.zeros(BATCH, dtype=torch.int64), torch.ones(BATCH, CONTEXT, dtype=torch.bool)
-            with forward, _cuda_autocast() if autocast else contextlib.nullcontext():
+            with contextlib.ExitStack() as stack:
+                if autocast:  # to bf16, by CUDA's rules
+                    stack.enter_context(cuda_norms())
+                    stack.enter_context(torch.autocast("cpu", torch.bfloat16))
+                stack.enter_context(forward)
                 out = unet(z, t, context, encoder_attention_mask=mask).sample
             with behind:
                 out.backward(torch.empty_like(out))
     finally:
         torch.set_default_dtype(before)
-        ops.use_kernels("auto")
     return forward, behind
-
-
-def _row(name: str, forward: Count, behind: Count) -> str:
-    total = forward + behind
-    cells = [f"{c.launches:,} / {c.bytes / 1e9:.2f}" for c in (forward, behind, total)]
-    return " | ".join([f"| {name}", *cells]) + " |"
 
 
 def table(title: str, side: int, autocast: bool) -> list[str]:
     """One setting, as lines of Markdown."""
-    lines = [f"{title}; each cell: launches / GB", "", "| UNet | forward | backward | both |", "|---|---|---|---|"]
-    return lines + [_row(form.name, *(c.total for c in count(form, side, autocast))) for form in FORMS]
+    rows = []
+    for form in FORMS:
+        forward, behind = (counter.total for counter in count(form, side, autocast))
+        cells = (f"{c.launches:,} / {c.bytes / 1e9:.2f}" for c in (forward, behind, forward + behind))
+        rows.append([form.name, *cells])
+    return [f"{title}; each cell: launches / GB", "", *markdown(["UNet", "forward", "backward", "both"], rows)]
 
 
 def body() -> str:
@@ -230,5 +222,7 @@ def body() -> str:
 
 TABLE = ReadmeTable("counts.unet", "unet", body)
 
+main = TABLE.main(__doc__.split("\n\n")[0])
+
 if __name__ == "__main__":
-    sys.exit(TABLE.main(__doc__.split("\n\n")[0]))
+    sys.exit(main())

@@ -11,11 +11,11 @@ import datetime
 import functools
 import hashlib
 import importlib.metadata
-import importlib.util
 import os
 import pathlib
 import platform
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 
@@ -51,7 +51,8 @@ class Machine:
     date: str
 
 
-def _times(milliseconds: list[float]) -> Times:
+def times_of(milliseconds: list[float]) -> Times:
+    """Quantiles of some repetitions."""
     return Times(*(float(q) for q in np.quantile(milliseconds, [0.2, 0.5, 0.8])))
 
 
@@ -103,28 +104,24 @@ def machine(device: torch.device) -> Machine:
     )
 
 
+def heading(device: torch.device) -> str:
+    """One line about this machine, above a command's rows."""
+    facts = machine(device)
+    return f"{facts.device} ({facts.cpu}), torch {facts.torch}, triton {facts.triton}, {facts.commit}"
+
+
 def gpu_clocks(device: torch.device) -> str:
-    """ "SM/memory" in MHz right now, by nvidia-ml-py or else nvidia-smi; empty if neither answers."""
+    """ "SM/memory" in MHz right now, by nvidia-smi; empty if it does not answer."""
     if device.type != "cuda":
         return ""
-    if importlib.util.find_spec("pynvml") is not None:
-        import pynvml
-
-        try:
-            pynvml.nvmlInit()
-            handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
-            kinds = (pynvml.NVML_CLOCK_SM, pynvml.NVML_CLOCK_MEM)
-            return "/".join(str(pynvml.nvmlDeviceGetClockInfo(handle, kind)) for kind in kinds)
-        except pynvml.NVMLError:
-            return ""
     query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem", "--format=csv,noheader,nounits", "-i"]
     try:
-        answer = subprocess.run(
+        found = subprocess.run(
             [*query, str(device.index or 0)], capture_output=True, text=True, timeout=10, check=True
-        )
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
-    return "/".join(part.strip() for part in answer.stdout.strip().split(","))
+    return "/".join(part.strip() for part in found.strip().split(","))
 
 
 def synchronize(device: torch.device) -> None:
@@ -167,7 +164,7 @@ def call_times(run: Callable[[], object], device: torch.device, seconds: float, 
             start = time.perf_counter()
             run()
             milliseconds.append(1e3 * (time.perf_counter() - start))
-        return _times(milliseconds)
+        return times_of(milliseconds)
     buffer = _flush_buffer(device) if flushed else None
     pairs = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(repeats)]
     for start_event, end_event in pairs:
@@ -177,7 +174,7 @@ def call_times(run: Callable[[], object], device: torch.device, seconds: float, 
         run()
         end_event.record()
     synchronize(device)
-    return _times([start_event.elapsed_time(end_event) for start_event, end_event in pairs])
+    return times_of([start_event.elapsed_time(end_event) for start_event, end_event in pairs])
 
 
 class Replay:
@@ -245,3 +242,23 @@ def copy_bandwidth(device: torch.device) -> float:
     target = torch.empty_like(source)
     times = call_times(lambda: target.copy_(source), device, 0.3)
     return 2 * size / (times.p50 * 1e-3)
+
+
+def environment() -> dict[str, object]:
+    """Versions and hardware of this run, so the files are readable on their own."""
+    on_gpu = torch.cuda.is_available()
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    facts: dict[str, object] = dataclasses.asdict(machine(device))
+    facts |= {"python": sys.version.split()[0], "cuda": torch.version.cuda}
+    if on_gpu:
+        properties = torch.cuda.get_device_properties(0)
+        facts |= {
+            "capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "l2_bytes": properties.L2_cache_size,
+            "memory_bytes": properties.total_memory,
+            "clocks_mhz": gpu_clocks(device),
+            "copy_gb_s": copy_bandwidth(device) / 1e9,
+        }
+        torch.cuda.empty_cache()  # the parts are other processes
+    return facts

@@ -5,33 +5,67 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import math
 import pathlib
-from typing import TYPE_CHECKING, Any
+import re
+import time
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sgg_fast.commands.flags import OneLineParser
 
 if TYPE_CHECKING:  # its import takes seconds, and tables and help do not need it
     import torch
 
+    from benchmarks.harness.measure import Times
 
-def device(text: str) -> torch.device:
-    """A device by its name, with its number if it is a GPU."""
-    import torch
-
-    found = torch.device(text)
-    return torch.device("cuda", found.index or 0) if found.type == "cuda" else found
+T = TypeVar("T")
 
 
-def add_flags(parser: argparse.ArgumentParser, written: str) -> None:
-    """Add the flags of every measuring command. written: the contents of --out."""
-    import torch
+def command_parser(name: str, about: str, written: str) -> OneLineParser:
+    """The parser of `benchmarks.NAME` with the flags of every measuring command.
 
-    here = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", type=device, default=here, help="%(default)s")
+    about: the command's docstring, whose first paragraph is the description. written: the contents of --out.
+    """
+    parser = OneLineParser(prog=f"python -m benchmarks.{name}", description=about.split("\n\n")[0])
+    parser.add_argument("--device", type=_device_name, help="cpu, cuda or cuda:1 (cuda if there is one)")
     parser.add_argument("--out", type=pathlib.Path, metavar="DIR", help=f"folder for {written} (default: print only)")
+    parser.add_argument("--limit", type=float, default=math.inf, help="seconds after which nothing new starts")
+    return parser
 
 
-def file_in(out: pathlib.Path | None, name: str) -> pathlib.Path | None:
-    """The file `name` of --out; None without --out."""
-    return out and out / name
+def _device_name(text: str) -> str:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text} is not cpu, cuda or cuda:NUMBER")
+    return text
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """The device of --device, with its number if it is a GPU. Raises `ConfigError` for a GPU that is not here."""
+    import torch
+
+    from sgg_fast.config import ConfigError
+
+    found = torch.device(args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if found.type == "cpu":
+        return found
+    if (found.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"--device {args.device}: there are {torch.cuda.device_count()} CUDA devices here")
+    return torch.device("cuda", found.index or 0)
+
+
+def in_time(items: Iterable[T], deadline: float) -> Iterator[T]:
+    """The items until `deadline` (of `time.perf_counter`); a line says which ones are left out."""
+    items = list(items)
+    for number, item in enumerate(items):
+        if time.perf_counter() > deadline:
+            print(f"--limit is spent: {len(items) - number} left out, the first of them {item}")
+            return
+        yield item
+
+
+class UnavailableError(RuntimeError):
+    """A form cannot run here; its row shows the message."""
 
 
 CsvRow = dict[str, str]
@@ -57,6 +91,9 @@ class Row:
     def line(self) -> str:
         """The row as text."""
         raise NotImplementedError
+
+    def set_times(self, times: Times) -> None:
+        self.ms_p20, self.ms_p50, self.ms_p80 = times.p20, times.p50, times.p80
 
 
 @dataclasses.dataclass
@@ -84,6 +121,13 @@ class OpRow(Row):
     """GPU: by torch's profiler. CPU: aten operators that run a kernel."""
     error: float | None = None
     """Largest relative L2 error against float64, outputs and gradients."""
+
+    def set_rate(self, times: Times, num_bytes: int, copy: float) -> None:
+        """Set the times, and the rates of `num_bytes` compulsory bytes; copy: bytes a second of a copy."""
+        self.set_times(times)
+        rate = num_bytes / (times.p50 * 1e-3)
+        self.compulsory_bytes, self.gb_s = num_bytes, rate / 1e9
+        self.copy_gb_s, self.copy_share = copy / 1e9, rate / copy
 
     def line(self) -> str:
         numbers = self.status
@@ -118,15 +162,24 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:160]
 
 
+def failure(error: Exception) -> str:
+    """The status of a row whose form raised `error`; running out of memory is no failure."""
+    import torch
+
+    kind = "ran out of memory" if isinstance(error, torch.OutOfMemoryError) else f"failed: {type(error).__name__}"
+    return f"{kind}: {first_line(error)}"
+
+
 class Output:
     """Prints each row as its `line()` and appends it to the CSV, so a killed run keeps its rows."""
 
-    def __init__(self, path: pathlib.Path | None, row_type: type[Row], append: bool = False) -> None:
-        """Open the CSV. append: keep the rows of another command in it, of the same type."""
+    def __init__(self, out: pathlib.Path | None, name: str, row_type: type[Row], append: bool = False) -> None:
+        """Open the CSV `name` of --out. append: keep the rows of another command in it, of the same type."""
         self.rows: list[Any] = []
         self._columns, self._file = columns(row_type), None
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+            path = out / name
             new = not (append and path.is_file())
             self._file = path.open("w" if new else "a", newline="", encoding="utf-8")
             if new:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import importlib.util
 import pathlib
-import sys
 from collections import defaultdict
+from typing import Any
 
-Rows = list[dict[str, str]]
+from benchmarks.harness.output import CsvRow, read_rows
+
+Rows = list[CsvRow]
 
 
-def read(path: pathlib.Path) -> Rows:
-    """The rows of a benchmark CSV that have a time."""
-    with path.open(newline="", encoding="utf-8") as file:
-        return [row for row in csv.DictReader(file) if row["ms_p50"]]
+def pyplot() -> Any:
+    """matplotlib's pyplot without a display; None, with a notice, if matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        print("no plots: matplotlib is not installed (pip install matplotlib)")
+        return None
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
 
 
 def best_view(rows: Rows) -> Rows:
@@ -25,26 +33,18 @@ def best_view(rows: Rows) -> Rows:
 
 def draw(source: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
     """One PNG per op in `out`; returns their paths. The list is empty without rows or without matplotlib."""
-    rows = best_view(read(source)) if source.is_file() else []
-    if not rows:
+    rows = best_view([row for row in read_rows(source) if row["ms_p50"]])
+    plotting = pyplot() if rows else None
+    if plotting is None:
         return []
-    if importlib.util.find_spec("matplotlib") is None:
-        print("no plots: matplotlib is not installed (pip install matplotlib)")
-        return []
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     by_op: dict[str, Rows] = defaultdict(list)
     for row in rows:
         by_op[row["op"]].append(row)
     paths = []
     for op, of_op in by_op.items():
         sizes = list(dict.fromkeys(row["size"] for row in of_op))
-        figure, panels = pyplot.subplots(
-            1, len(sizes), figsize=(3.2 * len(sizes), 3.6), squeeze=False, constrained_layout=True
-        )
+        shape = {"figsize": (3.2 * len(sizes), 3.6), "squeeze": False, "constrained_layout": True}
+        figure, panels = plotting.subplots(1, len(sizes), **shape)
         for panel, size in zip(panels[0], sizes, strict=True):
             _panel(panel, [row for row in of_op if row["size"] == size], size)
         first = of_op[0]
@@ -55,7 +55,7 @@ def draw(source: pathlib.Path, out: pathlib.Path) -> list[pathlib.Path]:
         )
         paths.append(out / f"{source.stem}_{op}.png")
         figure.savefig(paths[-1], dpi=110)
-        pyplot.close(figure)
+        plotting.close(figure)
     return paths
 
 
@@ -74,8 +74,3 @@ def _panel(panel: object, rows: Rows, size: str) -> None:
     panel.set_xticks([i + 0.4 for i in range(len(groups))], groups, fontsize=6)
     panel.set_title(f"{size}  {rows[0]['shape']}", fontsize=6)
     panel.legend(fontsize=5)
-
-
-if __name__ == "__main__":
-    for path in draw(pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])):
-        print(path)

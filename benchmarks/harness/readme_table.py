@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+
+from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
 README = pathlib.Path(__file__).resolve().parents[2] / "kernels" / "README.md"
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """The lines of a table."""
+    first, *rest = ("| " + " | ".join(cells) + " |" for cells in (header, *rows))
+    return [first, "|" + "---|" * len(header), *rest]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,23 +29,26 @@ class ReadmeTable:
     body: Callable[[], str]
 
     @property
-    def command(self) -> str:
+    def typed(self) -> str:
         """The command that writes it."""
         return f"python -m benchmarks.{self.module} --write"
 
     def section(self) -> str:
         """The expected text in the README, markers included."""
-        return f"<!-- {self.name}: {self.command} -->\n\n{self.body()}\n\n<!-- end of {self.name} -->"
+        return f"<!-- {self.name}: {self.typed} -->\n\n{self.body()}\n\n<!-- end of {self.name} -->"
 
     def committed(self) -> str:
         """The committed text in the README; empty if the markers are missing."""
         text, last = README.read_text(encoding="utf-8"), f"<!-- end of {self.name} -->"
-        begin, end = text.find(f"<!-- {self.name}: {self.command} -->"), text.find(last)
+        begin, end = text.find(f"<!-- {self.name}: {self.typed} -->"), text.find(last)
         return "" if begin < 0 or end < 0 else text[begin : end + len(last)]
 
-    def main(self, description: str, argv: list[str] | None = None) -> int:
-        """Print, --write or --check; exit status 1 if --check finds another table."""
-        parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{self.module}", description=description)
+    def main(self, description: str) -> Callable[..., int]:
+        """The program's `main(argv)`: print, --write or --check; exit status 1 if --check finds another table."""
+        return command(f"benchmarks.{self.module}")(lambda argv: self._run(description, argv))
+
+    def _run(self, description: str, argv: list[str] | None) -> int:
+        parser = OneLineParser(prog=f"python -m benchmarks.{self.module}", description=description)
         parser.add_argument("--write", action="store_true", help="put the table into kernels/README.md")
         parser.add_argument("--check", action="store_true", help="compare with kernels/README.md")
         args = parser.parse_args(argv)
@@ -47,7 +58,7 @@ class ReadmeTable:
             README.write_text(README.read_text(encoding="utf-8").replace(old, made), encoding="utf-8")
         elif args.check:
             if made != old:
-                print(f"{README.name} differs from what the code counts; {self.command}")
+                print(f"{README.name} differs from what the code counts; {self.typed}")
                 return 1
         else:
             print(made)

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Callable
 
 import torch
 
 from benchmarks.ops import baselines as baselines_torch
 from benchmarks.ops.baselines import OpForm, Tensors
-from benchmarks.ops.registry import DTYPES, Case, Inputs, upstream
+from benchmarks.ops.cases import Case
+from benchmarks.ops.registry import DTYPES, Inputs, upstream
 
 FLOOR = 1e-6
 """Relative; eight units in the last place of fp32."""
@@ -38,15 +40,25 @@ def _cut_off(backend: str, dtype: str) -> float:
     return torch.finfo(torch.bfloat16).eps if interpreted and dtype == "bf16" else 0.0
 
 
-def run(form: OpForm, inputs: Inputs, tensors: Tensors, mode: str) -> list[torch.Tensor]:
-    """Outputs of `form`, followed by the gradients of every tensor unless `mode` is "fwd"."""
+def _arriving(number: int, output: torch.Tensor) -> torch.Tensor:
+    return upstream(output.shape, output.dtype, output.device, number)
+
+
+def run(
+    form: OpForm, inputs: Inputs, tensors: Tensors, mode: str,
+    arriving: Callable[[int, torch.Tensor], torch.Tensor] = _arriving,
+) -> list[torch.Tensor]:  # fmt: skip
+    """Outputs of `form`, followed by the gradients of every tensor unless `mode` is "fwd".
+
+    arriving: the incoming gradient of an output, by its number.
+    """
     if mode == "fwd":
         with torch.no_grad():
             return list(form(inputs, tensors))
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
     outputs = form(inputs, leaves)
-    arriving = [upstream(o.shape, o.dtype, o.device, i) for i, o in enumerate(outputs)]
-    return [*(o.detach() for o in outputs), *torch.autograd.grad(outputs, list(leaves.values()), arriving)]
+    gradients = [arriving(i, output) for i, output in enumerate(outputs)]
+    return [*(o.detach() for o in outputs), *torch.autograd.grad(outputs, list(leaves.values()), gradients)]
 
 
 def _columns(tensor: torch.Tensor, width: int, columns: torch.Tensor) -> torch.Tensor:
@@ -101,14 +113,12 @@ class Judge:
         given = next(iter(self.inputs.tensors.values())).dtype
         tensors = {name: self._select(t).to(dtype) for name, t in self.inputs.tensors.items()}
         width = self.inputs.shape.width if self.columns is None else len(self.columns)
-        if self.case.mode == "fwd":
-            return run(form, self.inputs, tensors, "fwd")
-        leaves = {name: t.detach().requires_grad_() for name, t in tensors.items()}
-        outputs, arriving = form(self.inputs, leaves), []
-        for i, output in enumerate(outputs):
+
+        def arriving(number: int, output: torch.Tensor) -> torch.Tensor:
             shape = (*output.shape[:-1], output.shape[-1] // width * self.inputs.shape.width)
-            arriving.append(self._select(upstream(shape, given, output.device, i)).to(dtype))
-        return [*(o.detach() for o in outputs), *torch.autograd.grad(outputs, list(leaves.values()), arriving)]
+            return self._select(upstream(shape, given, output.device, number)).to(dtype)
+
+        return run(form, self.inputs, tensors, self.case.mode, arriving)
 
     def _errors(self, results: list[torch.Tensor]) -> list[tuple[float, float]]:
         """(largest absolute, relative L2) error of each tensor, both over the compared columns."""

@@ -22,6 +22,7 @@ import torch.nn.functional as F  # noqa: N812
 from sgg_kernels import reference
 from torch.func import functional_call
 
+from benchmarks.harness.output import UnavailableError
 from benchmarks.ops.registry import Inputs
 from sgg_fast import ops
 from sgg_fast.nn.encoder import TripleConv
@@ -29,16 +30,10 @@ from sgg_fast.nn.encoder import TripleConv
 Tensors = dict[str, torch.Tensor]
 OpForm = Callable[[Inputs, Tensors], tuple[torch.Tensor, ...]]
 
-BACKENDS = ("ours", "reference", "eager", "compile", "pyg", "sg2im")
-
 FORMS: dict[tuple[str, str], OpForm] = {}
 
 READ_BACK = {("pack", "reference")}
 """Forms that read sizes back to the host, so they cannot be captured."""
-
-
-class UnavailableError(RuntimeError):
-    """This backend cannot run here; its row shows the message."""
 
 
 def _form(op: str, backend: str) -> Callable[[OpForm], OpForm]:
@@ -80,8 +75,7 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 
 @_form("gather_add_relu", "ours")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
-    b = inputs.batch
-    return (ops.gather_add_relu(t["ac"], t["b"], inputs.bias, b.subject, b.object, b.plan),)
+    return (ops.gather_add_relu(t["ac"], t["b"], inputs.bias, inputs.batch),)
 
 
 @_form("scatter_mean", "eager")
@@ -97,7 +91,7 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 
 @_form("scatter_mean", "ours")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
-    return ops.scatter_mean(t["y"], inputs.bias, inputs.batch.subject, inputs.batch.object, inputs.batch.plan)
+    return ops.scatter_mean(t["y"], inputs.bias, inputs.batch)
 
 
 @_form("scatter_mean", "pyg")
@@ -141,9 +135,7 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 
 @_form("masked_pool", "ours")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
-    b = inputs.batch
-    graphs, masks = (b.object_graph, b.relation_graph), (b.object_pooled, b.relation_pooled)
-    return (ops.masked_pool(t["x"], t["r"], b.object_ptr, b.relation_ptr, *graphs, *masks),)
+    return (ops.masked_pool(t["x"], t["r"], inputs.batch),)
 
 
 @_form("masked_pool", "pyg")
@@ -194,9 +186,7 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 
 @_form("triple_context", "ours")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
-    b = inputs.batch
-    ends = b.subject, b.object, b.relation_graph
-    return (ops.triple_context(*t.values(), inputs.bias, *ends, b.plan, b.relation_ptr),)
+    return (ops.triple_context(*t.values(), inputs.bias, inputs.batch),)
 
 
 def _update(t: Tensors, mean: torch.Tensor) -> torch.Tensor:
@@ -278,14 +268,11 @@ def _gate_ours(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 FORMS["geglu", "ours"] = FORMS["geglu", "reference"] = _gate_ours
 
 
-def _packed(out: Tensors, masked: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    return (*out.values(), masked)
-
-
 @_form("pack", "reference")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
     d = inputs.draw
-    return _packed(*reference.pack(d.store, d.ids, d.object_ptr, d.relation_ptr, d.mask))
+    out, masked = reference.pack(d.store, d.ids, d.object_ptr, d.relation_ptr, d.mask)
+    return (*out.values(), masked)
 
 
 @_form("pack", "ours")
@@ -293,7 +280,8 @@ def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
     from sgg_kernels.pack import pack_fwd
 
     d, shape = inputs.draw, inputs.shape
-    return _packed(*pack_fwd(d.store, d.ids, d.object_ptr, d.relation_ptr, shape.objects, shape.relations, d.mask))
+    out, masked = pack_fwd(d.store, d.ids, d.object_ptr, d.relation_ptr, shape.objects, shape.relations, d.mask)
+    return (*out.values(), masked)
 
 
 def form(op: str, backend: str) -> OpForm | None:

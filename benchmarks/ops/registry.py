@@ -1,6 +1,7 @@
-"""The measured cases: input factories, and every case by (op, mode, size, dtype). Inputs are made only here.
+"""Makes the inputs of the measured cases; inputs are made only here.
 
-Not here: a case's computation (`baselines.py`), its bytes (`counts/roofline.py`) or its time (`harness/measure.py`).
+Not here: the list of cases (`cases.py`), a case's computation (`baselines.py`), its bytes (`counts/roofline.py`) or its
+time (`harness/measure.py`).
 Everything is a function of the seed. Letters: B images, N objects, E relations, D width.
 """
 
@@ -8,68 +9,24 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from sgg_kernels.reference.pack import STORE_FIELDS, MaskKey
 
+from benchmarks.ops.cases import GRAPH_OPS, IMAGE_CHANNELS, IMAGE_OPS, IMAGE_SIZES, SIZES, WIDTH, Case
 from sgg_fast import ops
 from sgg_fast.graph import SceneGraphBatch
 from sgg_fast.nn.encoder import TripleConv
 
-WIDTH = 512
-"""D of the paper."""
-
-GRAPH_OPS = ("scatter_mean", "masked_pool", "gather_add_relu", "triple_context", "graph_mean", "layer", "pack")
-"""`layer` is one whole triple convolution (plain form), its GEMMs included; `pack` copies integers."""
-IMAGE_OPS = ("group_norm_silu", "geglu")
-"""Ops of the UNet; geglu's rows are the pixels of all images, four times the channels wide."""
-OPS = GRAPH_OPS + IMAGE_OPS
-
-TARGETED = ("scatter_mean", "masked_pool")
-"""Ops whose speed has a target (`targets.py`)."""
-
-MODES = ("fwd", "bwd", "fwd_bwd")
-
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-SIZES: dict[str, tuple[int, int]] = {
-    "tiny": (1, 0),
-    "paper": (2, 0),
-    "vg2": (2, 0),
-    "vg16": (16, 0),
-    "vg64": (64, 0),
-    "vg256": (256, 0),
-    "1e4": (64, 10**4),
-    "1e5": (64, 10**5),
-    "1e6": (64, 10**6),
-    "1e7": (64, 10**7),
-}
-"""Name -> (graphs, relations at scale or 0 for Visual-Genome-like sizes). `paper` is the pre-training bucket."""
-
-IMAGE_SIZES = {"tiny": (1, 16), "paper": (2, 32 * 32), "512px": (2, 64 * 64), "512px16": (16, 64 * 64)}
-"""Name -> (images, pixels of the latents): the UNet's top level; `paper` is 256 x 256 at batch 2."""
-IMAGE_CHANNELS = 320
-"""Channels of the UNet's top level, in 32 groups; the default width."""
 
 BUCKET = (128, 256)
 """(N, E) of the pre-training step at batch 2, full and masked copies, padded by one more graph."""
 
 NUM_NAMES = 178 + 1 + 45 + 1
 """sg2im's vocabulary of Visual Genome with the two reserved names."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Case:
-    """One measured case."""
-
-    op: str
-    mode: str
-    size: str
-    dtype: str
-    width: int = WIDTH
 
 
 @dataclasses.dataclass(frozen=True)
@@ -310,27 +267,3 @@ def upstream(
     """The incoming gradient of output `number`: normal numbers, the same for every form of a case."""
     generator = None if device.type == "meta" else torch.Generator(device).manual_seed(1000 * seed + number + 1)
     return torch.randn(shape, generator=generator, device=device, dtype=dtype)
-
-
-def cases(
-    ops: Sequence[str], sizes: Sequence[str], dtypes: Sequence[str], modes: Sequence[str], width: int = WIDTH
-) -> list[Case]:
-    """The requested cases, those with a target first, so a run that is out of time loses the last ones.
-
-    Graph ops and image ops have sizes of their own; `tiny` and `paper` belong to both. `pack` is exact integers and has
-    no backward; the layer stops at 1e5 relations, the limit of its check in float64.
-    """
-    made = []
-    for first in (True, False):
-        for dtype in dtypes:
-            for size in sizes:
-                for op in ops:
-                    if size not in (SIZES if op in GRAPH_OPS else IMAGE_SIZES):
-                        continue
-                    if (op in TARGETED) != first or (op == "layer" and SIZES[size][1] > 10**5):
-                        continue
-                    if op == "pack":
-                        made += [Case(op, "fwd", size, "int32", width)] if dtype == dtypes[0] and "fwd" in modes else []
-                    else:
-                        made += [Case(op, mode, size, dtype, width) for mode in modes]
-    return made

@@ -19,11 +19,12 @@ from pathlib import Path
 from benchmarks.quality import plan as plans
 from benchmarks.quality.plan import Cell, Sizes, System, Work
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Flags of this command."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.quality", description=__doc__.split("\n\n")[0])
+    parser = OneLineParser(prog="python -m benchmarks.quality", description=__doc__.split("\n\n")[0])
     parser.add_argument("--budget", default="1h", help="time to fill: 1h, 30m, 90s; or full, whatever it takes (1h)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each system (3)")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time (1)")
@@ -34,21 +35,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-@command("quality", interrupted="the same command goes on")
-def main(argv: list[str] | None) -> int:
-    """Exit code: 0 done, 1 if cells failed, 2 for unusable input (one line on stderr), 130 interrupted."""
-    args = parse(argv)
-    for name in ("seeds", "jobs"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
-    return compare(args)
-
-
-def say(line: str) -> None:
-    """Print progress."""
-    print(line, file=sys.stderr, flush=True)
-
-
 def compare(args: argparse.Namespace) -> int:
     """Plan, run what is missing, and write the tables; returns exit code 0, or 1 if cells failed."""
     systems = plans.chosen(args.only)
@@ -56,7 +42,7 @@ def compare(args: argparse.Namespace) -> int:
     sizes = _sizes(args, work)
     cells = [Cell(system, seed) for seed in range(args.seeds) for system in systems]
     missing = sum(not cell.done(args.out) for cell in cells)
-    print(f"{len(cells)} cells, {missing} of them to run; each: {_told(sizes)}", flush=True)
+    print(f"{len(cells)} cells, {missing} of them to run; each: {_described(sizes)}", flush=True)
     for line in plans.cut(sizes):
         print(f"  cut: {line}")
     print(f"the full comparison: {_full(args)}", flush=True)
@@ -81,7 +67,7 @@ def _sizes(args: argparse.Namespace, work: Work) -> Sizes:
     from sgg_fast.quiet import quiet_libraries
 
     quiet_libraries()
-    say("measuring the speed of a step")
+    print("measuring the speed of a step", file=sys.stderr, flush=True)
     speeds = measure(args.out)
     on_gpu = env.device().type == "cuda"
     lanes = 1 if on_gpu else min(args.jobs, os.cpu_count() or 1)  # cells on one GPU share it
@@ -97,7 +83,7 @@ def _sizes(args: argparse.Namespace, work: Work) -> Sizes:
     return sizes
 
 
-def _told(sizes: Sizes) -> str:
+def _described(sizes: Sizes) -> str:
     return (
         f"{sizes.pretrain_steps} + {sizes.finetune_steps} steps at batch {sizes.batch_size} on {sizes.num_scenes} "
         f"scenes; {sizes.num_graphs} graphs and their pairs x {plans.NOISE_SEEDS} noises, {sizes.draw_steps} "
@@ -124,14 +110,14 @@ def run(args: argparse.Namespace, sizes: Sizes, systems: list[System], cells: li
         if isinstance(task, Cell):
             done += 1
         name = task.system.name if isinstance(task, Cell) else f"pre-training {task.folder(args.out).parent.name}"
-        say(f"{(time.monotonic() - begun) / 60:6.1f} min  {done}/{total}  {name}, seed {task.seed}: {seconds:.0f} s")
+        minutes = (time.monotonic() - begun) / 60
+        line = f"{minutes:6.1f} min  {done}/{total}  {name}, seed {task.seed}: {seconds:.0f} s"
+        print(line, file=sys.stderr, flush=True)
         if isinstance(task, Cell) and done < total:
             write(args, sizes, systems, figures=False)
 
     failed = run_all(args.out, sizes, cells, args.jobs, after)
-    text = write(args, sizes, systems, figures=True)
-    if text:
-        print(text)
+    print(write(args, sizes, systems, figures=True))
     return failed
 
 
@@ -150,7 +136,7 @@ def write(args: argparse.Namespace, sizes: Sizes, systems: list[System], figures
         [
             "# Quality on the toy world",
             f"Written by `python -m benchmarks.quality --budget {args.budget} --seeds {args.seeds}`. Each cell: "
-            f"{_told(sizes)}.",
+            f"{_described(sizes)}.",
             f"Cut from the full comparison (`{_full(args)}`): {cut}. So few pictures and steps leave wide intervals: "
             "one that holds 0 says that this run cannot tell, not that there is no difference."
             if cut
@@ -164,10 +150,15 @@ def write(args: argparse.Namespace, sizes: Sizes, systems: list[System], figures
     if figures:
         if "table1" in names:
             quality_tables.draw_sheet(results / "quality_sheet.png", comparison)
-        if not quality_tables.draw_bars(results / "quality_bars.png", comparison, names):
-            say("no bar chart: matplotlib is not installed (pip install matplotlib)")
+        quality_tables.draw_bars(results / "quality_bars.png", comparison, names)
     return text
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@command("quality", interrupted="the same command goes on")
+def main(argv: list[str] | None) -> int:
+    """Exit code: 0 done, 1 if cells failed, 2 for unusable input (one line on stderr), 130 interrupted."""
+    args = parse(argv)
+    for name in ("seeds", "jobs"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    return compare(args)

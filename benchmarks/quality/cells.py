@@ -8,7 +8,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import ctypes
-import json
 import multiprocessing
 import os
 import shlex
@@ -118,9 +117,9 @@ def _evaluate(folder: Path, sizes: Sizes, seed: int) -> None:
     words = ["--model", folder, "--out", folder / "eval", "--data", GRAPHS, "--num", sizes.num_graphs, "--pairs",
              sizes.num_graphs, "--seeds", NOISE_SEEDS, "--first-seed", NOISE_SEEDS * seed, "--steps", sizes.draw_steps,
              "--scheduler", SCHEDULER]  # fmt: skip
-    told = [str(word) for word in words]
-    (folder / "eval.command").write_text(shlex.join(["python", "-m", "sgg_fast.eval", *told]) + "\n", encoding="utf-8")
-    print(evaluate(parse(told)))
+    flags = [str(word) for word in words]
+    (folder / "eval.command").write_text(shlex.join(["python", "-m", "sgg_fast.eval", *flags]) + "\n", encoding="utf-8")
+    print(evaluate(parse(flags)))
 
 
 Task = Pretraining | Cell
@@ -219,7 +218,7 @@ def measure(folder: Path) -> Speeds:
 
     from sgg_fast import env
     from sgg_fast.data.prepare.__main__ import main  # noqa: F401  (its import is not what is timed)
-    from sgg_fast.drawing.models import load_pipeline
+    from sgg_fast.drawing.models import load_model
     from sgg_fast.graph import SceneGraph
     from sgg_fast.recipes import recipe
     from sgg_fast.train.trainer import Trainer
@@ -246,7 +245,7 @@ def measure(folder: Path) -> Speeds:
             trainer = Trainer(config, stage, folder / "measure", overwrite=True)
             ids = trainer.trained[:batch][None]
             found.append(timed(lambda step, t=trainer, i=ids: t.engine.update(i, step), 3) / batch)  # type: ignore[misc]
-    pipeline, _ = load_pipeline("toy")
+    pipeline = load_model("toy").pipeline
     pipeline.set_progress_bar_config(disable=True)
     graphs = [SceneGraph(("dog", "house", "sun"), ((0, "left of", 1),))] * batch
 
@@ -261,5 +260,7 @@ def measure(folder: Path) -> Speeds:
 
 
 def result_of(out: Path, cell: Cell) -> dict[str, Any]:
-    """The result of the cell's evaluation."""
-    return json.loads((cell.folder(out) / "eval" / "eval.json").read_text(encoding="utf-8"))
+    """The result of the cell's evaluation. Raises ValueError for a damaged one."""
+    from sgg_fast.eval.report import read_result
+
+    return read_result(cell.folder(out) / "eval")

@@ -234,10 +234,16 @@ def stored(out: Path, budget: str) -> Sizes | None:
     path = out / "plan.json"
     if not path.is_file():
         return None
-    there = json.loads(path.read_text(encoding="utf-8"))
-    if there["budget"] != budget:
-        raise ValueError(f"--out {out} holds a comparison with --budget {there['budget']}, not {budget}: give another")
-    return Sizes(**there["sizes"])
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+        sizes, was = Sizes(**there["sizes"]), there["budget"]
+        if not all(type(size) is int and size > 0 for size in vars(sizes).values()):
+            raise ValueError("sizes must be whole numbers from 1")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path}: cannot be read ({error}); delete {out}, or give another --out") from error
+    if was != budget:
+        raise ValueError(f"--out {out} holds a comparison with --budget {was}, not {budget}: give another")
+    return sizes
 
 
 def store(out: Path, budget: str, sizes: Sizes) -> None:

@@ -6,7 +6,6 @@ Letters: S seeds, N noise seeds of a cell, G graphs, P counterfactual pairs.
 from __future__ import annotations
 
 import csv
-import importlib.util
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.harness import plots
+from benchmarks.harness.readme_table import markdown
 from benchmarks.quality.cells import result_of
 from benchmarks.quality.plan import BASELINES, GRAPHS, NOISE_SEEDS, Cell, System
 from sgg_fast.eval import bootstrap
@@ -92,11 +93,6 @@ def text_of(estimate: Estimate) -> str:
     return f"{estimate.mean:.3f}" if estimate.low == estimate.high else str(estimate)
 
 
-def _markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def tables(comparison: Comparison, names: Sequence[str]) -> str:
     """Markdown of the named tables and of the paired differences."""
     parts = []
@@ -106,7 +102,7 @@ def tables(comparison: Comparison, names: Sequence[str]) -> str:
             for s in comparison.results
             if name in s.tables
         ]
-        parts += [f"## {TITLES[name]}", _markdown(["system", "seeds", *COLUMNS], rows)]
+        parts += [f"## {TITLES[name]}", "\n".join(markdown(["system", "seeds", *COLUMNS], rows))]
     differences = comparison.differences()
     for name, systems in (("its baselines", BASELINES), ("itself without parts", None)):
         rows = [
@@ -116,7 +112,7 @@ def tables(comparison: Comparison, names: Sequence[str]) -> str:
         ]
         if rows:
             header = ["sgg minus", "seeds", f"difference, {HEADLINE}", "excludes 0"]
-            parts += [f"## SGG-IG against {name}", _markdown(header, rows)]
+            parts += [f"## SGG-IG against {name}", "\n".join(markdown(header, rows))]
     return "\n\n".join(parts)
 
 
@@ -145,22 +141,19 @@ def explanation(comparison: Comparison) -> str:
 
 def write_csv(path: Path, comparison: Comparison, names: Sequence[str]) -> None:
     """One line for each figure of each table, and for each difference."""
+    lines: list[tuple[str, str, str, Estimate, int]] = []
+    for name in names:
+        for system in (s for s in comparison.results if name in s.tables):
+            num = len(comparison.results[system])
+            lines += [(name, system.name, column, e, num) for column, e in comparison.estimates(system).items()]
+    for system, (e, num) in comparison.differences().items():
+        lines.append(("differences", system.name, f"sgg minus it, {HEADLINE}", e, num))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["table", "system", "figure", "mean", "low", "high", "seeds"])
-        for name in names:
-            for system in comparison.results:
-                if name in system.tables:
-                    for column, e in comparison.estimates(system).items():
-                        row = [_number(v) for v in (e.mean, e.low, e.high)]
-                        writer.writerow([name, system.name, column, *row, len(comparison.results[system])])
-        for system, (e, num) in comparison.differences().items():
-            row = [_number(v) for v in (e.mean, e.low, e.high)]
-            writer.writerow(["differences", system.name, f"sgg minus it, {HEADLINE}", *row, num])
-
-
-def _number(value: float) -> str:
-    return "" if math.isnan(value) else f"{value:.6g}"
+        for *labels, e, num in lines:
+            numbers = ("" if math.isnan(v) else f"{v:.6g}" for v in (e.mean, e.low, e.high))
+            writer.writerow([*labels, *numbers, num])
 
 
 def draw_sheet(path: Path, comparison: Comparison) -> None:
@@ -185,15 +178,10 @@ def draw_sheet(path: Path, comparison: Comparison) -> None:
     report.contact_sheet(path, rows, columns=1)
 
 
-def draw_bars(path: Path, comparison: Comparison, names: Sequence[str]) -> bool:
-    """The headline of every system with its interval, one panel per table; False without matplotlib."""
-    if importlib.util.find_spec("matplotlib") is None:
-        return False
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+def draw_bars(path: Path, comparison: Comparison, names: Sequence[str]) -> None:
+    """The headline of every system with its interval, one panel per table; needs matplotlib."""
+    if (pyplot := plots.pyplot()) is None:
+        return
     figure, panels = pyplot.subplots(1, len(names), figsize=(5.5 * len(names), 3.4), squeeze=False)
     for panel, name in zip(panels[0], names, strict=True):
         systems = [s for s in comparison.results if name in s.tables]
@@ -210,4 +198,3 @@ def draw_bars(path: Path, comparison: Comparison, names: Sequence[str]) -> bool:
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
-    return True

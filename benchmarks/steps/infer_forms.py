@@ -1,4 +1,4 @@
-"""The sampling forms that `infer.py` measures: our pipeline, and diffusers' own on the same models.
+"""The sampling forms that `sampling.py` measures: our pipeline, and diffusers' own on the same models.
 
 Diffusers' pipeline gets the context of the graphs as its prompt embeddings, computed beforehand, while ours computes it
 in every call. That pipeline has no argument for the mask of the padding, so the mask reaches its UNet through a hook.
@@ -10,15 +10,16 @@ from __future__ import annotations
 import abc
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import DDIMScheduler
 
-from benchmarks.steps.train_forms import Size
+from benchmarks.steps.forms import Size
 from sgg_fast.diffusion.captured import CapturedUNet
-from sgg_fast.drawing import load_pipeline
+from sgg_fast.drawing import load_model
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.fuse import fuse_for, unfuse
 from sgg_fast.pipeline import SceneGraphToImagePipeline
@@ -42,7 +43,7 @@ def graph() -> SceneGraph:
 def open_models(model: str | None, device: torch.device, dtype: torch.dtype) -> SceneGraphToImagePipeline:
     """The pipeline of --model, or one of Stable Diffusion v1.4's sizes with random weights; its UNet is in `dtype`."""
     if model:
-        pipeline = load_pipeline(model)[0]
+        pipeline = load_model(model).pipeline
     else:
         config = recipe("vg256", precision="fp32", token_init="none")
         torch.manual_seed(0)
@@ -99,13 +100,9 @@ class OurPipeline(SamplingForm):
     """Our pipeline with its users' settings."""
 
     def __init__(
-        self,
-        pipeline: SceneGraphToImagePipeline,
-        size: Size,
-        fused: bool,
-        captured: bool,
+        self, pipeline: SceneGraphToImagePipeline, size: Size, fused: bool = False, captured: bool = False,
         compiled: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(pipeline, size)
         pipeline.fuse_unet, pipeline.capture_unet = ("on" if fused else "off"), ("on" if captured else "off")
         self.call = "replay" if captured else "compiled" if compiled else "eager"
@@ -170,14 +167,14 @@ class StockPipeline(SamplingForm):
 
 
 FORMS: dict[str, Callable[[SceneGraphToImagePipeline, Size], SamplingForm]] = {
-    "captured": lambda pipeline, size: OurPipeline(pipeline, size, fused=True, captured=True),
-    "fused": lambda pipeline, size: OurPipeline(pipeline, size, fused=True, captured=False),
-    "eager": lambda pipeline, size: OurPipeline(pipeline, size, fused=False, captured=False),
+    "captured": partial(OurPipeline, fused=True, captured=True),
+    "fused": partial(OurPipeline, fused=True),
+    "eager": OurPipeline,
     "diffusers": StockPipeline,
-    "compiled": lambda pipeline, size: OurPipeline(pipeline, size, fused=False, captured=False, compiled=True),
-    "diffusers-compiled": lambda pipeline, size: StockPipeline(pipeline, size, compiled=True),
+    "compiled": partial(OurPipeline, compiled=True),
+    "diffusers-compiled": partial(StockPipeline, compiled=True),
 }
-"""Forms by name; those that compile for minutes come last."""
+"""The forms of `forms.SAMPLING`."""
 
 
 def latents(form: SamplingForm, num_steps: int) -> np.ndarray:

@@ -1,7 +1,4 @@
-"""A whole pre-training step: the naive form beside ours, with the launches of each counted in real runs.
-
-    python -m benchmarks.train_step --stage pretrain            # on a GPU the paper's sizes, on a CPU the toy's
-    python -m benchmarks.train_step --stage pretrain --quick    # the toy's sizes on any device
+"""Measures the pre-training step for `benchmarks.train_step`: the naive form and ours, with counted launches.
 
 Rows: `naive` (frozen CLIP towers in the loop, a DataLoader, torch's Adam), `cached` (frozen models do not run,
 reference operators), `kernels` (Triton), `graphs` (the whole step captured as one CUDA graph). The auto-encoder's first
@@ -11,8 +8,9 @@ TRITON_INTERPRET=1 the launches of `kernels` are counted there.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
-import pathlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -24,14 +22,16 @@ from torch.utils.data import DataLoader
 
 from benchmarks.counts.kernels import OpCounter
 from benchmarks.harness import measure
-from benchmarks.harness.output import Output, Row, text
+from benchmarks.harness.output import Output, Row, device_of, text
 from benchmarks.ops import registry
+from benchmarks.steps.forms import PRETRAIN
 from sgg_fast import ops
 from sgg_fast.data.cache import TrainingCache, encode_images
 from sgg_fast.data.sources import PairSource, toy_source
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.nn.clip import embed_names
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.quiet import quiet_libraries
 from sgg_fast.recipes import recipe
 from sgg_fast.toy.models import toy_foundation, toy_tokenizer
 from sgg_fast.train.assemble import assemble, new_conditioner
@@ -41,7 +41,6 @@ from sgg_fast.train.memory.blank import blank_foundation
 from sgg_fast.train.order import SampleOrder
 from sgg_fast.train.stages import PretrainStage
 
-FORMS = ("naive", "cached", "kernels", "graphs")
 BATCHES = (2, 64)
 NUM_PAIRS = 512
 """Size of the training set: enough for batches to differ."""
@@ -100,14 +99,10 @@ class Setup:
             )
             self.source = random_pairs(NUM_PAIRS, self.config.data.resolution)
         self.foundation.clip.to(device)
-        self.cache = self.cached(range(NUM_PAIRS))
-
-    def cached(self, ids: range) -> TrainingCache:
-        """The precomputed inputs of a training run."""
-        pictures = [self.source.load_image(i) for i in ids]
-        chunks = [np.stack(pictures[k : k + 32]) for k in range(0, len(pictures), 32)]
-        images = [encode_images(chunk, self.foundation, self.device, False)[0] for chunk in chunks]
-        return encoded([self.source.graphs[i] for i in ids], torch.cat(images), self.foundation, self.device)
+        pictures = [self.source.load_image(i) for i in range(NUM_PAIRS)]
+        chunks = [np.stack(pictures[k : k + 32]) for k in range(0, NUM_PAIRS, 32)]
+        images = [encode_images(chunk, self.foundation, device, False)[0] for chunk in chunks]
+        self.cache = encoded(self.source.graphs, torch.cat(images), self.foundation, device)
 
     def stage(self, batch: int) -> PretrainStage:
         """A stage with the same fresh weights at every call."""
@@ -135,8 +130,8 @@ def random_pairs(num: int, resolution: int) -> PairSource:
     for num_objects, num_relations in registry.sizes_like_visual_genome(num, rng).tolist():
         ends = rng.integers(0, num_objects, (num_relations, 2))
         ends[:, 1] = np.where(ends[:, 0] == ends[:, 1], (ends[:, 1] + 1) % num_objects, ends[:, 1])
-        said = rng.integers(0, 45, num_relations).tolist()
-        relations = tuple((s, f"predicate {p}", o) for (s, o), p in zip(ends.tolist(), said, strict=True))
+        predicates = rng.integers(0, 45, num_relations).tolist()
+        relations = tuple((s, f"predicate {p}", o) for (s, o), p in zip(ends.tolist(), predicates, strict=True))
         graphs.append(SceneGraph(tuple(f"object {k}" for k in rng.integers(0, 178, num_objects).tolist()), relations))
     pixels = rng.integers(0, 256, (num, resolution, resolution, 3), np.uint8)
     return PairSource(graphs, lambda i: pixels[i], "random")
@@ -237,7 +232,7 @@ def _time(row: PretrainRow, form: Naive | Trained, device: torch.device, seconds
     for _ in range(3):
         form.step()
     times = measure.call_times(form.step, device, seconds)
-    row.ms_p20, row.ms_p50, row.ms_p80 = times.p20, times.p50, times.p80
+    row.set_times(times)
     row.images_per_s = 1e3 * row.batch / times.p50
     row.triples_per_s = row.images_per_s * mean_triples
     row.over_floor = times.p50 / row.floor_ms
@@ -275,14 +270,13 @@ def rows(setup: Setup, names: list[str], batches: list[int], seconds: float, int
     ops.use_kernels("auto")
 
 
-def run(
-    device: torch.device, quick: bool, names: list[str] | None, batches: list[int] | None, path: pathlib.Path | None,
-    interpret: bool,
-) -> int:  # fmt: skip
-    """Measure, print and write; returns exit status 1 after a mismatch."""
-    setup = Setup(quick or device.type != "cuda", device)
-    print(f"{measure.machine(device).device}, {setup.sizes} sizes, {NUM_PAIRS} pairs")
-    output = Output(path, PretrainRow)
-    for row in rows(setup, names or list(FORMS), batches or list(BATCHES), 0.2 if quick else 3.0, interpret):
+def run(args: argparse.Namespace) -> int:
+    """The command; returns exit status 1 after a mismatch."""
+    device, interpret = device_of(args), os.environ.get("TRITON_INTERPRET") == "1"
+    quiet_libraries(verbose=False)
+    setup = Setup(args.quick or device.type != "cuda", device)
+    print(f"{measure.heading(device)}; {setup.sizes} sizes, {NUM_PAIRS} pairs")
+    output, seconds = Output(args.out, "pretrain_step.csv", PretrainRow), 0.2 if args.quick else 3.0
+    for row in rows(setup, args.form or list(PRETRAIN), args.batch or list(BATCHES), seconds, interpret):
         output.add(row)
     return int(any(row.status.startswith("mismatch") for row in output.rows))

@@ -1,4 +1,4 @@
-"""The forms of a fine-tuning step that `train_step.py` measures: ours, and diffusers' text-to-image recipe.
+"""The forms of a fine-tuning step that `finetune.py` measures: ours, and diffusers' text-to-image recipe.
 
 Ours run through the trainer's own engines. The recipe (diffusers' `examples/text_to_image/train_text_to_image.py`) is
 re-expressed in its own library calls: autoencoder and text encoder in the loop, fp32 UNet under autocast, AdamW.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import dataclasses
 import functools
 import gc
 import importlib.util
@@ -19,7 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.harness import measure
+from benchmarks.harness.output import UnavailableError
+from benchmarks.steps.forms import FINETUNE, NEEDS, Size
 from sgg_fast.config import Config
 from sgg_fast.nn.attention import set_attention
 from sgg_fast.recipes import recipe
@@ -30,23 +30,6 @@ from sgg_fast.train.memory.planner import Planner
 
 NUM_IMAGES = 32
 """Size of the random training set."""
-
-DS_JSON = str(measure.ROOT / "ds.json")
-
-
-@dataclasses.dataclass(frozen=True)
-class Size:
-    """Resolution and batch of a step."""
-
-    resolution: int
-    batch: int
-
-    def __str__(self) -> str:
-        return f"{self.resolution}x{self.resolution} b{self.batch}"
-
-
-class UnavailableError(Exception):
-    """This form cannot run here; the message gives the reason."""
 
 
 def settings(quick: bool) -> Config:
@@ -98,7 +81,7 @@ class Ours(Form):
         set_attention(foundation.unet, "sdpa", device)
         self.references = {}
         for size in sizes:
-            self._work_on(size)
+            Ours.prepare(self, size)
             self.references[size] = self._stage_losses(num, None), self._stage_losses(num, torch.bfloat16)
         set_attention(foundation.unet, config.model.attention, device)
         self.engine = build_engine(self.stage, device, self.ds)
@@ -118,12 +101,9 @@ class Ours(Form):
         with torch.autocast(self.device.type, cast) if cast else contextlib.nullcontext():
             return [self.stage(self.ids, step).total.item() for step in range(num)]
 
-    def _work_on(self, size: Size) -> None:
+    def prepare(self, size: Size) -> None:
         self.stage.cache = self._cache(size.resolution)
         self.ids = np.arange(size.batch) % NUM_IMAGES
-
-    def prepare(self, size: Size) -> None:
-        self._work_on(size)
 
     def step(self) -> None:
         self.engine.update(self.ids[None], self._step, 0.0)
@@ -253,37 +233,14 @@ def _normal_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tens
     return torch.randn(tensor.shape, device=tensor.device, generator=generator).to(tensor.dtype)
 
 
-FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
-    "captured": ({}, None),
-    "captured-split": ({"weights": "split"}, None),
-    "captured-lean": ({"weights": "lean"}, None),
-    "plain": ({"cuda_graphs": False}, None),
-    "plain-unfused": ({"cuda_graphs": False, "fuse_unet": "off"}, None),
-    "lean": ({"weights": "lean", "cuda_graphs": False}, None),
-    "lean-in-backward": ({"weights": "lean", "optimizer_in_backward": True, "max_grad_norm": 0.0}, None),
-    "ds.json": ({}, DS_JSON),
-    "diffusers-adamw": ({"attention": "sdpa"}, "adamw"),
-    "diffusers-8bit-xformers": ({"attention": "xformers"}, "adamw8bit"),
-}
-"""Name -> changed settings, and the ds.json or the recipe's optimiser."""
-
-
-NEEDS = {
-    "lean-in-backward": ("bitsandbytes",),
-    "ds.json": ("deepspeed", "bitsandbytes"),
-    "diffusers-8bit-xformers": ("bitsandbytes", "xformers"),
-}
-"""Packages that a form requires."""
-
-
 def call_of(name: str) -> str:
-    """The value of `run.Row.call` for the form."""
+    """The value of `OpRow.call` for the form."""
     return "replay" if name.startswith("captured") else "eager"
 
 
 def build(name: str, config: Config, sizes: Sequence[Size], device: torch.device, num_losses: int) -> Form:
     """The form `name` with its references at `sizes`. Raises `UnavailableError` if it cannot run here."""
-    changes, other = FORMS[name]
+    changes, other = FINETUNE[name]
     captured = call_of(name) == "replay"
     if captured and device.type != "cuda":
         raise UnavailableError("skipped: CUDA graphs need a GPU")

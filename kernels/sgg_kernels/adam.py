@@ -163,8 +163,7 @@ def adam_decide(
 
 def adam_update(
     weights: Weights,
-    moment_1_P: torch.Tensor,
-    moment_2_P: torch.Tensor,
+    moments: Sequence[torch.Tensor],
     table_K3: torch.Tensor,
     grad_dtype: torch.dtype,
     control: torch.Tensor,
@@ -175,7 +174,7 @@ def adam_update(
     """`reference.adam.adam_update`; `table` holds the addresses of the gradients when the launch runs."""
     param, low, seed = weights
     launch(
-        adam_kernel, (table_K3.shape[0],), param, param if low is None else low, moment_1_P, moment_2_P, table_K3,
+        adam_kernel, (table_K3.shape[0],), param, param if low is None else low, *moments, table_K3,
         control, rate, step, seed, 1 - hyper.beta_1, hyper.beta_2, 1 - hyper.beta_2, hyper.eps,
         GRAD=GRAD_TYPES[grad_dtype], FORM=form_of(weights), BLOCK=BLOCK, num_warps=NUM_WARPS,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from .launch import launch
 from .role_sums import role_sums
-from .segments import as_rows, column_sum, tile_options
+from .segments import as_rows, column_sum, columns, tile_options
 
 
 @triton.jit(do_not_specialize=["num_relations"])
@@ -26,10 +26,9 @@ def gather_add_relu_fwd_kernel(
 
     [1] SGG-IG (Wang et al., AAAI-25), eqs 3, 4 and 6.
     """
-    num_d = tl.cdiv(H, BLOCK_D)
-    o_E = tl.program_id(0) // num_d * BLOCK_E + tl.arange(0, BLOCK_E)
-    o_H = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_E, m_H = o_E < num_relations, o_H < H
+    i_block, o_H, m_H = columns(H, BLOCK_D)
+    o_E = i_block * BLOCK_E + tl.arange(0, BLOCK_E)
+    m_E = o_E < num_relations
     m_EH = m_E[:, None] & m_H[None, :]
     i_s = tl.load(subject_ptr + o_E, mask=m_E, other=0).to(tl.int64)[:, None]
     i_o = tl.load(object_ptr + o_E, mask=m_E, other=0).to(tl.int64)[:, None]

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from .launch import launch
-from .segments import as_rows
+from .segments import as_rows, columns
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -18,10 +18,9 @@ def geglu_fwd_kernel(x_ptr, out_ptr, stride_x, num_rows, D, BLOCK_R: tl.constexp
 
     [1] Shazeer, GLU variants improve transformer (2020).
     """
-    num_d = tl.cdiv(D, BLOCK_D)
-    o_R = tl.program_id(0) // num_d * BLOCK_R + tl.arange(0, BLOCK_R)
-    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_RD = (o_R < num_rows)[:, None] & (o_D < D)[None, :]
+    i_block, o_D, m_D = columns(D, BLOCK_D)
+    o_R = i_block * BLOCK_R + tl.arange(0, BLOCK_R)
+    m_RD = (o_R < num_rows)[:, None] & m_D[None, :]
     i_r = o_R.to(tl.int64)[:, None]
     p_x = x_ptr + i_r * stride_x + o_D[None, :]
     # [BLOCK_R, BLOCK_D] both
@@ -40,10 +39,9 @@ def geglu_bwd_kernel(
     Bytes an element of [R, D] at bf16: g and x read (6), grad x written (4). Autograd's backward of the split fills
     two tensors of x's size with zeros and adds them.
     """
-    num_d = tl.cdiv(D, BLOCK_D)
-    o_R = tl.program_id(0) // num_d * BLOCK_R + tl.arange(0, BLOCK_R)
-    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_RD = (o_R < num_rows)[:, None] & (o_D < D)[None, :]
+    i_block, o_D, m_D = columns(D, BLOCK_D)
+    o_R = i_block * BLOCK_R + tl.arange(0, BLOCK_R)
+    m_RD = (o_R < num_rows)[:, None] & m_D[None, :]
     i_r = o_R.to(tl.int64)[:, None]
     p_x = x_ptr + i_r * stride_x + o_D[None, :]
     # [BLOCK_R, BLOCK_D] each

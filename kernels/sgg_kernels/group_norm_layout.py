@@ -1,4 +1,4 @@
-"""Shared by forward and backward of `group_norm_silu`: the cut of an image into programs, and two device functions.
+"""Shared by forward and backward of `group_norm_silu`: the cut of an image into programs, and device functions.
 
 Letters: B images, S pixels of an image, C channels, G groups.
 """
@@ -37,6 +37,16 @@ def normalised(p_x, i_S, C, o_C, m_SC, mean_C, rstd_C):
     """(x - mean) / deviation, fp32 [BLOCK_S, BLOCK_C]."""
     b_x = tl.load(p_x + i_S[:, None] * C + o_C[None, :], mask=m_SC, other=0.0).to(tl.float32)
     return (b_x - mean_C[None, :]) * rstd_C[None, :]
+
+
+@triton.jit
+def channel_values(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, i_b, C, o_C, m_C):
+    """(mean, 1 / deviation, weight, bias) of the channels of image i_b, fp32 [BLOCK_C] each."""
+    mean_C = tl.load(mean_ptr + i_b * C + o_C, mask=m_C, other=0.0)
+    rstd_C = tl.load(rstd_ptr + i_b * C + o_C, mask=m_C, other=0.0)
+    weight_C = tl.load(weight_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    bias_C = tl.load(bias_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    return mean_C, rstd_C, weight_C, bias_C
 
 
 @functools.cache

@@ -15,9 +15,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .group_norm_layout import NormLayout, group_sum, normalised
+from .group_norm_layout import NormLayout, channel_values, group_sum, normalised
 from .launch import launch
-from .segments import as_rows
+from .segments import as_rows, columns
 
 STAGES = 4
 """Tiles of the single launch in flight, plus one: two loads a lane do not fill the SM that a program has to itself."""
@@ -116,10 +116,8 @@ def group_norm_silu_stats_kernel(
     x_ptr, mean_ptr, m2_ptr, S, chunk, C, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """(mean, m2)[b, p, c] of every channel over the pixels of chunk p. 2 bytes an element at bf16."""
-    num_c, num_p = tl.cdiv(C, BLOCK_C), tl.cdiv(S, chunk)
-    i_bp = tl.program_id(0) // num_c
-    o_C = tl.program_id(0) % num_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_C = o_C < C
+    i_bp, o_C, m_C = columns(C, BLOCK_C)
+    num_p = tl.cdiv(S, chunk)
     begin = i_bp % num_p * chunk
     p_x = x_ptr + (i_bp // num_p).to(tl.int64) * S * C
     mean_C, m2_C = _channel_stats(p_x, begin, tl.minimum(begin + chunk, S), C, o_C, m_C, BLOCK_S, BLOCK_C, 1)
@@ -206,16 +204,10 @@ def group_norm_silu_apply_kernel(
     SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """out = silu((x - mean) rstd weight + bias), mean and rstd by channel. 4 bytes an element at bf16."""
-    num_c, num_s = tl.cdiv(C, BLOCK_C), tl.cdiv(S, BLOCK_S)
-    i_bs = tl.program_id(0) // num_c
-    o_C = tl.program_id(0) % num_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_C = o_C < C
+    i_bs, o_C, m_C = columns(C, BLOCK_C)
+    num_s = tl.cdiv(S, BLOCK_S)
     i_b, begin = (i_bs // num_s).to(tl.int64), i_bs % num_s * BLOCK_S
-    # [BLOCK_C] each
-    mean_C = tl.load(mean_ptr + i_b * C + o_C, mask=m_C, other=0.0)
-    rstd_C = tl.load(rstd_ptr + i_b * C + o_C, mask=m_C, other=0.0)
-    weight_C = tl.load(weight_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
-    bias_C = tl.load(bias_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    mean_C, rstd_C, weight_C, bias_C = channel_values(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, i_b, C, o_C, m_C)
     end = tl.minimum(begin + BLOCK_S, S)
     o_image = i_b * S * C
     _write_rows(

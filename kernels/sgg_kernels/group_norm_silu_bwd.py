@@ -10,9 +10,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .group_norm_layout import NormLayout, group_sum, normalised
+from .group_norm_layout import NormLayout, channel_values, group_sum, normalised
 from .launch import launch
-from .segments import column_sum
+from .segments import column_sum, columns
 
 STAGES = 3
 """As in forward, for two tensors: tiles in flight, plus one."""
@@ -86,10 +86,7 @@ def group_norm_silu_bwd_kernel(
     o_tile = tl.arange(0, BLOCK_C)
     m_C = o_tile < CHANNELS
     o_C = tl.program_id(0) % num_tiles * CHANNELS + o_tile
-    mean_C = tl.load(mean_ptr + i_b * C + o_C, mask=m_C, other=0.0)
-    rstd_C = tl.load(rstd_ptr + i_b * C + o_C, mask=m_C, other=0.0)
-    weight_C = tl.load(weight_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
-    bias_C = tl.load(bias_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    mean_C, rstd_C, weight_C, bias_C = channel_values(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, i_b, C, o_C, m_C)
     o_image = i_b * S * C
     p_grad, p_x = grad_ptr + o_image, x_ptr + o_image
     sum_weight_C, sum_bias_C = _grad_sums(
@@ -116,15 +113,10 @@ def group_norm_silu_bwd_stats_kernel(
     SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """chunk[b, p] = (sum of g xhat | sum of g) over the pixels of chunk p, [2C]. 4 bytes an element at bf16."""
-    num_c, num_p = tl.cdiv(C, BLOCK_C), tl.cdiv(S, chunk)
-    i_bp = tl.program_id(0) // num_c
-    o_C = tl.program_id(0) % num_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_C = o_C < C
+    i_bp, o_C, m_C = columns(C, BLOCK_C)
+    num_p = tl.cdiv(S, chunk)
     i_b, begin = (i_bp // num_p).to(tl.int64), i_bp % num_p * chunk
-    mean_C = tl.load(mean_ptr + i_b * C + o_C, mask=m_C, other=0.0)
-    rstd_C = tl.load(rstd_ptr + i_b * C + o_C, mask=m_C, other=0.0)
-    weight_C = tl.load(weight_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
-    bias_C = tl.load(bias_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
+    mean_C, rstd_C, weight_C, bias_C = channel_values(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, i_b, C, o_C, m_C)
     o_image = i_b * S * C
     sum_weight_C, sum_bias_C = _grad_sums(
         grad_ptr + o_image, x_ptr + o_image, begin, tl.minimum(begin + chunk, S), C, o_C, m_C, mean_C, rstd_C,
@@ -190,18 +182,13 @@ def group_norm_silu_bwd_apply_kernel(
     SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """grad x from the coefficients of the groups. 6 bytes an element at bf16."""
-    num_c, num_s = tl.cdiv(C, BLOCK_C), tl.cdiv(S, BLOCK_S)
-    i_bs = tl.program_id(0) // num_c
-    o_C = tl.program_id(0) % num_c * BLOCK_C + tl.arange(0, BLOCK_C)
-    m_C = o_C < C
+    i_bs, o_C, m_C = columns(C, BLOCK_C)
+    num_s = tl.cdiv(S, BLOCK_S)
     i_b, begin = (i_bs // num_s).to(tl.int64), i_bs % num_s * BLOCK_S
+    mean_C, rstd_C, weight_C, bias_C = channel_values(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, i_b, C, o_C, m_C)
     # [BLOCK_C] each
-    mean_C = tl.load(mean_ptr + i_b * C + o_C, mask=m_C, other=0.0)
-    rstd_C = tl.load(rstd_ptr + i_b * C + o_C, mask=m_C, other=0.0)
     slope_C = tl.load(coefficient_ptr + i_b * 2 * C + o_C, mask=m_C, other=0.0)
     shift_C = tl.load(coefficient_ptr + i_b * 2 * C + C + o_C, mask=m_C, other=0.0)
-    weight_C = tl.load(weight_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
-    bias_C = tl.load(bias_ptr + o_C, mask=m_C, other=0.0).to(tl.float32)
     o_image = i_b * S * C
     _write_grad_rows(
         grad_ptr + o_image, x_ptr + o_image, grad_x_ptr + o_image, begin, tl.minimum(begin + BLOCK_S, S), C, o_C, m_C,

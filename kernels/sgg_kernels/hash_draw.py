@@ -119,11 +119,11 @@ def hash_draw(words: Sequence[int | torch.Tensor], start: int, num: int, kind: i
     pointers, values, strides, from_memory = [], [], [], 0
     for i in range(MAX_WORDS):
         word = words[i] if i < len(words) else 0
-        is_tensor = isinstance(word, torch.Tensor)
-        pointers.append(word if is_tensor else tensors[0])
-        values.append(0 if is_tensor else word)
-        strides.append(word.stride(0) if is_tensor and len(word) > 1 else 0)
-        from_memory |= is_tensor << i
+        given = word if isinstance(word, torch.Tensor) else tensors[0]
+        pointers.append(given)
+        values.append(0 if given is word else word)
+        strides.append(given.stride(0) if len(given) > 1 else 0)
+        from_memory |= (given is word) << i
     per_row = kind == NORMAL
     grid = (num_rows * triton.cdiv(num, BLOCK) if per_row else triton.cdiv(num_rows, BLOCK),)
     launch(

@@ -12,7 +12,16 @@ import triton
 import triton.language as tl
 
 from .launch import launch
-from .segments import add_partials, as_rows, chunk_partials, chunk_size, run_options, tile_options, whole_chunks
+from .segments import (
+    add_partials,
+    as_rows,
+    chunk_partials,
+    chunk_size,
+    columns,
+    run_options,
+    tile_options,
+    whole_chunks,
+)
 
 
 class Rows(NamedTuple):
@@ -90,10 +99,7 @@ def masked_pool_fwd_hub_kernel(
     BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, MASK: tl.constexpr,
 ):  # fmt: skip
     """First stage of a pool, for graphs that hold a whole chunk of rows; other chunks cost two 4-byte loads."""
-    num_d = tl.cdiv(D, BLOCK_D)
-    i_p = tl.program_id(0) // num_d
-    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_D = o_D < D
+    i_p, o_D, m_D = columns(D, BLOCK_D)
     if tl.program_id(1) == 0:
         _pool_chunk(
             x_ptr, x_ptr_ptr, x_graph_ptr, x_mask_ptr, x_partial_ptr, x_partial_count_ptr,
@@ -121,10 +127,7 @@ def masked_pool_fwd_kernel(
 
     [1] SGG-IG (Wang et al., AAAI-25), eq. 7: pool_objects, pool_relations.
     """
-    num_d = tl.cdiv(D, BLOCK_D)
-    i_b = tl.program_id(0) // num_d
-    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_D = o_D < D
+    i_b, o_D, m_D = columns(D, BLOCK_D)
     p_out = out_ptr + i_b.to(tl.int64) * stride_out
     if tl.program_id(1) == 0:
         _pool_graph(
@@ -211,10 +214,7 @@ def masked_pool_bwd_kernel(
 
     Bytes an element at bf16: 2, each written once (the minimum); grad [B, 2D] is read from L2.
     """
-    num_d = tl.cdiv(D, BLOCK_D)
-    i_block = tl.program_id(0) // num_d
-    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_D = o_D < D
+    i_block, o_D, m_D = columns(D, BLOCK_D)
     num_blocks_x = tl.cdiv(num_x, BLOCK_E)
     if i_block < num_blocks_x:
         _spread(

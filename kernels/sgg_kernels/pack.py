@@ -14,7 +14,6 @@ import triton.language as tl
 from .hash import hash_start, hash_word
 from .launch import launch
 from .reference.pack import (
-    BATCH_FIELDS,
     MASK_STREAM,
     PADDING_NAME,
     PADDING_PHRASE,
@@ -22,6 +21,7 @@ from .reference.pack import (
     PPM,
     STORE_FIELDS,
     MaskKey,
+    field_shapes,
 )
 
 BLOCK = 64
@@ -205,13 +205,8 @@ def pack_fwd(
     captured launch while the last pointers stay `num_objects` and `num_relations`.
     """
     num_graphs = object_ptr.shape[0] - 1
-    lengths = {"message_ptr": num_objects + 1, "message_slot": 2 * num_relations}
-    out = {}
-    for name in BATCH_FIELDS:
-        is_relation = name in ("predicate_name", "phrase", "subject", "object", "relation_graph", "relation_pooled")
-        length = lengths.get(name, num_relations if is_relation else num_objects)
-        dtype = torch.uint8 if name.endswith("pooled") else torch.int32
-        out[name] = torch.empty(length, dtype=dtype, device=ids_B.device)
+    shapes = field_shapes(num_objects, num_relations)
+    out = {name: torch.empty(num, dtype=dtype, device=ids_B.device) for name, (num, dtype) in shapes.items()}
     masked_N = (torch.zeros if mask is None else torch.empty)(num_objects, dtype=torch.bool, device=ids_B.device)
     first_copy, ratio_ppm, seed, step = mask if mask is not None else (0, 0, 0, None)
     launch(

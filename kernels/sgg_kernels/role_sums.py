@@ -17,6 +17,7 @@ from .segments import (
     as_rows,
     chunk_partials,
     chunk_size,
+    columns,
     head_rows,
     role_of,
     run_options,
@@ -80,10 +81,7 @@ def role_sums_hub_kernel(
 
     `role_sums_kernel` does not read the summed rows again. Other chunks cost five 4-byte loads.
     """
-    num_d = tl.cdiv(D, BLOCK_D)
-    i_p = tl.program_id(0) // num_d
-    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_D = o_D < D
+    i_p, o_D, m_D = columns(D, BLOCK_D)
     begin = i_p * chunk
     as_subject, run_end = role_of(begin, slot_ptr, subject_ptr, object_ptr, ptr_ptr, mid_ptr)
     if begin + chunk <= run_end:
@@ -109,10 +107,7 @@ def role_sums_kernel(
 
     [1] SGG-IG (Wang et al., AAAI-25), eqs 3-4, 6 and 7, transposed.
     """
-    num_d = tl.cdiv(D, BLOCK_D)
-    i_p = tl.program_id(0) // num_d
-    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_D = o_D < D
+    i_p, o_D, m_D = columns(D, BLOCK_D)
     b_program = tl.zeros([BLOCK_D], tl.float32)
     first_row = i_p * rows_per_program
     for i_row in range(0, tl.minimum(rows_per_program, num_rows - first_row)):

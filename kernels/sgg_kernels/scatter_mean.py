@@ -19,6 +19,7 @@ from .segments import (
     chunk_partials,
     chunk_size,
     column_sum,
+    columns,
     head_rows,
     role_of,
     run_options,
@@ -97,10 +98,7 @@ def scatter_mean_fwd_hub_kernel(
 
     `scatter_mean_fwd_kernel` does not read the summed rows again. Other chunks cost five 4-byte loads.
     """
-    num_d = tl.cdiv(D, BLOCK_D)
-    i_p = tl.program_id(0) // num_d
-    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_D = o_D < D
+    i_p, o_D, m_D = columns(D, BLOCK_D)
     begin = i_p * chunk
     as_subject, run_end = role_of(begin, slot_ptr, subject_ptr, object_ptr, ptr_ptr, mid_ptr)
     if begin + chunk <= run_end:
@@ -125,10 +123,7 @@ def scatter_mean_fwd_kernel(
 
     [1] SGG-IG (Wang et al., AAAI-25), eqs 3-6, index sets as in sg2im (Johnson et al., CVPR 2018).
     """
-    num_d = tl.cdiv(D, BLOCK_D)
-    i_n = tl.program_id(0) // num_d
-    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
-    m_D = o_D < D
+    i_n, o_D, m_D = columns(D, BLOCK_D)
     row_begin, mid, row_end = tl.load(ptr_ptr + i_n), tl.load(mid_ptr + i_n), tl.load(ptr_ptr + i_n + 1)
     b_D = tl.zeros([BLOCK_D], tl.float32)
     for i_role in tl.static_range(2):

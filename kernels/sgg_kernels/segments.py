@@ -86,6 +86,14 @@ def chunk_partials(num_rows: int, chunk: int, width: int, like: torch.Tensor) ->
 
 
 @triton.jit
+def columns(D, BLOCK_D: tl.constexpr):
+    """(number of the program among those of one block of columns, the block's columns o_D, their mask m_D)."""
+    num_d = tl.cdiv(D, BLOCK_D)
+    o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    return tl.program_id(0) // num_d, o_D, o_D < D
+
+
+@triton.jit
 def whole_chunks(begin, end, chunk, SPLIT: tl.constexpr):
     """(first row, number of rows) of begin .. end that the hub kernel summed."""
     first = end

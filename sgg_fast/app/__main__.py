@@ -10,21 +10,22 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from sgg_fast.commands import command, refuse
+from sgg_fast.commands.flags import OneLineParser
+
 if TYPE_CHECKING:
     import uvicorn
 
     from sgg_fast.app.studio import Studio
 
-# Before torch loads OpenMP, as in infer.py.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
+NAME = "sgg-app"
 EPILOG = """The address holds a token, so that other users of this machine stay out; new at each start unless the
 environment has SGG_APP_TOKEN. Behind a proxy, for everyone: --host 0.0.0.0 --public NAME. Exit codes: 0 closed, 2 it
 cannot start."""
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="sgg-app", description=__doc__, epilog=EPILOG, allow_abbrev=False)
+    parser = OneLineParser(prog=NAME, description=__doc__, epilog=EPILOG)
     add = parser.add_argument
     add("--model", help="run of train.py, pipeline folder, hub id, or toy, which we ship (runs/toy if it is there)")
     add("--host", default="127.0.0.1", help="address to listen at (127.0.0.1: this machine only)")
@@ -33,39 +34,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Exit code: 0 closed by Ctrl-C or SIGTERM, 2 for what cannot be used (one line on stderr)."""
-    args = parse(argv)
-    try:
-        from sgg_fast.app.server import make_app
-        from sgg_fast.app.studio import Studio
-    except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
-            raise
-        print(f"sgg-app: {error.name} is not installed: pip install -c constraints.txt -e '.[app]'", file=sys.stderr)
-        return 2
-    try:
-        listener = listen(args.host, args.port)
-    except (OSError, OverflowError) as error:
-        reason = getattr(error, "strerror", None) or error
-        print(f"sgg-app: cannot listen at {args.host}:{args.port}: {reason}; give another --port", file=sys.stderr)
-        return 2
-    token = None if args.public else os.environ.get("SGG_APP_TOKEN") or secrets.token_urlsafe(16)
-    studio = Studio(args.model)
-    app = make_app(studio, token, args.host, args.public)
-    server = make_server(app)
-    print(f"sgg-app: open {address(args.host, listener.getsockname()[1], token, args.public)}", flush=True)
-    print("sgg-app: Ctrl-C closes it; the model is being loaded", file=sys.stderr, flush=True)
-    threading.Thread(target=report, args=(studio, server), daemon=True).start()
-    server.run(sockets=[listener])
-    if studio.failure:
-        print(f"sgg-app: {studio.failure}", file=sys.stderr)
-        return 2
-    return 0
-
-
 def make_server(app: Any) -> uvicorn.Server:
-    """The HTTP server of an ASGI application, quiet but for errors."""
+    """The HTTP server of an ASGI application; it logs errors only."""
     import uvicorn
 
     config = uvicorn.Config(
@@ -75,7 +45,7 @@ def make_server(app: Any) -> uvicorn.Server:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket, so that a port that is taken is refused before anything is loaded."""
+    """A listening socket: a port in use is refused before anything is loaded."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -85,7 +55,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def address(host: str, port: int, token: str | None, public: str) -> str:
-    """What to open. The token stands behind a #, which browsers send to no server."""
+    """The page's address. The token follows a #, so browsers do not send it to any server."""
     if public:
         return f"https://{public}/"
     name = "127.0.0.1" if host in ("0.0.0.0", "::") else host
@@ -93,7 +63,7 @@ def address(host: str, port: int, token: str | None, public: str) -> str:
 
 
 def report(studio: Studio, server: uvicorn.Server) -> None:
-    """Say when the model is there; close where it cannot be loaded."""
+    """Print that the model is loaded; stop the server if it cannot be loaded."""
     studio.ready.wait()
     if studio.failure:
         server.should_exit = True
@@ -101,5 +71,30 @@ def report(studio: Studio, server: uvicorn.Server) -> None:
         print(f"sgg-app: ready, drawing with {studio.about()['description']}", file=sys.stderr, flush=True)
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+@command(NAME)
+def main(argv: list[str] | None) -> int:
+    """Exit code: 0 closed by Ctrl-C or SIGTERM, 2 for what cannot be used (one line on stderr)."""
+    args = parse(argv)
+    try:
+        from sgg_fast.app.server import make_app
+        from sgg_fast.app.studio import Studio
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn"):
+            raise
+        return refuse(NAME, f"{error.name} is not installed: pip install -c constraints.txt -e '.[app]'")
+    try:
+        listener = listen(args.host, args.port)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return refuse(NAME, f"cannot listen at {args.host}:{args.port}: {reason}; give another --port")
+    token = None if args.public else os.environ.get("SGG_APP_TOKEN") or secrets.token_urlsafe(16)
+    studio = Studio(args.model)
+    app = make_app(studio, token, args.host, args.public)
+    server = make_server(app)
+    print(f"sgg-app: open {address(args.host, listener.getsockname()[1], token, args.public)}", flush=True)
+    print("sgg-app: Ctrl-C closes it; the model is being loaded", file=sys.stderr, flush=True)
+    threading.Thread(target=report, args=(studio, server), daemon=True).start()
+    server.run(sockets=[listener])
+    if studio.failure:
+        return refuse(NAME, studio.failure)
+    return 0

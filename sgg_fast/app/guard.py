@@ -1,7 +1,7 @@
-"""Who may speak to the page's server, and how much: an ASGI layer in front of every route.
+"""Checks every request to the page's server: an ASGI layer in front of all routes.
 
-Closed by default: only requests to an expected Host, from the page's own origin, with the token, with bodies that are
-counted as they arrive (a chunked body has no length to believe).
+A request passes if its Host is expected, its origin is the page's own, it has the token and its body is within the
+bound. Bodies are counted as they arrive, because a chunked body has no length.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ HEADERS = {
 
 
 class Guard:
-    """Answers 4xx to what must not pass; `app` sees the rest, each body whole and no longer than its bound.
+    """Answers 4xx to requests that must not pass; `app` gets the others, each with its whole body.
 
-    token: what `Authorization: Bearer` must carry below /api/; None lets everyone in. host: the address it listens at.
+    token: value of `Authorization: Bearer` below /api/; None admits every request. host: the address it listens at.
     public: the host name under which a proxy serves the page ("" for none); Hugging Face may then frame it.
     """
 
@@ -50,7 +50,7 @@ class Guard:
         if scope["type"] != "http":
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
-            return  # a WebSocket is closed unanswered
+            return  # a WebSocket gets no answer
 
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -99,7 +99,7 @@ class Guard:
         return 0, ""
 
     def _known(self, header: str) -> bool:
-        """Whether a Host header names this machine itself: a stranger's page can give it a name of its own by DNS."""
+        """Whether a Host header names this machine. By DNS another site's name can lead here, which must not pass."""
         name, _, port = header.lower().rpartition(":")
         name = (name if name and port.isdigit() else header.lower()).strip("[]")
         return name in self.hosts or ("0.0.0.0" in self.hosts and _is_address(name))
@@ -116,7 +116,7 @@ def _is_address(name: str) -> bool:
 async def read_body(receive: Receive, most: int) -> tuple[bytes, bool]:
     """(body, whether it has at most `most` bytes).
 
-    Of a longer one a few times that are taken and thrown away, so that who sends it gets to read the answer.
+    A longer body is read to four times the bound and dropped, so that its sender still reads the answer.
     """
     parts, total = [], 0
     while total <= 4 * most:

@@ -1,13 +1,13 @@
-"""Graphs of the page: what a line of words, a JSON text or a dropped file says, and the words that a model knows.
+"""Graphs of the page, from a line of words, a JSON text or a dropped file.
 
-Nothing here draws. Errors are those of the readers (`SceneGraphError`), word for word.
+Errors are those of the readers (`SceneGraphError`), unchanged.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,11 +15,11 @@ from sgg_fast.data import layouts
 from sgg_fast.data.formats import parse_json, parse_scene_graphs
 from sgg_fast.data.inputs import Item, read_content
 from sgg_fast.data.png_record import graph_json
-from sgg_fast.data.text_form import PREDICATES, is_predicate, parse_text, to_text
-from sgg_fast.graph import SPOKEN, SceneGraph, SceneGraphError
+from sgg_fast.data.text_form import parse_text, to_text
+from sgg_fast.graph import SceneGraph, SceneGraphError
 
 MAX_GRAPHS = 200
-"""Graphs of one file that the page offers."""
+"""Most graphs of one file that the page offers."""
 
 
 def text_graph(kind: str, text: str) -> dict[str, Any]:
@@ -27,13 +27,13 @@ def text_graph(kind: str, text: str) -> dict[str, Any]:
 
     Raises `SceneGraphError`.
     """
-    with collected_notices() as notices:
+    with noticed() as notices:
         graph = parse_text(text, "text") if kind == "text" else parse_scene_graphs(parse_json(text, "JSON"), "JSON")[0]
-    return {**answer_of(graph), "notices": notices[:20]}
+    return {**described(graph), "notices": notices[:20]}
 
 
-def answer_of(graph: SceneGraph) -> dict[str, Any]:
-    """A graph as the page takes it: as JSON and as one line of words."""
+def described(graph: SceneGraph) -> dict[str, Any]:
+    """A graph for the page: as JSON and as one line of words."""
     return {"graph": graph_json(graph), "text": to_text(graph)}
 
 
@@ -43,17 +43,17 @@ def file_graphs(data: bytes, name: str) -> dict[str, Any]:
     Raises `SceneGraphError`. The name only heads the messages; nothing is read from this machine.
     """
     name = name.replace("\\", "/").rpartition("/")[2][:120] or "file"
-    with collected_notices() as notices:
+    with noticed() as notices:
         items = read_content(data, name)
-    found = [{**answer_of(item.graph), "settings": dict(item.settings)} for item in items[:MAX_GRAPHS]]
+    found = [{**described(item.graph), "settings": dict(item.settings)} for item in items[:MAX_GRAPHS]]
     if len(items) > MAX_GRAPHS:
         notices.append(f"{name}: the first {MAX_GRAPHS} of {len(items)} graphs")
     return {"graphs": found, "notices": notices[:20]}
 
 
 @contextmanager
-def collected_notices() -> Iterator[list[str]]:
-    """What the readers left out in this thread, a line each."""
+def noticed() -> Iterator[list[str]]:
+    """Collects the readers' notices in this thread, one line for each part that was left out."""
     lines: list[str] = []
 
     class Collector(logging.Handler):
@@ -67,21 +67,6 @@ def collected_notices() -> Iterator[list[str]]:
         yield lines
     finally:
         layouts.logger.removeHandler(collector)
-
-
-def vocabulary(trained: Sequence[str]) -> dict[str, list[str]]:
-    """Words that a model was trained on, as the page offers them: objects, predicates, attributes.
-
-    A model keeps one list of names. What the one-line form takes for a predicate is one; an attribute is what stands in
-    front of another trained name ("red" of "red hat" where "hat" is there).
-    """
-    names = sorted(set(trained) - set(SPOKEN))
-    predicates = [name for name in names if is_predicate(name)]
-    objects = [name for name in names if name not in predicates]
-    known = set(objects)
-    parted = (name.partition(" ") for name in objects)
-    attributes = sorted({first for first, _, rest in parted if rest in known})
-    return {"objects": objects, "predicates": predicates or sorted(PREDICATES), "attributes": attributes}
 
 
 def item_of(document: Any) -> Item:

@@ -1,15 +1,15 @@
-"""The routes: the page's files, the model, graphs read, drawings asked for, followed, stopped and fetched.
+"""The routes of the page's server: files, model, graphs and drawings.
 
     GET    /                        the page (static files; everything below /api/ needs the token)
     GET    /api/model               {"state": "loading" | "ready" | "failed", words, defaults, ...}
     POST   /api/graph               {"text": "..."} or {"json": "..."} -> {"graph", "text", "notices"} or {"error"}
     POST   /api/file?name=a.png     a file's bytes -> {"graphs": [{"graph", "text", "settings"}], "notices"}
     POST   /api/drawings            {"graph", "settings", "page", "maps"} -> 202 {"id", "state", ...}
-    GET    /api/drawings/ID         how it stands; ?wait=S waits up to S seconds for its end, ?seen=K for newer previews
+    GET    /api/drawings/ID         its state; ?wait=S waits up to S seconds for its end, ?seen=K for newer previews
     GET    /api/drawings/ID/N.png   picture N of a finished one, its record inside
     DELETE /api/drawings/ID         stop
 
-A page asks again and again while something is drawn and holds no connection open: a browser has six for one server.
+A page polls during a drawing and holds no connection open, because a browser has six for one server.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from sgg_fast.app.studio import MAX_PICTURES, SETTINGS, BusyError, Drawing, Stud
 
 STATIC = Path(__file__).parent / "static"
 MAX_SIDE = 1024
-"""Pixels a side that the page draws."""
+"""Largest resolution of a drawing, in pixels."""
 LONGEST_WAIT = 30.0
-"""Seconds of ?wait=."""
+"""Upper bound of ?wait=, in seconds."""
 _KINDS: dict[str, tuple[type, ...]] = {
     "seed": (int,), "num_images": (int,), "steps": (int,), "guidance": (int, float),
     "relation_guidance": (int, float), "scheduler": (str,), "size": (int,),
@@ -45,11 +45,11 @@ _KINDS: dict[str, tuple[type, ...]] = {
 
 
 class RefusalError(Exception):
-    """A request that cannot be followed: (status, reason)."""
+    """A request with a fault: (status, reason)."""
 
 
 class Json(Response):
-    """Compact JSON; NaN would be no JSON."""
+    """Compact JSON without NaN, which JSON does not have."""
 
     media_type = "application/json"
 
@@ -87,7 +87,7 @@ async def refused(request: Request, error: Exception) -> Response:
 
 
 class Routes:
-    """Handlers of a studio; what loads torch or reads a file runs beside the event loop."""
+    """Handlers of a studio. Work that loads torch or reads a file runs in a thread, beside the event loop."""
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
@@ -96,34 +96,27 @@ class Routes:
         return Json(self.studio.about())
 
     async def graph(self, request: Request) -> Response:
-        """Whether a text is a graph is an answer, not an error: people type."""
+        """The graph of a text, or the reader's error; both are answers with status 200."""
         asked = body_of(await request.body(), {"text", "json"})
         if len(asked) != 1 or not all(isinstance(value, str) for value in asked.values()):
             raise RefusalError(422, 'send {"text": "..."} or {"json": "..."}')
         ((kind, text),) = asked.items()
 
-        def read() -> dict[str, Any]:
-            self.studio.readable.wait()
-            from sgg_fast.app.reading import text_graph
-            from sgg_fast.graph import SceneGraphError
-
-            try:
-                return text_graph(kind, text)
-            except SceneGraphError as error:
-                return {"error": str(error)}
-
-        return Json(await run_in_threadpool(read))
+        return await self._read("text_graph", kind, text)
 
     async def file(self, request: Request) -> Response:
-        data, name = await request.body(), request.query_params.get("name", "file")
+        return await self._read("file_graphs", await request.body(), request.query_params.get("name", "file"))
+
+    async def _read(self, reader: str, *given: Any) -> Response:
+        """The answer of a function of `reading`, or its error."""
 
         def read() -> dict[str, Any]:
             self.studio.readable.wait()
-            from sgg_fast.app.reading import file_graphs
+            from sgg_fast.app import reading
             from sgg_fast.graph import SceneGraphError
 
             try:
-                return file_graphs(data, name)
+                return getattr(reading, reader)(*given)
             except SceneGraphError as error:
                 return {"error": str(error)}
 
@@ -156,7 +149,7 @@ class Routes:
         wait = number_of(request.query_params.get("wait", "0"), 0, LONGEST_WAIT)
         until = time.monotonic() + wait
         while not drawing.is_over and time.monotonic() < until:
-            await asyncio.sleep(0.05)  # a thread each would leave none for others
+            await asyncio.sleep(0.05)  # a blocked thread for each request would use them up
         seen = number_of(request.query_params.get("seen", "0"), 0, math.inf)
         return Json(self.studio.progress(drawing, int(min(seen, 1e6))))
 
@@ -179,7 +172,7 @@ class Routes:
 
 
 def body_of(body: bytes, keys: set[str]) -> dict[str, Any]:
-    """The JSON object of a request, which has none but these keys."""
+    """The JSON object of a request. Raises `RefusalError` for other keys."""
     try:
         asked = json.loads(body, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -195,7 +188,7 @@ def _no_constant(word: str) -> Any:
 
 
 def settings_of(given: Any) -> dict[str, Any]:
-    """Settings by the names of `drawing.Options`, which checks their ranges; here types and the page's own bounds."""
+    """Settings by the names of `drawing.Options`, which checks ranges; types and the page's bounds are checked here."""
     if not isinstance(given, dict) or given.keys() - set(SETTINGS):
         raise RefusalError(422, f"settings must be an object with some of {', '.join(SETTINGS)}")
     for name, value in given.items():
@@ -209,7 +202,7 @@ def settings_of(given: Any) -> dict[str, Any]:
 
 
 def number_of(text: str, low: float, high: float) -> float:
-    """A number of a query, kept within its bounds."""
+    """A number of a query, clamped to its bounds."""
     try:
         value = float(text)
     except ValueError as error:

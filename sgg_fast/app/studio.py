@@ -1,7 +1,7 @@
-"""The model and its one pencil: drawings wait in line, a page's newest replaces its older ones, any can be stopped.
+"""Holds the model and draws one request after the other: a queue, replaced and stopped drawings, previews.
 
-Needs nothing of HTTP. The page is up before torch is imported, by the thread that loads the model and by no other: the
-libraries' lazy modules do not bear two.
+It is independent of HTTP. The page is up before torch is imported. Only the thread that loads the model imports torch,
+because the libraries' lazy modules do not support two importing threads.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ import time
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+from sgg_fast.commands import NotFiniteError
+
 if TYPE_CHECKING:
     from sgg_fast.data.inputs import Item
     from sgg_fast.drawing import Model, Options, Step
@@ -23,19 +25,19 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 MAX_WAITING = 32
-"""Drawings in line; more are refused."""
+"""Most drawings in the queue; more are refused."""
 KEPT = 16
 """Finished drawings whose pictures can still be fetched."""
 MAX_PICTURES = 8
-"""Of one drawing: one batch, as infer.py cuts them."""
+"""Most pictures of one drawing: one batch of infer.py."""
 PREVIEW_SHARE = 0.12
-"""Of a drawing's time at most goes into previews."""
+"""Largest share of a drawing's time that previews take."""
 SETTINGS = ("seed", "num_images", "steps", "guidance", "relation_guidance", "scheduler", "size")
-"""What a request may set, by the names of `drawing.Options`."""
+"""Settings of a request, by the names of `drawing.Options`."""
 
 
 class BusyError(Exception):
-    """Too many drawings wait."""
+    """The queue is full."""
 
 
 class _StopError(Exception):
@@ -44,7 +46,7 @@ class _StopError(Exception):
 
 @dataclasses.dataclass
 class Drawing:
-    """One request and what has become of it."""
+    """One request and its state."""
 
     id: str
     page: str
@@ -64,7 +66,7 @@ class Drawing:
     maps: dict[str, Any] | None = None
     seconds: float = 0.0
     ending: str = ""
-    """The state to end in, set from outside: stopped or replaced."""
+    """The requested end: stopped or replaced; "" for none."""
 
     @property
     def is_over(self) -> bool:
@@ -84,14 +86,14 @@ class Studio:
         self._scheduler: Any = None
         self._closing = False
         self.readable, self.drawable, self.ready = threading.Event(), threading.Event(), threading.Event()
-        """Set when graphs can be read, requests be checked, and the model is there or has failed."""
+        """Set when graphs can be read, when requests can be checked, and when the model is loaded or has failed."""
         self._thread = threading.Thread(target=self._work, name="studio", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self) -> None:
-        """End what is drawn after its step, and the thread."""
+        """End the current drawing after its step, and the thread."""
         with self._change:
             self._closing = True
             for drawing in self._drawings.values():
@@ -99,13 +101,13 @@ class Studio:
             self._change.notify_all()
 
     def about(self) -> dict[str, Any]:
-        """The model as the page shows it: its words and the settings it was made for."""
+        """The model for the page: its words and its default settings."""
         if self.model is None:
             return {"state": "failed" if self.failure else "loading", "error": self.failure}
         return {"state": "ready", **self._words}
 
     def submit(self, page: str, item: Item, options: Options, maps_wanted: bool) -> Drawing:
-        """A drawing in line; an older one of the same page ("" for none) makes way. Raises `BusyError`."""
+        """Queue a drawing; it replaces an older one of the same page ("" for none). Raises `BusyError`."""
         if self.failure:
             raise BusyError(self.failure)
         with self._change:
@@ -128,24 +130,24 @@ class Studio:
             return self._drawings.get(id)
 
     def stop(self, drawing: Drawing) -> None:
-        """End it after the step it is at."""
+        """End it after its current step."""
         with self._change:
             self._end(drawing, "stopped")
 
     def progress(self, drawing: Drawing, seen: int) -> dict[str, Any]:
-        """What the page shows of it; the preview only if it is newer than that of step `seen`."""
+        """Its state for the page, with the preview if that is newer than step `seen`."""
         with self._change:
-            said: dict[str, Any] = {"id": drawing.id, "state": drawing.state, "step": drawing.step}
-            said |= {"steps": drawing.steps, "seconds": round(drawing.seconds, 2), "error": drawing.error}
-            said["ahead"] = self._line.index(drawing) if drawing in self._line else 0
+            state: dict[str, Any] = {"id": drawing.id, "state": drawing.state, "step": drawing.step}
+            state |= {"steps": drawing.steps, "seconds": round(drawing.seconds, 2), "error": drawing.error}
+            state["ahead"] = self._line.index(drawing) if drawing in self._line else 0
             if drawing.preview_step > seen and not drawing.is_over:
-                said |= {"preview": drawing.preview, "preview_step": drawing.preview_step}
+                state |= {"preview": drawing.preview, "preview_step": drawing.preview_step}
             if drawing.state == "done":
-                said |= {"records": drawing.records, "maps": drawing.maps}
-            return said
+                state |= {"records": drawing.records, "maps": drawing.maps}
+            return state
 
     def _end(self, drawing: Drawing, state: str) -> None:
-        """With the lock held."""
+        """The caller holds the lock."""
         if drawing.state == "waiting":
             self._line.remove(drawing)
             drawing.state = state
@@ -160,7 +162,7 @@ class Studio:
                 self._load()
         except (ValueError, OSError) as error:
             self.failure = " ".join(str(error).split())
-        except Exception as error:  # border: a library that does not import, say; who waits must hear of it
+        except Exception as error:  # border: a library that does not import, say; waiting requests must end
             logger.exception("the model was not loaded")
             self.failure = f"the model was not loaded: {type(error).__name__}: {error}"
         for event in (self.readable, self.drawable, self.ready):
@@ -177,29 +179,31 @@ class Studio:
             self._draw(drawing)
 
     def _load(self) -> None:
-        from sgg_fast.app.reading import vocabulary
+        import sgg_fast.app.reading  # noqa: F401 - the readers of graphs
 
         self.readable.set()
         from sgg_fast.quiet import quiet_libraries
 
         quiet_libraries()
         from sgg_fast import drawing
+        from sgg_fast.data.text_form import PREDICATES
         from sgg_fast.drawing.jobs import unexplained
         from sgg_fast.drawing.models import scheduler_name
         from sgg_fast.drawing.options import SCHEDULERS
+        from sgg_fast.drawing.vocabulary import vocabulary
 
         self.drawable.set()
         model = drawing.load_model(self.asked)
         pipeline = model.pipeline
         pipeline.set_progress_bar_config(disable=True)
-        # Drawings put others in its place; each begins with the model's own, as a command does.
+        # Drawings replace the scheduler; each begins with the model's own, as a command does.
         self._scheduler, config = pipeline.scheduler, pipeline.config
-        own = scheduler_name(pipeline)
+        own, words = scheduler_name(pipeline), vocabulary(pipeline.graph_encoder.config.trained_names)
         self._words = {
             "model": model.name,
             "description": model.description,
             "weights": model.weights,
-            "words": vocabulary(pipeline.graph_encoder.config.trained_names),
+            "words": words | {"predicates": words["predicates"] or sorted(PREDICATES)},
             "schedulers": list(dict.fromkeys([own, *SCHEDULERS])),
             "defaults": {"seed": 0, "num_images": 1, "steps": config.sampling_steps, "guidance": config.guidance,
                          "relation_guidance": 0.0, "scheduler": own, "size": config.resolution},
@@ -215,7 +219,7 @@ class Studio:
             end = "done"
         except _StopError:
             end = drawing.ending
-        except ValueError as error:
+        except (ValueError, NotFiniteError) as error:
             drawing.error, end = " ".join(str(error).split()), "failed"
         except Exception as error:  # border: whatever a library raises ends this drawing only
             logger.exception("a drawing failed")
@@ -240,7 +244,10 @@ class Studio:
             now = time.monotonic()
             drawing.step, drawing.steps, drawing.seconds = step.number, step.total, now - began
             if now >= due[0] and step.number < step.total:
-                preview = jpeg(step.preview())
+                try:
+                    preview = jpeg(step.preview())
+                except NotFiniteError:
+                    return  # an early step's prediction may be; the last one decides
                 cost = time.monotonic() - now
                 due[0] = now + max(cost / PREVIEW_SHARE, 0.25)
                 with self._change:
@@ -257,7 +264,7 @@ class Studio:
 
 
 def jpeg(image: Any) -> str:
-    """In base64; of at most 512 pixels a side."""
+    """The picture as JPEG in base64, at most 512 pixels a side."""
     image.thumbnail((512, 512))
     file = io.BytesIO()
     image.save(file, format="JPEG", quality=85)

@@ -12,15 +12,20 @@ REFUSED, BAD_NUMBERS, INTERRUPTED = 2, 3, 130
 """Exit codes: unusable settings or input (as in argparse); numbers that are not finite; SIGINT."""
 _LONGEST = 2000
 
+
+class NotFiniteError(ArithmeticError):
+    """A picture or a latent with NaN or Inf, which is not used and not saved."""
+
+
 Main = Callable[[list[str] | None], int | None]
 
 
 def refuse(name: str, reason: Exception | str, code: int = REFUSED) -> int:
     """Print `name: reason` as one line on stderr, without terminal control characters; returns the exit code."""
-    said = " ".join(str(reason).split())
-    if not said.isprintable():
-        said = said.encode("unicode_escape").decode("ascii")
-    print(f"{name}: {said[:_LONGEST]}", file=sys.stderr)
+    text = " ".join(str(reason).split())
+    if not text.isprintable():
+        text = text.encode("unicode_escape").decode("ascii")
+    print(f"{name}: {text[:_LONGEST]}", file=sys.stderr)
     return code
 
 
@@ -55,8 +60,10 @@ def command(
 ) -> Callable[[Main], Callable[..., int]]:
     """Wraps a function as `main(argv)`. The function returns its exit code, or None for 0, or raises.
 
+    In the module that is the program (`python -m`) it also runs: there it comes last.
+
     name: name of the command in messages. interrupted: advice for the user after Ctrl-C. refused: errors that the user
-    can correct. Any other error is a bug and keeps its traceback.
+    can correct. `NotFiniteError` gives BAD_NUMBERS. Any other error is a bug and keeps its traceback.
     """
 
     def wrap(body: Main) -> Callable[..., int]:
@@ -68,12 +75,16 @@ def command(
                 code = body(argv) or 0
                 _end_stdout()
                 return code
+            except NotFiniteError as error:
+                return refuse(name, error, BAD_NUMBERS)
             except refused as error:
                 return refuse(name, error)
             except KeyboardInterrupt:
                 print(f"{name}: interrupted{f'; {interrupted}' if interrupted else ''}", file=sys.stderr)
                 return INTERRUPTED
 
+        if body.__module__ == "__main__":
+            sys.exit(main())
         return main
 
     return wrap

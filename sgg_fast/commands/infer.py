@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sgg_fast.commands import BAD_NUMBERS, command, refuse
+from sgg_fast.commands import command
 from sgg_fast.commands.flags import OneLineParser
 
 EXAMPLES = """examples:
@@ -30,9 +30,7 @@ exit codes: 0 done, 2 input, settings or a model that cannot be used, 3 numbers 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """Flags of this script; flags that are fields of `sgg_fast.drawing.Options` have the names of the fields."""
-    parser = OneLineParser(
-        prog="infer.py", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(prog="infer.py", description=__doc__, epilog=EXAMPLES)
     add = parser.add_argument
     add("inputs", nargs="*", metavar="INPUT", help="file of graphs, picture drawn here, graph in words, or - for stdin")
     add("--model", help="run of train.py, pipeline folder, hub id, or toy, which we ship (runs/toy if it is there)")
@@ -67,15 +65,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 @command("infer.py", interrupted="the same command goes on where it stopped")
-def main(argv: list[str] | None) -> int:
+def main(argv: list[str] | None) -> None:
     """Exit code: 0 done, 2 unusable input, 3 numbers that are not finite (one line on stderr each), 130 interrupted."""
     args = parse(argv)
     check_streams(sys.argv[1:] if argv is None else argv)
-    try:
-        tell_words(args) if args.words else draw(args)
-    except ArithmeticError as error:
-        return refuse("infer.py", error, BAD_NUMBERS)
-    return 0
+    tell_words(args) if args.words else draw(args)
 
 
 def check_streams(argv: list[str]) -> None:
@@ -104,7 +98,7 @@ def tell_words(args: argparse.Namespace) -> None:
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Read, load, draw, print. Raises ValueError or OSError for unusable input, ArithmeticError for NaN or Inf."""
+    """Read, load, draw, print. Raises ValueError or OSError for unusable input, `NotFiniteError` for NaN or Inf."""
     from sgg_fast import drawing
     from sgg_fast.data.inputs import model_of, read_inputs
     from sgg_fast.drawing.edit import edited

@@ -13,6 +13,7 @@ from typing import Any
 
 from sgg_fast.commands import command, refuse, tell, typed
 from sgg_fast.commands.flags import OneLineParser
+from sgg_fast.digests import VERIFY
 
 NAME = "train.py"
 
@@ -30,7 +31,7 @@ def command_line() -> argparse.ArgumentParser:
     parser.add_argument("--graph-encoder", type=Path, help="pre-trained graph encoder (OUT/pretrain/graph_encoder)")
     parser.add_argument("--steps", type=int, default=argparse.SUPPRESS, help="iterations of the chosen stage")
     parser.add_argument("--overwrite", action="store_true", help="start over instead of continuing the run in OUT")
-    parser.add_argument("--verify", action="store_true", help="read every byte of the models, also if whole before")
+    parser.add_argument("--verify", action="store_true", help="read every byte of models and data again")
     parser.add_argument("--plan", nargs="?", const="cuda", choices=("cuda", "cpu"), help="print what memory "
                         "fine-tuning will take on a GPU (or in CPU memory), part by part, and run nothing")  # fmt: skip
     parser.add_argument("--budget", help="memory that there is, for --plan (24GiB) and --auto-batch (the device's)")
@@ -64,7 +65,7 @@ def _run(args: dict[str, Any]) -> int:
     stage, name, ds_path, out = (args.pop(key) for key in ("stage", "recipe", "deepspeed", "out"))
     graph_encoder, overwrite = args.pop("graph_encoder"), args.pop("overwrite")
     if args.pop("verify"):
-        os.environ["SGG_FAST_VERIFY"] = "1"
+        os.environ[VERIFY] = "1"
     plan, budget, auto_batch, _ = (args.pop(key) for key in ("plan", "budget", "auto_batch", "local_rank"))
     if "steps" in args:
         args[f"{stage}_steps"] = args.pop("steps")

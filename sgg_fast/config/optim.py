@@ -33,19 +33,22 @@ class OptimConfig(Part):
     max_grad_norm: float = setting(1.0, at_least=0)
     """Upper bound of the gradient's norm; a larger gradient is clipped. 0 turns clipping off."""
     weights: str = setting(
-        "master", choices=("master", "split", "lean"), saves_memory={"weights": "lean", "precision": "auto"}
+        "master",
+        choices=("master", "split", "lean"),
+        saves_memory={"weights": "lean", "precision": "auto", "optimizer": "adam8bit"},
     )
     """Storage of the UNet's weights in fine-tuning: fp32, cast for compute (master); bf16, while the optimiser keeps
     the low halves of fp32, so nothing is cast (split); or bf16 alone, with updates rounded stochastically so that small
     ones are kept on average (lean: saves 4 of 10 bytes a weight)."""
     precision: str = setting("auto", choices=("auto", "fp32", "bf16", "fp16"), in_card=True)
     """Precision of fine-tuning: auto is bf16 on CUDA and with bf16 --weights, else fp32; fp16 scales the loss."""
-    optimizer_in_backward: bool = setting(False, saves_memory={"optimizer_in_backward": True, "max_grad_norm": 0})
-    """Update each weight once backward has its gradient, and free that: no gradient clipping, no accumulation."""
-    optimizer: str = setting(
-        "adam8bit", choices=("adam8bit", "adam"), in_card=True, saves_memory={"optimizer": "adam8bit"}
+    optimizer_in_backward: bool = setting(
+        False, saves_memory={"optimizer_in_backward": True, "max_grad_norm": 0, "optimizer": "adam8bit"}
     )
-    """Fine-tuning optimiser: 8-bit Adam, or Adam with fp32 moments. Pre-training always runs Adam in fp32."""
+    """Update each weight once backward has its gradient, and free that: no gradient clipping, no accumulation."""
+    optimizer: str = setting("adam", choices=("adam8bit", "adam"), in_card=True, saves_memory={"optimizer": "adam8bit"})
+    """Fine-tuning optimiser: 8-bit Adam, or Adam with fp32 moments, which is faster on a CPU. bf16 --weights and
+    --optimizer-in-backward take 8-bit Adam. Pre-training always runs Adam in fp32."""
     ema: float = setting(0.0, at_least=0, below=1, hint="such as 0.9999")
     """Decay per step of an average of the weights, which the result holds instead of the last ones; 0 for none."""
     ema_device: str = setting("auto", choices=("auto", "cpu"), saves_memory={"ema_device": "cpu"}, only_with="ema")

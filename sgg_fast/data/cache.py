@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import logging
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from sgg_fast.commands import NotFiniteError
 from sgg_fast.config import ConfigError, ModelConfig
 from sgg_fast.data.sources import PairSource
 from sgg_fast.data.stored import MomentRows, StoredCache
@@ -23,8 +25,14 @@ from sgg_fast.graph import NameTable, SceneGraphBatch
 from sgg_fast.nn.clip import embed_images, embed_names, phrase_states
 from sgg_fast.nn.foundation import Foundation, load_foundation
 
+logger = logging.getLogger(__name__)
+
 RESIDENT_SHARE = 0.25
 """Share of a GPU's free memory. Moments that need less are kept there and not read from disk at every step."""
+
+
+ENCODED_PIXELS = 32 * 128**2
+"""Pixels that the VAE encodes at once: about 1 GiB of activations at SD's widths, whatever the resolution."""
 
 
 @dataclasses.dataclass
@@ -87,21 +95,34 @@ def open_foundation(model: ModelConfig) -> Foundation:
     return toy_foundation()
 
 
-def to_pixels(images: np.ndarray, device: torch.device) -> torch.Tensor:
+def to_pixels(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:
     """uint8 [B, H, W, 3] -> fp32 [B, 3, H, W] in -1..1."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+    return torch.from_numpy(np.array(images)).to(device).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def to_bytes(pixels: torch.Tensor) -> np.ndarray:
+    """fp32 [B, 3, H, W] in -1..1 -> uint8 [B, H, W, 3]. Raises `NotFiniteError` for NaN and Inf, which bytes hide."""
+    if not pixels.isfinite().all():
+        raise NotFiniteError("a picture of the VAE has numbers that are not finite: get the model again")
+    return ((pixels.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
 
 
 @torch.no_grad()
 def encode_images(
     images: np.ndarray, foundation: Foundation, device: torch.device, with_latents: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """uint8 [B, H, W, 3] -> CLIP embeddings [B, I] and, with latents, VAE moments [B, 2c, h, w], both fp32."""
-    pixels = to_pixels(images, device)
+    """uint8 [B, H, W, 3] -> CLIP embeddings [B, I] and, with latents, VAE moments [B, 2c, h, w], both fp32.
+
+    Raises `NotFiniteError` for NaN or Inf: no set is worth training on with them.
+    """
+    pixels, moments = to_pixels(images, device), None
     embedded = embed_images(foundation.clip, pixels)
-    if not with_latents:
-        return embedded, None
-    return embedded, foundation.vae.encode(pixels.to(foundation.vae.dtype)).latent_dist.parameters.float()
+    if with_latents:
+        moments = foundation.vae.encode(pixels.to(foundation.vae.dtype)).latent_dist.parameters.float()
+    for flag, part, found in (("clip", "the image tower", embedded), ("model", "the VAE", moments)):
+        if found is not None and not found.isfinite().all():
+            raise NotFiniteError(f"--{flag}: {part} gives numbers that are not finite: get the model again")
+    return embedded, moments
 
 
 @torch.no_grad()
@@ -112,10 +133,12 @@ def build_cache(
     with_latents: bool,
     with_phrases: bool = False,
     with_boxes: bool = False,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     progress: bool = True,
 ) -> TrainingCache:
-    """Run the frozen models over the whole set. They are moved to `device` and stay there.
+    """Run the frozen models over the whole set. They are moved to `device` and stay there until `assemble`.
+
+    batch_size: images encoded at once; None: as many as `ENCODED_PIXELS` allows.
 
     A prepared cache is read instead. Raises `ConfigError` if other models made it, and if the run needs boxes and the
     set has none.
@@ -131,6 +154,8 @@ def build_cache(
     if with_latents:
         foundation.vae.to(device)
     images, moments = [], []
+    if batch_size is None:
+        batch_size = max(1, ENCODED_PIXELS // source.load_image(0).shape[0] ** 2)
     starts = range(0, source.num_images, batch_size)
     for start in tqdm(starts, desc="encode images", unit="batch", disable=None if progress else True, leave=False):
         stop = min(start + batch_size, source.num_images)
@@ -138,17 +163,21 @@ def build_cache(
         embedded, parameters = encode_images(pictures, foundation, device, with_latents)
         images.append(embedded)
         moments += [] if parameters is None else [parameters]
+    if source.turned:
+        logger.warning("%s", source.said_turned)
     return TrainingCache(
         graphs=graphs.to(device),
         table=table,
         names=embed_names(clip, foundation.clip_tokenizer, table.spoken()),
         images=torch.cat(images).repeat(source.draws, 1),
         moments=torch.cat(moments).repeat(source.draws, 1, 1, 1) if with_latents else None,
-        phrases=phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
-        if with_phrases
-        else None,
+        phrases=_phrases(foundation, table, device) if with_phrases else None,
         boxes=boxes,
     )
+
+
+def _phrases(foundation: Foundation, table: NameTable, device: torch.device) -> torch.Tensor:
+    return phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
 
 
 def _boxes(source: PairSource, device: torch.device) -> torch.Tensor:
@@ -184,7 +213,7 @@ def _from_stored(
     if with_phrases and fingerprint(foundation.text_encoder) == stored.index["models"]["text_encoder"]:
         phrases = torch.from_numpy(np.array(stored.arrays["phrases"])).to(device)
     elif with_phrases:
-        phrases = phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
+        phrases = _phrases(foundation, table, device)
     moments = stored.moments() if with_latents else None
     return TrainingCache(
         graphs=stored.batch().to(device),

@@ -7,30 +7,25 @@ from __future__ import annotations
 
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from sgg_fast.config import ConfigError
 from sgg_fast.graph import shown
+
+T = TypeVar("T")
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp")
 RESIZE = ("squash", "crop")
 """squash: the whole picture, as in sg2im, so that no object of the graph is cut off; crop: the central square."""
 _MODES = {"1", "L", "P", "RGB", "LA", "PA", "RGBA"}
 _ORIENTATION = 0x0112
-_AS_STORED = (0, 1)
-"""Tag values of upright pictures; some cameras write 0 for unknown."""
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""Value of the orientation tag -> operation that makes the picture upright (EXIF 2.3, 4.6.4)."""
+_ORIENTATIONS = range(9)
+"""Values of the orientation tag (EXIF 2.3, 4.6.4). 1 is upright, and so is 0, which some cameras write for unknown."""
+TURNED = "turned"
+"""Key in the `info` of a picture from `open_rgb`."""
 _PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -63,7 +58,8 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
 
     Grey and palette pictures are converted without loss. Refused are CMYK (its colours depend on a profile), 16-bit and
     floating-point pictures (their range is unknown) and transparent pixels (their background is unknown). `upright`
-    applies the orientation tag, for pictures without boxes; boxes refer to the stored pixels.
+    applies the orientation tag, for pictures without boxes; boxes refer to the stored pixels. `info[TURNED]` says
+    whether that turned the picture.
     """
     limit = Image.MAX_IMAGE_PIXELS or 2**63
     try:
@@ -77,8 +73,10 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
             if image.mode not in _MODES or _is_deep_png(path):
                 raise ImageError(path, "more than 8 bits a channel; convert the file to 8 bits")
             opaque = _opaque(path, image)
-            turn = turn_of(image, path) if upright else None  # after decoding, which detects truncated files
-            return opaque if turn is None else opaque.transpose(turn)
+            turned = upright and orientation_of(image, path) > 1  # after decoding, which detects truncated files
+            found = ImageOps.exif_transpose(opaque) if turned else opaque
+            found.info[TURNED] = turned
+            return found
     except ImageError:
         raise
     except FileNotFoundError as error:
@@ -90,26 +88,15 @@ def open_rgb(path: Path, upright: bool = False) -> Image.Image:
         raise ImageError(path, f"cannot be read as an image: {reason}") from error
 
 
-def turn_of(image: Image.Image, path: Path) -> Image.Transpose | None:
-    """The operation that makes an opened picture upright, by its EXIF tag; None if it is. Raises `ImageError`."""
+def orientation_of(image: Image.Image, path: Path) -> int:
+    """The EXIF orientation of an opened picture, above 1 if it is not upright. Raises `ImageError`."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception as error:  # border: Pillow raises anything on a damaged tag
         raise ImageError(path, f"its orientation tag cannot be read: {error}; save the picture anew") from error
-    if value not in _AS_STORED and value not in _TURNS:
+    if value not in _ORIENTATIONS:
         raise ImageError(path, f"its orientation tag is {shown(value)}, not 1 to 8; save the picture anew")
-    return _TURNS.get(value)
-
-
-def is_turned(path: Path) -> bool:
-    """True if `open_rgb` turns the picture; only the header is read. Raises `ImageError`."""
-    try:
-        with Image.open(path) as image:
-            return turn_of(image, path) is not None
-    except ImageError:
-        raise
-    except Exception as error:  # border
-        raise ImageError(path, "cannot be read as an image") from error
+    return value
 
 
 def size_of(path: Path) -> tuple[int, int]:

@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from sgg_fast import digests
 from sgg_fast.config import ConfigError
 from sgg_fast.data.formats import parse_scene_graphs
 from sgg_fast.data.images import RESIZE, stays_inside
-from sgg_fast.data.shards import sha256_of
 from sgg_fast.data.spatial import spatial_relations
 from sgg_fast.files import write_together
 from sgg_fast.graph import SceneGraph, SceneGraphError, shown
@@ -77,7 +77,7 @@ def write_set(
                     file.write(json.dumps(record, separators=(",", ":")) + "\n")
                     counts[split] += 1
         (aside / "report.json").write_text(report(), encoding="ascii")
-        files = {f"{split}.jsonl": sha256_of(aside / f"{split}.jsonl") for split in counts}
+        files = {f"{split}.jsonl": digests.sha256_of(aside / f"{split}.jsonl") for split in counts}
         mark = {"format": FORMAT, **header, "images": counts, "files": files}
         text = json.dumps({**mark, "sha256": _digest(mark)}, indent=1) + "\n"
         (aside / MARK).write_text(text, encoding="ascii")
@@ -123,7 +123,8 @@ def read_header(folder: Path, split: str = "train") -> dict[str, Any]:
     if header.pop("sha256", None) not in (None, _digest(header)):
         raise ConfigError(f"{path}: its bytes are not those that were written (SHA-256 differs); {ON_PURPOSE}")
     file, known = folder / f"{split}.jsonl", header.get("files", {})
-    if file.is_file() and isinstance(known, dict) and known.get(file.name) not in (None, sha256_of(file)):
+    known = {file.name: known[file.name]} if isinstance(known, dict) and file.name in known else {}
+    if file.is_file() and digests.changed(folder, known):
         raise ConfigError(f"{file}: its bytes are not those that were written (SHA-256 differs); {ON_PURPOSE}")
     return header
 

@@ -5,24 +5,24 @@ This module does not interpret the tensors.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from safetensors.numpy import save
 
+from sgg_fast import digests
 from sgg_fast.config import ConfigError
 from sgg_fast.files import write_aside
 
 INDEX = "index.json"
 """Written last: a cache with this file is complete."""
 _DTYPES = {"F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "U8": "u1"}
-_CHUNK = 1 << 22
 
 
 class DamagedError(ConfigError):
@@ -93,36 +93,31 @@ def read_tensors(path: Path, verify: bool = False) -> tuple[dict[str, np.ndarray
         raise DamagedError(path, f"not a file of a cache: {error}") from error
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def entry_of(path: Path) -> dict[str, Any]:
     """The index entry of a file."""
-    return {"file": path.name, "bytes": os.path.getsize(path), "sha256": sha256_of(path)}
+    return {"file": path.name, "bytes": os.path.getsize(path), "sha256": digests.sha256_of(path)}
 
 
 def check_files(folder: Path, entries: Iterable[Mapping[str, Any]]) -> None:
-    """Compare every file with its digest in the index. Raises `DamagedError` for the first difference."""
+    """Compare every file with its size and digest in the index. Raises `DamagedError` for the first difference."""
 
-    def check(entry: Mapping[str, Any]) -> None:
-        path = folder / Path(entry["file"]).name
+    @contextlib.contextmanager
+    def named(name: str) -> Iterator[None]:
         try:
-            size = os.path.getsize(path)
-            if size != entry["bytes"]:
-                raise DamagedError(path, f"has {size} bytes where {entry['bytes']} were written")
-            if sha256_of(path) != entry["sha256"]:
-                raise DamagedError(path, "its bytes are not those that were written (SHA-256 differs)")
+            yield
         except OSError as error:
-            raise DamagedError(path, f"cannot be read: {error.strerror or error}") from error
+            raise DamagedError(folder / name, f"cannot be read: {error.strerror or error}") from error
 
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        list(pool.map(check, entries))
+    expected = {}
+    for entry in entries:
+        name = Path(entry["file"]).name
+        with named(name):
+            size = os.path.getsize(folder / name)
+        if size != entry["bytes"]:
+            raise DamagedError(folder / name, f"has {size} bytes where {entry['bytes']} were written")
+        expected[name] = entry["sha256"]
+    if name := digests.changed(folder, expected, named):
+        raise DamagedError(folder / name, "its bytes are not those that were written (SHA-256 differs)")
 
 
 def _render(content: Mapping[str, Any]) -> bytes:

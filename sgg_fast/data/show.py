@@ -6,14 +6,13 @@ the set is missing), a folder of pictures with graphs beside them, "toy", "toy-r
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 
 from sgg_fast.commands import command
 from sgg_fast.commands.flags import OneLineParser
@@ -24,7 +23,7 @@ from sgg_fast.data.stored import StoredCache, is_cache
 from sgg_fast.files import check_text
 from sgg_fast.graph import SceneGraph
 from sgg_fast.pictures.graph_picture import draw_graph
-from sgg_fast.pictures.sheets import INK, font, wrapped
+from sgg_fast.pictures.sheets import GAP, INK, font, padded, tiles, wrapped
 
 SEED = 0
 """Seed of toy scenes."""
@@ -32,7 +31,7 @@ SIDE = 320
 """Side of a picture on the sheet in pixels."""
 GRAPH = 420
 """Width of a graph on the sheet in pixels."""
-GAP, HEAD = 14, 22
+HEAD = 22
 SMALL, NORMAL = 12, 14
 _COLUMNS = 2
 _COLOURS = ((31, 119, 180), (214, 39, 40), (44, 140, 44), (148, 103, 189), (200, 100, 10), (23, 150, 165),
@@ -63,14 +62,9 @@ def open_for_show(data: str, split: str, resolution: int = SIDE, num_scenes: int
 
 def sheet(source: PairSource, title: str, indices: Sequence[int]) -> Image.Image:
     """Pictures with boxes, each beside its graph, in two columns."""
-    width, height = SIDE + GRAPH + GAP, SIDE + HEAD + GAP
-    rows = -(-len(indices) // _COLUMNS)
-    columns = min(_COLUMNS, len(indices))
-    page = Image.new("RGB", (columns * (width + GAP) + GAP, rows * height + GAP + HEAD), "white")
+    cells = [cell(source, index) for index in indices]
+    page = ImageOps.expand(tiles(cells, [""] * len(cells), _COLUMNS), (0, HEAD, 0, 0), "white")
     ImageDraw.Draw(page).text((GAP, GAP // 2), title, INK, font(NORMAL))
-    for k, index in enumerate(indices):
-        at = (GAP + (k % _COLUMNS) * (width + GAP), GAP + HEAD + (k // _COLUMNS) * height)
-        page.paste(cell(source, index), at)
     return page
 
 
@@ -89,8 +83,7 @@ def cell(source: PairSource, index: int) -> Image.Image:
     if boxes is not None:
         _draw_boxes(picture, graph.objects, boxes)
     page.paste(picture, (0, HEAD))
-    drawn = graph_of(graph)
-    page.paste(drawn, (SIDE + GAP + (GRAPH - drawn.width) // 2, HEAD + (SIDE - drawn.height) // 2))
+    page.paste(padded(graph_of(graph), (GRAPH, SIDE)), (SIDE + GAP, HEAD))
     return page
 
 
@@ -138,8 +131,7 @@ def _draw_boxes(picture: Image.Image, names: Sequence[str], boxes: np.ndarray) -
 @command("show")
 def main(argv: list[str] | None) -> None:
     """Exit code: 0 done, 2 for an unusable set or settings (one line on stderr)."""
-    parser = OneLineParser(prog="python -m sgg_fast.data.show", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = OneLineParser(prog="python -m sgg_fast.data.show", description=__doc__)
     parser.add_argument("data", metavar="DIR", help="the set")
     parser.add_argument("--n", type=int, default=16, help="samples on the sheet (%(default)s)")
     parser.add_argument("--split", default="train", help="which split (%(default)s)")
@@ -161,10 +153,8 @@ def main(argv: list[str] | None) -> None:
     else:
         raise ConfigError(f"--first {args.first}: the set has {num} samples")
     page = sheet(source, f"{title}: {len(chosen)} of {len(source)} samples", chosen)
+    if source.turned:
+        print(source.said_turned, file=sys.stderr)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     page.save(args.out)
     print(args.out)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from sgg_fast.config import ConfigError, DataConfig
 from sgg_fast.data import jsonl
 from sgg_fast.data.formats import load_scene_graphs
-from sgg_fast.data.images import IMAGE_ENDINGS, boxes_in_square, graph_beside, open_rgb, size_of, to_square
+from sgg_fast.data.images import IMAGE_ENDINGS, TURNED, boxes_in_square, graph_beside, open_rgb, size_of, to_square
 from sgg_fast.data.spatial import mirrored_graph
 from sgg_fast.data.stored import StoredCache, is_cache
 from sgg_fast.data.vg_h5 import check_digests, read_boxes, read_split, read_vocabulary
@@ -38,6 +39,8 @@ class PairSource:
     """Index of an image -> float32 [N, 4]: x0, y0, x1, y1 of its objects in 0..1 of `load_image`'s picture."""
     stored: StoredCache | None = None
     """The prepared cache, if the source is one."""
+    turned: set[int] = dataclasses.field(default_factory=set)
+    """Images that `load_image` has turned upright so far, by their orientation tag."""
 
     def __len__(self) -> int:
         return len(self.graphs)
@@ -46,6 +49,11 @@ class PairSource:
     def num_images(self) -> int:
         """M."""
         return len(self.graphs) // self.draws
+
+    @property
+    def said_turned(self) -> str:
+        """A notice of the pictures in `turned`; "" for none."""
+        return f"{self.name}: {len(self.turned)} pictures are turned as their orientation tag says" * bool(self.turned)
 
     def box_rows(self, images: Sequence[int]) -> np.ndarray | None:
         """[N, 4] boxes of the objects of the images' graphs in packed order; None without boxes. Each graph ends with
@@ -107,12 +115,21 @@ def folder_source(folder: Path, resolution: int, split: str = "train") -> PairSo
         if len(found) != 1:
             raise SceneGraphError(f"{file}: must hold one graph, that of {picture.name}")
         graphs += found
+    places, turned = [picture for picture, _ in pairs], set[int]()
     return PairSource(
         graphs,
-        lambda i: to_square(open_rgb(pairs[i][0], upright=True), resolution, "crop"),
+        lambda i: to_square(_upright(places[i], i, turned), resolution, "crop"),
         str(folder),
-        place=lambda i: pairs[i][0],
+        place=lambda i: places[i],
+        turned=turned,
     )
+
+
+def _upright(path: Path, index: int, turned: set[int]) -> Image.Image:
+    """The picture, upright; its index joins `turned` if its tag turned it."""
+    image = open_rgb(path, upright=True)
+    turned.update([index] if image.info[TURNED] else [])
+    return image
 
 
 def vg_source(
@@ -177,12 +194,20 @@ def _files_source(
         assert boxes_of is not None
         return boxes_in_square(boxes_of(index), size_of(root / relative[index]), resize)
 
+    turned = set[int]()
+
+    def load_image(index: int) -> np.ndarray:
+        path = root / relative[index % len(relative)]
+        image = open_rgb(path) if boxes_of else _upright(path, index % len(relative), turned)
+        return to_square(image, resolution, resize)
+
     return PairSource(
         graphs,
-        lambda i: to_square(open_rgb(root / relative[i % len(relative)], boxes_of is None), resolution, resize),
+        load_image,
         name,
         place=lambda i: root / relative[i % len(relative)],
         boxes=boxes if boxes_of else None,
+        turned=turned,
     )
 
 

@@ -101,8 +101,8 @@ class PackedGraphs(Sequence[SceneGraph]):
         start, stop = arrays["relation_ptr"][i : i + 2].tolist()
         stop -= len(objects)  # relations to the image node come last
         ends = (arrays[role][start:stop] - first for role in ("subject", "object"))
-        said = [names[k] for k in arrays["predicate_name"][start:stop].tolist()]
-        return SceneGraph(objects, tuple(zip(next(ends).tolist(), said, next(ends).tolist(), strict=True)))
+        predicates = [names[k] for k in arrays["predicate_name"][start:stop].tolist()]
+        return SceneGraph(objects, tuple(zip(next(ends).tolist(), predicates, next(ends).tolist(), strict=True)))
 
 
 class StoredCache:

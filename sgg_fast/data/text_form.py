@@ -79,32 +79,32 @@ def parse_text(text: str, source: str = "graph") -> SceneGraph:
 
 def parse_clause(text: str, source: str) -> Clause:
     """Parse one clause. Raises `SceneGraphError` if it is ambiguous or empty."""
-    said = f"{source}: {shown(' '.join(text.split()))}"
+    where = f"{source}: {shown(' '.join(text.split()))}"
     if text.count("(") or text.count(")"):
         parts = re.fullmatch(r"([^()]*)\(([^()]*)\)([^()]*)", text, re.DOTALL)
         if parts is None:
-            raise SceneGraphError(f"{said}: one predicate in parentheses, as in sheep (standing on) grass")
+            raise SceneGraphError(f"{where}: one predicate in parentheses, as in sheep (standing on) grass")
         subject, predicate, obj = parts.groups()
     else:
         words = [word for word in text.split() if word.lower() not in _ARTICLES]
         spans = list(_predicates(words)) or list(_predicates(words, _LAST_RESORT))
         if not spans:
-            return Clause(_mention(" ".join(words), said))
+            return Clause(_mention(" ".join(words), where))
         start, end = spans[0]
         if start == 0 or end == len(words):
-            raise SceneGraphError(f"{said}: an object is missing beside {' '.join(words[start:end])!r}")
+            raise SceneGraphError(f"{where}: an object is missing beside {' '.join(words[start:end])!r}")
         if len(spans) > 1:
             raise SceneGraphError(
-                f"{said}: more than one relation; part them by ';' or put the predicate in parentheses, "
+                f"{where}: more than one relation; part them by ';' or put the predicate in parentheses, "
                 "as in sheep (standing on) grass"
             )
         subject, predicate, obj = (" ".join(part) for part in (words[:start], words[start:end], words[end:]))
         predicate = _SHORT.get(predicate.lower(), predicate)
-    ends = _mention(subject, said), _mention(obj, said)
+    ends = _mention(subject, where), _mention(obj, where)
     if ends[0][:2] == ends[1][:2]:
         name = shown(ends[0].name)[1:-1]
-        raise SceneGraphError(f"{said}: related to itself; several of one name are written {name}#1, {name}#2")
-    return Clause(ends[0], clean_name(predicate, said), ends[1])
+        raise SceneGraphError(f"{where}: related to itself; several of one name are written {name}#1, {name}#2")
+    return Clause(ends[0], clean_name(predicate, where), ends[1])
 
 
 def _predicates(words: Sequence[str], known: frozenset[str] = PREDICATES) -> list[tuple[int, int]]:
@@ -133,13 +133,13 @@ def _is_predicate(words: list[str], start: int, known: frozenset[str]) -> bool:
     return verb and (len(words) == 1 or " ".join(words[1:]) in _PLACES)
 
 
-def _mention(text: str, said: str) -> Mention:
+def _mention(text: str, where: str) -> Mention:
     text = " ".join(word for word in text.split() if word.lower() not in _ARTICLES)
     match = _NUMBERED.fullmatch(text)
     name, number = match.groups() if match else (text, "1")
-    name = clean_name(name, said)
+    name = clean_name(name, where)
     if "#" in name or int(number) < 1:
-        raise SceneGraphError(f"{said}: several of one name are written sheep#1, sheep#2")
+        raise SceneGraphError(f"{where}: several of one name are written sheep#1, sheep#2")
     return Mention(name, int(number), match is not None)
 
 

@@ -16,10 +16,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from sgg_fast import digests
 from sgg_fast.config import ConfigError
 from sgg_fast.data.images import stays_inside
 from sgg_fast.data.layouts import clean_name
-from sgg_fast.data.shards import sha256_of
 from sgg_fast.graph import SceneGraph, SceneGraphError
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def read_vocabulary(path: Path) -> dict[str, list[str]]:
 
 def write_digests(folder: Path, names: Sequence[str]) -> None:
     """Write DIGESTS for these files of `folder`."""
-    text = json.dumps({name: sha256_of(folder / name) for name in names}, indent=1) + "\n"
+    text = json.dumps({name: digests.sha256_of(folder / name) for name in names}, indent=1) + "\n"
     (folder / DIGESTS).write_text(text, encoding="ascii")
 
 
@@ -122,11 +122,11 @@ def check_digests(folder: Path, names: Sequence[str]) -> None:
     cure = f"prepare the set again (--overwrite), or, if you changed it on purpose, delete {DIGESTS}"
     try:
         known = json.loads(path.read_text(encoding="utf-8-sig"))
-        wrong = [name for name in names if (folder / name).is_file() and known.get(name) != sha256_of(folder / name)]
+        wrong = digests.changed(folder, {name: known.get(name) for name in names if (folder / name).is_file()})
     except (OSError, ValueError, AttributeError, RecursionError) as error:
         raise ConfigError(f"{path}: cannot be read: {error}; {cure}") from error
     if wrong:
-        raise ConfigError(f"{folder / wrong[0]}: its bytes are not those that were written (SHA-256 differs); {cure}")
+        raise ConfigError(f"{folder / wrong}: its bytes are not those that were written (SHA-256 differs); {cure}")
 
 
 def read_split(
@@ -153,9 +153,9 @@ def read_split(
                 names[k] = f"{attribute} {names[k]}"
         most = arrays["relationship_subjects"].shape[1]
         num = _size(arrays["relationships_per_image"][i], most, f"{where}: relationships_per_image")
-        said = _names(arrays["relationship_predicates"][i, :num], vocabulary["pred"], f"{where}: predicates")
+        predicates = _names(arrays["relationship_predicates"][i, :num], vocabulary["pred"], f"{where}: predicates")
         ends = (arrays[f"relationship_{role}s"][i, :num].tolist() for role in ("subject", "object"))
-        triples = [(s, p, o) for s, p, o in zip(next(ends), said, next(ends), strict=True)]
+        triples = [(s, p, o) for s, p, o in zip(next(ends), predicates, next(ends), strict=True)]
         kept = dict.fromkeys(triple for triple in triples if triple[0] != triple[2])
         own_loops = sum(s == o for s, _, o in triples)
         loops, repeats = loops + own_loops, repeats + len(triples) - own_loops - len(kept)

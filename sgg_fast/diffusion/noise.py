@@ -21,14 +21,11 @@ def draw_timesteps(seed: int, step: int | torch.Tensor, sample_B: torch.Tensor, 
     return (uniform * num_timesteps).long().clamp(max=num_timesteps - 1)
 
 
-def draw_dropped(seed: int, step: int | torch.Tensor, sample_B: torch.Tensor, probability: float) -> torch.Tensor:
-    """[B] bool: images with a dropped condition at this step."""
-    return ops.hash_uniform(seed, step, sample_B, STREAM_DROP) < probability
-
-
-def draw_bare(seed: int, step: int | torch.Tensor, sample_B: torch.Tensor, probability: float) -> torch.Tensor:
-    """[B] bool: images with a graph without relations at this step."""
-    return ops.hash_uniform(seed, step, sample_B, STREAM_BARE) < probability
+def draw_share(
+    seed: int, step: int | torch.Tensor, sample_B: torch.Tensor, probability: float, stream: int
+) -> torch.Tensor:
+    """[B] bool, True with `probability`: images without condition (STREAM_DROP) or without relations (STREAM_BARE)."""
+    return ops.hash_uniform(seed, step, sample_B, stream) < probability
 
 
 def draw_negatives(
@@ -65,10 +62,10 @@ def predicted_z0(
 ) -> torch.Tensor:
     """The clean latent that the prediction implies, [B, c, h, w].
 
-    Predicted noise says nothing of it at abar = 0, where z_t is all noise: there it is 0, the mean of latents.
+    At abar = 0 z_t is all noise, and predicted noise does not determine z_0: it is 0 there, the mean of latents.
     """
     a = _column(alpha_bar_B)
     if prediction_type == "v_prediction":
         return a.sqrt() * z_t - (1 - a).sqrt() * predicted
-    told = (z_t - (1 - a).sqrt() * predicted) / torch.where(a > 0, a, 1).sqrt()
-    return torch.where(a > 0, told, 0)
+    z_0 = (z_t - (1 - a).sqrt() * predicted) / torch.where(a > 0, a, 1).sqrt()
+    return torch.where(a > 0, z_0, 0)

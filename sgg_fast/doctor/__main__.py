@@ -9,13 +9,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.doctor.findings import FAILED, OK, UNKNOWN, Finding, record
 
 NAME = "sgg-doctor"
@@ -58,11 +58,11 @@ def _device(device: Any) -> Finding:
         return Finding("device", UNKNOWN, "no CUDA device: what follows is checked as far as a CPU can")
     found = torch.cuda.get_device_properties(device)
     free, total = torch.cuda.mem_get_info(device)
-    said = f"{found.name}, sm_{found.major}{found.minor}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+    described = f"{found.name}, sm_{found.major}{found.minor}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
     if (found.major, found.minor) < (7, 5):
-        return Finding("device", FAILED, f"{said}: torch's kernels start at sm_75")
+        return Finding("device", FAILED, f"{described}: torch's kernels start at sm_75")
     narrow = "" if found.major >= 8 else "; bf16 is emulated: use --precision fp16"
-    return Finding("device", OK, said + narrow)
+    return Finding("device", OK, described + narrow)
 
 
 def run(all_checks: Iterable[Check], seconds: float, say: Callable[[str], None]) -> Iterator[Finding]:
@@ -88,7 +88,7 @@ def _guarded(name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Find
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(prog=NAME, description=__doc__.split("\n\n")[0], allow_abbrev=False)
+    parser = OneLineParser(prog=NAME, description=__doc__.split("\n\n")[0])
     parser.add_argument("--json", type=Path, default=Path("sgg-doctor.json"), help="file to send (sgg-doctor.json)")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="after which nothing new is checked (90)")
     return parser.parse_args(argv)
@@ -105,15 +105,11 @@ def main(argv: list[str] | None) -> int:
     with env.everything_fit():
         found = list(run(checks(), args.seconds, lambda line: print(line, flush=True)))
     unfit = record(found, env.machine(), env.doctor_record())
-    said = {"seconds": round(time.monotonic() - began, 1), "machine": env.machine(), "left out": unfit}
-    args.json.write_text(json.dumps({**said, "findings": [dataclasses.asdict(f) for f in found]}, indent=1) + "\n")
+    summary = {"seconds": round(time.monotonic() - began, 1), "machine": env.machine(), "left out": unfit}
+    args.json.write_text(json.dumps({**summary, "findings": [dataclasses.asdict(f) for f in found]}, indent=1) + "\n")
     for part, reason in unfit.items():
         print(f"left out of later runs: {part} ({reason}), until {NAME} passes")
     failed = sum(f.verdict == FAILED for f in found)
     unknown = sum(f.verdict == UNKNOWN for f in found)
     print(f"{len(found) - failed - unknown} ok, {failed} failed, {unknown} not checked; {args.json}")
     return int(failed > 0)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -6,7 +6,9 @@ import dataclasses
 import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+
+from sgg_fast import env
+from sgg_fast.files import write_text
 
 OK, FAILED, UNKNOWN = "ok", "FAILED", "not checked"
 
@@ -32,16 +34,13 @@ def record(findings: Iterable[Finding], machine: str, path: Path) -> dict[str, s
 
     Parts that were not checked keep their entry in an earlier record of the same machine.
     """
-    said = list(findings)
-    before: dict[str, Any] = {}
-    if path.is_file():
-        before = json.loads(path.read_text(encoding="utf-8"))
-    kept = before.get("unfit", {}) if before.get("machine") == machine else {}
-    checked = {f.leaves_out for f in said if f.leaves_out and f.verdict != UNKNOWN}
+    found = list(findings)
+    before = env.read_doctor(path)
+    kept = before["unfit"] if before["machine"] == machine else {}
+    checked = {f.leaves_out for f in found if f.leaves_out and f.verdict != UNKNOWN}
     unfit = {part: reason for part, reason in kept.items() if part not in checked}
-    for finding in said:
+    for finding in found:
         if finding.leaves_out and finding.verdict == FAILED:
             unfit.setdefault(finding.leaves_out, f"{finding.name}: {finding.detail}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"machine": machine, "unfit": unfit}, indent=1) + "\n", encoding="utf-8")
+    write_text(path, json.dumps({"machine": machine, "unfit": unfit}, indent=1) + "\n")
     return unfit

@@ -36,21 +36,19 @@ def calls() -> dict[str, tuple[Call, Callable[[SceneGraphBatch], dict[str, tuple
     d = WIDTH
     return {
         "gather_add_relu": (
-            lambda b, t: ops.gather_add_relu(t["ac"], t["b"], t["bias"], b.subject, b.object, b.plan),
+            lambda b, t: ops.gather_add_relu(t["ac"], t["b"], t["bias"], b),
             lambda b: {"ac": (b.num_objects, 2 * d), "b": (b.num_relations, d), "bias": (d,)},
         ),
         "scatter_mean": (
-            lambda b, t: ops.scatter_mean(t["y"], t["bias"], b.subject, b.object, b.plan, t["r"]),
+            lambda b, t: ops.scatter_mean(t["y"], t["bias"], b, t["r"]),
             lambda b: {"y": (b.num_relations, 3 * d), "bias": (3 * d,), "r": (b.num_relations, d)},
         ),
         "masked_pool": (
-            lambda b, t: ops.masked_pool(t["x"], t["r"], b.object_ptr, b.relation_ptr, b.object_graph,
-                                         b.relation_graph, b.object_pooled, b.relation_pooled),
+            lambda b, t: ops.masked_pool(t["x"], t["r"], b),
             lambda b: {"x": (b.num_objects, d), "r": (b.num_relations, d)},
         ),
         "triple_context": (
-            lambda b, t: ops.triple_context(t["s"], t["r"], t["o"], t["pool"], t["bias"], b.subject, b.object,
-                                            b.relation_graph, b.plan, b.relation_ptr),
+            lambda b, t: ops.triple_context(t["s"], t["r"], t["o"], t["pool"], t["bias"], b),
             lambda b: {"s": (b.num_objects, d), "r": (b.num_relations, d), "o": (b.num_objects, d),
                        "pool": (b.num_graphs, d), "bias": (d,)},
         ),
@@ -68,15 +66,12 @@ def calls() -> dict[str, tuple[Call, Callable[[SceneGraphBatch], dict[str, tuple
 
 def _results(call: Call, batch: SceneGraphBatch, values: Tensors, dtype: torch.dtype, form: str) -> list[torch.Tensor]:
     """Outputs, then gradients, in fp32."""
-    ops.use_kernels(form)
-    try:
+    with ops.assumed(form):
         leaves = {name: value.to(dtype).requires_grad_() for name, value in values.items()}
         out = call(batch, leaves)
         outputs = [out] if isinstance(out, torch.Tensor) else list(out)
         arriving = [torch.linspace(-1, 1, o.numel(), device=o.device).view(o.shape).to(o.dtype) for o in outputs]
         grads = torch.autograd.grad(outputs, list(leaves.values()), arriving)
-    finally:
-        ops.use_kernels("auto")
     return [x.detach().float() for x in (*outputs, *grads)]
 
 
@@ -102,8 +97,7 @@ def _adam(device: torch.device) -> str:
     """Check the flat optimiser, 8-bit and 32-bit: one step by either form."""
     weights = {}
     for form in ("reference", "triton"):
-        ops.use_kernels(form)
-        try:
+        with ops.assumed(form):
             generator = torch.Generator().manual_seed(1)
             parameters = [torch.nn.Parameter(torch.randn(n, generator=generator).to(device)) for n in (5000, 300)]
             groups = [{"params": [p], "lr": 1e-2, "optim_bits": bits, "name": str(bits)}
@@ -115,8 +109,6 @@ def _adam(device: torch.device) -> str:
             if not bool(optimizer.control[adam_op.APPLIED] > 0):
                 return f"{form}: a step with finite gradients was not applied"
             weights[form] = [p.detach().float() for p in parameters]
-        finally:
-            ops.use_kernels("auto")
     pairs = zip(weights["triton"], weights["reference"], strict=True)
     return "" if all(agrees(a, b, b) for a, b in pairs) else "weights after a step differ from the reference"
 
@@ -125,13 +117,10 @@ def _pack(device: torch.device) -> str:
     """Check that batches are exactly those that the reference packs on the CPU."""
     made = {}
     for form, place in (("reference", torch.device("cpu")), ("triton", device)):
-        ops.use_kernels(form)
-        try:
+        with ops.assumed(form):
             batch, masked = ops.pack_masked(graphs().to(place), [2, 0, 3], ops.MaskDraw(1, 0.3, 0, 5), bucket=(40, 64))
             found = [batch.subject, batch.object, batch.message_slot, batch.object_name, masked]
             made[form] = [x.to(device) for x in found]
-        finally:
-            ops.use_kernels("auto")
     same = all(bool((a == b).all()) for a, b in zip(made["triton"], made["reference"], strict=True))
     return "" if same else "the packed batch differs from the reference"
 

@@ -20,7 +20,7 @@ from sgg_fast.train.engines.base import Engine
 from sgg_fast.train.engines.captured import CapturedEngine
 from sgg_fast.train.memory.blank import blank_foundation
 from sgg_fast.train.memory.planner import Planner
-from sgg_fast.train.warmup import engine_of
+from sgg_fast.train.rehearsal import engine_of
 
 COUNTS = Path(__file__).with_name("counts.json")
 """Kernels, copies and fills of a captured step at the toy's size, by torch and Triton."""
@@ -131,5 +131,5 @@ def check_memory(device: torch.device) -> Finding:
     engine = engine_of("finetune", config, device, None)
     _losses(engine, 2)
     peak = torch.cuda.max_memory_allocated(device) - before
-    said = f"peak {peak / 2**20:.0f} MiB, planned {plan.peak / 2**20:.0f} MiB at the toy's size"
-    return Finding("memory", FAILED if peak > (1 + PLAN) * plan.peak + SMALL else OK, said)
+    measured = f"peak {peak / 2**20:.0f} MiB, planned {plan.peak / 2**20:.0f} MiB at the toy's size"
+    return Finding("memory", FAILED if peak > (1 + PLAN) * plan.peak + SMALL else OK, measured)

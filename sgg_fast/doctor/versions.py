@@ -47,8 +47,8 @@ def check_versions(found: dict[str, str], pinned: str | None, cuda: str | None) 
     if cuda is None:
         yield Finding("CUDA", UNKNOWN, "this torch is built for CPUs; on a GPU machine install its CUDA build")
     elif pinned and found["triton"].partition("+")[0] != pinned:
-        said = f"torch {found['torch']} wants triton {pinned}, not {found['triton'] or 'none'}"
-        yield Finding("triton", FAILED, f"{said}: pip install triton=={pinned}", "kernels")
+        conflict = f"torch {found['torch']} wants triton {pinned}, not {found['triton'] or 'none'}"
+        yield Finding("triton", FAILED, f"{conflict}: pip install triton=={pinned}", "kernels")
 
 
 def check_here() -> Iterator[Finding]:

@@ -15,36 +15,21 @@ from sgg_fast.drawing.edit import edited
 from sgg_fast.drawing.options import Options, picture_paths
 
 if TYPE_CHECKING:
-    from sgg_fast.drawing.jobs import (
-        Job,
-        NotFiniteError,
-        OnStep,
-        Step,
-        draw_grid,
-        draw_jobs,
-        make_jobs,
-        make_records,
-        sample,
-        work,
-    )
-    from sgg_fast.drawing.models import SHIPPED, Model, find_pipeline, load_model, load_pipeline
+    from sgg_fast.drawing.jobs import Job, Step, draw_grid, draw_jobs, make_jobs, make_records, sample, work
+    from sgg_fast.drawing.models import SHIPPED, Model, load_model
     from sgg_fast.drawing.notices import graph_notices
 
 __all__ = [
     "SHIPPED",
     "Job",
     "Model",
-    "NotFiniteError",
-    "OnStep",
     "Options",
     "Step",
     "draw_grid",
     "draw_jobs",
     "edited",
-    "find_pipeline",
     "graph_notices",
     "load_model",
-    "load_pipeline",
     "make_jobs",
     "make_records",
     "picture_paths",

@@ -28,48 +28,48 @@ def edited(graph: SceneGraph, edits: Sequence[str]) -> SceneGraph:
 
 def apply_edit(graph: SceneGraph, text: str) -> SceneGraph:
     """The changed graph. Raises `SceneGraphError` for text that is no edit or names what the graph does not have."""
-    said = f"--edit {shown(' '.join(text.split()))}"
+    where = f"--edit {shown(' '.join(text.split()))}"
     if "->" in text:
         old, _, new = text.partition("->")
-        changed = _replace(graph, _clause(old, said), _clause(new, said), said)
+        changed = _replace(graph, _clause(old, where), _clause(new, where), where)
     else:
         command, _, rest = text.strip().partition(" ")
         if command not in ("add", "remove"):
-            raise SceneGraphError(f"{said}: {_HELP}")
-        changed = (_add if command == "add" else _remove)(graph, _clause(rest, said), said)
+            raise SceneGraphError(f"{where}: {_HELP}")
+        changed = (_add if command == "add" else _remove)(graph, _clause(rest, where), where)
     if changed == graph:
-        raise SceneGraphError(f"{said}: changes nothing; the graph is {_brief(to_text(graph))}")
+        raise SceneGraphError(f"{where}: changes nothing; the graph is {_brief(to_text(graph))}")
     return changed
 
 
-def _clause(text: str, said: str) -> Clause:
+def _clause(text: str, where: str) -> Clause:
     if not text.strip():
-        raise SceneGraphError(f"{said}: {_HELP}")
-    return parse_clause(text, said)
+        raise SceneGraphError(f"{where}: {_HELP}")
+    return parse_clause(text, where)
 
 
-def _find(objects: Sequence[str], mention: Mention, said: str) -> int:
+def _find(objects: Sequence[str], mention: Mention, where: str) -> int:
     """Index of the mentioned object; one of several of that name needs a number."""
     name, number, numbered = mention
     places = [i for i, other in enumerate(objects) if other == name]
     if number > len(places):
         there = _brief(", ".join(object_labels(SceneGraph(tuple(objects)))))
-        raise SceneGraphError(f"{said}: the graph has no {name}{f'#{number}' if places else ''}; it has {there}")
+        raise SceneGraphError(f"{where}: the graph has no {name}{f'#{number}' if places else ''}; it has {there}")
     if len(places) > 1 and not numbered:
-        raise SceneGraphError(f"{said}: the graph has {len(places)} of that name: write {name}#1, {name}#2, ...")
+        raise SceneGraphError(f"{where}: the graph has {len(places)} of that name: write {name}#1, {name}#2, ...")
     return places[number - 1]
 
 
-def _relation(graph: SceneGraph, clause: Clause, said: str) -> int:
+def _relation(graph: SceneGraph, clause: Clause, where: str) -> int:
     """Index of the mentioned relation."""
-    ends = [_find(graph.objects, mention, said) for mention in (clause.subject, clause.object) if mention]
+    ends = [_find(graph.objects, mention, where) for mention in (clause.subject, clause.object) if mention]
     wanted = (ends[0], clause.predicate, ends[1])
     if wanted not in graph.relations:
-        raise SceneGraphError(f"{said}: the graph has no such relation; it is {_brief(to_text(graph))}")
+        raise SceneGraphError(f"{where}: the graph has no such relation; it is {_brief(to_text(graph))}")
     return graph.relations.index(wanted)
 
 
-def _related(graph: SceneGraph, clause: Clause, said: str) -> tuple[tuple[str, ...], tuple[int, str, int]]:
+def _related(graph: SceneGraph, clause: Clause, where: str) -> tuple[tuple[str, ...], tuple[int, str, int]]:
     """(objects, relation): the graph's objects, plus the new relation's own if the graph lacks them."""
     objects, ends = list(graph.objects), []
     for mention in (clause.subject, clause.object):
@@ -78,36 +78,36 @@ def _related(graph: SceneGraph, clause: Clause, said: str) -> tuple[tuple[str, .
             objects.append(mention.name)
             ends.append(len(objects) - 1)
         else:
-            ends.append(_find(objects, mention, said))
+            ends.append(_find(objects, mention, where))
     return tuple(objects), (ends[0], clause.predicate, ends[1])
 
 
-def _replace(graph: SceneGraph, old: Clause, new: Clause, said: str) -> SceneGraph:
+def _replace(graph: SceneGraph, old: Clause, new: Clause, where: str) -> SceneGraph:
     if bool(old.object) != bool(new.object):
-        raise SceneGraphError(f"{said}: an object becomes an object, a relation becomes a relation")
+        raise SceneGraphError(f"{where}: an object becomes an object, a relation becomes a relation")
     if not old.object:
         objects = list(graph.objects)
-        objects[_find(objects, old.subject, said)] = new.subject.name
+        objects[_find(objects, old.subject, where)] = new.subject.name
         return SceneGraph(tuple(objects), graph.relations)
-    place = _relation(graph, old, said)
-    named, relation = _related(graph, new, said)
+    place = _relation(graph, old, where)
+    named, relation = _related(graph, new, where)
     return SceneGraph(named, _distinct([*graph.relations[:place], relation, *graph.relations[place + 1 :]]))
 
 
-def _add(graph: SceneGraph, clause: Clause, said: str) -> SceneGraph:
+def _add(graph: SceneGraph, clause: Clause, where: str) -> SceneGraph:
     if not clause.object:
         return SceneGraph((*graph.objects, clause.subject.name), graph.relations)
-    objects, relation = _related(graph, clause, said)
+    objects, relation = _related(graph, clause, where)
     return SceneGraph(objects, _distinct([*graph.relations, relation]))
 
 
-def _remove(graph: SceneGraph, clause: Clause, said: str) -> SceneGraph:
+def _remove(graph: SceneGraph, clause: Clause, where: str) -> SceneGraph:
     if clause.object:
-        place = _relation(graph, clause, said)
+        place = _relation(graph, clause, where)
         return SceneGraph(graph.objects, graph.relations[:place] + graph.relations[place + 1 :])
-    gone = _find(graph.objects, clause.subject, said)
+    gone = _find(graph.objects, clause.subject, where)
     if len(graph.objects) == 1:
-        raise SceneGraphError(f"{said}: it is the only object")
+        raise SceneGraphError(f"{where}: it is the only object")
     left = [(s - (s > gone), p, o - (o > gone)) for s, p, o in graph.relations if gone not in (s, o)]
     return SceneGraph(graph.objects[:gone] + graph.objects[gone + 1 :], tuple(left))
 

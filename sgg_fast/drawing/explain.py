@@ -61,7 +61,8 @@ class AttentionMaps:
         if not self.sums:
             raise ValueError("no cross-attention was recorded: sample within the `with` block first")
         # Enlarging is linear, so the sums are enlarged and not each map.
-        return (sum(self._enlarged(sum_BPT) for sum_BPT in self.sums.values()) / self.count).cpu()
+        first, *others = (self._enlarged(sum_BPT) for sum_BPT in self.sums.values())
+        return (sum(others, first) / self.count).cpu()
 
     def _enlarged(self, sum_BPT: torch.Tensor) -> torch.Tensor:
         places = sum_BPT.shape[1]
@@ -109,8 +110,8 @@ def token_labels(graph: SceneGraph) -> list[tuple[str, int]]:
     """(label, context token) of every object and then every relation."""
     labels, num = object_labels(graph), len(graph.relations)
     objects = [(label, FIRST_TRIPLE + num + i) for i, label in enumerate(labels)]
-    said = [f"{labels[s]} {predicate} {labels[o]}" for s, predicate, o in graph.relations]
-    return [*objects, *((text, FIRST_TRIPLE + e) for e, text in enumerate(said))]
+    relations = [f"{labels[s]} {predicate} {labels[o]}" for s, predicate, o in graph.relations]
+    return [*objects, *((text, FIRST_TRIPLE + e) for e, text in enumerate(relations))]
 
 
 def explain_sheet(image: Image.Image, graph: SceneGraph, maps_Thw: torch.Tensor, side: int = 168) -> Image.Image:

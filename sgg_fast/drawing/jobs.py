@@ -17,7 +17,7 @@ from sgg_fast.data.png_record import graph_json, is_drawn, record_text, save_png
 from sgg_fast.diffusion import limits
 from sgg_fast.drawing.edit import edited
 from sgg_fast.drawing.explain import AttentionMaps, explain_sheet
-from sgg_fast.drawing.models import Model, made_scheduler, scheduler_name, set_scheduler
+from sgg_fast.drawing.models import Model, made_scheduler, scheduler_name
 from sgg_fast.drawing.options import Options, grid_path, is_lost, names_picture, picture_paths, sheet_paths
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.conditioner import context_length
@@ -27,10 +27,6 @@ from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 Progress = Callable[[float], None]
 """Called after each denoising step with the work done, as a number of pictures."""
-
-
-class NotFiniteError(ArithmeticError):
-    """A picture with NaN or Inf; nothing of its batch was saved."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,11 +189,11 @@ def sample(
 ) -> tuple[list[Image.Image], torch.Tensor | None]:
     """The pictures of `graphs`, each with its record's seed; all have the first record's other settings.
 
-    With `explain` also their attention maps, [B, T, h, w] (`AttentionMaps`). Raises ValueError if there are none.
+    With `explain` also their attention maps, [B, T, h, w] (`AttentionMaps`). Raises ValueError if there are none, and
+    `NotFiniteError` for NaN or Inf: then nothing of the batch is saved.
     """
     pipeline, record = model.pipeline, records[0]
-    if record["scheduler"] != scheduler_name(pipeline):
-        set_scheduler(pipeline, record["scheduler"])
+    pipeline.scheduler = made_scheduler(pipeline, record["scheduler"])
 
     def tick(pipe: Any, step: int, timestep: torch.Tensor, tensors: dict[str, Any]) -> dict[str, Any]:
         def preview() -> Image.Image:
@@ -206,53 +202,32 @@ def sample(
         on_step(Step(step + 1, len(pipe.scheduler.timesteps), preview))
         return tensors
 
-    def call() -> list[Image.Image]:
+    def draw() -> list[Image.Image]:
         try:
-            latents = pipeline(
+            return pipeline(
                 graphs,
                 num_inference_steps=record["steps"],
                 guidance_scale=record["guidance"],
                 relation_guidance=record["relation_guidance"],
                 generator=[torch.Generator().manual_seed(each["seed"]) for each in records],
                 resolution=record["size"],
-                output_type="latent",
                 callback_on_step_end=tick,
                 callback_on_step_end_tensor_inputs=("latents", "pred_x0"),
             ).images
-            return finite_pictures(pipeline, latents)
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            raise ValueError("out of memory: lower --batch-size or --size") from error
-        except RuntimeError as error:
-            if "allocate memory" not in str(error):  # torch's message on a CPU
+        except (RuntimeError, MemoryError) as error:
+            short = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+            if not (short or "allocate memory" in str(error)):  # torch's message on a CPU
                 raise
             raise ValueError("out of memory: lower --batch-size or --size") from error
 
     if not explain:
-        return call(), None
+        return draw(), None
     if refusal := unexplained(pipeline):
         raise ValueError(refusal)
     side = record["size"] // pipeline.vae_scale_factor
     with AttentionMaps(pipeline.unet, len(graphs), (side, side)) as maps:
-        images = call()
+        images = draw()
     return images, maps.maps()
-
-
-def finite_pictures(pipeline: SceneGraphToImagePipeline, latents: torch.Tensor) -> list[Image.Image]:
-    """The pictures of latents [B, c, h, w]. Raises `NotFiniteError` for NaN or Inf."""
-    pixels = pipeline.decode(latents, "pt") if torch.isfinite(latents).all() else None
-    if pixels is None or pixels.isnan().any():
-        raise NotFiniteError(f"a picture ends in numbers that are not finite, and is not saved: {_culprit(pipeline)}")
-    processor = pipeline.image_processor
-    return processor.numpy_to_pil(processor.pt_to_numpy(pixels))
-
-
-def _culprit(pipeline: SceneGraphToImagePipeline) -> str:
-    for part in ("graph_encoder", "graph_clip", "text_encoder", "unet", "vae"):
-        module = getattr(pipeline, part)
-        tensors = module.state_dict().items() if module is not None else ()
-        if name := next((name for name, tensor in tensors if not tensor.isfinite().all()), None):
-            return f"{name} of {part} holds such numbers already: get the model again"
-    return "lower --guidance or --relation-guidance, or take another --scheduler or number of --steps"
 
 
 def unexplained(pipeline: SceneGraphToImagePipeline) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from sgg_fast import env
+from sgg_fast import digests, env
 from sgg_fast.data.png_record import SHIPPED_NAME
 from sgg_fast.drawing.options import SCHEDULERS
 from sgg_fast.nn import loading
@@ -35,7 +35,7 @@ class Model:
     """Value of --model that finds it again."""
     description: str
     weights: str
-    """Fingerprint of the files."""
+    """Hash of all files that drawing reads, configurations, tokenizers and scheduler included."""
     notice: str = ""
     """Message about a model that was chosen by default."""
 
@@ -53,7 +53,7 @@ def load_model(model: str | None, verify: bool = False) -> Model:
     folder that holds no pipeline.
     """
     if verify:
-        os.environ[loading.VERIFY] = "1"
+        os.environ[digests.VERIFY] = "1"
     if model is None:
         folder = find_pipeline(DEFAULT_RUN) or SHIPPED
     elif model == SHIPPED_NAME and not Path(model).exists():
@@ -66,21 +66,14 @@ def load_model(model: str | None, verify: bool = False) -> Model:
         name, description = model or str(DEFAULT_RUN), str(folder)
     by_default = model is None and folder != SHIPPED
     notice = f"--model {SHIPPED_NAME} is the one that ships, trained for hours" if by_default else ""
-    pipeline, device = _load(folder), env.device()
+    with loading.border(f"--model {folder}: cannot be loaded"):
+        pipeline = SceneGraphToImagePipeline(**load_pipeline_parts(folder, {}))
+    with loading.border(f"--model {folder}"):
+        weights = loading.digest(folder)
+    device = env.device()
     if device.type == "cuda":
         pipeline.unet.to(torch.float16)  # only the UNet runs at every step; latents and VAE stay in fp32
-    return Model(pipeline.to(device), name, description, fingerprint(folder), notice)
-
-
-def load_pipeline(model: str | None) -> tuple[SceneGraphToImagePipeline, str]:
-    """(pipeline, description) of `load_model`."""
-    loaded = load_model(model)
-    return loaded.pipeline, loaded.description
-
-
-def _load(folder: Path) -> SceneGraphToImagePipeline:
-    with loading.border(f"--model {folder}: cannot be loaded"):
-        return SceneGraphToImagePipeline(**load_pipeline_parts(folder, {}))
+    return Model(pipeline.to(device), name, description, weights, notice)
 
 
 def _downloaded(model: str) -> Path:
@@ -92,19 +85,8 @@ def _downloaded(model: str) -> Path:
     return loading.find_folder("--model", model, ("", *PARTS))
 
 
-def fingerprint(folder: Path) -> str:
-    """A hash of all files that drawing reads, configurations, tokenizers and scheduler included."""
-    with loading.border(f"--model {folder}"):
-        return loading.digest(folder)
-
-
-def set_scheduler(pipeline: SceneGraphToImagePipeline, name: str) -> None:
-    """Put the scheduler of this short name into the pipeline, with the settings of the current one."""
-    pipeline.scheduler = made_scheduler(pipeline, name)
-
-
 def made_scheduler(pipeline: SceneGraphToImagePipeline, name: str) -> Any:
-    """The scheduler that `set_scheduler` puts in. Raises ValueError if the pipeline's settings do not suit it."""
+    """The scheduler of this short name with the pipeline's own settings. Raises ValueError if they do not suit it."""
     if name == scheduler_name(pipeline):
         return pipeline.scheduler
     kind = getattr(importlib.import_module("diffusers"), SCHEDULERS[name])

@@ -34,12 +34,12 @@ def contradictions(graph: SceneGraph) -> list[str]:
         if predicate.lower() not in _AXES:
             continue
         axis, way = _AXES[predicate.lower()]
-        said = f"{labels[subject]} {predicate} {labels[obj]}"
+        text = f"{labels[subject]} {predicate} {labels[obj]}"
         if subject > obj:
             subject, obj, way = obj, subject, -way
-        before = first.setdefault((subject, obj, axis), (way, said))
+        before = first.setdefault((subject, obj, axis), (way, text))
         if before[0] != way:
-            found.append(f"{before[1]}, and {said}")
+            found.append(f"{before[1]}, and {text}")
     return found
 
 
@@ -53,9 +53,9 @@ def cut_names(pipeline: SceneGraphToImagePipeline, graph: SceneGraph) -> list[st
     for tokenizer, texts in tokenizers:
         for text, ids in zip(texts, tokenizer(list(texts)).input_ids, strict=True):
             if len(ids) > tokenizer.model_max_length:
-                found[f"{_short(text)} (read up to token {tokenizer.model_max_length})"] = None
+                found[f"{shown(text)} (read up to token {tokenizer.model_max_length})"] = None
             elif tokenizer.eos_token_id in ids[:-1]:
-                found[f"{_short(text)} (read up to its {tokenizer.eos_token})"] = None
+                found[f"{shown(text)} (read up to its {tokenizer.eos_token})"] = None
     return list(found)
 
 
@@ -80,10 +80,10 @@ def notice_lines(pipeline: SceneGraphToImagePipeline, graphs: dict[str, SceneGra
     for stem, graph in graphs.items():
         for word in pipeline.unseen_names([graph]):
             unseen.setdefault(word, []).append(stem)
-    told = dict(zip(sorted(unseen), unseen_words(pipeline, list(graphs.values())), strict=False))
+    listed = dict(zip(sorted(unseen), unseen_words(pipeline, list(graphs.values())), strict=False))
     several = len(graphs) > 1
-    words = [f"{told[word]} in {_some(unseen[word])}" if several else told[word] for word in told]
-    more = f", and {len(unseen) - len(told)} more" if len(unseen) > len(told) else ""
+    words = [f"{listed[word]} in {_some(unseen[word])}" if several else listed[word] for word in listed]
+    more = f", and {len(unseen) - len(listed)} more" if len(unseen) > len(listed) else ""
     lines = [f"words that the model never saw in training: {', '.join(words)}{more}"] if words else []
     for title, find in (
         ("names that are cut", lambda graph: cut_names(pipeline, graph)),
@@ -98,8 +98,8 @@ def notice_lines(pipeline: SceneGraphToImagePipeline, graphs: dict[str, SceneGra
 
 def untaught_notice(pipeline: SceneGraphToImagePipeline, relation_guidance: float) -> str:
     """One line if relation guidance is on but the last training is known to lack relation dropout; else ""."""
-    told = (pipeline.config.get("provenance") or {}).get("settings") or {}
-    if not relation_guidance or told.get("relation_dropout") != 0:
+    settings = (pipeline.config.get("provenance") or {}).get("settings") or {}
+    if not relation_guidance or settings.get("relation_dropout") != 0:
         return ""
     return "relation guidance is a guess: this model was last trained without --relation-dropout"
 
@@ -107,7 +107,3 @@ def untaught_notice(pipeline: SceneGraphToImagePipeline, relation_guidance: floa
 def _some(stems: Iterable[str], most: int = 3) -> str:
     stems = list(stems)
     return ", ".join(stems[:most]) + (f" and {len(stems) - most} more" if len(stems) > most else "")
-
-
-def _short(text: str) -> str:
-    return shown(text)

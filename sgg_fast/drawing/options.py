@@ -27,11 +27,17 @@ SCHEDULERS = {
 """Short names of diffusers' schedulers."""
 MAX_PICTURES = 1_000_000
 """Upper bound of the pictures of one command."""
-MAX_STEPS, MAX_PULL = 100_000, 10_000
-"""Upper bounds; above them numbers overflow, or sampling does not end."""
 _LONGEST = 255 - len(".part") - len("-v999999")
 """Bytes of a file's name, with room for prefix and suffix."""
-MAX_SCALE = 16
+BOUNDS = {
+    "num_images": (1, MAX_PICTURES),
+    "batch_size": (1, MAX_PICTURES),
+    "steps": (1, 100_000),
+    "guidance": (1, 10_000),
+    "relation_guidance": (0, 10_000),
+    "scale": (1, 16),
+}
+"""Setting -> least and greatest value. Above them numbers overflow, or sampling does not end."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,23 +79,14 @@ class Options:
     """Draw existing pictures again."""
 
     def __post_init__(self) -> None:
-        for name, value in (("num-images", self.num_images), ("batch-size", self.batch_size)):
-            if not 1 <= value <= MAX_PICTURES:
-                raise ValueError(f"--{name} must lie between 1 and {MAX_PICTURES}, not {value}")
-        if self.steps is not None and not 1 <= self.steps <= MAX_STEPS:  # the scheduler's own limit is checked later
-            raise ValueError(f"--steps must lie between 1 and {MAX_STEPS}, not {self.steps}")
-        if self.guidance is not None and not 1 <= self.guidance <= MAX_PULL:
-            raise ValueError(f"--guidance must be a number from 1 (none) to {MAX_PULL}, not {self.guidance}")
-        if self.relation_guidance is not None and not 0 <= self.relation_guidance <= MAX_PULL:
-            raise ValueError(
-                f"--relation-guidance must be a number from 0 (none) to {MAX_PULL}, not {self.relation_guidance}"
-            )
+        for name, (low, high) in BOUNDS.items():  # the scheduler's own limit of the steps is checked later
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ValueError(f"--{name.replace('_', '-')} must lie between {low} and {high}, not {value}")
         if self.seed is not None and not 0 <= self.seed <= 2**63 - self.num_images:
             raise ValueError(f"--seed must lie between 0 and 2^63 - 1, not {self.seed}")
         if self.size is not None and (not 8 <= self.size <= 4096 or self.size % 8):
             raise ValueError(f"--size must be a multiple of 8 up to 4096, not {self.size}")
-        if not 1 <= self.scale <= MAX_SCALE:
-            raise ValueError(f"--scale must lie between 1 and {MAX_SCALE}, not {self.scale}")
         if self.scheduler is not None and self.scheduler not in SCHEDULERS:
             raise ValueError(
                 f"--scheduler {shown(self.scheduler)[1:-1]}: there is no such one; there are {', '.join(SCHEDULERS)}"

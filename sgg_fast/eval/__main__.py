@@ -8,11 +8,11 @@ tables.md and sheet.png; every figure stands beside its floor, its ceiling and t
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from sgg_fast.commands import command
 from sgg_fast.commands.flags import OneLineParser
+from sgg_fast.drawing.options import Options
 from sgg_fast.files import check_text
 from sgg_fast.quiet import quiet_libraries
 
@@ -52,12 +52,14 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def check(args: argparse.Namespace) -> None:
     """Check the flags before libraries and models are loaded. Raises ValueError."""
     check_text(vars(args))
-    for name in ("num", "seeds", "steps"):
+    for name in ("num", "seeds"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
     for name in ("pairs", "first_seed"):
         if getattr(args, name) < 0:
             raise ValueError(f"--{name.replace('_', '-')} must not be negative, not {getattr(args, name)}")
+    checked = ("steps", "guidance", "relation_guidance", "scheduler")
+    Options(**{name: getattr(args, name) for name in checked})
     data = Path(args.data)
     if not args.data.startswith("toy") and not data.exists():
         raise ValueError(f"--data {args.data}: neither toy, one of its kinds, nor a file or folder that is there")
@@ -78,14 +80,10 @@ def check(args: argparse.Namespace) -> None:
 
 @command("sgg_fast.eval", interrupted="the same command goes on")
 def main(argv: list[str] | None) -> None:
-    """Exit code: 0 done, 2 for unusable input (one line on stderr), 130 interrupted."""
+    """Exit code: 0 done, 130 interrupted; with one line on stderr 2 for unusable input, 3 for NaN or Inf."""
     args = parse(argv)
     check(args)
     quiet_libraries()
     from sgg_fast.eval.evaluate import evaluate
 
     print(evaluate(args))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

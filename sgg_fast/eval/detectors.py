@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from sgg_fast.commands import NotFiniteError
+from sgg_fast.data.cache import to_pixels
 from sgg_fast.eval.detector import Detector, Instance, overlaps
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn import loading
@@ -72,12 +74,13 @@ class OpenVocabularyDetector:
                 [f"a photo of a {name}" for name in names],
                 padding="max_length", max_length=length, truncation=True, return_tensors="pt",
             )  # fmt: skip
-            pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 127.5 - 1
             out = self.model(
                 input_ids=tokens.input_ids,
                 attention_mask=tokens.attention_mask,
-                pixel_values=normalise_pixels(self.model, pixels),
+                pixel_values=normalise_pixels(self.model, to_pixels(image[None])),
             )
+            if not (out.logits.isfinite().all() and out.pred_boxes.isfinite().all()):
+                raise NotFiniteError(f"--detector: {self.name} gives numbers that are not finite: get the model again")
             score_RN, (x, y, w, h) = out.logits[0].sigmoid(), out.pred_boxes[0].unbind(-1)
             boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], dim=-1).clamp(0, 1).numpy()
             found.append(
@@ -131,10 +134,10 @@ def choose_detector(which: str | None, graphs: Sequence[SceneGraph]) -> tuple[st
     if not unknown:
         return "toy", ""
     few = ", ".join(repr(name) for name in list(dict.fromkeys(unknown))[:3])
-    said = f"{len(unknown)} of {len(names)} objects have names that the toy detector does not know ({few})"
+    reason = f"{len(unknown)} of {len(names)} objects have names that the toy detector does not know ({few})"
     if which is None or len(unknown) == len(names):
         raise ValueError(
-            f"--detector: {said}; give the folder or hub id of an OWL-ViT or OWLv2, such as google/owlv2-base-patch16, "
+            f"--detector: {reason}; give the folder or hub id of an OWL-ViT or OWLv2 (google/owlv2-base-patch16, say), "
             "or none to leave objects and relations unmeasured"
         )
-    return "toy", f"--detector toy: {said}: they count as missing, whatever the pictures show"
+    return "toy", f"--detector toy: {reason}: they count as missing, whatever the pictures show"

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from sgg_fast.data.shards import sha256_of
+from sgg_fast.digests import sha256s
 
 PUBLISHED_PICTURES = 5000
 """Number of pictures on each side behind this field's published figures (Visual Genome's test split has 5 096)."""
@@ -64,14 +64,6 @@ def spread(features_SGD: np.ndarray) -> np.ndarray:
     return np.mean([np.linalg.norm(features_SGD[i] - features_SGD[j], axis=-1) for i, j in pairs], axis=0)
 
 
-def diversity(drawn_SGD: np.ndarray, real_MD: np.ndarray) -> float:
-    """Mean distance between pictures of one graph from different seeds, over that between different real pictures.
-
-    0 for a model that always draws the same picture. NaN for a single seed.
-    """
-    return float(spread(drawn_SGD).mean() / np.linalg.norm(real_MD[1:] - real_MD[:-1], axis=-1).mean())
-
-
 def toy_distances(drawn_SGhwc: np.ndarray, real: np.ndarray, floor: np.ndarray) -> dict[str, float | str | int]:
     """Distances of drawn pictures, uint8 [S, G, H, W, 3], from as many real ones [S G, H, W, 3], in toy features.
 
@@ -89,16 +81,11 @@ def toy_distances(drawn_SGhwc: np.ndarray, real: np.ndarray, floor: np.ndarray) 
         "FID floor, real against real": frechet_distance(floor_MD, real_MD),
         "KID (toy features)": kernel_distance(drawn_MD, real_MD),
         "KID floor, real against real": kernel_distance(floor_MD, real_MD),
-        "diversity": diversity(drawn_MD.reshape(*drawn_SGhwc.shape[:2], -1), real_MD),
     }
 
 
 def check_inception(weights: Path, num_drawn: int, num_real: int) -> list[str]:
     """Warnings to print beside the figures. Raises ValueError if no figure is possible; computes nothing yet."""
-    if not weights.is_file():
-        raise ValueError(
-            f"--inception {weights}: there is no such file; it takes torch-fidelity's weights-inception-2015-12-05 file"
-        )
     try:
         import torch_fidelity  # noqa: F401
     except ImportError as error:
@@ -109,20 +96,20 @@ def check_inception(weights: Path, num_drawn: int, num_real: int) -> list[str]:
         raise ValueError(
             f"--inception: {num_drawn} drawn and {num_real} real pictures; FID needs two of each at least: raise --num"
         )
-    said = []
+    warnings = []
     if min(num_drawn, num_real) < PUBLISHED_PICTURES:
-        said.append(
+        warnings.append(
             f"FID of {num_drawn} drawn and {num_real} real pictures: published figures take {PUBLISHED_PICTURES} or "
             "more of each, and FID falls with their number; compare only figures of as many"
         )
     if num_drawn < IS_SPLITS:
-        said.append(f"IS is left out: it needs {IS_SPLITS} drawn pictures at least, one for each of its parts")
-    if not sha256_of(weights).startswith(INCEPTION_SHA256):
-        said.append(
+        warnings.append(f"IS is left out: it needs {IS_SPLITS} drawn pictures at least, one for each of its parts")
+    if not sha256s(weights.parent, [weights.name])[weights.name].startswith(INCEPTION_SHA256):
+        warnings.append(
             f"{weights} is not the published Inception network (its SHA-256 does not begin with {INCEPTION_SHA256}): "
             "these figures compare with no published ones"
         )
-    return said
+    return warnings
 
 
 class _Pictures(Dataset):

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from sgg_fast.data.cache import fingerprint
-from sgg_fast.drawing.models import SCHEDULERS, load_model, scheduler_name, set_scheduler
+from sgg_fast.diffusion import limits
+from sgg_fast.drawing.models import load_model, made_scheduler, scheduler_name
 from sgg_fast.eval import bootstrap, distances, metrics, pictures, report
 from sgg_fast.eval.detector import Detector, Instance
 from sgg_fast.eval.detectors import ToyWorldDetector, choose_detector, open_detector
@@ -84,20 +84,16 @@ def make_plan(graph_set: GraphSet, num: int, num_pairs: int, folder: Path) -> Ev
 def evaluate(args: argparse.Namespace) -> str:
     """Draw what is missing, score everything, write it to --out; returns the tables.
 
-    Raises ValueError or OSError for unusable input.
+    Raises ValueError or OSError for unusable input, `NotFiniteError` for pictures with NaN or Inf.
     """
     model = load_model(args.model)
     pipeline = model.pipeline
     steps = pipeline.config.sampling_steps if args.steps is None else args.steps
     guidance = pipeline.config.guidance if args.guidance is None else args.guidance
-    if steps < 1 or guidance < 1:
-        raise ValueError(f"--steps {steps} --guidance {guidance}: both must be at least 1")
     if args.scheduler is not None:
-        if args.scheduler not in SCHEDULERS:
-            raise ValueError(f"--scheduler {args.scheduler}: there are {', '.join(SCHEDULERS)}")
-        set_scheduler(pipeline, args.scheduler)
-    if not 0 <= args.relation_guidance < float("inf"):
-        raise ValueError(f"--relation-guidance must be a number from 0 (none), not {args.relation_guidance}")
+        pipeline.scheduler = made_scheduler(pipeline, args.scheduler)
+    if refusal := limits.refusal(pipeline.scheduler, steps):
+        raise ValueError(f"--steps {steps} with --scheduler {scheduler_name(pipeline)}: {refusal}")
     graph_set = pictures.open_graphs(args.data, pipeline.config.resolution)
     num = min(NUM_GRAPHS, graph_set.size or NUM_GRAPHS) if args.num is None else args.num
     plan = make_plan(graph_set, num, args.pairs, args.out / "pictures")
@@ -123,6 +119,8 @@ def evaluate(args: argparse.Namespace) -> str:
     result["detector"] = _detector_accuracy(detector, pipeline, spoken)
     drawn = [pictures.load([plan.path(seed, i) for i in range(num)]) for seed in seeds]
     real = None if graph_set.image is None else np.stack([graph_set.image(i) for i in range(num)])
+    if graph_set.turned:
+        warnings.append(f"{len(graph_set.turned)} real pictures were turned as their orientation tag says")
     result |= _score(detector, pipeline, plan.graphs, drawn, real)
     result["counterfactual pairs"] = _score_pairs(detector, plan, seeds)
     if isinstance(pipeline.graph_encoder, SceneGraphConditioner):  # baselines have no token for a relation
@@ -133,7 +131,7 @@ def evaluate(args: argparse.Namespace) -> str:
         result["against"] = {"folder": str(args.against), "differences": compare(result, args.against)}
     result["warnings"] = warnings
     text = _tables(result)
-    report.write_json(args.out / "eval.json", result)
+    report.write_result(args.out, result)
     (args.out / "tables.md").write_text(text + "\n", encoding="utf-8")
     report.contact_sheet(args.out / "sheet.png", _cells(plan, graph_set, args.first_seed))
     return f"{text}\n\n{args.out / 'eval.json'}\n{args.out / 'tables.md'}\n{args.out / 'sheet.png'}"
@@ -157,14 +155,10 @@ def _detector_accuracy(detector: Detector | None, pipeline: SceneGraphToImagePip
         return _MEASURED[known]
     scenes = [draw_scene(HELD_OUT_SEED, i, spoken=spoken) for i in range(NUM_ACCURACY)]
     through = pictures.through_vae(pipeline.vae, np.stack([scene.image for scene in scenes]))
-    own = {"real": accuracy(detector.network, scenes), "through the VAE": accuracy(detector.network, scenes, through)}
-    _MEASURED[known] = {
-        "name": detector.name,
-        "scenes": len(scenes),
-        "accuracy": {
-            name: {"recall": a.recall, "precision": a.precision, "colour": a.colour} for name, a in own.items()
-        },
-    }
+    own = {"real": None, "through the VAE": through}
+    found = {name: accuracy(detector.network, scenes, images) for name, images in own.items()}
+    figures = {name: {"recall": a.recall, "precision": a.precision, "colour": a.colour} for name, a in found.items()}
+    _MEASURED[known] = {"name": detector.name, "scenes": len(scenes), "accuracy": figures}
     return _MEASURED[known]
 
 
@@ -190,9 +184,7 @@ def _score(
     if len(graphs) > 1:
         others = [detector.find(np.roll(images, 1, axis=0), graphs) for images in drawn]
         rows["floor: another graph's picture"] = scored(others)
-    rows |= {
-        "floor: every relation flipped": scored(found, [metrics.flipped_graph(graph) for graph in graphs]),
-    }
+    rows["floor: every relation flipped"] = scored(found, [metrics.flipped_graph(graph) for graph in graphs])
     if real is not None:
         rows["ceiling: real pictures"] = scored([detector.find(real, graphs)])
         rows["ceiling: real, through the VAE"] = scored(
@@ -201,16 +193,12 @@ def _score(
     combinations = [_held_out(graph) for graph in graphs]
     if any(graph.relations for graph in combinations):
         rows["drawn, held-out combinations"] = scored(found, combinations)
-    own = [scored([one]) for one in found]
-    values = [[metrics.per_picture(score) for score in scores] for scores in own]
+    values = [[metrics.per_picture(score) for score in scored([one])] for one in found]
     per_picture = {name: [[v[name] for v in seed] for seed in values] for name in values[0][0]}
-    whole = {
-        name: faultless_table(
-            graphs, np.array([score.faultless for score in scores]).reshape(-1, len(graphs)), detector.parse
-        )
-        for name, scores in rows.items()
-        if name in ("drawn", "ceiling: real, through the VAE")
-    }
+    whole = {}
+    for name in [name for name in rows if name in ("drawn", "ceiling: real, through the VAE")]:
+        faultless = np.array([score.faultless for score in rows[name]]).reshape(-1, len(graphs))
+        whole[name] = faultless_table(graphs, faultless, detector.parse)
     return {
         "whole": whole,
         "rows": {name: metrics.summarise(scores) for name, scores in rows.items()},
@@ -231,11 +219,11 @@ def _score_pairs(detector: Detector | None, plan: EvalPlan, seeds: Sequence[int]
     """Axis -> estimate over its pairs, and every value [S, P]: share of both pictures that follow."""
     if detector is None:
         return {}
-    values: dict[int, list[list[float]]] = {0: [], 1: []}
-    for axis, rows in values.items():
-        pairs = [pair for pair in plan.pairs if pair.axis == axis]
+    rated = {}
+    for axis, name in enumerate(AXES):
+        pairs, rows = [pair for pair in plan.pairs if pair.axis == axis], []
+        graphs = [plan.partners[pair.graph_index] for pair in pairs]
         for seed in seeds if pairs else ():
-            graphs = [plan.partners[pair.graph_index] for pair in pairs]
             found: list[list[list[Instance]]] = [
                 detector.find(pictures.load([plan.path(seed, p.graph_index, side) for p in pairs]), graphs)
                 for side in (None, axis)
@@ -246,16 +234,14 @@ def _score_pairs(detector: Detector | None, plan: EvalPlan, seeds: Sequence[int]
                     for pair, graph, own, turned in zip(pairs, graphs, *found, strict=True)
                 ]
             )
-    rated = {}
-    for axis, rows in values.items():
         array = np.array(rows, dtype=float) if rows else np.empty((0, 0))
         estimate = bootstrap.estimate(array)
-        rated[AXES[axis]] = {
+        rated[name] = {
             "follows": estimate.mean,
             "low": estimate.low,
             "high": estimate.high,
             "chance": 0.5,
-            "pairs": array.shape[-1] if rows else 0,
+            "pairs": len(pairs) if rows else 0,
             "both seen": float((~np.isnan(array)).mean()) if array.size else float("nan"),
             "values": array,
         }
@@ -310,7 +296,7 @@ def _diversity(graph_set: GraphSet, drawn: np.ndarray, real: np.ndarray | None) 
     }
 
 
-def _told_diversity(found: dict[str, Any]) -> str:
+def _diversity_line(found: dict[str, Any]) -> str:
     if not found:
         return "not measured; it needs features that are trained to tell pictures apart, and only the toy has its own"
     if math.isnan(found["mean distance"]):
@@ -326,16 +312,7 @@ def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
 
     Figures that are missing in an older evaluation are left out.
     """
-    path = other / "eval.json"
-    if not path.is_file():
-        raise ValueError(f"--against {other}: no eval.json there")
-    try:
-        theirs = json.loads(path.read_text(encoding="utf-8-sig"))
-        theirs["data"], theirs["counterfactual pairs"].items(), theirs["per picture"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(
-            f"{path}: is not the result of an evaluation ({error!r}); evaluate that model again"
-        ) from error
+    theirs = report.read_result(other)
     if theirs["data"] != result["data"]:
         raise ValueError(f"--against {other}: is about {theirs['data']}, not {result['data']}")
 
@@ -346,37 +323,36 @@ def compare(result: dict[str, Any], other: Path) -> dict[str, str]:
     try:
         a, b = values(result), values(theirs)
         return {name: str(bootstrap.difference(a[name], b[name])) for name in a if name in b and a[name].size}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise ValueError(f"--against {other}: {error}; use the same --num, --pairs, --seeds and --detector") from error
 
 
 def _tables(result: dict[str, Any]) -> str:
     """Everything except the single values, as text."""
+    relation_guidance = f", relation guidance {result['relation_guidance']}" if result["relation_guidance"] else ""
     parts = [
         f"model: {result['model']} ({result['weights']}), {result['steps']} steps, guidance {result['guidance']}"
-        + (f", relation guidance {result['relation_guidance']}" if result["relation_guidance"] else ""),
+        + relation_guidance,
         f"graphs: {result['data']}, {result['num graphs']}, seeds: {result['seeds']}",
         "detector: " + result["detector"]["name"],
         report.table(result["detector"].get("accuracy", {}), "its own accuracy on"),
-        report.table(result["rows"]) if result["rows"] else "objects and relations: not measured",
-        "IoU: of multisets, 1 where nothing is asked and nothing is there; IoU (sets): as LAION-SG computes it, 0 there"
-        if result["rows"]
-        else "",
-        "pictures without any fault: every object there, once, with its colour, every relation true, nothing else"
-        if result["whole"]
-        else "",
-        report.table(merged(result["whole"]), "graphs of") if result["whole"] else "",
-        "counterfactual pairs: the same noise, one relation flipped; the share of pictures that follow"
-        if result["counterfactual pairs"]
-        else "",
-        report.table(
-            {a: {k: v for k, v in e.items() if k != "values"} for a, e in result["counterfactual pairs"].items()},
-            "axis",
-        )
-        if result["counterfactual pairs"]
-        else "",
-        report.table(result["predicates"]["drawn"], "relations drawn") if result["predicates"] else "",
     ]
+    if not result["rows"]:
+        parts.append("objects and relations: not measured")
+    else:
+        pairs = {
+            axis: {name: value for name, value in entry.items() if name != "values"}
+            for axis, entry in result["counterfactual pairs"].items()
+        }
+        parts += [
+            report.table(result["rows"]),
+            "IoU: of multisets, 1 if nothing is asked and nothing is there; IoU (sets): LAION-SG's, then 0",
+            "pictures without any fault: every object there, once, with its colour, every relation true, nothing else",
+            report.table(merged(result["whole"]), "graphs of"),
+            "counterfactual pairs: the same noise, one relation flipped; the share of pictures that follow",
+            report.table(pairs, "axis"),
+            report.table(result["predicates"]["drawn"], "relations drawn"),
+        ]
     if result["intervals"]:
         intervals = ", ".join(f"{name} {text}" for name, text in result["intervals"].items())
         parts.append(f"means over pictures, with 95 % intervals: {intervals}")
@@ -386,7 +362,7 @@ def _tables(result: dict[str, Any]) -> str:
             + ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in result["direction"].items())
         )
     parts += [report.table({name: entry}, "crowd") for name, entry in result["distances"].items()]
-    parts.append("diversity: " + _told_diversity(result["diversity"]))
+    parts.append("diversity: " + _diversity_line(result["diversity"]))
     if "against" in result:
         differences = result["against"]["differences"]
         parts.append(
@@ -407,6 +383,6 @@ def _cells(plan: EvalPlan, graph_set: GraphSet, seed: int) -> list[tuple[SceneGr
         for pair in [pair for pair in plan.pairs if pair.axis == axis][:3]:
             graph, (s, predicate, o) = plan.partners[pair.graph_index], pair.relation
             both = pictures.load([plan.path(seed, pair.graph_index, side) for side in (None, axis)])
-            told = f"{graph.objects[s]} {predicate} {graph.objects[o]}"
-            cells.append((graph, {told: both[0], "flipped": both[1]}))
+            caption = f"{graph.objects[s]} {predicate} {graph.objects[o]}"
+            cells.append((graph, {caption: both[0], "flipped": both[1]}))
     return cells

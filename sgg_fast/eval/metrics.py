@@ -59,8 +59,8 @@ def match(
     def quality() -> float:
         colours = sum(x is not None and x.colour == colour for x, (_, colour) in zip(chosen, asked, strict=True))
         confidence = sum(x.confidence for x in chosen if x is not None)
-        told = sum(bool(holds(p, a, b)) for p, a, b in _pairs(graph, chosen)) if use_relations else 0
-        return colours + told + 0.01 * confidence
+        holding = sum(bool(holds(p, a, b)) for p, a, b in _pairs(graph, chosen)) if use_relations else 0
+        return colours + holding + 0.01 * confidence
 
     # Solve one category at a time with the others fixed: exact if one category is doubled, and nearly exact otherwise.
     for _ in range(2):
@@ -140,21 +140,21 @@ def score_picture(graph: SceneGraph, instances: Sequence[Instance], parse: Parse
         if x is not None and x.colour is not None and colour is not None
     ]
     wanted, there = Counter(category for category, _ in asked), Counter(x.category for x in instances)
-    judged, told, seen = [], [], []
+    judged, asked_relations, seen = [], [], []
     for relation in graph.relations:
         s, predicate, o = relation
         a, b = chosen[s], chosen[o]
-        told.append(_said(graph, relation))
+        asked_relations.append(_by_name(graph, relation))
         if a is None or b is None:
             judged.append((predicate, False, False))
             continue
         holding = holds(predicate, a, b)
         if holding is None:
-            told.pop()
+            asked_relations.pop()
             continue
         judged.append((predicate, True, holding))
         if (what := shown(relation, a, b)) is not None:
-            seen.append(_said(graph, what))
+            seen.append(_by_name(graph, what))
     names_seen = [
         name if x.colour == parse(name)[1] or parse(name)[1] is None else f"other {x.category}"
         for name, x in zip(graph.objects, chosen, strict=True)
@@ -168,19 +168,19 @@ def score_picture(graph: SceneGraph, instances: Sequence[Instance], parse: Parse
         counts_right=[there[category] == number for category, number in wanted.items()],
         relations=judged,
         entity_iou=_iou(graph.objects, [*names_seen, *[None] * extra]),
-        relation_iou=_iou([p for _, p, _ in told], [p for _, p, _ in seen]),
-        graph_iou=_iou(told, seen),
+        relation_iou=_iou([p for _, p, _ in asked_relations], [p for _, p, _ in seen]),
+        graph_iou=_iou(asked_relations, seen),
         iou_of_sets=(
             set_iou(graph.objects, [*names_seen, *(there.keys() - wanted.keys())]),
-            set_iou([p for _, p, _ in told], [p for _, p, _ in seen]),
-            set_iou(told, seen),
+            set_iou([p for _, p, _ in asked_relations], [p for _, p, _ in seen]),
+            set_iou(asked_relations, seen),
         ),
         num_extra=num_extra([category for category, _ in asked], chosen, instances),
         bound=bound(asked, chosen),
     )
 
 
-def _said(graph: SceneGraph, relation: Relation) -> tuple[str, str, str]:
+def _by_name(graph: SceneGraph, relation: Relation) -> tuple[str, str, str]:
     return graph.objects[relation[0]], relation[1], graph.objects[relation[2]]
 
 

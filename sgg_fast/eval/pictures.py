@@ -21,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from sgg_fast.config import DataConfig
-from sgg_fast.data.cache import to_pixels
+from sgg_fast.data.cache import to_bytes, to_pixels
 from sgg_fast.data.formats import load_scene_graphs
 from sgg_fast.data.png_record import save_png
 from sgg_fast.data.sources import open_source
@@ -49,6 +49,8 @@ class GraphSet:
     """Index -> uint8 [H, W, 3]."""
     size: int | None
     """Number of graphs; None for an endless set."""
+    turned: set[int] = dataclasses.field(default_factory=set)
+    """Real pictures that were turned upright when they were read (`PairSource.turned`)."""
     scan: int = _SCAN
     """Graphs searched for each counterfactual pair of an endless set."""
 
@@ -78,7 +80,7 @@ def open_graphs(data: str, resolution: int) -> GraphSet:
     if not path.is_dir():
         raise ValueError(f"--data {data}: neither {' nor '.join(_TOY)}, and there is no such file or folder")
     source = open_source(DataConfig(source=data, resolution=resolution), seed=0, split="test")
-    return GraphSet(source.name, source.graphs.__getitem__, source.load_image, source.num_images)
+    return GraphSet(source.name, source.graphs.__getitem__, source.load_image, source.num_images, source.turned)
 
 
 def is_spoken(data: str) -> bool:
@@ -164,7 +166,10 @@ def draw_missing(
     batch_size: int = 16,
     relation_guidance: float = 0.0,
 ) -> int:
-    """Draw the pictures that are missing, each file whole or not at all; returns the number drawn."""
+    """Draw the pictures that are missing, each file whole or not at all; returns the number drawn.
+
+    Raises `NotFiniteError` for a batch with NaN or Inf, of which no picture is saved.
+    """
     todo = [job for job in jobs if not job.path.is_file()]
     pipeline.set_progress_bar_config(disable=True)
     with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="draw", unit="picture", disable=None) as bar:
@@ -200,10 +205,9 @@ def load(paths: Sequence[Path]) -> np.ndarray:
 
 @torch.no_grad()
 def through_vae(vae: AutoencoderKL, images: np.ndarray, batch_size: int = 32) -> np.ndarray:
-    """uint8 pictures [M, H, W, 3] through an autoencoder (posterior mean) and back."""
+    """uint8 pictures [M, H, W, 3] through an autoencoder (posterior mean) and back. Raises `NotFiniteError`."""
     parts = []
     for start in range(0, len(images), batch_size):
         pixels = to_pixels(images[start : start + batch_size], vae.device).to(vae.dtype)
-        out = vae.decode(vae.encode(pixels).latent_dist.mean).sample.float()
-        parts.append(((out.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy())
+        parts.append(to_bytes(vae.decode(vae.encode(pixels).latent_dist.mean).sample.float()))
     return np.concatenate(parts)

@@ -154,17 +154,10 @@ def _covered(thing: Instance, cover: Instance) -> bool:
     """Whether most of the cover lies within the object and spans most of the object's width."""
     if cover.category not in layout.COVERS:
         return False
-    return _share_within(cover.box, thing.box) >= _WITHIN and _width(cover.box) > 0.6 * _width(thing.box)
-
-
-def _share_within(inner: np.ndarray, outer: np.ndarray) -> float:
-    """Share of the area of box `inner` that lies in box `outer`."""
-    shared = np.minimum(inner[2:], outer[2:]) - np.maximum(inner[:2], outer[:2])
-    return float(np.prod(np.maximum(shared, 0.0)) / max(np.prod(inner[2:] - inner[:2]), 1e-9))
-
-
-def _width(box: np.ndarray) -> float:
-    return float(box[2] - box[0])
+    shared = np.minimum(cover.box[2:], thing.box[2:]) - np.maximum(cover.box[:2], thing.box[:2])
+    (width, height), (across, _) = cover.box[2:] - cover.box[:2], thing.box[2:] - thing.box[:2]
+    share = np.prod(np.maximum(shared, 0.0)) / max(width * height, 1e-9)
+    return bool(share >= _WITHIN and width > 0.6 * across)
 
 
 def _on(s: Instance, o: Instance) -> bool:
@@ -189,7 +182,7 @@ def _in(s: Instance, o: Instance) -> bool:
 
 
 def _with(s: Instance, o: Instance) -> bool:
-    return bool(_wearing(s, o) if o.category == "hat" else False) or bool(_holding(s, o))
+    return (o.category == "hat" and bool(_wearing(s, o))) or bool(_holding(s, o))
 
 
 _PLACES = {

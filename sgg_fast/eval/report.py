@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -9,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from sgg_fast.data.png_record import save_png
 from sgg_fast.files import write_text
 from sgg_fast.graph import SceneGraph
 from sgg_fast.pictures.graph_picture import draw_graph
-from sgg_fast.pictures.sheets import GAP, INK, PAPER, font
+from sgg_fast.pictures.sheets import beside, padded, tiles
 
 _GRAPH = (330, 240)
 _SIDE = 192
@@ -43,6 +44,40 @@ def write_json(path: Path, result: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(_plain(result), indent=1, allow_nan=False) + "\n")
 
 
+RESULT = "eval.json"
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Write RESULT in `folder`, with a SHA-256 of its content."""
+    plain = _plain(result)
+    write_json(folder / RESULT, {**plain, "sha256": _digest(plain)})
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The content of RESULT in `folder`. Raises ValueError if a byte was changed, or if it is no evaluation's.
+
+    Results of older versions have no SHA-256.
+    """
+    path, cure = folder / RESULT, "evaluate that model again"
+    try:
+        result = json.loads(path.read_text(encoding="utf-8-sig"))
+        known = result.pop("sha256", None)
+        for key in ("counterfactual pairs", "per picture"):
+            result[key].items()
+        result["data"]  # KeyError
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read: {error.strerror or error}; {cure}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{path}: is not the result of an evaluation ({error!r}); {cure}") from error
+    if known not in (None, _digest(result)):
+        raise ValueError(f"{path}: its bytes are not those that were written (SHA-256 differs); {cure}")
+    return result
+
+
+def _digest(plain: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
@@ -55,17 +90,9 @@ def _plain(value: Any) -> Any:
 
 def contact_sheet(path: Path, cells: Sequence[tuple[SceneGraph, Mapping[str, np.ndarray]]], columns: int = 2) -> None:
     """Each graph beside its pictures, uint8 [H, W, 3] by caption, in rows of `columns`."""
-    most = max(len(pictures) for _, pictures in cells)
-    width, height = _GRAPH[0] + GAP + most * (_SIDE + GAP), max(_GRAPH[1], _SIDE + 20)
-    rows = -(-len(cells) // columns)
-    sheet = Image.new("RGB", (columns * (width + GAP) + GAP, rows * (height + GAP) + GAP), PAPER)
-    draw = ImageDraw.Draw(sheet)
-    for n, (graph, pictures) in enumerate(cells):
-        x, y = GAP + n % columns * (width + GAP), GAP + n // columns * (height + GAP)
-        drawing = draw_graph(graph, _GRAPH)
-        sheet.paste(drawing, (x + (_GRAPH[0] - drawing.width) // 2, y + (height - drawing.height) // 2))
-        for k, (caption, picture) in enumerate(pictures.items()):
-            left = x + _GRAPH[0] + GAP + k * (_SIDE + GAP)
-            sheet.paste(Image.fromarray(picture).resize((_SIDE, _SIDE), Image.Resampling.NEAREST), (left, y))
-            draw.text((left, y + _SIDE + 2), caption, font=font(13), fill=INK)
-    save_png(sheet, path, None)
+    rows = []
+    for graph, pictures in cells:
+        large = [Image.fromarray(p).resize((_SIDE, _SIDE), Image.Resampling.NEAREST) for p in pictures.values()]
+        rows.append(beside(padded(draw_graph(graph, _GRAPH), _GRAPH), tiles(large, list(pictures), len(large))))
+    width, height = (max(row.size[axis] for row in rows) for axis in (0, 1))
+    save_png(tiles([padded(row, (width, height)) for row in rows], [""] * len(rows), columns), path, None)

@@ -145,8 +145,8 @@ class XformersAttnProcessor:
         kind = q_BPHK.dtype, q_BPHK.shape[-1], bias is not None, torch.are_deterministic_algorithms_enabled()
         if kind not in self.ran:
             self.ran[kind] = find_operators(q_BPHK, k_BTHK, bias)
-            said = f"{kind[0]}, head width {kind[1]}{', masked' if kind[2] else ''}".removeprefix("torch.")
-            logger.info("xformers attends by %s (%s)", self.ran[kind].forward.NAME, said)
+            operands = f"{kind[0]}, head width {kind[1]}{', masked' if kind[2] else ''}".removeprefix("torch.")
+            logger.info("xformers attends by %s (%s)", self.ran[kind].forward.NAME, operands)
         out = attend(self.ran[kind], q_BPHK, k_BTHK, v_BTHK, bias, attn.scale).flatten(2)
         out = attn.to_out[1](attn.to_out[0](out))
         return (out + hidden_states if attn.residual_connection else out) / attn.rescale_output_factor

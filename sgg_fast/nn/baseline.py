@@ -16,35 +16,16 @@ from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 
-from .conditioner import NULL_TOKENS, GraphCondition, SceneGraphConditioner, context_length
+from .conditioner import ConditionerBase, GraphCondition, context_length
 
 
-class BaselineConditioner(nn.Module):
-    """The frame of `SceneGraphConditioner` without its graph modules; a mixin of diffusers models.
+class BaselineConditioner(ConditionerBase):
+    """A conditioner without X_global.
 
     Each subclass names `ModelMixin` in its own file, because diffusers looks there for the loader of a pipeline's part.
     """
 
-    config: Any
     save_pretrained: Any
-    null_states: torch.Tensor
-    start_state: torch.Tensor
-    image_mean: torch.Tensor
-
-    def _add_frame(self, image_dim: int, context_dim: int) -> None:
-        self.register_buffer("image_mean", torch.zeros(image_dim))
-        self.register_buffer("start_state", torch.zeros(context_dim))
-        self.register_buffer("null_states", torch.zeros(NULL_TOKENS, context_dim))
-
-    centre_images = SceneGraphConditioner.centre_images
-    null_condition = SceneGraphConditioner.null_condition
-    drop = SceneGraphConditioner.drop
-
-    @torch.no_grad()
-    def calibrate_text(self, null_states_TC: torch.Tensor) -> None:
-        """Set the start token and the null context [77, C] from SD's text encoder."""
-        self.null_states.copy_(null_states_TC)
-        self.start_state.copy_(null_states_TC[0])
 
     def names_of(self, table: NameTable, raw_VD: torch.Tensor) -> torch.Tensor:
         """`raw` unchanged: the `names` argument of `forward`."""

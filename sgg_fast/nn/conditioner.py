@@ -7,7 +7,7 @@ E relations, T context tokens, D graph width, C cross-attention width, V names, 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -55,13 +55,66 @@ class GraphCondition(NamedTuple):
     """[E, C] token of each triple of the batch, before a text state is added."""
 
 
-class SceneGraphConditioner(ModelMixin, ConfigMixin):
+class ConditionerBase(nn.Module):
+    """What every conditioner has beside its graph modules: null condition, dropout, centred images. A diffusers mixin.
+
+    Buffers: `image_mean`, `start_state` and `null_states` (SD's own text states), measured once from the frozen models.
+    """
+
+    config: Any
+    null_states: torch.Tensor
+    start_state: torch.Tensor
+    image_mean: torch.Tensor
+    register_to_config: Any
+    save_pretrained: Any
+
+    def _add_frame(self, image_dim: int, context_dim: int) -> None:
+        self.register_buffer("image_mean", torch.zeros(image_dim))
+        self.register_buffer("start_state", torch.zeros(context_dim))
+        self.register_buffer("null_states", torch.zeros(NULL_TOKENS, context_dim))
+
+    @torch.no_grad()
+    def calibrate_null(self, null_states_TC: torch.Tensor) -> None:
+        """Set the start token and the null context [77, C] from SD's text encoder."""
+        self.null_states.copy_(null_states_TC)
+        self.start_state.copy_(null_states_TC[0])
+
+    def centre_images(self, embedding_BI: torch.Tensor) -> torch.Tensor:
+        """Raw CLIP image embeddings [B, I] -> training-set mean removed, then unit norm."""
+        unit = nn.functional.normalize(embedding_BI, dim=-1)
+        return nn.functional.normalize(unit - self.image_mean, dim=-1)
+
+    def null_condition(self, num_images: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """([B, T, C], [B, T] bool) of the empty text: the first `null_tokens` states of "" (all 77 for Stable
+        Diffusion), then masked padding.
+        """  # fmt: skip
+        num = self.config.null_tokens
+        padded = nn.functional.pad(self.null_states[:num], (0, 0, 0, length - num))
+        mask = torch.arange(length, device=padded.device) < num
+        return padded.expand(num_images, -1, -1), mask.expand(num_images, -1)
+
+    def drop(self, condition: GraphCondition, dropped_B: torch.Tensor) -> GraphCondition:
+        """`condition`, with the null condition for images with dropped [B] set (classifier-free guidance, eq. 2)."""
+        null_context, null_mask = self.null_condition(*condition.context.shape[:2])
+        return GraphCondition(
+            torch.where(dropped_B[:, None, None], null_context.to(condition.context.dtype), condition.context),
+            torch.where(dropped_B[:, None], null_mask, condition.mask),
+            condition.x_global,
+            condition.tokens,
+        )
+
+
+class SceneGraphConditioner(ConditionerBase, ModelMixin, ConfigMixin):
     """Relation encoder (eqs 3-6), triple embedding (eq. 7), X_global and context (eq. 8).
 
-    The buffers are measured once from the frozen models and travel with the weights: `name_mean`, `name_scale`
-    (centre and unit RMS of the vocabulary's CLIP embeddings), `target_mean`, `target_std` (per dimension, over
-    the training objects), `image_mean`, `start_state` and `null_states` (SD's own text states).
+    Further buffers, measured once from the frozen models: `name_mean`, `name_scale` (centre and unit RMS of the
+    vocabulary's CLIP embeddings), `target_mean`, `target_std` (per dimension, over the training objects).
     """
+
+    name_mean: torch.Tensor
+    name_scale: torch.Tensor
+    target_mean: torch.Tensor
+    target_std: torch.Tensor
 
     @register_to_config
     def __init__(
@@ -92,15 +145,10 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         self.token_norm = nn.LayerNorm(context_dim)
         # Text initialisation: gates of the graph's share, for X_global's token and for the triples' tokens.
         self.gates = nn.Parameter(torch.full((2, context_dim), gate_init)) if token_init == "text" else None
-        for name, size in (
-            ("name_mean", (name_dim,)),
-            ("target_mean", (name_dim,)),
-            ("image_mean", (image_dim,)),
-            ("start_state", (context_dim,)),
-            ("null_states", (NULL_TOKENS, context_dim)),
-        ):
-            self.register_buffer(name, torch.zeros(size))
+        self._add_frame(image_dim, context_dim)
+        self.register_buffer("name_mean", torch.zeros(name_dim))
         self.register_buffer("name_scale", torch.ones(()))
+        self.register_buffer("target_mean", torch.zeros(name_dim))
         self.register_buffer("target_std", torch.ones(name_dim))
 
     @torch.no_grad()
@@ -118,13 +166,8 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         self.target_std.copy_(occurring.std(0, unbiased=False).clamp(min=1e-6))
 
     @torch.no_grad()
-    def calibrate_text(self, null_states_TC: torch.Tensor, name_states_MC: torch.Tensor) -> None:
-        """Set the start token and the null context [77, C] from SD's text encoder.
-
-        The token norm's gain and bias start at the statistics of the vocabulary's states [M, C].
-        """
-        self.null_states.copy_(null_states_TC)
-        self.start_state.copy_(null_states_TC[0])
+    def calibrate_tokens(self, name_states_MC: torch.Tensor) -> None:
+        """Start the token norm's gain and bias at the statistics of SD's text states of the vocabulary [M, C]."""
         self.token_norm.weight.copy_(name_states_MC.std(0).clamp(min=1e-3))
         self.token_norm.bias.copy_(name_states_MC.mean(0))
 
@@ -152,11 +195,6 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         """Standardised name embeddings -> targets of the auto-encoder: zero mean, unit variance per dimension."""
         return (names_VD - self.target_mean) / self.target_std
 
-    def centre_images(self, embedding_BI: torch.Tensor) -> torch.Tensor:
-        """Raw CLIP image embeddings [B, I] -> training-set mean removed, then unit norm."""
-        unit = nn.functional.normalize(embedding_BI, dim=-1)
-        return nn.functional.normalize(unit - self.image_mean, dim=-1)
-
     def encode(
         self,
         names_VD: torch.Tensor,
@@ -169,26 +207,19 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         code_key: hash key of the instance codes, in training.
         """
         x_ND, r_ED = self.relation_encoder(names_VD, batch, masked_N)
-        graphs = batch.object_graph, batch.relation_graph
-        pool_B2D = ops.masked_pool(
-            x_ND, r_ED, batch.object_ptr, batch.relation_ptr, *graphs, batch.object_pooled, batch.relation_pooled
-        )
-        told_ND = x_ND
+        pool_B2D = ops.masked_pool(x_ND, r_ED, batch)
+        coded_ND = x_ND
         if self.f_instance is not None:
-            told_ND = x_ND + self.f_instance(instance_codes(batch, masked_N, code_key).to(x_ND.dtype))
+            coded_ND = x_ND + self.f_instance(instance_codes(batch, masked_N, code_key).to(x_ND.dtype))
         f_object = self.f_object or self.f_subject
-        s_N2D = nn.functional.linear(told_ND, self.f_subject.weight)
+        s_N2D = nn.functional.linear(coded_ND, self.f_subject.weight)
         rel_E2D = ops.triple_context(
             s_N2D,
             nn.functional.linear(r_ED, self.f_relation.weight),
-            s_N2D if self.f_object is None else nn.functional.linear(told_ND, f_object.weight),
+            s_N2D if self.f_object is None else nn.functional.linear(coded_ND, f_object.weight),
             pool_B2D,
             self.f_subject.bias + self.f_relation.bias + f_object.bias,
-            batch.subject,
-            batch.object,
-            batch.relation_graph,
-            batch.plan,
-            batch.relation_ptr,
+            batch,
         )
         tokens_EC = self.f_global(rel_E2D)
         mean_BC = ops.graph_mean(tokens_EC, batch.relation_ptr, batch.relation_graph)
@@ -229,22 +260,3 @@ class SceneGraphConditioner(ModelMixin, ConfigMixin):
         context = context.index_put((batch.relation_graph.long(), within_E + 2), tokens_EC)
         mask = position < batch.relation_ptr.long().diff()[:, None] + 2
         return GraphCondition(context, mask, x_global, own_EC)
-
-    def null_condition(self, num_images: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """([B, T, C], [B, T] bool) of the empty text: the first `null_tokens` states of "" (all 77 for Stable
-        Diffusion), then masked padding.
-        """  # fmt: skip
-        num = self.config.null_tokens
-        padded = nn.functional.pad(self.null_states[:num], (0, 0, 0, length - num))
-        mask = torch.arange(length, device=padded.device) < num
-        return padded.expand(num_images, -1, -1), mask.expand(num_images, -1)
-
-    def drop(self, condition: GraphCondition, dropped_B: torch.Tensor) -> GraphCondition:
-        """`condition`, with the null condition for images with dropped [B] set (classifier-free guidance, eq. 2)."""
-        null_context, null_mask = self.null_condition(*condition.context.shape[:2])
-        return GraphCondition(
-            torch.where(dropped_B[:, None, None], null_context.to(condition.context.dtype), condition.context),
-            torch.where(dropped_B[:, None], null_mask, condition.mask),
-            condition.x_global,
-            condition.tokens,
-        )

@@ -52,11 +52,10 @@ class TripleConv(nn.Module):
         x_in, r_in = self.object_norm(x_ND), self.relation_norm(r_ED)
         ac_N2D = nn.functional.linear(x_in, self.object_weight)
         b_ED = nn.functional.linear(r_in, self.relation_weight)
-        ends = batch.subject, batch.object, batch.plan
-        h_ED = ops.gather_add_relu(ac_N2D, b_ED, self.bias, *ends)
+        h_ED = ops.gather_add_relu(ac_N2D, b_ED, self.bias, batch)
         # The kernel that reads and writes the rows adds the bias of `second` and the relations' residual.
         y_E3D = nn.functional.linear(h_ED, self.second.weight)
-        mean_ND, r_new = ops.scatter_mean(y_E3D, self.second.bias, *ends, r_ED if self.residual else None)
+        mean_ND, r_new = ops.scatter_mean(y_E3D, self.second.bias, batch, r_ED if self.residual else None)
         x_new = self.update(mean_ND)
         return (x_ND + x_new if self.residual else x_new), r_new
 

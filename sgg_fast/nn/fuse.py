@@ -73,25 +73,18 @@ class FusedGEGLU(GEGLU):
 class FusedResnetBlock2D(ResnetBlock2D):
     """A residual block whose two norms apply the SiLU; without resampling, and with an added time embedding."""
 
-    time: tuple[Merged, int] | None
-
-    def _apply(self, *args: Any, **kwargs: Any) -> FusedResnetBlock2D:
-        super()._apply(*args, **kwargs)
-        if self.time is not None:
-            self.time[0].rejoin()
-        return self
-
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[B, out channels, h, w]."""
-        hidden, shift = self.norm1(input_tensor), None
-        if self.time_emb_proj is None or temb is None:
+        hidden, shift, project = self.norm1(input_tensor), None, self.time_emb_proj
+        if project is None or temb is None:
             hidden = self.conv1(hidden)
-        elif self.time is None or not _plain(self.conv1):
-            hidden, shift = self.conv1(hidden), self.time_emb_proj(self.nonlinearity(temb))
-        else:  # the bias of the convolution is part of the shift
-            merged, index = self.time
-            shift = merged.project(index, temb)
+        elif type(project) is MergedLinear and _plain(self.conv1):  # it applies the SiLU and adds the bias of conv1
+            shift = project(temb)
             hidden = F.conv2d(hidden, self.conv1.weight, None, self.conv1.stride, self.conv1.padding)
+        else:
+            temb = self.nonlinearity(temb)
+            shift = nn.Linear.forward(project, temb) if type(project) is MergedLinear else project(temb)
+            hidden = self.conv1(hidden)
         hidden = self.conv2(self.dropout(self.norm2(hidden, shift)))
         if self.conv_shortcut is not None:
             input_tensor = self.conv_shortcut(input_tensor)
@@ -182,7 +175,6 @@ def _fuse_modules(model: nn.Module) -> None:
         if type(module) is ResnetBlock2D and _fusable(module):
             _become(module.norm1, FusedGroupNormSiLU)
             _become(module.norm2, FusedGroupNormSiLU)
-            module.time = None
             _become(module, FusedResnetBlock2D)
         elif type(module) is GEGLU:
             _become(module, FusedGEGLU)
@@ -204,8 +196,9 @@ def _fuse_modules(model: nn.Module) -> None:
 
 def _plain(layer: nn.Module) -> bool:
     """True for a convolution whose bias may be added later: no hook or adapter waits for its call."""
-    usual = type(layer) is nn.Conv2d and layer.bias is not None and layer.padding_mode == "zeros"
-    return usual and layer.dilation == (1, 1) and layer.groups == 1 and not layer._forward_hooks
+    if type(layer) is not nn.Conv2d or layer.bias is None or layer._forward_hooks:
+        return False
+    return (layer.padding_mode, layer.dilation, layer.groups) == ("zeros", (1, 1), 1)
 
 
 def _kind(layer: nn.Linear) -> tuple[Any, ...]:
@@ -255,16 +248,13 @@ def _merge(model: nn.Module) -> _State:
         elif type(module) is FusedResnetBlock2D and type(module.time_emb_proj) is nn.Linear and _plain(module.conv1):
             times.append(module)
     state.shared += [Merged(layers) for layers in _by_kind(context)]
+    before = {block.time_emb_proj: block.conv1 for block in times}
+    for layers in _by_kind(list(before)):
+        state.shared.append(Merged(layers, activation=F.silu, before=[before[layer] for layer in layers]))
     for merged in (*state.leading, *state.shared):
         for index, layer in enumerate(merged.layers):
             layer.merged = (merged, index)  # type: ignore[assignment]
             _become(layer, MergedLinear)
-    for layers in _by_kind([block.time_emb_proj for block in times]):
-        blocks = [block for block in times if block.time_emb_proj in layers]
-        merged = Merged(layers, activation=F.silu, before=[block.conv1 for block in blocks])
-        state.shared.append(merged)
-        for index, block in enumerate(blocks):
-            block.time = (merged, index)
     return state
 
 
@@ -322,8 +312,7 @@ def unfuse(model: nn.Module) -> None:
             module.rescale_output_factor = 1.0
         if type(module) in _STOCK:
             module.__class__ = _STOCK[type(module)]
-            for name in ("merged", "time"):
-                module.__dict__.pop(name, None)
+            module.__dict__.pop("merged", None)
 
 
 def summary(model: nn.Module) -> dict[str, int]:

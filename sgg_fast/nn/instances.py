@@ -37,8 +37,8 @@ def instance_codes(
         name_N = torch.where(masked_N, -1 - place_N, name_N)
     longest = int(batch.sizes[:, 0].max())
     row_N = place_N.clamp(max=longest - 1)  # the padding graph may be longer in a captured step
-    nobody = torch.full((batch.num_graphs, longest), -1 - batch.num_objects, device=graph_N.device)
-    name_BL = nobody.index_put((graph_N, row_N), name_N)
+    empty_BL = torch.full((batch.num_graphs, longest), -1 - batch.num_objects, device=graph_N.device)
+    name_BL = empty_BL.index_put((graph_N, row_N), name_N)
     alike_N = (name_BL[graph_N] == name_N[:, None]).sum(dim=1)
     seed, step, sample_B = key or (0, 0, torch.zeros(1, dtype=torch.long, device=graph_N.device))
     words = (seed, step, sample_B[graph_N % len(sample_B)], STREAM_INSTANCE, place_N)

@@ -82,7 +82,7 @@ class Merged:
 
     With `leading` the first layer computes for all at each call, as to_q does for to_k and to_v. Otherwise the first
     caller between `begin` and `end` computes for all, and a caller with another tensor computes its own result. Tensors
-    are compared by identity, so a result always belongs to the caller's input.
+    are compared by identity, so a result always belongs to the caller's input. `activation` is applied to the input.
     """
 
     def __init__(
@@ -104,7 +104,11 @@ class Merged:
     @property
     def parameters(self) -> list[list[nn.Parameter]]:
         """The weights, the biases if the layers have them, and those of the convolutions."""
-        kinds = [(self.layers, "weight"), (self.layers, "bias"), (self.before, "bias")]
+        kinds: list[tuple[Sequence[nn.Module], str]] = [
+            (self.layers, "weight"),
+            (self.layers, "bias"),
+            (self.before, "bias"),
+        ]
         found = [[getattr(layer, name) for layer in layers] for layers, name in kinds]
         return [parameters for parameters in found if parameters and parameters[0] is not None]
 
@@ -139,7 +143,7 @@ class Merged:
         out = self._outputs[index] if x is self._input else None
         if out is None:
             layer = self.layers[index]
-            bias = layer.bias + self.before[index].bias if self.before else layer.bias
+            bias = layer.bias + self.before[index].bias if self.before else layer.bias  # type: ignore[operator]
             return F.linear(x if self.activation is None else self.activation(x), layer.weight, bias)
         if self.leading:
             self._outputs[index] = None

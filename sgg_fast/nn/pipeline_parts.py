@@ -64,9 +64,10 @@ def read_index(root: Path) -> dict[str, Any]:
         guidance = index["guidance"]
         if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not 1 <= guidance <= 10_000:
             raise ModelError(f"guidance must be a number from 1 (none) to 10000, not {shown(guidance)}")
-        told = index["provenance"]
-        if told is not None and not (
-            isinstance(told, dict) and all(isinstance(told.get(key, {}), dict) for key in ("settings", "metrics"))
+        provenance = index["provenance"]
+        if provenance is not None and not (
+            isinstance(provenance, dict)
+            and all(isinstance(provenance.get(key, {}), dict) for key in ("settings", "metrics"))
         ):
             raise ModelError("provenance must be null or an object with the objects settings and metrics")
     return index

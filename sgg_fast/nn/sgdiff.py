@@ -56,8 +56,8 @@ class SGDiffConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
         rows = {name: row for row, name in enumerate(self.config.trained_names, start=1)}
         return torch.tensor([rows.get(name, 0) for name in table.names], device=raw_VD.device)
 
-    def forward(self, names_V: torch.Tensor, batch: SceneGraphBatch, said: None = None) -> GraphCondition:
-        """The condition of every graph. names: rows of the embedding [V], from `names_of`; said: not read."""
+    def forward(self, names_V: torch.Tensor, batch: SceneGraphBatch, states: None = None) -> GraphCondition:
+        """The condition of every graph. names: rows of the embedding [V], from `names_of`; states: not read."""
         x_ND, r_ED = self.relation_encoder(self.embedding(names_V), batch)
         objects_BD = ops.graph_mean(x_ND, batch.object_ptr, batch.object_graph)
         relations_BD = ops.graph_mean(r_ED, batch.relation_ptr, batch.relation_graph)

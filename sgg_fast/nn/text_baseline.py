@@ -34,9 +34,9 @@ from .conditioner import NULL_TOKENS, GraphCondition, context_length
 
 def phrases(graph: SceneGraph) -> list[str]:
     """One phrase a relation, in order, then the names of objects without relations."""
-    said = {i for s, _, o in graph.relations for i in (s, o)}
-    told = [f"{graph.objects[s]} {predicate} {graph.objects[o]}" for s, predicate, o in graph.relations]
-    return told + [name for i, name in enumerate(graph.objects) if i not in said]
+    related = {i for s, _, o in graph.relations for i in (s, o)}
+    triples = [f"{graph.objects[s]} {predicate} {graph.objects[o]}" for s, predicate, o in graph.relations]
+    return triples + [name for i, name in enumerate(graph.objects) if i not in related]
 
 
 def numbered(graph: SceneGraph) -> SceneGraph:
@@ -80,12 +80,12 @@ class TextConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
             return phrase_states(text_encoder, tokenizer, table.phrases)
         return text_states(text_encoder, tokenizer, [sentence(graph, self.config.form) for graph in graphs])[0]
 
-    def forward(self, names_VD: torch.Tensor, batch: SceneGraphBatch, said: torch.Tensor) -> GraphCondition:
-        """The condition of every graph. names: not read. said: text states from `read`."""
+    def forward(self, names_VD: torch.Tensor, batch: SceneGraphBatch, states: torch.Tensor) -> GraphCondition:
+        """The condition of every graph. names: not read. states: text states from `read`."""
         if self.config.form != "phrases":
-            return self.condition(said, torch.ones(said.shape[:2], dtype=torch.bool, device=said.device))
+            return self.condition(states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
         num = context_length(int(batch.sizes[:, 1].max()), self.config.null_tokens) - 1
-        tokens_BTC, there_BT = first_rows(batch, said[batch.phrase.long()].float(), num)
+        tokens_BTC, there_BT = first_rows(batch, states[batch.phrase.long()].float(), num)
         start = self.start_state.to(tokens_BTC.dtype).expand(len(tokens_BTC), 1, -1)
         return self.condition(
             torch.cat([start, tokens_BTC], dim=1), torch.cat([there_BT.new_ones(len(there_BT), 1), there_BT], dim=1)

@@ -25,8 +25,8 @@ from .dispatch import backend_for
 
 __all__ = [
     "APPLIED", "BLOCK_8BIT", "CONTROL_SIZE", "CORRECTION_1", "CORRECTION_2", "FACTOR", "INVERSE_SCALE", "NORM",
-    "ZERO_1", "ZERO_2", "GroupGrads", "Hyper", "Moments", "Weights", "adam8bit_", "adam_decide_", "adam_update_",
-    "chunk_table", "dynamic_map", "num_chunks", "quantise",
+    "ZERO_1", "ZERO_2", "GroupGrads", "Hyper", "Moments", "Weights", "adam_decide_", "adam_update_", "chunk_table",
+    "dynamic_map", "num_chunks", "quantise",
 ]  # fmt: skip
 
 GRAD_DTYPES = (torch.float32, torch.bfloat16)
@@ -89,12 +89,11 @@ def _decide(
         adam_decide(tables, dtypes, control, step, hyper)
 
 
-@torch.library.custom_op("sgg_fast::adam_update_", mutates_args=("param", "low", "moment_1", "moment_2"))
+@torch.library.custom_op("sgg_fast::adam_update_", mutates_args=("param", "low", "moments"))
 def _update(
     param: torch.Tensor,
     low: torch.Tensor | None,
-    moment_1: torch.Tensor,
-    moment_2: torch.Tensor,
+    moments: Sequence[torch.Tensor],
     grads: Sequence[torch.Tensor],
     offsets: Sequence[int],
     table: torch.Tensor,
@@ -107,62 +106,25 @@ def _update(
     eps: float,
     backend: str,
 ) -> None:
-    weights, hyper = Weights(param, low, seed), Hyper(beta_1, beta_2, eps)
+    weights, rest = Weights(param, low, seed), (control, rate, step, Hyper(beta_1, beta_2, eps))
     if backend == "reference":
         if control[reference.APPLIED]:
-            reference.adam_update(weights, moment_1, moment_2, grads, offsets, control, rate, step, hyper)
-    else:
+            if len(moments) == 2:
+                reference.adam_update(weights, moments, grads, offsets, *rest)
+            else:
+                reference_adam8bit(weights, Moments(*moments), grads, offsets, *rest)
+    elif len(moments) == 2:
         from sgg_kernels.adam import adam_update
 
-        adam_update(weights, moment_1, moment_2, table, grads[0].dtype, control, rate, step, hyper)
-
-
-@torch.library.custom_op(
-    "sgg_fast::adam8bit_", mutates_args=("param", "low", "code_1", "code_2", "absmax_1", "absmax_2")
-)
-def _update_8bit(
-    param: torch.Tensor,
-    low: torch.Tensor | None,
-    code_1: torch.Tensor,
-    code_2: torch.Tensor,
-    absmax_1: torch.Tensor,
-    absmax_2: torch.Tensor,
-    map_1: torch.Tensor,
-    map_2: torch.Tensor,
-    grads: Sequence[torch.Tensor],
-    offsets: Sequence[int],
-    table: torch.Tensor,
-    control: torch.Tensor,
-    rate: torch.Tensor,
-    step: torch.Tensor,
-    seed: int,
-    beta_1: float,
-    beta_2: float,
-    eps: float,
-    backend: str,
-) -> None:
-    moments = Moments(code_1, code_2, absmax_1, absmax_2, map_1, map_2)
-    weights, hyper = Weights(param, low, seed), Hyper(beta_1, beta_2, eps)
-    if backend == "reference":
-        if control[reference.APPLIED]:
-            reference_adam8bit(weights, moments, grads, offsets, control, rate, step, hyper)
+        adam_update(weights, moments, table, grads[0].dtype, *rest)
     else:
         from sgg_kernels.adam8bit import adam8bit_update
 
-        adam8bit_update(weights, moments, table, grads[0].dtype, control, rate, step, hyper)
+        adam8bit_update(weights, Moments(*moments), table, grads[0].dtype, *rest)
 
 
-for _op in (_decide, _update, _update_8bit):
+for _op in (_decide, _update):
     _op.register_fake(lambda *args: None)
-
-
-def _checked(name: str, param: torch.Tensor, group: GroupGrads) -> str:
-    """The backend. Raises ValueError for gradients that the kernels do not support."""
-    if not group.grads or any(g.dtype not in GRAD_DTYPES or g.ndim != 1 for g in group.grads):
-        raise ValueError(f"{name}: needs at least one gradient, each flat and in fp32 or bf16")
-    if len({g.dtype for g in group.grads}) > 1 or param.dtype not in GRAD_DTYPES:
-        raise ValueError(f"{name}: the gradients of a group are of one dtype, its weights in fp32 or bf16")
-    return backend_for(param.device, param.dtype)
 
 
 def adam_decide_(groups: Sequence[GroupGrads], control: torch.Tensor, step: torch.Tensor, hyper: Hyper) -> None:
@@ -183,41 +145,26 @@ def adam_decide_(groups: Sequence[GroupGrads], control: torch.Tensor, step: torc
 
 def adam_update_(
     weights: Weights,
-    moment_1_P: torch.Tensor,
-    moment_2_P: torch.Tensor,
+    moments: Moments | tuple[torch.Tensor, torch.Tensor],
     group: GroupGrads,
     control: torch.Tensor,
     rate: torch.Tensor,
     step: torch.Tensor,
     hyper: Hyper,
 ) -> None:
-    """Apply the decided step in place, with moments in fp32 [P]; no change if `control[APPLIED]` is 0.
+    """Apply the decided step in place; no change if `control[APPLIED]` is 0.
 
-    rate: fp32, aligned to 16 bytes; its first element is the learning rate. Weights have any form of `Weights`.
-    Elements without a gradient do not change. Raises ValueError as `adam8bit_`.
+    moments: two in fp32 [P], or `Moments` in 8 bits, whose offsets and buffer lengths are multiples of 256. rate: fp32,
+    aligned to 16 bytes; its first element is the learning rate. Weights have any form of `Weights`. Elements without a
+    gradient do not change. Raises ValueError for an empty list, and for gradients that are not flat, not fp32 or bf16,
+    or not of one dtype.
 
-    Equivalent PyTorch: `torch.optim.Adam(params, lr, betas, eps).step()`
+    Equivalent PyTorch: `torch.optim.Adam(params, lr, betas, eps).step()`, or `bitsandbytes.optim.Adam8bit(..).step()`
     """
-    backend = _checked("adam_update_", weights.param, group)
     param, low, seed = weights
-    _update(param, low, moment_1_P, moment_2_P, *group, control, rate, step, seed, *hyper[:3], backend)
-
-
-def adam8bit_(
-    weights: Weights,
-    moments: Moments,
-    group: GroupGrads,
-    control: torch.Tensor,
-    rate: torch.Tensor,
-    step: torch.Tensor,
-    hyper: Hyper,
-) -> None:
-    """`adam_update_` with moments in 8 bits, in blocks of 256; offsets and buffer lengths are multiples of 256.
-
-    Raises ValueError for an empty list, and for gradients that are not flat, not fp32 or bf16, or not of one dtype.
-
-    Equivalent PyTorch: `bitsandbytes.optim.Adam8bit(params, lr, betas, eps).step()`
-    """
-    backend = _checked("adam8bit_", weights.param, group)
-    param, low, seed = weights
-    _update_8bit(param, low, *moments, *group, control, rate, step, seed, *hyper[:3], backend)
+    if not group.grads or any(g.dtype not in GRAD_DTYPES or g.ndim != 1 for g in group.grads):
+        raise ValueError("adam_update_: needs at least one gradient, each flat and in fp32 or bf16")
+    if len({g.dtype for g in group.grads}) > 1 or param.dtype not in GRAD_DTYPES:
+        raise ValueError("adam_update_: the gradients of a group are of one dtype, its weights in fp32 or bf16")
+    backend = backend_for(param.device, param.dtype)
+    _update(param, low, list(moments), *group, control, rate, step, seed, *hyper[:3], backend)

@@ -44,7 +44,7 @@ def use_kernels(choice: str) -> None:
 
 @contextlib.contextmanager
 def assumed(backend: str) -> Iterator[None]:
-    """Inside the block every caller gets `backend` on any device: for tensors without memory, where nothing runs."""
+    """Context in which every caller gets `backend` on any device: for tensors without memory, and for comparisons."""
     global _assumed
     before, _assumed = _assumed, backend
     try:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from sgg_kernels import reference
-from sgg_kernels.reference.pack import BATCH_FIELDS, PPM, STORE_FIELDS, MaskKey
+from sgg_kernels.reference.pack import BATCH_FIELDS, PPM, STORE_FIELDS, MaskKey, field_shapes
 
 from sgg_fast.graph import SceneGraphBatch
 
@@ -67,13 +67,8 @@ def _pack(
 
 @_pack.register_fake
 def _(store, ids, object_ptr, relation_ptr, step, num_objects, num_relations, first_copy, ratio_ppm, seed, backend):
-    sizes = {"message_ptr": num_objects + 1, "message_slot": 2 * num_relations, "object_graph": num_objects,
-             "object_name": num_objects, "message_mid": num_objects, "object_pooled": num_objects}  # fmt: skip
-    out = [
-        ids.new_empty(sizes.get(name, num_relations), dtype=torch.uint8 if name.endswith("pooled") else torch.int32)
-        for name in BATCH_FIELDS
-    ]
-    return [*out, ids.new_empty(num_objects, dtype=torch.bool)]
+    shapes = [*field_shapes(num_objects, num_relations).values(), (num_objects, torch.bool)]
+    return [ids.new_empty(num, dtype=dtype) for num, dtype in shapes]
 
 
 def table_shape(num_graphs: int, num_words: int = 1) -> tuple[int, int]:
@@ -153,24 +148,6 @@ def _packed(
     return SceneGraphBatch(**named, object_ptr=object_ptr, relation_ptr=relation_ptr, sizes=sizes), masked_N
 
 
-def _draw(
-    store: SceneGraphBatch,
-    graph_ids: Sequence[int] | np.ndarray,
-    mask: MaskDraw | None,
-    bucket: tuple[int, int] | None,
-) -> tuple[SceneGraphBatch, torch.Tensor]:
-    """Shared by `pack` and `pack_masked`."""
-    device = store.object_name.device
-    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError("pack: the graphs drawn would be baked into the capture; capture pack_captured")
-    step = mask.step if mask is not None and isinstance(mask.step, int) else 0
-    table, sizes = draw_table(store, graph_ids, step, bucket=bucket)
-    if device.type == "cuda":
-        table = table.pin_memory().to(device, non_blocking=True)
-    num_n, num_e = sizes.sum(axis=0).tolist()
-    return _packed(store, table, len(graph_ids), sizes, (num_n, num_e), mask)
-
-
 def pack_captured(
     store: SceneGraphBatch,
     table: torch.Tensor,
@@ -204,17 +181,17 @@ def pack(
 
     Equivalent PyTorch: `SceneGraphBatch.from_graphs([graphs[i] for i in graph_ids], table)`
     """
-    return _draw(store, graph_ids, None, bucket)[0]
+    return pack_masked(store, graph_ids, None, bucket=bucket)[0]
 
 
 def pack_masked(
     store: SceneGraphBatch,
     graph_ids: Sequence[int] | np.ndarray,
-    mask: MaskDraw,
+    mask: MaskDraw | None,
     *,
     bucket: tuple[int, int] | None = None,
 ) -> tuple[SceneGraphBatch, torch.Tensor]:
-    """`pack`, and the mask [N] bool of the auto-encoder from the same launch.
+    """`pack`, and the mask [N] bool of the auto-encoder from the same launch; all False without `mask`.
 
     Each graph from `mask.first_copy` on has `round(mask.ratio * objects)` masked objects, at least one masked and one
     kept. The image node, the padding and a graph of one object are never masked. The same graph at the same step gets
@@ -223,4 +200,12 @@ def pack_masked(
 
     Equivalent PyTorch: rank `hash(seed, step, graph id, index)` within each graph and mask the lowest
     """
-    return _draw(store, graph_ids, mask, bucket)
+    device = store.object_name.device
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError("pack: the graphs drawn would be baked into the capture; capture pack_captured")
+    step = mask.step if mask is not None and isinstance(mask.step, int) else 0
+    table, sizes = draw_table(store, graph_ids, step, bucket=bucket)
+    if device.type == "cuda":
+        table = table.pin_memory().to(device, non_blocking=True)
+    num_n, num_e = sizes.sum(axis=0).tolist()
+    return _packed(store, table, len(graph_ids), sizes, (num_n, num_e), mask)

@@ -53,7 +53,7 @@ def _by_kernel(words: tuple[Word, ...], num: int, kind: int) -> Tensor | None:
     fits = len(rest) <= _MAX_WORDS and len(sizes) <= 1 and all(word.ndim == 1 and len(word) for word in tensors)
     if not fits or backend_for(tensors[0].device) == "reference":
         return None
-    start = reference.hash_words(words[:first])
+    start = reference.hash_words([word for word in words[:first] if isinstance(word, int)])
     values = [0 if isinstance(word, Tensor) else _signed(word) for word in rest]
     places = sum(isinstance(word, Tensor) << i for i, word in enumerate(rest))
     return _draw(tensors, values, places, _signed(start), num, kind)

@@ -79,6 +79,13 @@ def tiles(images: Sequence[Image.Image], captions: Sequence[str], columns: int, 
     return sheet
 
 
+def padded(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """`image` in the middle of a white picture of `size`."""
+    page = Image.new("RGB", size, PAPER)
+    page.paste(image, ((size[0] - image.width) // 2, (size[1] - image.height) // 2))
+    return page
+
+
 def beside(left: Image.Image, right: Image.Image) -> Image.Image:
     """Two images side by side on one sheet, centred vertically."""
     height = max(left.height, right.height)

@@ -28,354 +28,61 @@ The parts of `toy-words` are made by the same commands with `--data-set toy-word
 from __future__ import annotations
 
 import argparse
-import json
-import math
-import shutil
-import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
-from PIL import Image
-from tqdm import tqdm
-from transformers import CLIPModel, CLIPTokenizer
-
 from sgg_fast.commands import command
-from sgg_fast.data.cache import to_pixels
-from sgg_fast.diffusion import noise
-from sgg_fast.diffusion.sampling import sample_latents
-from sgg_fast.drawing import SHIPPED, load_pipeline
-from sgg_fast.drawing.models import fingerprint, set_scheduler
-from sgg_fast.eval.pictures import through_vae
-from sgg_fast.eval.report import contact_sheet
-from sgg_fast.graph import SPOKEN
-from sgg_fast.model_card import write_card
-from sgg_fast.nn.clip import normalise_pixels, text_states
-from sgg_fast.nn.foundation import Foundation
-from sgg_fast.nn.loading import load_weights, seal
-from sgg_fast.pipeline import SceneGraphToImagePipeline
-from sgg_fast.toy import world
-from sgg_fast.toy.captions import caption
-from sgg_fast.toy.detector import train_detector
-from sgg_fast.toy.features import train_features
-from sgg_fast.toy.fit import fit, save_half
-from sgg_fast.toy.models import (
-    make_tokenizer,
-    toy_clip,
-    toy_foundation,
-    toy_scheduler,
-    toy_tokenizer,
-    toy_unet,
-    toy_vae,
-    weight_file,
-)
-from sgg_fast.toy.text_unet import build_text_unet, encode, parts_of
-from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
+from sgg_fast.commands.flags import OneLineParser
 
-SAMPLING_STEPS = 25
-"""Sampling steps of the shipped model."""
-SHEET = Path(__file__).parent / "sheet.png"
-
-
-def draw(seed: int, num: int, first: int = 0) -> np.ndarray:
-    """uint8 [num, 64, 64, 3]: scenes of the world `seed`, from number `first` on."""
-    numbers = tqdm(range(first, first + num), desc="draw", leave=False)
-    return np.stack([world.draw_scene(seed, i).image for i in numbers])
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> float:
-    """dB between uint8 pictures: the mean over pictures of each one's peak signal-to-noise ratio."""
-    mse = ((a.astype(np.float64) - b.astype(np.float64)) ** 2).reshape(len(a), -1).mean(axis=1)
-    return float((10 * np.log10(255**2 / np.maximum(mse, 1e-10))).mean())
-
-
-def sheet(rows: list[np.ndarray], path: Path, zoom: int = 3) -> None:
-    """Write rows of pictures [num, H, W, 3], one below the other, enlarged without smoothing."""
-    grid = np.concatenate([np.concatenate(list(row), axis=1) for row in rows], axis=0)
-    picture = Image.fromarray(grid)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST).save(path)
-
-
-def build_vae(out: Path, num_steps: int, num_scenes: int, batch: int = 16) -> AutoencoderKL:
-    """AutoencoderKL f4 with 4 channels: squared and absolute error, and a light KL term. Gate: 32 dB held out."""
-    images, held_out = draw(TRAIN_SEED, num_scenes), draw(HELD_OUT_SEED, 256)
-    torch.manual_seed(0)
-    vae = toy_vae().to(memory_format=torch.channels_last)
-
-    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        rng = np.random.default_rng([TRAIN_SEED, step])
-        chosen = images[rng.integers(len(images), size=batch)]
-        mirrored = rng.random(batch) < 0.5
-        chosen[mirrored] = chosen[mirrored, :, ::-1]
-        pixels = to_pixels(chosen, torch.device("cpu")).contiguous(memory_format=torch.channels_last)
-        posterior = vae.encode(pixels).latent_dist
-        error = vae.decode(posterior.sample()).sample - pixels
-        square = error.square().mean()
-        kl = 0.5 * (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean()
-        return 5 * square + error.abs().mean() + 1e-4 * kl, {
-            "dB": 10 * math.log10(4 / float(square.detach())),
-            "kl": float(kl.detach()),
-        }
-
-    def look(ema: torch.nn.Module, step: int) -> str:
-        through = through_vae(ema, held_out)
-        sheet([held_out[:10], through[:10]], out / "vae" / "samples" / f"step-{step:06d}.png")
-        return f"held-out PSNR {psnr(held_out, through):.2f} dB"
-
-    ema = fit("vae", vae, loss_of, out / "vae", num_steps, peak_lr=2e-3, look=look)
-    save_half(ema, out / "vae.safetensors")
-    return ema
-
-
-def _tokens(tokenizer: CLIPTokenizer, texts: list[str]) -> dict[str, torch.Tensor]:
-    """Tokens padded to the longest text of the batch, not to 77: under causal attention the rest changes nothing."""
-    return dict(tokenizer(texts, padding=True, truncation=True, max_length=77, return_tensors="pt"))
-
-
-def build_clip(out: Path, num_steps: int, num_scenes: int, batch: int = 96, spoken: bool = False) -> CLIPModel:
-    """CLIP on (sentence, picture) pairs, symmetric InfoNCE. Monitored: held-out retrieval, 256 pairs, chance 1/256.
-
-    spoken: train on scenes of `toy-words`, with a tokenizer of its words, which is saved beside the weights.
-    """
-    tokenizer = toy_tokenizer()
-    if spoken:
-        words = {word for name in world.vocabulary(spoken=True) for word in name.split()}
-        tokenizer = make_tokenizer(words | {word for name in SPOKEN.values() for word in name.split()})
-        tokenizer.save_pretrained(out / "tokenizer")
-    numbers = tqdm(range(num_scenes), desc="draw", leave=False)
-    scenes = [world.draw_scene(TRAIN_SEED, i, spoken=spoken) for i in numbers]
-    held_out = [world.draw_scene(HELD_OUT_SEED, i, spoken=spoken) for i in range(256)]
-    torch.manual_seed(0)
-    clip = toy_clip(tokenizer)
-
-    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        rng = np.random.default_rng([TRAIN_SEED, step])
-        chosen = [scenes[i] for i in rng.integers(len(scenes), size=batch)]
-        texts = _tokens(tokenizer, [caption(s.graph, rng, partial=0.3) for s in chosen])
-        out = clip(**texts, pixel_values=clip_pixels(clip, np.stack([s.image for s in chosen])), return_loss=True)
-        return out.loss, {"loss": float(out.loss.detach()), "scale": float(clip.logit_scale.detach().exp())}
-
-    @torch.no_grad()
-    def look(ema: torch.nn.Module, step: int) -> str:
-        texts = _tokens(tokenizer, [caption(s.graph) for s in held_out])
-        logits = ema(**texts, pixel_values=clip_pixels(ema, np.stack([s.image for s in held_out]))).logits_per_image
-        right = logits.argmax(dim=1) == torch.arange(len(held_out))
-        return f"held-out image to text top-1 {right.float().mean():.3f} (chance {1 / len(held_out):.3f})"
-
-    ema = fit("clip", clip, loss_of, out / "clip", num_steps, peak_lr=1e-3, look=look, weight_decay=0.02)
-    save_half(ema, out / "clip.safetensors")
-    return ema
-
-
-def build_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32) -> UNet2DConditionModel:
-    """The text-conditioned UNet: v-prediction on latents, sentences through CLIP's text tower, 10 % unconditional."""
-    foundation = toy_foundation(weights=out)
-    if missing := [part for part in ("vae", "clip") if not (out / f"{part}.safetensors").is_file()]:
-        raise ValueError(f"{out} has no {' and no '.join(missing)}: build that first")
-    graphs = [world.draw_scene(TRAIN_SEED, i).graph for i in tqdm(range(num_scenes), desc="graphs", leave=False)]
-    latents = torch.cat([encode(foundation, draw(TRAIN_SEED, 1000, i)) for i in range(0, num_scenes, 1000)])
-    torch.manual_seed(0)
-    unet = toy_unet()
-    abar = foundation.scheduler.alphas_cumprod
-
-    def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        rng = np.random.default_rng([TRAIN_SEED, step])
-        chosen = rng.integers(len(graphs), size=batch)
-        texts = ["" if rng.random() < 0.1 else caption(graphs[i], rng, partial=0.1) for i in chosen]
-        context, _ = text_states(foundation.text_encoder, foundation.tokenizer, texts)
-        z_0, t = latents[chosen], torch.from_numpy(rng.integers(len(abar), size=batch))
-        eps = torch.randn(z_0.shape)
-        target = noise.target_of("v_prediction", z_0, eps, abar[t])
-        predicted = unet(noise.add_noise(z_0, eps, abar[t]), t, context).sample
-        loss = (predicted - target).square().mean()
-        return loss, {"loss": float(loss.detach())}
-
-    held_out = [world.draw_scene(HELD_OUT_SEED, i) for i in range(12)]
-
-    def look(ema: torch.nn.Module, step: int) -> str:
-        drawn = draw_texts(foundation, ema, [caption(s.graph) for s in held_out])
-        sheet([np.stack([s.image for s in held_out]), drawn], out / "unet" / "samples" / f"step-{step:06d}.png")
-        return "sample sheet written"
-
-    ema = fit("unet", unet, loss_of, out / "unet", num_steps, peak_lr=1e-3, ema_decay=0.9995, look=look)
-    save_half(ema, out / "unet.safetensors")
-    return ema
-
-
-def clip_pixels(clip: torch.nn.Module, images: np.ndarray) -> torch.Tensor:
-    """uint8 pictures as input of CLIP's image tower."""
-    return normalise_pixels(clip, to_pixels(images, torch.device("cpu")))
-
-
-@torch.no_grad()
-def draw_texts(foundation: Foundation, unet: torch.nn.Module, texts: list[str], guidance: float = 4.0) -> np.ndarray:
-    """uint8 pictures of sentences, 40 DDIM steps, noise from seed 0."""
-    context, _ = text_states(foundation.text_encoder, foundation.tokenizer, [""] * len(texts) + texts)
-    start = torch.randn(len(texts), 4, 16, 16, generator=torch.Generator().manual_seed(0))
-
-    def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return unet(z, t, context).sample
-
-    latents = sample_latents(denoise, toy_scheduler(), start, 40, guidance)
-    out = foundation.vae.decode(latents / foundation.vae.config.scaling_factor).sample
-    return ((out.clamp(-1, 1) + 1) * 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).numpy()
-
-
-def ship(run: Path, folder: Path) -> None:
-    """Copy the pipeline of a finished `train.py --out RUN`, in fp16, to the place of infer.py's default model.
-
-    It samples with 25 steps of DPM-Solver++; its pictures are no worse than with 100 of DDIM (benchmarks/LOG.md).
-    """
-    pipeline = SceneGraphToImagePipeline.from_pretrained(
-        run / "finetune" / "pipeline", torch_dtype=torch.float16, use_safetensors=True
-    )
-    set_scheduler(pipeline, "dpm++")
-    pipeline.register_to_config(sampling_steps=SAMPLING_STEPS)
-    shutil.rmtree(folder, ignore_errors=True)
-    pipeline.save_pretrained(folder)
-    _forget_places(folder)
-
-
-def assemble(out: Path, folder: Path) -> None:
-    """Write the parts of `toy-words` as a foundation in diffusers format, fp16, for `train.py --model`.
-
-    If the UNet is still in training, the average of its last checkpoint is used.
-    """
-    foundation = parts_of(out)
-    unfinished = out / "unet" / "checkpoint" / "ema.safetensors"
-    if not (out / "unet.safetensors").is_file() and unfinished.is_file():
-        load_weights(unfinished, foundation.unet, "build unet again")
-    shutil.rmtree(folder, ignore_errors=True)
-    models = {"unet": foundation.unet, "vae": foundation.vae, "text_encoder": foundation.text_encoder,
-              "graph_clip": foundation.clip}  # fmt: skip
-    for name, model in models.items():
-        model.half().save_pretrained(folder / name)
-    for name in ("tokenizer", "graph_tokenizer"):
-        foundation.tokenizer.save_pretrained(folder / name)
-    foundation.scheduler.save_pretrained(folder / "scheduler")
-    _forget_places(folder)
-
-
-def _forget_places(folder: Path) -> None:
-    """Remove the paths of the machine that made the models."""
-    for path in folder.rglob("*.json"):
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("_name_or_path", None) is not None:
-            path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    seal(folder)
-
-
-def put_on_card(folder: Path, evaluation: Path, data: str = "") -> None:
-    """Put the results of `python -m sgg_fast.eval --out EVALUATION` on the card of the shipped model."""
-    result = json.loads((evaluation / "eval.json").read_text(encoding="utf-8"))
-    if result["data"] != "toy" or result["weights"] != fingerprint(folder):
-        raise ValueError(f"{evaluation} is an evaluation of other weights or on other graphs than toy")
-    drawn = result["rows"]["drawn"]
-    metrics = {f"{name}, {len(result['per picture']['entity recall'][0])} held-out toy graphs": drawn[name] for name in
-               ("entity recall", "entity precision", "relations if present")}  # fmt: skip
-    for axis, pairs in result["counterfactual pairs"].items():
-        seen = round(pairs["pairs"] * (pairs["both seen"] or 0))
-        metrics[f"{axis} as asked, {seen} pairs of graphs that differ in it alone (chance 0.5)"] = pairs["follows"]
-    metrics = {name: value for name, value in metrics.items() if value is not None}  # the evaluation had no case of it
-    index = folder / "model_index.json"
-    content = json.loads(index.read_text(encoding="utf-8"))
-    told = content["provenance"]
-    told |= {"base": "toy models (trained: unet, vae, clip)", "data": data or told["data"], "metrics": metrics}
-    index.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    seal(folder)
-    write_card(load_pipeline(str(folder))[0], folder)
-
-
-def draw_sheet(path: Path, num: int = 8) -> None:
-    """Draw the graphs of the first held-out scenes, unselected, beside their scenes and the shipped model's
-    pictures."""
-    pipeline, _ = load_pipeline(str(SHIPPED))
-    scenes = [world.draw_scene(HELD_OUT_SEED, i) for i in range(num)]
-    generators = [torch.Generator().manual_seed(i) for i in range(num)]
-    drawn = pipeline([s.graph for s in scenes], generator=generators, output_type="np").images
-    drawn = (drawn * 255).round().astype(np.uint8)
-    contact_sheet(path, [(s.graph, {"scene": s.image, "drawn": d}) for s, d in zip(scenes, drawn, strict=True)])
-
-
-def build_judge(out: Path, num_steps: int, num_scenes: int, part: str) -> None:
-    """Train a network that judges pictures and is not used to draw them.
-
-    part: "detector", "detector_words" (that of `toy-words`), or the "features" of FID.
-    """  # fmt: skip
-    judges: dict[str, Callable[..., torch.nn.Module]] = {
-        "detector": train_detector,
-        "detector_words": partial(train_detector, spoken=True),
-        "features": train_features,
-    }
-    save_half(judges[part](out / part, num_steps, num_scenes, TRAIN_SEED, HELD_OUT_SEED), out / f"{part}.safetensors")
-
-
-PARTS: dict[str, Callable[[Path, int, int], object]] = {
-    "vae": build_vae,
-    "clip": build_clip,
-    "unet": build_unet,
-    "detector": partial(build_judge, part="detector"),
-    "features": partial(build_judge, part="features"),
-}
-SPOKEN_PARTS: dict[str, Callable[[Path, int, int], object]] = {
-    "clip": partial(build_clip, spoken=True),
-    "unet": build_text_unet,
-    "detector_words": partial(build_judge, part="detector_words"),
-}
-"""Parts that `toy-words` does not share with `toy`."""
 STEPS = {"vae": 6000, "clip": 3000, "unet": 20_000, "detector": 2400, "features": 1000, "detector_words": 500}
+PARTS = {
+    "toy": ("vae", "clip", "unet", "detector", "features"),
+    "toy-words": ("clip", "unet", "detector_words"),
+}
+"""World -> its own parts; `toy-words` shares the others with `toy`."""
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    """The command line. Raises ValueError for parts and files that do not fit each other."""
+    parser = OneLineParser(prog="python -m sgg_fast.toy.build", description=__doc__)
+    add = parser.add_argument
+    add("part", choices=[*STEPS, "foundation", "ship", "card", "sheet"])
+    add("--out", type=Path, default=Path("runs/toy-build"), help="folder of the parts; of the run to ship")
+    add("--data-set", default="toy", choices=tuple(PARTS), help="the world (%(default)s)")
+    add("--steps", type=int, help=f"optimiser steps ({STEPS})")
+    add("--start", type=Path, help="foundation whose UNet is trained on, with unet of toy-words")
+    add("--first", type=int, default=0, help="steps that the UNet of --start has had (%(default)s)")
+    add("--scenes", type=int, default=20_000, help="training scenes to draw")
+    add("--eval", type=Path, default=Path("outputs/eval"), help="--out of the evaluation for the card")
+    add("--data", default="", help="what the card says that it was trained on (as it stands there)")
+    add("--install", action="store_true", help="copy the weights into the package when done")
+    args = parser.parse_args(argv)
+    own = PARTS[args.data_set]
+    if args.part in STEPS and args.part not in own:
+        raise ValueError(
+            f"{args.part}: --data-set {args.data_set} has {', '.join(own)} of its own; the rest is that of toy"
+        )
+    if args.start and (args.part, args.data_set) != ("unet", "toy-words"):
+        raise ValueError("--start is of unet with --data-set toy-words")
+    missing = [part for part in ("vae", "clip") if not (args.out / f"{part}.safetensors").is_file()]
+    if missing and not args.start and args.part in ("unet", "foundation"):
+        raise ValueError(f"{args.out} has no {' and no '.join(missing)}: build that first")
+    args.steps = args.steps or STEPS.get(args.part)
+    return args
 
 
 @command("toy.build")
 def main(argv: list[str] | None) -> None:
-    """Exit code 0; 2 for an evaluation of another model than the shipped one."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("part", choices=[*PARTS, "detector_words", "foundation", "ship", "card", "sheet"])
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/toy-build"), help="folder of the parts; of the run to ship"
-    )
-    parser.add_argument("--data-set", default="toy", choices=("toy", "toy-words"), help="the world (%(default)s)")
-    parser.add_argument("--steps", type=int, help=f"optimiser steps ({STEPS})")
-    parser.add_argument("--start", type=Path, help="foundation whose UNet is trained on, with unet of toy-words")
-    parser.add_argument("--first", type=int, default=0, help="steps that the UNet of --start has had (%(default)s)")
-    parser.add_argument("--scenes", type=int, default=20_000, help="training scenes to draw")
-    parser.add_argument("--eval", type=Path, default=Path("outputs/eval"), help="--out of the evaluation for the card")
-    parser.add_argument("--data", default="", help="what the card says that it was trained on (as it stands there)")
-    parser.add_argument("--install", action="store_true", help="copy the weights into the package when done")
-    args = parser.parse_args(argv)
+    """Exit code 0; 2 for parts that do not fit, and for an evaluation of another model than the shipped one."""
+    args = parse(argv)
+    from sgg_fast.toy import parts
+
     if args.part == "foundation":
-        assemble(args.out, args.out / "foundation")
+        parts.assemble(args.out, args.out / "foundation")
     elif args.part == "ship":
-        ship(args.out, SHIPPED)
+        parts.ship(args.out, parts.SHIPPED)
     elif args.part == "card":
-        put_on_card(SHIPPED, args.eval, args.data)
+        parts.put_on_card(parts.SHIPPED, args.eval, args.data)
     elif args.part == "sheet":
-        draw_sheet(SHEET)
+        parts.draw_sheet(parts.SHEET)
     else:
-        build_part(args)
-
-
-def build_part(args: argparse.Namespace) -> None:
-    """Train one part, and with --install copy it into the package. Raises ValueError for an unknown part."""
-    parts = SPOKEN_PARTS if args.data_set == "toy-words" else PARTS
-    if args.part not in parts:
-        raise ValueError(
-            f"{args.part}: --data-set {args.data_set} has {', '.join(parts)} of its own; the rest is that of toy"
-        )
-    build = parts[args.part]
-    if args.start:
-        if build is not build_text_unet:
-            raise ValueError("--start is of unet with --data-set toy-words")
-        build = partial(build_text_unet, start=args.start, first=args.first)
-    build(args.out, args.steps or STEPS[args.part], args.scenes)
-    if args.install:
-        shutil.copy(args.out / f"{args.part}.safetensors", weight_file(args.part))
-        seal(weight_file(args.part).parent if args.part not in ("vae", "clip") else SHIPPED)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        parts.build_part(args)

@@ -21,12 +21,14 @@ from torch import nn
 from torch.nn import functional
 from tqdm import tqdm
 
+from sgg_fast.data.cache import to_pixels
 from sgg_fast.eval.detector import Instance, overlaps
 from sgg_fast.nn.loading import load_weights
 from sgg_fast.toy import world
 from sgg_fast.toy.fit import fit
 from sgg_fast.toy.layout import BACKDROPS
 from sgg_fast.toy.models import WEIGHTS
+from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
 
 CATEGORIES, COLOURS = world.OBJECTS, world.COLOURS
 UNNAMED = 255
@@ -108,8 +110,7 @@ class ToyDetector(nn.Module):
         """The instances of each picture, uint8 [B, H, W, 3]."""
         found = []
         for start in range(0, len(images), batch_size):
-            some = torch.from_numpy(np.ascontiguousarray(images[start : start + batch_size]))
-            category, colour, sides = self(some.permute(0, 3, 1, 2).float() / 127.5 - 1)
+            category, colour, sides = self(to_pixels(images[start : start + batch_size]))
             boxes = boxes_of(sides).permute(0, 2, 3, 1).numpy()
             share, colour = category.softmax(dim=1).numpy(), colour.log_softmax(dim=1).numpy()
             found += [count_votes(*maps) for maps in zip(share, colour, boxes, strict=True)]
@@ -130,10 +131,10 @@ def count_votes(share_KHW: np.ndarray, colour_PHW: np.ndarray, boxes_HW4: np.nda
     Per category, the vote that most others agree with takes their pixels; this repeats with the remaining pixels. Few
     votes for a large box, or for a box within one with more votes, come from the rim of an object and are dropped.
     """
-    said_HW = share_KHW.argmax(axis=0)
-    num_pixels, found = said_HW.size, []
-    for k in np.unique(said_HW):
-        rows, cols = np.nonzero(said_HW == k)
+    category_HW = share_KHW.argmax(axis=0)
+    num_pixels, found = category_HW.size, []
+    for k in np.unique(category_HW):
+        rows, cols = np.nonzero(category_HW == k)
         kept: list[np.ndarray] = []
         while len(rows) >= MIN_VOTES:
             votes = boxes_HW4[rows, cols]
@@ -152,7 +153,7 @@ def count_votes(share_KHW: np.ndarray, colour_PHW: np.ndarray, boxes_HW4: np.nda
             if confidence < MIN_CONFIDENCE or seen < MIN_SEEN or any(_covered(box, other) for other in kept):
                 continue
             kept.append(box)
-            mask = np.zeros(said_HW.shape, bool)
+            mask = np.zeros(category_HW.shape, bool)
             mask[r, c] = True
             colour = COLOURS[colour_PHW[:, r, c].mean(axis=1).argmax()]
             found.append(Instance(CATEGORIES[k], colour, box, mask, confidence))
@@ -196,7 +197,7 @@ class Targets:
 def draw_targets(seed: int, num: int, spoken: bool = False) -> Targets:
     """The first `num` scenes of the world `seed`; with `spoken` every second one is of `toy-words`."""
     rows = []
-    for i in tqdm(range(num), desc="draw", leave=False):
+    for i in tqdm(range(num), desc="draw", disable=None, leave=False):
         scene = world.draw_scene(seed, i, spoken=spoken and i % 2 == 1)
         owner_HW = scene.masks.argmax(axis=0)
         names = [name.split() for name in scene.graph.objects]
@@ -219,7 +220,7 @@ def _batch(targets: Targets, rng: np.random.Generator, size: int) -> list[torch.
     images, category, colour, boxes, weight = columns
     x0, x1 = boxes[mirrored, ..., 0].copy(), boxes[mirrored, ..., 2].copy()
     boxes[mirrored, ..., 0], boxes[mirrored, ..., 2] = 1 - x1, 1 - x0
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = to_pixels(images)
     # Light noise keeps the detector from relying on the drawing's exact values.
     grain = torch.from_numpy(rng.uniform(0.0, 0.08, (size, 1, 1, 1)).astype(np.float32))
     pixels = pixels + grain * torch.from_numpy(rng.standard_normal(pixels.shape, dtype=np.float32))
@@ -240,7 +241,7 @@ def loss_terms(detector: ToyDetector, batch: list[torch.Tensor]) -> dict[str, to
     """
     pixels, category, colour, boxes, weight = batch
     category_logits, colour_logits, sides = detector(pixels)
-    said, named = boxes_of(sides), weight * (colour != UNNAMED)
+    predicted, named = boxes_of(sides), weight * (colour != UNNAMED)
     colour = colour.where(colour != UNNAMED, 0)
 
     def mean(values: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -249,8 +250,8 @@ def loss_terms(detector: ToyDetector, batch: list[torch.Tensor]) -> dict[str, to
     return {
         "category": mean(functional.cross_entropy(category_logits, category, reduction="none"), weight),
         "colour": mean(functional.cross_entropy(colour_logits, colour, reduction="none"), named),
-        "box": mean((said - boxes).abs().sum(dim=1), weight),
-        "iou": mean(1 - generalised_iou(said, boxes), weight),
+        "box": mean((predicted - boxes).abs().sum(dim=1), weight),
+        "iou": mean(1 - generalised_iou(predicted, boxes), weight),
     }
 
 
@@ -317,20 +318,18 @@ def accuracy(detector: ToyDetector, scenes: list[world.Scene], images: np.ndarra
     return Accuracy(num_found / num_things, num_found / num_instances, num_right / max(num_named, 1), missed, invented)
 
 
-def train_detector(
-    out: Path, num_steps: int, num_scenes: int, seed: int, held_out_seed: int, spoken: bool = False
-) -> nn.Module:
+def train_detector(out: Path, num_steps: int, num_scenes: int, spoken: bool = False) -> nn.Module:
     """The detector's moving average after `num_steps`; continues from `out` if possible. Monitored: held-out accuracy.
 
     spoken: train the detector of `toy-words`, which starts from the shipped one and uses scenes of both worlds.
     """
-    targets = draw_targets(seed, num_scenes, spoken)
-    held_out = [world.draw_scene(held_out_seed, i, spoken=spoken) for i in range(200)]
+    targets = draw_targets(TRAIN_SEED, num_scenes, spoken)
+    held_out = [world.draw_scene(HELD_OUT_SEED, i, spoken=spoken) for i in range(200)]
     torch.manual_seed(0)
     detector = load_detector().requires_grad_(True) if spoken else ToyDetector()
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        terms = loss_terms(detector, _batch(targets, np.random.default_rng([seed, step]), 16))
+        terms = loss_terms(detector, _batch(targets, np.random.default_rng([TRAIN_SEED, step]), 16))
         loss = terms["category"] + 0.3 * terms["colour"] + 2 * terms["box"] + terms["iou"]
         return loss, {name: float(term.detach()) for name, term in terms.items()}
 
@@ -339,4 +338,5 @@ def train_detector(
         return str(accuracy(ema, held_out))
 
     peak, every = (7e-4, 100) if spoken else (2e-3, 300)
-    return fit("detector", detector, loss_of, out, num_steps, peak, ema_decay=0.998, look=look, look_every=every)
+    folder = out / ("detector_words" if spoken else "detector")
+    return fit("detector", detector, loss_of, folder, num_steps, peak, ema_decay=0.998, look=look, look_every=every)

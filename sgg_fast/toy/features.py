@@ -14,10 +14,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from sgg_fast.data.cache import to_pixels
 from sgg_fast.nn.loading import load_weights
 from sgg_fast.toy.detector import CATEGORIES, Targets, draw_targets
 from sgg_fast.toy.fit import fit
 from sgg_fast.toy.models import WEIGHTS
+from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
 
 WIDTH = 64
 """D."""
@@ -46,14 +48,10 @@ class ToyFeatures(nn.Module):
     def read(self, images: np.ndarray, batch_size: int = 128) -> np.ndarray:
         """Features, float64 [B, D], of uint8 pictures [B, 64, 64, 3]."""
         parts = [
-            self(_pixels(images[start : start + batch_size])).mean(dim=(2, 3)).double().numpy()
+            self(to_pixels(images[start : start + batch_size])).mean(dim=(2, 3)).double().numpy()
             for start in range(0, len(images), batch_size)
         ]
         return np.concatenate(parts)
-
-
-def _pixels(images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def load_features(path: Path = WEIGHTS / "features.safetensors") -> ToyFeatures:
@@ -70,15 +68,15 @@ def _cells(targets: Targets, chosen: np.ndarray) -> torch.Tensor:
     return functional.adaptive_max_pool2d(hot, CELLS)
 
 
-def train_features(out: Path, num_steps: int, num_scenes: int, seed: int, held_out_seed: int) -> nn.Module:
+def train_features(out: Path, num_steps: int, num_scenes: int) -> nn.Module:
     """The network's moving average after `num_steps`; continues from `out` if possible. Logs held-out accuracy."""
-    targets, held_out = draw_targets(seed, num_scenes), draw_targets(held_out_seed, 200)
+    targets, held_out = draw_targets(TRAIN_SEED, num_scenes), draw_targets(HELD_OUT_SEED, 200)
     torch.manual_seed(1)
     network = ToyFeatures()
 
     def loss_of(step: int) -> tuple[torch.Tensor, dict[str, float]]:
-        chosen = np.random.default_rng([seed, step]).integers(num_scenes, size=32)
-        logits = network.head(network(_pixels(targets.images[chosen])))
+        chosen = np.random.default_rng([TRAIN_SEED, step]).integers(num_scenes, size=32)
+        logits = network.head(network(to_pixels(targets.images[chosen])))
         loss = functional.binary_cross_entropy_with_logits(logits, _cells(targets, chosen))
         return loss, {"loss": float(loss.detach())}
 
@@ -86,8 +84,8 @@ def train_features(out: Path, num_steps: int, num_scenes: int, seed: int, held_o
     def look(ema: nn.Module, step: int) -> str:
         assert isinstance(ema, ToyFeatures)
         there = _cells(held_out, np.arange(200)) > 0
-        said = ema.head(ema(_pixels(held_out.images))) > 0
-        shared = (there & said).sum()
-        return f"cells: precision {shared / said.sum():.3f}, recall {shared / there.sum():.3f}"
+        predicted = ema.head(ema(to_pixels(held_out.images))) > 0
+        shared = (there & predicted).sum()
+        return f"cells: precision {shared / predicted.sum():.3f}, recall {shared / there.sum():.3f}"
 
-    return fit("features", network, loss_of, out, num_steps, peak_lr=2e-3, ema_decay=0.998, look=look)
+    return fit("features", network, loss_of, out / "features", num_steps, peak_lr=2e-3, ema_decay=0.998, look=look)

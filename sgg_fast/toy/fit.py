@@ -88,7 +88,7 @@ def fit(
         start = state["step"]
     folder.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with tqdm(total=num_steps, initial=start, desc=name, unit="step", mininterval=5) as bar:
+    with tqdm(total=num_steps, initial=start, desc=name, unit="step", mininterval=5, disable=None) as bar:
         for step in range(start, num_steps):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, num_steps, peak_lr, constant_until=constant_until, first=first)

@@ -139,6 +139,12 @@ class Group:
 class Plan:
     """The scene before it is drawn: its objects and their places."""
 
+    ANEW = 0.45
+    """Share of repeated choices that are drawn again (`again`)."""
+    HOLDERS, HOLDER_HATS = 0.6, 0.6
+    """Share of people who hold something, and of those who then wear a hat."""
+    HELD: tuple[str, ...] = ("kite", "umbrella", "ball")
+
     def __init__(self, rng: np.random.Generator, rare: bool = False) -> None:
         self.rng = rng
         self.kind = self.pick("land", *BACKDROPS)
@@ -174,7 +180,7 @@ class Plan:
 
     def again(self, topic: str, *options: str) -> str:
         """Choose an option, often the one chosen for this topic before, so scenes hold two of a kind."""
-        if topic not in self.favourites or self.chance(0.45):
+        if topic not in self.favourites or self.chance(self.ANEW):
             self.favourites[topic] = self.pick(*options)
         return self.favourites[topic]
 
@@ -280,32 +286,40 @@ class Plan:
             group.add(bird, (bird, "standing on", perch))
 
     def _rider(self, group: Group, mount: Thing) -> None:
-        dog = self.chance(0.2)
+        """A person, or a dog, on a boat or an animal."""
+        dog = self.chance(0.2) and mount.category != "dog"
         rider = Thing("dog").resize(0.85) if dog else Thing("person", "person riding")
+        if mount.category in ("sheep", "dog"):
+            rider.resize(0.85)
         rider.attach((0.5, 0.74), mount, SEAT[mount.sprite])
         group.links.append((rider, "riding", mount))
         # A boat's side hides the rider's legs; on a horse the near leg is visible.
         group.things.insert(0 if mount.category == "boat" else len(group.things), rider)
         self._hat(group, rider, 0.5)
 
+    def _mounted(self, mount: Thing) -> Group:
+        group = Group([mount], feet=[mount])
+        self._rider(group, mount)
+        return group
+
     def _people(self) -> Group:
         if self.kind == "land" and self.room > 1 and self.chance(0.4):
-            horse = Thing("horse")
-            group = Group([horse], feet=[horse])
-            self._rider(group, horse)
-            return group
-        if self.room > 1 and self.chance(0.6):
+            return self._mounted(Thing("horse"))
+        if self.room > 1 and self.chance(self.HOLDERS):
             return self._holder()
+        return self._walker()
+
+    def _walker(self) -> Group:
         person = Thing("person")
         group = Group([person], feet=[person])
         self._hat(group, person, 0.7)
         return group
 
     def _holder(self) -> Group:
-        person, held = Thing("person", "person holding"), Thing(self.pick("kite", "umbrella", "ball"))
+        person, held = Thing("person", "person holding"), Thing(self.pick(*self.HELD))
         held.attach(GRIP[held.category], person, (1.0, 0.42))
         group = Group([person, held], [(person, "holding", held)], [person])
-        self._hat(group, person, 0.0 if held.category == "umbrella" else 0.6)
+        self._hat(group, person, 0.0 if held.category == "umbrella" else self.HOLDER_HATS)
         return group
 
     def _animal(self) -> Group:

@@ -8,9 +8,7 @@ A pure function of its arguments, to the byte. Letters: H = W = size of a pictur
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from pycocotools import mask as coco_mask
 from tqdm import tqdm
 
 from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.toy import world
 
 SIZE = 320
@@ -34,7 +33,7 @@ LISTS = "deprecated-challenge2017"
 
 def _scenes(seed: int, num: int, size: int) -> Iterator[tuple[int, world.Scene]]:
     """(image id from 1 on, scene)."""
-    for i in tqdm(range(num), desc="draw", unit="image", leave=False):
+    for i in tqdm(range(num), desc="draw", disable=None, unit="image", leave=False):
         yield i + 1, world.draw_scene(seed, i, size)
 
 
@@ -66,14 +65,14 @@ def write_vg(out: Path, num: int, seed: int = 0, size: int = SIZE) -> None:
                       "x": x0, "y": y0, "w": x1 - x0, "h": y1 - y0}  # fmt: skip
             objects.append(record)
             marked.append({**record, "attributes": [colour]} if colour else record)
-        said = []
+        relations = []
         for s, predicate, o in scene.graph.relations:
             relation_id += 1
             ends = {role: {**objects[k], "name": objects[k]["names"][0]} for role, k in (("subject", s), ("object", o))}
-            said.append({"relationship_id": relation_id, "predicate": predicate, "synsets": [], **ends})
+            relations.append({"relationship_id": relation_id, "predicate": predicate, "synsets": [], **ends})
         lists["objects"].append({"image_id": image_id, "objects": objects})
         lists["attributes"].append({"image_id": image_id, "attributes": marked})
-        lists["relationships"].append({"image_id": image_id, "relationships": said})
+        lists["relationships"].append({"image_id": image_id, "relationships": relations})
     for name, records in lists.items():
         _write_json(out / f"{name}.json", records)
     (out / "object_alias.txt").write_text("person,man,woman\n")
@@ -149,8 +148,7 @@ def _rectangles(mask_HW: np.ndarray) -> list[list[float]]:
 @command("toy.sets")
 def main(argv: list[str] | None) -> None:
     """Exit code 0, or 2 for unusable settings."""
-    parser = argparse.ArgumentParser(prog="python -m sgg_fast.toy.sets", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = OneLineParser(prog="python -m sgg_fast.toy.sets", description=__doc__)
     parser.add_argument("form", choices=("vg", "coco"))
     parser.add_argument("--out", type=Path, required=True, help="folder of the files")
     parser.add_argument("--num", type=int, default=300, help="images (%(default)s)")
@@ -169,7 +167,3 @@ def main(argv: list[str] | None) -> None:
     }[args.form]
     out = args.out.with_name(f"{args.out.name}_set")
     print(f"next: python -m sgg_fast.data.prepare {args.form} --root {args.out} --out {out} {how}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

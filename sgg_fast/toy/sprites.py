@@ -10,6 +10,7 @@ width in sprite widths); a later stroke covers an earlier one.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw
@@ -52,20 +53,11 @@ HAIRS: tuple[RGB, ...] = ((60, 40, 30), (128, 76, 36), (226, 184, 92))
 TROUSERS: tuple[RGB, ...] = ((48, 58, 104), (86, 70, 62), (64, 64, 70))
 
 
-def _oval(tint: str, *box: float) -> Stroke:
-    return ("oval", tint, box, 0.0)
+def _filled(kind: str) -> Callable[..., Stroke]:
+    return lambda tint, *coordinates: (kind, tint, coordinates, 0.0)
 
 
-def _rect(tint: str, *box: float) -> Stroke:
-    return ("rect", tint, box, 0.0)
-
-
-def _dome(tint: str, *box: float) -> Stroke:
-    return ("dome", tint, box, 0.0)
-
-
-def _poly(tint: str, *points: float) -> Stroke:
-    return ("poly", tint, points, 0.0)
+_oval, _rect, _dome, _poly = map(_filled, ("oval", "rect", "dome", "poly"))
 
 
 def _line(tint: str, width: float, *points: float) -> Stroke:

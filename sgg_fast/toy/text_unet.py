@@ -27,15 +27,15 @@ from sgg_fast.nn.foundation import Foundation, load_foundation
 from sgg_fast.toy import world
 from sgg_fast.toy.captions import caption
 from sgg_fast.toy.fit import fit, save_half
-from sgg_fast.toy.gates import x0_errors
 from sgg_fast.toy.models import toy_foundation
+from sgg_fast.toy.noise_levels import x0_errors
 from sgg_fast.toy.world import HELD_OUT_SEED, TRAIN_SEED
 
 NULL_TOKENS = 2
 """States of the empty text, its start and its end."""
 _LOOKED_AT = 128
 
-Told = tuple[torch.Tensor, torch.Tensor]
+Context = tuple[torch.Tensor, torch.Tensor]
 """[B, T, C] context and [B, T] bool, the mask of attended tokens."""
 
 
@@ -50,7 +50,7 @@ def read_texts(foundation: Foundation, texts: Sequence[str]) -> tuple[torch.Tens
     return foundation.text_encoder(ids[:, : int(end.max()) + 1]).last_hidden_state, end
 
 
-def tell_sentences(foundation: Foundation, texts: Sequence[str]) -> Told:
+def read_sentences(foundation: Foundation, texts: Sequence[str]) -> Context:
     """Each text's states; an empty text is the null condition."""
     states, end = read_texts(foundation, texts)
     return states, torch.arange(states.shape[1]) <= end[:, None]
@@ -60,25 +60,25 @@ class Phrases:
     """End-of-text states of the phrases of graphs, computed once."""
 
     def __init__(self, foundation: Foundation, graphs: Sequence[SceneGraph], batch: int = 512) -> None:
-        said = dict.fromkeys(text for graph in graphs for text in _phrases(graph))
-        self.row = {text: k for k, text in enumerate(said)}
-        rows, texts = [], list(said)
-        for k in tqdm(range(0, len(texts), batch), desc="phrases", leave=False):
+        phrases = dict.fromkeys(text for graph in graphs for text in _phrases(graph))
+        self.row = {text: k for k, text in enumerate(phrases)}
+        rows, texts = [], list(phrases)
+        for k in tqdm(range(0, len(texts), batch), desc="phrases", disable=None, leave=False):
             states, end = read_texts(foundation, texts[k : k + batch])
             rows.append(states[torch.arange(len(states)), end])
         self.states_PC = torch.cat(rows)
         self.null_TC = read_texts(foundation, [""])[0][0]
 
-    def tell(self, graphs: Sequence[SceneGraph | None]) -> Told:
+    def read(self, graphs: Sequence[SceneGraph | None]) -> Context:
         """The start token, then a token for each relation and each object; None is the null condition."""
-        rows = [self.null_TC if g is None else self._read(g) for g in graphs]
+        rows = [self.null_TC if g is None else self._tokens(g) for g in graphs]
         longest = max(len(row) for row in rows)
         context = torch.stack([nn.functional.pad(row, (0, 0, 0, longest - len(row))) for row in rows])
         return context, torch.arange(longest) < torch.tensor([len(row) for row in rows])[:, None]
 
-    def _read(self, graph: SceneGraph) -> torch.Tensor:
-        told = self.states_PC[[self.row[text] for text in _phrases(graph)]]
-        return torch.cat([self.null_TC[:1], told])
+    def _tokens(self, graph: SceneGraph) -> torch.Tensor:
+        tokens = self.states_PC[[self.row[text] for text in _phrases(graph)]]
+        return torch.cat([self.null_TC[:1], tokens])
 
 
 def _phrases(graph: SceneGraph) -> list[str]:
@@ -91,13 +91,13 @@ def training_set(foundation: Foundation, out: Path, num: int) -> tuple[list[Scen
     kept = out / f"toy-words-{num}"
     if not (kept / "latents.safetensors").is_file():
         graphs, parts = [], []
-        for first in tqdm(range(0, num, 50), desc="draw", leave=False):
+        for first in tqdm(range(0, num, 50), desc="draw", disable=None, leave=False):
             scenes = [world.draw_scene(TRAIN_SEED, i, spoken=True) for i in range(first, min(first + 50, num))]
             graphs += [scene.graph for scene in scenes]
             parts.append(encode(foundation, np.stack([scene.image for scene in scenes])).half())
         kept.mkdir(parents=True, exist_ok=True)
-        told = [[graph.objects, graph.relations] for graph in graphs]
-        (kept / "graphs.json").write_text(json.dumps(told), encoding="utf-8")
+        content = [[graph.objects, graph.relations] for graph in graphs]
+        (kept / "graphs.json").write_text(json.dumps(content), encoding="utf-8")
         save_file({"latents": torch.cat(parts).contiguous()}, kept / "latents.part")
         (kept / "latents.part").rename(kept / "latents.safetensors")
     read = json.loads((kept / "graphs.json").read_text(encoding="utf-8"))
@@ -108,7 +108,7 @@ def training_set(foundation: Foundation, out: Path, num: int) -> tuple[list[Scen
 @torch.no_grad()
 def encode(foundation: Foundation, images: np.ndarray) -> torch.Tensor:
     """Scaled latents (posterior means) of uint8 pictures."""
-    pixels = to_pixels(images, torch.device("cpu"))
+    pixels = to_pixels(images)
     parts = [foundation.vae.encode(some).latent_dist.mean for some in pixels.split(50)]
     return torch.cat(parts) * foundation.vae.config.scaling_factor
 
@@ -125,8 +125,7 @@ def build_text_unet(
     """The wide UNet's moving average. Monitored: error of the predicted latents by noise level, on held-out scenes.
 
     start: folder of a foundation. Training continues with its UNet, trained for `first` steps, and its other parts are
-    written to `out`. Without it the parts of `out` and a new UNet are used. Raises ValueError if those parts are
-    missing.
+    written to `out`. Without it the parts of `out` and a new UNet are used.
     """
     if start is not None:
         foundation = load_foundation(str(start), "")
@@ -135,7 +134,7 @@ def build_text_unet(
         save_half(foundation.clip, out / "clip.safetensors")
         foundation.tokenizer.save_pretrained(out / "tokenizer")
     else:
-        foundation = parts_of(out)
+        foundation = toy_foundation(weights=out, wide=True)
     graphs, latents = training_set(foundation, out, num_scenes)
     scenes = [world.draw_scene(HELD_OUT_SEED, i, spoken=True) for i in range(_LOOKED_AT)]
     held_out = [scene.graph for scene in scenes]
@@ -147,10 +146,10 @@ def build_text_unet(
         rng = np.random.default_rng([TRAIN_SEED, step])
         chosen, dropped = rng.integers(len(graphs), size=batch), rng.random(batch) < 0.1
         if step % 2:
-            context, mask = phrases.tell([None if d else graphs[i] for i, d in zip(chosen, dropped, strict=True)])
+            context, mask = phrases.read([None if d else graphs[i] for i, d in zip(chosen, dropped, strict=True)])
         else:
             texts = ["" if d else caption(graphs[i], rng, partial=0.1) for i, d in zip(chosen, dropped, strict=True)]
-            context, mask = tell_sentences(foundation, texts)
+            context, mask = read_sentences(foundation, texts)
         z_0, t = latents[chosen], torch.from_numpy(rng.integers(len(abar), size=batch))
         eps = torch.randn(z_0.shape)
         target = noise.target_of("v_prediction", z_0, eps, abar[t])
@@ -160,15 +159,15 @@ def build_text_unet(
         return loss, {"loss": float(loss.detach())}
 
     true_latents = encode(foundation, np.stack([scene.image for scene in scenes]))
-    told = {
-        "sentences": tell_sentences(foundation, [caption(graph) for graph in held_out]),
-        "phrases": phrases.tell(held_out),
+    contexts = {
+        "sentences": read_sentences(foundation, [caption(graph) for graph in held_out]),
+        "phrases": phrases.read(held_out),
     }
 
     @torch.no_grad()
     def look(ema: nn.Module, step: int) -> str:
         lines = []
-        for name, (context, mask) in told.items():
+        for name, (context, mask) in contexts.items():
 
             def predict(
                 z: torch.Tensor,
@@ -182,16 +181,7 @@ def build_text_unet(
             lines.append(f"{name} {x0_errors(predict, true_latents, abar, scenes)}")
         return "x0 error " + "; ".join(lines)
 
-    ema = fit(
+    return fit(
         "unet", unet, loss_of, out / "unet", num_steps, peak_lr=1e-3, ema_decay=0.9995, look=look, look_every=400,
         constant_until=0.7, first=first,
     )  # fmt: skip
-    save_half(ema, out / "unet.safetensors")
-    return ema
-
-
-def parts_of(out: Path) -> Foundation:
-    """Autoencoder and CLIP of `out`, and its UNet or a new one. Raises ValueError if autoencoder or CLIP is missing."""
-    if missing := [part for part in ("vae", "clip") if not (out / f"{part}.safetensors").is_file()]:
-        raise ValueError(f"{out} has no {' and no '.join(missing)}: build that first")
-    return toy_foundation(weights=out, wide=True)

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from sgg_fast.toy import layout
 from sgg_fast.toy.layout import Group, Plan, Thing
 
 NEW = ("on", "in", "under", "next to", "near", "in front of", "with")
@@ -23,10 +22,9 @@ NEW = ("on", "in", "under", "next to", "near", "in front of", "with")
 EITHER_WAY = ("next to", "near")
 """The symmetric ones: they hold in both directions."""
 
-SAID_OF_SKY = 0.4
+NAMED_OF_SKY = 0.4
 """Share of the objects in the sky, and of boats in the sea, whose graph may name this relation."""
 MOUNTS = {"land": ("horse", "horse", "sheep", "sheep", "dog"), "beach": ("horse", "dog")}
-HELD = ("kite", "umbrella", "ball", "hat", "bird")
 
 BESIDE_GAP, NEAR_GAP, LEAST_SHARED = 0.1, 0.14, 0.6
 """Widest gap between two boxes that are next to each other, and near; least overlap in height of objects next to each
@@ -84,6 +82,10 @@ def between(a: np.ndarray, b: np.ndarray, wide: bool) -> list[str]:
 class WordsPlan(Plan):
     """A scene with more relations: two of a kind, riders, held objects, and rare relations."""
 
+    ANEW = 0.3
+    HOLDERS, HOLDER_HATS = 0.65, 0.5
+    HELD = ("kite", "umbrella", "ball", "hat", "bird")
+
     def _start(self) -> None:
         topic = self.rng.random()
         if topic < 0.35:
@@ -109,12 +111,6 @@ class WordsPlan(Plan):
             if self.room > 0:
                 self._settle(make(), zone)
 
-    def again(self, topic: str, *options: str) -> str:
-        """Choose an option; repeats are more frequent than in the older world."""
-        if topic not in self.favourites or self.chance(0.3):
-            self.favourites[topic] = self.pick(*options)
-        return self.favourites[topic]
-
     def _settle(self, group: Group, zone: str) -> None:
         num = len(self.groups)
         super()._settle(group, zone)
@@ -122,52 +118,26 @@ class WordsPlan(Plan):
             return
         feet = {id(thing) for thing in group.feet}
         for thing in group.things if zone == "sky" else ():
-            if self.chance(SAID_OF_SKY) and thing.frame[1] + thing.frame[3] < self.horizon:
+            if self.chance(NAMED_OF_SKY) and thing.frame[1] + thing.frame[3] < self.horizon:
                 self.links.append((thing, "in", self.backdrop[0]))
         for thing in group.things if zone == "ground" else ():
             if thing.category == "ball" and len(group.things) == 1 and id(thing) not in feet:
                 self.links.append((thing, "standing on", self.backdrop[-1]))
         if zone == "sea":
             sea = next(thing for thing in self.backdrop if thing.category == "sea")
-            boats = [thing for thing in group.things if thing.category == "boat" and self.chance(SAID_OF_SKY)]
+            boats = [thing for thing in group.things if thing.category == "boat" and self.chance(NAMED_OF_SKY)]
             self.links += [(boat, "in", sea) for boat in boats]
 
-    def _rider(self, group: Group, mount: Thing) -> None:
-        """A person, or a dog, on a boat or an animal."""
-        dog = self.chance(0.2) and mount.category != "dog"
-        rider = Thing("dog").resize(0.85) if dog else Thing("person", "person riding")
-        if mount.category in ("sheep", "dog"):
-            rider.resize(0.85)
-        rider.attach((0.5, 0.74), mount, layout.SEAT[mount.sprite])
-        group.links.append((rider, "riding", mount))
-        group.things.insert(0 if mount.category == "boat" else len(group.things), rider)
-        self._hat(group, rider, 0.5)
-
     def _rider_on_land(self) -> Group:
-        mount = Thing(self.again("animal", *MOUNTS[self.kind]))
-        group = Group([mount], feet=[mount])
-        self._rider(group, mount)
-        return group
+        return self._mounted(Thing(self.again("animal", *MOUNTS[self.kind])))
 
     def _people(self) -> Group:
         if self.room > 1 and self.chance(0.4):
             return self._rider_on_land()
-        if self.room > 1 and self.chance(0.65):
-            return self._holder()
-        person = Thing("person")
-        group = Group([person], feet=[person])
-        self._hat(group, person, 0.7)
-        return group
-
-    def _holder(self) -> Group:
-        person, held = Thing("person", "person holding"), Thing(self.pick(*HELD))
-        held.attach(layout.GRIP[held.category], person, (1.0, 0.42))
-        group = Group([person, held], [(person, "holding", held)], [person])
-        self._hat(group, person, 0.0 if held.category == "umbrella" else 0.5)
-        return group
+        return self._holder() if self.room > 1 and self.chance(self.HOLDERS) else self._walker()
 
 
-def say(
+def draw_relations(
     rng: np.random.Generator,
     links: Sequence[tuple[int, str, int]],
     categories: Sequence[str],

@@ -152,7 +152,7 @@ def _relations(
     return tuple(chosen[k] for k in rng.permutation(len(chosen)))
 
 
-SAID_HELD_OUT = frozenset(
+HELD_OUT_IN_WORDS = frozenset(
     (o, word, s) if turned else (s, word, o) for s, p, o in HELD_OUT for word, turned in words.ways(p, o)
 )
 """`HELD_OUT` in all the words of `toy-words`."""
@@ -161,7 +161,7 @@ SAID_HELD_OUT = frozenset(
 def held_out_relations(graph: SceneGraph) -> list[int]:
     """Indices of the relations whose triple, colours aside, is in `HELD_OUT` or has the same meaning in other words."""
     category = [name.split()[-1] for name in graph.objects]
-    return [k for k, (s, p, o) in enumerate(graph.relations) if (category[s], p, category[o]) in SAID_HELD_OUT]
+    return [k for k, (s, p, o) in enumerate(graph.relations) if (category[s], p, category[o]) in HELD_OUT_IN_WORDS]
 
 
 def _try_scene(rng: np.random.Generator, size: int, held_out: bool, plan: Plan) -> Scene | None:
@@ -190,7 +190,7 @@ def _try_scene(rng: np.random.Generator, size: int, held_out: bool, plan: Plan) 
     wide = {place[t] for t in (*plan.backdrop, *plan.covers)}
     if isinstance(plan, words.WordsPlan):
         categories = [plan.things[n].category for n in order]
-        relations = words.say(rng, links, categories, boxes, wide, geometric, MAX_RELATIONS)
+        relations = words.draw_relations(rng, links, categories, boxes, wide, geometric, MAX_RELATIONS)
     else:
         relations = _relations(rng, links, boxes, wide)
     if len(relations) < 2:

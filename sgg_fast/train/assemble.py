@@ -67,14 +67,13 @@ def new_conditioner(
     is_own = isinstance(conditioner, SceneGraphConditioner)
     spoken = cache.table.spoken() if is_own else []
     states, end = text_states(foundation.text_encoder.to(device), foundation.tokenizer, ["", *spoken])
+    conditioner.calibrate_null(states[0])
     if isinstance(conditioner, SceneGraphConditioner):
         conditioner.calibrate_names(cache.names, cache.graphs.object_name[cache.graphs.object_pooled.bool()])
-        conditioner.calibrate_text(states[0], states[torch.arange(1, len(states)), end[1:]])
-    else:
-        conditioner.calibrate_text(states[0])
+        conditioner.calibrate_tokens(states[torch.arange(1, len(states)), end[1:]])
     if model.conditioner == "text" and model.text_form != "phrases":
-        said = [sentence(graph, model.text_form) for graph in graphs]
-        cache.texts = token_ids(foundation.tokenizer, said, device)
+        sentences = [sentence(graph, model.text_form) for graph in graphs]
+        cache.texts = token_ids(foundation.tokenizer, sentences, device)
     if is_own and not model.reads_text:  # the text encoder is not needed again
         foundation.text_encoder.to("cpu")
     return conditioner
@@ -144,8 +143,11 @@ def assemble(
         assert isinstance(conditioner, SceneGraphConditioner)
         return _move(PretrainStage(config, conditioner, cache), device)
     unet = foundation.unet
-    _move(foundation.vae, device)
-    _move(foundation.clip, device)
+    called = called_models(config, foundation, cache)
+    for model in (foundation.vae, foundation.clip, foundation.text_encoder):
+        _move(model, device if model in called else torch.device("cpu"))
+    if config.optim.bf16_weights and ds_config is None:
+        _narrow(unet)
     set_attention(unet, config.model.attention, device)
     if config.model.gradient_checkpointing:
         checkpoint_activations(unet, **checkpointing)
@@ -153,6 +155,22 @@ def assemble(
     by_layer = ds_config is not None and ds_config["zero_optimization"]["stage"] == 3
     fuse.fuse_for(device, config.model.fuse_unet, unet, merge=not by_layer)
     return _move(FinetuneStage(config, conditioner, foundation, cache), device)
+
+
+def called_models(config: Config, foundation: Foundation, cache: TrainingCache) -> list[nn.Module]:
+    """The frozen models that a fine-tuning step calls. The others lie in CPU memory until a sheet needs them."""
+    called: list[nn.Module] = []
+    if config.objective.image_embedding in ("predicted", "noisy-image"):
+        called += [foundation.vae, foundation.clip]
+    if cache.texts is not None:
+        called.append(foundation.text_encoder)
+    return called
+
+
+def _narrow(unet: nn.Module) -> None:
+    """Cast to bf16 where the UNet lies: the host casts what the device should never hold in fp32."""
+    if any(p.dtype != torch.bfloat16 for p in unet.parameters()):
+        unet.bfloat16()
 
 
 def _move(module: Module, device: torch.device) -> Module:

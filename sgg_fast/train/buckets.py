@@ -57,6 +57,10 @@ class Buckets:
         num_n, num_e = self.copies * self.sizes[ids_KB].sum(axis=1).max(axis=0)
         return Bucket(next(rung for rung in self.ladder if rung[0] > num_n and rung[1] >= num_e), self.bounds)
 
+    def examples(self) -> dict[Bucket, int]:
+        """None: pre-training is small, so each bucket is warmed up when it is met."""
+        return {}
+
 
 class ContextBuckets:
     """One worst-case bucket for each context length that `batch` graphs of a set of these `sizes` can need.
@@ -75,6 +79,11 @@ class ContextBuckets:
     def of(self, ids_KB: np.ndarray) -> Bucket:
         """The bucket that all micro-batches of a step share, because their gradients are added in place."""
         return self.ladder[int(self._length_S[ids_KB].max())]
+
+    def examples(self) -> dict[Bucket, int]:
+        """Every bucket, the one of the longest context first, with a sample of which any number fits in."""
+        shortest = int(self._length_S.argmin())
+        return {self.ladder[length]: shortest for length in sorted(self.ladder, reverse=True)}
 
 
 def _context_lengths(sizes: np.ndarray) -> np.ndarray:

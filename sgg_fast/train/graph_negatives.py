@@ -57,7 +57,7 @@ class GraphNegatives:
         """Id of the predicate that says the opposite, or -1."""
         self.directed_V = torch.tensor([name not in EITHER_WAY for name in table.names], device=device)
 
-    def tell(
+    def falsify(
         self, batch: SceneGraphBatch, first: int, seed: int, step: int | torch.Tensor, sample_B: torch.Tensor
     ) -> tuple[SceneGraphBatch, torch.Tensor]:
         """`batch` with one wrong relation in each of the graphs `first` .. `first + B`, those of `sample` [B].
@@ -77,5 +77,5 @@ class GraphNegatives:
         flip_B = (ops.hash_u32(*key, _KIND) & 1).bool()
         opposite_E = self.opposite_V[batch.predicate_name]
         flipped_E = chosen_E & flip_B[graph_E] & (opposite_E >= 0)
-        said = dataclasses.replace(batch, predicate_name=torch.where(flipped_E, opposite_E, batch.predicate_name))
-        return ops.exchange_ends(said, chosen_E & ~flipped_E), count_B > 0
+        flipped = dataclasses.replace(batch, predicate_name=torch.where(flipped_E, opposite_E, batch.predicate_name))
+        return ops.exchange_ends(flipped, chosen_E & ~flipped_E), count_B > 0

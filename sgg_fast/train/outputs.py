@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 
-from sgg_fast.config import Config, RunConfig
+from sgg_fast.config import Config, ConfigError, RunConfig, flag
 from sgg_fast.data.sources import PairSource
+from sgg_fast.diffusion import limits
 from sgg_fast.files import replace_folder
 from sgg_fast.model_card import provenance
 from sgg_fast.nn.conditioners import Conditioner
@@ -46,19 +51,58 @@ def make_pipeline(
     return pipeline
 
 
-def draw_sheet(pipeline: SceneGraphToImagePipeline, run: RunConfig, source: PairSource) -> Image.Image:
-    """Real pictures of the first graphs above, generated ones of the same graphs below."""
+def check_steps(run: RunConfig, scheduler: Any) -> None:
+    """Raise `ConfigError` for more steps than the model's scheduler can take, before they are needed."""
+    asked = {"sampling_steps": run.sampling_steps}
+    if run.sample_every and run.num_samples:
+        asked["sheet_steps"] = run.sheet_steps
+    for name, num_steps in asked.items():
+        if refusal := limits.refusal(scheduler, num_steps):
+            raise ConfigError(f"--{flag(name)} {num_steps}: {refusal}")
+
+
+@contextlib.contextmanager
+def _frozen_on(pipeline: SceneGraphToImagePipeline, device: torch.device) -> Iterator[None]:
+    """Context in which the frozen models of the pipeline lie on `device`; afterwards each is where it was."""
+    homes: dict[nn.Module, torch.device] = {}
+    for model in (pipeline.vae, pipeline.text_encoder, pipeline.graph_clip):
+        if model is not None and (home := next(model.parameters()).device) != device:
+            homes[model] = home
+            model.to(device)
+    try:
+        yield
+    finally:
+        for model, home in homes.items():
+            model.to(home)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def draw_sheet(
+    pipeline: SceneGraphToImagePipeline, run: RunConfig, source: PairSource, device: torch.device
+) -> Image.Image:
+    """Real pictures of the first graphs above, generated ones of the same graphs below.
+
+    They are drawn one at a time: beside a training run, memory is scarcer than time. Raises `NotFiniteError` for a
+    picture with NaN or Inf.
+    """
     num = min(run.num_samples, len(source))
     pipeline.set_progress_bar_config(disable=True)
     pipeline.capture_unet = "off"  # few steps; DeepSpeed's hooks gather weights at every call
     pipeline.unet.eval()
-    drawn = pipeline(
-        source.graphs[:num],
-        num_inference_steps=run.sheet_steps,
-        guidance_scale=run.guidance,
-        generator=[torch.Generator().manual_seed(run.seed + i) for i in range(num)],
-    ).images
-    pipeline.unet.train()
+    try:
+        with _frozen_on(pipeline, device):
+            drawn = [
+                pipeline(
+                    graph,
+                    num_inference_steps=run.sheet_steps,
+                    guidance_scale=run.guidance,
+                    generator=torch.Generator().manual_seed(run.seed + i),
+                ).images[0]
+                for i, graph in enumerate(source.graphs[:num])
+            ]
+    finally:
+        pipeline.unet.train()
     side = pipeline.config.resolution
     sheet = Image.new("RGB", (num * side, 2 * side))
     for i, image in enumerate(drawn):

@@ -168,7 +168,7 @@ class PretrainStage(nn.Module):
         """Encode the copies of the samples `sample`, with optional padding."""
         num, key, wrong_B = len(sample_B), (self.config.run.seed, step, sample_B), None
         if self.negatives:
-            batch, wrong_B = self.negatives.tell(batch, num, *key)
+            batch, wrong_B = self.negatives.falsify(batch, num, *key)
         x_ND, tokens_EC, x_global = self.conditioner.encode(self._frozen[0], batch, masked_N, key)
         return Encoded(batch, masked_N, x_ND, tokens_EC, x_global, num, (self.copies - 1) * num, wrong_B)
 
@@ -263,7 +263,7 @@ class FinetuneStage(nn.Module):
         if not self.config.objective.relation_dropout:
             return ids_B
         share = self.config.objective.relation_dropout
-        bare = noise.draw_bare(self.config.run.seed, step, torch.from_numpy(ids_B), share)
+        bare = noise.draw_share(self.config.run.seed, step, torch.from_numpy(ids_B), share, noise.STREAM_BARE)
         return ids_B + len(self.cache) * bare.numpy()
 
     def buckets(self) -> ContextBuckets:
@@ -289,11 +289,11 @@ class FinetuneStage(nn.Module):
         z_0 = z_0 * foundation.vae.config.scaling_factor
         eps = ops.hash_normal(latent_shape, *key, noise.STREAM_NOISE)
         t_B = noise.draw_timesteps(*key, len(alpha_bar))
-        kept_B = ~noise.draw_dropped(*key, objective.condition_dropout)
+        kept_B = ~noise.draw_share(*key, objective.condition_dropout, noise.STREAM_DROP)
         abar_B, kind = alpha_bar[t_B], foundation.scheduler.config.prediction_type
 
         codes = (key,) if config.model.instance_codes else ()
-        condition = self.conditioner(names, batch, self._said(sample_B), *codes)
+        condition = self.conditioner(names, batch, self._text_states(sample_B), *codes)
         if batch.num_graphs > len(sample_B):
             context, mask, x_global = (rows[: len(sample_B)] for rows in condition[:3])
             condition = condition._replace(context=context, mask=mask, x_global=x_global)
@@ -305,16 +305,16 @@ class FinetuneStage(nn.Module):
         diff_chance_B = losses.min_snr_weight(kind, abar_B, objective.min_snr_gamma)
         diff_B = diff_chance_B * losses.diffusion_loss(predicted, noise.target_of(kind, z_0, eps, abar_B))
 
-        told_0 = None
+        pred_x0 = None
         if objective.image_embedding in ("predicted", "latent"):
-            told_0 = noise.predicted_z0(kind, predicted.float(), z_t, abar_B)
-        isa_B, isa_chance_B = self._alignment(sample_B, t_B, z_t, told_0, condition.x_global)
+            pred_x0 = noise.predicted_z0(kind, predicted.float(), z_t, abar_B)
+        isa_B, isa_chance_B = self._alignment(sample_B, t_B, z_t, pred_x0, condition.x_global)
         total = losses.total_loss(diff_B, isa_B, kept_B, objective.loss_weight)
         chance = losses.total_loss(diff_chance_B, isa_chance_B, kept_B, objective.loss_weight)
         isa, isa_chance = (isa_B * kept_B).mean(), (isa_chance_B * kept_B).mean()
         parts: Parts = {"diff": (diff_B.mean(), diff_chance_B.mean()), "isa": (isa, isa_chance)}
-        if self.reader and told_0 is not None:  # trained by its own loss only
-            parts["reader"] = losses.alignment_loss(images[sample_B], self.reader(told_0.detach(), t_B)).mean(), 1.0
+        if self.reader and pred_x0 is not None:  # trained by its own loss only
+            parts["reader"] = losses.alignment_loss(images[sample_B], self.reader(pred_x0.detach(), t_B)).mean(), 1.0
             total, chance = total + parts["reader"][0], chance + 1
         if self.placement:
             size = z_t.shape[2], z_t.shape[3]
@@ -323,7 +323,7 @@ class FinetuneStage(nn.Module):
             parts["geometry"] = self.geometry(condition.tokens, batch, sample_B)
         return _terms(*_with_boxes(objective, total, chance, parts), parts)
 
-    def _said(self, sample_B: torch.Tensor) -> torch.Tensor | None:
+    def _text_states(self, sample_B: torch.Tensor) -> torch.Tensor | None:
         """Text input of the conditioner: the states of all phrases, or those of the samples' own texts.
 
         The latter are computed here, because all of them are too many to keep.
@@ -338,12 +338,12 @@ class FinetuneStage(nn.Module):
         sample_B: torch.Tensor,
         t_B: torch.Tensor,
         z_t: torch.Tensor,
-        told_0: torch.Tensor | None,
+        pred_x0: torch.Tensor | None,
         x_global: torch.Tensor,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """L_ISA (eq. 10) of each image and its value at chance, both [B].
 
-        told_0: the clean latents that the UNet's predictions imply, if the prediction has a branch of its own. In that
+        pred_x0: the clean latents that the UNet's predictions imply, if the prediction has a branch of its own. In that
         branch X_global is detached, and follows the clean image instead.
         """
         form, images_BI, abar_B = self.config.objective.image_embedding, self._frozen[1][sample_B], self._frozen[2][t_B]
@@ -352,13 +352,13 @@ class FinetuneStage(nn.Module):
                 images_BI = self._seen(z_t)
         weight_B = losses.alignment_weight(abar_B, self.config.objective.alignment_weight)
         clean_B = losses.alignment_loss(images_BI, x_global, abar_B.sqrt() if form == "noised" else 1.0)
-        if told_0 is None:
+        if pred_x0 is None:
             return weight_B * clean_B, weight_B
         if self.reader:
             with frozen(self.reader):
-                seen_BI = self.reader(told_0, t_B)
+                seen_BI = self.reader(pred_x0, t_B)
         else:
-            seen_BI = self._seen(told_0)
+            seen_BI = self._seen(pred_x0)
         return weight_B * (clean_B + losses.alignment_loss(seen_BI, x_global.detach())), 2 * weight_B
 
     def _seen(self, z: torch.Tensor) -> torch.Tensor:

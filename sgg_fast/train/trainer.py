@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from sgg_fast import env, ops
+from sgg_fast.commands import NotFiniteError
 from sgg_fast.config import SETTINGS, Config, ConfigError
 from sgg_fast.data.cache import TrainingCache, build_cache, open_foundation
 from sgg_fast.data.sources import PairSource, open_source
@@ -26,12 +27,12 @@ from sgg_fast.train.memory.advice import device_memory
 from sgg_fast.train.memory.planner import Planner
 from sgg_fast.train.optim.groups import lr_factor
 from sgg_fast.train.order import SampleOrder
-from sgg_fast.train.outputs import draw_sheet, export, make_pipeline
+from sgg_fast.train.outputs import check_steps, draw_sheet, export, make_pipeline
 from sgg_fast.train.preflight import preflight
 from sgg_fast.train.run import checkpoint
 from sgg_fast.train.run.folder import check_room, clear, writing
 from sgg_fast.train.run.health import Health
-from sgg_fast.train.run.interrupts import Signalled, StopSignals, lost_process
+from sgg_fast.train.run.interrupts import Caught, Signalled, lost_process, stops_after_step
 from sgg_fast.train.run.log import RunLog
 from sgg_fast.train.stages import PretrainStage, Stage
 from sgg_fast.train.validation import Watch, ended, split_pairs
@@ -67,17 +68,19 @@ class Trainer:
         if self.complete:
             return
         ops.backend_for(self.device)  # raises now if an explicit --kernels cannot be met
-        pretrained = self._pretrained(out, graph_encoder) if stage == "finetune" else None
+        finetune = stage == "finetune"
+        pretrained = self._pretrained(out, graph_encoder) if finetune else None
         self.source: PairSource = open_source(config.data, config.run.seed)
         if self.source.stored is not None and config.run.sample_every:
             self.source.stored.check_pictures(config.run.num_samples)
         if len(self.source) < 2:
             raise ConfigError(f"--data {config.data.source}: {len(self.source)} image; training needs at least 2")
         self.trained, held_out = np.arange(len(self.source)), np.arange(0)
-        if stage == "pretrain":
+        if not finetune:
             self.trained, held_out = split_pairs(config.run, self.source, config.data.flip == "swap")
         self.foundation: Foundation = open_foundation(config.model)
-        finetune = stage == "finetune"
+        if finetune:
+            check_steps(config.run, self.foundation.scheduler)
         self.cache: TrainingCache = build_cache(
             self.source,
             self.foundation,
@@ -96,9 +99,9 @@ class Trainer:
         with lost_process(config.run.rank_timeout):
             self.engine = self._engine()
         module = self.engine.module
-        self.watch = Watch(config.run, module, held_out) if isinstance(module, PretrainStage) else None
-        if self.watch and self._watched:
-            self.watch.load_state_dict(self._watched)
+        self.watch = None
+        if isinstance(module, PretrainStage):
+            self.watch = Watch(config.run, module, held_out, self._watched)
         if self.first_step:
             with lost_process(config.run.rank_timeout):
                 checkpoint.load(self.engine.load, checkpoint.checkpoint_dir(self.run, self.first_step))
@@ -169,12 +172,12 @@ class Trainer:
             if self.main:
                 stack.enter_context(locked(self.run))
                 self._take_over()
-            signals = stack.enter_context(StopSignals())
+            caught = stack.enter_context(stops_after_step())
             stack.enter_context(lost_process(self.config.run.rank_timeout))
             self.engine.barrier()
             sizes = self.first_step, self.num_steps, self._images_per_step
             log = stack.enter_context(RunLog(self.run, self.stage, *sizes, self._planned_memory()))
-            self._loop(log, signals)
+            self._loop(log, caught)
             with self.engine.exported():
                 if self.main:
                     export(self.result, self.conditioner if self.stage == "pretrain" else self._pipeline())
@@ -198,8 +201,7 @@ class Trainer:
 
     @property
     def _images_per_step(self) -> int:
-        micro = self.config.optim.accumulation_steps if self.stage == "finetune" else 1
-        return micro * self.config.optim.batch_size * env.world_size()
+        return self.engine.module.num_micro * self.config.optim.batch_size * env.world_size()
 
     def _take_over(self) -> None:
         """Take the folder over: empty it for --overwrite, else check that it is unchanged since this run was set up."""
@@ -208,13 +210,10 @@ class Trainer:
         elif (checkpoint.checkpoint_steps(self.run) or [0])[-1] != self.first_step:
             raise ConfigError(f"{self.run}: another run wrote a checkpoint meanwhile: the same command continues it")
 
-    def _loop(self, log: RunLog, signals: StopSignals) -> None:
+    def _loop(self, log: RunLog, caught: Caught) -> None:
         config, engine = self.config, self.engine
-        num_micro = config.optim.accumulation_steps if self.stage == "finetune" else 1
-        num_trained = len(self.trained)
-        order = SampleOrder(
-            num_trained, num_micro * config.optim.batch_size, config.run.seed, env.rank(), env.world_size()
-        )
+        num_trained, batch, images = len(self.trained), config.optim.batch_size, self._images_per_step
+        order = SampleOrder(num_trained, images // env.world_size(), config.run.seed, env.rank(), env.world_size())
         parameters = sum(p.numel() for p in engine.module.parameters() if p.requires_grad)
         log.event(
             event="start",
@@ -230,14 +229,14 @@ class Trainer:
         )
         sheet_every = config.run.sample_every if self.stage == "finetune" and config.run.num_samples else 0
         health = Health(log, config.run.max_skipped)
-        everybody = SampleOrder(num_trained, self._images_per_step, config.run.seed, 0, 1)
+        everybody = SampleOrder(num_trained, images, config.run.seed, 0, 1)
         sums, since = None, 0
         for step in range(self.first_step, self.num_steps):
-            ids_KB = self.trained[order.at(step)].reshape(num_micro, config.optim.batch_size)
+            ids_KB = self.trained[order.at(step)].reshape(-1, batch)
             result = engine.update(ids_KB, step, lr_factor(config.optim, step, self.num_steps))
             log.advance()
             done = step + 1
-            last, stop = done == self.num_steps, self._stopped_by(signals)
+            last, stop = done == self.num_steps, self._stopped_by(caught)
             if result.applied:
                 health.applied()
                 row = torch.stack([*result.losses.values(), *result.chance.values()])
@@ -267,9 +266,9 @@ class Trainer:
                 log.event(event="stopped", step=done, signal=stop)
                 raise Signalled(stop, done)
 
-    def _stopped_by(self, signals: StopSignals) -> int:
+    def _stopped_by(self, caught: Caught) -> int:
         """The signal that ends the run at this step, the same step for every process; 0 for none."""
-        number = signals.number or 0
+        number = caught.number
         if env.world_size() == 1:
             return number
         anybody = self.engine.mean(torch.tensor([float(number > 0)], device=self.device)).item() > 0
@@ -283,7 +282,7 @@ class Trainer:
     def _checkpoint(self, step: int, log: RunLog) -> None:
         meta = {"stage": self.stage, "settings": {**self.config.flat(), "engine": self._engine_name}}
         if self.watch:
-            meta["validation"] = self.watch.state_dict()
+            meta["validation"] = self.watch.state
         engine = self.engine
         path = checkpoint.save_checkpoint(self.run, step, meta, engine.save, engine.barrier, env.rank())
         log.event(event="checkpoint", step=step, path=str(path))
@@ -291,8 +290,13 @@ class Trainer:
     def _sample_sheet(self, step: int, log: RunLog) -> None:
         """samples/step-N.png: real pictures above, generated ones of the same graphs below."""
         if self.main or self.engine.sharded:  # sharded weights are gathered layer by layer, by all processes
-            sheet = draw_sheet(self._pipeline(with_text=False), self.config.run, self.source)
-            if self.main:
+            try:
+                sheet = draw_sheet(self._pipeline(with_text=False), self.config.run, self.source, self.device)
+            except NotFiniteError as error:  # the losses decide whether the run goes on
+                logger.warning("no sample sheet at step %d: %s", step, error)
+                log.event(event="no samples", step=step, reason=str(error))
+                sheet = None
+            if self.main and sheet is not None:
                 path = self.run / "samples" / f"step-{step:07d}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with writing(path):

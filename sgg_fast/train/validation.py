@@ -66,10 +66,11 @@ def split_pairs(run: RunConfig, source: PairSource, mirrored: bool = False) -> t
 def retrieved(similarity_MM: torch.Tensor, k: int) -> torch.Tensor:
     """Share of rows whose diagonal entry is among their k largest, a scalar.
 
-    A tie counts against the row, so an encoder that gives every graph the same vector scores 0.
+    A tie counts against the row, so an encoder that gives every graph the same vector scores 0. So does NaN, which is
+    not at least itself.
     """
-    own_M1 = similarity_MM.diagonal()[:, None]
-    return ((similarity_MM >= own_M1).sum(dim=1) <= k).double().mean()
+    place_M = (similarity_MM >= similarity_MM.diagonal()[:, None]).sum(dim=1)
+    return ((place_M >= 1) & (place_M <= k)).double().mean()
 
 
 def nearest(predicted_NK: torch.Tensor, words_VK: torch.Tensor) -> torch.Tensor:
@@ -94,7 +95,7 @@ class Validation:
         stage.eval()
         chunks = [self._chunk(self.ids[first : first + CHUNK]) for first in range(0, len(self.ids), CHUNK)]
         stage.train(training)
-        x_global, images, said, true = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+        x_global, images, guessed, true = (torch.cat(parts) for parts in zip(*chunks, strict=True))
         similarity_MM = torch.nn.functional.normalize(x_global, dim=-1) @ images.T
         values, chance = {}, {}
         for name, matrix in (("graph_to_image", similarity_MM), ("image_to_graph", similarity_MM.T)):
@@ -102,7 +103,7 @@ class Validation:
                 values[f"{name}_top{k}"] = float(retrieved(matrix, k))
                 chance[f"{name}_top{k}"] = min(1.0, k / len(self.ids))
         if len(true):
-            values["masked_object"] = float((said == true).double().mean())
+            values["masked_object"] = float((guessed == true).double().mean())
             chance["masked_object"] = float(true.bincount().max()) / len(true)
         return Scores(values, chance)
 
@@ -112,16 +113,20 @@ class Validation:
         _, targets, images = stage._frozen
         encoded = stage.encode(ids, MASK_STEP)
         predicted, name, masked = stage.decode(encoded)
-        said = self.words[nearest(predicted[masked], targets[self.words])]
+        guessed = self.words[nearest(predicted[masked], targets[self.words])]
         index = torch.from_numpy(ids).to(images.device)
-        return encoded.x_global[: len(ids)], images[index], said, name[masked].long()
+        return encoded.x_global[: len(ids)], images[index], guessed, name[masked].long()
 
 
 class Watch:
     """Validates when it is due, and detects that the last `early_stop` validations brought no improvement."""
 
-    def __init__(self, run: RunConfig, stage: PretrainStage, held_out: np.ndarray) -> None:
-        self.run, self.best, self.since = run, 0.0, 0
+    def __init__(
+        self, run: RunConfig, stage: PretrainStage, held_out: np.ndarray, state: dict[str, float] | None = None
+    ) -> None:
+        self.run = run
+        self.state = {"best": 0.0, "since": 0, **(state or {})}
+        """What a checkpoint holds: the best accuracy, and validations since then."""
         self.validation = Validation(stage, held_out) if run.validate_every and len(held_out) else None
 
     def look(self, step: int, last: bool, log: RunLog) -> bool:
@@ -130,20 +135,14 @@ class Watch:
             return False
         scores = self.validation.measure()
         log.validated(step, scores.values, scores.chance)
-        improved = scores.overall > self.best
-        self.best, self.since = max(self.best, scores.overall), 0 if improved else self.since + 1
-        if not ended(self.run, self.state_dict()):
+        if scores.overall > self.state["best"]:
+            self.state = {"best": scores.overall, "since": 0}
+        else:
+            self.state["since"] += 1
+        if not ended(self.run, self.state):
             return False
-        log.event(event="early stop", step=step, validations_without_improvement=self.since)
+        log.event(event="early stop", step=step, validations_without_improvement=self.state["since"])
         return True
-
-    def state_dict(self) -> dict[str, float]:
-        """State for a checkpoint."""
-        return {"best": self.best, "since": self.since}
-
-    def load_state_dict(self, state: dict[str, float]) -> None:
-        """Load a result of `state_dict`."""
-        self.best, self.since = state["best"], int(state["since"])
 
 
 def ended(run: RunConfig, state: dict[str, float]) -> bool:

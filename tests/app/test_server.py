@@ -7,16 +7,20 @@ import json
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
+import torch
 from support import ROOT
 from support.app_server import SHEEP, Client, process
 from support.painted import by_infer, record_of
 
-from sgg_fast.app.reading import vocabulary
 from sgg_fast.app.server import make_app
 from sgg_fast.app.studio import MAX_WAITING, Studio
 from sgg_fast.data.formats import parse_scene_graphs
+from sgg_fast.data.inputs import Item
+from sgg_fast.drawing import Options
+from sgg_fast.drawing.vocabulary import vocabulary
 from sgg_fast.graph import SceneGraphError
 
 MEADOW = {"objects": ["sheep", "grass", "sky"], "relationships": [[0, "standing on", 1], [2, "above", 1]]}
@@ -245,3 +249,22 @@ def test_ten_clients_at_once_all_get_their_own(client):
     for thread in threads:
         thread.join()
     assert found == {seed: seed for seed in range(10)}
+
+
+def test_a_drawing_of_nan_fails_in_one_line_and_the_next_one_is_drawn():
+    """An early preview may hold NaN and is left out; a last picture with NaN is the drawing's error."""
+    studio, item = Studio("toy"), Item(parse_scene_graphs(MEADOW)[0], "g")
+    studio.start()
+    assert studio.ready.wait(120) and not studio.failure
+    bias = studio.model.pipeline.vae.decoder.conv_out.bias
+    whole, ends = bias.detach().clone(), []
+    for value in (torch.nan, 0.0):
+        with torch.no_grad():
+            bias.copy_(whole + value)
+        drawing = studio.submit("", item, Options(steps=2), False)
+        while not drawing.is_over:
+            time.sleep(0.02)
+        ends.append((drawing.state, drawing.error, len(drawing.pictures)))
+    studio.close()
+    assert ends[0][::2] == ("failed", 0) and ends[1] == ("done", "", 1)
+    assert ends[0][1].startswith("a picture ends in numbers that are not finite, and is not saved: decoder.conv_out")

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import regress, run
-from benchmarks.harness.output import columns
+from benchmarks import regress
+from benchmarks.harness.output import OpRow, columns
 
 GPU = "NVIDIA H100 80GB HBM3"
 
@@ -18,7 +18,7 @@ def write(path: Path, *rows: dict[str, str], names: list[str] | None = None) -> 
     usual = {"op": "geglu", "mode": "fwd", "size": "256", "dtype": "bf16", "backend": "ours", "device": GPU}
     usual |= {"status": "ok", "ms_p50": "1.0", "commit": "abc", "date": "2026-11-25"}
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, names or columns(run.OpRow), restval="", extrasaction="ignore")
+        writer = csv.DictWriter(file, names or columns(OpRow), restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows({**usual, **row} for row in rows)
     return path

@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from sgg_kernels import reference
@@ -25,22 +24,22 @@ from benchmarks.counts import kernels as counts
 from benchmarks.counts import roofline
 from benchmarks.counts import unet as unet_counts
 from benchmarks.harness import measure, verify
-from benchmarks.harness.output import columns
+from benchmarks.harness.output import OpRow, columns
 from benchmarks.ops import baselines as baselines_torch
-from benchmarks.ops import registry
-from benchmarks.ops.registry import Case
+from benchmarks.ops import cases, optimisers, registry, timing
+from benchmarks.ops.cases import Case
 
-FLOAT_OPS = [op for op in registry.OPS if op != "pack"]
+FLOAT_OPS = [op for op in cases.OPS if op != "pack"]
 
 
 def _case(op: str, mode: str = "fwd_bwd", size: str = "vg2", dtype: str = "fp32") -> Case:
-    size = size if op in registry.GRAPH_OPS else "tiny"
+    size = size if op in cases.GRAPH_OPS else "tiny"
     return Case(op, "fwd" if op == "pack" else mode, size, "int32" if op == "pack" else dtype, width=16)
 
 
-def _plan(**changes: object) -> run.BenchSettings:
+def _plan(**changes: object) -> timing.BenchSettings:
     settings = {"device": torch.device("cpu"), "backends": ("eager",), "seconds": 0.0, "compile_seconds": 0.0}
-    return run.BenchSettings(**{**settings, **changes})
+    return timing.BenchSettings(**{**settings, **changes})
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -48,52 +47,7 @@ def _read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.mark.parametrize("op", registry.OPS)
-def test_inputs_are_a_function_of_the_seed(op):
-    registry.graphs.cache_clear()
-    first = registry.inputs(_case(op), "cpu", seed=3)
-    registry.graphs.cache_clear()
-    second, other = registry.inputs(_case(op), "cpu", seed=3), registry.inputs(_case(op), "cpu", seed=4)
-    assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
-    assert torch.equal(first.batch.message_slot, second.batch.message_slot) and first.shape == second.shape
-    if op == "pack":
-        assert torch.equal(first.draw.ids, second.draw.ids)
-        assert not torch.equal(first.draw.ids, other.draw.ids)
-    else:
-        name = next(iter(first.tensors))
-        assert first.tensors[name].shape != other.tensors[name].shape or not torch.equal(
-            first.tensors[name], other.tensors[name]
-        )
-
-
-@pytest.mark.parametrize("size", ["tiny", "paper", "vg2", "vg16", "1e4"])
-def test_graphs_are_valid(size):
-    batch = registry.graphs(size)
-    subject, object_ = batch.subject.long(), batch.object.long()
-    assert torch.equal(batch.object_graph[subject], batch.relation_graph)
-    assert torch.equal(batch.object_graph[object_], batch.relation_graph)
-    num_objects, degree = batch.num_objects, batch.message_ptr.diff().long()
-    assert torch.equal(degree, torch.bincount(torch.cat([subject, object_]), minlength=num_objects))
-    assert batch.object_ptr[-1] == num_objects and batch.relation_ptr[-1] == batch.num_relations
-    position = torch.repeat_interleave(torch.arange(num_objects), degree)
-    as_subject = torch.arange(len(position)) < batch.message_mid[position]
-    slot = batch.message_slot.long()
-    assert torch.equal(torch.where(as_subject, subject[slot], object_[slot]), position)
-    if size == "paper":
-        assert (num_objects, batch.num_relations) == registry.BUCKET
-    elif size.startswith("1e"):
-        assert batch.num_relations == round(float(size))
-        assert degree.max() > 5 * degree.double().mean()  # hubs
-
-
-def test_sizes_follow_visual_genome():
-    sizes = registry.sizes_like_visual_genome(20_000, np.random.default_rng(0))
-    assert sizes.min(0).tolist() == [3, 1] and sizes.max(0).tolist() == [30, 30]
-    assert sizes.mean(0) == pytest.approx([10, 5.5], abs=0.3)
-    assert np.corrcoef(sizes.T)[0, 1] > 0.3  # busier pictures have more of both
-
-
-@pytest.mark.parametrize("mode", registry.MODES)
+@pytest.mark.parametrize("mode", cases.MODES)
 @pytest.mark.parametrize("op", FLOAT_OPS)
 def test_every_baseline_agrees_with_the_reference(op, mode):
     case = _case(op, mode)
@@ -149,7 +103,7 @@ def test_a_wrong_result_prints_no_number(how):
     given = registry.inputs(case, "cpu")
     form = _spoil(baselines_torch.form("scatter_mean", "eager"), how)
     judge = verify.Judge(case, given)
-    (row,) = run.measure_form(case, given, judge, "eager", form, _plan())
+    (row,) = timing.measure_form(case, given, judge, "eager", form, _plan())
     assert row.status.startswith("mismatch: ")
     assert row.ms_p20 is row.ms_p50 is row.ms_p80 is row.gb_s is row.copy_share is None
 
@@ -170,7 +124,7 @@ def test_one_failing_form_does_not_lose_the_rest():
 
     case = _case("masked_pool")
     given = registry.inputs(case, "cpu")
-    (row,) = run.measure_form(case, given, verify.Judge(case, given), "ours", broken, _plan())
+    (row,) = timing.measure_form(case, given, verify.Judge(case, given), "ours", broken, _plan())
     assert row.status == "failed: RuntimeError: out of luck" and row.ms_p50 is None
 
 
@@ -179,8 +133,8 @@ def test_csv_has_every_column_and_never_times_the_interpreter(tmp_path, capsys, 
     words = ["--quick", "--size", "tiny", "--width", "16", "--device", "cpu", "--compile-seconds", "0"]
     assert run.main([*words, "--out", str(tmp_path)]) == 0
     rows = _read(tmp_path / "bench.csv")
-    assert list(rows[0]) == columns(run.OpRow)
-    assert {row["op"] for row in rows} == set(registry.OPS)
+    assert list(rows[0]) == columns(OpRow)
+    assert {row["op"] for row in rows} == set(cases.OPS)
     assert {row["backend"] for row in rows} == {"reference", "eager", "compile", "pyg", "sg2im"}
     for row in rows:
         facts = ("shape", "dtype", "device", "cpu", "torch", "triton", "commit", "date", "status")
@@ -235,12 +189,12 @@ def stand_in_cuda(monkeypatch):
     measure.machine.cache_clear()
 
 
-@pytest.mark.parametrize("mode", registry.MODES)
+@pytest.mark.parametrize("mode", cases.MODES)
 def test_cuda_rows_are_calls_and_replays_warm_and_flushed(stand_in_cuda, mode):
     case, plan = _case("scatter_mean", mode), _plan(device=torch.device("cuda", 0))
     given = registry.inputs(case, "cpu")
     judge, form = verify.Judge(case, given), baselines_torch.form("scatter_mean", "eager")
-    rows = list(run.measure_form(case, given, judge, "eager", form, plan))
+    rows = list(timing.measure_form(case, given, judge, "eager", form, plan))
     kinds = [(row.call, row.l2) for row in rows]
     assert kinds == [("eager", "warm"), ("eager", "flushed"), ("replay", "warm"), ("replay", "flushed")]
     for row in rows:
@@ -255,20 +209,20 @@ def test_what_cannot_be_captured_or_replays_wrongly_says_so(stand_in_cuda, monke
     monkeypatch.setattr(
         measure.Replay, "_capture", lambda self, run, copies: (torch.cuda.CUDAGraph(), [torch.ones(2, 32)])
     )
-    rows = list(run.measure_form(case, given, judge, "eager", form, plan))
+    rows = list(timing.measure_form(case, given, judge, "eager", form, plan))
     assert rows[-1].status.startswith("mismatch in replay: ") and rows[-1].ms_p50 is None and len(rows) == 3
 
     def refused(self, run, copies):
         raise RuntimeError("operation not permitted when stream is capturing")
 
     monkeypatch.setattr(measure.Replay, "_capture", refused)
-    rows = list(run.measure_form(case, given, judge, "eager", form, plan))
+    rows = list(timing.measure_form(case, given, judge, "eager", form, plan))
     assert rows[-1].status == "not capturable: operation not permitted when stream is capturing"
     assert rows[-1].ms_p50 is None and [row.status for row in rows[:2]] == ["ok", "ok"]
 
 
 def _index_bytes(given: registry.Inputs, op: str) -> int:
-    if op in registry.IMAGE_OPS:
+    if op in cases.IMAGE_OPS:
         return 0
     batch = given.batch
     named = {
@@ -322,21 +276,21 @@ def test_optimiser_rows_are_of_forms_that_step_as_adam_does(tmp_path, monkeypatc
     words = ["--size", "tiny", "--seconds", "0", "--backend", *backends, "--out", str(tmp_path)]
     assert optimiser.main(words) == 0
     rows = _read(tmp_path / "bench.csv")
-    assert list(rows[0]) == columns(run.OpRow)
+    assert list(rows[0]) == columns(OpRow)
     named = {(row["op"], row["dtype"], row["backend"]) for row in rows if row["status"] == "ok"}
     assert {name for *_, name in named} >= {"reference", "fused"} and ("adam8bit", "split", "reference") in named
     assert all(float(row["ms_p50"]) > 0 for row in rows if row["status"] == "ok")
 
     def too_far(op, weights, parameters):
-        return torch.optim.Adam(parameters, 1.1 * optimiser.LR)
+        return torch.optim.Adam(parameters, 1.1 * optimisers.LR)
 
-    monkeypatch.setitem(optimiser.FORMS, "fused", too_far)
-    (row,) = optimiser.rows("adam", "fp32", "tiny", "fused", torch.device("cpu"), 0.0)
+    monkeypatch.setitem(optimisers.FORMS, "fused", too_far)
+    (row,) = optimisers.rows("adam", "fp32", "tiny", "fused", torch.device("cpu"), 0.0)
     assert row.status.startswith("mismatch: relative error 1.00e-01") and row.ms_p50 is None
 
 
 def _row(**changes: str) -> dict[str, str]:
-    row = dict.fromkeys(columns(run.OpRow), "")
+    row = dict.fromkeys(columns(OpRow), "")
     return row | {"device": "Some GPU", "call": "replay", "l2": "warm", "status": "ok"} | changes
 
 
@@ -419,7 +373,7 @@ def test_dry_suite_runs_end_to_end(tmp_path):
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"environment.json", "summary.json", "logs.tar.gz", "verify.csv", "bench.csv"}
     verified = _read(tmp_path / "verify.csv")
-    assert {row["op"] for row in verified} == set(registry.OPS)
+    assert {row["op"] for row in verified} == set(cases.OPS)
     assert {(row["backend"], row["status"], row["ms_p50"]) for row in verified} == {("ours", "verified", "")}
     assert not any(row["backend"] == "ours" for row in _read(tmp_path / "bench.csv"))
 

@@ -33,6 +33,7 @@ from support.small_sets import (
 from support.tiny_runs import TINY
 
 import train
+from sgg_fast.commands import NotFiniteError
 from sgg_fast.config import ConfigError, DataConfig, as_flags
 from sgg_fast.data import jsonl
 from sgg_fast.data.cache import build_cache
@@ -493,3 +494,19 @@ def test_the_same_tensors_give_the_same_bytes_and_read_back(tmp_path):
     assert all(
         (found[k] == v).all() and found[k].dtype == v.dtype and found[k].shape == v.shape for k, v in tensors.items()
     )
+
+
+@pytest.mark.parametrize(("part", "flag"), [("vae", "--model: the VAE"), ("clip", "--clip: the image tower")])
+def test_a_model_that_gives_nan_makes_no_cache(tmp_path, monkeypatch, part, flag):
+    foundation = toy_foundation()
+    monkeypatch.setattr(writer, "open_foundation", lambda config: foundation)
+    weight = foundation.vae.encoder.conv_out.bias if part == "vae" else foundation.clip.visual_projection.weight
+    with torch.no_grad():
+        weight.view(-1)[0] = torch.nan
+    rows = records(draw(tmp_path / "set" / "images", 3))
+    jsonl.write_set(tmp_path / "set", {"kind": "folder", "resize": "squash"}, {"train": rows}, lambda: "{}")
+    with pytest.raises(NotFiniteError, match=f"{flag} gives numbers that are not finite: get the model again"):
+        cache_of(tmp_path / "set", tmp_path / "cache", token_init="none")
+    assert not (tmp_path / "cache" / "index.json").exists() and not list((tmp_path / "cache").glob("*.safetensors"))
+    foundation = toy_foundation()  # the cure
+    assert len(StoredCache(cache_of(tmp_path / "set", tmp_path / "cache", token_init="none")).graphs) == 3

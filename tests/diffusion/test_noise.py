@@ -96,17 +96,15 @@ def test_timesteps_follow_the_hash_and_are_uniform():
     assert not torch.equal(t, noise.draw_timesteps(5, 7, samples, 1000))
 
 
-@pytest.mark.parametrize(
-    ("draw", "stream"), [(noise.draw_dropped, noise.STREAM_DROP), (noise.draw_bare, noise.STREAM_BARE)]
-)
-def test_dropping_follows_the_hash_at_its_rate(draw, stream):
+@pytest.mark.parametrize("stream", [noise.STREAM_DROP, noise.STREAM_BARE])
+def test_dropping_follows_the_hash_at_its_rate(stream):
     samples = torch.arange(20_000)
-    dropped = draw(5, 6, samples, 0.1)
+    dropped = noise.draw_share(5, 6, samples, 0.1, stream)
     assert dropped.dtype == torch.bool
     assert abs(dropped.double().mean() - 0.1) < 5 * (0.09 / 20_000) ** 0.5
     assert dropped[:200].tolist() == [loops.uniform(5, 6, i, stream) < 0.1 for i in range(200)]
-    assert not draw(5, 6, samples, 0.0).any()
-    assert draw(5, 6, samples, 1.0).all()
+    assert not noise.draw_share(5, 6, samples, 0.0, stream).any()
+    assert noise.draw_share(5, 6, samples, 1.0, stream).all()
 
 
 def test_negatives_are_uniform_over_all_but_the_sample_itself():
@@ -135,7 +133,7 @@ def test_draws_of_a_sample_do_not_depend_on_its_batch():
     batch = torch.tensor([7, 2, 9])
     for draw in (
         lambda s: noise.draw_timesteps(1, 2, s, 1000),
-        lambda s: noise.draw_dropped(1, 2, s, 0.5),
+        lambda s: noise.draw_share(1, 2, s, 0.5, noise.STREAM_DROP),
         lambda s: noise.draw_negatives(1, 2, s, 4, 10),
     ):
         together = draw(batch)

@@ -9,7 +9,7 @@ import torch
 
 from sgg_fast import env, ops
 from sgg_fast.doctor import __main__ as doctor
-from sgg_fast.doctor import kernels, steps, versions
+from sgg_fast.doctor import kernels, versions
 from sgg_fast.doctor.findings import FAILED, OK, UNKNOWN, Finding, record
 
 CPU = torch.device("cpu")
@@ -77,23 +77,6 @@ def test_a_kernel_that_does_not_compile_is_a_finding_in_its_own_words(monkeypatc
     pack, adam = kernels.check(CPU)
     assert (pack.verdict, pack.detail) == (FAILED, "RuntimeError: PTXAS error: no kernel image")
     assert adam.verdict == OK
-
-
-def test_launches_are_judged_by_the_committed_count(monkeypatch, tmp_path):
-    counts = tmp_path / "counts.json"
-    counts.write_text(json.dumps({steps.versions(): {"pretrain": 900}}))
-    monkeypatch.setattr(steps, "COUNTS", counts)
-    verdicts = [steps.judge_launches("pretrain", n).verdict for n in (900, 940, 1000, None)]
-    assert verdicts == [OK, OK, FAILED, UNKNOWN]
-    assert steps.judge_launches("finetune", 5).verdict == UNKNOWN
-    monkeypatch.undo()
-    committed = json.loads(steps.COUNTS.read_text())
-    assert committed and all(set(each) == {"pretrain", "finetune"} for each in committed.values())
-
-
-def test_losses_that_differ_are_not_close():
-    assert steps._close([1.0, 2.0], [1.001, 2.0])
-    assert not steps._close([1.0, 2.2], [1.0, 2.0]) and not steps._close([float("nan")], [1.0])
 
 
 def test_what_failed_is_left_out_until_it_passes(monkeypatch, caplog):

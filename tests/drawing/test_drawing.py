@@ -23,10 +23,10 @@ from sgg_fast.data.text_form import parse_text, to_text
 from sgg_fast.drawing import Options, picture_paths
 from sgg_fast.drawing.edit import apply_edit
 from sgg_fast.drawing.explain import AttentionMaps, explain_sheet, token_labels
-from sgg_fast.drawing.models import fingerprint
 from sgg_fast.drawing.notices import untaught_notice
 from sgg_fast.drawing.talk import Talk
 from sgg_fast.graph import SceneGraph, SceneGraphError
+from sgg_fast.nn.loading import digest
 from sgg_fast.pictures import graph_picture as drawer
 from sgg_fast.pictures.sheets import grid, text_width, wrapped, zoomed
 
@@ -279,7 +279,7 @@ def test_weights_are_told_apart(tmp_path):
     for name, value in (("a", 0.0), ("b", 1.0), ("c", 0.0)):
         (tmp_path / name / "unet").mkdir(parents=True)
         save_file({"w": torch.full((300_000,), value)}, tmp_path / name / "unet" / "x.safetensors")
-    assert fingerprint(tmp_path / "a") == fingerprint(tmp_path / "c") != fingerprint(tmp_path / "b")
+    assert digest(tmp_path / "a") == digest(tmp_path / "c") != digest(tmp_path / "b")
 
 
 def test_a_bar_is_shown_in_a_terminal_and_tells_the_time_that_remains(monkeypatch):

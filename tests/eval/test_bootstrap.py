@@ -97,18 +97,16 @@ def test_kernel_distance_is_unbiased_where_both_sides_are_alike():
     assert min(found) < 0
 
 
-def test_diversity_is_nothing_for_a_model_that_repeats_itself():
+def test_pictures_that_repeat_themselves_have_no_spread():
     rng = np.random.default_rng(8)
-    real, drawn = rng.normal(size=(50, 8)), rng.normal(size=(1, 30, 8))
-    assert distances.diversity(np.concatenate([drawn, drawn]), real) == 0.0
-    assert distances.diversity(rng.normal(size=(3, 30, 8)), real) == pytest.approx(1.0, abs=0.15)
-    assert math.isnan(distances.diversity(drawn, real))
+    drawn = rng.normal(size=(1, 30, 8))
+    assert (distances.spread(np.concatenate([drawn, drawn])) == 0.0).all()
+    assert distances.spread(rng.normal(size=(3, 30, 8))).mean() == pytest.approx(4.0, abs=0.6)  # about sqrt(2 x 8)
+    assert np.isnan(distances.spread(drawn)).all()
 
 
 def test_inception_names_what_is_missing(tmp_path, monkeypatch):
     some = np.zeros((3, 8, 8, 3), np.uint8)
-    with pytest.raises(ValueError, match=r"--inception .*nothing.pth: there is no such file"):
-        distances.inception_distances(some, some, tmp_path / "nothing.pth")
     weights = tmp_path / "weights.pth"
     weights.touch()
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)  # as where it is not installed
@@ -127,7 +125,7 @@ def test_what_inception_figures_lack_is_said_before_anything_is_drawn(tmp_path, 
     few, no_is, other = distances.check_inception(weights, 9, 6000)
     assert "FID of 9 drawn and 6000 real pictures: published figures take 5000" in few
     assert "IS is left out" in no_is and "does not begin with 6726825d" in other
-    monkeypatch.setattr(distances, "sha256_of", lambda path: "6726825d00")
+    monkeypatch.setattr(distances, "sha256s", lambda root, names: dict.fromkeys(names, "6726825d00"))
     assert distances.check_inception(weights, 5000, 5096) == []
 
 

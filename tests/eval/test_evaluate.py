@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 from support import ROOT
 
-from sgg_fast.drawing.models import SHIPPED, load_pipeline
-from sgg_fast.eval import distances, evaluate, metrics, pictures
+from sgg_fast.commands import NotFiniteError
+from sgg_fast.drawing.models import SHIPPED, load_model
+from sgg_fast.eval import distances, evaluate, metrics, pictures, report
 from sgg_fast.eval.__main__ import main
 from sgg_fast.eval.detector import overlaps
 from sgg_fast.eval.detectors import OpenVocabularyDetector, open_detector
 from sgg_fast.eval.direction import measure_direction
 from sgg_fast.graph import SceneGraph
-from sgg_fast.toy import build, world
+from sgg_fast.toy import parts, world
 
 GRAPHS = [
     SceneGraph(("dog", "house"), ((0, "left of", 1),)),
@@ -144,8 +145,10 @@ def test_against_itself_nothing_differs(done, capsys):
         ({"detector": "./nowhere"}, "--detector ./nowhere: there is no such folder"),
         ({"model": "./nowhere"}, "--model ./nowhere"),
         ({"first-seed": -1}, "--first-seed must not be negative"),
-        ({"scheduler": "fast"}, "--scheduler fast: there are ddim"),
-        ({"guidance": 0.5}, "must be at least 1"),
+        ({"scheduler": "fast"}, "--scheduler fast: there is no such one; there are ddim"),
+        ({"guidance": 0.5}, "--guidance must lie between 1 and"),
+        ({"guidance": "nan"}, "--guidance must lie between 1 and"),
+        ({"steps": 999, "scheduler": "dpm++"}, "--steps 999 with --scheduler dpm++: this scheduler takes at most 998"),
     ],
 )
 def test_what_cannot_be_used_is_said_in_one_line(tmp_path, capsys, changes, message):
@@ -153,6 +156,28 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path, capsys, changes, mess
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert message in error[0]
+
+
+def test_pictures_that_are_not_finite_are_one_line_and_never_saved(tmp_path, capsys, monkeypatch):
+    """Poisoned, the UNet draws such latents, then the VAE such pixels; the same command cures it with a sound model."""
+    model = load_model("toy")
+    monkeypatch.setattr(evaluate, "load_model", lambda name: model)
+    for part, weight in (
+        ("unet", model.pipeline.unet.conv_out.bias),
+        ("vae", model.pipeline.vae.decoder.conv_out.bias),
+    ):
+        whole = weight.detach().clone()
+        with torch.no_grad():
+            weight[0] = torch.inf if part == "vae" else torch.nan
+        assert main(flags(tmp_path / "out")) == 3
+        said = capsys.readouterr()
+        assert (
+            said.out == "" and said.err.count("\n") == 1 and f"conv_out.bias of {part} holds such numbers" in said.err
+        )
+        assert not list((tmp_path / "out").rglob("*.png"))
+        with torch.no_grad():
+            weight.copy_(whole)
+    assert main(flags(tmp_path / "out")) == 0 and (tmp_path / "out" / "eval.json").is_file()
 
 
 def test_pairs_start_from_the_noise_of_their_own_graph(tmp_path):
@@ -170,15 +195,15 @@ def test_pairs_start_from_the_noise_of_their_own_graph(tmp_path):
 
 def test_the_card_says_what_was_measured_of_these_weights(done, tmp_path):
     folder = shutil.copytree(SHIPPED, tmp_path / "pipeline")
-    build.put_on_card(folder, done)
+    parts.put_on_card(folder, done)
     result = json.loads((done / "eval.json").read_text())
     card = (folder / "README.md").read_text()
     assert f"| entity recall, 2 held-out toy graphs | {result['rows']['drawn']['entity recall']:.4g} |" in card
     assert "| data | toy for 4 600 steps, then toy-rare; 16 000 scenes each |" in card, "as it stood there"
     for name, value in (("weights", "0" * 16), ("data", "toy-repeats")):
-        (tmp_path / "eval.json").write_text(json.dumps({**result, name: value}))
+        report.write_result(tmp_path, {**result, name: value})
         with pytest.raises(ValueError, match="of other weights or on other graphs"):
-            build.put_on_card(folder, tmp_path)
+            parts.put_on_card(folder, tmp_path)
 
 
 def test_one_graph_of_a_file_without_num_and_no_floor_of_other_graphs(tmp_path, capsys):
@@ -200,7 +225,7 @@ def test_held_out_combinations_are_in_every_scene_of_their_set():
 
 def test_the_direction_gate_sees_a_blind_encoder():
     """With the encoder's relation weights and roles made equal, nothing moves; the shipped one moves."""
-    pipeline, _ = load_pipeline("toy")
+    pipeline = load_model("toy").pipeline
     found = measure_direction(pipeline, GRAPHS)
     assert found.num_relations == 2
     assert found.graph_flipped > 0
@@ -257,6 +282,14 @@ def test_an_open_vocabulary_detector_looks_for_the_graphs_own_names(owl):
     )
     none = OpenVocabularyDetector(str(owl), threshold=1.1)
     assert none.find(image[None], [graph]) == [[]]
+
+
+def test_a_detector_that_gives_nan_is_no_picture_without_objects(owl):
+    detector = OpenVocabularyDetector(str(owl), threshold=0.0)
+    with torch.no_grad():
+        detector.model.box_head.dense0.bias[0] = torch.nan
+    with pytest.raises(NotFiniteError, match=r"--detector: .* gives numbers that are not finite: get the model again"):
+        detector.find(world.draw_scene(0, 0).image[None], [SceneGraph(("dog",))])
 
 
 def test_an_evaluation_with_an_open_vocabulary_detector(owl, tmp_path):
@@ -370,6 +403,10 @@ def test_a_damaged_picture_is_named_and_drawn_again_once_it_is_deleted(tmp_path,
             assert main([*flags(tmp_path, pairs=0), "--against", str(tmp_path)]) == 2
             said = capsys.readouterr().err
             assert said.count("\n") == 1 and name in said and cure in said
+        (tmp_path / name).write_bytes(kept.replace(b"0.", b"1.", 1))
+        if name == "eval.json":
+            assert main([*flags(tmp_path, pairs=0), "--against", str(tmp_path)]) == 2
+            assert "(SHA-256 differs); evaluate that model again" in capsys.readouterr().err
         (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + kept)
         assert main([*flags(tmp_path, pairs=0), "--against", str(tmp_path)]) == 0, "as an editor would save it"
 

@@ -30,8 +30,8 @@ def optimizer(device: str, max_norm: float = 0.0, numels: list[int] = NUMELS) ->
 
 
 def flat_of(one: FlatAdam) -> FlatParameters:
-    (flat,) = one.flat.groups
-    return flat
+    (group,) = one._groups
+    return group.flat
 
 
 def moments_of(one: FlatAdam) -> tuple[torch.Tensor, torch.Tensor]:
@@ -182,14 +182,14 @@ def test_captured_step_follows_rate_gradients_and_skip_flag():
     ops.use_kernels("triton")
     ours, eager = optimizer("cuda", 1.0), optimizer("cuda", 1.0)
     grads = give(ours, 0)
-    flat, offsets = ours.flat.gradients()
-    table = ours.table(flat, offsets).cuda()
-    ours.launch(flat, offsets, table)
+    gradients = ours.gradients()
+    table = ours.table(gradients).cuda()
+    ours.launch(gradients, table)
     give(eager, 0)
     ours.rates.fill_(eager.param_groups[0]["lr"])
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        ours.launch(flat, offsets, table)
+        ours.launch(gradients, table)
     fresh = optimizer("cuda", 1.0)
     for mine, other in zip(buffers(ours), buffers(fresh), strict=True):
         mine.copy_(other)

@@ -129,7 +129,7 @@ def test_is_adam(backend, form, dtype, device):
     given, state, grads = weights(form, device), moments(device), gradients(device, dtype)
     wide, m, v = true_step(given, state, grads, 7, 0.25, 1e-2)
     control, step = decided(device, 7, 0.25)
-    op.adam8bit_(given, state, grads, control, rate(device), step, op.Hyper())
+    op.adam_update_(given, state, grads, control, rate(device), step, op.Hyper())
     assert_nearest(state.code_1, state.absmax_1, state.map_1, m)
     assert_nearest(state.code_2, state.absmax_2, state.map_2, v)
     if form == "rounded":
@@ -154,7 +154,7 @@ def test_a_weight_that_is_no_number_is_not_rounded_to_one(backend, bits, device)
     given.low[OFFSETS[1]] = low
     assert ops_read(given).isnan().nonzero().tolist() == [[OFFSETS[1]]]
     control, step = decided(device, 1)
-    op.adam8bit_(given, moments(device), gradients(device, torch.float32), control, rate(device), step, op.Hyper())
+    op.adam_update_(given, moments(device), gradients(device, torch.float32), control, rate(device), step, op.Hyper())
     assert given.param.isnan().nonzero().tolist() == ops_read(given).isnan().nonzero().tolist() == [[OFFSETS[1]]]
 
 
@@ -163,7 +163,7 @@ def test_padding_stays_zero(backend, device):
     ops.use_kernels(backend)
     given, state = op.Weights(torch.zeros(NUM, device=device)), moments(device)
     control, step = decided(device, 1)
-    op.adam8bit_(given, state, gradients(device, torch.float32), control, rate(device), step, op.Hyper())
+    op.adam_update_(given, state, gradients(device, torch.float32), control, rate(device), step, op.Hyper())
     covered = torch.zeros(NUM, dtype=torch.bool)
     for num, offset in zip(NUMELS, OFFSETS, strict=True):
         covered[offset : offset + num] = True
@@ -193,7 +193,7 @@ def test_every_code_is_found_between_the_right_neighbours(backend, device):
         given = op.Weights(torch.zeros(NUM, device=device))
         grads = table_of([grad[:512].to(device)], [0])
         control, step = decided(device, 1)
-        op.adam8bit_(given, state, grads, control, rate(device), step, op.Hyper(beta_1=0.0, beta_2=0.0))
+        op.adam_update_(given, state, grads, control, rate(device), step, op.Hyper(beta_1=0.0, beta_2=0.0))
         found = state[k][:512].view(2, 256)[:, 1:].flatten().cpu()
         assert torch.equal(found.long(), wanted)
         assert (state[k][:512:256] == 255).all() and len(set(found.tolist())) == 256 - k
@@ -217,7 +217,7 @@ def test_is_bitsandbytes_own_step(backend, device):
         grad = gradients(device, torch.float32, seed=step).grads[-1].repeat(3)[:NUM] * (1e-4 if step == 2 else 1)
         ours, mine = op.Weights(theirs.clone()), copy.deepcopy(state)
         control, number = decided(device, step)
-        op.adam8bit_(ours, mine, table_of([grad], [0]), control, rate(device), number, op.Hyper())
+        op.adam_update_(ours, mine, table_of([grad], [0]), control, rate(device), number, op.Hyper())
         with torch.compiler.set_stance("force_eager"):
             their_step(
                 theirs, grad, state.code_1, state.code_2, 0.9, 0.999, 0.0, 0.0, 1e-8, step, 1e-2, state.map_1,
@@ -250,7 +250,7 @@ def test_is_bitsandbytes_cpu_operator_up_to_its_grid():
     )
     ours = op.Weights(torch.ones(NUM))
     control, number = decided("cpu", 1)
-    op.adam8bit_(ours, state, table_of([grad], [0]), control, rate("cpu"), number, op.Hyper())
+    op.adam_update_(ours, state, table_of([grad], [0]), control, rate("cpu"), number, op.Hyper())
     torch.testing.assert_close(ours.param[:num], theirs, rtol=1e-6, atol=0)
     for k, values in enumerate(state[4:]):
         torch.testing.assert_close(state[2 + k][: len(their[2 + k])], their[2 + k], rtol=1e-6, atol=0)
@@ -372,8 +372,7 @@ def test_one_launch_a_group_beside_the_decision(device):
     with launching.intercept(lambda kernel, *rest: seen.append(kernel.__name__) or False):
         one.step()
     assert seen == ["adam_squares_kernel"] * 2 + ["adam_decide_kernel", "adam8bit_kernel", "adam_kernel"]
-    grads, offsets = one.flat.gradients()
-    assert all(table.data_ptr() % 16 == 0 for table in one.table(grads, offsets).split(4))
+    assert all(table.data_ptr() % 16 == 0 for table in one.table(one.gradients()).split(4))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -383,9 +382,9 @@ def test_opcheck(backend, device):
     control, step = decided(device, 1)
     tests = ("test_schema", "test_faketensor")
     rest = (*grads, control, rate(device), step, given.seed, 0.9, 0.999, 1e-8, backend)
-    torch.library.opcheck(op._update_8bit, (*given[:2], *state, *rest), test_utils=tests)
-    fp32 = torch.zeros(NUM, device=device), torch.zeros(NUM, device=device)
-    torch.library.opcheck(op._update, (*given[:2], *fp32, *rest), test_utils=tests)
+    torch.library.opcheck(op._update, (*given[:2], list(state), *rest), test_utils=tests)
+    fp32 = [torch.zeros(NUM, device=device), torch.zeros(NUM, device=device)]
+    torch.library.opcheck(op._update, (*given[:2], fp32, *rest), test_utils=tests)
     decide = control, step, grads.grads, [grads.table], [True], *op.Hyper(), backend
     torch.library.opcheck(op._decide, decide, test_utils=tests)
 
@@ -401,7 +400,7 @@ def test_refused(device):
         ([one, one.bfloat16()], "one dtype"),
     ):
         with pytest.raises(ValueError, match=reason):
-            op.adam8bit_(
+            op.adam_update_(
                 given, state, op.GroupGrads(grads, [0] * len(grads), None), control, rate(device), step, op.Hyper()
             )
     with pytest.raises(ValueError, match="at least one gradient"):

@@ -112,8 +112,8 @@ def test_shapes_that_do_not_fit_are_refused(op, name, wrong):
     [
         ("subject", "subject and object must lie in 0..14"),
         ("message_slot", "slot must"),
-        ("message_ptr", "ptr must rise from 0 to 120"),
-        ("message_mid", "mid must lie within ptr|slot must list"),
+        ("message_ptr", "plan ptr must rise from 0 to 120"),
+        ("message_mid", "mid must lie within|slot must list"),
         ("relation_graph", "relation graph must follow from its ptr"),
         ("object_ptr", "object ptr must rise from 0 to 15"),
     ],

@@ -85,7 +85,7 @@ def test_a_draw_is_one_launch(device):
     with intercept(lambda kernel, grid, args, options: bool(seen.append(kernel.__name__))):
         key = keys(device)["captured"][:3]
         noise.draw_timesteps(*key, 1000)
-        noise.draw_dropped(*key, 0.1)
+        ops.hash_uniform(*key, noise.STREAM_DROP)
         ops.hash_normal((4, 8, 8), *key, noise.STREAM_NOISE)
         ops.hash_normal((4, 8, 8), *key, noise.STREAM_POSTERIOR)
     assert seen == ["hash_draw_kernel"] * 4

@@ -12,7 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from fake_cuda.attention import standing_in
 from support.tiny_runs import trainer
 
-from sgg_fast.drawing import load_pipeline
+from sgg_fast.drawing import load_model
 from sgg_fast.nn import attention
 from sgg_fast.nn.attention import CudnnAttnProcessor, XformersAttnProcessor, set_attention
 from sgg_fast.nn.conditioner import SceneGraphConditioner
@@ -300,7 +300,7 @@ def fill_padding(module: SceneGraphConditioner, monkeypatch: pytest.MonkeyPatch)
 
 def test_padding_reaches_neither_the_picture_nor_the_loss(trained_run, tmp_path, monkeypatch):
     """Through our own callers: the pipeline with guidance, and the fine-tuning step with dropped conditions."""
-    pipeline, _ = load_pipeline(str(trained_run))
+    pipeline = load_model(str(trained_run)).pipeline
     pipeline.set_progress_bar_config(disable=True)
     graph = draw_scene(0, 0).graph
     before = pipeline(graph, 2, generator=torch.Generator().manual_seed(0), output_type="np").images

@@ -9,7 +9,7 @@ from support.tiny_runs import same_weights, train, trainer
 
 from sgg_fast.config import ConfigError
 from sgg_fast.diffusion.sampling import sample_latents
-from sgg_fast.drawing.models import load_pipeline
+from sgg_fast.drawing.models import load_model
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.nn.baseline import first_rows
 from sgg_fast.nn.clip import phrase_states, text_states
@@ -59,7 +59,7 @@ def test_a_text_is_read_as_stable_diffusion_reads_it(foundation, form):
 
 def test_a_phrase_is_a_token(foundation):
     model = TextConditioner(128, 128, "phrases")
-    model.calibrate_text(text_states(foundation.text_encoder, foundation.tokenizer, [""])[0][0])
+    model.calibrate_null(text_states(foundation.text_encoder, foundation.tokenizer, [""])[0][0])
     given = said_by(model, [GRAPH, LONE], foundation)
     phrases = [["sheep wearing red hat", "sheep left of sheep", "sheep", "red hat", "sheep", "sun"], ["dog"]]
     start = text_states(foundation.text_encoder, foundation.tokenizer, [""])[0][0, 0]
@@ -170,7 +170,7 @@ def test_a_baseline_trains_and_draws_and_one_resumes(tmp_path, name):
     if name == "sgdiff":
         train(tmp_path / "twice", "finetune", **settings, finetune_steps=2)
         assert same_weights(result, train(tmp_path / "twice", "finetune", **settings))
-    pipeline, _ = load_pipeline(str(tmp_path / "once"))
+    pipeline = load_model(str(tmp_path / "once")).pipeline
     before = toy_foundation().unet.state_dict()
     assert any(not before[k].equal(v) for k, v in pipeline.unet.state_dict().items())
     pipeline.set_progress_bar_config(disable=True)

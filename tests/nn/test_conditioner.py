@@ -98,7 +98,8 @@ def test_text_initialised_tokens_start_at_the_phrases_and_open_to_the_graph():
     model = SceneGraphConditioner(
         name_dim=NAME, image_dim=IMAGE, context_dim=CONTEXT, width=WIDTH, num_layers=2, token_init="text"
     )
-    model.calibrate_text(torch.randn(77, CONTEXT), torch.randn(20, CONTEXT))
+    model.calibrate_null(torch.randn(77, CONTEXT))
+    model.calibrate_tokens(torch.randn(20, CONTEXT))
     batch, table = pack(*all_graphs())
     names, phrases = embeddings(table, NAME), torch.randn(len(table.phrases), CONTEXT)
     found = model(names, batch, phrases)
@@ -203,7 +204,8 @@ def test_tokens_start_at_the_statistics_of_sds_text_states():
     torch.manual_seed(0)
     model = SceneGraphConditioner(name_dim=NAME, image_dim=IMAGE, context_dim=256, width=WIDTH, num_layers=2)
     states, null = 2.5 * torch.randn(300, 256) - 4, torch.randn(77, 256)
-    model.calibrate_text(null, states)
+    model.calibrate_null(null)
+    model.calibrate_tokens(states)
     for k in (0, 100, 255):
         column = [float(v) for v in states[:, k]]
         centre = sum(column) / 300

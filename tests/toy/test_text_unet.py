@@ -20,8 +20,8 @@ from sgg_fast.nn.foundation import Foundation
 from sgg_fast.recipes import recipe
 from sgg_fast.toy import build, gates, text_unet, world
 from sgg_fast.toy.fit import learning_rate
-from sgg_fast.toy.gates import BANDS, object_cells, x0_errors
 from sgg_fast.toy.models import toy_foundation, toy_tokenizer, weight_file
+from sgg_fast.toy.noise_levels import BANDS, object_cells, x0_errors
 
 GRAPHS = [
     SceneGraph(("sheep", "red hat", "grass"), ((0, "near", 1),)),
@@ -36,7 +36,7 @@ def foundation() -> Foundation:
 
 def test_sentences_are_the_text_encoders_states_up_to_the_longest_end(foundation):
     texts = ["sheep near red hat, grass", "", "dog"]
-    context, mask = text_unet.tell_sentences(foundation, texts)
+    context, mask = text_unet.read_sentences(foundation, texts)
     states, end = text_states(foundation.text_encoder, foundation.tokenizer, texts)
     assert context.shape[1] == int(end.max()) + 1 < 77
     torch.testing.assert_close(context, states[:, : context.shape[1]])
@@ -44,7 +44,7 @@ def test_sentences_are_the_text_encoders_states_up_to_the_longest_end(foundation
 
 
 def test_phrases_are_the_start_and_what_sgg_igs_tokens_begin_as(foundation):
-    context, mask = text_unet.Phrases(foundation, GRAPHS).tell([GRAPHS[0], None, GRAPHS[1]])
+    context, mask = text_unet.Phrases(foundation, GRAPHS).read([GRAPHS[0], None, GRAPHS[1]])
     said = ["sheep near red hat", "sheep", "red hat", "grass"]
     expected = phrase_states(foundation.text_encoder, foundation.tokenizer, said).float()
     torch.testing.assert_close(context[0, 1:5], expected, rtol=2e-3, atol=2e-3)

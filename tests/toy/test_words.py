@@ -119,7 +119,7 @@ def test_people_ride_what_carries_them_and_hold_what_fits_a_hand(scenes):
         assert triples["person", "riding", mount] >= 5, mount
     for thing in ("kite", "umbrella", "hat", "bird"):
         assert triples["person", "holding", thing] >= 5, thing
-    assert set(layout.SEAT) >= {m for kinds in words.MOUNTS.values() for m in kinds} and set(words.HELD) == {
+    assert set(layout.SEAT) >= {m for kinds in words.MOUNTS.values() for m in kinds} and set(words.WordsPlan.HELD) == {
         *layout.GRIP
     }
 
@@ -136,7 +136,7 @@ def test_combinations_held_out_are_held_out_in_all_words(scenes):
     assert not any(world.held_out_relations(scene.graph) for scene in scenes)
     for triple in (("hat", "on", "sheep"), ("sheep", "with", "hat"), ("dog", "in", "boat"), ("person", "with", "ball"),
                    ("leaves", "on", "house"), ("bird", "on", "car")):  # fmt: skip
-        assert triple in world.SAID_HELD_OUT
+        assert triple in world.HELD_OUT_IN_WORDS
     asked = Counter()
     for i in range(60):
         scene = world.draw_scene(3, i, held_out=True, spoken=True)
@@ -187,7 +187,7 @@ def test_words_and_triples_of_the_examples_are_in_the_world():
     assert len(texts) >= 4
     asked = {(category(g.objects[s]), p, category(g.objects[o])) for g in graphs for s, p, o in g.relations}
     said = {name for g in graphs for name in g.objects} | {p for _, p, _ in asked}
-    assert said <= set(world.vocabulary(spoken=True)) and not asked & world.SAID_HELD_OUT
+    assert said <= set(world.vocabulary(spoken=True)) and not asked & world.HELD_OUT_IN_WORDS
     seen: set[tuple[str, str, str]] = set()
     for i in range(6000):
         seen.update(told(world.draw_scene(9, i, spoken=True)))

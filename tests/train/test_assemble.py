@@ -11,10 +11,12 @@ from support.tiny_runs import TINY, trainer
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from benchmarks.counts import step as counts
+from benchmarks.harness.output import UnavailableError
 from benchmarks.steps import pretrain, train_forms
+from benchmarks.steps.forms import Size
 from sgg_fast import ops
 from sgg_fast.recipes import recipe
-from sgg_fast.train import warmup
+from sgg_fast.train import rehearsal
 from sgg_fast.train.assemble import Summary, summary
 from sgg_fast.train.memory.planner import Planner
 
@@ -26,7 +28,7 @@ def by_trainer(tmp_path, monkeypatch, stage, changes):
 
 
 def by_warm_up(tmp_path, monkeypatch, stage, changes):
-    return warmup.engine_of(stage, recipe("toy", **{**TINY, **changes}), CPU, None).module
+    return rehearsal.engine_of(stage, recipe("toy", **{**TINY, **changes}), CPU, None).module
 
 
 def by_planner(tmp_path, monkeypatch, stage, changes):
@@ -39,8 +41,8 @@ def by_form(name):
     def build(tmp_path, monkeypatch, stage, changes):
         config = recipe("toy", **{**TINY, **changes, "precision": "bf16"})
         monkeypatch.setattr(train_forms, "call_of", lambda name: "eager")
-        with contextlib.suppress(train_forms.UnavailableError):
-            sizes = [train_forms.Size(64, config.optim.batch_size)]
+        with contextlib.suppress(UnavailableError):
+            sizes = [Size(64, config.optim.batch_size)]
             return train_forms.build(name, config, sizes, CPU, 1).stage
         pytest.skip("not here")
 
@@ -100,6 +102,19 @@ def test_a_stage_is_whole_on_its_device():
         assert cache.boxes is not None and cache.phrases is not None
         made = assemble(config, stage, models, blank_conditioner(config.model, models), cache, meta)
         assert summary(made).devices == {"meta"}
+
+
+@pytest.mark.parametrize(("embedding", "there"), [("clean", "cpu"), ("predicted", "meta"), ("noisy-image", "meta")])
+def test_frozen_models_lie_on_the_device_only_if_a_step_calls_them(embedding, there):
+    from sgg_fast.train.assemble import assemble
+    from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
+
+    config = recipe("toy", **{**TINY, "attention": "sdpa", "image_embedding": embedding, "weights": "lean"})
+    models = blank_foundation(config.model)
+    parts = models, blank_conditioner(config.model, models), blank_cache(config, models, 4)
+    stage = assemble(config, "finetune", *parts, torch.device("meta"))
+    assert (stage.unet.device.type, stage.unet.dtype) == ("meta", torch.bfloat16)
+    assert (models.vae.device.type, models.clip.device.type, models.text_encoder.device.type) == (there, there, "cpu")
 
 
 def test_the_planner_plans_what_a_gpu_will_run():

@@ -98,8 +98,8 @@ def engines(cache, **changes) -> tuple[EagerEngine, CapturedEngine]:
 
 def buffer_of(engine: EagerEngine | CapturedEngine) -> torch.Tensor:
     """All weights, flat."""
-    (group,) = engine.optimizer.flat.groups
-    return group.buffer
+    (group,) = engine.optimizer._groups
+    return group.flat.buffer
 
 
 def moments_of(engine: CapturedEngine) -> list[torch.Tensor]:

@@ -40,7 +40,9 @@ def pretrained(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("name", list(RUNS))
 def test_losses_are_what_they_were(pretrained, tmp_path, name):
     ds, golden = RUNS[name], GOLDEN[name]
-    result = pretrained if name == "pretrain" else train(tmp_path, "finetune", ds, graph_encoder=pretrained)
+    result = pretrained
+    if name != "pretrain":  # with the optimiser that was the toy's then
+        result = train(tmp_path, "finetune", ds, graph_encoder=pretrained, optimizer="adam8bit")
     found = list(rows(result.parent).values())
     assert len(found) == len(golden["losses"]) == 4
     for step, expected in zip(found, golden["losses"], strict=True):

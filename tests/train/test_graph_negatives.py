@@ -72,7 +72,7 @@ def test_a_relation_is_told_wrongly_by_the_hash(backend):
         ops.use_kernels(backend)
         try:
             batch = ops.pack(store, np.tile(ids, 3), bucket=(25 * num, 37 * num))
-            told, counts = negatives.tell(batch, num, SEED, torch.tensor([step]), torch.from_numpy(ids))
+            told, counts = negatives.falsify(batch, num, SEED, torch.tensor([step]), torch.from_numpy(ids))
             found = model.encode(names, told)[2]
         finally:
             ops.use_kernels("auto")

@@ -232,3 +232,23 @@ def test_a_resumed_log_forgets_the_steps_after_its_checkpoint_and_a_line_cut_off
     logs.RunLog(tmp_path, "pretrain", 2, 10, batch=8).close()
     assert (tmp_path / "log.jsonl").read_bytes() == kept
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "tensorboard"]
+
+
+@pytest.mark.parametrize("name", ["sheet_steps", "sampling_steps"])
+def test_steps_that_the_models_scheduler_cannot_take_are_refused_before_the_run(tmp_path, name):
+    more = {"sample_every": 2, name: 1001}
+    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} 1001: this scheduler takes at most 999"):
+        trainer(tmp_path, "finetune", **more)
+    assert not (tmp_path / "finetune" / "log.jsonl").exists()
+    trainer(tmp_path, "finetune", **more | {name: 999})  # the cure
+
+
+def test_a_sheet_of_nan_is_not_saved_and_the_run_goes_on(tmp_path, caplog):
+    run = trainer(tmp_path, "finetune", sample_every=2)
+    with torch.no_grad():
+        run.foundation.vae.decoder.conv_out.bias[0] = torch.nan
+    run.train()
+    assert not list(tmp_path.rglob("samples/*.png"))
+    assert "no sample sheet at step 2: a picture ends in numbers that are not finite" in caplog.text
+    said = [line for line in lines(tmp_path / "finetune") if line.get("event") == "no samples"]
+    assert [line["step"] for line in said] == [2, 4] and "conv_out.bias of vae" in said[0]["reason"]

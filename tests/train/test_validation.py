@@ -66,6 +66,13 @@ def test_equal_similarities_score_nothing():
     assert retrieved(torch.ones(6, 6), 5) == 0 and retrieved(torch.ones(6, 6), 6) == 1
 
 
+def test_an_encoder_that_gives_nan_retrieves_nothing():
+    """NaN is not at least itself: counted as the rows that are better, it would come first everywhere."""
+    matrix = torch.eye(6)
+    matrix[2] = torch.nan
+    assert float(retrieved(matrix, 1)) == pytest.approx(5 / 6) and retrieved(torch.full((6, 6), torch.nan), 5) == 0
+
+
 def test_nearest_against_loops():
     generator = torch.Generator().manual_seed(0)
     predicted, words = torch.randn(20, 4, generator=generator), torch.randn(7, 4, generator=generator)
@@ -146,9 +153,8 @@ def test_early_stop_counts_validations_without_improvement(cache):
     stops = [watch.look(step, False, log) for step in range(1, 41)]
     assert stops == [step == 40 for step in range(1, 41)], "two in a row, equal is no improvement"
     assert log.seen == [10, 20, 30, 40, "early stop"]
-    again = Watch(watch.run, stage, np.array([0, 1, 2]))
-    again.load_state_dict(watch.state_dict())
-    assert (again.best, again.since) == (0.3, 2)
+    again = Watch(watch.run, stage, np.array([0, 1, 2]), watch.state)
+    assert again.state == {"best": 0.3, "since": 2}
 
 
 SET = {"num_scenes": 32, "validation_pairs": 4, "validate_every": 2, "pretrain_steps": 6}

@@ -12,7 +12,7 @@ import torch
 from support.tiny_runs import TINY, flags
 
 from sgg_fast.recipes import recipe
-from sgg_fast.train import warmup
+from sgg_fast.train import rehearsal, warmup
 from sgg_fast.train.engines.eager import EagerEngine
 
 
@@ -41,7 +41,7 @@ def test_it_takes_real_steps_of_both_stages_and_draws(tmp_path, monkeypatch):
 
     monkeypatch.setattr(EagerEngine, "update", watched)
     said = []
-    warmup.warm_up(recipe("toy", **TINY), torch.device("cpu"), None, said.append)
+    rehearsal.warm_up(recipe("toy", **TINY), torch.device("cpu"), None, said.append)
     assert steps == [(kind, (1, 2), step) for kind in ("PretrainStage", "FinetuneStage") for step in (0, 1)]
     assert [re.sub(r"\d+ s$", "_ s", line) for line in said] == [
         "pretrain: 0 kernels compiled, _ s",

@@ -134,22 +134,21 @@ def _graph_op(op: str, z: GraphSize) -> None:
 
 
 def _check_graph_op(op: str, z: GraphSize, b: SceneGraphBatch) -> None:
-    n, e, d, ends = b.num_objects, b.num_relations, z.width, (b.subject, b.object)
+    n, e, d = b.num_objects, b.num_relations, z.width
     rows = functools.partial(_randn, dtype=z.dtype)
     wide = functools.partial(_randn, dtype=z.wide)
     if op == "gather_add_relu":
         check(
-            lambda ac, b_, bias: (ops.gather_add_relu(ac, b_, bias, *ends, b.plan),),
+            lambda ac, b_, bias: (ops.gather_add_relu(ac, b_, bias, b),),
             {"ac": rows(0, n, 2 * d), "b_": rows(1, e, d), "bias": wide(2, d)},
         )
     elif op == "scatter_mean":
         inputs = {"y": rows(0, e, 3 * d), "bias": wide(1, 3 * d)}
         for residual in ({"residual": wide(2, e, d)}, {}):
-            check(lambda y, bias, residual=None: ops.scatter_mean(y, bias, *ends, b.plan, residual), inputs | residual)
+            check(lambda y, bias, residual=None: ops.scatter_mean(y, bias, b, residual), inputs | residual)
     elif op == "masked_pool":
-        graph, pooled = (b.object_graph, b.relation_graph), (b.object_pooled, b.relation_pooled)
         check(
-            lambda x, r: (ops.masked_pool(x, r, b.object_ptr, b.relation_ptr, *graph, *pooled),),
+            lambda x, r: (ops.masked_pool(x, r, b),),
             {"x": wide(0, n, d), "r": wide(1, e, d)},
         )
         check(lambda x: (ops.graph_mean(x, b.relation_ptr, b.relation_graph),), {"x": rows(2, e, d)})
@@ -157,9 +156,7 @@ def _check_graph_op(op: str, z: GraphSize, b: SceneGraphBatch) -> None:
     else:
         values = {"s": rows(0, n, 2 * d), "r": rows(1, e, 2 * d), "o": rows(2, n, 2 * d)}
         check(
-            lambda s, r, o, pool, bias: (
-                ops.triple_context(s, r, o, pool, bias, *ends, b.relation_graph, b.plan, b.relation_ptr),
-            ),
+            lambda s, r, o, pool, bias: (ops.triple_context(s, r, o, pool, bias, b),),
             values | {"pool": wide(3, b.num_graphs, 2 * d), "bias": wide(4, 2 * d)},
         )
         _check_both_halves(b, rows(5, e, 2 * d), z.wide, mean=False)
@@ -251,10 +248,7 @@ def _adam(bits: int, form: str, max_norm: float) -> None:
         before = _exact_moments(moments)
         group = op.GroupGrads(grads, _OFFSETS, op.chunk_table(grads, _OFFSETS, backend))
         op.adam_decide_([group], control, step, hyper)
-        if bits == 32:
-            op.adam_update_(weights, *moments, group, control, rate, step, hyper)
-        else:
-            op.adam8bit_(weights, moments, group, control, rate, step, hyper)
+        op.adam_update_(weights, moments, group, control, rate, step, hyper)
         ops.use_kernels("auto")
         assert step.item() == 7, "the step was not taken"
         m, v = _exact_moments(moments)

@@ -53,8 +53,7 @@ def adam_decide(squares: torch.Tensor, control: torch.Tensor, step: torch.Tensor
 
 def adam_update(
     weights: Weights,
-    moment_1_P: torch.Tensor,
-    moment_2_P: torch.Tensor,
+    moments: Sequence[torch.Tensor],
     grads: Sequence[torch.Tensor],
     offsets: Sequence[int],
     control: torch.Tensor,
@@ -64,13 +63,13 @@ def adam_update(
 ) -> None:
     """Apply the step that `adam_decide` decided on, in place; grads: [n] each, fp32 or bf16, at `offsets`.
 
-    rate: its first element is the learning rate. Elements without a gradient do not change.
+    moments: two, fp32 [P]. rate: its first element is the learning rate. Elements without a gradient do not change.
     """
     for grad, offset in zip(grads, offsets, strict=True):
         part = slice(offset, offset + grad.numel())
         grad = grad.float() * control[FACTOR]
-        m = moment_1_P[part].lerp_(grad, 1 - hyper.beta_1)
-        v = moment_2_P[part].mul_(hyper.beta_2).addcmul_(grad, grad, value=1 - hyper.beta_2)
+        m = moments[0][part].lerp_(grad, 1 - hyper.beta_1)
+        v = moments[1][part].mul_(hyper.beta_2).addcmul_(grad, grad, value=1 - hyper.beta_2)
         spread = v.sqrt().div_(control[CORRECTION_2].sqrt()).add_(hyper.eps)
         update = rate[0] / control[CORRECTION_1] * m / spread
         write_weights(weights, part, read_weights(weights, part) - update, step)

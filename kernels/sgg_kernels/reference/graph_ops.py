@@ -58,14 +58,19 @@ def scatter_mean(
     return (total_ND / degree_N1).to(dtype), r_ED.to(dtype_r)
 
 
+def _mean(rows: torch.Tensor, ptr_B1: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Weighted mean of each graph's rows, [B, D]; the weights are 0 or 1."""
+    sizes = ptr_B1.long().diff()
+    graph = torch.repeat_interleave(torch.arange(len(sizes), device=rows.device), sizes, output_size=rows.shape[0])
+    total = rows.new_zeros(len(sizes), rows.shape[1], dtype=weight.dtype)
+    total = total.index_add(0, graph, rows.to(weight.dtype).where(weight[:, None] != 0, 0))  # NaN * 0 would be NaN
+    count = weight.new_zeros(len(sizes)).index_add(0, graph, weight)
+    return (total / count.clamp(min=1)[:, None]).to(rows.dtype)
+
+
 def graph_mean(rows_ED: torch.Tensor, ptr_B1: torch.Tensor) -> torch.Tensor:
     """Mean of each graph's rows, [B, D]: X_global before the linear map of eq. 8."""
-    acc, sizes = _accumulator(rows_ED), ptr_B1.long().diff()
-    graph = torch.repeat_interleave(
-        torch.arange(sizes.shape[0], device=rows_ED.device), sizes, output_size=rows_ED.shape[0]
-    )
-    total = rows_ED.new_zeros(sizes.shape[0], rows_ED.shape[1], dtype=acc).index_add(0, graph, rows_ED.to(acc))
-    return (total / sizes.clamp(min=1)[:, None]).to(rows_ED.dtype)
+    return _mean(rows_ED, ptr_B1, rows_ED.new_ones(len(rows_ED), dtype=_accumulator(rows_ED)))
 
 
 def masked_pool(
@@ -77,19 +82,8 @@ def masked_pool(
     relation_mask_E: torch.Tensor,
 ) -> torch.Tensor:
     """`concat(mean of x, mean of r)` over each graph's rows whose mask is non-zero, [B, 2D] (the pools of eq. 7)."""
-    pools = []
-    for rows, ptr, mask in ((x_ND, object_ptr, object_mask_N), (r_ED, relation_ptr, relation_mask_E)):
-        acc = _accumulator(rows)
-        sizes = ptr.long().diff()
-        graph = torch.repeat_interleave(
-            torch.arange(sizes.shape[0], device=rows.device), sizes, output_size=rows.shape[0]
-        )
-        weight = (mask != 0).to(acc)
-        total = rows.new_zeros(sizes.shape[0], rows.shape[1], dtype=acc)
-        total = total.index_add(0, graph, rows.to(acc).where(mask[:, None] != 0, 0))  # NaN * 0 would be NaN
-        count = weight.new_zeros(sizes.shape[0]).index_add(0, graph, weight)
-        pools.append((total / count.clamp(min=1)[:, None]).to(rows.dtype))
-    return torch.cat(pools, dim=1)
+    sides = ((x_ND, object_ptr, object_mask_N), (r_ED, relation_ptr, relation_mask_E))
+    return torch.cat([_mean(rows, ptr, (mask != 0).to(_accumulator(rows))) for rows, ptr, mask in sides], dim=1)
 
 
 def triple_context(

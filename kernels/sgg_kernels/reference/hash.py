@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ def _mix(h: _Word) -> _Word:
 
 def hash_words(words: Sequence[int]) -> int:
     """Hash of a key of integers, below 2^32; 0 for an empty key. The start of a longer key's hash."""
-    h = 0
+    h: Any = 0
     for word in words:
         h = _mix(((h ^ (word & _MASK)) + _GOLDEN) & _MASK)
     return h

@@ -20,36 +20,24 @@ PPM = 1_000_000
 PADDING_NAME, PADDING_PREDICATE, PADDING_PHRASE = 0, 1, 0
 """Names of the padding: the two reserved ids of every `NameTable`, and an arbitrary phrase, which is not read."""
 
-STORE_FIELDS = (
-    "object_name",
-    "predicate_name",
-    "phrase",
-    "subject",
-    "object",
-    "object_ptr",
-    "relation_ptr",
-    "message_ptr",
-    "message_mid",
-    "message_slot",
-    "object_pooled",
-    "relation_pooled",
-)
+_NAMES = ("object_name", "predicate_name", "phrase", "subject", "object")
+_MESSAGES = ("message_ptr", "message_mid", "message_slot")
+_POOLED = ("object_pooled", "relation_pooled")
+
+STORE_FIELDS = (*_NAMES, "object_ptr", "relation_ptr", *_MESSAGES, *_POOLED)
 """The store's fields that the kernel reads, in the order of its arguments."""
-BATCH_FIELDS = (
-    "object_name",
-    "predicate_name",
-    "phrase",
-    "subject",
-    "object",
-    "message_ptr",
-    "message_mid",
-    "message_slot",
-    "object_graph",
-    "relation_graph",
-    "object_pooled",
-    "relation_pooled",
-)
+BATCH_FIELDS = (*_NAMES, *_MESSAGES, "object_graph", "relation_graph", *_POOLED)
 """The batch's fields that the kernel writes, in the order of its arguments."""
+
+
+def field_shapes(num_objects: int, num_relations: int) -> dict[str, tuple[int, torch.dtype]]:
+    """Length and dtype of each of BATCH_FIELDS."""
+    of_objects = {"object_name", "message_mid", "object_graph", "object_pooled"}
+    lengths = {"message_ptr": num_objects + 1, "message_slot": 2 * num_relations} | dict.fromkeys(
+        of_objects, num_objects
+    )
+    dtypes = dict.fromkeys(_POOLED, torch.uint8)
+    return {name: (lengths.get(name, num_relations), dtypes.get(name, torch.int32)) for name in BATCH_FIELDS}
 
 
 class MaskKey(NamedTuple):
@@ -170,4 +158,4 @@ def pack(
         padding = _padding(num_graphs, o_n, end_n - o_n, o_e, end_e - o_e, ids_B.device)
         out = {name: torch.cat([tensor, padding[name]]) for name, tensor in out.items()}
         masked_N = torch.cat([masked_N, masked_N.new_zeros(end_n - o_n)])
-    return {name: t.to(torch.uint8 if name.endswith("pooled") else torch.int32) for name, t in out.items()}, masked_N
+    return {name: t.to(torch.uint8 if name in _POOLED else torch.int32) for name, t in out.items()}, masked_N

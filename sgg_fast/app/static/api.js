@@ -37,8 +37,8 @@ export async function send(method, path, { json, body, timeout = 15000 } = {}) {
     throw new Gone("the server does not answer");
   }
   if (!response.ok) {
-    const said = await response.json().catch(() => ({}));
-    throw new Refused(response.status, said.error ?? `the server answered ${response.status}`);
+    const body = await response.json().catch(() => ({}));
+    throw new Refused(response.status, body.error ?? `the server answered ${response.status}`);
   }
   return response;
 }

@@ -68,8 +68,8 @@ export function rename(state, id, name) {
   const given = (item) => (item.id === id ? { ...item, name } : item);
   if (find(state, id)?.name === name) return state;
   const edges = state.edges.map(given);
-  const said = edges.map((e) => `${e.from} ${e.to} ${e.name}`);
-  return { nodes: state.nodes.map(given), edges: edges.filter((_, i) => said.indexOf(said[i]) === i) };
+  const keys = edges.map((e) => `${e.from} ${e.to} ${e.name}`);
+  return { nodes: state.nodes.map(given), edges: edges.filter((_, i) => keys.indexOf(keys[i]) === i) };
 }
 
 /** With the ends of a relation exchanged. */

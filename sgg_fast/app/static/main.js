@@ -155,15 +155,15 @@ drawer.addEventListener("progress", ({ detail: at }) => {
 drawer.addEventListener("done", ({ detail }) => {
   const { request, records, maps, pictures, seconds } = detail;
   const { state } = request;
-  const said = labels(state);
-  const relations = state.edges.map((e) => `${said.get(e.from)} ${e.name} ${said.get(e.to)}`);
+  const labelOf = labels(state);
+  const relations = state.edges.map((e) => `${labelOf.get(e.from)} ${e.name} ${labelOf.get(e.to)}`);
   const lone = state.nodes.filter((n) => !state.edges.some((e) => e.from === n.id || e.to === n.id));
-  const text = [...relations, ...lone.map((n) => said.get(n.id))].join("; ");
+  const text = [...relations, ...lone.map((n) => labelOf.get(n.id))].join("; ");
   const entry = {
     state, text, records, maps, blobs: pictures,
     settings: { ...settings.read(), ...records[0], num_images: records.length },
     ids: [...state.nodes, ...state.edges].map((item) => item.id),
-    labels: [...said.values(), ...relations],
+    labels: [...labelOf.values(), ...relations],
     urls: pictures.map((blob) => URL.createObjectURL(blob)),
   };
   history.add(entry);

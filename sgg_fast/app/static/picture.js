@@ -118,11 +118,11 @@ export function changed(before, after) {
     for (const item of old) {
       const same = kept(now, item);
       const moved = same && (same.from !== item.from || same.to !== item.to);
-      if (!same) parts.push(`− ${said(before, item)}`);
-      else if (moved) parts.push(`${said(before, item)} → ${said(after, same)}`);
+      if (!same) parts.push(`− ${labelOf(before, item)}`);
+      else if (moved) parts.push(`${labelOf(before, item)} → ${labelOf(after, same)}`);
       else if (same.name !== item.name) parts.push(`${item.name} → ${same.name}`);
     }
-    parts.push(...now.filter((item) => !kept(old, item)).map((item) => `+ ${said(after, item)}`));
+    parts.push(...now.filter((item) => !kept(old, item)).map((item) => `+ ${labelOf(after, item)}`));
   }
   for (const name of ["seed", "steps", "guidance", "relation_guidance", "scheduler", "size"]) {
     const [old, now] = [before.records[0][name], after.records[0][name]];
@@ -133,4 +133,4 @@ export function changed(before, after) {
 }
 
 /** An item of an entry's graph, as its labels say it. */
-const said = (entry, item) => entry.labels[entry.ids.indexOf(item.id)];
+const labelOf = (entry, item) => entry.labels[entry.ids.indexOf(item.id)];

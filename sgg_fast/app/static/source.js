@@ -16,15 +16,15 @@ export class Source {
     for (const kind of ["text", "json"]) {
       this[kind].addEventListener("input", () => this.typed(kind));
       // What could not be read stays until the canvas says otherwise.
-      this[kind].addEventListener("blur", () => this.error[kind].hidden && this.show(kind, this.said?.[kind]));
+      this[kind].addEventListener("blur", () => this.error[kind].hidden && this.show(kind, this.valid?.[kind]));
     }
     doc.addEventListener("change", ({ detail }) => detail.source !== "drag" && this.follow(detail.source));
   }
 
   /** The canvas or one of the fields has changed the graph: the others follow. */
   follow(source) {
-    this.said = { json: toJson(this.doc.state) };
-    if (source !== "json") this.show("json", this.said.json);
+    this.valid = { json: toJson(this.doc.state) };
+    if (source !== "json") this.show("json", this.valid.json);
     for (const kind of ["text", "json"]) if (kind !== source) this.blame(kind, "");
     clearTimeout(this.later);
     this.later = setTimeout(() => this.ask(source), 60);
@@ -34,7 +34,7 @@ export class Source {
   async ask(source) {
     const turn = ++this.turn;
     const empty = !this.doc.state.nodes.length;
-    const found = empty ? { text: "" } : await this.read({ json: this.said.json });
+    const found = empty ? { text: "" } : await this.read({ json: this.valid.json });
     if (turn !== this.turn) return;
     if (!found) {
       this.later = setTimeout(() => this.ask(source), 1500); // the server is gone, or not yet there
@@ -48,7 +48,7 @@ export class Source {
     if (item) this.view.bad.set(item.id, found.error);
     this.view.render();
     if (found.error) return;
-    this.said.text = found.text;
+    this.valid.text = found.text;
     if (source !== "text") this.show("text", found.text);
   }
 

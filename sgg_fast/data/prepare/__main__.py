@@ -9,7 +9,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sgg_fast.commands import command, typed
 from sgg_fast.commands.flags import OneLineParser
@@ -20,6 +20,8 @@ from sgg_fast.data.prepare.coco import CocoFilters
 from sgg_fast.data.prepare.encode import Filters
 from sgg_fast.data.prepare.report import Report
 from sgg_fast.files import check_text
+
+AnyFilters = TypeVar("AnyFilters", Filters, CocoFilters)
 
 VG_HELP = f"""\
 Visual Genome 1.4 to {{train,val,test}}.h5 and vocab.json, in the layout that sg2im and SGDiff read.
@@ -73,8 +75,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest="what", required=True)
 
     def command(name: str, title: str, text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=title, description=text,
-                                   formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+        made = commands.add_parser(name, help=title, description=text)
         made.set_defaults(run=run)
         made.add_argument("--out", type=Path, required=True, help="folder of the result")
         made.add_argument("--overwrite", action="store_true", help="replace an earlier result in OUT")
@@ -116,7 +117,7 @@ def _add_images(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument("--images", type=Path, help=f"folder with {what}; becomes the link OUT/images")
 
 
-def _add_filters(parser: argparse.ArgumentParser, kind: type[Filters] | type[CocoFilters]) -> None:
+def _add_filters(parser: argparse.ArgumentParser, kind: type[AnyFilters]) -> None:
     """Add one flag for each filter."""
     group = parser.add_argument_group("filters")
     for field in dataclasses.fields(kind):
@@ -131,30 +132,30 @@ def say(line: str) -> None:
     print(line, file=sys.stderr)
 
 
+def _filters(args: argparse.Namespace, kind: type[AnyFilters]) -> AnyFilters:
+    return kind(**{field.name: getattr(args, field.name) for field in dataclasses.fields(kind)})
+
+
 def run_vg(args: argparse.Namespace) -> int:
-    filters = Filters(**{field.name: getattr(args, field.name) for field in dataclasses.fields(Filters)})
-    report = vg.prepare(
-        args.root, args.out, filters, args.compare_vocab, args.any_version, args.overwrite, args.images, say
-    )
-    return told(report, args.out)
+    filters, own = _filters(args, Filters), (args.compare_vocab, args.any_version)
+    return show(vg.prepare(args.root, args.out, filters, *own, args.overwrite, args.images, say), args.out)
 
 
 def run_coco(args: argparse.Namespace) -> int:
-    filters = CocoFilters(**{field.name: getattr(args, field.name) for field in dataclasses.fields(CocoFilters)})
-    return told(coco.prepare(args.root, args.out, filters, args.images, args.all_images, args.overwrite, say), args.out)
+    filters = _filters(args, CocoFilters)
+    return show(coco.prepare(args.root, args.out, filters, args.images, args.all_images, args.overwrite, say), args.out)
 
 
 def run_laion(args: argparse.Namespace) -> int:
     files = {split: path for split in ("train", "val", "test") if (path := getattr(args, split))}
-    return told(laion.prepare(files, args.out, args.images, args.resize, args.overwrite, say), args.out)
+    return show(laion.prepare(files, args.out, args.images, args.resize, args.overwrite, say), args.out)
 
 
 def run_folder(args: argparse.Namespace) -> int:
-    report = folder.prepare(args.root, args.out, args.val_share, args.resize, args.overwrite, say)
-    return told(report, args.out)
+    return show(folder.prepare(args.root, args.out, args.val_share, args.resize, args.overwrite, say), args.out)
 
 
-def told(report: Report, out: Path) -> int:
+def show(report: Report, out: Path) -> int:
     """Print the table of kept items; returns exit code 0."""
     print(report.table())
     print(f"\nwritten: {out}; every image and record left out is named in {out / 'report.json'}")
@@ -184,6 +185,8 @@ def run_cache(args: argparse.Namespace) -> int:
     report = write_cache(job, args.overwrite, say, source)
     images = report["images"]
     print(f"{images['kept']} of {images['listed']} images, {report['samples']} samples")
+    if report["turned_upright"]:
+        print(f"- turned upright by their orientation tag: {report['turned_upright']}")
     for fault in report["faults"]:
         few = ", ".join(fault["images"][:3]) + (", ..." if fault["count"] > 3 else "")
         print(f"- left out: {fault['reason']}: {fault['count']} ({few})")
@@ -205,7 +208,3 @@ def main(argv: list[str] | None) -> int:
     args = parse(argv)
     check_text({name: value for name, value in vars(args).items() if name != "run"})
     return args.run(args)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

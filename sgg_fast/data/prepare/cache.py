@@ -76,6 +76,7 @@ def _is_whole(out: Path, described: dict[str, Any], shards: list[Path]) -> bool:
         index = read_index(out)
         entries = [*index["shards"], index["graphs"]]
         check_files(out, entries)
+        read_tensors(out / GRAPHS, verify=True)  # every byte, as `is_done` reads the shards
         named = [entry["file"] for entry in entries] == [*(path.name for path in shards), GRAPHS]
     except (DamagedError, KeyError, TypeError):
         return False
@@ -108,6 +109,7 @@ def _describe(job: CacheJob, source: PairSource, foundation: Foundation) -> dict
 def _accept(out: Path, described: dict[str, Any], overwrite: bool) -> str:
     """Compare with an earlier job.json in `out`, or write it; returns the digest that marks this job's shards."""
     path, text = out / JOB, json.dumps(described, indent=1, sort_keys=True) + "\n"
+    overwrite = overwrite or not ((out / INDEX).exists() or any(out.glob("shard-*.safetensors")))  # nothing to lose
     if path.is_file() and not overwrite:
         try:
             earlier = json.loads(path.read_text())
@@ -165,16 +167,18 @@ def _finish(
 
 def _report(job: CacheJob, source: PairSource, shards: list[Path]) -> dict[str, Any]:
     """report.json's content from the notes of the shards; the file is written if it differs."""
-    num_kept, faults = 0, dict[str, list[str]]()
+    num_kept, turned, faults = 0, 0, dict[str, list[str]]()
     for path in shards:
         tensors, note = read_tensors(path)
         num_kept += len(tensors["item"])
+        turned += len(note.get("turned", ()))  # shards of older versions lack it
         for item, _, reason in note["faults"]:
             assert source.place is not None  # toy pictures have no faults
             faults.setdefault(reason, []).append(str(source.place(item)))
     report = {
         "data": job.data.source,
         "images": {"listed": source.num_images, "kept": num_kept, "left_out": source.num_images - num_kept},
+        "turned_upright": turned,
         "samples": num_kept * source.draws,
         "boxes": source.boxes is not None,
         "faults": [{"reason": reason, "count": len(paths), "images": paths} for reason, paths in faults.items()],

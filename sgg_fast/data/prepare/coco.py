@@ -8,12 +8,13 @@ kept object stay in memory. Relations are not written: a pure function of image 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from sgg_fast.data import jsonl
 from sgg_fast.data.images import stays_inside
+from sgg_fast.data.prepare.encode import OVERHANG, option
 from sgg_fast.data.prepare.masks import mask_centre
 from sgg_fast.data.prepare.place import preparing
 from sgg_fast.data.prepare.records import (
@@ -35,7 +36,6 @@ WITHOUT_LISTS = 72_623
 """Training images from the final COCO-Stuff release without the lists."""
 LISTS = "deprecated-challenge2017"
 BOX_ONLY = "objects_without_a_mask_whose_box_is_used"
-OVERHANG = "boxes_kept_that_reach_over_the_edge"
 SOURCES = (
     "annotations_trainval2017.zip and stuff_annotations_trainval2017.zip (which has the id lists in "
     f"{LISTS}/) of https://cocodataset.org/#download"
@@ -46,13 +46,11 @@ SOURCES = (
 class CocoFilters:
     """Filters; the defaults are sg2im's. `help` is the line in --help."""
 
-    min_object_share: float = dataclasses.field(
-        default=0.02, metadata={"help": "share of the image that a box must exceed"}
-    )
-    min_objects: int = dataclasses.field(default=3, metadata={"help": "least objects of an image"})
-    max_objects: int = dataclasses.field(default=8, metadata={"help": "most objects of an image"})
-    num_val: int = dataclasses.field(default=1024, metadata={"help": "images of val2017 that are val, from the first"})
-    num_test: int = dataclasses.field(default=2048, metadata={"help": "images of val2017 that are test, to the last"})
+    min_object_share: float = option(0.02, "share of the image that a box must exceed")
+    min_objects: int = option(3, "least objects of an image")
+    max_objects: int = option(8, "most objects of an image")
+    num_val: int = option(1024, "images of val2017 that are val, from the first")
+    num_test: int = option(2048, "images of val2017 that are test, to the last")
 
     def __post_init__(self) -> None:
         if not 0 <= self.min_object_share < 1:
@@ -87,9 +85,9 @@ def prepare(
     Equal inputs give equal bytes. OUT/images becomes a link to `images`, which holds train2017/ and val2017/.
     """
     filters = filters or CocoFilters()
-    files = {f"{kind}_{split}2017.json": None for split in ("train", "val") for kind in ("instances", "stuff")}
-    found = {name: _find(root, name) for name in files}
-    if missing := [name for name, path in found.items() if path is None]:
+    names = [f"{kind}_{split}2017.json" for split in ("train", "val") for kind in ("instances", "stuff")]
+    found = {name: path for name in names if (path := _find(root, name))}
+    if missing := [name for name in names if name not in found]:
         raise PrepareError(f"{root}: {', '.join(missing)} missing, there or in annotations/; {SOURCES}")
     lists = {split: _find(root, f"{LISTS}/{split}-ids.txt") for split in ("train", "val")}
     if None in lists.values() and not all_images:
@@ -147,20 +145,13 @@ def _parted(
 class _Reader:
     """Reader of the files of train2017 or val2017."""
 
-    def __init__(self, split: str, files: dict[str, Path | None], filters: CocoFilters, report: Report) -> None:
+    def __init__(self, split: str, files: dict[str, Path], filters: CocoFilters, report: Report) -> None:
         self.split, self.filters, self.report = split, filters, report
         self.files = {kind: files[f"{kind}_{split}2017.json"] for kind in ("instances", "stuff")}
         self.images: dict[int, _Image] = {}
 
-    def _rows(self, kind: str) -> Iterator[tuple[str, Any]]:
-        path = self.files[kind]
-        assert path is not None
-        return stream_lists(path)
-
     def _fault(self, kind: str, where: str, reason: str) -> None:
-        path = self.files[kind]
-        assert path is not None
-        self.report.fault(path.name, where, reason)
+        self.report.fault(self.files[kind].name, where, reason)
 
     def read(self, listed: list[int] | None) -> list[dict[str, Any]]:
         """Records of the images that pass the filters, in the order of the instances file."""
@@ -192,7 +183,7 @@ class _Reader:
         names: dict[str, dict[int, str]] = {}
         for kind in ("instances", "stuff"):
             names[kind] = {}
-            for key, record in self._rows(kind):
+            for key, record in stream_lists(self.files[kind]):
                 if key == "categories":
                     self._category(kind, record, names[kind])
                 elif key == "images" and kind == "instances":
@@ -253,7 +244,7 @@ class _Reader:
     def _collect(self, kind: str, names: dict[int, str]) -> None:
         """Read the objects of one file. Each counts under its first reason: fault, size, category "other", mask."""
         report, seen = self.report, set()
-        for key, record in self._rows(kind):
+        for key, record in stream_lists(self.files[kind]):
             if key != "annotations":
                 continue
             image_id = record.get("image_id") if isinstance(record, dict) else None

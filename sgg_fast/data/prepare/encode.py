@@ -36,7 +36,8 @@ OVERHANG = "boxes_kept_that_reach_over_the_edge"
 ROUNDED = "boxes_rounded_to_whole_pixels"
 
 
-def _option(default: Any, text: str) -> Any:
+def option(default: Any, text: str) -> Any:
+    """A filter with its line in --help."""
     return dataclasses.field(default=default, metadata={"help": text})
 
 
@@ -44,17 +45,17 @@ def _option(default: Any, text: str) -> Any:
 class Filters:
     """Filters; the defaults are sg2im's. `help` is the line in --help."""
 
-    min_image_size: int = _option(200, "least width and height of an image, px")
-    min_object_instances: int = _option(2000, "training instances that make an object name one of the vocabulary")
-    min_attribute_instances: int = _option(2000, "the same for an attribute")
-    min_object_size: int = _option(32, "least width and height of a box, px")
-    min_objects: int = _option(3, "least objects of an image")
-    max_objects: int = _option(30, "most objects of an image")
-    min_relation_instances: int = _option(500, "training relations, between kept objects, that make a predicate")
-    min_relations: int = _option(1, "least relations of an image")
-    max_relations: int = _option(30, "most relations of an image")
-    max_attributes: int = _option(30, "attributes taken of an object")
-    names: str = _option("sg2im", "how names are read: as sg2im does, or clean")
+    min_image_size: int = option(200, "least width and height of an image, px")
+    min_object_instances: int = option(2000, "training instances that make an object name one of the vocabulary")
+    min_attribute_instances: int = option(2000, "the same for an attribute")
+    min_object_size: int = option(32, "least width and height of a box, px")
+    min_objects: int = option(3, "least objects of an image")
+    max_objects: int = option(30, "most objects of an image")
+    min_relation_instances: int = option(500, "training relations, between kept objects, that make a predicate")
+    min_relations: int = option(1, "least relations of an image")
+    max_relations: int = option(30, "most relations of an image")
+    max_attributes: int = option(30, "attributes taken of an object")
+    names: str = option("sg2im", "how names are read: as sg2im does, or clean")
 
     def __post_init__(self) -> None:
         for name, value in dataclasses.asdict(self).items():
@@ -143,7 +144,8 @@ class Encoder:
         for number, record in enumerate(stream(self.root / name)):
             where = f"record {number}"
             try:
-                image_id = checked_id(record, "image_id" if "image_id" in record else "id", "record")
+                key_of_id = "id" if isinstance(record, dict) and "image_id" not in record else "image_id"
+                image_id = checked_id(record, key_of_id, "record")
                 where = place(image_id)
                 if image_id in seen:
                     raise FaultError("image id occurs again")
@@ -229,12 +231,6 @@ class Encoder:
             image.objects = np.array(kept, np.int32).reshape(-1, 6)
         report.notes |= {OVERHANG: notes[OVERHANG], **({ROUNDED: notes[ROUNDED]} if notes[ROUNDED] else {})}
 
-    def _predicate(self, text: str, split: str) -> str:
-        """The predicate as in sg2im, which cleans and replaces in training images only."""
-        if split != "train" and not self.clean:
-            return text
-        return self._cleaned(text)
-
     def _cleaned(self, text: str) -> str:
         text = text.lower().strip()
         return self.relation_aliases.get(text, text)
@@ -253,7 +249,7 @@ class Encoder:
                 except FaultError:
                     continue  # reported when the relations are encoded
                 if image.split == "train" and subject in kept and obj in kept:
-                    counter[self._predicate(predicate, "train")] += 1
+                    counter[self._cleaned(predicate)] += 1
         check_version("relationships.json", merged, self.any_version, self.report)
         return counter
 
@@ -267,13 +263,14 @@ class Encoder:
             for record in records:
                 report.read_parts["relations"] += 1
                 try:
-                    relation_id, subject, said, obj = _relation(record)
+                    relation_id, subject, text, obj = _relation(record)
                 except FaultError as fault:
                     what = record.get("relationship_id") if isinstance(record, dict) else record
                     report.fault("relationships.json", place(image_id, "relation", what), str(fault))
                     report.drop("relations", f"fault: {fault}")
                     continue
-                predicate = self._predicate(said, image.split)
+                # sg2im cleans predicates in training images only.
+                predicate = self._cleaned(text) if self.clean or image.split == "train" else text
                 if subject not in position or obj not in position:
                     report.drop("relations", "subject or object left out")
                 elif predicate in index:
@@ -281,7 +278,7 @@ class Encoder:
                 else:
                     least = self.filters.min_relation_instances
                     report.drop("relations", f"predicate of fewer than {least} training relations")
-                    unread += self._cleaned(said) in index
+                    unread += self._cleaned(text) in index
             image.relations = np.array(kept, np.int32).reshape(-1, 4)
         if not self.clean:
             report.notes["relations_of_val_and_test_lost_to_spelling_that_--names_clean_keeps"] = unread

@@ -14,13 +14,13 @@ from typing import Any
 
 from sgg_fast.data import jsonl
 from sgg_fast.data.formats import load_scene_graphs
-from sgg_fast.data.images import IMAGE_ENDINGS, ImageError, graph_beside, is_turned, open_rgb
+from sgg_fast.data.images import IMAGE_ENDINGS, TURNED, ImageError, graph_beside, open_rgb
 from sgg_fast.data.prepare.place import preparing
 from sgg_fast.data.prepare.records import PrepareError
 from sgg_fast.data.prepare.report import Report
 from sgg_fast.graph import SceneGraphError
 
-TURNED = "pictures_turned_upright_by_their_orientation_tag"
+_NOTE = "pictures_turned_upright_by_their_orientation_tag"
 
 
 def prepare(
@@ -71,8 +71,7 @@ def _records(root: Path, paths: list[Path], split: str, report: Report) -> Itera
             graphs = load_scene_graphs(file or (root / relative).with_suffix(".json"))
             if len(graphs) == 1:
                 graph = graphs[0]
-                open_rgb(root / relative)
-                turned = is_turned(root / relative)
+                turned = open_rgb(root / relative, upright=True).info[TURNED]
             else:
                 reason = f"{len(graphs)} graphs where there must be one"
         except UnicodeEncodeError:
@@ -90,7 +89,7 @@ def _records(root: Path, paths: list[Path], split: str, report: Report) -> Itera
             report.drop_image(split, name, "picture or graph that cannot be used")
             continue
         report.kept[split] += 1
-        report.notes[TURNED] = report.notes.get(TURNED, 0) + turned
+        report.notes[_NOTE] = report.notes.get(_NOTE, 0) + turned
         yield line
     if split == "train" and not report.kept[split]:
         raise PrepareError(f"{root}: no image with a usable graph beside it (scene.png and scene.json); {report.why()}")

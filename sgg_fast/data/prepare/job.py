@@ -1,4 +1,4 @@
-"""What `prepare cache` is asked for. Knows no torch: what is wrong with it is said before the libraries load."""
+"""The settings of `prepare cache`, checked without torch, so that refusals do not wait for the libraries."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from sgg_fast.data.stored import is_cache
 
 @dataclasses.dataclass(frozen=True)
 class CacheJob:
-    """What is to be made, and how."""
+    """One cache to make."""
 
     model: ModelConfig
     data: DataConfig
     seed: int
-    """Of toy scenes."""
+    """Seed of toy scenes."""
     out: Path
     split: str = "train"
     shard_size: int = 1024
     """Images a file."""
     batch_size: int = 32
-    """Images that the towers read at once; part of what the bytes depend on."""
+    """Images that the frozen models read at once; the bytes depend on it."""
     workers: int = 1
     """Processes; more than one are spread over the GPUs."""
 

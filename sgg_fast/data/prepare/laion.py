@@ -107,15 +107,15 @@ def _line(record: Any, report: Report) -> dict[str, Any]:
 
 def _distinct(relations: list[Any], report: Report) -> list[Any]:
     """Relations without self-relations of an item and exact repeats."""
-    kept, said = [], set()
+    kept, seen = [], set()
     for relation in relations:
         triple = tuple(shown(relation.get(key)) for key in ("item1", "relation", "item2")) if isinstance(
             relation, dict) else None  # fmt: skip
         if triple and triple[0] == triple[2]:
             report.drop("relations", "of an item to itself")
-        elif triple and triple in said:
+        elif triple and triple in seen:
             report.drop("relations", "exact repeat")
         else:
             kept.append(relation)
-            said.add(triple)
+            seen.add(triple)
     return kept

@@ -40,5 +40,5 @@ def preparing(
         except PrepareError as error:
             path = out / (REFUSED if whole else REPORT)
             with write_aside(path) as aside:
-                report.write(aside)
+                aside.write_text(report.text(), encoding="ascii")
             raise PrepareError(f"{error}; what was read and left out is in {path}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 REPORT = "report.json"
@@ -79,23 +78,19 @@ class Report:
             "dropped_images": self.dropped,
         }
 
-    def write(self, path: Path) -> None:
-        """Write report.json."""
-        path.write_text(self.text(), encoding="ascii")
-
     def text(self) -> str:
         """report.json as text; ASCII, so that values with lone surrogates can be written."""
         return json.dumps(self.document(), indent=1) + "\n"
 
     def why(self, split: str = "train") -> str:
         """One line with the reasons for skipped images of a split, down to the parts and records."""
-        said = [f"{len(ids)} {reason}" for reason, ids in self.dropped[split].items()] or ["none is listed"]
+        reasons = [f"{len(ids)} {reason}" for reason, ids in self.dropped[split].items()] or ["none is listed"]
         for part, dropped in self.parts.items():
             most = ", ".join(f"{count} {reason}" for reason, count in dropped.most_common(3))
-            said += [f"of {self.read_parts[part]} {part} left out: {most}"] if most else []
+            reasons += [f"of {self.read_parts[part]} {part} left out: {most}"] if most else []
         named = [(at[0], reason) for (_, reason), at in self.faults.items()]
-        said += [f"{at}: {reason}" for at, reason in named if not any(reason in text for text in said)][:3]
-        return "; ".join(said)
+        reasons += [f"{at}: {reason}" for at, reason in named if not any(reason in text for text in reasons)][:3]
+        return "; ".join(reasons)
 
     def table(self) -> str:
         """The report as a table for a terminal, without the lists."""

@@ -24,6 +24,7 @@ import torch
 from tqdm import tqdm
 
 from sgg_fast import env
+from sgg_fast.commands import NotFiniteError
 from sgg_fast.config import ConfigError
 from sgg_fast.data.cache import encode_images, open_foundation
 from sgg_fast.data.images import ImageError
@@ -111,7 +112,8 @@ def _make_shard(
         "images": np.concatenate(images),
         "moments": np.concatenate(moments),
     }
-    write_tensors(shard_path(job.out, number), tensors, {"job": started, "faults": faults})
+    turned = [index for index in kept if index in source.turned]
+    write_tensors(shard_path(job.out, number), tensors, {"job": started, "faults": faults, "turned": turned})
 
 
 def _decoded(
@@ -208,5 +210,5 @@ def _work(job: CacheJob, rank: int, num: int, parent: int, shards: Any, news: An
                 return
             _make_shard(job, source, foundation, device, number, started, advance)
             news.put(("shard", number))
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, NotFiniteError) as error:
         news.put(("failed", f"worker {rank}: {' '.join(str(error).split())}"))

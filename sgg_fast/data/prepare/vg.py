@@ -97,4 +97,4 @@ def _write(
             write_split(aside / f"{split}.h5", rows, filters.max_objects, filters.max_relations, filters.max_attributes)
         (aside / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
         write_digests(aside, [*(f"{split}.h5" for split in kept), "vocab.json"])
-        report.write(aside / "report.json")
+        (aside / "report.json").write_text(report.text(), encoding="ascii")

@@ -79,11 +79,11 @@ def check_size(vocabulary: dict[str, Any], default_filters: bool, any_version: b
     sizes = tuple(len(vocabulary[f"{kind}_idx_to_name"]) - 1 for kind in ("object", "pred"))
     if not default_filters or sizes == RIGHT:
         return
-    said = f"{sizes[0]} object and {sizes[1]} predicate names where sg2im has {RIGHT[0]} and {RIGHT[1]}"
+    counts = f"{sizes[0]} object and {sizes[1]} predicate names where sg2im has {RIGHT[0]} and {RIGHT[1]}"
     if any(abs(ours - theirs) <= 1 for ours, theirs in zip(sizes, WRONG, strict=True)):
-        _wrong(f"{said}: the sign of Visual Genome 1.2 in place of 1.4", any_version, report)
+        _wrong(f"{counts}: the sign of Visual Genome 1.2 in place of 1.4", any_version, report)
     else:
-        report.warnings.append(f"{said}; are these the published files, whole?")
+        report.warnings.append(f"{counts}; are these the published files, whole?")
 
 
 def _wrong(reason: str, any_version: bool, report: Report) -> None:

@@ -5,7 +5,7 @@ package. An exported folder is compared with its SHA-256s.
 """
 
 from .border import ModelError, border
-from .files import MANIFEST, VERIFY, check, check_file, digest, forget_places, read_json, seal
+from .files import MANIFEST, check, check_file, digest, forget_places, read_json, seal
 from .parts import (
     check_place,
     find_folder,
@@ -21,7 +21,6 @@ from .report import loaded
 
 __all__ = [
     "MANIFEST",
-    "VERIFY",
     "ModelError",
     "border",
     "check",

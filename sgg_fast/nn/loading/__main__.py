@@ -5,11 +5,14 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
+
+from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
+from sgg_fast.files import write_aside
 
 from .border import ModelError, border
 from .files import seal
@@ -32,28 +35,21 @@ def convert(folder: Path) -> Path:
             state = load_file(there[0])
         if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
             raise ModelError("not a table of tensors")
-        save_file({k: v.clone().contiguous() for k, v in state.items()}, folder / name, {"format": "pt"})
+        with write_aside(folder / name, durable=True) as aside:  # a kill leaves no half of the file that is looked for
+            save_file({k: v.clone().contiguous() for k, v in state.items()}, aside, {"format": "pt"})
     return folder / name
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("sgg_fast.nn.loading")
+def main(argv: list[str] | None) -> None:
     """Exit code: 0 done, 2 with one line on stderr."""
-    parser = argparse.ArgumentParser(
-        prog="python -m sgg_fast.nn.loading", description=__doc__, allow_abbrev=False,
+    parser = OneLineParser(
+        prog="python -m sgg_fast.nn.loading", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("command", choices=("convert", "seal"))
     parser.add_argument("folder", type=Path)
     args = parser.parse_args(argv)
-    try:
-        if not args.folder.is_dir():
-            raise ModelError(f"{args.folder}: there is no such folder")
-        print(convert(args.folder) if args.command == "convert" else seal(args.folder))
-    except (ModelError, OSError) as error:
-        print(f"sgg_fast.nn.loading: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    if not args.folder.is_dir():
+        raise ModelError(f"{args.folder}: there is no such folder")
+    print(convert(args.folder) if args.command == "convert" else seal(args.folder))

@@ -34,8 +34,8 @@ def cause(error: BaseException) -> str:
     """The first line of an exception's message, escaped for a terminal."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    said = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if not said or not isinstance(error, (ValueError, OSError, RuntimeError)):
-        said = f"{type(error).__name__}: {said}" if said else type(error).__name__
-    said = plain(said)
-    return said if len(said) <= _LONGEST else f"{said[:_LONGEST]}..."
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if not text or not isinstance(error, (ValueError, OSError, RuntimeError)):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    text = plain(text)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."

@@ -1,32 +1,24 @@
 """The files of a model folder: bounded JSON reading, and the SHA-256s of an export in sha256.json.
 
-Sizes are compared at every load. Bytes are compared once for each (path, size, time of change); the result is noted in
-~/.cache/sgg_fast (or $SGG_FAST_CACHE). Small files are compared every time, all files with --verify
-($SGG_FAST_VERIFY).
+Sizes are compared at every load, bytes by the rule of `sgg_fast.digests`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from sgg_fast import digests
 from sgg_fast.graph import shown
 
 from .border import ModelError, border
 
 MANIFEST = "sha256.json"
-VERIFY = "SGG_FAST_VERIFY"
-"""Environment variable: if set, earlier results are ignored."""
-_CACHE = "SGG_FAST_CACHE"
 _LOADED = (".json", ".safetensors", ".txt")
 """Endings of the files that loading reads; cards and code are excluded."""
-_SMALL = 1 << 20
 _MOST_JSON = 1 << 28
 _CURE = f"get the folder again; if you changed it yourself, delete its {MANIFEST}"
 
@@ -72,8 +64,9 @@ def forget_places(root: Path) -> None:
 def seal(root: Path) -> Path:
     """Write the manifest of an export (size and SHA-256 of every loaded file); returns its path. Raises OSError."""
     (root / MANIFEST).unlink(missing_ok=True)
-    files = {name: {"bytes": (root / name).stat().st_size, "sha256": _sha256(root / name)} for name in files_of(root)}
-    (root / MANIFEST).write_text(_render(files), encoding="ascii")
+    names = files_of(root)
+    files = {name: {"bytes": (root / name).stat().st_size, "sha256": digests.sha256_of(root / name)} for name in names}
+    (root / MANIFEST).write_text(digests.sealed(files), encoding="ascii")
     return root / MANIFEST
 
 
@@ -111,11 +104,8 @@ def _compare(root: Path, due: dict[str, dict[str, Any]]) -> None:
             size = (root / name).stat().st_size
             if size != entry["bytes"]:
                 raise ModelError(f"has {size} bytes where {entry['bytes']} were exported: {_CURE}")
-    found = sha256s(root, due)
-    for name, entry in due.items():
-        # A noted mismatch is computed again.
-        if found[name] != entry["sha256"] and _sha256(root / name) != entry["sha256"]:
-            raise ModelError(f"{name}: its bytes are not those that were exported (SHA-256 differs): {_CURE}")
+    if name := digests.changed(root, {name: entry["sha256"] for name, entry in due.items()}, border):
+        raise ModelError(f"{name}: its bytes are not those that were exported (SHA-256 differs): {_CURE}")
 
 
 def _entries(root: Path) -> dict[str, dict[str, Any]]:
@@ -123,79 +113,18 @@ def _entries(root: Path) -> dict[str, dict[str, Any]]:
     content = read_json(root / MANIFEST, MANIFEST)
     files = content.get("files")
     with border(MANIFEST):
-        if not isinstance(files, dict) or (root / MANIFEST).read_bytes() != _render(files).encode("ascii"):
+        if not isinstance(files, dict) or (root / MANIFEST).read_bytes() != digests.sealed(files).encode("ascii"):
             raise ModelError(f"its bytes are not those that were written: {_CURE}")
     return files
-
-
-def _render(files: dict[str, Any]) -> str:
-    body = json.dumps(files, sort_keys=True)
-    content = {"seal": hashlib.sha256(body.encode()).hexdigest(), "files": files}
-    return json.dumps(content, indent=1, sort_keys=True) + "\n"
 
 
 def digest(root: Path) -> str:
     """Identity of a model: a hash of every byte that loading reads, without the provenance in model_index.json."""
     whole = hashlib.sha256()
-    for name, sha in sha256s(root, files_of(root)).items():
+    for name, sha in digests.sha256s(root, files_of(root), border).items():
         if name == "model_index.json":
             content = read_json(root / name, name)
             content.pop("provenance", None)
             sha = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         whole.update(f"{name} {sha}\n".encode())
     return whole.hexdigest()[:32]
-
-
-def sha256s(root: Path, names: Iterable[str]) -> dict[str, str]:
-    """Name -> SHA-256, computed, or as noted for this path, size and time of change."""
-    note, found = _note_of(root), {}
-    known = {} if os.environ.get(VERIFY) else _read_note(note)
-    noted: dict[str, list[Any]] = {}
-    for name in names:
-        with border(name):
-            stat = (root / name).stat()
-            if stat.st_size <= _SMALL:
-                found[name] = _sha256(root / name)
-                continue
-            size, changed, sha = known.get(name, (None, None, ""))
-            same = (size, changed) == (stat.st_size, stat.st_mtime_ns)
-            found[name] = sha if same else _sha256(root / name)
-            noted[name] = [stat.st_size, stat.st_mtime_ns, found[name]]
-    if any(known.get(name) != entry for name, entry in noted.items()):
-        _write_note(note, {**known, **noted})
-    return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _note_of(root: Path) -> Path:
-    base = os.environ.get(_CACHE) or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "sgg_fast"
-    name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
-    return Path(base) / "sha256" / f"{name}.json"
-
-
-def _read_note(path: Path) -> dict[str, list[Any]]:
-    """The noted results; {} if the note is missing or damaged, because it only saves time."""
-    try:
-        text = path.read_text(encoding="ascii")
-        files = json.loads(text)["files"]
-        return files if _render(files) == text else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}
-
-
-def _write_note(path: Path, files: dict[str, list[Any]]) -> None:
-    """Write the note; a failure is ignored, because the note only saves time."""
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(prefix=".note-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="ascii") as file:
-                file.write(_render(files))
-            os.replace(aside, path)
-        except OSError:
-            Path(aside).unlink(missing_ok=True)
-            raise

@@ -26,8 +26,8 @@ def check_class(config: Config, key: str, allowed: tuple[str, ...]) -> None:
     """Raise `ModelError` unless `config[key]` is one of `allowed`."""
     found = config.get(key)
     if found not in allowed:
-        said = f"{key} is {shown(found)}" if key in config else f"does not say {key}"
-        raise ModelError(f"{said}; needed is {' or '.join(allowed)}")
+        fault = f"{key} is {shown(found)}" if key in config else f"does not say {key}"
+        raise ModelError(f"{fault}; needed is {' or '.join(allowed)}")
 
 
 def check_unet(config: Config) -> None:

@@ -43,18 +43,18 @@ def _builders(folder: Path) -> list[int]:
 
 def _wait_for_builders(folder: Path, patience: float) -> None:
     """Wait until no process works in `folder`. Raises `ConfigError`, naming them, after `patience` seconds."""
-    end, said = time.monotonic() + patience, False
+    end, logged = time.monotonic() + patience, False
     while builders := _builders(folder):
         those = ", ".join(map(str, builders))
         if time.monotonic() > end:
             raise ConfigError(
                 f"--deepspeed: processes {those} still build in {folder}: wait until they end, or kill them"
             )
-        if not said:
+        if not logged:
             logger.warning(
                 "%s: compilers of a build that was killed are at work (processes %s): waiting", folder, those
             )
-        said = True
+        logged = True
         time.sleep(0.1)
 
 

@@ -7,6 +7,8 @@ memory. The rules of capture:
   Shapes follow from the `Bucket`, which the host knows because it drew the batch.
 * The table holds what changes from step to step: samples, offsets, step, learning rates. Every random number is a hash
   of (seed, step, sample), so no generator is registered, and a resumed run draws the same numbers.
+* All buckets of fine-tuning are warmed up before the first capture: its pool is held from then on, and a warm-up needs
+  as much memory as the pool.
 * Warm-up steps run on the stream of the capture. There autograd binds its nodes, kernels are compiled and cuDNN tries
   its algorithms (only there). The optimiser's flag skips them, so they change nothing.
 * No gradient exists when a capture begins. Backward leaves each gradient in the graphs' memory, and the optimiser finds
@@ -27,7 +29,6 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,9 +38,10 @@ from sgg_fast import env, ops
 from sgg_fast.ops import adam as adam_op
 from sgg_fast.train.buckets import Bucket
 from sgg_fast.train.engines.base import StepResult, resolve_precision
-from sgg_fast.train.engines.state import TrainState
+from sgg_fast.train.engines.state import OneProcess
+from sgg_fast.train.optim.adam_flat import FlatAdam, Gradients
 from sgg_fast.train.optim.groups import set_lr
-from sgg_fast.train.stages import FinetuneStage, Stage, Terms
+from sgg_fast.train.stages import FinetuneStage, Stage
 
 logger = logging.getLogger(__name__)
 
@@ -51,9 +53,6 @@ WARM_UP_STEPS = 3
 RATES_PLACE = 1
 """Index in the table's last row, behind the step: each group's learning rate, its bits stored as an integer."""
 
-Gradients = tuple[list[torch.Tensor], list[int]]
-"""Flat gradients and their offsets in the optimiser's buffers."""
-
 Part = tuple[Callable[[], Gradients | None], ...]
 """Functions that one graph runs."""
 
@@ -64,7 +63,7 @@ class _Slot:
 
     tables: torch.Tensor
     """[K, 4, W], one table for each micro-batch."""
-    told: torch.Tensor
+    outcome: torch.Tensor
     """[2], the applied flag and the loss of its step."""
     step: int = -1
     done: torch.cuda.Event | None = None
@@ -75,7 +74,7 @@ class _Slot:
             return True, 0.0
         self.done.synchronize()
         self.done = None
-        applied, loss = self.told.tolist()
+        applied, loss = self.outcome.tolist()
         return bool(applied), loss
 
 
@@ -101,7 +100,7 @@ def why_eager(stage: Stage, device: torch.device) -> str | None:
     return None
 
 
-class CapturedEngine:
+class CapturedEngine(OneProcess):
     """An engine of one process with a flat optimiser. On a CPU the same step runs without capture, for tests.
 
     `StepResult.applied` describes the step `SLOTS` before, and its losses hold until the next step. A skipped step
@@ -109,12 +108,11 @@ class CapturedEngine:
     its bucket, and all buckets met later, run eagerly.
     """
 
-    sharded = False
+    optimizer: FlatAdam
 
     def __init__(self, module: Stage, device: torch.device) -> None:
-        self.state = TrainState(module, device, flat=True)
-        self.module, self.optimizer, self.device = self.state.module, self.state.flat, device
-        self.execution, self.num_micro = "captured as CUDA graphs", module.num_micro
+        super().__init__(module, device, flat=True)
+        self.device, self.execution, self.num_micro = device, "captured as CUDA graphs", module.num_micro
         self.buckets = module.buckets()
         num_rates = len(self.optimizer.param_groups)
         self._rates = slice(RATES_PLACE, RATES_PLACE + num_rates)
@@ -131,8 +129,10 @@ class CapturedEngine:
         self._names: tuple[list[str], list[str]] = ([], [])
         self._sum: torch.Tensor | None = None
         self._row: torch.Tensor | None = None
-        self._told = torch.ones(2, device=device)
+        self._outcome = torch.ones(2, device=device)
         self._address_tables: list[torch.Tensor] = []
+        self._warm: dict[Bucket, torch.Size] = {}
+        """Bucket that is warmed up -> shape of the table of its gradients."""
         self._runs: dict[Bucket, list[Callable[[], object]]] = {}
         self._pool: Any = None
         self._stream = torch.cuda.Stream(device) if pinned else None
@@ -155,11 +155,11 @@ class CapturedEngine:
             if k < self.num_micro:
                 self._table.copy_(slot.tables[k], non_blocking=True)
             run()
-        if self.state.average:
-            self.state.average.update()
-        slot.told.copy_(self._told, non_blocking=True)
+        if self.average:
+            self.average.update()
+        slot.outcome.copy_(self._outcome, non_blocking=True)
         if self.device.type != "cuda":
-            applied, loss = slot.told.tolist()
+            applied, loss = slot.outcome.tolist()
             return StepResult(*self._terms(), bool(applied), lost=None if applied else loss)
         slot.step, slot.done = step, torch.cuda.Event()
         slot.done.record()
@@ -183,7 +183,7 @@ class CapturedEngine:
 
     def add(self, bucket: Bucket, first: bool) -> None:
         """Run forward and backward of a micro-batch and add its gradients and terms; the first one overwrites."""
-        with self.state.autocast():
+        with self.autocast():
             terms = self.module.packed_terms(self._table, bucket)
         # A loss that is not finite can have finite gradients. Times NaN they are not, and the step is skipped.
         terms.total.backward(terms.total.detach() * 0 + 1 / self.num_micro)
@@ -205,15 +205,15 @@ class CapturedEngine:
         optimizer = self.optimizer
         assert self._sum is not None and self._row is not None
         optimizer.rates.copy_(self._table[3, self._rates].view(torch.float32))
-        grads, offsets = optimizer.flat.gradients()
+        gradients = optimizer.gradients()
         if addresses is None:
-            addresses = optimizer.table(grads, offsets).to(self.device)
-        optimizer.launch(grads, offsets, addresses)
+            addresses = optimizer.table(gradients).to(self.device)
+        optimizer.launch(gradients, addresses)
         mean, applied = self._sum / self.num_micro, optimizer.applied
         self._row.copy_(torch.where(applied > 0, mean, self._row))
-        self._told.copy_(torch.stack([applied, mean[0]]))
+        self._outcome.copy_(torch.stack([applied, mean[0]]))
         optimizer.zero_grad(set_to_none=True)
-        return grads, offsets
+        return gradients
 
     def parts(self, bucket: Bucket, addresses: torch.Tensor | None) -> list[Part]:
         """The parts of a step in order; a part that repeats is captured once. A single micro-batch needs one graph."""
@@ -234,15 +234,16 @@ class CapturedEngine:
                     gradients = run_part(part)
         control[adam_op.INVERSE_SCALE] = 1
         assert gradients is not None
-        return self.optimizer.table(*gradients)
+        return self.optimizer.table(gradients)
 
     def _prepare(self, bucket: Bucket) -> list[Callable[[], object]]:
         """The functions that run a step of a bucket: its graphs, or the step itself if it is not captured."""
         eagerly: list[Callable[[], object]] = [partial(run_part, part) for part in self.parts(bucket, None)]
-        with self._on_stream():
-            addresses = torch.zeros_like(self.warm_up(bucket), device=self.device)
+        if bucket not in self._warm:
+            self._warm_all_up(bucket)
         if self.capture is None:
             return eagerly
+        addresses = torch.zeros(self._warm[bucket], dtype=torch.int64, device=self.device)
         before = torch.cuda.current_stream(self.device) if self._stream else None
         try:
             return self.capture(bucket, addresses)
@@ -256,6 +257,20 @@ class CapturedEngine:
             self.execution = f"eager (the capture failed: {reason})"
             logger.warning("a training step cannot be captured as a CUDA graph and runs eagerly: %s", reason)
             return eagerly
+
+    def _warm_all_up(self, bucket: Bucket) -> None:
+        """Warm up `bucket` on the table as it is, and every other bucket of the set on a table of its example."""
+        drawn = self._table.clone()
+        with self._on_stream():
+            self._warm[bucket] = self.warm_up(bucket).shape
+            for other, sample in self.buckets.examples().items():
+                if other not in self._warm:
+                    ids_B = np.full(self.module.config.optim.batch_size, sample)
+                    table = torch.zeros(drawn.shape, dtype=drawn.dtype)
+                    self.fill(table, ids_B, 0, other)
+                    self._table.copy_(table)
+                    self._warm[other] = self.warm_up(other).shape
+            self._table.copy_(drawn)
 
     @contextlib.contextmanager
     def _on_stream(self) -> Iterator[None]:
@@ -278,30 +293,10 @@ class CapturedEngine:
                 gradients = run_part(part)
             self._pool = self._pool or graphs[part].pool()
         assert gradients is not None
-        addresses.copy_(self.optimizer.table(*gradients))
+        addresses.copy_(self.optimizer.table(gradients))
         torch.cuda.synchronize(self.device)
         self._address_tables.append(addresses)  # the graph reads the table as long as the graph lives
         return [graphs[part].replay for part in parts]
-
-    def forward(self, ids: np.ndarray, step: int) -> Terms:
-        """Loss terms of the samples [B], eagerly and without padding."""
-        with self.state.autocast():
-            return self.module(ids, step)
-
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        return values
-
-    def barrier(self) -> None:
-        pass
-
-    def save(self, folder: Path) -> None:
-        self.state.save(folder)
-
-    def load(self, folder: Path) -> None:
-        self.state.load(folder)
-
-    def exported(self) -> contextlib.AbstractContextManager[None]:
-        return self.state.exported()
 
 
 def run_part(part: Part) -> Gradients | None:

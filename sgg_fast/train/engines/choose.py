@@ -39,5 +39,6 @@ def build_engine(module: Stage, device: torch.device, ds_config: dict[str, Any] 
     else:
         engine = CapturedEngine(module, device)
     if device.type == "cuda":
+        torch.cuda.empty_cache()  # what setting up freed, in blocks that fit no step
         logger.info("training steps: %s", engine.execution)
     return engine

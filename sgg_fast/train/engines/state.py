@@ -1,18 +1,18 @@
-"""The training state of one process: module, optimiser, average of the weights, loss scale."""
+"""What both engines of one process share: their state (optimiser, average of the weights, loss scale) and its files."""
 
 from __future__ import annotations
 
 import contextlib
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
 from sgg_fast.train.engines.base import resolve_precision
-from sgg_fast.train.optim.adam_flat import FlatAdam
 from sgg_fast.train.optim.ema import WeightAverage
 from sgg_fast.train.optim.groups import build_optimizer
-from sgg_fast.train.stages import FinetuneStage, Stage
+from sgg_fast.train.stages import FinetuneStage, Stage, Terms
 
 
 class LossScale:
@@ -30,8 +30,10 @@ class LossScale:
             self.value *= 2
 
 
-class TrainState:
-    """State of an engine without DeepSpeed: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean)."""
+class OneProcess:
+    """Base of the engines without DeepSpeed: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean)."""
+
+    sharded = False
 
     def __init__(self, module: Stage, device: torch.device, flat: bool) -> None:
         """Build optimiser, average and loss scale. flat: the optimiser is on flat buffers, as a captured step needs."""
@@ -40,7 +42,7 @@ class TrainState:
         if isinstance(module, FinetuneStage):
             stage, precision, narrow = "finetune", resolve_precision(config.optim, device), config.optim.bf16_weights
             module.unet.to(memory_format=torch.channels_last)
-            if narrow:
+            if narrow:  # it is already, unless the caller built the stage without `assemble`
                 module.unet.bfloat16()
         self.optimizer = build_optimizer(module, config.optim, config.run.seed, stage, flat=flat)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -51,15 +53,23 @@ class TrainState:
         self._device_type = device.type
         self._cast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if not narrow else None
 
-    @property
-    def flat(self) -> FlatAdam:
-        """The optimiser; it must be flat."""
-        assert isinstance(self.optimizer, FlatAdam)
-        return self.optimizer
-
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Autocast context of a forward."""
         return torch.autocast(self._device_type, self._cast) if self._cast else contextlib.nullcontext()
+
+    def forward(self, ids: np.ndarray, step: int) -> Terms:
+        """Loss terms of the samples [B], eagerly and without padding."""
+        with self.autocast():
+            return self.module(ids, step)
+
+    def outstanding(self) -> list[tuple[int, float]]:
+        return []
+
+    def mean(self, values: torch.Tensor) -> torch.Tensor:
+        return values
+
+    def barrier(self) -> None:
+        pass
 
     def exported(self) -> contextlib.AbstractContextManager[None]:
         """Context in which the weights are their averages, if the run keeps averages."""
@@ -67,7 +77,8 @@ class TrainState:
 
     def save(self, folder: Path) -> None:
         """Write the weights as safetensors and the optimiser as a torch file that loads with weights_only."""
-        save_file({k: v.contiguous() for k, v in self.module.state_dict().items()}, folder / "weights.safetensors")
+        weights = {k: v.cpu().contiguous() for k, v in self.module.state_dict().items()}  # no copy on the device
+        save_file(weights, folder / "weights.safetensors")
         state = self.optimizer.state_dict()
         if self.scale:
             state["loss_scale"] = vars(self.scale)

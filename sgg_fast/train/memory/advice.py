@@ -20,7 +20,8 @@ from sgg_fast import env
 from sgg_fast.config import SETTINGS, Config, ConfigError, OptimConfig, as_flags
 from sgg_fast.data.sources import open_source
 from sgg_fast.train.engines.choose import plan_engine
-from sgg_fast.train.memory.planner import GIB, OUTSIDE, Plan, Planner
+from sgg_fast.train.memory.plan import GIB, OUTSIDE, MemoryPlan
+from sgg_fast.train.memory.planner import Planner
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +148,7 @@ def show_plan(run: TypedRun, budget_text: str | None) -> str:
     return "\n".join([
         *plan.lines(),
         f"{'fits' if plan.fits(budget) else 'does not fit'} {budget / GIB:.2f} GiB, of which {OUTSIDE / GIB:.0f} GiB "
-        "is left to what is not counted (CUDA context, workspaces, gaps)",
+        "is left to what is not counted (CUDA context, cuDNN's workspaces)",
         f"largest batch that fits: {most}" if most else f"not even a batch of 1 fits{run.what_fits(budget)}",
     ])  # fmt: skip
 
@@ -171,9 +172,9 @@ def auto_batch(run: TypedRun, budget_text: str | None) -> Config:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the error means out of memory, on GPU or CPU: torch has no class of its own for the CPU's."""
-    said = str(error)
+    text = str(error)
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or (
-        isinstance(error, RuntimeError) and ("can't allocate memory" in said or "out of memory" in said)
+        isinstance(error, RuntimeError) and ("can't allocate memory" in text or "out of memory" in text)
     )
 
 
@@ -202,7 +203,7 @@ def _smaller_batch(optim: OptimConfig) -> list[Remedy]:
     return [Remedy({"batch_size": half, "accumulation_steps": optim.accumulation_steps * optim.batch_size // half})]
 
 
-def _peak(plan: Plan) -> str:
+def _peak(plan: MemoryPlan) -> str:
     part, size = next(iter(plan.parts.items()))
     return (
         f"the planned peak is {plan.peak / GIB:.2f} GiB in {plan.when}, its largest part {part}, {size / GIB:.2f} GiB"

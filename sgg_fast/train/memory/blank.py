@@ -19,18 +19,8 @@ from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation, load_sd_configs
 from sgg_fast.train.assemble import conditioner_of
 
-SD_UNET: dict[str, Any] = {
-    "sample_size": 64,
-    "in_channels": 4,
-    "out_channels": 4,
-    "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-    "block_out_channels": (320, 640, 1280, 1280),
-    "layers_per_block": 2,
-    "attention_head_dim": 8,
-    "cross_attention_dim": 768,
-}
-"""Stable Diffusion v1.4's UNet: 859 520 964 parameters."""
+SD_UNET: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}
+"""Stable Diffusion v1.4's UNet where it differs from diffusers' defaults: 859 520 964 parameters."""
 
 SD_VAE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -105,13 +95,17 @@ def _read_sizes(given: ModelConfig) -> tuple[dict[str, Any], dict[str, Any], CLI
         raise ConfigError(str(error)) from error
 
 
+def largest_graph() -> SceneGraph:
+    """A graph of the largest size."""
+    num_objects, num_relations = LARGEST_GRAPH
+    names = tuple(f"name {i}" for i in range(num_objects))
+    return SceneGraph(names, tuple((i % num_objects, "by", (i + 1) % num_objects) for i in range(num_relations)))
+
+
 def blank_cache(config: Config, foundation: Foundation, num_images: int) -> TrainingCache:
     """A training set of `num_images` random images, each with a graph of the largest size, on the CPU."""
-    num_objects, num_relations = LARGEST_GRAPH
-    names = [f"name {i}" for i in range(num_objects)]
-    relations = [(i % num_objects, "by", (i + 1) % num_objects) for i in range(num_relations)]
-    graph, table = SceneGraph(tuple(names), tuple(relations)), NameTable()
-    graphs = SceneGraphBatch.from_graphs([graph] * num_images, table)
+    table = NameTable()
+    graphs = SceneGraphBatch.from_graphs([largest_graph()] * num_images, table)
     clip, side = foundation.clip.config.projection_dim, config.data.resolution // latent_factor(foundation)
     context = foundation.unet.config.cross_attention_dim
     return TrainingCache(

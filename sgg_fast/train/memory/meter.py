@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -13,16 +14,10 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.hooks import RemovableHandle
 
-ALIGN = 512
-"""Bytes that CUDA's allocator rounds to."""
+from sgg_fast.train.memory.allocator import Event, rounded
 
 FP32_UNDER_AUTOCAST = ("group_norm", "layer_norm")
 """Operators with large results that CUDA's autocast runs in fp32 and the CPU's does not."""
-
-
-def rounded(num_bytes: int) -> int:
-    """Round up to the allocator's next multiple."""
-    return -(-num_bytes // ALIGN) * ALIGN
 
 
 @dataclasses.dataclass(eq=False)
@@ -31,6 +26,8 @@ class _Block:
 
     size: int
     """Bytes; 0 for a storage that existed before the mode, which does not count."""
+    key: int
+    """Of its events."""
     side: str = "activations"
     ref: Any = None
 
@@ -57,6 +54,11 @@ class Meter(TorchDispatchMode):
         self.now = {"activations": 0, "gradients": 0, "temporaries": 0}
         self.peaks: dict[str, dict[str, int]] = {}
         """Phase -> `now` as it was where its sum was highest."""
+        self.events: list[Event] = []
+        """Every allocation and release in order, for `allocator.py`."""
+        self.kept: list[tuple[int, int]] = []
+        """(index in `events`, bytes) of what only a run's first step allocates, for good; not part of the counts."""
+        self._keys = itertools.count()
         self._blocks: dict[int, _Block] = {}
         self._hooks: list[RemovableHandle] = []
 
@@ -75,16 +77,31 @@ class Meter(TorchDispatchMode):
         key = storage._cdata
         if key in self._blocks:
             return
-        block = self._blocks[key] = _Block(rounded(storage.nbytes()) if new else 0)
+        block = self._blocks[key] = _Block(rounded(storage.nbytes()) if new else 0, next(self._keys))
         block.ref = weakref.ref(storage, lambda _, key=key: self._gone(key))  # type: ignore[misc]
-        self.add(block.side, block.size)
+        if block.size:
+            self.events.append((block.key, block.size))
+            self._count(block.side, block.size)
 
     def _gone(self, key: int) -> None:
         block = self._blocks.pop(key)
-        self.now[block.side] -= block.size
+        if block.size:
+            self.events.append((block.key, -1))
+            self.now[block.side] -= block.size
 
-    def add(self, side: str, size: int) -> None:
-        """Add `size` bytes to a side."""
+    def take(self, side: str, size: int) -> int:
+        """Count `size` bytes that no operator here allocates; returns the key to `give` them back."""
+        key = next(self._keys)
+        self.events.append((key, size))
+        self._count(side, size)
+        return key
+
+    def give(self, side: str, size: int, key: int) -> None:
+        """End of what `take` counted."""
+        self.events.append((key, -1))
+        self.now[side] -= size
+
+    def _count(self, side: str, size: int) -> None:
         self.now[side] += size
         if sum(self.now.values()) > sum(self.peaks.get(self.phase, self.now | {side: -1}).values()):
             self.peaks[self.phase] = dict(self.now)
@@ -92,7 +109,7 @@ class Meter(TorchDispatchMode):
     def keep_gradients(self, parameters: list[nn.Parameter]) -> None:
         """Count the parameters' gradients as gradients, each once it is complete."""
 
-        def whole(parameter: torch.Tensor) -> None:
+        def on_gradient(parameter: torch.Tensor) -> None:
             assert parameter.grad is not None
             block = self._blocks.get(parameter.grad.untyped_storage()._cdata)
             if block is not None and block.side == "activations":
@@ -100,7 +117,7 @@ class Meter(TorchDispatchMode):
                 self.now["activations"] -= block.size
                 self.now["gradients"] += block.size
 
-        self._hook(parameters, whole)
+        self._hook(parameters, on_gradient)
 
     def bucket_gradients(self, parameters: list[nn.Parameter], bucket: int, buffer: int) -> None:
         """Count gradients as under ZeRO-2: they go into a bucket of `bucket` elements.
@@ -109,27 +126,36 @@ class Meter(TorchDispatchMode):
         """
         filled = 0
 
-        def whole(parameter: torch.Tensor) -> None:
+        def on_gradient(parameter: torch.Tensor) -> None:
             nonlocal filled
             parameter.grad = None
             before, filled = filled, filled + parameter.numel()
             if before < bucket <= filled:
-                self.add("gradients", buffer)
+                self.take("gradients", buffer)
 
-        self._hook(parameters, whole)
+        self._hook(parameters, on_gradient)
 
-    def use_gradients(self, parameters: list[nn.Parameter], temporary: Callable[[torch.Tensor], int]) -> None:
-        """Free each gradient where it arises, after an update that needs `temporary(parameter)` bytes."""
+    def use_gradients(
+        self,
+        parameters: list[nn.Parameter],
+        temporary: Callable[[torch.Tensor], int],
+        state: Callable[[torch.Tensor], int] = lambda parameter: 0,
+    ) -> None:
+        """Free each gradient where it arises, after an update that needs `temporary(parameter)` bytes.
 
-        def whole(parameter: torch.Tensor) -> None:
-            self.add("temporaries", temporary(parameter))
-            self.add("temporaries", -temporary(parameter))
+        The first update makes the `state(parameter)` bytes of its moments.
+        """
+
+        def on_gradient(parameter: torch.Tensor) -> None:
+            self.kept.append((len(self.events), state(parameter)))
+            size = temporary(parameter)
+            self.give("temporaries", size, self.take("temporaries", size))
             parameter.grad = None
 
-        self._hook(parameters, whole)
+        self._hook(parameters, on_gradient)
 
-    def _hook(self, parameters: list[nn.Parameter], whole: Callable[[torch.Tensor], None]) -> None:
-        self._hooks += [parameter.register_post_accumulate_grad_hook(whole) for parameter in parameters]
+    def _hook(self, parameters: list[nn.Parameter], on_gradient: Callable[[torch.Tensor], None]) -> None:
+        self._hooks += [parameter.register_post_accumulate_grad_hook(on_gradient) for parameter in parameters]
 
     def __exit__(self, *args: Any) -> None:
         """Leave the mode and remove its hooks from the parameters."""

@@ -14,9 +14,11 @@ import torch
 from torch import nn
 
 from sgg_fast.config import OptimConfig
+from sgg_fast.ops.adam import num_chunks
 from sgg_fast.train.engines.base import resolve_precision
 from sgg_fast.train.engines.ds_config import GROUP_ELEMENTS
-from sgg_fast.train.memory.meter import rounded
+from sgg_fast.train.memory.allocator import rounded
+from sgg_fast.train.optim.flat import CHUNK
 
 QUANTISED_BLOCK = 256
 """Elements that share a scale in 8-bit state."""
@@ -24,12 +26,15 @@ QUANTISED_BLOCK = 256
 CPU_UPDATE = {8: 20, 32: 12}
 """Temporary bytes per element of bitsandbytes' CPU update, by the width of its state; on CUDA none."""
 
+CUBLAS_WORKSPACES = 3 * (8 * 2**20 + 2**17)
+"""Bytes that torch gives to cuBLAS before Hopper: one workspace for each stream and thread that multiplies matrices."""
+
 STOCHASTIC_ROUNDING = 15
 """Temporary bytes per element: random bits, their sum, the truncated sum, and the mask of what is not finite."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Group:
+class WeightGroup:
     """A parameter group."""
 
     sizes: tuple[int, ...]
@@ -50,7 +55,7 @@ class Group:
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class EngineLayout:
     """How a run stores and updates its weights."""
 
     optim: OptimConfig
@@ -66,6 +71,13 @@ class Layout:
     def precision(self) -> str:
         """ "fp32", "bf16" or "fp16"."""
         return resolve_precision(self.optim, torch.device(self.device))
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether our kernels update flat buffers."""
+        if self.ds is not None or self.optim.optimizer_in_backward:
+            return False
+        return self.optim.weights == "split" or (self.device == "cuda" and self.kernels != "reference")
 
     @property
     def largest_group(self) -> float:
@@ -118,7 +130,7 @@ class Layout:
         return f"{kind}, plain engine{', optimiser in backward' if self.optim.optimizer_in_backward else ''}"
 
 
-def state_bytes(group: Group, optimizer: str, shards: int = 1) -> int:
+def state_bytes(group: WeightGroup, optimizer: str, shards: int = 1) -> int:
     """Bytes of both moments of Adam."""
     numel = -(-group.numel // shards)
     if optimizer == "adam" or group.bits == 32:
@@ -126,35 +138,36 @@ def state_bytes(group: Group, optimizer: str, shards: int = 1) -> int:
     return 2 * (numel + 4 * -(-numel // QUANTISED_BLOCK))
 
 
-def update_bytes_per_element(layout: Layout, group: Group) -> int:
+def update_bytes_per_element(layout: EngineLayout, group: WeightGroup) -> int:
     """Temporary bytes of the optimiser's arithmetic, per element that it updates at once."""
     optim = layout.optim
-    if (
-        layout.ds is None
-        and layout.device == "cuda"
-        and not (layout.kernels == "reference" or optim.optimizer_in_backward)
-    ):
+    if layout.is_flat:
         return 0  # our kernels work in place
     if layout.optim.optimizer == "adam":
         return 4 if layout.device == "cuda" else 8
     inner = CPU_UPDATE[group.bits] if layout.device == "cpu" else 0
     if layout.ds is None and group.dtype != torch.float32:  # an fp32 copy of weight and gradient
         inner = 8 + max(inner, STOCHASTIC_ROUNDING)
-    if optim.optimizer_in_backward:  # a copy of the weight, for a gradient that is not finite
-        inner += group.dtype.itemsize
+    if optim.optimizer_in_backward and group.dtype == torch.float32:  # the weight before, if a gradient is not finite
+        inner += 4
     return inner
 
 
-def update_bytes(layout: Layout, groups: list[Group]) -> int:
+def in_backward_bytes(layout: EngineLayout, group: WeightGroup) -> int:
+    """Temporary bytes of an update in backward of the largest weight of a group."""
+    return update_bytes_per_element(layout, group) * min(max(group.sizes), CHUNK)
+
+
+def update_bytes(layout: EngineLayout, groups: list[WeightGroup]) -> int:
     """Temporary bytes of the update beside weights, state and gradients."""
     at_highest = 0
     for group in groups:
         numel = -(-group.numel // layout.shards)
         each, width = update_bytes_per_element(layout, group), group.dtype.itemsize
         to_fp32 = 4 if width < 4 else 0
-        if layout.stage is None:  # torch's Adam updates a whole group at once on CUDA; all others one parameter
-            whole = layout.optim.optimizer == "adam" and layout.device == "cuda"
-            needs = each * (numel if whole else max(group.sizes))
+        if layout.stage is None:  # torch's Adam updates a whole group at once on CUDA; bitsandbytes' part of a weight
+            of_torch = numel if layout.device == "cuda" else max(group.sizes)
+            needs = each * (of_torch if layout.optim.optimizer == "adam" else min(max(group.sizes), CHUNK))
         elif layout.offloads("optimizer"):
             needs = 0 if layout.device == "cuda" else each * numel
         elif layout.stage in (1, 2):  # gradients flattened, then in fp32; then the flat ones are freed
@@ -169,7 +182,7 @@ def update_bytes(layout: Layout, groups: list[Group]) -> int:
     return at_highest
 
 
-def resident_parts(layout: Layout, groups: list[Group]) -> tuple[dict[str, int], dict[str, int]]:
+def resident_parts(layout: EngineLayout, groups: list[WeightGroup]) -> tuple[dict[str, int], dict[str, int]]:
     """Bytes that are allocated all the time, by name: (on the device, in CPU memory)."""
     numel = sum(group.numel for group in groups)
     weights = sum(group.weight_bytes() for group in groups)
@@ -194,7 +207,34 @@ def resident_parts(layout: Layout, groups: list[Group]) -> tuple[dict[str, int],
     return device, host
 
 
-def bucket_bytes(layout: Layout, groups: list[Group]) -> int:
+def resident_blocks(layout: EngineLayout, groups: list[WeightGroup]) -> list[int]:
+    """Sizes of the allocations on the device behind `resident_parts`: one a group, or one a weight.
+
+    The state of updates in backward is left out: the first backward makes it (`Meter.kept`).
+    """
+    resident, _ = resident_parts(layout, groups)
+    if layout.optim.optimizer_in_backward:
+        del resident["optimiser state"]
+    apart = layout.ds is None and not layout.is_flat
+    blocks = []
+    for size in resident.values():
+        numel = sum(group.numel for group in groups)
+        shares = [n for group in groups for n in group.sizes] if apart else [group.numel for group in groups]
+        blocks += [size * share // numel for share in shares]
+    return blocks
+
+
+def address_bytes(groups: list[WeightGroup]) -> int:
+    """Bytes of the table through which a captured optimiser finds the gradients: three numbers a chunk."""
+    return 24 * sum(num_chunks(group.sizes, "triton") for group in groups)
+
+
+def setup_bytes(layout: EngineLayout, groups: list[WeightGroup]) -> int:
+    """Bytes of setting the engine up: all weights, and the largest group once more while it moves to its buffer."""
+    return sum(g.weight_bytes() for g in groups) + max(g.weight_bytes() for g in groups) * layout.is_flat
+
+
+def bucket_bytes(layout: EngineLayout, groups: list[WeightGroup]) -> int:
     """Bytes of ZeRO's reduction buckets during backward."""
     if not layout.bucket or not layout.zero("contiguous_gradients", True):
         return 0
@@ -202,12 +242,12 @@ def bucket_bytes(layout: Layout, groups: list[Group]) -> int:
     return twice * layout.bucket * groups[0].dtype.itemsize
 
 
-def gradient_bytes(layout: Layout, groups: list[Group]) -> int:
+def gradient_bytes(layout: EngineLayout, groups: list[WeightGroup]) -> int:
     """Bytes of the gradients that this process keeps until the update."""
     if layout.optim.optimizer_in_backward or layout.offloads("optimizer"):
         return 0
-    whole = sum(group.weight_bytes() for group in groups)
-    return whole // layout.shards if (layout.stage or 0) >= 2 else whole
+    total = sum(group.weight_bytes() for group in groups)
+    return total // layout.shards if (layout.stage or 0) >= 2 else total
 
 
 def parameters_of(module: nn.Module) -> list[nn.Parameter]:

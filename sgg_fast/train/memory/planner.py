@@ -1,15 +1,18 @@
 """The memory planner: the memory of a fine-tuning run, part by part, before anything is allocated.
 
-The stage is set up as in the run. It goes forward and backward on fake tensors, which `meter.py` counts; `parts.py`
-computes what the engine keeps. Attention is planned as SDPA, which needs the same memory as xFormers. The CUDA context,
-cuDNN's workspaces and the allocator's gaps are not counted; `OUTSIDE` stands for them.
+The stage is set up as in the run. It goes forward and backward on fake tensors, which `meter.py` counts; so does a
+sample sheet. `parts.py` computes what the engine keeps, and `allocator.py` the gaps between the blocks. Attention is
+planned as SDPA, which needs the same memory as xFormers. The CUDA context and cuDNN's workspaces are not counted;
+`OUTSIDE` stands for them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-from typing import Any
+import itertools
+from collections.abc import Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +22,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sgg_fast import ops
 from sgg_fast.config import Config
 from sgg_fast.data.cache import RESIDENT_SHARE
-from sgg_fast.train.assemble import assemble
+from sgg_fast.nn.fuse import fuse_for
+from sgg_fast.train.assemble import assemble, called_models
+from sgg_fast.train.engines.captured import WARM_UP_STEPS
+from sgg_fast.train.memory.allocator import GRAPHS, CachingAllocator, Event
 from sgg_fast.train.memory.blank import (
     blank_cache,
     blank_conditioner,
@@ -28,21 +34,21 @@ from sgg_fast.train.memory.blank import (
 )
 from sgg_fast.train.memory.meter import Meter, autocast_like_cuda
 from sgg_fast.train.memory.parts import (
-    Group,
-    Layout,
+    CUBLAS_WORKSPACES,
+    EngineLayout,
+    WeightGroup,
+    address_bytes,
     bucket_bytes,
     gradient_bytes,
+    in_backward_bytes,
     parameters_of,
+    resident_blocks,
     resident_parts,
+    state_bytes,
     update_bytes,
-    update_bytes_per_element,
 )
+from sgg_fast.train.memory.plan import GIB, OUTSIDE, MemoryPlan
 from sgg_fast.train.optim.groups import parameter_groups
-
-GIB = 2**30
-
-OUTSIDE = GIB
-"""Bytes of the budget reserved for what the plan does not count."""
 
 LARGEST_BATCH = 4096
 """Upper bound of the batch search."""
@@ -50,53 +56,19 @@ LARGEST_BATCH = 4096
 GRAPH_BYTES = 4096
 """Upper bound of a packed graph: ids, pointers and message slots of 31 objects and 60 relations."""
 
+GUIDED, CONTEXT = 2, 80
+"""Rows that the UNet takes for one guided picture of a sample sheet, and their T."""
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Memory of a step. All sizes in bytes."""
 
-    title: str
-    resident: dict[str, int]
-    """Allocated on the device all the time, by part."""
-    moments: dict[str, dict[str, int]]
-    """Phase (forward, backward, update) -> what its highest point adds to `resident`."""
-    host: dict[str, int]
-    """In CPU memory, by part."""
+class Trace(NamedTuple):
+    """What the fake tensors of a step took."""
 
-    @property
-    def when(self) -> str:
-        """Phase of the peak."""
-        return max(self.moments, key=lambda name: sum(self.moments[name].values()))
-
-    @property
-    def parts(self) -> dict[str, int]:
-        """Sizes at the peak by part, largest first."""
-        found = {**self.resident, **self.moments[self.when]}
-        return dict(sorted(((k, v) for k, v in found.items() if v), key=lambda item: -item[1]))
-
-    @property
-    def peak(self) -> int:
-        """Peak bytes on the device."""
-        return sum(self.parts.values())
-
-    def fits(self, budget: int) -> bool:
-        """Whether the peak and what is not counted stay within `budget`."""
-        return self.peak + OUTSIDE <= budget
-
-    def lines(self) -> list[str]:
-        """The plan as lines of text."""
-        rows = [f"{name:42} {size / GIB:8.3f} GiB" for name, size in self.parts.items()]
-        moments = ", ".join(
-            f"{name} {(sum(self.resident.values()) + sum(extra.values())) / GIB:.2f}"
-            for name, extra in self.moments.items()
-        )
-        host = [f"in CPU memory: {name:27} {size / GIB:8.3f} GiB" for name, size in self.host.items()]
-        return [
-            self.title,
-            *rows,
-            f"{'peak, in ' + self.when:42} {self.peak / GIB:8.3f} GiB  ({moments})",
-            *host,
-        ]
+    peaks: dict[str, dict[str, int]]
+    """Phase -> bytes by kind at its highest point."""
+    events: list[Event]
+    """Allocations and releases in order."""
+    kept: list[tuple[int, int]]
+    """`Meter.kept`."""
 
 
 class Planner:
@@ -117,9 +89,10 @@ class Planner:
         prepared cache, whose latents may stay on disk; by default True if --data is not given. Raises `ConfigError` if
         --model's configuration cannot be read.
         """
-        self.config, self.layout = config, Layout(config.optim, config.model.kernels, device, ds, world_size)
+        self.config, self.layout = config, EngineLayout(config.optim, config.model.kernels, device, ds, world_size)
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self._traces: dict[int, dict[str, dict[str, int]]] = {}
+        self._traces: dict[int, Trace] = {}
+        self._of_sheet: Trace | None = None
         with torch.random.fork_rng(devices=[]), self._mode:
             self.foundation = blank_foundation(config.model)
             of_unet, of_graph = self.layout.dtypes()
@@ -138,31 +111,42 @@ class Planner:
                 if name != "unet":
                     _recast(module, of_graph)
             self._groups = [
-                Group(tuple(p.numel() for p in group["params"]), group["optim_bits"], group["params"][0].dtype)
+                WeightGroup(tuple(p.numel() for p in group["params"]), group["optim_bits"], group["params"][0].dtype)
                 for group in parameter_groups(self._stage, config.optim, self.layout.largest_group)
             ]
         self._num_images = num_images if num_images is not None else config.data.num_expected
         self._stored = stored if stored is not None else not config.data.source
 
-    def plan(self, batch: int, budget: int = 24 * GIB) -> Plan:
-        """Plan for `batch` images a micro-batch and process."""
+    def plan(self, batch: int, budget: int = 24 * GIB) -> MemoryPlan:
+        """MemoryPlan for `batch` images a micro-batch and process."""
         resident, host = resident_parts(self.layout, self._groups)
-        resident["frozen models"] = self._frozen_bytes()
+        on_gpu = self.layout.device == "cuda"
+        called = self._called if on_gpu else self._frozen
+        resident["frozen models"] = sum(_sizes(called))
         resident["training set (graphs, embeddings, latents)"] = self._data_bytes(budget)
-        if self.layout.device == "cpu":
+        if self._is_captured(budget):
+            resident["addresses of the gradients"] = address_bytes(self._groups)
+        if on_gpu:
+            resident["cuBLAS's workspaces"] = CUBLAS_WORKSPACES
+        else:
             resident, host = {**resident, **host}, {}
-        moments = {phase: dict(parts) for phase, parts in self._trace(batch).items()}
+        moments = {phase: dict(parts) for phase, parts in self._trace(batch).peaks.items()}
+        if on_gpu:
+            visiting = sum(_sizes([model for model in self._frozen if model not in called]))
+            moments["sample sheet"] = {"frozen models for a sheet": visiting, **self._sheet()[0]}
         moments["backward"]["ZeRO's buckets"] = bucket_bytes(self.layout, self._groups)
         if not self.config.optim.optimizer_in_backward:
             gradients = gradient_bytes(self.layout, self._groups)
-            moments["update"] = {"gradients": gradients, "the update's temporaries": self._update_bytes()}
+            temporaries = update_bytes(self.layout, self._groups)
+            moments["update"] = {"gradients": gradients, "the update's temporaries": temporaries}
         config, micro, side = self.config, self.config.optim.accumulation_steps, self.config.data.resolution
         title = (
             f"fine-tuning {config.run.recipe} with {self.foundation.source} at {side} x {side}, "
             f"batch {batch}{f' x {micro}' if micro > 1 else ''}, "
             f"{self.layout.describe()}, on {'a GPU' if self.layout.device == 'cuda' else 'the CPU'}"
         )
-        return Plan(title, resident, moments, host)
+        plan = MemoryPlan(title, resident, moments, host)
+        return dataclasses.replace(plan, gaps=self._gaps(plan, batch, budget)) if on_gpu else plan
 
     def largest_batch(self, budget: int) -> int:
         """Largest micro-batch in images that fits `budget`; 0 if not even one image fits.
@@ -178,7 +162,7 @@ class Planner:
                 guess = (low + high) // 2
             else:
                 a, b = (below, low) if high > LARGEST_BATCH else (low, high)
-                at_a, at_b = self.plan(a, budget).peak, self.plan(b, budget).peak
+                at_a, at_b = self.plan(a, budget).reserved, self.plan(b, budget).reserved
                 guess = a + (budget - OUTSIDE - at_a) * (b - a) // max(at_b - at_a, 1)
                 guess = min(max(guess, low + 1), high - 1)
             if self.plan(guess, budget).fits(budget):
@@ -190,36 +174,83 @@ class Planner:
     def _update_bytes(self) -> int:
         return update_bytes(self.layout, self._groups)
 
-    def _frozen_bytes(self) -> int:
+    @property
+    def _frozen(self) -> list[nn.Module]:
+        """The frozen models that the run uses at all."""
         models = [self.foundation.vae, self.foundation.clip]
-        if self.config.model.token_init == "text" or self.layout.device == "cpu":
+        if self.config.model.reads_text or self.layout.device == "cpu":
             models.append(self.foundation.text_encoder)
-        return sum(t.nbytes for model in models for t in (*model.parameters(), *model.buffers()))
+        return models
+
+    @property
+    def _called(self) -> list[nn.Module]:
+        """Those that each step calls."""
+        return called_models(self.config, self.foundation, self._stage.cache)
+
+    def _is_captured(self, budget: int) -> bool:
+        """Whether a GPU's steps are captured (`engines.captured.why_eager`)."""
+        config, layout = self.config, self.layout
+        if layout.device != "cuda" or not layout.is_flat or layout.precision == "fp16" or not config.run.cuda_graphs:
+            return False
+        return self._backend == "triton" and (not self._stored or self._latent_bytes < RESIDENT_SHARE * budget)
+
+    def _gaps(self, plan: MemoryPlan, batch: int, budget: int) -> int:
+        """Bytes of the allocator's segments beyond the peak, by its own arithmetic on what the run allocates."""
+        allocator, key = CachingAllocator(), itertools.count(-1, -1)
+        blocks, trace = resident_blocks(self.layout, self._groups), self._trace(batch)
+        rest = sum(plan.resident.values()) - sum(blocks) - sum(size for _, size in trace.kept)
+        for size in (*blocks, rest):
+            allocator.allocate(next(key), size)
+        step = whole_step(trace.events, plan.moments.get("update", {}).get("the update's temporaries", 0))
+        allocator.allocate("buckets", plan.moments["backward"]["ZeRO's buckets"])
+        if self._is_captured(budget):
+            for _ in range(WARM_UP_STEPS):
+                allocator.run(step, "warm-up")
+            allocator.empty_cache()
+            allocator.run(step, GRAPHS)
+        else:
+            allocator.run(with_kept(step, trace.kept, key))
+            allocator.run(step)
+        allocator.release("buckets")
+        for size in _sizes([model for model in self._frozen if model not in self._called]):
+            allocator.allocate(next(key), size)
+        allocator.run(self._sheet()[1])
+        return max(allocator.peak - plan.peak, 0)
+
+    @property
+    def _latent_bytes(self) -> int:
+        """Bytes of the moments of the whole set."""
+        side = self.config.data.resolution // latent_factor(self.foundation)
+        return self._num_images * 4 * 2 * self.foundation.vae.config.latent_channels * side**2
 
     def _data_bytes(self, budget: int) -> int:
         """Bytes of the set on the device. Latents of a prepared cache stay on disk if they would need too much."""
-        side = self.config.data.resolution // latent_factor(self.foundation)
-        latents = self._num_images * 4 * 2 * self.foundation.vae.config.latent_channels * side**2
+        latents = self._latent_bytes
         if self._stored and (self.layout.device == "cpu" or latents >= RESIDENT_SHARE * budget):
             latents = 0
         return latents + self._num_images * (4 * self.foundation.clip.config.projection_dim + GRAPH_BYTES)
 
-    def _trace(self, batch: int) -> dict[str, dict[str, int]]:
+    def _trace(self, batch: int) -> Trace:
         """Trace forward and backward of a step at `batch`: the highest point of each phase beside the resident
-        parts."""
+        parts, and the allocations."""
         if batch not in self._traces:
-            stage, parameters = self._stage, parameters_of(self._stage)
-            bits = {id(p): g["optim_bits"] for g in parameter_groups(stage, self.config.optim) for p in g["params"]}
+            stage, optim = self._stage, self.config.optim
+            parameters = parameters_of(stage)
+            bits = {id(p): g["optim_bits"] for g in parameter_groups(stage, optim) for p in g["params"]}
+
             with ops.assumed(self._backend), self._mode, Meter() as meter:
-                if self.config.optim.optimizer_in_backward:
-                    meter.use_gradients(parameters, lambda p: self._in_backward_bytes(p, bits[id(p)]))
+                if optim.optimizer_in_backward:
+                    group_of = {id(p): WeightGroup((p.numel(),), bits[id(p)], p.dtype) for p in parameters}
+                    meter.use_gradients(
+                        parameters,
+                        lambda p: in_backward_bytes(self.layout, group_of[id(p)]),
+                        lambda p: state_bytes(group_of[id(p)], optim.optimizer),
+                    )
                 elif self.layout.stage in (1, 2, 3):
                     meter.bucket_gradients(parameters, self.layout.bucket, gradient_bytes(self.layout, self._groups))
                 else:
                     meter.keep_gradients(parameters)
-                for _ in range(
-                    min(self.config.optim.accumulation_steps, 2)
-                ):  # the second pass meets the gradients of the first
+                for _ in range(min(optim.accumulation_steps, 2)):  # the second pass adds to the first's gradients
                     meter.phase = "forward"
                     with autocast_like_cuda(self.layout.autocast()):
                         total = stage(np.zeros(batch, np.int64), 0).total
@@ -228,8 +259,27 @@ class Planner:
                     del total
                 for parameter in parameters:
                     parameter.grad = None
-            self._traces[batch] = meter.peaks
+            self._traces[batch] = Trace(meter.peaks, meter.events, meter.kept)
         return self._traces[batch]
+
+    def _sheet(self) -> tuple[dict[str, int], list[Event]]:
+        """Trace one picture of a sample sheet: a guided step of the UNet, then the decoder. Highest point, events."""
+        if self._of_sheet is None:
+            foundation, side = self.foundation, self.config.data.resolution // latent_factor(self.foundation)
+            unet, vae = foundation.unet, foundation.vae
+            fuse_for(torch.device("cpu"), self._as_traced().model.fuse_unet, vae)
+            shape = GUIDED, unet.config.in_channels, side, side
+            with ops.assumed(self._backend), self._mode, torch.no_grad():
+                context = torch.empty(GUIDED, CONTEXT, unet.config.cross_attention_dim, dtype=unet.dtype)
+                mask = torch.ones(GUIDED, CONTEXT, dtype=torch.bool)
+                z, z_0 = torch.empty(shape, dtype=unet.dtype), torch.empty(1, *shape[1:], dtype=vae.dtype)
+                with Meter() as meter:
+                    meter.phase = "sample sheet"
+                    unet(z, torch.zeros(GUIDED), context, encoder_attention_mask=mask)
+                    vae.decode(z_0)
+            self._of_sheet = Trace(meter.peaks, meter.events, meter.kept)
+        peaks, events, _ = self._of_sheet
+        return {"activations": sum(peaks["sample sheet"].values())}, events
 
     def _recomputing(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
         """Contexts of a block's forward and of its recomputation: backward runs outside of `_trace`'s autocast."""
@@ -248,9 +298,29 @@ class Planner:
         auto = "triton" if self.layout.device == "cuda" else "reference"
         return auto if self.config.model.kernels == "auto" else self.config.model.kernels
 
-    def _in_backward_bytes(self, parameter: torch.Tensor, bits: int) -> int:
-        group = Group((parameter.numel(),), bits, parameter.dtype)
-        return parameter.numel() * update_bytes_per_element(self.layout, group)
+
+def _sizes(models: list[nn.Module]) -> list[int]:
+    """Bytes of each tensor of the models."""
+    return [t.nbytes for model in models for t in (*model.parameters(), *model.buffers())]
+
+
+def with_kept(events: list[Event], kept: list[tuple[int, int]], keys: Iterator[int]) -> list[Event]:
+    """The events of a first step: those of a step, and what it allocates for good."""
+    made, done = list[Event](), 0
+    for place, size in kept:
+        made += [*events[done:place], (next(keys), size)]
+        done = place
+    return made + events[done:]
+
+
+def whole_step(events: list[Event], temporaries: int) -> list[Event]:
+    """The events of forward and backward, then an update with its temporaries, then the end of all that is left."""
+    end = len(events)
+    while end and events[end - 1][1] < 0:
+        end -= 1
+    freed = {key for key, size in events if size < 0}
+    left: list[Event] = [(key, -1) for key, size in events if size >= 0 and key not in freed]
+    return [*events[:end], ("update", temporaries), ("update", -1), *events[end:], *left]
 
 
 def _recast(module: nn.Module, dtype: torch.dtype) -> None:

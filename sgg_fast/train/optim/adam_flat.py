@@ -8,7 +8,6 @@ Letters: G groups, K chunks.
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +23,10 @@ QUANT_STATE = "__bnb_optimizer_quant_state__"
 
 PAD_32BIT = 16
 """Alignment, in elements, of each parameter in a buffer with 32-bit state."""
+
+
+Gradients = list[tuple[list[torch.Tensor], list[int]]]
+"""For each group: flat gradients in their parameters' memory order, and their offsets in the group's buffers."""
 
 
 class _Group:
@@ -50,13 +53,6 @@ class _Group:
             op.dynamic_map(True).to(buffer.device),
             op.dynamic_map(False).to(buffer.device),
         )
-
-    def step(self, grads: op.GroupGrads, *rest: Any) -> None:
-        """Apply the step that `control` describes."""
-        if isinstance(self.moments, op.Moments):
-            op.adam8bit_(self.weights, self.moments, grads, *rest)
-        else:
-            op.adam_update_(self.weights, *self.moments, grads, *rest)
 
     def state_of(self, index: int) -> dict[str, torch.Tensor]:
         """Views of a parameter's moments under bitsandbytes' names, flat in the memory order of the weight."""
@@ -116,42 +112,13 @@ def _quantised(saved: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> 
     return made
 
 
-class FlatGroups:
-    """The gradients of several groups as one list; offsets continue from group to group."""
-
-    def __init__(self, groups: list[FlatParameters]) -> None:
-        self.groups, self.bases = groups, [0]
-        for flat in groups:
-            self.bases.append(self.bases[-1] + flat.buffer.numel())
-
-    def gradients(self) -> tuple[list[torch.Tensor], list[int]]:
-        """The gradients that exist, each flat in its parameter's memory order, and their offsets, group after group."""
-        grads: list[torch.Tensor] = []
-        offsets: list[int] = []
-        for flat, base in zip(self.groups, self.bases, strict=False):
-            found, places = flat.gradients()
-            grads += found
-            offsets += [base + place for place in places]
-        return grads, offsets
-
-    def divide(self, grads: list[torch.Tensor], offsets: list[int]) -> list[tuple[list[torch.Tensor], list[int]]]:
-        """Split the result of `gradients` by group, with the offsets in each group's buffers."""
-        parts: list[tuple[list[torch.Tensor], list[int]]] = [([], []) for _ in self.groups]
-        for grad, offset in zip(grads, offsets, strict=True):
-            g = bisect.bisect_right(self.bases, offset) - 1
-            parts[g][0].append(grad)
-            parts[g][1].append(offset - self.bases[g])
-        return parts
-
-
 class FlatAdam(torch.optim.Optimizer):
     """Adam over the groups of `optim.parameter_groups`, with clipping by the norm of all gradients and a skip flag.
 
     The interface for a captured step:
 
-    * `grads, offsets = flat.gradients()` after backward. `table(grads, offsets)` gives the host's table [K, 3].
-      `launch(grads, offsets, table)`, with the table on the device, is the step itself; it may be captured with a table
-      that is filled later. Both lists are in the order of the groups; callers should not interpret them.
+    * `gradients()` after backward. `table` of them gives the host's table [K, 3]. `launch` of them and the table on the
+      device is the step itself; it may be captured with a table that is filled later.
     * `rates`: fp32 [G] on the device, a learning rate for each of `param_groups`. `step()` fills it from there; a
       caller of `launch` fills it itself (`rates.copy_(..)`).
     * `control`: fp32 [8] on the device by the places of `ops.adam` (INVERSE_SCALE: NaN makes a step that changes
@@ -170,7 +137,6 @@ class FlatAdam(torch.optim.Optimizer):
         super().__init__(groups, {"betas": betas, "eps": self.hyper.eps, "weight_decay": 0.0})
         # Each group has random draws of its own for rounding.
         self._groups = [_Group(group, (64 * seed + g) % 2**31, split) for g, group in enumerate(self.param_groups)]
-        self.flat = FlatGroups([group.flat for group in self._groups])
         device = self._groups[0].flat.buffer.device
         self.num_steps = torch.zeros(1, dtype=torch.int32, device=device)
         self.control = torch.zeros(op.CONTROL_SIZE, device=device)
@@ -196,27 +162,30 @@ class FlatAdam(torch.optim.Optimizer):
         if rates != self._known_rates:
             self.rates.copy_(torch.tensor(rates))
             self._known_rates = rates
-        grads, offsets = self.flat.gradients()
-        self.launch(grads, offsets, self.table(grads, offsets).to(self.control.device, non_blocking=True))
+        gradients = self.gradients()
+        self.launch(gradients, self.table(gradients).to(self.control.device, non_blocking=True))
 
     def _backend(self) -> str:
         return ops.backend_for(self.control.device, torch.float32)
 
-    def table(self, grads: list[torch.Tensor], offsets: list[int]) -> torch.Tensor:
-        """The table of the addresses of `grads`, on the host."""
-        backend = self._backend()
-        return torch.cat([op.chunk_table(*part, backend) for part in self.flat.divide(grads, offsets)])
+    def gradients(self) -> Gradients:
+        """The gradients that exist."""
+        return [group.flat.gradients() for group in self._groups]
 
-    def launch(self, grads: list[torch.Tensor], offsets: list[int], table: torch.Tensor) -> None:
+    def table(self, gradients: Gradients) -> torch.Tensor:
+        """The table of the gradients' addresses, on the host."""
+        backend = self._backend()
+        return torch.cat([op.chunk_table(*part, backend) for part in gradients])
+
+    def launch(self, gradients: Gradients, table: torch.Tensor) -> None:
         """Run the step from device memory; it may be captured, with a table that is filled later."""
         backend = self._backend()
-        parts = self.flat.divide(grads, offsets)
-        tables = table.split([op.num_chunks([g.numel() for g in found], backend) for found, _ in parts])
-        given = [op.GroupGrads(*part, table) for part, table in zip(parts, tables, strict=True)]
+        tables = table.split([op.num_chunks([g.numel() for g in found], backend) for found, _ in gradients])
+        given = [op.GroupGrads(*part, table) for part, table in zip(gradients, tables, strict=True)]
         op.adam_decide_([part for part in given if part.grads], self.control, self.num_steps, self.hyper)
         for group, part, rate in zip(self._groups, given, self._rates_G4, strict=True):
             if part.grads:
-                group.step(part, self.control, rate, self.num_steps, self.hyper)
+                op.adam_update_(group.weights, group.moments, part, self.control, rate, self.num_steps, self.hyper)
 
     def _parameters(self) -> list[tuple[_Group, int, nn.Parameter]]:
         """All parameters in the order of a state_dict: group, index in it, parameter."""

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+CHUNK = 1 << 22
+"""Elements that an update without kernels of ours works on at once, which bounds its temporaries."""
+
 PAD = 256
 """Alignment, in elements, of each parameter: 1 KiB, and a block of 8-bit state."""
 

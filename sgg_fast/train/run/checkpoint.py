@@ -16,6 +16,7 @@ from typing import Any
 from torch import nn
 
 from sgg_fast.config import ConfigError, OptimConfig
+from sgg_fast.digests import sha256_of
 from sgg_fast.files import discard, replace_folder
 from sgg_fast.train.run.folder import writing
 from sgg_fast.train.run.interrupts import is_lost_process
@@ -23,11 +24,6 @@ from sgg_fast.train.run.interrupts import is_lost_process
 MANIFEST = "manifest.json"
 KEEP = 2
 """Number of checkpoints on disk; older ones are deleted once a new one is complete."""
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def checkpoint_steps(run: Path) -> list[int]:
@@ -82,7 +78,7 @@ def save_checkpoint(
 
 def _publish(aside: Path, final: Path, meta: dict[str, Any]) -> None:
     files = sorted(p for p in aside.rglob("*") if p.is_file())
-    digests = {str(p.relative_to(aside)): _digest(p) for p in files}
+    digests = {str(p.relative_to(aside)): sha256_of(p) for p in files}
     (aside / MANIFEST).write_text(_sealed({**meta, "sha256": digests}), encoding="utf-8")
     replace_folder(aside, final)
 
@@ -112,7 +108,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     digests: dict[str, str] = manifest["sha256"]
     for name, digest in digests.items():
         path = folder / name
-        if not path.is_file() or _digest(path) != digest:
+        if not path.is_file() or sha256_of(path) != digest:
             raise ConfigError(f"{path}: missing or damaged")
     for path in sorted(folder.rglob("*")):
         if path.is_file() and str(path.relative_to(folder)) not in (MANIFEST, *digests):

@@ -1,23 +1,24 @@
 """How a run ends before its last step: a signal, numbers that are not finite, or another process that is lost.
 
-`train.py` prints the message of a `Stop`, one line, and exits with its code. Wrong settings and input are no `Stop`:
-those are `ConfigError`.
+`train.py` prints the message of a `Stop`, one line, and exits with its code. Wrong settings and input raise
+`ConfigError` instead.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 from sgg_fast import env
 
 CAUGHT = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-"""The first of them ends the step and saves, the second ends the process. One that is ignored stays so (nohup)."""
+"""The first signal ends the step and saves, the second ends the process. An ignored signal stays ignored (nohup)."""
 
 
 class Stop(Exception):  # noqa: N818 - not all of them are errors
@@ -47,9 +48,8 @@ class LostProcess(Stop):
 
 
 def is_lost_process(error: BaseException) -> bool:
-    """Whether a collective failed because a peer died or did not come. gloo's bare RuntimeError is known by its text
-    only."""
-    import torch  # late: train.py knows of a `Stop` before it loads torch
+    """Whether a collective failed because a peer died or did not come. For gloo only the text shows it."""
+    import torch  # late: train.py catches a `Stop` before it loads torch
 
     if env.world_size() == 1 or not isinstance(error, RuntimeError):
         return False
@@ -58,7 +58,7 @@ def is_lost_process(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def lost_process(timeout: float) -> Iterator[None]:
-    """Raises `LostProcess` where a collective inside failed: a peer died, or did not come within `timeout` seconds."""
+    """Raises `LostProcess` if a collective inside fails: a peer died, or did not come within `timeout` seconds."""
     try:
         yield
     except RuntimeError as error:
@@ -73,63 +73,64 @@ def lost_process(timeout: float) -> Iterator[None]:
         ) from error
 
 
-def _say(line: str) -> None:
-    """On stderr, past Python's own buffer: a print may be interrupted by the handler that calls this."""
+def _print(line: str) -> None:
+    """Write to stderr without Python's buffer: the calling handler may have interrupted a print."""
     with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal
         os.write(2, line.encode())
 
 
-def _handle(handler: Callable[[int, FrameType | None], None]) -> dict[int, Any]:
-    """Give the signals of `CAUGHT` that are not ignored to `handler`; returns what had them before.
+@contextlib.contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Context in which `handler` has the signals of `CAUGHT` that are not ignored.
 
-    Outside the main thread, where Python allows no handlers, that is none.
+    Outside the main thread, where Python allows no handlers, it changes nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
-        return {}
-    wanted = [number for number in CAUGHT if signal.getsignal(number) is not signal.SIG_IGN]
-    return {number: signal.signal(number, handler) for number in wanted}
+    before: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        wanted = [number for number in CAUGHT if signal.getsignal(number) is not signal.SIG_IGN]
+        before = {number: signal.signal(number, handler) for number in wanted}
+    try:
+        yield
+    finally:
+        for number, previous in before.items():
+            signal.signal(number, previous)
 
 
 @contextlib.contextmanager
 def stops_at_once(name: str) -> Iterator[None]:
-    """Inside, where no `StopSignals` is entered, each of `CAUGHT` ends the process with one line and 128 + its number.
+    """Context in which each of `CAUGHT` ends the process with one line and the exit code 128 + its number.
 
-    Nothing is unwound: an exception in the midst of a library's import is at times swallowed, at times a traceback.
-    A stopped set-up leaves no more than SIGKILL does, and later runs cope with that.
+    `stops_after_step` inside takes precedence. The handler raises nothing, because libraries swallow an exception in
+    the middle of an import. A stopped set-up leaves the same files as SIGKILL does, and later runs cope with them.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        _say(f"{name}: {signal.Signals(number).name}: stopped; the same command continues from the last checkpoint\n")
+        _print(f"{name}: {signal.Signals(number).name}: stopped; the same command continues from the last checkpoint\n")
         os._exit(128 + number)
 
-    before = _handle(stop)
-    try:
+    with _handled_by(stop):
         yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
-class StopSignals:
-    """While entered, the first of `CAUGHT` only sets `number`; from then on they do what the system's default is."""
+@dataclasses.dataclass
+class Caught:
+    """The signal that ends a run."""
 
-    def __init__(self) -> None:
-        self.number: int | None = None
-        """The signal that came, None while none has."""
-        self._before: dict[int, Any] = {}
+    number: int = 0
+    """0 until a signal comes."""
 
-    def __enter__(self) -> StopSignals:
-        self._before = _handle(self._note)
-        return self
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        for each in self._before:
-            signal.signal(each, signal.SIG_DFL)
-        _say(f"\n{signal.Signals(number).name}: ending this step, then saving; a second signal stops at once\n")
+@contextlib.contextmanager
+def stops_after_step() -> Iterator[Caught]:
+    """Context in which the first of `CAUGHT` only sets `Caught.number`; from then on each ends the process."""
+    caught = Caught()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+    def note(number: int, frame: FrameType | None) -> None:
+        caught.number = number
+        for each in CAUGHT:
+            if signal.getsignal(each) == note:
+                signal.signal(each, signal.SIG_DFL)
+        _print(f"\n{signal.Signals(number).name}: ending this step, then saving; a second signal stops at once\n")
+
+    with _handled_by(note):
+        yield caught

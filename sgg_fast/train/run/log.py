@@ -47,7 +47,7 @@ class RunLog:
         threading.excepthook = self._thread_failed
         with writing(self._board_path):
             self._board = SummaryWriter(str(self._board_path), purge_step=first_step)
-        self._bar = tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=0.5)
+        self._bar = tqdm(total=num_steps, initial=first_step, desc=stage, unit="step", mininterval=0.5, disable=None)
 
     def advance(self) -> None:
         """One step is done."""
@@ -134,6 +134,22 @@ class RunLog:
         self.close(failed=error is not None)
 
 
+def read_log(path: Path) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    """(number, text, fields) of a log's lines; one that a kill cut off is skipped.
+
+    Raises `ConfigError` for a line of JSON that no run writes.
+    """
+    with path.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                fields = json.loads(line)
+            except (ValueError, RecursionError):
+                continue
+            if not isinstance(fields, dict) or type(fields.get("step", 0)) is not int:
+                raise ConfigError(f"{path}: line {number} has no whole number as its step: delete the line or the file")
+            yield number, line, fields
+
+
 def _forget_after(path: Path, step: int) -> None:
     """Drop the lines of steps above `step`, and a last line that a kill cut off.
 
@@ -141,18 +157,5 @@ def _forget_after(path: Path, step: int) -> None:
     """
     if not path.exists():
         return
-    with (
-        write_aside(path) as aside,
-        path.open(encoding="utf-8", errors="replace") as lines,
-        aside.open("w", encoding="utf-8") as kept,
-    ):
-        for number, line in enumerate(lines, 1):
-            try:
-                fields = json.loads(line)
-            except (ValueError, RecursionError):
-                continue
-            of = fields.get("step", 0) if isinstance(fields, dict) else None
-            if type(of) is not int:
-                raise ConfigError(f"{path}: line {number} has no whole number as its step: delete the line or the file")
-            if of <= step:
-                kept.write(line)
+    with write_aside(path) as aside, aside.open("w", encoding="utf-8") as kept:
+        kept.writelines(line for _, line, fields in read_log(path) if fields.get("step", 0) <= step)

@@ -19,8 +19,10 @@ from sgg_kernels.scatter_mean import scatter_mean_bwd
 from benchmarks import gpu_suite, run
 from benchmarks.counts import roofline
 from benchmarks.harness import measure
+from benchmarks.harness.output import OpRow
 from benchmarks.ops import baselines as baselines_torch
-from benchmarks.ops import registry
+from benchmarks.ops import registry, timing
+from benchmarks.ops.cases import Case
 from benchmarks.ops.registry import Shape
 
 
@@ -99,12 +101,12 @@ def test_what_reads_sizes_back_is_never_captured(monkeypatch):
         monkeypatch.setattr(measure, name, lambda *_: None)
     monkeypatch.setattr(measure, "gpu_clocks", lambda device: "")
     monkeypatch.setattr(measure, "Replay", forbidden)
-    monkeypatch.setattr(run, "_timed", lambda row, *_, **changes: dataclasses.replace(row, **changes))
-    case = registry.Case("pack", "fwd", "tiny", "int32", 8)
-    plan = run.BenchSettings(torch.device("cuda", 0), ("reference",), 0.0, 0.0)
-    row = run.OpRow(case.op, case.mode, case.size, "", case.dtype, "reference", "eager", "warm")
+    monkeypatch.setattr(timing, "_timed", lambda row, *_, **changes: dataclasses.replace(row, **changes))
+    case = Case("pack", "fwd", "tiny", "int32", 8)
+    plan = timing.BenchSettings(torch.device("cuda", 0), ("reference",), 0.0, 0.0)
+    row = OpRow(case.op, case.mode, case.size, "", case.dtype, "reference", "eager", "warm")
     form = baselines_torch.form("pack", "reference")
-    rows = list(run._time_on_cuda(row, form, case, registry.inputs(case, "cpu"), None, plan))
+    rows = list(timing._time_on_cuda(row, form, case, registry.inputs(case, "cpu"), None, plan))
     assert [(r.call, r.status) for r in rows[:2]] == [("eager", "ok")] * 2
     assert (rows[2].call, rows[2].status) == ("replay", "not capturable: reads sizes back to the host")
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 
 import pytest
 import torch
 
-from benchmarks.steps import curves as pretrain_curves
+from benchmarks import train_step
 from benchmarks.steps import pretrain as pretrain_step
 from sgg_fast import ops
 
@@ -20,11 +19,11 @@ def _small(monkeypatch):
     ops.use_kernels("auto")
 
 
-def test_rows_of_a_cpu(tmp_path, capsys):
-    path = tmp_path / "rows.csv"
-    forms = ["naive", "cached", "kernels", "graphs"]
-    assert pretrain_step.run(torch.device("cpu"), True, forms, [2], path, interpret=True) == 0
-    with path.open() as file:
+def test_rows_of_a_cpu(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    words = ["--stage", "pretrain", "--quick", "--device", "cpu", "--batch", "2", "--out", str(tmp_path)]
+    assert train_step.main(words) == 0
+    with (tmp_path / "pretrain_step.csv").open() as file:
         naive, cached, kernels, graphs = csv.DictReader(file)
     assert naive["parameters"] == cached["parameters"] == kernels["parameters"]
     for row in (naive, cached):
@@ -54,20 +53,3 @@ def test_random_pairs_have_visual_genomes_sizes():
     source = pretrain_step.random_pairs(40, 16)
     assert source.load_image(3).shape == (16, 16, 3) and len(source) == 40
     assert all(3 <= len(g.objects) <= 30 and 1 <= len(g.relations) <= 30 for g in source.graphs)
-
-
-def test_curves_from_a_log(tmp_path, capsys):
-    names = [name for panel in pretrain_curves.PANELS.values() for name in panel]
-    lines = [{"step": 1, "loss": 2.0}]
-    for step in (10, 20):
-        fields = dict.fromkeys(names, step / 100) | {f"{name}_at_chance": 0.01 for name in names}
-        lines.append({"event": "validation", "step": step, **fields})
-    log = tmp_path / "log.jsonl"
-    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert pretrain_curves.main([str(log), "--out", str(tmp_path)]) == 0
-    with (tmp_path / "curves.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["step"], row["masked_object"]) for row in rows] == [("10", "0.1"), ("20", "0.2")]
-    log.write_text('{"step": 1}\n')
-    assert pretrain_curves.main([str(log), "--out", str(tmp_path / "none")]) == 2
-    assert "no validations" in capsys.readouterr().err

@@ -10,15 +10,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from support.small_sets import draw, dump, unusable
 
-from sgg_fast.data import jsonl
+from sgg_fast.data import jsonl, show
+from sgg_fast.data.cache import build_cache
 from sgg_fast.data.images import ImageError, open_rgb
+from sgg_fast.data.prepare import cache as cache_writer
 from sgg_fast.data.prepare import folder as own
 from sgg_fast.data.prepare import laion
 from sgg_fast.data.prepare.__main__ import main
-from sgg_fast.data.sources import folder_source, jsonl_source
+from sgg_fast.data.sources import folder_source, jsonl_source, with_mirrored
+from sgg_fast.eval import pictures
+from sgg_fast.toy.models import toy_foundation
 
 
 def record(k: int, **changes: Any) -> dict[str, Any]:
@@ -190,10 +195,33 @@ def test_own_pictures_are_turned_as_their_tag_says_and_counted(tmp_path, capsys)
         graph(root / f"{orientation}.json", "a", "b")
     assert main(["folder", "--root", str(root), "--out", str(tmp_path / "out")]) == 0
     assert re.search(r"turned upright by their orientation tag +3", capsys.readouterr().out)
-    for source in (jsonl_source(tmp_path / "out", 24), folder_source(root, 24)):
+    for source in (jsonl_source(tmp_path / "out", 24), with_mirrored(folder_source(root, 24))):
         first = source.load_image(0)
-        assert len(source) == 4 and first[:, 2, 0].min() > 200 and first[:, -3, 2].min() > 200
+        assert len(source) in (4, 8) and first[:, 2, 0].min() > 200 and first[:, -3, 2].min() > 200
         assert all(np.abs(source.load_image(i).astype(int) - first).max() < 30 for i in (1, 2, 3))
+        assert source.turned == {1, 2, 3} and "3 pictures are turned as their" in source.said_turned
+
+
+def test_turned_pictures_are_counted_by_cache_and_training_and_sheet(tmp_path, capsys, caplog, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    foundation = toy_foundation()
+    monkeypatch.setattr(cache_writer, "open_foundation", lambda config: foundation)
+    root = tmp_path / "mine"
+    root.mkdir()
+    for orientation in (1, 6, 8):
+        tagged(root / f"{orientation}.jpg", orientation)
+        graph(root / f"{orientation}.json", "a", "b")
+    argv = ["cache", "--data", str(root), "--resolution", "32", "--out", "cache", "--shard-size", "2"]
+    for _ in range(2):  # made, then found complete
+        assert main([*argv, "--token-init", "none"]) == 0
+        assert "- turned upright by their orientation tag: 2\n" in capsys.readouterr().out
+    assert json.loads(Path("cache/report.json").read_text())["turned_upright"] == 2
+    build_cache(folder_source(root, 32), foundation, torch.device("cpu"), with_latents=False)
+    assert "2 pictures are turned as their orientation tag says" in caplog.text
+    assert show.main([str(root), "--n", "3", "--out", "sheet.png"]) == 0
+    assert "2 pictures are turned as their orientation tag says" in capsys.readouterr().err
+    graphs = pictures.open_graphs(str(root), 32)
+    assert graphs.image(1).shape == (32, 32, 3) and graphs.turned == {1}
 
 
 def test_pictures_with_boxes_stay_as_stored_for_their_boxes_were_drawn_there(tmp_path):

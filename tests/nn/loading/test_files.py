@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from sgg_fast import digests
+from sgg_fast.digests import VERIFY
 from sgg_fast.nn import loading
-from sgg_fast.nn.loading import MANIFEST, VERIFY, ModelError, check, digest, files, read_json, seal
+from sgg_fast.nn.loading import MANIFEST, ModelError, check, digest, read_json, seal
 
 
 @pytest.fixture
@@ -93,8 +95,8 @@ def test_every_byte_of_the_manifest_counts(folder):
 
 
 def test_large_files_are_read_once_for_each_path_size_and_time(folder, monkeypatch):
-    read, original = [], files._sha256
-    monkeypatch.setattr(files, "_sha256", lambda path: read.append(path.name) or original(path))
+    read, original = [], digests.sha256_of
+    monkeypatch.setattr(digests, "sha256_of", lambda path: read.append(path.name) or original(path))
     check(folder)
     check(folder)
     assert read.count("w.safetensors") == 1

@@ -11,7 +11,7 @@ DOOR = "sgg_fast/nn/loading/"
 ELSEWHERE = {
     "sgg_fast/pipeline.py": {"from_pretrained"},  # diffusers' own way, for arguments of its own
     "sgg_fast/eval/detectors.py": {"from_pretrained"},  # within a border, its report read
-    "sgg_fast/toy/build.py": {"from_pretrained"},  # our pipeline's own, which is the door
+    "sgg_fast/toy/parts.py": {"from_pretrained"},  # our pipeline's own, which is the door
     # Checkpoints, which a manifest of SHA-256s vouches for.
     "sgg_fast/train/engines/state.py": {"load_file"},
     "sgg_fast/train/engines/deepspeed.py": {"load_file"},

@@ -19,5 +19,6 @@ def conditioner(
         encoder=encoder, triple=triple, context=context, null_tokens=null_tokens,
     )  # fmt: skip
     states = torch.randn(77, CONTEXT)
-    model.calibrate_text(states, 3 * torch.randn(20, CONTEXT) + 1)
+    model.calibrate_null(states)
+    model.calibrate_tokens(3 * torch.randn(20, CONTEXT) + 1)
     return jitter(model).eval()

@@ -97,19 +97,16 @@ def inputs_of(op: str, batch: SceneGraphBatch, width: int, dtype: torch.dtype = 
 
 def call(op: str, t: Tensors, b: SceneGraphBatch) -> tuple[torch.Tensor, ...]:
     """`op` through `sgg_fast.ops`, on the backend in force."""
-    ends = b.subject, b.object
     if op == "gather_add_relu":
-        return (ops.gather_add_relu(t["ac"], t["b"], t["bias"], *ends, b.plan),)
+        return (ops.gather_add_relu(t["ac"], t["b"], t["bias"], b),)
     if op.startswith("scatter_mean"):
-        return ops.scatter_mean(t["y"], t["bias"], *ends, b.plan, t.get("residual"))
-    graph = b.object_graph, b.relation_graph
+        return ops.scatter_mean(t["y"], t["bias"], b, t.get("residual"))
     if op == "masked_pool":
-        pooled = b.object_pooled, b.relation_pooled
-        return (ops.masked_pool(t["x"], t["r"], b.object_ptr, b.relation_ptr, *graph, *pooled),)
+        return (ops.masked_pool(t["x"], t["r"], b),)
     if op == "graph_mean":
         return (ops.graph_mean(t["rows"], b.relation_ptr, b.relation_graph),)
     assert op == "triple_context"
-    return (ops.triple_context(*t.values(), *ends, b.relation_graph, b.plan, b.relation_ptr),)
+    return (ops.triple_context(*t.values(), b),)
 
 
 def evaluate(backend: str, op: str, inputs: Tensors, batch: SceneGraphBatch) -> Tensors:

@@ -64,7 +64,8 @@ def conditioner(config: Config, cache: TrainingCache) -> SceneGraphConditioner:
     jitter(model)
     model.calibrate_names(cache.names, cache.graphs.object_name[cache.graphs.object_pooled.bool()])
     model.image_mean.copy_(torch.nn.functional.normalize(cache.images, dim=-1).mean(0))
-    model.calibrate_text(torch.randn(77, 128), torch.randn(20, 128))
+    model.calibrate_null(torch.randn(77, 128))
+    model.calibrate_tokens(torch.randn(20, 128))
     return model
 
 

@@ -288,6 +288,28 @@ def test_a_warm_up_step_meets_no_gradient_of_the_one_before(cache, monkeypatch):
     assert alive == [0, 0, 0] and len(seen) > 10
 
 
+def test_every_bucket_is_warmed_up_before_the_first_capture(cache):
+    """A capture holds its pool: a warm-up after it would need that much memory again."""
+    one, order = engine(cache, True), []
+    warm_up = one.warm_up
+
+    def warmed(bucket):
+        order.append(("warm-up", bucket))
+        return warm_up(bucket)
+
+    def captured(bucket, addresses):
+        order.append(("capture", bucket))
+        return [lambda: None]
+
+    one.warm_up, one.capture = warmed, captured
+    short, long = np.array([[0, 1]]), np.array([[0, len(GRAPHS) - 1]])
+    first, second = one.buckets.of(short), one.buckets.of(long)
+    assert first != second and len(one.buckets.ladder) == 2
+    for step, ids in enumerate((short, long, short)):
+        one.update(ids, step)
+    assert order == [("warm-up", first), ("warm-up", second), ("capture", first), ("capture", second)]
+
+
 def on_card(cache: TrainingCache, **changes: object) -> tuple[EagerEngine, CapturedEngine]:
     """The eager engine and the capturing one on the GPU, with models of their own, alike."""
     data, made = cache.to(CUDA), []

@@ -62,7 +62,7 @@ def test_groups_of_one_kind_follow_each_other_where_one_would_be_too_large(built
 
 
 def test_plain_state_is_8_bit_for_matrices_and_32_bit_for_the_rest(built):
-    one = built()
+    one = built(optimizer="adam8bit")
     step(one)
     optimizer = one.engine.optimizer
     for group in optimizer.param_groups:
@@ -96,7 +96,7 @@ def test_learning_rate_schedules():
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_zero_state_keeps_those_widths_though_a_group_is_one_tensor(built, precision):
-    one = built(DS_JSON, precision=precision)
+    one = built(DS_JSON, precision=precision, optimizer="adam8bit")
     update = step(one)
     assert update.applied and all(torch.isfinite(value) for value in update.losses.values())
     zero = one.engine.engine.optimizer
@@ -185,7 +185,7 @@ def test_engines_that_cannot_be_are_refused_before_anything_loads(tmp_path, monk
 def test_without_the_packages_the_flag_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ConfigError, match=r"--optimizer adam8bit: .*use adam"):
-        trainer(tmp_path, "finetune")
+        trainer(tmp_path, "finetune", optimizer="adam8bit")
     monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="deepspeed is not installed"):
         trainer(tmp_path, "finetune", DS_JSON)

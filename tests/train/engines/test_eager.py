@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -99,7 +101,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_is_as_ever(b
 
 def test_fp16_lowers_its_scale_by_a_bad_step_and_raises_it_by_many_good_ones(built, tmp_path):
     engine = built(precision="fp16")
-    scale = engine.state.scale
+    scale = engine.scale
     first = scale.value
     engine.update(POISONED, 0)
     assert (scale.value, scale.good_steps) == (first / 2, 0)
@@ -140,6 +142,20 @@ def test_in_backward_is_the_ordinary_step_though_its_weights_are_rounded_by_chan
         assert a.equal(b)
     assert same(weights_of(ordinary), weights_of(hooked))
     assert all(p.grad is None for p in hooked.module.parameters())
+
+
+@pytest.mark.parametrize("weights", ["master", "lean"])
+def test_in_backward_leaves_nothing_behind(built, weights):
+    """Hooks in backward outlive no engine: autograd would keep what they hold, out of reach of Python's collector."""
+    engine = built(optimizer_in_backward=True, max_grad_norm=0.0, weights=weights)
+    parameter = engine.state.parameters[0]
+    engine.update(IDS, 0)
+    watched = [weakref.ref(one) for one in (engine, engine.optimizer, engine.module)]
+    del engine
+    gc.collect()
+    assert [one() for one in watched] == [None, None, None]
+    parameter.sum().backward()  # its hook is there and does nothing
+    assert parameter.grad is not None
 
 
 def test_lean_weights_are_bf16_in_the_unet_and_fp32_in_the_graph_modules(built):
@@ -255,7 +271,7 @@ def test_a_resumed_run_is_the_undisturbed_run(tmp_path, name, changes):
 @pytest.mark.parametrize("name", ["zero2", pytest.param("zero0", marks=SLOW), pytest.param("zero3", marks=SLOW)])
 def test_a_result_holds_the_fp32_masters(built, stage, name):
     """And not the bf16 weights: these are the masters' roundings."""
-    engine = built(name, precision="bf16")
+    engine = built(name, precision="bf16", optimizer="adam8bit")
     engine.update(IDS, 0)
     whole = weights_of(engine)
     assert {value.dtype for value in whole.values()} == {torch.float32}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import math
 import os
 import re
@@ -14,6 +15,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from sgg_kernels.reference.adam import BLOCK
 from support import DS_JSON, ROOT
 from support.memory_child import rise, write_sizes
 from support.sd_folder import write_clip, write_pairs, write_sd
@@ -27,8 +29,19 @@ from sgg_fast.train.engines.choose import plan_engine
 from sgg_fast.train.memory import advice as memory
 from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
 from sgg_fast.train.memory.meter import Meter, autocast_like_cuda
-from sgg_fast.train.memory.parts import Group, Layout, bucket_bytes, gradient_bytes, resident_parts, update_bytes
-from sgg_fast.train.memory.planner import GIB, OUTSIDE, Plan, Planner
+from sgg_fast.train.memory.parts import (
+    EngineLayout,
+    WeightGroup,
+    address_bytes,
+    bucket_bytes,
+    gradient_bytes,
+    resident_blocks,
+    resident_parts,
+    update_bytes,
+)
+from sgg_fast.train.memory.plan import GIB, OUTSIDE, MemoryPlan
+from sgg_fast.train.memory.planner import Planner, whole_step, with_kept
+from sgg_fast.train.optim.flat import CHUNK
 from sgg_fast.train.optim.groups import parameter_groups
 from sgg_fast.train.stages import FinetuneStage
 
@@ -60,16 +73,68 @@ def unet_groups(sd, dtype, most=math.inf):
     module = nn.Module()
     module.unet = sd.foundation.unet
     return [
-        Group(tuple(p.numel() for p in group["params"]), group["optim_bits"], dtype)
+        WeightGroup(tuple(p.numel() for p in group["params"]), group["optim_bits"], dtype)
         for group in parameter_groups(module, sd.config.optim, most)
     ]
 
 
 def test_our_kernels_update_in_place_and_bitsandbytes_needs_stand_ins():
-    group = Group((1000, 10), 8, torch.bfloat16)
-    for changes, each in (({}, 0), ({"kernels": "reference"}, 23), ({"optimizer_in_backward": True}, 25)):
+    group = WeightGroup((1000, 10), 8, torch.bfloat16)
+    for changes, each in (({}, 0), ({"kernels": "reference"}, 23), ({"optimizer_in_backward": True}, 23)):
         config = recipe("vg256", weights="lean", max_grad_norm=0.0, **changes)
-        assert update_bytes(Layout(config.optim, config.model.kernels, "cuda", None), [group]) == each * 1000
+        assert update_bytes(EngineLayout(config.optim, config.model.kernels, "cuda", None), [group]) == each * 1000
+
+
+def test_bitsandbytes_takes_a_large_weight_in_chunks():
+    group = WeightGroup((10 * CHUNK,), 8, torch.bfloat16)
+    for changes in ({"kernels": "reference"}, {"optimizer_in_backward": True}):
+        config = recipe("vg256", weights="lean", max_grad_norm=0.0, **changes)
+        assert update_bytes(EngineLayout(config.optim, config.model.kernels, "cuda", None), [group]) == 23 * CHUNK
+
+
+@pytest.mark.parametrize("changes", [{}, {"weights": "split"}, {"weights": "lean"}])
+def test_blocks_are_the_resident_parts(sd, changes):
+    """One block a group and part: weights, low halves, state."""
+    config = recipe("vg256", **changes)
+    layout = EngineLayout(config.optim, config.model.kernels, "cuda", None)
+    groups = unet_groups(sd, torch.bfloat16 if changes else torch.float32)
+    blocks, parts = resident_blocks(layout, groups), resident_parts(layout, groups)[0]
+    assert len(blocks) == len(groups) * len(parts)
+    assert sum(blocks) == pytest.approx(sum(parts.values()), abs=len(blocks))
+
+
+def test_the_table_of_addresses_has_three_numbers_a_block_of_weights():
+    assert address_bytes([WeightGroup((8 * 1024,), 8, torch.float32)]) == 24 * -(-8 * 1024 // BLOCK)
+
+
+def test_a_step_ends_its_gradients_after_the_update():
+    events = [("a", 8), ("b", 4), ("a", -1), ("gradient", 2), ("b", -1)]
+    assert whole_step(events, 7) == [
+        ("a", 8), ("b", 4), ("a", -1), ("gradient", 2), ("update", 7), ("update", -1), ("b", -1), ("gradient", -1)
+    ]  # fmt: skip
+    assert with_kept(events, [(1, 3), (4, 5)], itertools.count(10)) == [
+        ("a", 8), (10, 3), ("b", 4), ("a", -1), ("gradient", 2), (11, 5), ("b", -1)
+    ]  # fmt: skip
+
+
+def test_a_gpu_has_frozen_models_for_a_sheet_only_unless_a_step_calls_them():
+    """Their bytes move from the sheet to what is always there; a CPU has them always and plans no sheet."""
+    config = toy()
+    plan = Planner(config).plan(1)
+    visiting = plan.moments["sample sheet"]["frozen models for a sheet"]
+    assert visiting > 0 and plan.resident["frozen models"] == 0
+    called = Planner(config.replace(image_embedding="predicted")).plan(1)
+    assert called.resident["frozen models"] == visiting
+    assert called.moments["sample sheet"]["frozen models for a sheet"] == 0
+    on_cpu = Planner(config, device="cpu").plan(1)
+    assert "sample sheet" not in on_cpu.moments and on_cpu.resident["frozen models"] > visiting
+
+
+def test_gaps_count_against_the_budget():
+    plan = MemoryPlan("", {"all": 3 * GIB}, {"forward": {}}, {}, gaps=GIB)
+    assert plan.peak == 3 * GIB and plan.reserved == 4 * GIB
+    assert plan.fits(4 * GIB + OUTSIDE) and not plan.fits(4 * GIB + OUTSIDE - 1)
+    assert any(line.startswith("gaps between blocks") for line in plan.lines())
 
 
 @pytest.mark.parametrize(
@@ -87,7 +152,7 @@ def test_our_kernels_update_in_place_and_bitsandbytes_needs_stand_ins():
 )
 def test_what_stays_on_a_gpu_is_so_many_bytes_a_weight(sd, changes, ds, dtype, gigabytes):
     config = recipe("vg256", **changes)
-    layout = Layout(
+    layout = EngineLayout(
         config.optim,
         config.model.kernels,
         "cuda",
@@ -101,7 +166,7 @@ def test_what_stays_on_a_gpu_is_so_many_bytes_a_weight(sd, changes, ds, dtype, g
 def test_zero_flattens_a_groups_gradients_and_widens_them(sd):
     """2 + 4 bytes an element of the largest group beside what is there; its two buckets only during backward."""
     config = recipe("vg256")
-    layout = Layout(
+    layout = EngineLayout(
         config.optim, config.model.kernels, "cuda", plan_engine(config.optim, "finetune", torch.device("cuda"), DS_JSON)
     )
     groups = unet_groups(sd, torch.bfloat16, layout.largest_group)
@@ -117,7 +182,7 @@ def test_offload_moves_master_state_and_gradients_to_the_cpu(sd):
     config = recipe("vg256")
     ds = plan_engine(config.optim, "finetune", torch.device("cuda"), str(ROOT / "configs/ds_offload.json"))
     resident, host = resident_parts(
-        Layout(config.optim, config.model.kernels, "cuda", ds), unet_groups(sd, torch.bfloat16)
+        EngineLayout(config.optim, config.model.kernels, "cuda", ds), unet_groups(sd, torch.bfloat16)
     )
     assert set(resident) == {"weights"} and resident["weights"] / 1e9 == pytest.approx(1.72, abs=0.01)
     assert sum(host.values()) / 1e9 == pytest.approx((4 + 2.03 + 4 + 2) * 0.8595, abs=0.02)
@@ -199,7 +264,7 @@ OPTIONS = {"image_embedding": "latent", "geometry": 0.5, "instance_codes": True,
 def test_fake_tensors_take_what_real_ones_take(changes):
     config = toy(**changes)
     planner = Planner(config, device="cpu")
-    planned = planner._trace(2)
+    planned = planner._trace(2).peaks
     foundation = blank_foundation(config.model)
     graph_encoder, cache = blank_conditioner(config.model, foundation), blank_cache(config, foundation, 1)
     stage = FinetuneStage(config, graph_encoder, foundation, cache)
@@ -258,7 +323,7 @@ def test_largest_batch_is_found_for_every_convex_peak(monkeypatch, most, lines):
 
     def plan(self, batch, budget):
         looked.add(batch)
-        return Plan("", {"all": peak(batch)}, {"forward": {}}, {})
+        return MemoryPlan("", {"all": peak(batch)}, {"forward": {}}, {})
 
     monkeypatch.setattr(Planner, "plan", plan)
     budget = OUTSIDE + (peak(most) if most else peak(1) - 1)
@@ -274,7 +339,7 @@ def test_auto_batch_keeps_the_images_of_a_step(monkeypatch):
     monkeypatch.setattr(Planner, "largest_batch", lambda self, budget: 5)
     found = memory.auto_batch(typed(config), "24GiB")
     assert found == config.replace(batch_size=4, accumulation_steps=3)  # 5 would fit, but does not divide 12
-    once = config.replace(optimizer_in_backward=True, max_grad_norm=0.0)
+    once = config.replace(optimizer="adam8bit", optimizer_in_backward=True, max_grad_norm=0.0)
     with pytest.raises(ConfigError, match="--accumulation-steps above 1"):
         memory.auto_batch(typed(once), "24GiB")
     monkeypatch.setattr(Planner, "largest_batch", lambda self, budget: 40)
@@ -301,11 +366,11 @@ def plan_of_one(budget, *more):
 
 
 def test_a_plan_that_does_not_fit_names_settings_that_do():
-    budget = OUTSIDE + Planner(toy(batch_size=1, num_scenes=8)).plan(1).peak - 1
+    budget = OUTSIDE + Planner(toy(batch_size=1, num_scenes=8)).plan(1).reserved - 1
     fits, refusal = plan_of_one(budget)
     assert fits.startswith("does not fit") and refusal.startswith("not even a batch of 1 fits; it does with --")
     found = re.findall(r"with (--.+?) \(batch (\d+)\)", refusal)
-    assert "--weights lean" in dict(found)
+    assert "--weights lean --optimizer adam8bit" in dict(found)
     for words, batch in found:
         fits, largest = plan_of_one(budget, *words.split())
         assert fits.startswith("fits") and largest == f"largest batch that fits: {batch}", words
@@ -319,8 +384,15 @@ def saves(config):
 @pytest.mark.parametrize(
     ("needed", "words"),
     [
-        (1, ["--gradient-checkpointing", "--weights lean", "--optimizer-in-backward --max-grad-norm 0 --batch-size 3"]),
-        (2, ["--gradient-checkpointing --weights lean"]),
+        (
+            1,
+            [
+                "--gradient-checkpointing",
+                "--weights lean --optimizer adam8bit",
+                "--optimizer-in-backward --max-grad-norm 0 --optimizer adam8bit --batch-size 3",
+            ],
+        ),
+        (2, ["--gradient-checkpointing --weights lean --optimizer adam8bit"]),
     ],
 )
 def test_settings_that_fit_only_together_are_named_together(monkeypatch, needed, words):

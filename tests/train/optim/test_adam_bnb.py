@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 pytest.importorskip("bitsandbytes")
-from sgg_fast.train.optim.adam_bnb import GroupedAdam8bit, stochastic_round
+from sgg_fast.train.optim import adam_bnb
+from sgg_fast.train.optim.adam_bnb import BLOCK, GroupedAdam8bit, stochastic_round
 
 LR = 1e-6
 
@@ -150,6 +151,39 @@ def test_in_backward_is_the_ordinary_step(dtype, channels_last):
     run(hooked, 3, in_backward=True, lr=1e-3)
     assert same(ordinary, hooked) and not same(ordinary, before)
     assert all(p.grad is None for p in hooked.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("in_backward", [False, True])
+def test_a_step_in_chunks_is_the_whole_step(monkeypatch, dtype, in_backward):
+    """fp32 to the bit; bf16 in what is not rounded by chance: the moments after one step."""
+    whole, cut = network(dtype), network(dtype)
+    assert max(p.numel() for p in whole.parameters()) > 2 * BLOCK
+    first = run(whole, 1, in_backward, lr=1e-3)
+    monkeypatch.setattr(adam_bnb, "CHUNK", BLOCK)
+    second = run(cut, 1, in_backward, lr=1e-3)
+    if dtype == torch.float32:
+        assert same(whole, cut)
+    for a, b in zip(whole.parameters(), cut.parameters(), strict=True):
+        for name in ("state1", "state2", "absmax1", "absmax2", "step"):
+            if name in first.state[a]:
+                assert torch.as_tensor(first.state[a][name]).equal(torch.as_tensor(second.state[b][name])), name
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gradient_with_one_bad_number_changes_no_chunk(monkeypatch, dtype, bad):
+    monkeypatch.setattr(adam_bnb, "CHUNK", BLOCK)
+    weight = nn.Parameter(torch.randn(64, 32).to(dtype))
+    optimizer = GroupedAdam8bit([{"params": [weight], "lr": 1e-2, "optim_bits": 8}], seed=0)
+    before = weight.detach().clone()
+    weight.grad = torch.ones_like(weight)
+    weight.grad[60, 3] = bad
+    assert not optimizer.step_one(weight)
+    assert weight.equal(before)
+    weight.grad = torch.ones_like(weight)
+    assert optimizer.step_one(weight)
+    assert (weight != before).float().mean() > 0.9
 
 
 def test_fp32_weights_are_bitsandbytes_own_step():

@@ -278,16 +278,19 @@ def test_refused(tmp_path):
 def test_engines_choose_it_where_the_kernels_run():
     module = nn.ModuleDict({"unet": nn.Linear(70, 99), "graph": nn.Linear(9, 9)})
     cpu = torch.device("cpu")
-    assert not has_flat_kernels(OptimConfig(), cpu) and has_flat_kernels(OptimConfig(weights="split"), cpu)
-    assert type(build_optimizer(module, OptimConfig(), 0, "finetune")) is GroupedAdam8bit
+    ours = OptimConfig(optimizer="adam8bit", max_grad_norm=0.5)
+    split = OptimConfig(optimizer="adam8bit", weights="split")
+    assert not has_flat_kernels(ours, cpu) and has_flat_kernels(split, cpu)
+    assert type(build_optimizer(module, ours, 0, "finetune")) is GroupedAdam8bit
+    assert type(build_optimizer(module, OptimConfig(), 0, "finetune")) is torch.optim.Adam, "the toy's, on a CPU"
     ops.use_kernels("triton")
     try:
-        assert has_flat_kernels(OptimConfig(), cpu)
-        in_backward = OptimConfig(optimizer_in_backward=True, max_grad_norm=0.0, accumulation_steps=1)
+        assert has_flat_kernels(ours, cpu)
+        in_backward = OptimConfig(optimizer="adam8bit", optimizer_in_backward=True, max_grad_norm=0.0)
         assert not has_flat_kernels(in_backward, cpu)
     finally:
         ops.use_kernels("auto")
-    made = build_optimizer(module, OptimConfig(max_grad_norm=0.5), 0, "finetune", flat=True)
+    made = build_optimizer(module, ours, 0, "finetune", flat=True)
     assert type(made) is FlatAdam and made.hyper.max_norm == 0.5
     assert {g["name"]: g["optim_bits"] for g in made.param_groups} == {"unet/8": 8, "unet/32": 32, "graph/32": 32}
     exact = build_optimizer(module, OptimConfig(optimizer="adam"), 0, "finetune", flat=True)
@@ -302,7 +305,7 @@ def stage(tmp_path_factory) -> FinetuneStage:
 
 def engine_of(stage: FinetuneStage, flat: bool = False, **changes: object) -> EagerEngine:
     """A plain engine on a fresh copy; flat: with the optimiser that it has on a GPU, here in its reference form."""
-    module, config = copy.deepcopy(stage), recipe("toy", **{**TINY, **changes})
+    module, config = copy.deepcopy(stage), recipe("toy", **{**TINY, "optimizer": "adam8bit", **changes})
     module.config = config
     return EagerEngine(module, torch.device("cpu"), flat=flat or None)
 
@@ -333,10 +336,10 @@ def test_loss_scale_overflow_is_skipped_as_the_plain_optimiser_skips_it(stage):
     """The scale that fp16 has, in fp32, where nothing is rounded away: an overflow halves it, and it is taken out."""
     ours, theirs = (engine_of(stage, flat, max_grad_norm=0.1) for flat in (True, False))
     assert type(ours.optimizer) is FlatAdam and type(theirs.optimizer) is GroupedAdam8bit
-    ours.state.scale, theirs.state.scale = LossScale(), LossScale()
-    ours.state.scale.value = 2.0**127
-    assert not ours.update(IDS, 0).applied and ours.state.scale.value == 2.0**126
-    ours.state.scale.value = theirs.state.scale.value = 2.0**20
+    ours.scale, theirs.scale = LossScale(), LossScale()
+    ours.scale.value = 2.0**127
+    assert not ours.update(IDS, 0).applied and ours.scale.value == 2.0**126
+    ours.scale.value = theirs.scale.value = 2.0**20
     assert ours.update(IDS, 1).applied and theirs.update(IDS, 1).applied
     for p, q in zip(ours.module.parameters(), theirs.module.parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)

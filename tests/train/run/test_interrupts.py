@@ -14,7 +14,7 @@ from support import ROOT
 from support.forks import heed_signals
 from support.tiny_runs import flags
 
-from sgg_fast.train.run.interrupts import StopSignals, stops_at_once
+from sgg_fast.train.run.interrupts import stops_after_step, stops_at_once
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 UNTIL = """
@@ -78,9 +78,9 @@ def test_the_handlers_before_are_back_afterwards(request):
     before = [signal.getsignal(number) for number in SIGNALS]
     with stops_at_once("train.py"):
         outer = signal.getsignal(signal.SIGHUP)
-        with StopSignals() as signals:
+        with stops_after_step() as caught:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert signals.number == signal.SIGHUP
+            assert caught.number == signal.SIGHUP
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_DFL, "a second one stops at once"
         assert signal.getsignal(signal.SIGHUP) is outer
     assert [signal.getsignal(number) for number in SIGNALS] == before

@@ -10,11 +10,12 @@ import torch
 
 from benchmarks import gpu_suite, infer
 from benchmarks.harness.output import columns
-from benchmarks.steps import infer_forms
+from benchmarks.steps import infer_forms, sampling
+from benchmarks.steps.forms import Size
 from sgg_fast.nn.fuse import FusedResnetBlock2D
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
-ONE = infer_forms.Size(64, 1)
+ONE = Size(64, 1)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def test_rows_of_all_forms_that_run_here(tmp_path, capsys):
     words = ["--quick", "--device", "cpu", "--batch", "1", "--steps", "1", "--no-cold", "--out", str(tmp_path)]
     assert infer.main([*words, "--form", "captured", "fused", "diffusers"]) == 0
     rows = {row["backend"]: row for row in read(path)}
-    assert list(rows["fused"]) == columns(infer.PictureRow)
+    assert list(rows["fused"]) == columns(sampling.PictureRow)
     captured = rows.pop("captured")
     assert captured["status"] == "skipped: the UNet's step cannot be captured: no CUDA device"
     assert not captured["ms_p50"] and not captured["unet_launches"]
@@ -47,9 +48,9 @@ def test_rows_of_all_forms_that_run_here(tmp_path, capsys):
 
 def test_launches_are_those_of_every_step_for_one_picture(pipeline):
     counted = {}
-    for size, steps in ((ONE, 1), (ONE, 100), (infer_forms.Size(64, 2), 100)):
+    for size, steps in ((ONE, 1), (ONE, 100), (Size(64, 2), 100)):
         form = infer_forms.FORMS["eager"](pipeline, size)
-        counted[size.batch, steps] = infer.unet_launches(form, steps, torch.device("cpu"))
+        counted[size.batch, steps] = sampling.unet_launches(form, steps, torch.device("cpu"))
         form.close()
     assert counted[1, 1] > 300
     assert counted[1, 100] == 100 * counted[1, 1] == 2 * counted[2, 100]
@@ -60,9 +61,9 @@ def test_a_form_that_draws_something_else_gets_no_number(pipeline, monkeypatch):
         def draw(self, num_steps, output_type="np"):
             return 1.001 * super().draw(num_steps, output_type)
 
-    monkeypatch.setitem(infer.FORMS, "diffusers", Spoiled)
-    args, cpu = infer.parse(["--quick", "--device", "cpu", "--steps", "1"]), torch.device("cpu")
-    row = infer.measure_form("diffusers", pipeline, ONE, {}, args, cpu)
+    monkeypatch.setitem(sampling.FORMS, "diffusers", Spoiled)
+    args, cpu = infer.parse(["--quick", "--steps", "1", "--dtype", "fp32"]), torch.device("cpu")
+    row = sampling.measure_form("diffusers", pipeline, ONE, {}, args, cpu)
     assert row.status.startswith("mismatch: latents off by 1.0e-03") and row.ms_p50 is row.s_per_image is None
 
 
@@ -70,10 +71,10 @@ def test_memory_that_is_out_costs_its_own_row_only(pipeline, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    args, cpu, known = infer.parse(["--quick", "--device", "cpu", "--steps", "1"]), torch.device("cpu"), {}
+    args, cpu, known = infer.parse(["--quick", "--steps", "1", "--dtype", "fp32"]), torch.device("cpu"), {}
     with monkeypatch.context() as short:
         short.setattr(infer_forms, "latents", full)
-        row = infer.measure_form("eager", pipeline, ONE, known, args, cpu)
+        row = sampling.measure_form("eager", pipeline, ONE, known, args, cpu)
     assert row.status == "ran out of memory: CUDA out of memory" and row.ms_p50 is None
     assert not pipeline.unet._forward_pre_hooks and pipeline.unet.dtype == torch.float32 and not known
 

@@ -1,4 +1,4 @@
-"""`benchmarks.train_step`: every form runs, is compared before it is timed, and says what it could not do."""
+"""Fine-tuning in `benchmarks.train_step`: every form runs, is compared before it is timed, and says what it lacks."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from support import ROOT
 
 from benchmarks import train_step
 from benchmarks.harness import measure
-from benchmarks.harness.output import columns
-from benchmarks.steps import train_forms
+from benchmarks.harness.output import UnavailableError, columns
+from benchmarks.steps import finetune, train_forms
+from benchmarks.steps.forms import Size
 from sgg_fast.recipes import recipe
 from sgg_fast.train.optim.groups import MIN_8BIT_ELEMENTS
 
 CPU = torch.device("cpu")
-SIZES = [train_forms.Size(32, 2), train_forms.Size(64, 2)]
+SIZES = [Size(32, 2), Size(64, 2)]
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +40,7 @@ def test_every_form_is_timed_and_named_as_toy(rows):
     printed, found = rows
     assert "TOY SIZES" in printed and "say nothing about Stable Diffusion" in printed
     assert [row["backend"] for row in found] == ["plain", "lean-in-backward", "diffusers-8bit-xformers"]
-    assert list(found[0]) == columns(train_step.StepRow)
+    assert list(found[0]) == columns(finetune.StepRow)
     for row in found:
         assert (row["op"], row["mode"], row["size"], row["status"]) == ("train_step", "finetune", "32x32 b2", "ok")
         assert 0 < float(row["ms_p20"]) <= float(row["ms_p50"]) <= float(row["ms_p80"])
@@ -58,26 +59,26 @@ def test_bytes_of_the_update_are_counted(rows):
 
 
 def test_floor_is_operations_then_bytes():
-    row = train_step.StepRow("train_step", "finetune", "", "", "bf16", "plain", "eager", "warm")
+    row = finetune.StepRow("train_step", "finetune", "", "", "bf16", "plain", "eager", "warm")
     row.flops, row.compulsory_bytes = int(1.06e12), int(13.75e9)
     fake = measure.Machine("NVIDIA GeForce RTX 4090", "", "", "", "", "")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "machine", lambda device: fake)
-        assert train_step._floor(row, CPU) == pytest.approx(1.06e12 / 165e9 + 13.75e9 / 1008e6)
-    assert train_step._floor(row, CPU) is None  # a CPU has no data sheet here
+        assert finetune._floor(row, CPU) == pytest.approx(1.06e12 / 165e9 + 13.75e9 / 1008e6)
+    assert finetune._floor(row, CPU) is None  # a CPU has no data sheet here
 
 
 def test_operations_are_counted_per_image():
     """A UNet's are near those of its convolutions alone from below, and grow with the picture's area."""
     model = train_forms.settings(quick=True).model
-    small, large = (train_step.step_flops(model, resolution) for resolution in (64, 128))
+    small, large = (finetune.step_flops(model, resolution) for resolution in (64, 128))
     assert 3.5 < large / small < 6.0  # attention grows faster
 
 
 @pytest.fixture(scope="module")
 def form():
     return train_forms.build(
-        "lean", recipe("toy", precision="bf16", token_init="none", batch_size=2), SIZES, CPU, train_step.NUM_LOSSES
+        "lean", recipe("toy", precision="bf16", token_init="none", batch_size=2), SIZES, CPU, finetune.NUM_LOSSES
     )
 
 
@@ -85,7 +86,7 @@ def test_a_wrong_form_is_not_timed(form, monkeypatch):
     """At each size: what is right at the first may be wrong at the next."""
     for size in SIZES:
         form.prepare(size)
-        assert train_step.mismatch(form, size) == ""
+        assert finetune.mismatch(form, size) == ""
         form.step()
     monkeypatch.setattr(train_forms, "build", lambda *_: form)
     losses = type(form).losses
@@ -97,14 +98,14 @@ def test_a_wrong_form_is_not_timed(form, monkeypatch):
     form.prepare(SIZES[0])
     small = form.stage.cache.latent_shape
     monkeypatch.setattr(type(form), "losses", off)
-    first, second = train_step.measure_form("lean", form.config, SIZES, CPU, 0.1)
+    first, second = finetune.measure_form("lean", form.config, SIZES, CPU, 0.1)
     assert first.status == "ok" and first.ms_p50
     assert second.status.startswith("mismatch: losses off by") and second.ms_p50 is None
 
 
 def test_what_needs_a_gpu_says_so_here():
     config = train_forms.settings(quick=True)
-    (row,) = train_step.measure_form("captured", config, [train_step.Size(32, 2)], CPU, 0.1)
+    (row,) = finetune.measure_form("captured", config, [Size(32, 2)], CPU, 0.1)
     assert (row.status, row.call, row.ms_p50) == ("skipped: CUDA graphs need a GPU", "replay", None)
 
 
@@ -113,23 +114,23 @@ def test_what_is_not_installed_is_skipped_and_so_is_an_xformers_that_cannot_run(
     config = train_forms.settings(quick=True)
     with monkeypatch.context() as patch:
         patch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else find_spec(name))
-        (row,) = train_step.measure_form("ds.json", config, SIZES[:1], CPU, 0.1)
+        (row,) = finetune.measure_form("ds.json", config, SIZES[:1], CPU, 0.1)
         assert row.status == "skipped: not installed here: deepspeed"
     form = object.__new__(train_forms.Diffusers)
     form.unet = train_forms.blank_foundation(config.model).unet
-    with pytest.raises(train_forms.UnavailableError, match=r"^skipped: diffusers' xformers: .+"):
+    with pytest.raises(UnavailableError, match=r"^skipped: diffusers' xformers: .+"):
         form._attend_by("xformers")
 
 
 def test_out_of_memory_ends_the_larger_sizes(form, monkeypatch):
     monkeypatch.setattr(train_forms, "build", lambda *_: form)
-    monkeypatch.setattr(train_step, "mismatch", lambda *_: "")
+    monkeypatch.setattr(finetune, "mismatch", lambda *_: "")
 
     def refuse():
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
     monkeypatch.setattr(form, "step", refuse)
-    first, second = train_step.measure_form("lean", form.config, SIZES, CPU, 0.1)
+    first, second = finetune.measure_form("lean", form.config, SIZES, CPU, 0.1)
     assert first.status == "ran out of memory: CUDA out of memory. Tried to allocate 2.00 GiB."
     assert first.planned_bytes > 0 and first.ms_p50 is None
     assert second.status == "skipped: a smaller one ran out of memory"
