@@ -151,7 +151,6 @@ def graph_mean(rows_ED: torch.Tensor, ptr_B1: torch.Tensor, graph_E: torch.Tenso
     check("graph_mean", rows_ED.ndim == 2 and graph_E.shape == rows_ED.shape[:1], "rows must be [E, D], graph [E]")
     if DEBUG:
         _check_rows("graph_mean", "row", ptr_B1, graph_E)
-    _check_rows("graph_mean", "row", ptr_B1, graph_E)
     if _on_kernels("graph_mean", (rows_ED,), (ptr_B1, graph_E)):
         return graph_kernels.graph_mean(rows_ED, ptr_B1, graph_E)[0]
     return reference.graph_mean(rows_ED, ptr_B1)
