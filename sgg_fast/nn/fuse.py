@@ -219,6 +219,26 @@ def _by_kind(layers: list[nn.Linear]) -> list[list[nn.Linear]]:
     return [of_kind for of_kind in kinds.values() if len(of_kind) > 1]
 
 
+def merged_first(model: nn.Module) -> list[nn.Parameter]:
+    """All parameters, those of a GEMM that `fuse` merges across blocks in front and next to each other.
+
+    The order is the same before and after `fuse`. A flat buffer in this order keeps the weights of a GEMM adjacent.
+    """
+    context: list[nn.Module] = []
+    times: list[tuple[nn.Module, nn.Module]] = []
+    for module in model.modules():
+        if isinstance(module, Attention) and module.is_cross_attention:
+            context += [module.to_k, module.to_v]
+        elif isinstance(module, ResnetBlock2D) and module.time_emb_proj is not None:
+            times.append((module.time_emb_proj, module.conv1))
+    context.sort(key=lambda layer: getattr(layer, "in_features", 0))
+    times.sort(key=lambda pair: getattr(pair[0], "in_features", 0))
+    layers, before = [layer for layer, _ in times], [conv for _, conv in times]
+    in_front = [getattr(x, "weight", None) for x in (*context, *layers)]
+    in_front += [getattr(x, "bias", None) for x in (*context, *layers, *before)]
+    return list(dict.fromkeys([*(p for p in in_front if p is not None), *model.parameters()]))
+
+
 def _merge(model: nn.Module) -> _State:
     """Merge the GEMMs of a model with fused modules."""
     state, context, times = _State(model, [], []), [], []

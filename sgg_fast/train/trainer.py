@@ -133,9 +133,11 @@ class Trainer:
 
     @property
     def _engine_name(self) -> str:
+        """Under DeepSpeed with the order of its flat tensors, since its state is loaded by place."""
         if self.ds_config is None:
             return "plain"
-        return f"deepspeed zero-{self.ds_config['zero_optimization']['stage']} x{env.world_size()}"
+        stage = self.ds_config["zero_optimization"]["stage"]
+        return f"deepspeed zero-{stage} x{env.world_size()}, merged weights first"
 
     def _pretrained(self, out: Path, given: Path | None) -> SceneGraphConditioner | None:
         if self.config.model.conditioner != "sgg":

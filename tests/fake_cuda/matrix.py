@@ -2,6 +2,7 @@
 
     python -m fake_cuda.matrix                       # all rows of rows.toml, two at a time
     python -m fake_cuda.matrix --rows pretrain infer # some
+    python -m fake_cuda.matrix --quick               # the dozen that CI runs
     python -m fake_cuda.matrix --update              # write the counts of expected.json anew
 
 Run it by the Python of a CUDA build of torch, without a GPU. Rows and what they assert stand in rows.toml; counts are
@@ -15,6 +16,7 @@ import concurrent.futures
 import dataclasses
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -26,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from . import build, inputs
+from .workers import Workers
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -48,15 +51,24 @@ class Row:
     train: str = ""
     run: tuple[str, ...] = ()
     env: dict[str, str] = dataclasses.field(default_factory=dict)
+    processes: int = 1
+    """That torchrun would start, each on a device of its own."""
     code: int = 0
     """Exit code of the last command."""
     says: str = ""
     """What its output must have."""
+    quick: bool = False
+    """Whether CI runs it, where a CUDA build of torch is installed."""
+
+    @property
+    def counted(self) -> bool:
+        """Whether its counts are committed; how much benchmarks and tests capture depends on time and on the tests."""
+        return not any(line.startswith(("benchmarks.", "pytest ")) for line in self.run)
 
     def commands(self, places: dict[str, str]) -> list[list[str]]:
         """The words of each."""
         if not self.train:
-            return [shlex.split(line.format(**places)) for line in self.run]
+            return [shlex.split(line.format(train=TRAIN, **places)) for line in self.run]
         flags = [*shlex.split(TRAIN), *shlex.split(self.train.format(**places)), "--out", places["out"]]
         return [["train.py", *flags, "--steps", str(steps)] for steps in STEPS]
 
@@ -69,6 +81,7 @@ class Result:
     wrong: list[str]
     counts: dict[str, Any]
     seconds: float
+    """Of the CPU, with all processes that it started and waited for."""
 
 
 def read_rows() -> list[Row]:
@@ -79,6 +92,14 @@ def read_rows() -> list[Row]:
     if strange := {row.kind for row in rows} - {"captured", "eager", "command"}:
         raise ValueError(f"{ROWS.name}: there is no kind {', '.join(strange)}")
     return rows
+
+
+def chosen(rows: list[Row], names: Sequence[str] | None, quick: bool) -> list[Row]:
+    """In the order of the names, if there are any. Raises ValueError for a name that no row has."""
+    of = {row.name: row for row in rows}
+    if unknown := set(names or ()) - of.keys():
+        raise ValueError(f"{ROWS.name} has no row {', '.join(sorted(unknown))}")
+    return [of[name] for name in names or of if of[name].quick or not quick]
 
 
 def versions() -> str:
@@ -133,11 +154,12 @@ class Matrix:
         self.folder = folder
         build.build(folder / "lib")
         self._made: dict[str, str] = {}
-        path = os.pathsep.join(str(p) for p in (ROOT, ROOT / "kernels", ROOT / "tests"))
+        path = os.pathsep.join(str(p) for p in (ROOT, ROOT / "kernels", ROOT / "tests", HERE / "children"))
         plain = {k: v for k, v in os.environ.items() if k not in ("LD_PRELOAD", "TRITON_INTERPRET")}
         self.plain = {**plain, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-        self.environment = {**plain, **build.environment(folder / "lib"), "PYTHONPATH": path}
-        self.environment["TRITON_CACHE_DIR"] = str(folder / "triton")
+        environment = {**plain, **build.environment(folder / "lib"), "PYTHONPATH": path}
+        caches = {"TRITON_CACHE_DIR": str(folder / "triton"), "XDG_CACHE_HOME": str(folder / "cache")}
+        self.workers = Workers(ROOT, {**environment, **caches})
         if not (folder / "inputs" / inputs.DONE).is_file():
             words = [sys.executable, "-m", "fake_cuda.inputs", str(folder / "inputs")]
             subprocess.run(words, env=self.plain, check=True)
@@ -150,28 +172,44 @@ class Matrix:
         return {"out": str(out), "graphs": str(made / "graphs.json"), **named}
 
     def run(self, row: Row, expected: dict[str, Any] | None) -> Result:
-        """A row in a process of its own."""
-        places, began = self.places(row), time.monotonic()
+        """Run a row in processes of its own."""
+        places = self.places(row)
         out = Path(places["out"])
         subprocess.run(["rm", "-rf", str(out)], check=True)
         out.mkdir(parents=True)
-        report, log = out / "report.json", out / "log.txt"
-        words = [sys.executable, "-m", "fake_cuda.run", str(report)]
+        words: list[str] = []
         for number, command in enumerate(row.commands(places)):
             words += [*(["--"] if number else []), *command]
-        env = {**self.environment, **{name: value.format(**places) for name, value in row.env.items()}}
-        with log.open("w") as file:
-            try:
-                subprocess.run(words, cwd=ROOT, env=env, stdout=file, stderr=file, timeout=LIMIT, check=False)
-            except subprocess.TimeoutExpired:
-                return Result(row, [f"stopped after {LIMIT} s: {log}"], {}, time.monotonic() - began)
-        if not report.is_file():
-            return Result(row, [f"the process died: {log}"], {}, time.monotonic() - began)
-        reports = json.loads(report.read_text())
-        wrong = judge(row, reports, expected)
-        if row.says and row.says not in " ".join(log.read_text().split()):
-            wrong.append(f"nothing said {row.says!r}: {log}")
-        return Result(row, wrong, counts_of(reports), time.monotonic() - began)
+        logs = [out / f"log-{rank}.txt" for rank in range(row.processes)]
+        written = [out / f"report-{rank}.json" for rank in range(row.processes)]
+        env = {name: value.format(**places) for name, value in row.env.items()}
+        seconds, late = self.workers.run(words, written, logs, env, LIMIT)
+        if late:
+            return Result(row, [f"stopped after {LIMIT} s: {logs[0]}"], {}, seconds)
+        wrong, counts = [], {}
+        for rank, (report, log) in enumerate(zip(written, logs, strict=True)):
+            said = log.read_text(errors="replace")
+            reports = json.loads(report.read_text()) if report.is_file() else []
+            if len(reports) < len(row.commands(places)):
+                wrong.append(f"the process died: {log}")
+                continue
+            wrong += judge(row, reports, None if rank else expected)
+            wrong += [f"refused in a child: {line}" for line in refused(said) - refused_here(reports)]
+            if not rank:
+                counts = counts_of(reports)
+                if row.says and row.says not in " ".join(said.split()):
+                    wrong.append(f"nothing said {row.says!r}: {log}")
+        return Result(row, wrong, counts, seconds)
+
+
+def refused(said: str) -> set[str]:
+    """Complaints of the stand-in in a log, those of processes that the row started included."""
+    return set(re.findall(r"^fake CUDA: (.*)$", said, re.MULTILINE))
+
+
+def refused_here(reports: list[dict[str, Any]]) -> set[str]:
+    """Complaints that `judge` names already."""
+    return {line for report in reports for line in report["complaints"]}
 
 
 def line_of(result: Result) -> str:
@@ -187,28 +225,46 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit status 1 where a row is red."""
     parser = argparse.ArgumentParser(prog="python -m fake_cuda.matrix", description=__doc__.split("\n\n")[0])
     parser.add_argument("--rows", nargs="+", help="default: all")
+    parser.add_argument("--quick", action="store_true", help="the rows marked so")
     parser.add_argument("--folder", type=Path, default=ROOT / "build" / "first-contact", help="what is made lies here")
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--update", action="store_true", help="commit what these rows counted")
     args = parser.parse_args(argv)
-    rows = [row for row in read_rows() if not args.rows or row.name in args.rows]
+    try:
+        rows = chosen(read_rows(), args.rows, args.quick)
+    except ValueError as error:
+        parser.error(str(error))
     everything = json.loads(EXPECTED.read_text()) if EXPECTED.is_file() else {}
+    known = {row.name for row in read_rows() if row.counted}
+    everything = {of: {name: counts[name] for name in counts.keys() & known} for of, counts in everything.items()}
     committed = everything.setdefault(versions(), {})
-    matrix, began = Matrix(args.folder), time.monotonic()
+    matrix, began, results = Matrix(args.folder), time.monotonic(), []
     print(f"{len(rows)} rows on the stand-in: {versions()}", flush=True)
     with concurrent.futures.ThreadPoolExecutor(args.jobs) as pool:
-        results = []
-        for result in pool.map(lambda row: matrix.run(row, None if args.update else committed.get(row.name)), rows):
+        begun = [pool.submit(matrix.run, row, None if args.update else committed.get(row.name)) for row in rows]
+        for done in concurrent.futures.as_completed(begun):
+            result = done.result()
             print("\n".join([line_of(result), *(f"       {line}" for line in result.wrong)]), flush=True)
             results.append(result)
+            if args.update and result.row.counted and not result.wrong:
+                committed[result.row.name] = result.counts
+                write_expected(everything)
+    matrix.workers.close()
     red = [result for result in results if result.wrong]
-    if args.update:
-        committed.update({r.row.name: r.counts for r in results if not r.wrong})
-        EXPECTED.write_text(json.dumps(everything, indent=1, sort_keys=True) + "\n")
-    elif lacking := [row.name for row in rows if row.kind != "command" and row.name not in committed]:
+    if lacking := [row.name for row in rows if row.kind != "command" and row.name not in committed]:
         print(f"no counts are committed for {versions()}: {', '.join(lacking)} (--update)")
-    print(f"{len(results) - len(red)} of {len(results)} green, {time.monotonic() - began:.0f} s")
+    spent = sum(result.seconds for result in results)
+    print(f"{len(results) - len(red)} of {len(results)} green, {spent:.0f} s of CPU, {time.monotonic() - began:.0f} s")
     return int(bool(red))
+
+
+def write_expected(everything: dict[str, Any]) -> None:
+    """A row a line, so that a change reads as one in a diff."""
+    parts = []
+    for name, rows in sorted(everything.items()):
+        lines = ",\n".join(f"  {json.dumps(row)}: {json.dumps(rows[row], sort_keys=True)}" for row in sorted(rows))
+        parts.append(f" {json.dumps(name)}: {{\n{lines}\n }}")
+    EXPECTED.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
 if __name__ == "__main__":

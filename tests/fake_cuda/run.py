@@ -12,7 +12,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gc
+import importlib
 import json
+import os
 import runpy
 import sys
 import time
@@ -23,11 +25,16 @@ from typing import Any
 
 import torch
 
+from sgg_fast import env
 from sgg_fast.ops import adam as adam_op
 
 from . import blank, cudnn, device
 
 SEPARATOR = "--"
+
+PRELOADED = ("sgg_fast.train.trainer", "sgg_fast.pipeline", "sgg_fast.drawing", "torch.utils.tensorboard",
+             "xformers.ops")  # fmt: skip
+"""Modules that most rows import."""
 
 _updates: list[dict[str, int]] = []
 """What each optimiser step of the command underway cost, in order."""
@@ -79,6 +86,19 @@ def _answered_no(question: Callable[..., bool]) -> Callable[..., bool]:
     return ask
 
 
+def _true_mean(mean: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """DeepSpeed's engine's `mean` whose number is what gloo summed, which is in device memory, over the processes."""
+
+    @functools.wraps(mean)
+    def run(self: Any, values: torch.Tensor) -> torch.Tensor:
+        result = mean(self, values)
+        if values.numel() == 1 and values.is_cuda:
+            blank.declare_number(result, values.cpu().reshape(-1).tolist()[0] / env.world_size())
+        return result
+
+    return run
+
+
 class _Inside:
     now = False
 
@@ -89,6 +109,7 @@ def watch_engines() -> None:
 
     for engine in (choose.CapturedEngine, choose.EagerEngine, choose.DeepSpeedEngine):
         engine.update = _counted(engine.update)  # type: ignore[method-assign]
+    choose.DeepSpeedEngine.mean = _true_mean(choose.DeepSpeedEngine.mean)  # type: ignore[method-assign]
 
 
 def use_gloo() -> None:
@@ -105,8 +126,9 @@ def use_gloo() -> None:
     dist.init_process_group = dist.distributed_c10d.init_process_group = by_gloo  # type: ignore[assignment]
 
 
+@functools.cache
 def prepare() -> None:
-    """Everything that a process needs before the project's code runs on the stand-in."""
+    """Everything that a process needs before the project's code runs on the stand-in; once."""
     torch.backends.cudnn.enabled = False
     cudnn.install()
     blank.install()
@@ -154,8 +176,40 @@ def report_of(words: list[str]) -> dict[str, Any]:
     }
 
 
+def serve() -> int:
+    """Run what stdin asks for, a line of JSON each, in a fork each; say its pid, then its CPU seconds.
+
+    In the fork this returns the exit code of its commands, so that it ends as a process of its own would.
+    """
+    prepare()
+    for name in PRELOADED:
+        importlib.import_module(name)
+    torch.cuda._is_in_bad_fork = lambda: False
+    for line in sys.stdin:
+        asked = json.loads(line)
+        pid = os.fork()
+        if not pid:
+            os.setsid()
+            os.environ.update(asked["env"])
+            _redirect(asked["log"])
+            return main(asked["words"])
+        print(pid, flush=True)
+        usage = os.wait4(pid, 0)[2]
+        print(usage.ru_utime + usage.ru_stime, flush=True)
+    return 0
+
+
+def _redirect(log: str) -> None:
+    """Input from nowhere, output and errors into the file."""
+    for fd, opened in ((0, os.open(os.devnull, os.O_RDONLY)), (1, os.open(log, os.O_WRONLY | os.O_CREAT, 0o644))):
+        os.dup2(opened, fd)
+    os.dup2(1, 2)
+
+
 def main(argv: list[str]) -> int:
     """Exit code: 0 where every command ended with 0."""
+    if argv == ["--serve"]:
+        return serve()
     path, *words = argv
     prepare()
     commands: list[list[str]] = [[]]

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import copy
+import json
 from typing import Any
 
 import pytest
 
-from . import matrix
+from . import faults, matrix, workers
+
+NOT_YET = {
+    "finetune-reference-kernels", "finetune-ds-accumulated", "finetune-ds-ema", "finetune-ds-fp16",
+    "finetune-ds-checkpointed", "finetune-ds-offload-two", "finetune-ds-zero3-two", "finetune-sm86", "finetune-sm120",
+}  # fmt: skip
+"""Training rows that have not been run: `--update` commits their counts."""
 
 STEP = {"launches": 2, "to_device": 1, "to_host": 1, "syncs": 0, "waits": 0, "replays": 1, "graphs": 0, "applied": 1}
 FIRST = {**STEP, "launches": 9000, "syncs": 11, "graphs": 1}
@@ -72,8 +79,40 @@ def test_the_symptom_of_a_fault_is_red(kind, name, said):
 
 def test_the_committed_rows_are_sound():
     rows = matrix.read_rows()
-    assert len({(r.kind, r.train, r.run, str(r.env)) for r in rows}) == len(rows) >= 28
+    assert len({(r.kind, r.train, r.run, str(r.env), r.processes) for r in rows}) == len(rows) >= 60
     places = dict.fromkeys(("out", "sd", "clip", "set", "graphs"), "x")
     for one in rows:
         assert bool(one.train) != bool(one.run), one.name
         assert all(command for command in one.commands(places))
+    assert 10 <= len(matrix.chosen(rows, None, quick=True)) <= 14, "a dozen for CI"
+    with pytest.raises(ValueError, match="no row nowhere"):
+        matrix.chosen(rows, ["nowhere"], quick=False)
+
+
+def test_every_training_row_has_committed_counts():
+    for name, committed in json.loads(matrix.EXPECTED.read_text()).items():
+        lacking = {row.name for row in matrix.read_rows() if row.kind != "command" and row.name not in committed}
+        assert lacking == NOT_YET, name
+
+
+def test_a_row_of_two_processes_has_a_rank_and_a_port():
+    assert workers.launcher(1) == [{}]
+    first, second = workers.launcher(2)
+    assert (first["RANK"], second["LOCAL_RANK"], second["WORLD_SIZE"]) == ("0", "1", "2")
+    assert first["MASTER_PORT"] == second["MASTER_PORT"]
+
+
+def test_what_a_child_was_refused_is_found_once():
+    said = "step 1\nfake CUDA: cudaMalloc during a capture\nfake CUDA: cudaMalloc during a capture\n"
+    assert matrix.refused(said) == {"cudaMalloc during a capture"}
+    assert matrix.refused(said) - matrix.refused_here([{"complaints": ["cudaMalloc during a capture"]}]) == set()
+
+
+@pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name)
+def test_every_fault_can_still_be_planted(fault, tmp_path):
+    path = tmp_path / fault.path
+    path.parent.mkdir(parents=True)
+    path.write_text((matrix.ROOT / fault.path).read_text())
+    faults.plant(fault, tmp_path)
+    assert path.read_text() != (matrix.ROOT / fault.path).read_text()
+    assert fault.row in {row.name for row in matrix.read_rows()}

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from sgg_fast.nn.fuse import _STATE, fuse
+from sgg_fast.config import OptimConfig
+from sgg_fast.nn.fuse import _STATE, fuse, merged_first, unfuse
 from sgg_fast.nn.merge import Merged, adjacent
 from sgg_fast.train.optim.flat import FlatParameters
+from sgg_fast.train.optim.groups import parameter_groups
 
 KINDS = {"self-attention", "context", "time"}
 
@@ -85,3 +89,27 @@ def test_a_half_moved_group_is_left_alone(unet):
     unet.double()
     assert adjacent(merged.parameters[0])
     assert all(torch.equal(layer.weight, was.double()) for layer, was in zip(merged.layers, before, strict=True))
+
+
+def flatten_as_deepspeed(module: torch.nn.Module, most: float) -> None:
+    """ZeRO 1 and 2: the weights of each group become views of one tensor, in the group's order."""
+    for group in parameter_groups(module, OptimConfig(), most):
+        flat = torch.cat([p.detach().flatten() for p in group["params"]])
+        for p, part in zip(group["params"], flat.split([p.numel() for p in group["params"]]), strict=True):
+            p.data = part.view(p.shape)
+
+
+def test_flat_tensors_of_groups_keep_merged_weights_end_to_end(unet):
+    module = torch.nn.ModuleDict({"unet": unet})
+    flatten_as_deepspeed(module, math.inf)
+    assert set(apart(unet)) == {"context", "time"}, "merged across blocks, so apart in the model's own order"
+    flatten_as_deepspeed(module, 10**9)
+    assert apart(unet) == []
+
+
+def test_the_order_of_groups_does_not_depend_on_fusing(unet):
+    """A run may resume with another --fuse-unet."""
+    fused = [id(p) for p in merged_first(unet)]
+    assert len(fused) == len(list(unet.parameters()))
+    unfuse(unet)
+    assert [id(p) for p in merged_first(unet)] == fused

@@ -10,6 +10,7 @@ from torch import nn
 
 from sgg_fast import ops
 from sgg_fast.config import ConfigError, OptimConfig
+from sgg_fast.nn.fuse import merged_first
 from sgg_fast.train.optim.adam_flat import FlatAdam
 
 MIN_8BIT_ELEMENTS = 4096
@@ -35,14 +36,17 @@ def parameter_groups(module: nn.Module, optim: OptimConfig, most: float = math.i
     """Fine-tuning groups: UNet and graph modules apart (learning rates), matrices and the rest apart (state width).
 
     Norms, biases, embeddings and small tensors get 32-bit state by group, not by size alone, because ZeRO flattens a
-    group into one tensor. most: elements after which a new group of the same kind begins.
+    group into one tensor. most: elements after which a new group of the same kind begins. Where groups are split so,
+    for DeepSpeed, merged weights come first, so that its flat tensors keep them adjacent.
     """
+    names = {p: name for name, p in module.named_parameters()}
+    ordered = names if most == math.inf else merged_first(module)
     embeddings = {id(p) for m in module.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
     groups: dict[tuple[str, int], list[list[nn.Parameter]]] = {}
-    for name, parameter in module.named_parameters():
+    for parameter in ordered:
         if parameter.requires_grad:
             small = parameter.ndim < 2 or parameter.numel() < MIN_8BIT_ELEMENTS or id(parameter) in embeddings
-            part = "unet" if name.startswith("unet.") else "graph"
+            part = "unet" if names[parameter].startswith("unet.") else "graph"
             same = groups.setdefault((part, 32 if small else 8), [[]])
             if same[-1] and sum(p.numel() for p in same[-1]) + parameter.numel() > most:
                 same.append([])

@@ -1,0 +1,9 @@
+"""Prepares the Python processes that a command starts for the stand-in (FAKE_CUDA_CHILDREN), as run.py is prepared."""
+
+import os
+import sys
+
+if os.environ.get("FAKE_CUDA_CHILDREN") and os.environ.get("FAKE_CUDA") and "fake_cuda.run" not in sys.orig_argv:
+    from fake_cuda import run
+
+    run.prepare()
