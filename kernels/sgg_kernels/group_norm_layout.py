@@ -103,6 +103,16 @@ class NormLayout:
             blocks["num_warps"] *= 2
         return {"CHANNELS": self.whole, "SIZE": self.size, **blocks}
 
+    def staged(self, stages: int) -> dict[str, int]:
+        """Options of the single launch with `stages` tiles in flight, plus one.
+
+        16 warps have half of the registers each, and as much in flight without stages. Without a bound ptxas aims at a
+        higher occupancy than the grid can use, and spills a few words.
+        """
+        if self.whole_options["num_warps"] == 16:
+            return {"STAGES": 1, "maxnreg": 128}
+        return {"STAGES": stages, "maxnreg": 255}
+
     @property
     def chunk(self) -> int:
         """Pixels of a chunk."""
@@ -123,7 +133,7 @@ class NormLayout:
         """Options of the launches that merge chunks: one group a program."""
         block_c = min(triton.next_power_of_2(self.size), 64)
         block_p = max(1, min(triton.next_power_of_2(self.num_chunks), 2048 // block_c))
-        return {"SIZE": self.size, "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": 4}
+        return {"SIZE": self.size, "BLOCK_P": block_p, "BLOCK_C": block_c, "num_warps": 4, "maxnreg": 128}
 
     def grid(self, num_rows: int, block_c: int) -> tuple[int]:
         """Grid of the split launches: `num_rows` parts of the pixels by tiles of `block_c` channels."""

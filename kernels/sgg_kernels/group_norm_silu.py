@@ -240,8 +240,7 @@ def group_norm_silu_fwd(
         launch(
             group_norm_silu_fwd_kernel, z.whole_grid,
             x_BSC, shift, weight_C, bias_C, out, *stats, shift.stride(0), z.pixels, z.channels,
-            EPS=eps, SILU=silu, SHIFT=shifted, **z.whole_options,
-            STAGES=STAGES,
+            EPS=eps, SILU=silu, SHIFT=shifted, **z.whole_options, **z.staged(STAGES),
         )  # fmt: skip
         return out, mean, rstd, offset
     chunk_mean = torch.empty(z.images, z.num_chunks, z.channels, dtype=torch.float32, device=x_BSC.device)

@@ -222,7 +222,7 @@ def group_norm_silu_bwd(
         launch(
             group_norm_silu_bwd_kernel, z.whole_grid,
             *given, offset_BC, grad_x, into, partial, z.pixels, z.channels,
-            SILU=silu, SHIFT=shifted, STAGES=STAGES, **z.whole_options,
+            SILU=silu, SHIFT=shifted, **z.whole_options, **z.staged(STAGES),
         )  # fmt: skip
         return grad_x, grad_shift, column_sum(partial, weight_C.dtype)
     chunk_sums = torch.empty(z.images * z.num_chunks, 2 * z.channels, dtype=torch.float32, device=x_BSC.device)

@@ -58,7 +58,7 @@ def run_options(num_rows: int, width: int, itemsize: int, fp32_residual: bool = 
         "BLOCK_M": rows,
         "BLOCK_D": block_d,
         "num_warps": max(1, block_d * itemsize // 512),
-        "maxnreg": 224 if deep else 168,
+        "maxnreg": 255 if deep else 128 if width % 16 == 0 else 168,
     }
 
 
