@@ -21,10 +21,11 @@ from support.tiny_runs import trainer
 from sgg_fast import drawing
 from sgg_fast.config import ConfigError, ModelConfig
 from sgg_fast.data.sources import folder_source
+from sgg_fast.digests import sha256_of as sha256
 from sgg_fast.nn.foundation import load_foundation
 from sgg_fast.train.assemble import read_conditioner
 from sgg_fast.train.run import checkpoint
-from sgg_fast.train.run.checkpoint import MANIFEST, _sealed, checkpoint_dir, newest_checkpoint, sha256
+from sgg_fast.train.run.checkpoint import MANIFEST, _sealed, checkpoint_dir, newest_checkpoint
 
 
 class Payload:

@@ -35,7 +35,7 @@ NUM_IMAGES = 32
 def settings(quick: bool) -> Config:
     """The recipe whose settings all forms use: bf16, at SD v1.4's sizes or the toy's."""
     if quick:
-        return recipe("toy", precision="bf16", token_init="none", batch_size=2)
+        return recipe("toy", precision="bf16", token_init="none", batch_size=2, optimizer="adam8bit")
     return recipe("vg256", precision="bf16")
 
 

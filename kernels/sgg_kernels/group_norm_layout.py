@@ -106,12 +106,13 @@ class NormLayout:
     def staged(self, stages: int) -> dict[str, int]:
         """Options of the single launch with `stages` tiles in flight, plus one.
 
-        16 warps have half of the registers each, and as much in flight without stages. Without a bound ptxas aims at a
-        higher occupancy than the grid can use, and spills a few words.
+        One tile needs no stages, and 16 warps have enough in flight without them and half of the registers each.
+        Without a bound ptxas aims at a higher occupancy than the grid can use, and spills a few words.
         """
-        if self.whole_options["num_warps"] == 16:
-            return {"STAGES": 1, "maxnreg": 128}
-        return {"STAGES": stages, "maxnreg": 255}
+        blocks = self.whole_options
+        if blocks["num_warps"] == 16 or self.pixels <= blocks["BLOCK_S"]:
+            stages = 1
+        return {"STAGES": stages, "maxnreg": 128 if blocks["num_warps"] == 16 else 255}
 
     @property
     def chunk(self) -> int:

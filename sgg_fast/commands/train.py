@@ -51,9 +51,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     from sgg_fast.config import ConfigError, read_settings
 
     parser = command_line()
-    first = OneLineParser(prog=NAME, add_help=False)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     first.add_argument("--settings", type=Path)
-    path = first.parse_known_args(argv)[0].settings
+    try:
+        path = first.parse_known_args(argv)[0].settings
+    except argparse.ArgumentError:  # the whole command line is refused below
+        path = None
     if path is not None:
         stage = next(action for action in parser._actions if action.dest == "stage")
         try:

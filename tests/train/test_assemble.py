@@ -39,7 +39,7 @@ def by_form(name):
     """As `benchmarks.train_step` builds it; a captured one, which needs a GPU, as far as its stage."""
 
     def build(tmp_path, monkeypatch, stage, changes):
-        config = recipe("toy", **{**TINY, **changes, "precision": "bf16"})
+        config = recipe("toy", **{**TINY, **changes, "precision": "bf16", "optimizer": "adam8bit"})
         monkeypatch.setattr(train_forms, "call_of", lambda name: "eager")
         with contextlib.suppress(UnavailableError):
             sizes = [Size(64, config.optim.batch_size)]

@@ -156,7 +156,7 @@ def test_a_captured_step_trains_adapters_like_the_plain_one(cache, monkeypatch):
 def test_the_plan_counts_what_trains_and_what_is_frozen(changes):
     """Activations as real tensors take them; frozen weights in half precision; state for the adapters alone."""
     config = recipe("toy", **{**TINY, **BOTH, **changes})
-    planned = Planner(config, device="cpu")._trace(2)
+    planned = Planner(config, device="cpu")._trace(2).peaks
     models = blank_foundation(config.model)
     stage = assemble(
         config, "finetune", models, blank_conditioner(config.model, models), blank_cache(config, models, 1), CPU

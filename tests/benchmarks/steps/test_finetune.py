@@ -17,7 +17,6 @@ from benchmarks.harness import measure
 from benchmarks.harness.output import UnavailableError, columns
 from benchmarks.steps import finetune, train_forms
 from benchmarks.steps.forms import Size
-from sgg_fast.recipes import recipe
 from sgg_fast.train.optim.groups import MIN_8BIT_ELEMENTS
 
 CPU = torch.device("cpu")
@@ -77,9 +76,7 @@ def test_operations_are_counted_per_image():
 
 @pytest.fixture(scope="module")
 def form():
-    return train_forms.build(
-        "lean", recipe("toy", precision="bf16", token_init="none", batch_size=2), SIZES, CPU, finetune.NUM_LOSSES
-    )
+    return train_forms.build("lean", train_forms.settings(quick=True), SIZES, CPU, finetune.NUM_LOSSES)
 
 
 def test_a_wrong_form_is_not_timed(form, monkeypatch):
