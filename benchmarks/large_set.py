@@ -13,7 +13,6 @@ So the figures are those of records, graphs, words and order; the size of embedd
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import subprocess
@@ -24,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from sgg_fast.commands import command
+from sgg_fast.commands.flags import OneLineParser
 
 NUM, ITEMS, RELATIONS = 540_005, 6.64, 4.39
 LABELS, ATTRIBUTES, PREDICATES = (20_000, 0.0378), (10_000, 0.0736), (5_000, 0.0378)
@@ -261,10 +263,10 @@ def measure(phase: str, out: Path) -> None:
                       **found}))  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> int:
+@command("benchmarks.large_set")
+def main(argv: list[str] | None) -> int:
     """Each phase in a process of its own; one line of figures each, also in OUT/figures.jsonl."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.large_set", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = OneLineParser(prog="python -m benchmarks.large_set", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the records and the set (8 GB)")
     parser.add_argument("--num", type=int, default=NUM, help="records (%(default)s)")
     parser.add_argument(
@@ -283,8 +285,8 @@ def main(argv: list[str] | None = None) -> int:
         for phase in PHASES:
             if phase in (("prepare", "cache") if args.direct else ("direct",)):
                 continue
-            command = [sys.executable, "-m", "benchmarks.large_set", "--out", str(args.out), "--phase", phase]
-            done = subprocess.run(command, capture_output=True, text=True)
+            words = [sys.executable, "-m", "benchmarks.large_set", "--out", str(args.out), "--phase", phase]
+            done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode:
                 print(done.stderr, file=sys.stderr)
                 return done.returncode
@@ -293,7 +295,3 @@ def main(argv: list[str] | None = None) -> int:
             file.write(line + "\n")
             file.flush()
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -165,7 +165,7 @@ def test_inputs_that_can_be_read_once_are_read_once(here, monkeypatch):
         (["/dev/zero"], "/dev/zero: not text (byte 0 is zero)"),
         (["."], "cannot be read: Is a directory"),
         (["g.json", "--guidance", "1e30"], "--guidance must lie between 1 and 10000"),
-        (["g.json", "--relation-guidance", "inf"], "--relation-guidance must be a number"),
+        (["g.json", "--relation-guidance", "inf"], "--relation-guidance must lie between"),
         (["g.json", "--out", "a\x1b[31m.png"], r"--out 'a\x1b[31m.png': a path of printable characters"),
         (["g.json", "--out", "a\udcff.png"], r"argument 3 (a\udcff.png): not UTF-8 text"),
         (["g.json", "--scheduler", "\u202eddim"], r"--scheduler \u202eddim: there is no such one"),

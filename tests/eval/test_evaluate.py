@@ -196,7 +196,7 @@ def test_pairs_start_from_the_noise_of_their_own_graph(tmp_path):
 def test_the_card_says_what_was_measured_of_these_weights(done, tmp_path):
     folder = shutil.copytree(SHIPPED, tmp_path / "pipeline")
     parts.put_on_card(folder, done)
-    result = json.loads((done / "eval.json").read_text())
+    result = report.read_result(done)
     card = (folder / "README.md").read_text()
     assert f"| entity recall, 2 held-out toy graphs | {result['rows']['drawn']['entity recall']:.4g} |" in card
     assert "| data | toy for 4 600 steps, then toy-rare; 16 000 scenes each |" in card, "as it stood there"
@@ -301,7 +301,7 @@ def test_an_evaluation_with_an_open_vocabulary_detector(owl, tmp_path):
     assert not any(row.startswith("ceiling") for row in result["rows"]), "a file of graphs has no real pictures"
     assert result["distances"] == result["diversity"] == {}
     assert "diversity: not measured" in (tmp_path / "out" / "tables.md").read_text()
-    assert "IoU (sets): as LAION-SG computes it" in (tmp_path / "out" / "tables.md").read_text()
+    assert "IoU (sets): LAION-SG's" in (tmp_path / "out" / "tables.md").read_text()
 
 
 def test_another_kind_of_model_is_no_detector(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import sys
 
 import pytest
 import torch
@@ -231,7 +232,8 @@ def test_time_for_sheets_and_checkpoints_is_not_counted_as_training(tmp_path, mo
     assert lines(tmp_path)[0]["images_per_s"] == pytest.approx(8 * 5 / 20)
 
 
-def test_the_bar_is_short_and_shows_chance(tmp_path, capsys):
+def test_the_bar_is_short_and_shows_chance(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     log = logs.RunLog(tmp_path, "pretrain", 0, 10, batch=8)
     log.record(10, {"loss": 1.644, "mae": 0.6, "con": 1.05}, {"loss": 2.386, "mae": 1.0, "con": 1.386})
     log.close()

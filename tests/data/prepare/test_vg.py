@@ -421,7 +421,7 @@ def test_a_failure_while_writing_leaves_the_earlier_result(tmp_path, monkeypatch
     def full(*args):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sgg_fast.data.prepare.report.Report.write", full)
+    monkeypatch.setattr("sgg_fast.data.prepare.report.Report.text", full)
     with pytest.raises(OSError, match="No space"):
         prepare(plain_set(2).write(tmp_path / "other"), out, LOW, overwrite=True)
     assert {name: (out / name).read_bytes() for name in RESULT} == before

@@ -18,14 +18,19 @@ Main = Callable[[list[str] | None], int]
 
 
 def names() -> list[str]:
-    """Modules that `python -m` or `python FILE` runs: those with `if __name__ == "__main__"`, tests aside."""
+    """Modules that `python -m` or `python FILE` runs: those that end in a command, tests aside."""
     files = [path for top in ("sgg_fast", "benchmarks", "kernels") for path in sorted((ROOT / top).rglob("*.py"))]
     return [module_of(path) for path in [*files, *sorted(ROOT.glob("*.py"))] if _runs(path)]
 
 
 def _runs(path: Path) -> bool:
-    tests = (node.test for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.If))
-    return any(ast.unparse(test) == "__name__ == '__main__'" for test in tests)
+    """True if the last statement is a function under `@command`, which runs it, or an `if __name__ == "__main__"`."""
+    last = ast.parse(path.read_text(encoding="utf-8")).body[-1:]
+    for node in last:
+        if isinstance(node, ast.FunctionDef):
+            return any(ast.unparse(decorator).startswith("command(") for decorator in node.decorator_list)
+        return isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'"
+    return False
 
 
 def module_of(path: Path) -> str:

@@ -148,7 +148,7 @@ def test_in_backward_is_the_ordinary_step_though_its_weights_are_rounded_by_chan
 def test_in_backward_leaves_nothing_behind(built, weights):
     """Hooks in backward outlive no engine: autograd would keep what they hold, out of reach of Python's collector."""
     engine = built(optimizer_in_backward=True, max_grad_norm=0.0, weights=weights)
-    parameter = engine.state.parameters[0]
+    parameter = engine.parameters[0]
     engine.update(IDS, 0)
     watched = [weakref.ref(one) for one in (engine, engine.optimizer, engine.module)]
     del engine

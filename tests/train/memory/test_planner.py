@@ -351,7 +351,8 @@ def test_plan_prints_and_runs_nothing(tmp_path, capsys):
     assert command.main([*argv, "--plan", "--deepspeed", DS_JSON]) == 0
     said = capsys.readouterr().out
     assert "DeepSpeed ZeRO-2" in said and "on a GPU" in said and "fp32 master weights" in said
-    *_, peak, fits, largest = said.splitlines()
+    *_, peak, gaps, fits, largest = said.splitlines()
+    assert gaps.startswith("gaps between blocks")
     assert peak.startswith("peak, in ") and fits.startswith("fits 2.00 GiB")
     assert int(largest.removeprefix("largest batch that fits: ")) > 100
     assert list(tmp_path.iterdir()) == []

@@ -127,7 +127,7 @@ def reseal(folder, **changes):
     path = folder / checkpoint.MANIFEST
     manifest = json.loads(path.read_text())
     del manifest["seal"]
-    files = {p.name: checkpoint.sha256(p) for p in folder.iterdir() if p.name != checkpoint.MANIFEST}
+    files = {p.name: checkpoint.sha256_of(p) for p in folder.iterdir() if p.name != checkpoint.MANIFEST}
     path.write_text(checkpoint._sealed({**manifest, "sha256": files, **changes}))
 
 
