@@ -44,7 +44,6 @@ def test_two_processes_are_one_with_twice_the_batch_under_zero_2_and_3(tmp_path,
     for name in ("zero2", "zero3"):
         assert_same_losses(tmp_path / name, *plain)
         start = lines(tmp_path / name / "finetune")[0]
-        first = ", merged weights first" if name == "zero2" else ""
         assert (start["engine"], start["settings"]["batch_size"]) == (
             f"deepspeed {name.replace('o', 'o-')} x2{first}",
             2,
