@@ -45,7 +45,7 @@ def test_two_processes_are_one_with_twice_the_batch_under_zero_2_and_3(tmp_path,
         assert_same_losses(tmp_path / name, *plain)
         start = lines(tmp_path / name / "finetune")[0]
         assert (start["engine"], start["settings"]["batch_size"]) == (
-            f"deepspeed {name.replace('o', 'o-')} x2{first}",
+            f"deepspeed {name.replace('o', 'o-')} x2, merged weights first",
             2,
         )
         manifest = tmp_path / name / "finetune" / "checkpoints" / "step-0000003" / "manifest.json"
