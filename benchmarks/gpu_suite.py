@@ -138,11 +138,11 @@ class Suite:
     """Runs the parts one after another, within one deadline."""
 
     def __init__(self, out: pathlib.Path, dry: bool, parts: tuple[Part, ...] = PARTS) -> None:
-        self.out, self.dry, self.parts = out, dry, parts
+        self.out, self.dry, self.parts = out.resolve(), dry, parts  # the parts run in another folder
         self.logs = pathlib.Path(tempfile.mkdtemp(prefix="gpu_suite_"))
         self.deadline = time.monotonic() + (DRY_SECONDS if dry else TOTAL_SECONDS)
         self.results: list[Result] = []
-        out.mkdir(parents=True, exist_ok=True)
+        self.out.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> int:
         """Run all parts; returns 0 if every one of them passed or is unavailable here."""

@@ -10,11 +10,12 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+
+from sgg_fast.files import write_text
 
 VERIFY = "SGG_FAST_VERIFY"
 """Environment variable: if set, noted results are ignored."""
@@ -90,12 +91,4 @@ def _read_note(path: Path) -> dict[str, list[Any]]:
 def _write_note(path: Path, files: dict[str, list[Any]]) -> None:
     """Write the note; a failure is ignored, because the note only saves time."""
     with contextlib.suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, aside = tempfile.mkstemp(prefix=".note-", dir=path.parent)
-        try:
-            with os.fdopen(handle, "w", encoding="ascii") as file:
-                file.write(sealed(files))
-            os.replace(aside, path)
-        except OSError:
-            Path(aside).unlink(missing_ok=True)
-            raise
+        write_text(path, sealed(files))

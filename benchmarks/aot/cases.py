@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Callable
 
 import torch
+from sgg_kernels.reference.hash import NORMAL, UNIFORM, WORD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,8 +125,7 @@ def pack(padded: bool, masked: bool) -> None:
     pack_fwd(store, index(4), index(num_graphs + 1), index(num_graphs + 1), *_BUCKET[1:], mask)
 
 
-DRAWS = {"words": 0, "uniform": 1, "normal": 2}
-"""Kinds of `sgg_kernels.hash_draw`."""
+DRAWS = {"words": WORD, "uniform": UNIFORM, "normal": NORMAL}
 
 
 def hash_draw(kind: int) -> None:

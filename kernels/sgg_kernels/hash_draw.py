@@ -13,12 +13,7 @@ import triton.language as tl
 
 from .hash import hash_word
 from .launch import launch
-
-WORD, UNIFORM, NORMAL = 0, 1, 2
-"""Kinds of numbers: int64 words below 2^32, fp32 uniform in (0, 1), fp32 standard normal."""
-
-MAX_WORDS = 4
-"""Words of a key after those that the host hashes."""
+from .reference.hash import MAX_WORDS, NORMAL, UNIFORM, WORD
 
 BLOCK = 256
 
@@ -67,7 +62,8 @@ def _cos_of_turns(u):
 def hash_draw_kernel(
     p_out, p_1, p_2, p_3, p_4, start, value_1, value_2, value_3, value_4, stride_1, stride_2, stride_3, stride_4,
     num_rows, K,
-    WORDS: tl.constexpr, FROM_MEMORY: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr,
+    WORDS: tl.constexpr, FROM_MEMORY: tl.constexpr, AS_NORMAL: tl.constexpr, AS_UNIFORM: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """out[b, k] of the key (start, words of b, k): the key's word, or its uniform or normal number.
 
@@ -76,7 +72,7 @@ def hash_draw_kernel(
 
     [1] Box & Muller, A note on the generation of random normal deviates (1958).
     """
-    if KIND == 2:  # a program has one row: its words are scalars
+    if AS_NORMAL:  # a program has one row: its words are scalars
         num_k = tl.cdiv(K, BLOCK)
         i_b = (tl.program_id(0) // num_k).to(tl.int64)
         o = tl.program_id(0) % num_k * BLOCK + tl.arange(0, BLOCK)
@@ -96,10 +92,10 @@ def hash_draw_kernel(
         h = _with_word(h, p_3, value_3, stride_3, i_b, m_word, FROM_MEMORY & 4 > 0)
     if WORDS > 3:
         h = _with_word(h, p_4, value_4, stride_4, i_b, m_word, FROM_MEMORY & 8 > 0)
-    if KIND == 2:
+    if AS_NORMAL:
         radius = tl.sqrt(2.0 * _minus_log(_uniform(hash_word(h, 2 * o))))
         tl.store(p_out + i_b * K + o, radius * _cos_of_turns(_uniform(hash_word(h, 2 * o + 1))), mask=m)
-    elif KIND == 1:
+    elif AS_UNIFORM:
         tl.store(p_out + o, _uniform(h), mask=m)
     else:
         tl.store(p_out + o, h.to(tl.int64), mask=m)
@@ -113,8 +109,9 @@ def hash_draw(words: Sequence[int | torch.Tensor], start: int, num: int, kind: i
     """
     tensors = [word for word in words if isinstance(word, torch.Tensor)]
     num_rows = max(len(word) for word in tensors)
-    shape = (num_rows, num) if kind == NORMAL else (num_rows,)
-    assert num_rows * num < 2**30, "too many numbers for one draw"
+    per_row = kind == NORMAL
+    assert num < 2**30, "the indices of a row are 32-bit numbers"
+    shape = (num_rows, num) if per_row else (num_rows,)
     out = torch.empty(shape, dtype=torch.int64 if kind == WORD else torch.float32, device=tensors[0].device)
     pointers, values, strides, from_memory = [], [], [], 0
     for i in range(MAX_WORDS):
@@ -124,11 +121,11 @@ def hash_draw(words: Sequence[int | torch.Tensor], start: int, num: int, kind: i
         values.append(0 if given is word else word)
         strides.append(given.stride(0) if len(given) > 1 else 0)
         from_memory |= (given is word) << i
-    per_row = kind == NORMAL
     grid = (num_rows * triton.cdiv(num, BLOCK) if per_row else triton.cdiv(num_rows, BLOCK),)
     launch(
         hash_draw_kernel, grid,
         out, *pointers, start, *values, *strides, num_rows, num if per_row else 1,
-        WORDS=len(words), FROM_MEMORY=from_memory, KIND=kind, BLOCK=BLOCK, num_warps=4,
+        WORDS=len(words), FROM_MEMORY=from_memory, AS_NORMAL=per_row, AS_UNIFORM=kind == UNIFORM, BLOCK=BLOCK,
+        num_warps=4,
     )  # fmt: skip
     return out

@@ -5,16 +5,37 @@ Letters: M images, N objects and E relations of all graphs, image nodes and thei
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from array import array
 from collections.abc import Iterable, Mapping, Sequence
-from typing import overload
+from typing import TypeVar, overload
 
 import numpy as np
 
 from sgg_fast.graph import SceneGraph
 
+T = TypeVar("T")
 
-class PackedGraphs(Sequence[SceneGraph]):
+
+class OnRequest(Sequence[T]):
+    """A sequence that makes an item when it is asked for."""
+
+    @abstractmethod
+    def item(self, i: int) -> T:
+        """Item `i`, 0 <= i < len."""
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        places = range(len(self))[index]  # raises IndexError
+        return self.item(places) if isinstance(places, int) else [self.item(i) for i in places]
+
+
+class PackedGraphs(OnRequest[SceneGraph]):
     """The graphs of packed arrays, unpacked on request.
 
     arrays: object_name, predicate_name, subject, object, object_ptr and relation_ptr as in `SceneGraphBatch`.
@@ -26,29 +47,18 @@ class PackedGraphs(Sequence[SceneGraph]):
     def __len__(self) -> int:
         return len(self._arrays["object_ptr"]) - 1
 
-    @overload
-    def __getitem__(self, index: int) -> SceneGraph: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[SceneGraph]: ...
-
-    def __getitem__(self, index: int | slice) -> SceneGraph | list[SceneGraph]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
+    def item(self, i: int) -> SceneGraph:
         arrays, names = self._arrays, self._names
-        i = index % len(self)
         first, last = arrays["object_ptr"][i : i + 2].tolist()
         objects = tuple(names[k] for k in arrays["object_name"][first : last - 1].tolist())
         start, stop = arrays["relation_ptr"][i : i + 2].tolist()
         stop -= len(objects)  # relations to the image node come last
         ends = (arrays[role][start:stop] - first for role in ("subject", "object"))
-        said = [names[k] for k in arrays["predicate_name"][start:stop].tolist()]
-        return SceneGraph(objects, tuple(zip(next(ends).tolist(), said, next(ends).tolist(), strict=True)))
+        predicates = [names[k] for k in arrays["predicate_name"][start:stop].tolist()]
+        return SceneGraph(objects, tuple(zip(next(ends).tolist(), predicates, next(ends).tolist(), strict=True)))
 
 
-class JoinedGraphs(Sequence[SceneGraph]):
+class JoinedGraphs(OnRequest[SceneGraph]):
     """Several sequences of graphs, one after the other."""
 
     def __init__(self, parts: Sequence[Sequence[SceneGraph]]) -> None:
@@ -57,23 +67,12 @@ class JoinedGraphs(Sequence[SceneGraph]):
     def __len__(self) -> int:
         return int(self._starts[-1])
 
-    @overload
-    def __getitem__(self, index: int) -> SceneGraph: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[SceneGraph]: ...
-
-    def __getitem__(self, index: int | slice) -> SceneGraph | list[SceneGraph]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        i = index % len(self)
+    def item(self, i: int) -> SceneGraph:
         part = int(np.searchsorted(self._starts, i, side="right")) - 1
         return self._parts[part][i - int(self._starts[part])]
 
 
-class PackedStrings(Sequence[str]):
+class PackedStrings(OnRequest[str]):
     """Strings as one run of UTF-8 bytes, and the place where each one ends."""
 
     def __init__(self, text: np.ndarray, ends: np.ndarray) -> None:
@@ -94,23 +93,12 @@ class PackedStrings(Sequence[str]):
     def __len__(self) -> int:
         return len(self.ends)
 
-    @overload
-    def __getitem__(self, index: int) -> str: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[str]: ...
-
-    def __getitem__(self, index: int | slice) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(index)
-        i = index % len(self)
+    def item(self, i: int) -> str:
         first = int(self.ends[i - 1]) if i else 0
         return self.text[first : int(self.ends[i])].tobytes().decode("utf-8")
 
 
-class PackedRows(Sequence[np.ndarray]):
+class PackedRows(OnRequest[np.ndarray]):
     """Arrays [n, W] of float64, one an image, in one buffer."""
 
     def __init__(self, width: int) -> None:
@@ -124,15 +112,6 @@ class PackedRows(Sequence[np.ndarray]):
     def __len__(self) -> int:
         return len(self._ends)
 
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[np.ndarray]: ...
-
-    def __getitem__(self, index: int | slice) -> np.ndarray | list[np.ndarray]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        i = range(len(self))[index]
+    def item(self, i: int) -> np.ndarray:
         first, last = self._ends[i - 1] if i else 0, self._ends[i]
         return np.frombuffer(self._values, np.float64).reshape(-1, self._width)[first:last]

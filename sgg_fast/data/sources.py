@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 from PIL import Image
@@ -17,7 +16,7 @@ from sgg_fast.config import ConfigError, DataConfig
 from sgg_fast.data import jsonl
 from sgg_fast.data.formats import load_scene_graphs
 from sgg_fast.data.images import IMAGE_ENDINGS, TURNED, boxes_in_square, graph_beside, open_rgb, size_of, to_square
-from sgg_fast.data.packed import JoinedGraphs, PackedGraphs, PackedRows, PackedStrings
+from sgg_fast.data.packed import JoinedGraphs, OnRequest, PackedGraphs, PackedRows, PackedStrings
 from sgg_fast.data.spatial import mirrored_graph
 from sgg_fast.data.stored import StoredCache, is_cache
 from sgg_fast.data.vg_h5 import check_digests, read_boxes, read_split, read_vocabulary
@@ -226,7 +225,7 @@ def _files_source(
     )
 
 
-class _MirroredGraphs(Sequence[SceneGraph]):
+class _MirroredGraphs(OnRequest[SceneGraph]):
     """For each draw its `num` graphs, then the same mirrored."""
 
     def __init__(self, graphs: Sequence[SceneGraph], num: int) -> None:
@@ -235,16 +234,8 @@ class _MirroredGraphs(Sequence[SceneGraph]):
     def __len__(self) -> int:
         return 2 * len(self._graphs)
 
-    @overload
-    def __getitem__(self, index: int) -> SceneGraph: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> list[SceneGraph]: ...
-
-    def __getitem__(self, index: int | slice) -> SceneGraph | list[SceneGraph]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        draw, within = divmod(range(len(self))[index], 2 * self._num)
+    def item(self, i: int) -> SceneGraph:
+        draw, within = divmod(i, 2 * self._num)
         graph = self._graphs[draw * self._num + within % self._num]
         return graph if within < self._num else mirrored_graph(graph)
 

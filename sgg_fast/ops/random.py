@@ -11,13 +11,11 @@ from collections.abc import Sequence
 
 import torch
 from sgg_kernels import reference
+from sgg_kernels.reference.hash import MAX_WORDS, NORMAL, UNIFORM, WORD
 from torch import Tensor
 
 from .dispatch import backend_for
 from .operator import operator
-
-_WORD, _UNIFORM, _NORMAL = 0, 1, 2
-_MAX_WORDS = 4
 
 Word = int | Tensor
 
@@ -35,8 +33,8 @@ def _draw(tensors: Sequence[Tensor], values: Sequence[int], places: int, start: 
 @_draw.register_fake
 def _(tensors, values, places, start, num, kind):
     rows = max(word.shape[0] for word in tensors)
-    shape = (rows, num) if kind == _NORMAL else (rows,)
-    return tensors[0].new_empty(shape, dtype=torch.int64 if kind == _WORD else torch.float32)
+    shape = (rows, num) if kind == NORMAL else (rows,)
+    return tensors[0].new_empty(shape, dtype=torch.int64 if kind == WORD else torch.float32)
 
 
 def _signed(word: int) -> int:
@@ -50,7 +48,7 @@ def _by_kernel(words: tuple[Word, ...], num: int, kind: int) -> Tensor | None:
     first = next(i for i, word in enumerate(words) if isinstance(word, Tensor))
     rest = words[first:]
     sizes = {len(word) for word in tensors if word.ndim == 1} - {1}
-    fits = len(rest) <= _MAX_WORDS and len(sizes) <= 1 and all(word.ndim == 1 and len(word) for word in tensors)
+    fits = len(rest) <= MAX_WORDS and len(sizes) <= 1 and all(word.ndim == 1 and len(word) for word in tensors)
     if not fits or backend_for(tensors[0].device) == "reference":
         return None
     start = reference.hash_words([word for word in words[:first] if isinstance(word, int)])
@@ -64,17 +62,17 @@ def hash_u32(*words: Word) -> Tensor:
 
     At least one word must be a tensor, of int32 or int64.
     """
-    drawn = _by_kernel(words, 1, _WORD)
+    drawn = _by_kernel(words, 1, WORD)
     return reference.hash_u32(*words) if drawn is None else drawn
 
 
 def hash_uniform(*words: Word) -> Tensor:
     """fp32 uniform in (0, 1), 24 bits, never 0 or 1; one number a key, as `hash_u32`."""
-    drawn = _by_kernel(words, 1, _UNIFORM)
+    drawn = _by_kernel(words, 1, UNIFORM)
     return reference.hash_uniform(*words) if drawn is None else drawn
 
 
 def hash_normal(shape: tuple[int, ...], *words: Word) -> Tensor:
     """fp32 standard normal [B, *shape] by Box-Muller (1958); the tensor words of the key are [B], or [1] for all."""
-    drawn = _by_kernel(words, math.prod(shape), _NORMAL)
+    drawn = _by_kernel(words, math.prod(shape), NORMAL)
     return reference.hash_normal(shape, *words) if drawn is None else drawn.reshape(-1, *shape)

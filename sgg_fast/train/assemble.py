@@ -67,13 +67,10 @@ def new_conditioner(
     conditioner.image_mean.copy_(torch.nn.functional.normalize(cache.images, dim=-1).mean(0))
     is_own = isinstance(conditioner, SceneGraphConditioner)
     encoder = foundation.text_encoder.to(device)
+    conditioner.calibrate_null(text_states(encoder, foundation.tokenizer, [""])[0][0])
     if isinstance(conditioner, SceneGraphConditioner):
         conditioner.calibrate_names(cache.names, cache.graphs.object_name[cache.graphs.object_pooled.bool()])
-        null, states = _vocabulary_states(encoder, foundation.tokenizer, cache.table.spoken())
-        conditioner.calibrate_null(null)
-        conditioner.calibrate_tokens(states)
-    else:
-        conditioner.calibrate_null(text_states(encoder, foundation.tokenizer, [""])[0][0])
+        conditioner.calibrate_tokens(_vocabulary_states(encoder, foundation.tokenizer, cache.table.spoken()))
     if model.conditioner == "text" and model.text_form != "phrases":
         sentences = [sentence(graph, model.text_form) for graph in graphs]
         cache.texts = token_ids(foundation.tokenizer, sentences, device)
@@ -88,16 +85,13 @@ MOST_CALIBRATED, _BATCH = 1 << 15, 256
 
 def _vocabulary_states(
     encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """(states of "" [L, C], end-of-text state of the names [V, C] or of `MOST_CALIBRATED` of them)."""
-    few = names[:: -(-len(names) // MOST_CALIBRATED)]
-    found = []
-    null = torch.empty(0)
+) -> torch.Tensor:
+    """End-of-text states of the names, or of `MOST_CALIBRATED` of them, [V, C]."""
+    few, found = names[:: -(-len(names) // MOST_CALIBRATED)], []
     for first in range(0, len(few), _BATCH):
-        states, end = text_states(encoder, tokenizer, ["", *few[first : first + _BATCH]])
-        null = states[0]
-        found.append(states[torch.arange(1, len(states)), end[1:]])
-    return null, torch.cat(found)
+        states, end = text_states(encoder, tokenizer, few[first : first + _BATCH])
+        found.append(states[torch.arange(len(states)), end])
+    return torch.cat(found)
 
 
 def read_conditioner(folder: Path, model: ModelConfig) -> SceneGraphConditioner:
@@ -224,7 +218,7 @@ def summary(stage: Stage) -> Summary:
     if not isinstance(stage, FinetuneStage):
         return Summary(0, 0, "", False, frozenset(t.device.type for t in held))
     foundation, unet = stage.foundation, stage.unet
-    for model in (foundation.vae, foundation.clip):
+    for model in called_models(stage.config, foundation, stage.cache):
         held += model.parameters()
     found = fuse.summary(unet)
     processors = {type(processor).__name__ for processor in unet.attn_processors.values()}

@@ -13,6 +13,11 @@ from typing import Any
 
 import torch
 
+WORD, UNIFORM, NORMAL = 0, 1, 2
+"""Kinds of numbers of `sgg_kernels.hash_draw`: int64 words below 2^32, fp32 uniform in (0, 1), fp32 standard normal."""
+MAX_WORDS = 4
+"""Words that its kernel hashes, after those that the host does."""
+
 _MASK = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9
 

@@ -154,8 +154,8 @@ class Planner:
     def largest_batch(self, budget: int) -> int:
         """Largest micro-batch in images that fits `budget`; 0 if not even one image fits.
 
-        The peak is a maximum of functions that are linear in the batch, hence convex. A chord lies above it, so a guess
-        from a chord fits; an extension lies below. If chords creep along a plateau, the middle is tried.
+        The peak is a maximum of functions that are linear in the batch, hence convex, so a guess from a chord mostly
+        fits. The gaps move in steps, so every guess is planned. If chords creep along a plateau, the middle is tried.
         """
         below, low, high, crept = 0, 0, LARGEST_BATCH + 1, 0  # low fits or is 0, high does not
         while high - low > 1:
@@ -173,9 +173,6 @@ class Planner:
             else:
                 high, crept = guess, 0
         return low
-
-    def _update_bytes(self) -> int:
-        return update_bytes(self.layout, self._groups)
 
     @property
     def _frozen(self) -> list[nn.Module]:
