@@ -35,7 +35,9 @@ REASONS: dict[tuple[str, str], str] = {
     ("scatter_mean_bwd_kernel", "p_partial"): _LOOP + "a program has a relation",
     ("scatter_mean_fwd_hub_kernel", "for start in range("): _LOOP + "a chunk has rows",
     ("scatter_mean_fwd_hub_kernel", "tl.store(partial_ptr"): _LOOP + "a chunk has rows",
-    ("group_norm_silu_", "in range("): _LOOP + "an image has a pixel, a group a chunk",
+    ("group_norm_silu_", "range("): _LOOP + "an image has a pixel, a group a chunk",
+    ("group_norm_silu_", "tl.sum(b_PC)"): _LOOP + "a group has a chunk",
+    ("group_norm_silu_fwd_kernel", "weight_C = "): _LOOP + "an image has a pixel",
     ("group_norm_silu_", "o_out = "): _LOOP + "an image has a pixel, a group a chunk",
 }
 """(start of a kernel's name, text in the Python line of a block) -> the reason why no run enters that block."""
@@ -148,10 +150,11 @@ def unentered(results: list[Result]) -> tuple[int, collections.Counter]:
 
 
 def python_line(source: str) -> str:
-    """The line of a kernel's file that `file.py:line:column ..` names; "" if the compiler names none."""
-    m = re.match(r"(\w+\.py):(\d+)", source)
-    path = KERNELS / m[1] if m else KERNELS
-    return path.read_text().splitlines()[int(m[2]) - 1].strip() if m and int(m[2]) and path.is_file() else ""
+    """The innermost line in a kernel's file that `file.py:line:column @[ file.py:line:column ]` names; "" for none."""
+    for name, number in re.findall(r"(\w+\.py):(\d+)", source):
+        if int(number) and (KERNELS / name).is_file():
+            return (KERNELS / name).read_text().splitlines()[int(number) - 1].strip()
+    return ""
 
 
 def reason_of(kernel: str, line: str) -> str:

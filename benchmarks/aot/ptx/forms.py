@@ -15,6 +15,8 @@ _S, _U = "s(16|32|64)", "u(16|32|64)"
 _I = f"({_S}|{_U})"
 _B = "b(16|32|64)"
 _SPACE = "(global|shared|local)"
+_MIXED = r"rn\.f32\.b?f16"
+"""A sum whose first operand has 16 bits and whose second is fp32: sm_100 and later."""
 _COMPARE = "(eq|ne|lt|le|gt|ge)"
 
 FORMS = {
@@ -32,8 +34,8 @@ FORMS = {
     "shfl": r"shfl\.sync\.(bfly|idx|up|down)\.b32",
     "redux": r"redux\.sync\.((add|min|max)\.[su]32|(and|or|xor)\.b32)",
     # Integers and bits.
-    "add": rf"add\.({_I}|(rn\.)?f32(x2)?)",
-    "sub": rf"sub\.({_I}|(rn\.)?f32(x2)?)",
+    "add": rf"add\.({_I}|(rn\.)?f32(x2)?|{_MIXED})",
+    "sub": rf"sub\.({_I}|(rn\.)?f32(x2)?|{_MIXED})",
     "mul": r"mul\.((lo|hi)\.[su](16|32|64)|wide\.[su](16|32)|(rn\.)?f32(x2)?)",
     "mad": r"mad\.(lo\.[su](16|32|64)|wide\.[su](16|32))",
     "div": rf"div\.({_I}|(full|approx|rn)\.f32)",
@@ -70,6 +72,10 @@ FORMS = {
 """Opcode -> a regular expression for the rest."""
 
 
+_WIDENED = {"bf16": "from_bf16({})", "f16": "{}.view(f2).astype(f4)"}
+"""Type of 16 bits -> its value as fp32."""
+
+
 class Arithmetic:
     """Mixin of `Translator`, which has `get`, `set`, `constant` and `lines`."""
 
@@ -86,6 +92,10 @@ class Arithmetic:
     def _two(self, inst: Instruction, symbol: str) -> None:
         if inst.parts[-1] == "f32x2":
             self._packed(inst, {"+": "np.add", "-": "np.subtract"}[symbol])
+            return
+        if inst.parts[-1] in _WIDENED:
+            x = _WIDENED[inst.parts[-1]].format(self.get(inst.args[1], "u2"))
+            self.set(inst.args[0], f"({x} {symbol} {self.get(inst.args[2], 'f4')})", "f4", inst)
             return
         t = TYPES[inst.parts[-1]]
         self.set(inst.args[0], f"({self.get(inst.args[1], t)} {symbol} {self.get(inst.args[2], t)})", t, inst)

@@ -237,6 +237,17 @@ def test_two_floats_in_one_register():
     np.testing.assert_allclose(evaluate("fma.rn.f32x2", wide, np.uint64).view("f4"), exact, rtol=2e-7)
 
 
+@pytest.mark.parametrize("t", ["bf16", "f16"])
+def test_sums_of_16_bits_and_fp32(t):
+    """sm_120 has them: the first operand is widened, which is exact; the sum is rounded once."""
+    dtype = {"bf16": torch.bfloat16, "f16": torch.float16}[t]
+    a, b = torch.from_numpy(floats(8)).to(dtype), floats(9)
+    bits, wide = a.view(torch.int16).numpy().view(np.uint16), a.float().numpy()
+    with np.errstate(all="ignore"):
+        np.testing.assert_array_equal(evaluate(f"add.rn.f32.{t}", [bits, b], np.float32), wide + b)
+        np.testing.assert_array_equal(evaluate(f"sub.rn.f32.{t}", [bits, b], np.float32), wide - b)
+
+
 def test_fma_rounds_once():
     """The nearest fp32 number to the exact sum; a product rounded first would often be another."""
     rng = np.random.default_rng(0)
