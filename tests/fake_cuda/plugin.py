@@ -1,7 +1,8 @@
 """GPU tests on the stand-in, numbers ignored: `python -m pytest -p fake_cuda.plugin -m gpu`.
 
-Helpers that compare numbers return; everything else, a bare assertion included, raises as ever. After each test there
-must be no call that a device would have refused, unless the test is about one.
+Helpers that compare numbers return; everything else, a bare assertion included, raises as ever. A test whose course
+depends on numbers (`ABOUT_NUMBERS`) is skipped. After each test there must be no call that a device would have refused,
+unless the test is about one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,11 @@ import pytest
 import torch
 
 from . import device, run
+
+ABOUT_NUMBERS = {
+    "test_a_skipped_step_is_told_slots_steps_later": "a picture's NaN decides whether the device skips the step",
+}
+"""Name of a test -> why it cannot run where kernels compute nothing."""
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
@@ -42,6 +48,14 @@ def pytest_configure(config: pytest.Config) -> None:
             continue
         for name in [name for name in vars(module) if name.startswith("assert_")]:
             setattr(module, name, _nothing)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip, with the reason, what the stand-in cannot say anything about."""
+    for item in items:
+        name = item.originalname if isinstance(item, pytest.Function) else item.name
+        if name in ABOUT_NUMBERS:
+            item.add_marker(pytest.mark.skip(reason=f"needs numbers: {ABOUT_NUMBERS[name]}"))
 
 
 @pytest.fixture(autouse=True)

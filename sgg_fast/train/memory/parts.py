@@ -214,9 +214,12 @@ def resident_parts(layout: EngineLayout, groups: list[WeightGroup]) -> tuple[dic
 def resident_blocks(layout: EngineLayout, groups: list[WeightGroup]) -> list[int]:
     """Sizes of the allocations on the device behind `resident_parts`: one a group, or one a weight.
 
-    The state of updates in backward is left out: the first backward makes it (`Meter.kept`).
+    Left out is what the first step makes: the state of updates in backward (`Meter.kept`); and all of ZeRO 1 and 2
+    (`zero.py`).
     """
     resident, _ = resident_parts(layout, groups)
+    if layout.stage in (1, 2):
+        return []
     if layout.optim.optimizer_in_backward:
         del resident["optimiser state"]
     apart = layout.ds is None and not layout.is_flat
@@ -238,12 +241,12 @@ def setup_bytes(layout: EngineLayout, groups: list[WeightGroup]) -> int:
     return sum(g.weight_bytes() for g in groups) + max(g.weight_bytes() for g in groups) * layout.is_flat
 
 
-def bucket_bytes(layout: EngineLayout, groups: list[WeightGroup]) -> int:
-    """Bytes of ZeRO's reduction buckets during backward."""
+def bucket_blocks(layout: EngineLayout, groups: list[WeightGroup]) -> list[int]:
+    """Bytes of each of ZeRO's reduction buckets, which exist during backward."""
     if not layout.bucket or not layout.zero("contiguous_gradients", True):
-        return 0
-    twice = 2 if layout.stage != 3 and layout.zero("overlap_comm", False) else 1
-    return twice * layout.bucket * groups[0].dtype.itemsize
+        return []
+    number = 2 if layout.stage != 3 and layout.zero("overlap_comm", False) else 1
+    return [layout.bucket * groups[0].dtype.itemsize] * number
 
 
 def gradient_bytes(layout: EngineLayout, groups: list[WeightGroup]) -> int:

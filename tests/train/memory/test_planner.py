@@ -33,7 +33,7 @@ from sgg_fast.train.memory.parts import (
     EngineLayout,
     WeightGroup,
     address_bytes,
-    bucket_bytes,
+    bucket_blocks,
     gradient_bytes,
     resident_blocks,
     resident_parts,
@@ -109,7 +109,7 @@ def test_the_table_of_addresses_has_three_numbers_a_block_of_weights():
 
 def test_a_step_ends_its_gradients_after_the_update():
     events = [("a", 8), ("b", 4), ("a", -1), ("gradient", 2), ("b", -1)]
-    assert whole_step(events, 7) == [
+    assert whole_step(events, [("update", 7), ("update", -1)]) == [
         ("a", 8), ("b", 4), ("a", -1), ("gradient", 2), ("update", 7), ("update", -1), ("b", -1), ("gradient", -1)
     ]  # fmt: skip
     assert with_kept(events, [(1, 3), (4, 5)], itertools.count(10)) == [
@@ -171,7 +171,7 @@ def test_zero_flattens_a_groups_gradients_and_widens_them(sd):
     )
     groups = unet_groups(sd, torch.bfloat16, layout.largest_group)
     assert update_bytes(layout, groups) == 6 * max(group.numel for group in groups) <= 6 * 50_000_000
-    assert bucket_bytes(layout, groups) == 2 * 50_000_000 * 2
+    assert bucket_blocks(layout, groups) == [2 * 50_000_000] * 2
     four = replace(layout, world_size=4)
     resident, _ = resident_parts(four, groups)
     assert resident["weights"] == pytest.approx(2 * SD_WEIGHTS, rel=1e-3)
