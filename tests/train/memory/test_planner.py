@@ -237,7 +237,8 @@ def test_meter_frees_gradients_that_are_used_at_once():
 
 
 def test_meter_adds_the_buffer_of_all_gradients_when_a_bucket_is_full():
-    _, left, _ = linear_step(lambda m, p: m.bucket_gradients(p, bucket=8000, buffer=12345))
+    meter, left, _ = linear_step(lambda m, p: m.bucket_gradients(p, bucket=8000, buffer=12345, aside=True))
+    assert [size for key, size in meter.events if key in meter.aside] == [12345]
     assert left == {"activations": 0, "gradients": 12345, "temporaries": 0}
     _, left, _ = linear_step(lambda m, p: m.bucket_gradients(p, bucket=10**6, buffer=12345))
     assert left["gradients"] == 0
