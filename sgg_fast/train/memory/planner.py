@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +43,6 @@ from sgg_fast.train.memory.parts import (
     parameters_of,
     resident_blocks,
     resident_parts,
-    state_bytes,
     update_bytes,
 )
 from sgg_fast.train.memory.plan import GIB, OUTSIDE, MemoryPlan
@@ -67,8 +65,6 @@ class Trace(NamedTuple):
     """Phase -> bytes by kind at its highest point."""
     events: list[Event]
     """Allocations and releases in order."""
-    kept: list[tuple[int, int]]
-    """`Meter.kept`."""
 
 
 class Planner:
@@ -198,7 +194,7 @@ class Planner:
         """Bytes of the allocator's segments beyond the peak, by its own arithmetic on what the run allocates."""
         allocator, key = CachingAllocator(), itertools.count(-1, -1)
         blocks, trace = resident_blocks(self.layout, self._groups), self._trace(batch)
-        rest = sum(plan.resident.values()) - sum(blocks) - sum(size for _, size in trace.kept)
+        rest = sum(plan.resident.values()) - sum(blocks)
         for size in (*blocks, rest):
             allocator.allocate(next(key), size)
         step = whole_step(trace.events, plan.moments.get("update", {}).get("the update's temporaries", 0))
@@ -209,7 +205,7 @@ class Planner:
             allocator.empty_cache()
             allocator.run(step, GRAPHS)
         else:
-            allocator.run(with_kept(step, trace.kept, key))
+            allocator.run(step)
             allocator.run(step)
         allocator.release("buckets")
         for size in _sizes([model for model in self._frozen if model not in self._called]):
@@ -244,7 +240,6 @@ class Planner:
                     meter.use_gradients(
                         parameters,
                         lambda p: in_backward_bytes(self.layout, group_of[id(p)]),
-                        lambda p: state_bytes(group_of[id(p)], optim.optimizer),
                     )
                 elif self.layout.stage in (1, 2, 3):
                     meter.bucket_gradients(parameters, self.layout.bucket, gradient_bytes(self.layout, self._groups))
@@ -259,7 +254,7 @@ class Planner:
                     del total
                 for parameter in parameters:
                     parameter.grad = None
-            self._traces[batch] = Trace(meter.peaks, meter.events, meter.kept)
+            self._traces[batch] = Trace(meter.peaks, meter.events)
         return self._traces[batch]
 
     def _sheet(self) -> tuple[dict[str, int], list[Event]]:
@@ -277,8 +272,8 @@ class Planner:
                     meter.phase = "sample sheet"
                     unet(z, torch.zeros(GUIDED), context, encoder_attention_mask=mask)
                     vae.decode(z_0)
-            self._of_sheet = Trace(meter.peaks, meter.events, meter.kept)
-        peaks, events, _ = self._of_sheet
+            self._of_sheet = Trace(meter.peaks, meter.events)
+        peaks, events = self._of_sheet
         return {"activations": sum(peaks["sample sheet"].values())}, events
 
     def _recomputing(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
@@ -302,15 +297,6 @@ class Planner:
 def _sizes(models: list[nn.Module]) -> list[int]:
     """Bytes of each tensor of the models."""
     return [t.nbytes for model in models for t in (*model.parameters(), *model.buffers())]
-
-
-def with_kept(events: list[Event], kept: list[tuple[int, int]], keys: Iterator[int]) -> list[Event]:
-    """The events of a first step: those of a step, and what it allocates for good."""
-    made, done = list[Event](), 0
-    for place, size in kept:
-        made += [*events[done:place], (next(keys), size)]
-        done = place
-    return made + events[done:]
 
 
 def whole_step(events: list[Event], temporaries: int) -> list[Event]:
