@@ -226,11 +226,6 @@ def address_bytes(groups: list[WeightGroup]) -> int:
     return 24 * sum(num_chunks(group.sizes, "triton") for group in groups)
 
 
-def setup_bytes(layout: EngineLayout, groups: list[WeightGroup]) -> int:
-    """Bytes of setting the engine up: all weights, and the largest group once more while it moves to its buffer."""
-    return sum(g.weight_bytes() for g in groups) + max(g.weight_bytes() for g in groups) * layout.is_flat
-
-
 def bucket_bytes(layout: EngineLayout, groups: list[WeightGroup]) -> int:
     """Bytes of ZeRO's reduction buckets during backward."""
     if not layout.bucket or not layout.zero("contiguous_gradients", True):
