@@ -210,8 +210,13 @@ def resident_parts(layout: EngineLayout, groups: list[WeightGroup]) -> tuple[dic
 
 
 def resident_blocks(layout: EngineLayout, groups: list[WeightGroup]) -> list[int]:
-    """Sizes of the allocations on the device behind `resident_parts`: one a group, or one a weight."""
+    """Sizes of the allocations on the device behind `resident_parts`: one a group, or one a weight.
+
+    ZeRO 1 and 2 are left out, whose setting up `zero.py` follows.
+    """
     resident, _ = resident_parts(layout, groups)
+    if layout.stage in (1, 2):
+        return []
     apart = layout.ds is None and not layout.is_flat
     blocks = []
     for size in resident.values():
@@ -226,12 +231,12 @@ def address_bytes(groups: list[WeightGroup]) -> int:
     return 24 * sum(num_chunks(group.sizes, "triton") for group in groups)
 
 
-def bucket_bytes(layout: EngineLayout, groups: list[WeightGroup]) -> int:
-    """Bytes of ZeRO's reduction buckets during backward."""
+def bucket_blocks(layout: EngineLayout, groups: list[WeightGroup]) -> list[int]:
+    """Bytes of each of ZeRO's reduction buckets, which exist during backward."""
     if not layout.bucket or not layout.zero("contiguous_gradients", True):
-        return 0
-    twice = 2 if layout.stage != 3 and layout.zero("overlap_comm", False) else 1
-    return twice * layout.bucket * groups[0].dtype.itemsize
+        return []
+    number = 2 if layout.stage != 3 and layout.zero("overlap_comm", False) else 1
+    return [layout.bucket * groups[0].dtype.itemsize] * number
 
 
 def gradient_bytes(layout: EngineLayout, groups: list[WeightGroup]) -> int:

@@ -372,7 +372,8 @@ def test_captured_and_eager_steps_agree_on_cuda(cache, changes, tolerance):
         assert found.behind == SLOTS and found.applied
         for name, value in expected.losses.items():
             torch.testing.assert_close(found.losses[name], value, rtol=tolerance, atol=tolerance)
-    assert len(captured._runs) == 2 and int(captured.optimizer.num_steps) == 3 * SLOTS
+    assert len(captured._runs) == 2
+    torch.testing.assert_close(int(captured.optimizer.num_steps), 3 * SLOTS)
 
 
 @pytest.mark.gpu

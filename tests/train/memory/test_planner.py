@@ -32,7 +32,7 @@ from sgg_fast.train.memory.parts import (
     EngineLayout,
     WeightGroup,
     address_bytes,
-    bucket_bytes,
+    bucket_blocks,
     gradient_bytes,
     resident_blocks,
     resident_parts,
@@ -100,7 +100,7 @@ def test_the_table_of_addresses_has_three_numbers_a_block_of_weights():
 
 def test_a_step_ends_its_gradients_after_the_update():
     events = [("a", 8), ("b", 4), ("a", -1), ("gradient", 2), ("b", -1)]
-    assert whole_step(events, 7) == [
+    assert whole_step(events, [("update", 7), ("update", -1)]) == [
         ("a", 8), ("b", 4), ("a", -1), ("gradient", 2), ("update", 7), ("update", -1), ("b", -1), ("gradient", -1)
     ]  # fmt: skip
 
@@ -159,7 +159,7 @@ def test_zero_flattens_a_groups_gradients_and_widens_them(sd):
     )
     groups = unet_groups(sd, torch.bfloat16, layout.largest_group)
     assert update_bytes(layout, groups) == 6 * max(group.numel for group in groups) <= 6 * 50_000_000
-    assert bucket_bytes(layout, groups) == 2 * 50_000_000 * 2
+    assert bucket_blocks(layout, groups) == [2 * 50_000_000] * 2
     four = replace(layout, world_size=4)
     resident, _ = resident_parts(four, groups)
     assert resident["weights"] == pytest.approx(2 * SD_WEIGHTS, rel=1e-3)
@@ -225,7 +225,8 @@ def test_meter_frees_gradients_that_are_used_at_once():
 
 
 def test_meter_adds_the_buffer_of_all_gradients_when_a_bucket_is_full():
-    _, left, _ = linear_step(lambda m, p: m.bucket_gradients(p, bucket=8000, buffer=12345))
+    meter, left, _ = linear_step(lambda m, p: m.bucket_gradients(p, bucket=8000, buffer=12345, aside=True))
+    assert [size for key, size in meter.events if key in meter.aside] == [12345]
     assert left == {"activations": 0, "gradients": 12345, "temporaries": 0}
     _, left, _ = linear_step(lambda m, p: m.bucket_gradients(p, bucket=10**6, buffer=12345))
     assert left["gradients"] == 0
