@@ -19,7 +19,7 @@ class Target:
     """The targets of one op."""
 
     shares: dict[str, float] = dataclasses.field(default_factory=dict)
-    """Mode -> least share of a copy's bandwidth at the largest measured size, captured; empty where bytes do not decide."""
+    """Mode -> least share of a copy's bandwidth at the largest measured size, captured; none if bytes do not decide."""
     large: tuple[str, ...] = AT_SCALE
     """Sizes of that share, ascending."""
     rivals: tuple[str, ...] = ("compile",)

@@ -70,10 +70,11 @@ def differences(found: dict[str, Passes], committed: dict[str, Passes]) -> list[
         if old is None or [len(p) for p in old] != [len(p) for p in passes]:
             wrong.append(f"{name}: other launches")
             continue
-        for new, was in ((Launch(**a), Launch(**b)) for x, y in zip(passes, old, strict=True) for a, b in zip(x, y)):
+        pairs = [pair for x, y in zip(passes, old, strict=True) for pair in zip(x, y, strict=True)]
+        for new, was in ((Launch(**a), Launch(**b)) for a, b in pairs):
             same = (new.kernel, new.programs, new.warps, new.bytes) == (was.kernel, was.programs, was.warps, was.bytes)
-            pairs = (new.instructions, was.instructions), (new.loads, was.loads)
-            if not same or any(abs(a - b) > TOLERANCE * b for a, b in pairs):
+            counts = (new.instructions, was.instructions), (new.loads, was.loads)
+            if not same or any(abs(a - b) > TOLERANCE * b for a, b in counts):
                 wrong.append(f"{name}: {new}, not {was}")
     return wrong
 

@@ -122,7 +122,7 @@ class OpRow(Row):
     error: float | None = None
     """Largest relative L2 error against float64, outputs and gradients."""
     least_ms: float | None = None
-    """PREDICTION of the least time on this GPU (`counts/roofline.py`); empty for a GPU whose data sheet is not there."""
+    """PREDICTION of the least time on this GPU (`counts/roofline.py`); empty for a GPU without a data sheet there."""
     model_ms: float | None = None
     """PREDICTION for our kernels on this GPU (`counts/model.py`); empty for cases that the machine has not run."""
 

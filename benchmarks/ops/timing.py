@@ -213,8 +213,8 @@ def measure_case(case: Case, settings: BenchSettings) -> Iterator[OpRow]:
 
 def print_predictions(cases: list[Case]) -> None:
     """Print the data sheets' predictions for the same cases, without a GPU."""
-    print("\nPREDICTION, not a measurement, in microseconds: the least (compulsory bytes and operations over data-sheet "
-          "rates), and the model's for our kernels at the sizes that the PTX machine has run:")  # fmt: skip
+    print("\nPREDICTION, not a measurement, in microseconds: the least (compulsory bytes and operations over rates of\n"
+          "data sheets), and the model's for our kernels at the sizes that the PTX machine has run:")  # fmt: skip
     print(f"{'case':36} {'MB':>10} " + " ".join(f"{chip.name:>10} {'ours':>8}" for chip in roofline.CHIPS))
     for case in cases:
         traffic = _least(case, registry.inputs(case, "meta").shape)

@@ -125,7 +125,9 @@ def test_every_group_size_of_stable_diffusion_on_the_triton_kernels(stock):
     assert_same(results, *stock)
     gates = found["FusedGEGLU"]
     assert names == {
-        "group_norm_silu_fwd_kernel": norms, "group_norm_silu_bwd_kernel": norms, "column_sum_kernel": norms,
+        "group_norm_silu_fwd_kernel": norms, "group_norm_silu_bwd_kernel": norms,
+        "add_layer_norm_fwd_kernel": 3 * gates, "add_layer_norm_bwd_kernel": 3 * gates,
+        "column_sum_kernel": 1,  # every norm leaves one row here
         "geglu_fwd_kernel": gates, "geglu_bwd_kernel": gates,
     }  # fmt: skip
     assert sizes - {0} == {10, 20, 30, 40, 60, 80}

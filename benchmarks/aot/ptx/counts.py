@@ -26,7 +26,7 @@ _OTHER = {"setp": "select", "selp": "select", "cvt": "convert", "mov": "move", "
 
 def kind_of(inst: Instruction) -> str:
     """The kind of `KINDS` of an instruction; reading a parameter is a move."""
-    stem, of_floats = inst.parts[0], inst.parts[-1] in ("f32", "f32x2", "bf16", "f16")
+    stem, of_floats = inst.parts[0], inst.parts[-1] in ("f32", "f32x2", "bf16", "bf16x2", "f16", "f16x2")
     if stem in ("ld", "st"):
         space = inst.parts[1]
         return {"global": "global", "shared": "shared", "local": "global"}.get(space, "move")
