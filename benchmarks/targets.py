@@ -44,6 +44,7 @@ TARGETS: dict[str, Target] = {
     "pack": Target({"fwd": 0.5}, rivals=(), mode="fwd", dtypes=("int32",)),  # runs of 4 to 60 bytes: half of a sector
     "group_norm_silu": _NORM,
     "group_norm_silu_shift": _NORM,
+    "add_layer_norm": Target(_BOTH, LARGE_IMAGES, ("eager", "compile"), IMAGE_SIZES),
     "geglu": Target(_BOTH, LARGE_IMAGES, sizes=IMAGE_SIZES),
     "hash_draw": Target(sizes=IMAGE_SIZES, mode="fwd", dtypes=("fp32",)),  # integer instructions decide
     "adam": Target({"step": COPY_SHARE}, ("unet",), ("foreach", "fused"), ("unet",), "step", ("fp32",)),

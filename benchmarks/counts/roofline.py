@@ -114,6 +114,11 @@ def _group_norm_silu_shift(z: ImageShape, s: int, backward: bool) -> Traffic:
     return _group_norm_silu(z, s, backward) + Traffic(z.images * z.width * s)
 
 
+def _add_layer_norm(z: ImageShape, s: int, backward: bool) -> Traffic:
+    """x and residual read, sum and norm written; backward, both gradients and the sum read, one gradient written."""
+    return Traffic((4 * z.images * z.pixels + (4 if backward else 3)) * z.width * s)
+
+
 def _hash_draw(z: ImageShape, s: int, backward: bool) -> Traffic:
     assert not backward, "random numbers have no gradient"
     return Traffic(z.images * z.pixels * z.width * s)
@@ -126,6 +131,7 @@ def _geglu(z: ImageShape, s: int, backward: bool) -> Traffic:
 _FORMULAS: dict[str, Callable[..., Traffic]] = {
     "group_norm_silu": _group_norm_silu,
     "group_norm_silu_shift": _group_norm_silu_shift,
+    "add_layer_norm": _add_layer_norm,
     "geglu": _geglu,
     "hash_draw": _hash_draw,
     "gather_add_relu": _gather_add_relu,

@@ -300,6 +300,20 @@ def exact_draw(inputs: Inputs) -> torch.Tensor:
     return torch.sqrt(-2 * torch.log(u[:, ::2])) * torch.cos(2 * torch.pi * u[:, 1::2])
 
 
+@_form("add_layer_norm", "eager")
+def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
+    total = t["x"] + t["late"] + t["residual"]
+    return F.layer_norm(total, total.shape[-1:], t["weight"], t["bias"], NORM_EPS), total
+
+
+def _add_layer_norm_ours(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
+    """The public op, on the current kernels of `sgg_fast.ops`."""
+    return ops.add_layer_norm(t["x"], t["weight"], t["bias"], NORM_EPS, t["residual"], t["late"])
+
+
+FORMS["add_layer_norm", "ours"] = FORMS["add_layer_norm", "reference"] = _add_layer_norm_ours
+
+
 @_form("geglu", "eager")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
     a, gate = t["x"].chunk(2, dim=-1)

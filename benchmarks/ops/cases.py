@@ -13,7 +13,7 @@ WIDTH = 512
 
 GRAPH_OPS = ("scatter_mean", "masked_pool", "gather_add_relu", "triple_context", "graph_mean", "layer", "pack")
 """`layer` is one whole triple convolution (plain form), its GEMMs included; `pack` copies integers."""
-IMAGE_OPS = ("group_norm_silu", "group_norm_silu_shift", "geglu", "hash_draw")
+IMAGE_OPS = ("group_norm_silu", "group_norm_silu_shift", "add_layer_norm", "geglu", "hash_draw")
 """Ops of the UNet and its noise; geglu's rows are the pixels of all images, four times the channels wide, and hash_draw
 makes the latents' noise. `group_norm_silu_shift` has a shift for each image and channel, as the time embedding's."""
 OPS = GRAPH_OPS + IMAGE_OPS

@@ -201,6 +201,10 @@ def _shapes(op: str, shape: Shape | ImageShape) -> dict[str, tuple[int, ...]]:
             "group_norm_silu": norm,
             "group_norm_silu_shift": norm | {"shift": (shape.images, shape.width)},
             "hash_draw": {},
+            "add_layer_norm": {
+                **dict.fromkeys(("x", "residual"), (shape.images * shape.pixels, shape.width)),
+                **dict.fromkeys(("late", "weight", "bias"), (shape.width,)),
+            },
         }[op]
     n, e, d = shape.objects, shape.relations, shape.width
     return {

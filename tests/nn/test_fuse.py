@@ -294,8 +294,9 @@ def test_merged_layers_are_single_gemms():
         counts[name] = counter.names
     attentions, blocks = 10, 14
     saved_mm = 2 * attentions + (2 * attentions - 1)
-    assert counts["stock"]["mm"] - counts["fused"]["mm"] == saved_mm
-    assert counts["stock"]["addmm"] - counts["fused"]["addmm"] == blocks - 1
+    late = 2 * 10  # each attention's last layer leaves its bias to the norm behind it
+    assert counts["stock"]["mm"] - counts["fused"]["mm"] == saved_mm - late
+    assert counts["stock"]["addmm"] - counts["fused"]["addmm"] == blocks - 1 + late
     assert counts["stock"]["cat"] == counts["fused"]["cat"], "those of the skip connections"
     assert counts["stock"]["div"] >= blocks and counts["stock"]["silu"] >= 3 * blocks
 
