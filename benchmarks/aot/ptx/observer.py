@@ -61,6 +61,6 @@ class Observer(Host):
                 program.program.threads // 32,
                 round(float(sum(n * len(b) for n, b in zip(entered, blocks, strict=True))), 1),
                 round(float(sum(n * chained_loads(b) for n, b in zip(entered, blocks, strict=True))), 2),
-                sum(tensor_bytes(t) for t in args if isinstance(t, torch.Tensor)),
+                sum(map(tensor_bytes, {id(t): t for t in args if isinstance(t, torch.Tensor)}.values())),
             )
         )
