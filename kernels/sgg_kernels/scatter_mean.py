@@ -200,6 +200,8 @@ def scatter_mean_bwd_kernel(
     i_p = tl.program_id(0) // (3 * num_d)
     i_third = tl.program_id(0) % (3 * num_d) // num_d
     o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    if grad_r_ptr.dtype.element_ty == tl.float32 and y_ptr.dtype.element_ty != tl.float32:
+        o_D = tl.max_contiguous(o_D, 4)  # whole sectors of grad r, as in forward
     m_D = o_D < D
     o_col = i_third * D + o_D
     b_bias = tl.load(bias_ptr + o_col, mask=m_D, other=0.0).to(tl.float32)
