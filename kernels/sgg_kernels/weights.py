@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .hash import hash_start, hash_word
+from .hash_draw import hash_start, hash_word
 from .reference.weights import Weights
 
 WHOLE, SPLIT, ROUNDED = range(3)

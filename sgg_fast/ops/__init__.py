@@ -8,13 +8,14 @@ from .exchange import exchange_ends
 from .graph_ops import gather_add_relu, graph_mean, masked_pool, scatter_mean, triple_context
 from .pack import MaskDraw, draw_table, pack, pack_captured, pack_masked, table_shape
 from .random import hash_normal, hash_u32, hash_uniform
-from .unet_ops import geglu, group_norm_silu
+from .unet_ops import cross_attention, geglu, group_norm_silu
 
 __all__ = [
     "BACKENDS",
     "MaskDraw",
     "assumed",
     "backend_for",
+    "cross_attention",
     "draw_table",
     "exchange_ends",
     "gather_add_relu",

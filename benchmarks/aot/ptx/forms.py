@@ -32,6 +32,7 @@ FORMS = {
     "ldmatrix": r"ldmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16",
     "cp": r"cp\.async\.(c[ag]\.shared\.global(\.L2::\w+)*|commit_group|wait_group)",
     "shfl": r"shfl\.sync\.(bfly|idx|up|down)\.b32",
+    "mma": r"mma\.sync\.aligned\.(m16n8k16\.row\.col\.f32\.(bf16\.bf16|f16\.f16)|m16n8k8\.row\.col\.f32\.tf32\.tf32)\.f32",
     "redux": r"redux\.sync\.((add|min|max)\.[su]32|(and|or|xor)\.b32)",
     # Integers and bits.
     "add": rf"add\.({_I}|(rn\.)?f32(x2)?|{_MIXED})",

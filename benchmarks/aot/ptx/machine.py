@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from benchmarks.aot.ptx.arithmetic import i4, i8, u4
+from benchmarks.aot.ptx.arithmetic import f4, f8, from_bf16, i4, i8, u2, u4
 from benchmarks.aot.ptx.counts import Traffic
 from benchmarks.aot.ptx.memory import Access, Memory, Notes
 from benchmarks.aot.ptx.onchip import WARP, Local, Shared
@@ -171,6 +171,27 @@ class Machine:
         rows = np.broadcast_to(x, self.lane.shape).reshape(-1, WARP)
         return np.repeat(_REDUCE[kind].reduce(rows, axis=1, dtype=rows.dtype), WARP)
 
+    def mma(self, kind: str, a, b, c, inst: Instruction) -> list[np.ndarray]:
+        """mma.sync m16n8: a [16, k] b [k, 8] + c [16, 8] of each whole warp, by PTX's fragments; k is 16, or 8 for tf32.
+
+        The sum is exact in float64 and rounded once; hardware keeps fewer digits and leaves the order open.
+        """
+        self.whole_warps(inst)
+        a, b, c = ([np.broadcast_to(x, self.lane.shape).reshape(-1, WARP) for x in given] for given in (a, b, c))
+        group, place = np.arange(WARP) // 4, np.arange(WARP) % 4
+        num = len(a[0])
+        per, half = (1, 4) if kind == "tf32" else (2, 8)  # values of a register; columns to its next register
+        left, right = np.zeros((num, 16, 2 * half), f8), np.zeros((num, 2 * half, 8), f8)
+        for j, register in enumerate(a):
+            for k, values in enumerate(_unpacked(register, kind)):
+                left[:, group + 8 * (j % 2), per * place + k + half * (j // 2)] = values
+        for j, register in enumerate(b):
+            for k, values in enumerate(_unpacked(register, kind)):
+                right[:, per * place + k + half * j, group] = values
+        product = left @ right
+        rows = [(group + 8 * (j // 2), 2 * place + j % 2) for j in range(4)]
+        return [(product[:, r, n] + c[j]).astype(f4).ravel() for j, (r, n) in enumerate(rows)]
+
     def ldmatrix(self, address, num: int, transposed: bool, inst: Instruction) -> list[np.ndarray]:
         """`num` 8 x 8 matrices of 16 bits: lanes 8 j .. 8 j + 7 hold the rows' addresses of matrix j."""
         self.whole_warps(inst)
@@ -189,3 +210,11 @@ class Machine:
                 a = address[first + 8 * j + lane // 4] + (u4(4) * (lane % 4).astype(u4))
                 out += self.load("shared", a, 4, 1, None, None, inst)
         return out
+
+
+def _unpacked(register: np.ndarray, kind: str) -> list[np.ndarray]:
+    """The values of 32-bit registers, low half first; tf32 is the upper 19 bits of fp32."""
+    if kind == "tf32":
+        return [(register & u4(0xFFFFE000)).view(f4)]
+    halves = [(register >> u4(shift)).astype(u2) for shift in (0, 16)]
+    return [from_bf16(x) if kind == "bf16" else x.view(np.float16) for x in halves]
