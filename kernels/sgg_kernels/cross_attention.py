@@ -2,8 +2,8 @@
 
 A program holds a whole row of scores, so forward needs no running maximum, and backward no output. Tiles have powers of
 two as sizes. Widths of heads (40, 80, 160) and numbers of keys (80) are cut into parts of such sizes instead of padded
-to the next one. Two warps are no warp group, so every chip multiplies with mma.sync, sm_90 too. Values are bf16 or fp16; products of fp32 (one of TF32 or three) took
-so many registers and instructions that they spilled, so fp32 stays with the reference.
+to the next one. Two warps are no warp group, so every chip multiplies with mma.sync, sm_90 too. Values are bf16 or
+fp16: products of fp32 took more registers than there are, so fp32 stays with the reference.
 
 Letters: B images, S queries, T keys, H heads, D width of a head, P chunks of queries, R rows of either kind.
 """
@@ -261,7 +261,7 @@ def cross_attention_fwd(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(out [B, S, H, D] in the dtype of q, lse fp32 [B, H, S]). bias: fp32 with adjacent elements in a row."""
     q, k, v = (_heads(x) for x in (q_BSHD, k_BTHD, v_BTHD))
-    num_images, num_queries, num_heads, width = q.shape
+    num_images, num_queries, num_heads, _ = q.shape
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.empty(num_images, num_heads, num_queries, dtype=torch.float32, device=q.device)
     launch(
@@ -290,9 +290,9 @@ def cross_attention_bwd(
         T_PARTS=parts(num_keys), **options,
     )  # fmt: skip
     block_t = 32 if width <= 80 else 16  # two sums [keys, D] stay in registers
-    others = num_images * num_heads * triton.cdiv(num_keys, block_t)
+    others = max(1, num_images * num_heads * triton.cdiv(num_keys, block_t))
     blocks = max(1, triton.cdiv(num_queries, BLOCK_S))
-    chunk = BLOCK_S * triton.cdiv(blocks, min(blocks, max(1, triton.cdiv(PROGRAMS, others))))
+    chunk = BLOCK_S * triton.cdiv(blocks, min(blocks, triton.cdiv(PROGRAMS, others)))
     num_chunks = triton.cdiv(num_queries, chunk)
     sizes = 2, num_images, num_keys, num_heads, width
     partial = torch.empty(num_chunks, math.prod(sizes), dtype=torch.float32, device=q.device)
@@ -301,4 +301,4 @@ def cross_attention_bwd(
         grad, q, k, v, bias_BT, lse, delta, partial, *strides, num_queries, num_keys, *scales, chunk,
         BLOCK_T=block_t, **options,
     )  # fmt: skip
-    return grad_q, column_sum(partial, q.dtype, triton.next_power_of_2(max(1, num_chunks))).view(sizes)
+    return grad_q, column_sum(partial, q.dtype, rows=16).view(sizes)

@@ -3,7 +3,8 @@
 Letters: B images, C channels, G groups, R rows, D width, S queries, T keys, H heads.
 
 Values are fp32, fp16 or bf16 (float64 too on the reference), accumulated in fp32. Every floating argument has a
-gradient, except a bias of attention, which is a constant. Under autocast the values keep their dtype, without torch's casts to fp32 and back.
+gradient, except a bias of attention, which is a constant. Under autocast the values keep their dtype, without torch's
+casts to fp32 and back.
 """
 
 from __future__ import annotations

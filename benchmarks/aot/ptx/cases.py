@@ -339,7 +339,26 @@ def _geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
     check(lambda x: (ops.geglu(x),), {"x": 3 * _randn(0, rows, 2 * width, dtype=dtype)})
 
 
-_SMALL_OF = {"pack": _pack, "hash_draw": _hash_draw, "group_norm_silu": _group_norm, "geglu": _geglu}
+def _cross_attention(num_queries: int, num_keys: int, width: int, dtype: torch.dtype) -> None:
+    """One image of the eight heads: three blocks of queries, the last of six, in two or three chunks."""
+    merged = _randn(1, 1, num_keys, 32 * width, dtype=dtype)
+    k, v = (merged[..., at * width :][..., : 8 * width].unflatten(-1, (8, width)) for at in (8, 16))
+    bias = 0.5 * _randn(2, 1, num_keys)
+    bias[:, num_keys * 2 // 3 :] = -10000.0
+    with lowered(cross_attention__PROGRAMS=48):
+        check(
+            lambda q, k, v: (ops.cross_attention(q, k, v, bias),),
+            {"q": _randn(0, 1, 70, 8, width, dtype=dtype), "k": k, "v": v},
+        )
+
+
+_SMALL_OF = {
+    "cross_attention": _cross_attention,
+    "pack": _pack,
+    "hash_draw": _hash_draw,
+    "group_norm_silu": _group_norm,
+    "geglu": _geglu,
+}
 
 
 def small_cases() -> dict[str, Callable[[], None]]:

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from benchmarks.aot.ptx.arithmetic import f4, f8, from_bf16, i4, i8, u2, u4
+from benchmarks.aot.ptx.arithmetic import f2, f4, f8, from_bf16, i4, i8, u2, u4
 from benchmarks.aot.ptx.counts import Traffic
 from benchmarks.aot.ptx.memory import Access, Memory, Notes
 from benchmarks.aot.ptx.onchip import WARP, Local, Shared
@@ -172,25 +172,21 @@ class Machine:
         return np.repeat(_REDUCE[kind].reduce(rows, axis=1, dtype=rows.dtype), WARP)
 
     def mma(self, kind: str, a, b, c, inst: Instruction) -> list[np.ndarray]:
-        """mma.sync m16n8: a [16, k] b [k, 8] + c [16, 8] of each whole warp, by PTX's fragments; k is 16, or 8 for tf32.
+        """mma.sync m16n8k16: a [16, 16] b [16, 8] + c [16, 8] of each whole warp, by PTX's fragments.
 
         The sum is exact in float64 and rounded once; hardware keeps fewer digits and leaves the order open.
         """
         self.whole_warps(inst)
         a, b, c = ([np.broadcast_to(x, self.lane.shape).reshape(-1, WARP) for x in given] for given in (a, b, c))
-        group, place = np.arange(WARP) // 4, np.arange(WARP) % 4
-        num = len(a[0])
-        per, half = (1, 4) if kind == "tf32" else (2, 8)  # values of a register; columns to its next register
-        left, right = np.zeros((num, 16, 2 * half), f8), np.zeros((num, 2 * half, 8), f8)
-        for j, register in enumerate(a):
-            for k, values in enumerate(_unpacked(register, kind)):
-                left[:, group + 8 * (j % 2), per * place + k + half * (j // 2)] = values
-        for j, register in enumerate(b):
-            for k, values in enumerate(_unpacked(register, kind)):
-                right[:, per * place + k + half * j, group] = values
+        group, pair = np.arange(WARP) // 4, 2 * (np.arange(WARP) % 4)
+        left, right = np.zeros((len(a[0]), 16, 16), f8), np.zeros((len(a[0]), 16, 8), f8)
+        for half in (0, 1):  # of a register: two adjacent values of k
+            for j, register in enumerate(a):
+                left[:, group + 8 * (j % 2), pair + half + 8 * (j // 2)] = _half(register, half, kind)
+            for j, register in enumerate(b):
+                right[:, pair + half + 8 * j, group] = _half(register, half, kind)
         product = left @ right
-        rows = [(group + 8 * (j // 2), 2 * place + j % 2) for j in range(4)]
-        return [(product[:, r, n] + c[j]).astype(f4).ravel() for j, (r, n) in enumerate(rows)]
+        return [(product[:, group + 8 * (j // 2), pair + j % 2] + c[j]).astype(f4).ravel() for j in range(4)]
 
     def ldmatrix(self, address, num: int, transposed: bool, inst: Instruction) -> list[np.ndarray]:
         """`num` 8 x 8 matrices of 16 bits: lanes 8 j .. 8 j + 7 hold the rows' addresses of matrix j."""
@@ -212,9 +208,7 @@ class Machine:
         return out
 
 
-def _unpacked(register: np.ndarray, kind: str) -> list[np.ndarray]:
-    """The values of 32-bit registers, low half first; tf32 is the upper 19 bits of fp32."""
-    if kind == "tf32":
-        return [(register & u4(0xFFFFE000)).view(f4)]
-    halves = [(register >> u4(shift)).astype(u2) for shift in (0, 16)]
-    return [from_bf16(x) if kind == "bf16" else x.view(np.float16) for x in halves]
+def _half(register: np.ndarray, half: int, kind: str) -> np.ndarray:
+    """The lower or the upper 16 bits of registers as bf16 or f16."""
+    bits = (register >> u4(16 * half)).astype(u2)
+    return from_bf16(bits) if kind == "bf16" else bits.view(f2)

@@ -1,7 +1,7 @@
 """Pure-torch form of the UNet's and the VAE's kernels; the Triton kernels are tested against it.
 
-Letters: B images, C channels, G groups, D width, S queries, T keys, H heads. Any floating dtype; sums run in fp32 (float64 for float64 inputs)
-and are rounded once at the end.
+Letters: B images, C channels, G groups, D width, S queries, T keys, H heads. Any floating dtype; sums run in fp32
+(float64 for float64 inputs) and are rounded once at the end.
 """
 
 from __future__ import annotations
