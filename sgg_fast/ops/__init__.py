@@ -8,7 +8,7 @@ from .exchange import exchange_ends
 from .graph_ops import gather_add_relu, graph_mean, masked_pool, scatter_mean, triple_context
 from .pack import MaskDraw, draw_table, pack, pack_captured, pack_masked, table_shape
 from .random import hash_normal, hash_u32, hash_uniform
-from .unet_ops import cross_attention, geglu, group_norm_silu
+from .unet_ops import cross_attention, geglu, group_norm_silu, why_no_kernel
 
 __all__ = [
     "BACKENDS",
@@ -33,4 +33,5 @@ __all__ = [
     "table_shape",
     "triple_context",
     "use_kernels",
+    "why_no_kernel",
 ]

@@ -16,7 +16,7 @@ from sgg_fast.ops import unet_kernels, unet_ops
 
 DTYPES = (torch.float16, torch.bfloat16)
 
-# Images, queries, keys, heads, width of a head. Stable Diffusion's widths are 40, 80 and 160; its context has 80 tokens.
+# Images, queries, keys, heads, width of a head. Stable Diffusion's widths are 40, 80, 160; its context has 80 tokens.
 SHAPES = {
     "40": (2, 40, 80, 1, 40),
     "64": (1, 33, 80, 2, 64),
