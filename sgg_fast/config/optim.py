@@ -71,8 +71,6 @@ class OptimConfig(Part):
             )
         if self.bf16_weights and self.precision in ("fp32", "fp16"):
             raise ConfigError(f"--weights {self.weights} keeps weights in bf16: leave out --precision {self.precision}")
-        if self.weights == "split" and self.optimizer_in_backward:
-            raise ConfigError("--optimizer-in-backward steps by bitsandbytes, without --weights split: use lean")
         for name, used in (
             (f"--weights {self.weights}", self.bf16_weights),
             ("--optimizer-in-backward", self.optimizer_in_backward),

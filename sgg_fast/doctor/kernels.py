@@ -11,7 +11,6 @@ import torch
 from sgg_fast import ops
 from sgg_fast.doctor.findings import FAILED, OK, UNKNOWN, Finding
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
-from sgg_fast.ops import adam as adam_op
 from sgg_fast.train.optim.adam_flat import FlatAdam
 
 Tensors = dict[str, torch.Tensor]
@@ -106,7 +105,7 @@ def _adam(device: torch.device) -> str:
             for parameter in parameters:
                 parameter.grad = torch.randn(parameter.shape, generator=generator).to(device)
             optimizer.step()
-            if not bool(optimizer.control[adam_op.APPLIED] > 0):
+            if not bool(optimizer.applied > 0):
                 return f"{form}: a step with finite gradients was not applied"
             weights[form] = [p.detach().float() for p in parameters]
     pairs = zip(weights["triton"], weights["reference"], strict=True)

@@ -10,6 +10,9 @@ import threading
 import time
 
 import pytest
+
+pytest.importorskip("starlette", reason="the page's server: starlette is not installed: pip install -e '.[app]'")
+
 import torch
 from support import ROOT
 from support.app_server import SHEEP, Client, process

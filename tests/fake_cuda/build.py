@@ -1,7 +1,9 @@
 """Builds the stand-in for CUDA: `python tests/fake_cuda/build.py OUT`, by the Python that has a CUDA build of torch.
 
 OUT/libcuda.so.1 is preloaded in place of libcuda, libcudart and cuBLAS (`environment` says how). What torch's libraries
-ask of these three and `src/` lacks answers "not supported", and is a complaint.
+ask of these three and `src/` lacks answers "not supported", and is a complaint. Triton compiles as far as PTX, which
+nothing here would run: in place of ptxas is a script that writes no machine code. `python -m benchmarks.aot` has every
+kernel assembled.
 """
 
 from __future__ import annotations
@@ -14,6 +16,16 @@ from pathlib import Path
 
 SOURCES = Path(__file__).with_name("src")
 LIBRARY = "libcuda.so.1"
+ASSEMBLERS = {"ptxas": "TRITON_PTXAS_PATH", "ptxas-blackwell": "TRITON_PTXAS_BLACKWELL_PATH"}
+"""Program of Triton's -> the variable that names another one."""
+ASSEMBLER = """#!/bin/sh
+# Answers for {real}: its version, and a file without machine code.
+[ "$1" = --version ] && exec "{real}" --version
+while [ $# -gt 1 ]; do
+    [ "$1" = -o ] && echo none >"$2"
+    shift
+done
+"""
 ASKED_BY_NAME = """cuCtxGetLimit cuCtxSetLimit cuLaunchCooperativeKernel cuLinkAddData_v2 cuLinkComplete cuLinkCreate_v2
 cuModuleLoad cuOccupancyMaxActiveBlocksPerMultiprocessor cuTensorMapEncodeTiled cuTensorMapEncodeIm2col
 cuPointerGetAttributes"""
@@ -30,6 +42,7 @@ def environment(out: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "DS_SKIP_CUDA_CHECK": "1",
         "FAKE_CUDA": folder,
+        **{variable: f"{folder}/{program}" for program, variable in ASSEMBLERS.items()},
     }
 
 
@@ -48,6 +61,9 @@ def build(out: Path) -> Path:
     if library.is_file() and library.stat().st_mtime > max(s.stat().st_mtime for s in (*sources, Path(__file__))):
         return library
     out.mkdir(parents=True, exist_ok=True)
+    for program in ASSEMBLERS:
+        (out / program).write_text(ASSEMBLER.format(real=packages / "triton/backends/nvidia/bin" / program))
+        (out / program).chmod(0o755)
     driver = packages / "triton/backends/nvidia/include"
     flags = [
         "g++",

@@ -9,19 +9,21 @@ folder=${FIRST_CONTACT:-$root/build/first-contact}
 venv=${FIRST_CONTACT_VENV:-$folder/venv}
 torch=2.14.1
 
-installed() {  # diffusers comes with the packages that are installed last
-    [ -x "$venv/bin/python" ] && "$venv/bin/python" - "$torch" <<'PYTHON'
-import importlib.metadata as metadata, sys
-try:
-    sys.exit(metadata.version("torch").partition("+")[0] != sys.argv[1] or not metadata.version("diffusers"))
-except metadata.PackageNotFoundError:
-    sys.exit(1)
+installed() {  # torch, and every package that constraints.txt pins
+    [ -x "$venv/bin/python" ] && "$venv/bin/python" - "$torch" "$root/constraints.txt" <<'PYTHON'
+import importlib.metadata as metadata, re, sys
+from pathlib import Path
+torch, path = sys.argv[1:]
+pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", Path(path).read_text(), re.MULTILINE)) | {"torch": torch}
+pins.pop("triton")  # that torch brings its own
+there = {d.metadata["Name"].lower().replace("_", "-"): d.version.partition("+")[0] for d in metadata.distributions()}
+sys.exit(any(there.get(name.lower().replace("_", "-")) != version for name, version in pins.items()))
 PYTHON
 }
 
 if ! installed; then
     if [ "${1:-}" = --if-installed ]; then
-        echo "torch $torch for CUDA is not installed in $venv: no row ran (make first-contact installs it)"
+        echo "torch $torch for CUDA and the packages of constraints.txt are not all in $venv: no row ran (make first-contact installs them)"
         exit 0
     fi
     mkdir -p "$folder"

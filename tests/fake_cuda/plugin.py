@@ -1,7 +1,8 @@
 """GPU tests on the stand-in, numbers ignored: `python -m pytest -p fake_cuda.plugin -m gpu`.
 
-Helpers that compare numbers return; everything else, a bare assertion included, raises as ever. After each test there
-must be no call that a device would have refused, unless the test is about one.
+Helpers that compare numbers return; everything else, a bare assertion included, raises as ever. Tests that assert
+numbers in bare assertions are named in `ABOUT_NUMBERS`: an AssertionError may end them, and no other error. After each
+test there must be no call that a device would have refused, unless the test is about one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,28 @@ import pytest
 import torch
 
 from . import device, run
+
+ABOUT_NUMBERS = {
+    "test_a_skipped_step_is_told_slots_steps_later": "a picture's NaN",
+    "test_a_weight_that_is_no_number_is_not_rounded_to_one": "the place of a NaN",
+    "test_arithmetic_on_an_argument_is_fp32": "a product",
+    "test_clips_by_the_norm_over_all_groups_and_each_has_its_rate": "the norm of the gradients",
+    "test_every_code_is_found_between_the_right_neighbours": "codes",
+    "test_geglu_is_exact_and_not_the_tanh_form": "the distance of two forms",
+    "test_is_adam": "the distance to Adam in float64",
+    "test_is_torchs_adam_over_many_steps": "the number of steps",
+    "test_kernels_are_the_reference_and_give_the_same_bits_twice": "the share of ties",
+    "test_mask_against_loops": "which objects are masked",
+    "test_nan_comes_through": "a NaN",
+    "test_padding_and_parameters_without_gradient_stay": "zeros of the padding",
+    "test_padding_is_one_more_graph": "marks of the padding",
+    "test_padding_stays_zero": "zeros of the padding",
+    "test_rounding_is_right_on_average": "a mean",
+    "test_statistics_at_a_large_mean": "a mean",
+    "test_the_corrections_keep_their_digits": "powers of the decay rates",
+    "test_training_follows_the_reference": "losses that fall",
+}
+"""Name of a test -> the number that it asserts."""
 
 
 def _nothing(*args: Any, **kwargs: Any) -> None:
@@ -35,13 +59,28 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.equal = torch.allclose = _yes
     import support
 
-    for found in pkgutil.iter_modules(support.__path__):
+    for found in pkgutil.walk_packages(support.__path__, "support."):
         try:
-            module = importlib.import_module(f"support.{found.name}")
+            _ignore_numbers(importlib.import_module(found.name))
         except ModuleNotFoundError:  # what it drives (a browser) is not installed, so no test here uses it
             continue
-        for name in [name for name in vars(module) if name.startswith("assert_")]:
-            setattr(module, name, _nothing)
+
+
+def _ignore_numbers(module: ModuleType) -> None:
+    """The module's helpers that compare return."""
+    for name in [name for name in vars(module) if name.startswith("assert_")]:
+        setattr(module, name, _nothing)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Helpers of test modules return, too; a bare assertion of a test about numbers may fail, nothing else."""
+    for module in {item.module for item in items if isinstance(item, pytest.Function)}:
+        _ignore_numbers(module)
+    for item in items:
+        name = item.originalname if isinstance(item, pytest.Function) else item.name
+        if name in ABOUT_NUMBERS:
+            reason = f"kernels compute nothing here: {ABOUT_NUMBERS[name]}"
+            item.add_marker(pytest.mark.xfail(raises=AssertionError, strict=False, reason=reason))
 
 
 @pytest.fixture(autouse=True)
@@ -50,7 +89,9 @@ def no_refused_call(request: pytest.FixtureRequest) -> Iterator[None]:
     device.forget_complaints()
     yield
     if "refusals" not in request.fixturenames:
-        assert device.complaints() == []
+        refused = device.complaints()
+        if refused:  # no AssertionError, which a test about numbers may raise
+            pytest.fail("\n".join(refused))
 
 
 @pytest.fixture

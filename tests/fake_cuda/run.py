@@ -63,10 +63,14 @@ def _counted(update: Callable[..., Any]) -> Callable[..., Any]:
 
 def _answer_applied(engine: Any) -> None:
     """The words that say whether a step was applied are 1, as they are where all numbers are finite."""
-    told, optimizer = getattr(engine, "_told", None), getattr(engine, "optimizer", None)
-    control = getattr(optimizer, "control", None)
-    for word in (told, None if control is None else control[adam_op.APPLIED :]):
-        if isinstance(word, torch.Tensor) and word.is_cuda:
+    from sgg_fast.train.engines.choose import CapturedEngine
+    from sgg_fast.train.optim.adam_flat import FlatAdam
+
+    optimizer = engine.optimizer
+    words = [engine._outcome] if isinstance(engine, CapturedEngine) else []
+    words += [optimizer.control[adam_op.APPLIED :]] if isinstance(optimizer, FlatAdam) else []
+    for word in words:
+        if word.is_cuda:
             device.declare_flag(word)
     zero = getattr(getattr(engine, "engine", None), "optimizer", None)  # DeepSpeed's asks the other way round
     asked = getattr(zero, "has_overflow", None)

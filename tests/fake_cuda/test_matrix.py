@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from typing import Any
 
 import pytest
@@ -159,3 +160,11 @@ def test_every_fault_can_still_be_planted(fault, tmp_path):
     faults.plant(fault, tmp_path)
     assert path.read_text() != (matrix.ROOT / fault.path).read_text()
     assert fault.row in {row.name for row in matrix.read_rows()}
+
+
+def test_every_test_about_numbers_is_there():
+    """`plugin.ABOUT_NUMBERS` is read as text: its module needs the stand-in."""
+    text = (matrix.HERE / "plugin.py").read_text(encoding="utf-8")
+    names = re.findall(r'^    "(test_\w+)": "', text, re.MULTILINE)
+    tests = "".join(path.read_text(encoding="utf-8") for path in (matrix.ROOT / "tests").rglob("test_*.py"))
+    assert names and [name for name in names if f"def {name}(" not in tests] == []

@@ -19,8 +19,9 @@ import threading
 from pathlib import Path
 
 FRESH = ("FAKE_CUDA_", "PYTHON", "TRITON_INTERPRET")
-"""Beginnings of variables that a process reads when it starts; capture refusals are read at each capture."""
-READ_LATE = {"FAKE_CUDA_REFUSES_CAPTURES"}
+"""Beginnings of variables that a process reads when it starts."""
+READ_LATE = {"FAKE_CUDA_REFUSES_CAPTURES", "FAKE_CUDA_CHILDREN"}
+"""Variables that are read at a capture, or by a child."""
 
 
 class Workers:

@@ -20,11 +20,13 @@ def device(request) -> str:
 
 @pytest.fixture
 def poisoned(monkeypatch) -> None:
-    """`torch.empty` and its kin give NaN or an absurd integer, so that an element left unwritten shows."""
+    """`torch.empty` and its kin give NaN, an absurd integer or True, so that an element left unwritten shows."""
 
     def poison(make):
         def made(*args, **kwargs):
             x = make(*args, **kwargs)
+            if x.dtype == torch.bool:
+                return x.fill_(True)
             return x.fill_(float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).max // 2)
 
         return made

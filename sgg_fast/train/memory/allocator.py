@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
+from collections.abc import Container
 
 MIB = 2**20
 
@@ -64,11 +65,14 @@ class CachingAllocator:
         self._live: dict[int | str, _Block] = {}
         self._next_address = 0
 
-    def run(self, events: list[Event], pool: str = "") -> None:
-        """Replay a series. pool: name of the stream or graphs that it runs on; pools share no segment."""
+    def run(self, events: list[Event], pool: str = "", aside: Container[int | str] = ()) -> None:
+        """Replay a series. pool: name of the stream or graphs that it runs on; pools share no segment.
+
+        aside: keys that a stream beside it allocates.
+        """
         for key, size in events:
             if size >= 0:
-                self.allocate(key, size, pool)
+                self.allocate(key, size, f"beside {pool}" if key in aside else pool)
             else:
                 self.release(key)
 

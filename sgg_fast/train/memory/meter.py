@@ -43,8 +43,8 @@ def _tensors(values: Iterable[Any]) -> Iterator[torch.Tensor]:
 class Meter(TorchDispatchMode):
     """Counts the bytes of storages that operators allocate inside the mode, as long as the storages live.
 
-    Three counts: gradients, the temporaries of updates in backward, and everything else, called activations. Workspaces
-    inside an operator are not counted.
+    Counts: gradients, the temporaries of updates in backward, what a caller takes under a name of its own, and
+    everything else, called activations. Workspaces inside an operator are not counted.
     """
 
     def __init__(self) -> None:
@@ -56,8 +56,8 @@ class Meter(TorchDispatchMode):
         """Phase -> `now` as it was where its sum was highest."""
         self.events: list[Event] = []
         """Every allocation and release in order, for `allocator.py`."""
-        self.kept: list[tuple[int, int]] = []
-        """(index in `events`, bytes) of what only a run's first step allocates, for good; not part of the counts."""
+        self.aside: set[int | str] = set()
+        """Keys of `events` that another stream allocates, whose segments serve that stream only."""
         self._keys = itertools.count()
         self._blocks: dict[int, _Block] = {}
         self._hooks: list[RemovableHandle] = []
@@ -102,7 +102,7 @@ class Meter(TorchDispatchMode):
         self.now[side] -= size
 
     def _count(self, side: str, size: int) -> None:
-        self.now[side] += size
+        self.now[side] = self.now.get(side, 0) + size
         if sum(self.now.values()) > sum(self.peaks.get(self.phase, self.now | {side: -1}).values()):
             self.peaks[self.phase] = dict(self.now)
 
@@ -119,10 +119,11 @@ class Meter(TorchDispatchMode):
 
         self._hook(parameters, on_gradient)
 
-    def bucket_gradients(self, parameters: list[nn.Parameter], bucket: int, buffer: int) -> None:
+    def bucket_gradients(self, parameters: list[nn.Parameter], bucket: int, buffer: int, aside: bool = False) -> None:
         """Count gradients as under ZeRO-2: they go into a bucket of `bucket` elements.
 
-        When the bucket is full for the first time, one buffer of `buffer` bytes is allocated for all of them.
+        When the bucket is full for the first time, one buffer of `buffer` bytes is allocated for all of them. aside: by
+        another stream.
         """
         filled = 0
 
@@ -131,25 +132,17 @@ class Meter(TorchDispatchMode):
             parameter.grad = None
             before, filled = filled, filled + parameter.numel()
             if before < bucket <= filled:
-                self.take("gradients", buffer)
+                key = self.take("gradients", buffer)
+                self.aside |= {key} if aside else set()
 
         self._hook(parameters, on_gradient)
 
-    def use_gradients(
-        self,
-        parameters: list[nn.Parameter],
-        temporary: Callable[[torch.Tensor], int],
-        state: Callable[[torch.Tensor], int] = lambda parameter: 0,
-    ) -> None:
-        """Free each gradient where it arises, after an update that needs `temporary(parameter)` bytes.
-
-        The first update makes the `state(parameter)` bytes of its moments.
-        """
+    def use_gradients(self, parameters: list[nn.Parameter], temporary: Callable[[torch.Tensor], int]) -> None:
+        """Free each gradient where it arises, after an update that needs `temporary(parameter)` bytes."""
 
         def on_gradient(parameter: torch.Tensor) -> None:
-            self.kept.append((len(self.events), state(parameter)))
-            size = temporary(parameter)
-            self.give("temporaries", size, self.take("temporaries", size))
+            if size := temporary(parameter):
+                self.give("temporaries", size, self.take("temporaries", size))
             parameter.grad = None
 
         self._hook(parameters, on_gradient)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +24,7 @@ from sgg_fast.data.cache import RESIDENT_SHARE
 from sgg_fast.nn.fuse import fuse_for
 from sgg_fast.train.assemble import assemble, called_models
 from sgg_fast.train.engines.captured import WARM_UP_STEPS
+from sgg_fast.train.memory import zero
 from sgg_fast.train.memory.allocator import GRAPHS, CachingAllocator, Event
 from sgg_fast.train.memory.blank import (
     blank_cache,
@@ -38,13 +38,12 @@ from sgg_fast.train.memory.parts import (
     EngineLayout,
     WeightGroup,
     address_bytes,
-    bucket_bytes,
+    bucket_blocks,
     gradient_bytes,
     in_backward_bytes,
     parameters_of,
     resident_blocks,
     resident_parts,
-    state_bytes,
     update_bytes,
 )
 from sgg_fast.train.memory.plan import GIB, OUTSIDE, MemoryPlan
@@ -67,8 +66,8 @@ class Trace(NamedTuple):
     """Phase -> bytes by kind at its highest point."""
     events: list[Event]
     """Allocations and releases in order."""
-    kept: list[tuple[int, int]]
-    """`Meter.kept`."""
+    aside: set[int | str]
+    """`Meter.aside`."""
 
 
 class Planner:
@@ -110,10 +109,13 @@ class Planner:
             for name, module in self._stage.named_children():
                 if name != "unet":
                     _recast(module, of_graph)
+            groups = parameter_groups(self._stage, config.optim, self.layout.largest_group)
             self._groups = [
                 WeightGroup(tuple(p.numel() for p in group["params"]), group["optim_bits"], group["params"][0].dtype)
-                for group in parameter_groups(self._stage, config.optim, self.layout.largest_group)
+                for group in groups
             ]
+            number_of = {p: number for number, group in enumerate(groups) for p in group["params"]}
+            self._order = [(p.numel(), number_of[p]) for p in parameters_of(self._stage)]
         self._num_images = num_images if num_images is not None else config.data.num_expected
         self._stored = stored if stored is not None else not config.data.source
 
@@ -137,7 +139,6 @@ class Planner:
         if on_gpu:
             visiting = sum(_sizes([model for model in self._frozen if model not in called]))
             moments["sample sheet"] = {"frozen models for a sheet": visiting, **self._sheet()[0]}
-        moments["backward"]["ZeRO's buckets"] = bucket_bytes(self.layout, self._groups)
         if not self.config.optim.optimizer_in_backward:
             gradients = gradient_bytes(self.layout, self._groups)
             temporaries = update_bytes(self.layout, self._groups)
@@ -196,24 +197,29 @@ class Planner:
 
     def _gaps(self, plan: MemoryPlan, batch: int, budget: int) -> int:
         """Bytes of the allocator's segments beyond the peak, by its own arithmetic on what the run allocates."""
-        allocator, key = CachingAllocator(), itertools.count(-1, -1)
+        allocator, keys = CachingAllocator(), itertools.count(-1, -1)
         blocks, trace = resident_blocks(self.layout, self._groups), self._trace(batch)
-        rest = sum(plan.resident.values()) - sum(blocks) - sum(size for _, size in trace.kept)
-        for size in (*blocks, rest):
-            allocator.allocate(next(key), size)
-        step = whole_step(trace.events, plan.moments.get("update", {}).get("the update's temporaries", 0))
-        allocator.allocate("buckets", plan.moments["backward"]["ZeRO's buckets"])
+        by_zero = zero.plans(self.layout)
+        later = sum(resident_parts(self.layout, self._groups)[0].values()) if by_zero else 0
+        for size in (*blocks, sum(plan.resident.values()) - sum(blocks) - later):
+            allocator.allocate(next(keys), size)
+        temporaries = plan.moments.get("update", {}).get("the update's temporaries", 0)
+        step = whole_step(trace.events, [("update", temporaries), ("update", -1)])
         if self._is_captured(budget):
             for _ in range(WARM_UP_STEPS):
                 allocator.run(step, "warm-up")
             allocator.empty_cache()
             allocator.run(step, GRAPHS)
+        elif by_zero:
+            zero.set_up(allocator, self.layout, self._groups, self._order, keys)
+            for first in (True, False):
+                update = zero.update(self.layout, self._groups, keys, first)
+                allocator.run([*trace.events, *update, *ends(trace.events)], aside=trace.aside)
         else:
-            allocator.run(with_kept(step, trace.kept, key))
             allocator.run(step)
-        allocator.release("buckets")
+            allocator.run(step)
         for size in _sizes([model for model in self._frozen if model not in self._called]):
-            allocator.allocate(next(key), size)
+            allocator.allocate(next(keys), size)
         allocator.run(self._sheet()[1])
         return max(allocator.peak - plan.peak, 0)
 
@@ -241,13 +247,10 @@ class Planner:
             with ops.assumed(self._backend), self._mode, Meter() as meter:
                 if optim.optimizer_in_backward:
                     group_of = {id(p): WeightGroup((p.numel(),), bits[id(p)], p.dtype) for p in parameters}
-                    meter.use_gradients(
-                        parameters,
-                        lambda p: in_backward_bytes(self.layout, group_of[id(p)]),
-                        lambda p: state_bytes(group_of[id(p)], optim.optimizer),
-                    )
+                    meter.use_gradients(parameters, lambda p: in_backward_bytes(self.layout, group_of[id(p)]))
                 elif self.layout.stage in (1, 2, 3):
-                    meter.bucket_gradients(parameters, self.layout.bucket, gradient_bytes(self.layout, self._groups))
+                    buffer, aside = gradient_bytes(self.layout, self._groups), self.layout.zero("overlap_comm", False)
+                    meter.bucket_gradients(parameters, self.layout.bucket, buffer, aside)
                 else:
                     meter.keep_gradients(parameters)
                 for _ in range(min(optim.accumulation_steps, 2)):  # the second pass adds to the first's gradients
@@ -255,11 +258,15 @@ class Planner:
                     with autocast_like_cuda(self.layout.autocast()):
                         total = stage(np.zeros(batch, np.int64), 0).total
                     meter.phase = "backward"
+                    buckets = bucket_blocks(self.layout, self._groups)
+                    taken = [(size, meter.take("ZeRO's buckets", size)) for size in buckets]
                     total.backward()
+                    for size, key in taken:
+                        meter.give("ZeRO's buckets", size, key)
                     del total
                 for parameter in parameters:
                     parameter.grad = None
-            self._traces[batch] = Trace(meter.peaks, meter.events, meter.kept)
+            self._traces[batch] = Trace(meter.peaks, meter.events, meter.aside)
         return self._traces[batch]
 
     def _sheet(self) -> tuple[dict[str, int], list[Event]]:
@@ -277,7 +284,7 @@ class Planner:
                     meter.phase = "sample sheet"
                     unet(z, torch.zeros(GUIDED), context, encoder_attention_mask=mask)
                     vae.decode(z_0)
-            self._of_sheet = Trace(meter.peaks, meter.events, meter.kept)
+            self._of_sheet = Trace(meter.peaks, meter.events, meter.aside)
         peaks, events, _ = self._of_sheet
         return {"activations": sum(peaks["sample sheet"].values())}, events
 
@@ -304,23 +311,18 @@ def _sizes(models: list[nn.Module]) -> list[int]:
     return [t.nbytes for model in models for t in (*model.parameters(), *model.buffers())]
 
 
-def with_kept(events: list[Event], kept: list[tuple[int, int]], keys: Iterator[int]) -> list[Event]:
-    """The events of a first step: those of a step, and what it allocates for good."""
-    made, done = list[Event](), 0
-    for place, size in kept:
-        made += [*events[done:place], (next(keys), size)]
-        done = place
-    return made + events[done:]
-
-
-def whole_step(events: list[Event], temporaries: int) -> list[Event]:
-    """The events of forward and backward, then an update with its temporaries, then the end of all that is left."""
+def whole_step(events: list[Event], update: list[Event]) -> list[Event]:
+    """The events of forward and backward, then those of an update, then the end of all that is left."""
     end = len(events)
     while end and events[end - 1][1] < 0:
         end -= 1
+    return [*events[:end], *update, *events[end:], *ends(events)]
+
+
+def ends(events: list[Event]) -> list[Event]:
+    """Releases of what the events leave allocated."""
     freed = {key for key, size in events if size < 0}
-    left: list[Event] = [(key, -1) for key, size in events if size >= 0 and key not in freed]
-    return [*events[:end], ("update", temporaries), ("update", -1), *events[end:], *left]
+    return [(key, -1) for key, size in events if size >= 0 and key not in freed]
 
 
 def _recast(module: nn.Module, dtype: torch.dtype) -> None:

@@ -53,3 +53,13 @@ def test_a_segment_in_use_and_those_of_graphs_stay():
     assert allocator.reserved == (20 + 40) * MIB
     allocator.run([("e", 40 * MIB)])  # another pool's segment does not serve
     assert allocator.reserved == (20 + 40 + 40) * MIB
+
+
+def test_another_streams_segment_serves_that_stream_only():
+    allocator = CachingAllocator()
+    events = [("gradients", 40 * MIB), ("gradients", -1), ("activations", 40 * MIB), ("activations", -1)]
+    allocator.run(events)
+    assert allocator.reserved == 40 * MIB
+    allocator.run(events, aside={"gradients"})
+    allocator.run(events, aside={"gradients"})
+    assert allocator.reserved == (40 + 40) * MIB
