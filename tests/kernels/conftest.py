@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.cases.interpreter import widen_products
 
 
 @pytest.fixture(
@@ -54,21 +55,8 @@ def bf16_rounds_to_nearest(monkeypatch) -> None:
 
 @pytest.fixture(autouse=True)
 def bf16_products(monkeypatch) -> None:
-    """Triton's interpreter multiplies the bits of bf16 matrices as integers: widen them first."""
-    interpreter = pytest.importorskip("triton.runtime.interpreter")
-    import triton.language as tl
-
-    builder = interpreter.InterpreterBuilder
-    create_dot = builder.create_dot
-
-    def widened(self, a, b, *rest):
-        if a.dtype == tl.bfloat16:
-            a, b = (
-                interpreter.TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32) for x in (a, b)
-            )
-        return create_dot(self, a, b, *rest)
-
-    monkeypatch.setattr(builder, "create_dot", widened)
+    """Products of bf16 matrices in the interpreter."""
+    widen_products(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from fake_cuda.attention import standing_in
+from support.cases.interpreter import widen_products
 from support.tiny_runs import trainer
 
 from sgg_fast import ops
@@ -189,24 +190,6 @@ def test_our_cross_attention_is_sdpa_forward_and_backward_under_autocast(fused, 
     outs, grads = ((got[0], low[0], exact[0]), (torch.cat([g.flatten() for g in of[1]]) for of in (got, low, exact)))
     for a, b, c in (outs, grads):
         assert (a - c).norm() <= 2 * (b - c).norm() + 1e-5 * c.norm()
-
-
-def widen_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Triton's interpreter multiplies the bits of bf16 matrices as integers (tests/kernels/conftest.py)."""
-    import triton.language as tl
-    from triton.runtime import interpreter
-
-    builder = interpreter.InterpreterBuilder
-    create_dot = builder.create_dot
-
-    def widened(self, a, b, *rest):
-        if a.dtype == tl.bfloat16:
-            a, b = (
-                interpreter.TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32) for x in (a, b)
-            )
-        return create_dot(self, a, b, *rest)
-
-    monkeypatch.setattr(builder, "create_dot", widened)
 
 
 def test_our_cross_attention_without_a_mask(monkeypatch):
