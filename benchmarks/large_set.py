@@ -265,7 +265,7 @@ def measure(phase: str, out: Path) -> None:
 
 @command("benchmarks.large_set")
 def main(argv: list[str] | None) -> int:
-    """Each phase in a process of its own; one line of figures each, also in OUT/figures.jsonl."""
+    """Each phase in a process of its own; one line of figures each, also in OUT/figures.jsonl. 1 if a phase fails."""
     parser = OneLineParser(prog="python -m benchmarks.large_set", description=__doc__)
     parser.add_argument("--out", type=Path, required=True, help="folder for the records and the set (8 GB)")
     parser.add_argument("--num", type=int, default=NUM, help="records (%(default)s)")
@@ -289,7 +289,8 @@ def main(argv: list[str] | None) -> int:
             done = subprocess.run(words, capture_output=True, text=True)
             if done.returncode:
                 print(done.stderr, file=sys.stderr)
-                return done.returncode
+                print(f"large_set: phase {phase} ended with exit code {done.returncode}", file=sys.stderr)
+                return 1
             line = done.stdout.splitlines()[-1]
             print(line, flush=True)
             file.write(line + "\n")

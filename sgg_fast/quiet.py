@@ -47,6 +47,10 @@ def quiet_libraries(verbose: bool = False) -> None:
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
+    from sgg_fast import env
+
+    if env.device().type == "cpu":  # saving a model imports DeepSpeed, which would warn that it looked for a GPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 @contextmanager

@@ -190,6 +190,7 @@ GATES = {"320": (2048, 1280), "640": (512, 2560), "1280": (128, 5120), "512px": 
 def group_norm_silu(shape: tuple[int, int, int, int], dtype: torch.dtype, wide: torch.dtype, silu: bool) -> None:
     from sgg_kernels.group_norm_silu import group_norm_silu_fwd
     from sgg_kernels.group_norm_silu_bwd import group_norm_silu_bwd
+    from sgg_kernels.segments import column_sum
 
     *sizes, num_groups = shape
     x = torch.empty(sizes, dtype=dtype, device="meta")
@@ -197,7 +198,28 @@ def group_norm_silu(shape: tuple[int, int, int, int], dtype: torch.dtype, wide: 
     shift = torch.empty(sizes[0], 2 * sizes[2], device="meta")[:, : sizes[2]]  # one of a merged projection
     for added in (None, shift) if silu else (None,):  # the first and the second norm of a residual block
         out, *stats = group_norm_silu_fwd(x, added, weight, bias, num_groups, 1e-5, silu)
-        group_norm_silu_bwd(torch.empty_like(out), x, weight, bias, *stats, num_groups, silu)
+        for beside in (None, out):
+            *_, partial = group_norm_silu_bwd(out, x, beside, weight, bias, *stats, num_groups, silu)
+            column_sum(partial, wide)
+
+
+LAYER_NORMS = {"320": (2048, 320), "640": (512, 640), "1280": (128, 1280), "512px": (65536, 320), "odd": (77, 77)}
+"""Rows and width: the UNet's at 256 x 256 and batch 2, 512 x 512 at batch 16, and odd ones."""
+
+
+def add_layer_norm(num_rows: int, width: int, dtype: torch.dtype, wide: torch.dtype) -> None:
+    """The first norm of a transformer block, and those behind an attention, whose bias may come late."""
+    from sgg_kernels.add_layer_norm import add_layer_norm_bwd, add_layer_norm_fwd
+    from sgg_kernels.segments import column_sum
+
+    x = torch.empty(num_rows, width, dtype=dtype, device="meta")
+    weight, bias = (torch.empty(width, dtype=wide, device="meta") for _ in range(2))
+    for residual, late in ((None, None), (x, None), (x, bias)):
+        out, total, *stats = add_layer_norm_fwd(x, residual, late, weight, bias, 1e-5)
+        total = x if residual is None else total
+        for beside in (None, out):
+            _, partial = add_layer_norm_bwd(out, beside, total, weight, *stats, late is not None)
+            column_sum(partial, wide)
 
 
 def geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
@@ -207,8 +229,25 @@ def geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
     geglu_bwd(torch.empty_like(geglu_fwd(x)), x)
 
 
+ATTENTIONS = {"40": (4096, 80, 40), "80": (1024, 80, 80), "160": (256, 80, 160), "160 few": (64, 80, 160),
+              "64": (4096, 77, 64), "odd": (77, 19, 13)}  # fmt: skip
+"""Queries, keys and width of a head: the UNet's cross-attention at 512 x 512; heads of 64 and 77 keys; odd sizes."""
+
+
+def cross_attention(num_queries: int, num_keys: int, width: int, dtype: torch.dtype) -> None:
+    """Two images of eight heads; keys and values are slices of a merged GEMM."""
+    from sgg_kernels.cross_attention import cross_attention_bwd, cross_attention_fwd
+
+    q = torch.empty(2, num_queries, 8, width, dtype=dtype, device="meta")
+    merged = torch.empty(2, num_keys, 32 * width, dtype=dtype, device="meta")
+    k, v = (merged[..., at * width :][..., : 8 * width].unflatten(-1, (8, width)) for at in (8, 16))
+    bias = torch.empty(2, num_keys, device="meta")
+    out, lse = cross_attention_fwd(q, k, v, bias, width**-0.5)
+    cross_attention_bwd(torch.empty_like(out), q, k, v, bias, lse, width**-0.5)
+
+
 def unet_cases() -> list[AotCase]:
-    """Normalisation and gate, each in bf16 under autocast; the first of each kind in every dtype."""
+    """Norms and gate, each in bf16 under autocast, and attention; the first of each kind in every dtype."""
     made = []
     autocast = (_BF16, _F32), (_F16, _F32)
     for name, shape in NORMS.items():
@@ -219,10 +258,20 @@ def unet_cases() -> list[AotCase]:
             made.append(AotCase(title, run, vectors=name not in _ODD_NORMS))
     run = functools.partial(group_norm_silu, NORMS["C/G 20 1024"], _BF16, _F32, False)
     made.append(AotCase("group_norm C/G 20 1024 bfloat16", run, vectors=True))
+    for name, shape in LAYER_NORMS.items():
+        most = ((_F32, _F32), (_F16, _F16), (_BF16, _BF16), (_BF16, _F32)) if name == "320" else ((_BF16, _BF16),)
+        for dtype, wide in most:
+            run = functools.partial(add_layer_norm, *shape, dtype, wide)
+            title = f"add_layer_norm {name} {str(dtype)[6:]}{' autocast' * (dtype != wide)}"
+            made.append(AotCase(title, run, vectors=name != "odd"))
     for name, (num_rows, width) in GATES.items():
         for dtype in (_F32, _F16, _BF16) if name == "320" else (_BF16,):
             run = functools.partial(geglu, num_rows, width, dtype)
             made.append(AotCase(f"geglu {name} {str(dtype)[6:]}", run, vectors=name != "odd"))
+    for name, sizes in ATTENTIONS.items():
+        for dtype in (_F16, _BF16) if name == "40" else (_BF16,):
+            run = functools.partial(cross_attention, *sizes, dtype)
+            made.append(AotCase(f"cross_attention {name} {str(dtype)[6:]}", run, vectors=name != "odd"))
     return made
 
 
@@ -269,6 +318,9 @@ def shipped_kernels(folder: pathlib.Path | None = None) -> set[str]:
 LEAST_WARPS = {
     **dict.fromkeys(shipped_kernels(), 16),
     "adam_decide_kernel": 4,  # one program
+    # Matrix units hide latency with registers: a row of scores, or the sums of a block of keys, lies in them.
+    "cross_attention_bwd_q_kernel": 10,
+    "cross_attention_bwd_kv_kernel": 6,
 }
 """Least occupancy of each kernel: warps that must fit on an SM at once, if the grid has as many.
 

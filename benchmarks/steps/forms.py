@@ -25,7 +25,6 @@ FINETUNE: dict[str, tuple[dict[str, Any], str | None]] = {
 """Name -> changed settings, and the ds.json or the recipe's optimiser."""
 
 NEEDS = {
-    "lean-in-backward": ("bitsandbytes",),
     "ds.json": ("deepspeed", "bitsandbytes"),
     "diffusers-8bit-xformers": ("bitsandbytes", "xformers"),
 }

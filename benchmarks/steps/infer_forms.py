@@ -18,6 +18,7 @@ import torch
 from diffusers import DDIMScheduler
 
 from benchmarks.steps.forms import Size
+from sgg_fast.config import ConfigError
 from sgg_fast.diffusion.captured import CapturedUNet
 from sgg_fast.drawing import load_model
 from sgg_fast.graph import SceneGraph
@@ -41,9 +42,15 @@ def graph() -> SceneGraph:
 
 
 def open_models(model: str | None, device: torch.device, dtype: torch.dtype) -> SceneGraphToImagePipeline:
-    """The pipeline of --model, or one of Stable Diffusion v1.4's sizes with random weights; its UNet is in `dtype`."""
+    """The pipeline of --model, or one of Stable Diffusion v1.4's sizes with random weights; its UNet is in `dtype`.
+
+    Raises `ConfigError` for a model that cannot be loaded.
+    """
     if model:
-        pipeline = load_model(model).pipeline
+        try:
+            pipeline = load_model(model).pipeline
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
     else:
         config = recipe("vg256", precision="fp32", token_init="none")
         torch.manual_seed(0)

@@ -71,8 +71,6 @@ class OptimConfig(Part):
             )
         if self.bf16_weights and self.precision in ("fp32", "fp16"):
             raise ConfigError(f"--weights {self.weights} keeps weights in bf16: leave out --precision {self.precision}")
-        if self.weights == "split" and self.optimizer_in_backward:
-            raise ConfigError("--optimizer-in-backward steps by bitsandbytes, without --weights split: use lean")
         for name, used in (
             (f"--weights {self.weights}", self.bf16_weights),
             ("--optimizer-in-backward", self.optimizer_in_backward),
@@ -94,6 +92,10 @@ class OptimConfig(Part):
         """Raises `ConfigError` for a precision that the model's operators do not compute in."""
         if self.precision == "fp32" and model.attention == "cudnn":
             raise ConfigError("--attention cudnn computes in bf16 or fp16: leave out --precision fp32, or use sdpa")
+        if self.precision == "fp32" and model.cross_attention == "ours":
+            raise ConfigError(
+                "--cross-attention ours computes in bf16 or fp16: leave it out, or leave out --precision fp32"
+            )
 
     @property
     def bf16_weights(self) -> bool:

@@ -11,7 +11,6 @@ import torch
 from sgg_fast import ops
 from sgg_fast.doctor.findings import FAILED, OK, UNKNOWN, Finding
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
-from sgg_fast.ops import adam as adam_op
 from sgg_fast.train.optim.adam_flat import FlatAdam
 
 Tensors = dict[str, torch.Tensor]
@@ -60,6 +59,10 @@ def calls() -> dict[str, tuple[Call, Callable[[SceneGraphBatch], dict[str, tuple
             lambda b, t: ops.group_norm_silu(t["x"].to(memory_format=torch.channels_last), t["w"], t["bias"], 8, 1e-5),
             lambda b: {"x": (2, d, 16, 12), "w": (d,), "bias": (d,)},
         ),
+        "add_layer_norm": (
+            lambda b, t: ops.add_layer_norm(t["x"], t["w"], t["bias"], 1e-5, t["residual"], t["late"]),
+            lambda b: {"x": (50, d), "w": (d,), "bias": (d,), "residual": (50, d), "late": (d,)},
+        ),
         "geglu": (lambda b, t: ops.geglu(t["x"]), lambda b: {"x": (50, 2 * d)}),
     }  # fmt: skip
 
@@ -106,7 +109,7 @@ def _adam(device: torch.device) -> str:
             for parameter in parameters:
                 parameter.grad = torch.randn(parameter.shape, generator=generator).to(device)
             optimizer.step()
-            if not bool(optimizer.control[adam_op.APPLIED] > 0):
+            if not bool(optimizer.applied > 0):
                 return f"{form}: a step with finite gradients was not applied"
             weights[form] = [p.detach().float() for p in parameters]
     pairs = zip(weights["triton"], weights["reference"], strict=True)

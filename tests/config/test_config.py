@@ -215,13 +215,13 @@ def test_a_number_out_of_range_is_refused_by_its_flag(name, value, reason):
         ({"weights": "lean", "precision": "fp16"}, "leave out --precision fp16"),
         ({"weights": "lean", "optimizer": "adam"}, "--weights lean needs --optimizer adam8bit"),
         ({"weights": "split", "precision": "fp32"}, "--weights split keeps weights in bf16: leave out --precision"),
-        ({"weights": "split", "optimizer_in_backward": True, "max_grad_norm": 0}, "without --weights split: use lean"),
         ({"optimizer_in_backward": True, "max_grad_norm": 0.0, "optimizer": "adam"}, "needs --optimizer adam8bit"),
         ({"optimizer_in_backward": True}, r"excludes --max-grad-norm \(set it to 0\)$"),
         (
             {"optimizer_in_backward": True, "accumulation_steps": 2, "precision": "fp16"},
             r"excludes --max-grad-norm \(.*\) and --accumulation-steps above 1 and --precision fp16$",
         ),
+        ({"cross_attention": "ours", "precision": "fp32"}, "--cross-attention ours computes in bf16 or fp16"),
         ({"attention": "cudnn", "precision": "fp32"}, "--attention cudnn computes in bf16 or fp16"),
     ],
 )

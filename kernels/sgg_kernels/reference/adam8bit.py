@@ -70,11 +70,17 @@ def quantise(x_R256: torch.Tensor, values: torch.Tensor) -> tuple[torch.Tensor, 
     """
     absmax_R = x_R256.abs().amax(1)
     inverse_R = torch.where(absmax_R < LEAST_SCALE, 0, 1 / absmax_R)
-    middles = (values[:-1].double() + values[1:].double()) / 2
-    codes = torch.bucketize((x_R256 * inverse_R[:, None]).double(), middles)
+    codes = torch.bucketize(x_R256 * inverse_R[:, None], _middles(values), out_int32=True)
     if values[0] == 0:
         codes = torch.maximum(codes, (x_R256 > 0).int())
     return codes.to(torch.uint8), absmax_R
+
+
+def _middles(values: torch.Tensor) -> torch.Tensor:
+    """Middles between neighbours, each rounded down to fp32, so that an fp32 number is above both or above neither."""
+    exact = (values[:-1].double() + values[1:].double()) / 2
+    near = exact.float()
+    return torch.where(near > exact, near.nextafter(near.new_tensor(-torch.inf)), near)
 
 
 def adam8bit(

@@ -10,7 +10,7 @@ from sgg_fast.graph import shown
 
 from .border import ModelError
 
-Config = Mapping[str, Any]
+PartConfig = Mapping[str, Any]
 
 PREDICTIONS = ("epsilon", "v_prediction")
 TEXT_LENGTH = 77
@@ -22,7 +22,7 @@ _CONDITIONS = (
 """Settings of UNets with inputs beyond latents, time and text (SDXL, depth, upscaling, guidance-distilled)."""
 
 
-def check_class(config: Config, key: str, allowed: tuple[str, ...]) -> None:
+def check_class(config: PartConfig, key: str, allowed: tuple[str, ...]) -> None:
     """Raise `ModelError` unless `config[key]` is one of `allowed`."""
     found = config.get(key)
     if found not in allowed:
@@ -30,7 +30,7 @@ def check_class(config: Config, key: str, allowed: tuple[str, ...]) -> None:
         raise ModelError(f"{fault}; needed is {' or '.join(allowed)}")
 
 
-def check_unet(config: Config) -> None:
+def check_unet(config: PartConfig) -> None:
     """Raise `ModelError` unless the UNet maps latents to latents with text by cross-attention alone."""
     channels = _whole(config, "in_channels", 4), _whole(config, "out_channels", 4)
     if channels[0] != channels[1]:
@@ -46,7 +46,7 @@ def check_unet(config: Config) -> None:
     _whole(config, "cross_attention_dim", 1280)
 
 
-def check_vae(config: Config) -> None:
+def check_vae(config: PartConfig) -> None:
     """Raise `ModelError` unless one number scales the VAE's latents."""
     _whole(config, "latent_channels", 4)
     factor = config.get("scaling_factor", 0.18215)
@@ -57,7 +57,7 @@ def check_vae(config: Config) -> None:
             raise ModelError(f"a VAE with {key}, which Stable Diffusion v1's kind has not")
 
 
-def check_scheduler(config: Config) -> None:
+def check_scheduler(config: PartConfig) -> None:
     """Raise `ModelError` unless training and sampling support the schedule of alpha_bar and the prediction type."""
     kind = config.get("prediction_type", "epsilon")
     if kind not in PREDICTIONS:
@@ -67,14 +67,14 @@ def check_scheduler(config: Config) -> None:
         raise ModelError(f"num_train_timesteps is {steps}; at most 100000")
 
 
-def check_text_tower(config: Config) -> None:
+def check_text_tower(config: PartConfig) -> None:
     """Raise `ModelError` unless the text encoder can give the null condition (its states of "")."""
     length = _whole(config, "max_position_embeddings", TEXT_LENGTH)
     if length != TEXT_LENGTH:
         raise ModelError(f"a text tower of {length} tokens; needed is one of {TEXT_LENGTH}, as Stable Diffusion v1's")
 
 
-def check_fit(unet: Config, vae: Config, text: Config | None) -> None:
+def check_fit(unet: PartConfig, vae: PartConfig, text: PartConfig | None) -> None:
     """Raise `ModelError` if the parts do not fit together."""
     latents, channels = _whole(vae, "latent_channels", 4), _whole(unet, "in_channels", 4)
     if latents != channels:
@@ -85,7 +85,7 @@ def check_fit(unet: Config, vae: Config, text: Config | None) -> None:
         )
 
 
-def check_depth(config: Config, num_tensors: int) -> None:
+def check_depth(config: PartConfig, num_tensors: int) -> None:
     """Raise `ModelError` for more layers than tensors in the weights, before the library builds these layers."""
     for key, value in config.items():
         if isinstance(value, Mapping):
@@ -95,7 +95,7 @@ def check_depth(config: Config, num_tensors: int) -> None:
             raise ModelError(f"{key} is {shown(value)}, but the weights have {num_tensors} tensors")
 
 
-def _whole(config: Config, key: str, default: int) -> int:
+def _whole(config: PartConfig, key: str, default: int) -> int:
     value = config.get(key, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ModelError(f"{key} must be a whole number from 1, not {shown(value)}")

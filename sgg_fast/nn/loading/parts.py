@@ -75,7 +75,7 @@ def lacking(folder: Path, kind: str) -> str | None:
     return None if any(there) else _KNOWN_BY[kind][0][0]
 
 
-def load_config(root: Path, part: str, check: Callable[[kinds.Config], None], key: str, *allowed: str) -> dict:
+def load_config(root: Path, part: str, check: Callable[[kinds.PartConfig], None], key: str, *allowed: str) -> dict:
     """The part's config.json, of a class in `allowed`, after `check`. Raises `ModelError`."""
     name = _named(part, "config.json")
     config = read_json(root / name, name)

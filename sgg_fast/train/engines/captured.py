@@ -12,8 +12,8 @@ memory. The rules of capture:
 * Warm-up steps run on the stream of the capture. There autograd binds its nodes, kernels are compiled and cuDNN tries
   its algorithms (only there). The optimiser's flag skips them, so they change nothing.
 * No gradient exists when a capture begins. Backward leaves each gradient in the graphs' memory, and the optimiser finds
-  it by a table of addresses that is filled after the capture. Further micro-batches add to the gradients in a graph of
-  their own.
+  it by a table of addresses that is filled after the capture (an update in backward knows its address at once). Further
+  micro-batches add to the gradients in a graph of their own.
 * One memory pool serves all graphs. The graphs of a bucket run in the order of their capture, without graphs of other
   buckets in between.
 * The applied flag and the loss of a step are copied back beside it and read when its slot is needed again.
@@ -35,7 +35,6 @@ import numpy as np
 import torch
 
 from sgg_fast import env, ops
-from sgg_fast.ops import adam as adam_op
 from sgg_fast.train.buckets import Bucket
 from sgg_fast.train.engines.base import StepResult, resolve_precision
 from sgg_fast.train.engines.state import OneProcess
@@ -91,8 +90,6 @@ def why_eager(stage: Stage, device: torch.device) -> str | None:
         return None
     if resolve_precision(config.optim, device) == "fp16":
         return "--precision fp16: the host changes the loss's scale"
-    if config.optim.optimizer_in_backward:
-        return "--optimizer-in-backward: the host steps each weight"
     if not isinstance(stage.cache.moments, torch.Tensor):
         return "the latents are read from disk, since they would take too much of the GPU's memory"
     if stage.cache.texts is not None:
@@ -183,6 +180,9 @@ class CapturedEngine(OneProcess):
 
     def add(self, bucket: Bucket, first: bool) -> None:
         """Run forward and backward of a micro-batch and add its gradients and terms; the first one overwrites."""
+        if first:
+            self.optimizer.rates.copy_(self._table[3, self._rates].view(torch.float32))
+            self.optimizer.begin()
         with self.autocast():
             terms = self.module.packed_terms(self._table, bucket)
         # A loss that is not finite can have finite gradients. Times NaN they are not, and the step is skipped.
@@ -204,7 +204,6 @@ class CapturedEngine(OneProcess):
         """
         optimizer = self.optimizer
         assert self._sum is not None and self._row is not None
-        optimizer.rates.copy_(self._table[3, self._rates].view(torch.float32))
         gradients = optimizer.gradients()
         if addresses is None:
             addresses = optimizer.table(gradients).to(self.device)
@@ -225,14 +224,13 @@ class CapturedEngine(OneProcess):
 
     def warm_up(self, bucket: Bucket) -> torch.Tensor:
         """Run whole steps that are not applied; returns the table of the gradients, on the host."""
-        control = self.optimizer.control
-        control[adam_op.INVERSE_SCALE] = torch.nan
+        self.optimizer.scale_by(torch.nan)
         with _tried_algorithms():
             for _ in range(WARM_UP_STEPS):
                 gradients = None  # the gradients of the last step must be freed before this one
                 for part in self.parts(bucket, None):
                     gradients = run_part(part)
-        control[adam_op.INVERSE_SCALE] = 1
+        self.optimizer.scale_by(1)
         assert gradients is not None
         return self.optimizer.table(gradients)
 

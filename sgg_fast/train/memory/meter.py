@@ -56,8 +56,6 @@ class Meter(TorchDispatchMode):
         """Phase -> `now` as it was where its sum was highest."""
         self.events: list[Event] = []
         """Every allocation and release in order, for `allocator.py`."""
-        self.kept: list[tuple[int, int]] = []
-        """(index in `events`, bytes) of what only a run's first step allocates, for good; not part of the counts."""
         self.aside: set[int | str] = set()
         """Keys of `events` that another stream allocates, whose segments serve that stream only."""
         self._keys = itertools.count()
@@ -139,21 +137,12 @@ class Meter(TorchDispatchMode):
 
         self._hook(parameters, on_gradient)
 
-    def use_gradients(
-        self,
-        parameters: list[nn.Parameter],
-        temporary: Callable[[torch.Tensor], int],
-        state: Callable[[torch.Tensor], int] = lambda parameter: 0,
-    ) -> None:
-        """Free each gradient where it arises, after an update that needs `temporary(parameter)` bytes.
-
-        The first update makes the `state(parameter)` bytes of its moments.
-        """
+    def use_gradients(self, parameters: list[nn.Parameter], temporary: Callable[[torch.Tensor], int]) -> None:
+        """Free each gradient where it arises, after an update that needs `temporary(parameter)` bytes."""
 
         def on_gradient(parameter: torch.Tensor) -> None:
-            self.kept.append((len(self.events), state(parameter)))
-            size = temporary(parameter)
-            self.give("temporaries", size, self.take("temporaries", size))
+            if size := temporary(parameter):
+                self.give("temporaries", size, self.take("temporaries", size))
             parameter.grad = None
 
         self._hook(parameters, on_gradient)

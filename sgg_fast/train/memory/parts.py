@@ -1,7 +1,7 @@
 """Memory arithmetic: what an engine keeps and what its update needs temporarily, from the sizes of its groups.
 
 Letters: N trained weights, W processes. Sources: bitsandbytes' states (one byte per element and one float per 256
-elements, twice), `adam_flat.py`, `adam_bnb.py`, and DeepSpeed 0.19's `stage_1_and_2.py` and `stage3.py`.
+elements, twice), `adam_flat.py`, and DeepSpeed 0.19's `stage_1_and_2.py` and `stage3.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from sgg_fast.ops.adam import num_chunks
 from sgg_fast.train.engines.base import resolve_precision
 from sgg_fast.train.engines.ds_config import GROUP_ELEMENTS
 from sgg_fast.train.memory.allocator import rounded
-from sgg_fast.train.optim.flat import CHUNK
 
 QUANTISED_BLOCK = 256
 """Elements that share a scale in 8-bit state."""
@@ -29,8 +28,9 @@ CPU_UPDATE = {8: 20, 32: 12}
 CUBLAS_WORKSPACES = 3 * (8 * 2**20 + 2**17)
 """Bytes that torch gives to cuBLAS before Hopper: one workspace for each stream and thread that multiplies matrices."""
 
-STOCHASTIC_ROUNDING = 15
-"""Temporary bytes per element: random bits, their sum, the truncated sum, and the mask of what is not finite."""
+REFERENCE_UPDATE = {(8, False): 29, (8, True): 56, (32, False): 16, (32, True): 48}
+"""Temporary bytes per element of the reference form of our update, by the width of its state and whether its weights
+are bf16 (stochastic rounding needs most of them). Our kernels need none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,10 +74,14 @@ class EngineLayout:
 
     @property
     def is_flat(self) -> bool:
-        """Whether our kernels update flat buffers."""
-        if self.ds is not None or self.optim.optimizer_in_backward:
-            return False
-        return self.optim.weights == "split" or (self.device == "cuda" and self.kernels != "reference")
+        """Whether the weights lie in flat buffers (`optim.groups.is_flat`)."""
+        alone = self.optim.bf16_weights or self.optim.optimizer_in_backward
+        return self.ds is None and (alone or self.has_kernels)
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether our kernels run."""
+        return self.device == "cuda" and self.kernels != "reference"
 
     @property
     def largest_group(self) -> float:
@@ -144,22 +148,16 @@ def state_bytes(group: WeightGroup, optimizer: str, shards: int = 1) -> int:
 
 def update_bytes_per_element(layout: EngineLayout, group: WeightGroup) -> int:
     """Temporary bytes of the optimiser's arithmetic, per element that it updates at once."""
-    optim = layout.optim
     if layout.is_flat:
-        return 0  # our kernels work in place
+        return 0 if layout.has_kernels else REFERENCE_UPDATE[group.bits, group.dtype == torch.bfloat16]
     if layout.optim.optimizer == "adam":
         return 4 if layout.device == "cuda" else 8
-    inner = CPU_UPDATE[group.bits] if layout.device == "cpu" else 0
-    if layout.ds is None and group.dtype != torch.float32:  # an fp32 copy of weight and gradient
-        inner = 8 + max(inner, STOCHASTIC_ROUNDING)
-    if optim.optimizer_in_backward and group.dtype == torch.float32:  # the weight before, if a gradient is not finite
-        inner += 4
-    return inner
+    return CPU_UPDATE[group.bits] if layout.device == "cpu" else 0
 
 
 def in_backward_bytes(layout: EngineLayout, group: WeightGroup) -> int:
     """Temporary bytes of an update in backward of the largest weight of a group."""
-    return update_bytes_per_element(layout, group) * min(max(group.sizes), CHUNK)
+    return update_bytes_per_element(layout, group) * max(group.sizes)
 
 
 def update_bytes(layout: EngineLayout, groups: list[WeightGroup]) -> int:
@@ -169,9 +167,9 @@ def update_bytes(layout: EngineLayout, groups: list[WeightGroup]) -> int:
         numel = -(-group.numel // layout.shards)
         each, width = update_bytes_per_element(layout, group), group.dtype.itemsize
         to_fp32 = 4 if width < 4 else 0
-        if layout.stage is None:  # torch's Adam updates a whole group at once on CUDA; bitsandbytes' part of a weight
-            of_torch = numel if layout.device == "cuda" else max(group.sizes)
-            needs = each * (of_torch if layout.optim.optimizer == "adam" else min(max(group.sizes), CHUNK))
+        if layout.stage is None:  # torch's Adam updates a whole group at once on CUDA, all else a weight
+            at_once = layout.optim.optimizer == "adam" and layout.device == "cuda"
+            needs = each * (numel if at_once else max(group.sizes))
         elif layout.offloads("optimizer"):
             needs = 0 if layout.device == "cuda" else each * numel
         elif layout.stage in (1, 2):  # gradients flattened, then in fp32; then the flat ones are freed
@@ -214,14 +212,11 @@ def resident_parts(layout: EngineLayout, groups: list[WeightGroup]) -> tuple[dic
 def resident_blocks(layout: EngineLayout, groups: list[WeightGroup]) -> list[int]:
     """Sizes of the allocations on the device behind `resident_parts`: one a group, or one a weight.
 
-    Left out is what the first step makes: the state of updates in backward (`Meter.kept`); and all of ZeRO 1 and 2
-    (`zero.py`).
+    ZeRO 1 and 2 are left out, whose setting up `zero.py` follows.
     """
     resident, _ = resident_parts(layout, groups)
     if layout.stage in (1, 2):
         return []
-    if layout.optim.optimizer_in_backward:
-        del resident["optimiser state"]
     apart = layout.ds is None and not layout.is_flat
     blocks = []
     for size in resident.values():
@@ -234,11 +229,6 @@ def resident_blocks(layout: EngineLayout, groups: list[WeightGroup]) -> list[int
 def address_bytes(groups: list[WeightGroup]) -> int:
     """Bytes of the table through which a captured optimiser finds the gradients: three numbers a chunk."""
     return 24 * sum(num_chunks(group.sizes, "triton") for group in groups)
-
-
-def setup_bytes(layout: EngineLayout, groups: list[WeightGroup]) -> int:
-    """Bytes of setting the engine up: all weights, and the largest group once more while it moves to its buffer."""
-    return sum(g.weight_bytes() for g in groups) + max(g.weight_bytes() for g in groups) * layout.is_flat
 
 
 def bucket_blocks(layout: EngineLayout, groups: list[WeightGroup]) -> list[int]:

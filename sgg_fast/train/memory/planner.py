@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +44,6 @@ from sgg_fast.train.memory.parts import (
     parameters_of,
     resident_blocks,
     resident_parts,
-    state_bytes,
     update_bytes,
 )
 from sgg_fast.train.memory.plan import GIB, OUTSIDE, MemoryPlan
@@ -68,8 +66,6 @@ class Trace(NamedTuple):
     """Phase -> bytes by kind at its highest point."""
     events: list[Event]
     """Allocations and releases in order."""
-    kept: list[tuple[int, int]]
-    """`Meter.kept`."""
     aside: set[int | str]
     """`Meter.aside`."""
 
@@ -203,9 +199,8 @@ class Planner:
         """Bytes of the allocator's segments beyond the peak, by its own arithmetic on what the run allocates."""
         allocator, keys = CachingAllocator(), itertools.count(-1, -1)
         blocks, trace = resident_blocks(self.layout, self._groups), self._trace(batch)
-        by_zero, later = zero.plans(self.layout), sum(size for _, size in trace.kept)
-        if by_zero:
-            later = sum(resident_parts(self.layout, self._groups)[0].values())
+        by_zero = zero.plans(self.layout)
+        later = sum(resident_parts(self.layout, self._groups)[0].values()) if by_zero else 0
         for size in (*blocks, sum(plan.resident.values()) - sum(blocks) - later):
             allocator.allocate(next(keys), size)
         temporaries = plan.moments.get("update", {}).get("the update's temporaries", 0)
@@ -221,7 +216,7 @@ class Planner:
                 update = zero.update(self.layout, self._groups, keys, first)
                 allocator.run([*trace.events, *update, *ends(trace.events)], aside=trace.aside)
         else:
-            allocator.run(with_kept(step, trace.kept, keys))
+            allocator.run(step)
             allocator.run(step)
         for size in _sizes([model for model in self._frozen if model not in self._called]):
             allocator.allocate(next(keys), size)
@@ -252,11 +247,7 @@ class Planner:
             with ops.assumed(self._backend), self._mode, Meter() as meter:
                 if optim.optimizer_in_backward:
                     group_of = {id(p): WeightGroup((p.numel(),), bits[id(p)], p.dtype) for p in parameters}
-                    meter.use_gradients(
-                        parameters,
-                        lambda p: in_backward_bytes(self.layout, group_of[id(p)]),
-                        lambda p: state_bytes(group_of[id(p)], optim.optimizer),
-                    )
+                    meter.use_gradients(parameters, lambda p: in_backward_bytes(self.layout, group_of[id(p)]))
                 elif self.layout.stage in (1, 2, 3):
                     buffer, aside = gradient_bytes(self.layout, self._groups), self.layout.zero("overlap_comm", False)
                     meter.bucket_gradients(parameters, self.layout.bucket, buffer, aside)
@@ -275,7 +266,7 @@ class Planner:
                     del total
                 for parameter in parameters:
                     parameter.grad = None
-            self._traces[batch] = Trace(meter.peaks, meter.events, meter.kept, meter.aside)
+            self._traces[batch] = Trace(meter.peaks, meter.events, meter.aside)
         return self._traces[batch]
 
     def _sheet(self) -> tuple[dict[str, int], list[Event]]:
@@ -293,8 +284,8 @@ class Planner:
                     meter.phase = "sample sheet"
                     unet(z, torch.zeros(GUIDED), context, encoder_attention_mask=mask)
                     vae.decode(z_0)
-            self._of_sheet = Trace(meter.peaks, meter.events, meter.kept, meter.aside)
-        peaks, events, *_ = self._of_sheet
+            self._of_sheet = Trace(meter.peaks, meter.events, meter.aside)
+        peaks, events, _ = self._of_sheet
         return {"activations": sum(peaks["sample sheet"].values())}, events
 
     def _recomputing(self) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
@@ -306,7 +297,7 @@ class Planner:
         config, on_gpu = self.config, self.layout.device == "cuda"
         fuse = ("on" if on_gpu else "off") if config.model.fuse_unet == "auto" else config.model.fuse_unet
         # Graphs with their relations need the most memory.
-        return config.replace(relation_dropout=0.0, attention="sdpa", fuse_unet=fuse)
+        return config.replace(relation_dropout=0.0, attention="sdpa", cross_attention="auto", fuse_unet=fuse)
 
     @property
     def _backend(self) -> str:
@@ -318,15 +309,6 @@ class Planner:
 def _sizes(models: list[nn.Module]) -> list[int]:
     """Bytes of each tensor of the models."""
     return [t.nbytes for model in models for t in (*model.parameters(), *model.buffers())]
-
-
-def with_kept(events: list[Event], kept: list[tuple[int, int]], keys: Iterator[int]) -> list[Event]:
-    """The events of a first step: those of a step, and what it allocates for good."""
-    made, done = list[Event](), 0
-    for place, size in kept:
-        made += [*events[done:place], (next(keys), size)]
-        done = place
-    return made + events[done:]
 
 
 def whole_step(events: list[Event], update: list[Event]) -> list[Event]:

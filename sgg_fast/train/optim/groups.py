@@ -59,14 +59,13 @@ def parameter_groups(module: nn.Module, optim: OptimConfig, most: float = math.i
     ]
 
 
-def has_flat_kernels(optim: OptimConfig, device: torch.device) -> bool:
-    """Whether fine-tuning without DeepSpeed steps by our kernels: they run here, and all gradients are there at once.
+def is_flat(optim: OptimConfig, device: torch.device) -> bool:
+    """Whether an eager step without DeepSpeed is by `FlatAdam`: where our kernels run, and where nothing else can.
 
-    It is always True with split weights: no other optimiser supports them, and a CPU uses the reference.
+    A CPU would run its reference, so fp32 weights are stepped by torch or bitsandbytes there, after backward.
     """
-    if optim.optimizer_in_backward:
-        return False
-    return optim.weights == "split" or ops.backend_for(device, torch.float32) == "triton"
+    alone = optim.bf16_weights or optim.optimizer_in_backward
+    return alone or ops.backend_for(device, torch.float32) == "triton"
 
 
 def build_optimizer(
@@ -88,7 +87,8 @@ def build_optimizer(
     if flat:
         if optim.optimizer == "adam":
             groups = [{**group, "optim_bits": 32} for group in groups]
-        return FlatAdam(groups, seed, optim.max_grad_norm, split=optim.weights == "split")
+        split, in_backward = optim.weights == "split", optim.optimizer_in_backward
+        return FlatAdam(groups, seed, optim.max_grad_norm, split=split, in_backward=in_backward)
     if optim.optimizer == "adam":
         return torch.optim.Adam(groups, fused=True)
     try:
@@ -97,4 +97,4 @@ def build_optimizer(
         raise ConfigError("--optimizer adam8bit: bitsandbytes cannot be imported; install it or use adam") from error
     from sgg_fast.train.optim.adam_bnb import GroupedAdam8bit
 
-    return GroupedAdam8bit(groups, seed)
+    return GroupedAdam8bit(groups)

@@ -120,3 +120,10 @@ def test_the_first_picture_of_a_process_is_timed_in_a_process(tmp_path):
     warm = next(row for row in read(path) if row["mode"] == "sample")
     assert row["status"] == "ok" and row["call"] == "no kernel to compile"
     assert float(row["ms_p50"]) > float(warm["ms_p50"]), "it loads the libraries and the models too"
+
+
+def test_a_model_that_is_not_there_is_one_line(tmp_path, capsys):
+    (tmp_path / "g.json").write_text("{}")
+    assert infer.main(["--model", str(tmp_path / "g.json"), "--resolution", "32", "--out", str(tmp_path)]) == 2
+    err = capsys.readouterr().err.strip().splitlines()
+    assert err[-1].startswith("infer: ") and "no pipeline there" in err[-1]

@@ -165,10 +165,8 @@ def test_lean_weights_are_bf16_in_the_unet_and_fp32_in_the_graph_modules(built):
     assert {p.dtype for p in module.conditioner.parameters()} == {torch.float32}
     before = weights_of(engine)
     engine.update(IDS, 0)
-    for group in engine.optimizer.param_groups:
-        for p in group["params"]:
-            wanted = torch.uint8 if group["optim_bits"] == 8 else torch.float32
-            assert engine.optimizer.state[p]["state1"].dtype == wanted
+    for own, group in zip(engine.optimizer._groups, engine.optimizer.param_groups, strict=True):
+        assert own.moments[0].dtype == (torch.uint8 if group["optim_bits"] == 8 else torch.float32)
     assert not same(weights_of(engine), before)
 
 
