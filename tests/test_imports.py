@@ -30,7 +30,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sgg_fast/commands/train.py": ("sgg_fast",),
     "sgg_fast/commands/infer.py": ("sgg_fast",),
     "sgg_fast/files.py": ("filelock",),
-    "sgg_fast/quiet.py": ("diffusers", "transformers", "sgg_fast.graph"),
+    "sgg_fast/quiet.py": ("diffusers", "torch", "transformers", "sgg_fast.graph"),
     "sgg_fast/model_card.py": NOUNS,
     "sgg_fast/pipeline.py": ("torch", "numpy", "diffusers", "transformers", "sgg_fast.graph", "sgg_fast.nn",
                              "sgg_fast.diffusion", "sgg_fast.data.formats", "sgg_fast.model_card",

@@ -190,6 +190,7 @@ GATES = {"320": (2048, 1280), "640": (512, 2560), "1280": (128, 5120), "512px": 
 def group_norm_silu(shape: tuple[int, int, int, int], dtype: torch.dtype, wide: torch.dtype, silu: bool) -> None:
     from sgg_kernels.group_norm_silu import group_norm_silu_fwd
     from sgg_kernels.group_norm_silu_bwd import group_norm_silu_bwd
+    from sgg_kernels.segments import column_sum
 
     *sizes, num_groups = shape
     x = torch.empty(sizes, dtype=dtype, device="meta")
@@ -197,7 +198,28 @@ def group_norm_silu(shape: tuple[int, int, int, int], dtype: torch.dtype, wide: 
     shift = torch.empty(sizes[0], 2 * sizes[2], device="meta")[:, : sizes[2]]  # one of a merged projection
     for added in (None, shift) if silu else (None,):  # the first and the second norm of a residual block
         out, *stats = group_norm_silu_fwd(x, added, weight, bias, num_groups, 1e-5, silu)
-        group_norm_silu_bwd(torch.empty_like(out), x, weight, bias, *stats, num_groups, silu)
+        for beside in (None, out):
+            *_, partial = group_norm_silu_bwd(out, x, beside, weight, bias, *stats, num_groups, silu)
+            column_sum(partial, wide)
+
+
+LAYER_NORMS = {"320": (2048, 320), "640": (512, 640), "1280": (128, 1280), "512px": (65536, 320), "odd": (77, 77)}
+"""Rows and width: the UNet's at 256 x 256 and batch 2, 512 x 512 at batch 16, and odd ones."""
+
+
+def add_layer_norm(num_rows: int, width: int, dtype: torch.dtype, wide: torch.dtype) -> None:
+    """The first norm of a transformer block, and those behind an attention, whose bias may come late."""
+    from sgg_kernels.add_layer_norm import add_layer_norm_bwd, add_layer_norm_fwd
+    from sgg_kernels.segments import column_sum
+
+    x = torch.empty(num_rows, width, dtype=dtype, device="meta")
+    weight, bias = (torch.empty(width, dtype=wide, device="meta") for _ in range(2))
+    for residual, late in ((None, None), (x, None), (x, bias)):
+        out, total, *stats = add_layer_norm_fwd(x, residual, late, weight, bias, 1e-5)
+        total = x if residual is None else total
+        for beside in (None, out):
+            _, partial = add_layer_norm_bwd(out, beside, total, weight, *stats, late is not None)
+            column_sum(partial, wide)
 
 
 def geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
@@ -225,7 +247,7 @@ def cross_attention(num_queries: int, num_keys: int, width: int, dtype: torch.dt
 
 
 def unet_cases() -> list[AotCase]:
-    """Normalisation and gate, each in bf16 under autocast, and attention; the first of each kind in every dtype."""
+    """Norms and gate, each in bf16 under autocast, and attention; the first of each kind in every dtype."""
     made = []
     autocast = (_BF16, _F32), (_F16, _F32)
     for name, shape in NORMS.items():
@@ -236,6 +258,12 @@ def unet_cases() -> list[AotCase]:
             made.append(AotCase(title, run, vectors=name not in _ODD_NORMS))
     run = functools.partial(group_norm_silu, NORMS["C/G 20 1024"], _BF16, _F32, False)
     made.append(AotCase("group_norm C/G 20 1024 bfloat16", run, vectors=True))
+    for name, shape in LAYER_NORMS.items():
+        most = ((_F32, _F32), (_F16, _F16), (_BF16, _BF16), (_BF16, _F32)) if name == "320" else ((_BF16, _BF16),)
+        for dtype, wide in most:
+            run = functools.partial(add_layer_norm, *shape, dtype, wide)
+            title = f"add_layer_norm {name} {str(dtype)[6:]}{' autocast' * (dtype != wide)}"
+            made.append(AotCase(title, run, vectors=name != "odd"))
     for name, (num_rows, width) in GATES.items():
         for dtype in (_F32, _F16, _BF16) if name == "320" else (_BF16,):
             run = functools.partial(geglu, num_rows, width, dtype)

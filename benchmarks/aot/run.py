@@ -3,6 +3,7 @@
     python -m benchmarks.aot.run                        # five chips
     python -m benchmarks.aot.run --arch sm_89 --counts  # one chip, with the counters of its kernels
     python -m benchmarks.aot.run --arch sm_89 --case geglu --verbose
+    python -m benchmarks.aot.run --write                # the counters' table in kernels/README.md, of a case a kernel
 
 The machine (`benchmarks.aot.ptx`) executes the PTX at small sizes and checks bounds, alignment, unwritten memory and
 races. Programs that two chips share run once. A basic block that no run enters is printed with its reason. A block
@@ -17,14 +18,31 @@ import dataclasses
 import pathlib
 import re
 import time
+from collections.abc import Callable
 
 from benchmarks.aot.rules import CHIPS, AotError, in_fresh_process
+from benchmarks.harness.readme_table import ReadmeTable, markdown
 from sgg_fast.commands import command
 from sgg_fast.commands.flags import OneLineParser
 
 KERNELS = pathlib.Path(__file__).resolve().parents[2] / "kernels" / "sgg_kernels"
 MOST_UNENTERED = 0.03
 """Share of the basic blocks of all programs."""
+
+COUNTED_ARCH = "sm_89"
+COUNTED = (
+    "pack padded masked",
+    "hash_draw normal",
+    "adam paper",
+    "adam8bit 8 unet split",
+    *(f"{op} {size}" for op in ("gather_add_relu", "scatter_mean", "masked_pool", "triple_context")
+      for size in ("bucket bf16", "scale autocast")),
+    "group_norm_silu C/G 10 1024 bfloat16",
+    "group_norm_silu 512px bfloat16",
+    "add_layer_norm 320 bfloat16",
+    "geglu 320 bfloat16",
+)  # fmt: skip
+"""Cases of the table in kernels/README.md: the paper's bucket or level, and one that reaches the split kernels."""
 
 _LOOP = "skips a loop that has at least one turn: "
 REASONS: dict[tuple[str, str], str] = {
@@ -46,6 +64,12 @@ REASONS: dict[tuple[str, str], str] = {
 """(start of a kernel's name, text in the Python line of a block) -> the reason why no run enters that block."""
 
 
+COLUMNS = (
+    "kernel", "instructions", "float", "special", "integer", "move", "global", "shared", "warp", "sectors a load",
+    "useful", "sectors a store", "useful", "passes more", "barriers",
+)  # fmt: skip
+
+
 @dataclasses.dataclass
 class Result:
     """Findings of one chip's process."""
@@ -63,10 +87,12 @@ class Result:
     sources: dict[str, list[str]] = dataclasses.field(default_factory=dict)
     """Digest -> the source line of each block."""
     counts: list[str] = dataclasses.field(default_factory=list)
+    cells: list[list[str]] = dataclasses.field(default_factory=list)
+    """The counts as rows of the table in kernels/README.md."""
 
 
-def compile_programs(result: Result, pattern: str) -> dict[str, set[str]]:
-    """Digests of each AOT case whose name contains `pattern`; every launch is compiled, none is run."""
+def compile_programs(result: Result, chosen: Callable[[str], bool]) -> dict[str, set[str]]:
+    """Digests of each chosen AOT case; every launch is compiled, none is run."""
     from sgg_kernels.launch import intercept
 
     from benchmarks.aot.cases import cases
@@ -82,26 +108,32 @@ def compile_programs(result: Result, pattern: str) -> dict[str, set[str]]:
             result.programs.setdefault(program, []).append(f"{name}: {kernel.__name__}")
             return True
 
-        if pattern in case.name:
+        if chosen(case.name):
             with intercept(take):
                 case.run()
     return made
 
 
-def work(arch: str, known: set[str], pattern: str, counts: bool) -> Result:
-    """Run one chip in this process. known: digests of programs already found correct."""
+def work(arch: str, known: set[str], pattern: str, counts: bool, exact: tuple[str, ...] = ()) -> Result:
+    """Run one chip in this process: cases whose name contains `pattern`, or those of `exact`.
+
+    known: digests of programs already found correct.
+    """
     import torch
 
     from benchmarks.aot.ptx.cases import small_cases
     from benchmarks.aot.ptx.counts import Row, header
     from benchmarks.aot.ptx.host import Host
 
+    def chosen(name: str) -> bool:
+        return name in exact if exact else pattern in name
+
     torch.set_num_threads(1)
     result, host, done = Result(arch), Host(arch, count=counts), {}
     with host.taking_over():
-        programs = compile_programs(result, pattern)
+        programs = compile_programs(result, chosen)
         for name, run in small_cases().items():
-            if pattern not in name:
+            if not chosen(name):
                 continue
             if programs[name] <= known:
                 result.cases[name] = "shared"
@@ -122,6 +154,7 @@ def work(arch: str, known: set[str], pattern: str, counts: bool) -> Result:
         for program, kernel in host.kernels.items():
             kernel.add_to(rows[host.names[program]])
         result.counts = [header(), *(row.line() for row in rows.values())]
+        result.cells = [row.cells() for row in rows.values()]
     return result
 
 
@@ -191,6 +224,18 @@ def report(results: list[Result], whole: bool) -> list[str]:
     return wrong
 
 
+def body() -> str:
+    """The table of kernels/README.md: instructions and memory accesses of the compiled kernels."""
+    result = in_fresh_process(work, COUNTED_ARCH, set(), "", True, COUNTED)
+    wrong = [f"{name}: {why}" for name, why in result.cases.items() if why]
+    if wrong:
+        raise AotError("; ".join(wrong))
+    return "\n".join(markdown(COLUMNS, result.cells))
+
+
+TABLE = ReadmeTable("aot.run", "instructions", body)
+
+
 @command("aot.run", refused=(AotError, OSError))
 def main(argv: list[str] | None) -> int:
     """The command line; returns the exit code."""
@@ -198,8 +243,12 @@ def main(argv: list[str] | None) -> int:
     parser.add_argument("--arch", nargs="+", choices=list(CHIPS), default=list(CHIPS), help="chips (all)")
     parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name holds this (all)")
     parser.add_argument("--counts", action="store_true", help="instructions, sectors, bank conflicts and barriers")
+    parser.add_argument("--write", action="store_true", help="only put the counters' table into kernels/README.md")
+    parser.add_argument("--check", action="store_true", help="only compare that table with kernels/README.md")
     parser.add_argument("--verbose", action="store_true", help="a line for every case")
     args = parser.parse_args(argv)
+    if args.write or args.check:
+        return TABLE.put(write=args.write)
     began, results, known = time.perf_counter(), [], set()
     for arch in args.arch:
         results.append(in_fresh_process(work, arch, known, args.case, args.counts))

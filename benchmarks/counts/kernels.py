@@ -24,19 +24,24 @@ from sgg_kernels.launch import intercept
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.counts import roofline
+from benchmarks.counts import model, roofline
 from benchmarks.counts.roofline import CHIPS
 from benchmarks.harness.readme_table import ReadmeTable, markdown
 from benchmarks.ops import baselines as baselines_torch
 from benchmarks.ops import optimisers
 from benchmarks.ops.baselines import OpForm
-from benchmarks.ops.cases import GRAPH_OPS, IMAGE_OPS, Case
+from benchmarks.ops.cases import FORWARD_ONLY, GRAPH_OPS, IMAGE_OPS, Case
 from benchmarks.ops.registry import DTYPES, ImageShape, Inputs, Shape, inputs
 from sgg_fast import ops
 from sgg_fast.train.optim.adam_flat import FlatAdam
 
 TABLE_DTYPE = "bf16"
 TABLE_SIZES = ("paper", "1e6")
+
+
+def _dtype(op: str) -> str:
+    return FORWARD_ONLY.get(op, TABLE_DTYPE)
+
 
 _NO_KERNEL = {
     "_unsafe_view", "_reshape_alias", "alias", "detach", "empty", "empty_like", "empty_strided", "lift_fresh",
@@ -48,7 +53,7 @@ _GATHERS = {"index", "index_select", "gather", "embedding"}
 _ADDS = {"index_add", "index_add_", "scatter_add", "scatter_add_", "index_put", "index_put_", "_index_put_impl_"}
 
 
-def _bytes(tensor: torch.Tensor) -> int:
+def tensor_bytes(tensor: torch.Tensor) -> int:
     """Distinct bytes: an expanded dimension is read once."""
     num = 1
     for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
@@ -62,17 +67,17 @@ def operator_bytes(name: str, arguments: list[torch.Tensor], outputs: list[torch
     A gather reads the rows that it returns, not its whole table. A scattered sum reads its source and its indices,
     copies its destination unless it works in place, and reads and writes the rows that it adds to.
     """
-    written = sum(map(_bytes, outputs))
+    written = sum(map(tensor_bytes, outputs))
     if name in _WRITES_ONLY:
         return written
     if name in _GATHERS:
-        return 2 * written + sum(_bytes(t) for t in arguments[1:])
+        return 2 * written + sum(tensor_bytes(t) for t in arguments[1:])
     if name in _ADDS:
-        target, given = arguments[0], sum(map(_bytes, arguments[1:]))
-        source = max((t for t in arguments[1:] if t.dtype == target.dtype), key=_bytes)
-        touched = 2 * min(_bytes(source), _bytes(target))
-        return given + touched + (0 if name.endswith("_") else 2 * _bytes(target))
-    return sum(map(_bytes, arguments)) + written
+        target, given = arguments[0], sum(map(tensor_bytes, arguments[1:]))
+        source = max((t for t in arguments[1:] if t.dtype == target.dtype), key=tensor_bytes)
+        touched = 2 * min(tensor_bytes(source), tensor_bytes(target))
+        return given + touched + (0 if name.endswith("_") else 2 * tensor_bytes(target))
+    return sum(map(tensor_bytes, arguments)) + written
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +147,8 @@ def count_plain(op: str, backend: str, size: str) -> list[Count] | None:
     form = baselines_torch.form(op, backend)
     if form is None:
         return None
-    given = inputs(Case(op, "fwd_bwd", size, TABLE_DTYPE), "meta")
-    return [counter.count() for counter in observe(form, given, backward=True)]
+    given = inputs(Case(op, "fwd_bwd", size, _dtype(op)), "meta")
+    return [counter.count() for counter in observe(form, given, backward=op not in FORWARD_ONLY)]
 
 
 @contextlib.contextmanager
@@ -178,8 +183,8 @@ def count_kernels(op: str, size: str) -> list[Count]:
 
     Memory is reserved but never touched, so E = 1e6 costs nothing.
     """
-    given = inputs(Case(op, "fwd_bwd", size, TABLE_DTYPE), "cpu", drawn=False)
-    form, itemsize = baselines_torch.form(op, "ours"), DTYPES[TABLE_DTYPE].itemsize
+    given = inputs(Case(op, "fwd_bwd", size, _dtype(op)), "cpu", drawn=False)
+    form, itemsize = baselines_torch.form(op, "ours"), DTYPES.get(_dtype(op), torch.int32).itemsize
     assert form is not None
     leaves = {name: t.detach().requires_grad_() for name, t in given.tensors.items()}
     with counted_launches() as seen:
@@ -221,16 +226,21 @@ def _cell(count: Count | None) -> str:
     return "" if count is None else f"{count.launches} / {_number(count.bytes / 1e6)}"
 
 
-def _times(least: roofline.Traffic) -> list[str]:
-    return [_number(1e6 * least.seconds(chip)) for chip in CHIPS]
-
-
 PASSES = ("forward", "backward")
-_MICROSECONDS = [f"{chip.name}, us" for chip in CHIPS]
+_MICROSECONDS = [f"{chip.name}, us: {what}" for chip in CHIPS for what in ("least", "ours")]
 
 
-def _least(op: str, number: int, shape: Shape | ImageShape, dtype: str = TABLE_DTYPE) -> roofline.Traffic:
-    itemsize = DTYPES.get(dtype, torch.int32).itemsize
+def _both_times(op: str, number: int, size: str, least: roofline.Traffic) -> list[str]:
+    """Cells of `_MICROSECONDS`; no number of ours for an op that the machine does not run."""
+    cells = []
+    for chip in CHIPS:
+        ours = model.seconds(op, ("fwd", "bwd")[number], size, _dtype(op), chip)
+        cells += [_number(1e6 * least.seconds(chip)), "" if ours is None else _number(1e6 * ours)]
+    return cells
+
+
+def _least(op: str, number: int, shape: Shape | ImageShape) -> roofline.Traffic:
+    itemsize = DTYPES.get(_dtype(op), torch.int32).itemsize
     return roofline.compulsory(op, ("fwd", "bwd")[number], shape, itemsize)
 
 
@@ -247,9 +257,10 @@ def table(size: str) -> list[str]:
             least = _least(op, number, inputs(Case(op, "fwd", size, TABLE_DTYPE), "meta").shape)
             cells = [_cell(found and found[number]) for found in plain]
             least_cell = _number(least.bytes / 1e6) if gemms else _cell(Count(1, least.bytes))
-            rows.append([op, PASSES[number], *cells, _cell(total), least_cell, *_times(least)])
+            rows.append([op, PASSES[number], *cells, _cell(total), least_cell, *_both_times(op, number, size, least)])
             if gemms:
-                rows.append(["of which GEMMs", PASSES[number], "", "", _cell(gemms[number]), "", *[""] * len(CHIPS)])
+                empty = [""] * len(_MICROSECONDS)
+                rows.append(["of which GEMMs", PASSES[number], *[""] * len(cells), _cell(gemms[number]), "", *empty])
     header = ["op", "pass", "sg2im's form", "eager", "ours", "least", *_MICROSECONDS]
     return [f"{shape}, {TABLE_DTYPE}; each cell: launches / MB", "", *markdown(header, rows)]
 
@@ -261,11 +272,11 @@ def image_table() -> list[str]:
     """Normalisation and gate of the UNet's top level."""
     rows = []
     for op, size in itertools.product(IMAGE_OPS, IMAGE_TABLE_SIZES):
-        shape, eager = inputs(Case(op, "fwd", size, TABLE_DTYPE), "meta").shape, count_plain(op, "eager", size)
+        shape, eager = inputs(Case(op, "fwd", size, _dtype(op)), "meta").shape, count_plain(op, "eager", size)
         for number, ours in enumerate(count_kernels(op, size)):
             least = _least(op, number, shape)
-            cells = [_cell(eager and eager[number]), _cell(ours), _cell(Count(1, least.bytes)), *_times(least)]
-            rows.append([op, str(shape), PASSES[number], *cells])
+            cells = [_cell(eager and eager[number]), _cell(ours), _cell(Count(1, least.bytes))]
+            rows.append([op, str(shape), PASSES[number], *cells, *_both_times(op, number, size, least)])
     header = ["op", "shape", "pass", "eager", "ours", "least", *_MICROSECONDS]
     return [f"{TABLE_DTYPE}; each cell: launches / MB", "", *markdown(header, rows)]
 
@@ -280,14 +291,14 @@ def pack_table() -> list[str]:
             form = baselines_torch.form("pack", "reference")
             assert form is not None
             plain = _cell(observe(form, given, backward=False)[0].count())
-        least, z = _least("pack", 0, given.shape, "int32"), given.shape
+        least, z = _least("pack", 0, given.shape), given.shape
         shape = f"B={z.graphs} N={z.objects} E={z.relations}"
-        rows.append([shape, plain, _cell(ours), _cell(Count(1, least.bytes)), *_times(least)])
+        rows.append([shape, plain, _cell(ours), _cell(Count(1, least.bytes)), *_both_times("pack", 0, size, least)])
     return markdown(["pack", "reference, aten operators", "ours", "least", *_MICROSECONDS], rows)
 
 
-def count_optimiser(op: str, weights: str) -> int:
-    """Launches of one step of two groups, as in the UNet: matrices, and weights with 32-bit state."""
+def launched_by_optimiser(op: str, weights: str) -> list[str]:
+    """Kernels of one step of two groups, as in the UNet: matrices, and weights with 32-bit state."""
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16
     groups = []
     for bits in (8 if op == "adam8bit" else 32, 32):
@@ -296,7 +307,7 @@ def count_optimiser(op: str, weights: str) -> int:
     made = FlatAdam(groups, seed=0, max_norm=1.0, split=weights == "split")
     with counted_launches() as seen:
         made.step()
-    return len(seen)
+    return seen
 
 
 def optimiser_table() -> list[str]:
@@ -308,7 +319,7 @@ def optimiser_table() -> list[str]:
             scales = num // 16 if op == "adam8bit" else 0
             moved = roofline.Traffic(num * (each + norm) + scales)
             times = [_number(1e3 * moved.seconds(chip)) for chip in CHIPS]
-            cells = [str(count_optimiser(op, weights)), str(each), str(norm), _number(moved.bytes / 1e9)]
+            cells = [str(len(launched_by_optimiser(op, weights))), str(each), str(norm), _number(moved.bytes / 1e9)]
             rows.append([op, weights, *cells, *times])
     header = ["op", "weights", "launches", "bytes an element", "and norm", "GB", *(f"{c.name}, ms" for c in CHIPS)]
     return [f"{num:,} weights; *norm* reads each gradient once more", "", *markdown(header, rows)]

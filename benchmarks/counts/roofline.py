@@ -18,15 +18,20 @@ INT = 4
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """The two rates of a data sheet."""
+    """Rates of a data sheet, and a latency."""
 
     name: str
     bytes_per_second: float
     flops: float
     """Dense bf16, fp32 accumulation."""
+    sms: int
+    clock: float
+    """Hz under load; an SM issues four instructions of a warp a clock."""
+    latency: float
+    """Seconds of a load from memory; assumed, from what others measured on like chips."""
 
 
-CHIPS = (Chip("RTX 4090", 1008e9, 165e12), Chip("H200", 4.8e12, 990e12))
+CHIPS = (Chip("RTX 4090", 1008e9, 165e12, 128, 2.5e9, 3e-7), Chip("H200", 4.8e12, 990e12, 132, 1.7e9, 5e-7))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,13 +109,31 @@ def _group_norm_silu(z: ImageShape, s: int, backward: bool) -> Traffic:
     return Traffic(3 * image + 2 * parameters if backward else 2 * image + parameters)
 
 
+def _group_norm_silu_shift(z: ImageShape, s: int, backward: bool) -> Traffic:
+    """And the shift read, or its gradient written."""
+    return _group_norm_silu(z, s, backward) + Traffic(z.images * z.width * s)
+
+
+def _add_layer_norm(z: ImageShape, s: int, backward: bool) -> Traffic:
+    """x and residual read, sum and norm written; backward, both gradients and the sum read, one gradient written."""
+    return Traffic((4 * z.images * z.pixels + (4 if backward else 3)) * z.width * s)
+
+
+def _hash_draw(z: ImageShape, s: int, backward: bool) -> Traffic:
+    assert not backward, "random numbers have no gradient"
+    return Traffic(z.images * z.pixels * z.width * s)
+
+
 def _geglu(z: ImageShape, s: int, backward: bool) -> Traffic:
     return Traffic((5 if backward else 3) * z.images * z.pixels * z.width * s)
 
 
 _FORMULAS: dict[str, Callable[..., Traffic]] = {
     "group_norm_silu": _group_norm_silu,
+    "group_norm_silu_shift": _group_norm_silu_shift,
+    "add_layer_norm": _add_layer_norm,
     "geglu": _geglu,
+    "hash_draw": _hash_draw,
     "gather_add_relu": _gather_add_relu,
     "scatter_mean": _scatter_mean,
     "masked_pool": _masked_pool,
@@ -149,7 +172,7 @@ def issued(op: str, backward: bool, shape: Shape | ImageShape, itemsize: int) ->
         # A norm reads its inputs twice: for their sums, which are left out, and to apply them.
         again = (2 if backward else 1) * shape.images * shape.pixels * shape.width * itemsize
         least = compulsory(op, "bwd" if backward else "fwd", shape, itemsize).bytes
-        return least + (again if op == "group_norm_silu" else 0)
+        return least + (again if op.startswith("group_norm_silu") else 0)
     from sgg_kernels.scatter_mean import ROWS
 
     z, s = shape, itemsize

@@ -27,7 +27,7 @@ from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
 
-from benchmarks.counts.kernels import Count, OpCounter, _bytes, triton_everywhere
+from benchmarks.counts.kernels import Count, OpCounter, tensor_bytes, triton_everywhere
 from benchmarks.harness.readme_table import ReadmeTable, markdown
 from sgg_fast.nn import fuse
 
@@ -113,7 +113,7 @@ class UNetCounter(OpCounter):
         elif func.namespace == "sgg_count":
             outputs = result if isinstance(result, tuple) else (result,)
             self.launches[name] += ATTENTION_LAUNCHES[name.endswith("bwd")]
-            self.moved[name] += sum(map(_bytes, (*args, *outputs)))
+            self.moved[name] += sum(map(tensor_bytes, (*args, *outputs)))
         return result
 
     def _run(self, launcher: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -121,7 +121,8 @@ class UNetCounter(OpCounter):
 
         def note(kernel: Any, grid: tuple[int, ...], given: tuple[Any, ...], options: dict[str, Any]) -> bool:
             self.launches[kernel.__name__] += 1
-            self.moved[kernel.__name__] += sum(_bytes(t) for t in given if isinstance(t, torch.Tensor))
+            different = {id(t): t for t in given if isinstance(t, torch.Tensor)}  # one may stand for an absent one
+            self.moved[kernel.__name__] += sum(map(tensor_bytes, different.values()))
             return True
 
         def bare_of(a: torch.Tensor) -> torch.Tensor:

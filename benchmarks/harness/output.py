@@ -121,6 +121,10 @@ class OpRow(Row):
     """GPU: by torch's profiler. CPU: aten operators that run a kernel."""
     error: float | None = None
     """Largest relative L2 error against float64, outputs and gradients."""
+    least_ms: float | None = None
+    """PREDICTION of the least time on this GPU (`counts/roofline.py`); empty for a GPU without a data sheet there."""
+    model_ms: float | None = None
+    """PREDICTION for our kernels on this GPU (`counts/model.py`); empty for cases that the machine has not run."""
 
     def set_rate(self, times: Times, num_bytes: int, copy: float) -> None:
         """Set the times, and the rates of `num_bytes` compulsory bytes; copy: bytes a second of a copy."""
@@ -134,6 +138,9 @@ class OpRow(Row):
         if self.ms_p50 is not None:
             share = "" if self.copy_share is None else f"{100 * self.copy_share:5.1f} % of copy"
             numbers = f"{self.ms_p20:9.4f} {self.ms_p50:9.4f} {self.ms_p80:9.4f} ms {self.gb_s:8.1f} GB/s {share}"
+            if self.least_ms is not None:
+                model = "" if self.model_ms is None else f", of these kernels {self.model_ms:.4f}"
+                numbers += f" PREDICTION: least {self.least_ms:.4f} ms{model}"
         name = f"{self.op} {self.mode} {self.size} {self.dtype}"
         return f"{name:36} {self.backend:9} {self.call:6} {self.l2:7} {numbers}"
 

@@ -52,14 +52,18 @@ class ReadmeTable:
         parser.add_argument("--write", action="store_true", help="put the table into kernels/README.md")
         parser.add_argument("--check", action="store_true", help="compare with kernels/README.md")
         args = parser.parse_args(argv)
+        if args.write or args.check:
+            return self.put(args.write)
+        print(self.section())
+        return 0
+
+    def put(self, write: bool) -> int:
+        """Put the table into the README, or only compare; exit status 1 if the README has another one."""
         made, old = self.section(), self.committed()
-        if args.write:
+        if write:
             assert old, f"{README} has no markers"
             README.write_text(README.read_text(encoding="utf-8").replace(old, made), encoding="utf-8")
-        elif args.check:
-            if made != old:
-                print(f"{README.name} differs from what the code counts; {self.typed}")
-                return 1
-        else:
-            print(made)
+        elif made != old:
+            print(f"{README.name} differs from what the code counts; {self.typed}")
+            return 1
         return 0

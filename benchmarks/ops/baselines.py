@@ -254,6 +254,66 @@ def _norm_ours(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
 FORMS["group_norm_silu", "ours"] = FORMS["group_norm_silu", "reference"] = _norm_ours
 
 
+@_form("group_norm_silu_shift", "eager")
+def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
+    moved = t["x"] + t["shift"][:, None]
+    return FORMS["group_norm_silu", "eager"](inputs, {**t, "x": moved})
+
+
+def _shifted_ours(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
+    """The public op with its shift, on the current kernels of `sgg_fast.ops`."""
+    groups, w, b, shift = _groups(inputs), t["weight"], t["bias"], t["shift"]
+    return (_norm(inputs, t["x"], lambda x: ops.group_norm_silu(x, w, b, groups, NORM_EPS, shift_BC=shift)),)
+
+
+FORMS["group_norm_silu_shift", "ours"] = FORMS["group_norm_silu_shift", "reference"] = _shifted_ours
+
+
+def _key(inputs: Inputs) -> tuple[int | torch.Tensor, ...]:
+    """The key of a draw of noise: seed, step, sample, purpose."""
+    return 9, inputs.index["step"], inputs.index["sample"], 12
+
+
+def _num_normal(inputs: Inputs) -> tuple[int]:
+    return (inputs.shape.pixels * inputs.shape.width,)
+
+
+@_form("hash_draw", "eager")
+def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
+    return (reference.hash_normal(_num_normal(inputs), *_key(inputs)),)
+
+
+def _draw_ours(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
+    """The public op, on the current kernels of `sgg_fast.ops`."""
+    return (ops.hash_normal(_num_normal(inputs), *_key(inputs)),)
+
+
+FORMS["hash_draw", "ours"] = FORMS["hash_draw", "reference"] = _draw_ours
+
+
+def exact_draw(inputs: Inputs) -> torch.Tensor:
+    """hash_draw in float64: Box & Muller (1958) on the same uniform numbers."""
+    columns = [word[:, None] if isinstance(word, torch.Tensor) else word for word in _key(inputs)]
+    (num,) = _num_normal(inputs)
+    index = torch.arange(2 * num, device=inputs.index["sample"].device)
+    u = reference.hash_uniform(*columns, index).double()
+    return torch.sqrt(-2 * torch.log(u[:, ::2])) * torch.cos(2 * torch.pi * u[:, 1::2])
+
+
+@_form("add_layer_norm", "eager")
+def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
+    total = t["x"] + t["late"] + t["residual"]
+    return F.layer_norm(total, total.shape[-1:], t["weight"], t["bias"], NORM_EPS), total
+
+
+def _add_layer_norm_ours(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
+    """The public op, on the current kernels of `sgg_fast.ops`."""
+    return ops.add_layer_norm(t["x"], t["weight"], t["bias"], NORM_EPS, t["residual"], t["late"])
+
+
+FORMS["add_layer_norm", "ours"] = FORMS["add_layer_norm", "reference"] = _add_layer_norm_ours
+
+
 @_form("geglu", "eager")
 def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
     a, gate = t["x"].chunk(2, dim=-1)

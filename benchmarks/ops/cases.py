@@ -13,9 +13,13 @@ WIDTH = 512
 
 GRAPH_OPS = ("scatter_mean", "masked_pool", "gather_add_relu", "triple_context", "graph_mean", "layer", "pack")
 """`layer` is one whole triple convolution (plain form), its GEMMs included; `pack` copies integers."""
-IMAGE_OPS = ("group_norm_silu", "geglu")
-"""Ops of the UNet; geglu's rows are the pixels of all images, four times the channels wide."""
+IMAGE_OPS = ("group_norm_silu", "group_norm_silu_shift", "add_layer_norm", "geglu", "hash_draw")
+"""Ops of the UNet and its noise; geglu's rows are the pixels of all images, four times the channels wide, and hash_draw
+makes the latents' noise. `group_norm_silu_shift` has a shift for each image and channel, as the time embedding's."""
 OPS = GRAPH_OPS + IMAGE_OPS
+
+FORWARD_ONLY = {"pack": "int32", "hash_draw": "fp32"}
+"""Ops without a gradient, and the one dtype of their results."""
 
 BACKENDS = ("ours", "reference", "eager", "compile", "pyg", "sg2im")
 """Forms of an op (`baselines.py`)."""
@@ -23,8 +27,8 @@ OPTIMISERS = ("ours", "reference", "foreach", "fused", "bitsandbytes", "torchao"
 OPTIMISER_SIZES = ("tiny", "graph", "unet")
 """Forms and sizes of an optimiser's step (`optimisers.py`)."""
 
-TARGETED = ("scatter_mean", "masked_pool")
-"""Ops whose speed has a target (`targets.py`)."""
+HEADLINE = ("scatter_mean", "masked_pool")
+"""Ops that are measured first. `targets.py` has a target for every op."""
 
 MODES = ("fwd", "bwd", "fwd_bwd")
 
@@ -48,6 +52,7 @@ IMAGE_SIZES = {"tiny": (1, 16), "paper": (2, 32 * 32), "512px": (2, 64 * 64), "5
 """Name -> (images, pixels of the latents): the UNet's top level; `paper` is 256 x 256 at batch 2."""
 IMAGE_CHANNELS = 320
 """Channels of the UNet's top level, in 32 groups; the default width."""
+LATENT_CHANNELS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,10 +69,10 @@ class Case:
 def cases(
     ops: Sequence[str], sizes: Sequence[str], dtypes: Sequence[str], modes: Sequence[str], width: int = WIDTH
 ) -> list[Case]:
-    """The requested cases, those with a target first, so a run that is out of time loses the last ones.
+    """The requested cases, the headline first, so a run that is out of time loses the last ones.
 
-    Graph ops and image ops have sizes of their own; `tiny` and `paper` belong to both. `pack` is exact integers and has
-    no backward; the layer stops at 1e5 relations, the limit of its check in float64.
+    Graph ops and image ops have sizes of their own; `tiny` and `paper` belong to both. Ops without a gradient have one
+    dtype and no backward; the layer stops at 1e5 relations, the limit of its check in float64.
     """
     made = []
     for first in (True, False):
@@ -76,10 +81,11 @@ def cases(
                 for op in ops:
                     if size not in (SIZES if op in GRAPH_OPS else IMAGE_SIZES):
                         continue
-                    if (op in TARGETED) != first or (op == "layer" and SIZES[size][1] > 10**5):
+                    if (op in HEADLINE) != first or (op == "layer" and SIZES[size][1] > 10**5):
                         continue
-                    if op == "pack":
-                        made += [Case(op, "fwd", size, "int32", width)] if dtype == dtypes[0] and "fwd" in modes else []
+                    if op in FORWARD_ONLY:
+                        if dtype == dtypes[0] and "fwd" in modes:
+                            made.append(Case(op, "fwd", size, FORWARD_ONLY[op], width))
                     else:
                         made += [Case(op, mode, size, dtype, width) for mode in modes]
     return made

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 
+from benchmarks.counts import model
 from benchmarks.counts.roofline import CHIPS
 from benchmarks.harness import measure
 from benchmarks.harness.output import OpRow, Output, UnavailableError, device_of, in_time
@@ -158,6 +159,8 @@ def rows(op: str, weights: str, size: str, name: str, device: torch.device, seco
     optimizer = built(name, op, weights, sizes, device)
     assert optimizer is not None
     num_bytes, copy = num * BYTES[op][weights], measure.copy_bandwidth(device)
+    if chip := model.chip_of(row.device):
+        row.least_ms = 1e3 * num_bytes / chip.bytes_per_second
     row.set_rate(measure.call_times(optimizer.step, device, seconds), num_bytes, copy)
     if device.type == "cuda":
         row.launches = measure.launches(optimizer.step, device)

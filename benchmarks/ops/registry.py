@@ -15,7 +15,16 @@ import numpy as np
 import torch
 from sgg_kernels.reference.pack import STORE_FIELDS, MaskKey
 
-from benchmarks.ops.cases import GRAPH_OPS, IMAGE_CHANNELS, IMAGE_OPS, IMAGE_SIZES, SIZES, WIDTH, Case
+from benchmarks.ops.cases import (
+    GRAPH_OPS,
+    IMAGE_CHANNELS,
+    IMAGE_OPS,
+    IMAGE_SIZES,
+    LATENT_CHANNELS,
+    SIZES,
+    WIDTH,
+    Case,
+)
 from sgg_fast import ops
 from sgg_fast.graph import SceneGraphBatch
 from sgg_fast.nn.encoder import TripleConv
@@ -58,7 +67,7 @@ class ImageShape:
     images: int
     pixels: int
     width: int
-    """Columns of the output: channels, or geglu's hidden width."""
+    """Columns of the output: channels, geglu's hidden width, or the latents' channels."""
 
     def __str__(self) -> str:
         return f"B={self.images} S={self.pixels} C={self.width}"
@@ -76,7 +85,8 @@ class Inputs:
 
     int64: `subject`, `object`, `receiver` (both, [2E]), `object_graph`, `relation_graph`, and `object_bin`,
     `relation_bin`, in which masked rows go to one extra bin. fp32 [rows, 1], one over a row's number of summands (1 for
-    none): `receiver_share`, `object_bin_share`, `relation_bin_share`, `relation_graph_share`.
+    none): `receiver_share`, `object_bin_share`, `relation_bin_share`, `relation_graph_share`. hash_draw's key: `sample`
+    int64 [B], `step` int32 [1].
     """
     bias: torch.Tensor
     """Zeros for our ops. In the other forms a linear layer adds its bias and sums its gradient; our op does both
@@ -185,9 +195,17 @@ def draw(size: str, device: torch.device, seed: int = 0) -> tuple[Draw, Shape]:
 def _shapes(op: str, shape: Shape | ImageShape) -> dict[str, tuple[int, ...]]:
     """Floating inputs of an op by name, without the layer's weights."""
     if isinstance(shape, ImageShape):
-        if op == "geglu":
-            return {"x": (shape.images * shape.pixels, 2 * shape.width)}
-        return {"x": (shape.images, shape.pixels, shape.width), "weight": (shape.width,), "bias": (shape.width,)}
+        norm = {"x": (shape.images, shape.pixels, shape.width), "weight": (shape.width,), "bias": (shape.width,)}
+        return {
+            "geglu": {"x": (shape.images * shape.pixels, 2 * shape.width)},
+            "group_norm_silu": norm,
+            "group_norm_silu_shift": norm | {"shift": (shape.images, shape.width)},
+            "hash_draw": {},
+            "add_layer_norm": {
+                **dict.fromkeys(("x", "residual"), (shape.images * shape.pixels, shape.width)),
+                **dict.fromkeys(("late", "weight", "bias"), (shape.width,)),
+            },
+        }[op]
     n, e, d = shape.objects, shape.relations, shape.width
     return {
         "gather_add_relu": {"ac": (n, 2 * d), "b": (e, d)},
@@ -224,7 +242,8 @@ def inputs(case: Case, device: torch.device | str, seed: int = 0, drawn: bool = 
     shape: Shape | ImageShape = Shape.of(batch, case.width)
     if case.op in IMAGE_OPS:
         channels = IMAGE_CHANNELS if case.width == WIDTH else case.width
-        shape = ImageShape(*IMAGE_SIZES[case.size], 4 * channels if case.op == "geglu" else channels)
+        width = {"geglu": 4 * channels, "hash_draw": LATENT_CHANNELS}.get(case.op, channels)
+        shape = ImageShape(*IMAGE_SIZES[case.size], width)
     elif case.op == "pack":
         made, shape = draw(case.size, device, seed)
     batch = batch.to(device)
@@ -251,6 +270,10 @@ def inputs(case: Case, device: torch.device | str, seed: int = 0, drawn: bool = 
     num_bins = batch.num_graphs + 1
     index["object_bin"] = index["object_graph"].where(batch.object_pooled != 0, num_bins - 1)
     index["relation_bin"] = index["relation_graph"].where(batch.relation_pooled != 0, num_bins - 1)
+    if case.op == "hash_draw":
+        assert isinstance(shape, ImageShape)
+        index["sample"] = torch.arange(shape.images, device=subject.device) + 10_000 * seed
+        index["step"] = torch.full((1,), 7, dtype=torch.int32, device=subject.device)
     ends = {"receiver": batch.num_objects, "object_bin": num_bins, "relation_bin": num_bins,
             "relation_graph": batch.num_graphs}  # fmt: skip
     for name, num in ends.items():

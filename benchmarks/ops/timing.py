@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from benchmarks.counts import kernels as counts
-from benchmarks.counts import roofline
+from benchmarks.counts import model, roofline
 from benchmarks.harness import measure, plots, verify
 from benchmarks.harness.output import OpRow, Output, UnavailableError, device_of, first_line, in_time
 from benchmarks.ops import baselines, registry
@@ -74,6 +74,11 @@ def _least(case: Case, shape: registry.Shape | registry.ImageShape) -> roofline.
 
 def _timed(row: OpRow, times: measure.Times, case: Case, inputs: Inputs, device: torch.device, **changes: str) -> OpRow:
     row = dataclasses.replace(row, **changes)
+    chip = model.chip_of(row.device)
+    if chip is not None:
+        row.least_ms = 1e3 * _least(case, inputs.shape).seconds(chip)
+        predicted = model.seconds(case.op, case.mode, case.size, case.dtype, chip) if row.backend == "ours" else None
+        row.model_ms = None if predicted is None else 1e3 * predicted
     row.set_rate(times, _least(case, inputs.shape).bytes, measure.copy_bandwidth(device))
     return row
 
@@ -208,13 +213,17 @@ def measure_case(case: Case, settings: BenchSettings) -> Iterator[OpRow]:
 
 def print_predictions(cases: list[Case]) -> None:
     """Print the data sheets' predictions for the same cases, without a GPU."""
-    print("\nPREDICTION (compulsory bytes and operations over data-sheet rates), not a measurement; microseconds:")
-    print(f"{'case':36} {'MB':>10} " + " ".join(f"{chip.name:>10}" for chip in roofline.CHIPS))
+    print("\nPREDICTION, not a measurement, in microseconds: the least (compulsory bytes and operations over rates of\n"
+          "data sheets), and the model's for our kernels at the sizes that the PTX machine has run:")  # fmt: skip
+    print(f"{'case':36} {'MB':>10} " + " ".join(f"{chip.name:>10} {'ours':>8}" for chip in roofline.CHIPS))
     for case in cases:
         traffic = _least(case, registry.inputs(case, "meta").shape)
         name = f"{case.op} {case.mode} {case.size} {case.dtype}"
-        times = " ".join(f"{1e6 * traffic.seconds(chip):10.2f}" for chip in roofline.CHIPS)
-        print(f"{name:36} {traffic.bytes / 1e6:10.3f} {times}")
+        times = ""
+        for chip in roofline.CHIPS:
+            ours = model.seconds(case.op, case.mode, case.size, case.dtype, chip)
+            times += f" {1e6 * traffic.seconds(chip):10.2f} {'' if ours is None else f'{1e6 * ours:.2f}':>8}"
+        print(f"{name:36} {traffic.bytes / 1e6:10.3f}{times}")
 
 
 def defaults(args: argparse.Namespace, device: torch.device) -> tuple[list[Case], BenchSettings]:

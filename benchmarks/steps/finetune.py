@@ -27,7 +27,7 @@ from sgg_fast.quiet import quiet_libraries
 from sgg_fast.train.memory.advice import budget_bytes
 from sgg_fast.train.memory.blank import LARGEST_GRAPH, blank_foundation, latent_factor
 
-CHIPS = (*roofline.CHIPS, roofline.Chip("H100", 3.35e12, 990e12))
+CHIPS = (*roofline.CHIPS, roofline.Chip("H100", 3.35e12, 990e12, 132, 1.7e9, 5e-7))
 
 NUM_LOSSES = 4
 """Number of steps whose losses are compared."""

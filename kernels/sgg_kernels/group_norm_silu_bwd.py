@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .group_norm_layout import NormLayout, channel_values, group_sum, normalised
 from .launch import launch
-from .segments import column_sum, columns
+from .segments import columns
 
 STAGES = 3
 """As in forward, for two tensors: tiles in flight, plus one."""
@@ -50,10 +50,13 @@ def _grad_sums(
 
 @triton.jit
 def _write_grad_rows(
-    p_grad, p_x, p_out, begin, end, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C,
-    SILU: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
+    p_grad, p_x, p_beside, p_out, begin, end, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C,
+    SILU: tl.constexpr, BESIDE: tl.constexpr, BLOCK_S: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """grad x = rstd (g weight - shift - xhat slope) of the pixels begin .. end; shift, slope: means over the group."""
+    """grad x = rstd (g weight - shift - xhat slope) of the pixels begin .. end; shift, slope: means over the group.
+
+    With BESIDE plus the gradient that reaches x beside the norm.
+    """
     for start in tl.range(begin, end, BLOCK_S, num_stages=STAGES):
         i_S = start + tl.arange(0, BLOCK_S)
         m_SC = (i_S < end)[:, None] & m_C[None, :]
@@ -61,6 +64,9 @@ def _write_grad_rows(
         b_hat = normalised(p_x, i_S, C, o_C, m_SC, mean_C, rstd_C)
         b_g = _outer_grad(p_grad, b_hat, i_S, C, o_C, m_SC, weight_C, bias_C, SILU)
         b_g = rstd_C[None, :] * (b_g * weight_C[None, :] - shift_C[None, :] - b_hat * slope_C[None, :])
+        if BESIDE:
+            # [BLOCK_S, BLOCK_C]
+            b_g += tl.load(p_beside + i_S[:, None] * C + o_C[None, :], mask=m_SC, other=0.0).to(tl.float32)
         tl.store(p_out + i_S[:, None] * C + o_C[None, :], b_g, mask=m_SC)
 
 
@@ -72,14 +78,15 @@ def _shift_grad(sum_bias_C, weight_C, rstd_C, offset_C, mean_C, slope_C, S):
 
 @triton.jit
 def group_norm_silu_bwd_kernel(
-    grad_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, offset_ptr, grad_x_ptr, grad_shift_ptr, partial_ptr,
-    S, C,
-    CHANNELS: tl.constexpr, SIZE: tl.constexpr, SILU: tl.constexpr, SHIFT: tl.constexpr,
+    grad_ptr, x_ptr, beside_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, offset_ptr, grad_x_ptr, grad_shift_ptr,
+    partial_ptr, S, C,
+    CHANNELS: tl.constexpr, SIZE: tl.constexpr, SILU: tl.constexpr, SHIFT: tl.constexpr, BESIDE: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """grad x, grad shift, and the image's share of the gradients of weight and bias in partial [B, 2C].
 
-    Bytes an element at bf16: 6 (grad and x read, grad x written); grad and x are read again from a cache.
+    Bytes an element at bf16: 6 (grad and x read, grad x written), 8 with BESIDE, which saves a sum of 6; grad and x are
+    read again from a cache.
     """
     num_tiles = C // CHANNELS
     i_b = (tl.program_id(0) // num_tiles).to(tl.int64)
@@ -102,8 +109,8 @@ def group_norm_silu_bwd_kernel(
         grad_C = _shift_grad(sum_bias_C, weight_C, rstd_C, offset_C, shift_C, slope_C, S)
         tl.store(grad_shift_ptr + i_b * C + o_C, grad_C, mask=m_C)
     _write_grad_rows(
-        p_grad, p_x, grad_x_ptr + o_image, 0, S, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C,
-        SILU, BLOCK_S, STAGES,
+        p_grad, p_x, beside_ptr + o_image, grad_x_ptr + o_image, 0, S, C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C,
+        shift_C, slope_C, SILU, BESIDE, BLOCK_S, STAGES,
     )  # fmt: skip
 
 
@@ -178,10 +185,10 @@ def group_norm_silu_bwd_merge_kernel(
 
 @triton.jit
 def group_norm_silu_bwd_apply_kernel(
-    grad_ptr, x_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, coefficient_ptr, grad_x_ptr, S, C,
-    SILU: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
+    grad_ptr, x_ptr, beside_ptr, weight_ptr, bias_ptr, mean_ptr, rstd_ptr, coefficient_ptr, grad_x_ptr, S, C,
+    SILU: tl.constexpr, BESIDE: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """grad x from the coefficients of the groups. 6 bytes an element at bf16."""
+    """grad x from the coefficients of the groups. 6 bytes an element at bf16, 8 with BESIDE."""
     i_bs, o_C, m_C = columns(C, BLOCK_C)
     num_s = tl.cdiv(S, BLOCK_S)
     i_b, begin = (i_bs // num_s).to(tl.int64), i_bs % num_s * BLOCK_S
@@ -191,14 +198,16 @@ def group_norm_silu_bwd_apply_kernel(
     shift_C = tl.load(coefficient_ptr + i_b * 2 * C + C + o_C, mask=m_C, other=0.0)
     o_image = i_b * S * C
     _write_grad_rows(
-        grad_ptr + o_image, x_ptr + o_image, grad_x_ptr + o_image, begin, tl.minimum(begin + BLOCK_S, S), C, o_C, m_C,
-        mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C, SILU, BLOCK_S, 1,
+        grad_ptr + o_image, x_ptr + o_image, beside_ptr + o_image, grad_x_ptr + o_image, begin,
+        tl.minimum(begin + BLOCK_S, S), C, o_C, m_C, mean_C, rstd_C, weight_C, bias_C, shift_C, slope_C,
+        SILU, BESIDE, BLOCK_S, 1,
     )  # fmt: skip
 
 
 def group_norm_silu_bwd(
     grad_BSC: torch.Tensor,
     x_BSC: torch.Tensor,
+    beside_BSC: torch.Tensor | None,
     weight_C: torch.Tensor,
     bias_C: torch.Tensor,
     mean_BC: torch.Tensor,
@@ -207,30 +216,32 @@ def group_norm_silu_bwd(
     num_groups: int,
     silu: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(grad x [B, S, C], grad shift fp32 [B, C], the gradients of weight and bias end to end [2C] as weight's dtype).
+    """(grad x [B, S, C], grad shift fp32 [B, C], partial sums fp32 [B, 2C] of the gradients of weight and bias).
 
-    offset: as the forward gives it; without a shift it is empty, and so is the gradient.
+    beside: another gradient of x, which is added. offset: as the forward gives it; without a shift it is empty, and so
+    is the gradient. `column_sum` of the partial sums is the second stage.
     """
     grad_BSC, x_BSC, weight_C, bias_C = (t.contiguous() for t in (grad_BSC, x_BSC, weight_C, bias_C))
+    beside, added = beside_BSC is not None, beside_BSC.contiguous() if beside_BSC is not None else grad_BSC
     z, shifted = NormLayout.of(x_BSC, num_groups), offset_BC.numel() > 0
     grad_x = torch.empty(x_BSC.shape, dtype=x_BSC.dtype, device=x_BSC.device)
     partial = torch.empty(z.images, 2 * z.channels, dtype=torch.float32, device=x_BSC.device)
     grad_shift = torch.empty(offset_BC.shape, dtype=torch.float32, device=x_BSC.device)
     offset_BC, into = (offset_BC, grad_shift) if shifted else (mean_BC, partial)
-    given = grad_BSC, x_BSC, weight_C, bias_C, mean_BC, rstd_BC
+    values = weight_C, bias_C, mean_BC, rstd_BC
     if z.whole:
         launch(
             group_norm_silu_bwd_kernel, z.whole_grid,
-            *given, offset_BC, grad_x, into, partial, z.pixels, z.channels,
-            SILU=silu, SHIFT=shifted, **z.whole_options, **z.staged(STAGES),
+            grad_BSC, x_BSC, added, *values, offset_BC, grad_x, into, partial, z.pixels, z.channels,
+            SILU=silu, SHIFT=shifted, BESIDE=beside, **z.whole_options, **z.staged(STAGES),
         )  # fmt: skip
-        return grad_x, grad_shift, column_sum(partial, weight_C.dtype)
+        return grad_x, grad_shift, partial
     chunk_sums = torch.empty(z.images * z.num_chunks, 2 * z.channels, dtype=torch.float32, device=x_BSC.device)
     coefficient = torch.empty_like(partial)
     options = z.tile_options
     launch(
         group_norm_silu_bwd_stats_kernel, z.grid(z.num_chunks, options["BLOCK_C"]),
-        *given, chunk_sums, z.pixels, z.chunk, z.channels, SILU=silu, **options,
+        grad_BSC, x_BSC, *values, chunk_sums, z.pixels, z.chunk, z.channels, SILU=silu, **options,
     )  # fmt: skip
     launch(
         group_norm_silu_bwd_merge_kernel, (z.images * num_groups,),
@@ -239,6 +250,6 @@ def group_norm_silu_bwd(
     )  # fmt: skip
     launch(
         group_norm_silu_bwd_apply_kernel, z.grid(triton.cdiv(z.pixels, options["BLOCK_S"]), options["BLOCK_C"]),
-        *given, coefficient, grad_x, z.pixels, z.channels, SILU=silu, **options,
+        grad_BSC, x_BSC, added, *values, coefficient, grad_x, z.pixels, z.channels, SILU=silu, BESIDE=beside, **options,
     )  # fmt: skip
-    return grad_x, grad_shift, column_sum(partial, weight_C.dtype)
+    return grad_x, grad_shift, partial

@@ -99,6 +99,9 @@ def scatter_mean_fwd_hub_kernel(
     `scatter_mean_fwd_kernel` does not read the summed rows again. Other chunks cost five 4-byte loads.
     """
     i_p, o_D, m_D = columns(D, BLOCK_D)
+    if RESIDUAL and residual_ptr.dtype.element_ty == tl.float32 and y_ptr.dtype.element_ty != tl.float32:
+        # Four columns a lane: with the eight of narrow rows a request of the residual would use half of its sectors.
+        o_D = tl.max_contiguous(tl.program_id(0) % tl.cdiv(D, BLOCK_D) * BLOCK_D + tl.arange(0, BLOCK_D), 4)
     begin = i_p * chunk
     as_subject, run_end = role_of(begin, slot_ptr, subject_ptr, object_ptr, ptr_ptr, mid_ptr)
     if begin + chunk <= run_end:
@@ -124,6 +127,9 @@ def scatter_mean_fwd_kernel(
     [1] SGG-IG (Wang et al., AAAI-25), eqs 3-6, index sets as in sg2im (Johnson et al., CVPR 2018).
     """
     i_n, o_D, m_D = columns(D, BLOCK_D)
+    if RESIDUAL and residual_ptr.dtype.element_ty == tl.float32 and y_ptr.dtype.element_ty != tl.float32:
+        # Four columns a lane: with the eight of narrow rows a request of the residual would use half of its sectors.
+        o_D = tl.max_contiguous(tl.program_id(0) % tl.cdiv(D, BLOCK_D) * BLOCK_D + tl.arange(0, BLOCK_D), 4)
     row_begin, mid, row_end = tl.load(ptr_ptr + i_n), tl.load(mid_ptr + i_n), tl.load(ptr_ptr + i_n + 1)
     b_D = tl.zeros([BLOCK_D], tl.float32)
     for i_role in tl.static_range(2):
@@ -194,6 +200,8 @@ def scatter_mean_bwd_kernel(
     i_p = tl.program_id(0) // (3 * num_d)
     i_third = tl.program_id(0) % (3 * num_d) // num_d
     o_D = tl.program_id(0) % num_d * BLOCK_D + tl.arange(0, BLOCK_D)
+    if grad_r_ptr.dtype.element_ty == tl.float32 and y_ptr.dtype.element_ty != tl.float32:
+        o_D = tl.max_contiguous(o_D, 4)  # whole sectors of grad r, as in forward
     m_D = o_D < D
     o_col = i_third * D + o_D
     b_bias = tl.load(bias_ptr + o_col, mask=m_D, other=0.0).to(tl.float32)

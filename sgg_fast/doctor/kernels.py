@@ -59,6 +59,10 @@ def calls() -> dict[str, tuple[Call, Callable[[SceneGraphBatch], dict[str, tuple
             lambda b, t: ops.group_norm_silu(t["x"].to(memory_format=torch.channels_last), t["w"], t["bias"], 8, 1e-5),
             lambda b: {"x": (2, d, 16, 12), "w": (d,), "bias": (d,)},
         ),
+        "add_layer_norm": (
+            lambda b, t: ops.add_layer_norm(t["x"], t["w"], t["bias"], 1e-5, t["residual"], t["late"]),
+            lambda b: {"x": (50, d), "w": (d,), "bias": (d,), "residual": (50, d), "late": (d,)},
+        ),
         "geglu": (lambda b, t: ops.geglu(t["x"]), lambda b: {"x": (50, 2 * d)}),
     }  # fmt: skip
 

@@ -5,7 +5,10 @@ stock diffusers and back; hooks stay; attention processors may be set before or 
 replaced layer or a layer with another configuration does not change. In a layer with an adapter (LoRA) it finds the
 layer that the adapter wraps.
 
-* GroupNorm with the SiLU behind it (or none): `ops.group_norm_silu`. GEGLU: `ops.geglu`.
+* GroupNorm with the SiLU behind it (or none): `ops.group_norm_silu`. GEGLU: `ops.geglu`. LayerNorm with the residual
+  sum before it, and the bias of an attention's last layer in that sum: `ops.add_layer_norm`.
+* The gradient that goes past a norm is added in the norm's backward. The gradients of all norms' weights are summed
+  together at the end of a backward (`ops.ColumnSums`).
 * to_q, to_k, to_v of self-attention: one GEMM. to_k and to_v of all cross-attentions, which read the same context: one
   GEMM a model call. The time projections of all residual blocks: one GEMM, which also adds the biases of the
   convolutions before them. The norm behind adds both (its statistics move, no pixel is touched).
@@ -23,6 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from diffusers.models.activations import GEGLU
+from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from diffusers.models.resnet import ResnetBlock2D
@@ -39,20 +43,101 @@ logger = logging.getLogger(__name__)
 _STATE = "_sgg_fused"
 
 
-class FusedGroupNorm(nn.GroupNorm):
+class _Summed:
+    """A norm whose weight and bias get their gradients together with those of the model's other norms."""
+
+    column_sums: ops.ColumnSums | None = None
+
+    def slot(self, *more: torch.Tensor) -> Any:
+        """Where the backward leaves its sums, also those of `more`; None outside of a call of the model."""
+        sums = self.column_sums
+        return None if sums is None else sums.of(self.weight, self.bias, *more)  # type: ignore[attr-defined]
+
+
+class FusedGroupNorm(_Summed, nn.GroupNorm):
     """GroupNorm of channels-last images with fp32 statistics; keeps the dtype of its input, also under autocast."""
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """[B, C, ..]."""
-        return ops.group_norm_silu(input, self.weight, self.bias, self.num_groups, self.eps, silu=False)
+    silu = False
+
+    def forward(self, input: torch.Tensor, shift: torch.Tensor | None = None, beside: bool = False) -> Any:
+        """[B, C, ..] of input + shift [B, C]; with `beside` also the input, for what goes past the norm."""
+        rest = self.weight, self.bias, self.num_groups, self.eps, self.silu, shift, self.slot()
+        both = ops.group_norm_silu_beside(input, *rest)
+        return both if beside else both[0]
 
 
-class FusedGroupNormSiLU(nn.GroupNorm):
+class FusedGroupNormSiLU(FusedGroupNorm):
     """`FusedGroupNorm` followed by SiLU."""
 
-    def forward(self, input: torch.Tensor, shift: torch.Tensor | None = None) -> torch.Tensor:
-        """[B, C, ..] of input + shift [B, C]."""
-        return ops.group_norm_silu(input, self.weight, self.bias, self.num_groups, self.eps, shift_BC=shift)
+    silu = True
+
+
+class FusedLayerNorm(_Summed, nn.LayerNorm):
+    """LayerNorm over the last dimension with fp32 statistics; keeps the dtype of its input, also under autocast."""
+
+    def forward(
+        self,
+        input: torch.Tensor,
+        residual: torch.Tensor | None = None,
+        late: torch.Tensor | None = None,
+        beside: bool = False,
+    ) -> Any:
+        """[.., D] of the sum input + residual + late [D]; with `beside` also the sum, for what goes past the norm."""
+        if residual is not None and residual.dtype != input.dtype:
+            input, residual = input + residual, None
+        slot = self.slot() if late is None else self.slot(late)
+        both = ops.add_layer_norm(input, self.weight, self.bias, self.eps, residual, late, slot)
+        return both if beside else both[0]
+
+
+class LateLinear(nn.Linear):
+    """The last layer of an attention; the block may leave its bias to the norm behind it."""
+
+    taken = False
+    """Set by the block for one call: it adds the bias itself."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """[.., D], without the bias if the block has taken it."""
+        bias, self.taken = None if self.taken else self.bias, False
+        return F.linear(input, self.weight, bias)
+
+
+class FusedBasicTransformerBlock(BasicTransformerBlock):
+    """Self-attention, cross-attention and feed-forward, each with its LayerNorm, on one residual stream."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        encoder_hidden_states: torch.Tensor | None = None,
+        encoder_attention_mask: torch.Tensor | None = None,
+        timestep: torch.Tensor | None = None,
+        cross_attention_kwargs: dict[str, Any] | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """[B, T, D]."""
+        options = {k: v for k, v in (cross_attention_kwargs or {}).items() if k != "scale"}
+        if self._chunk_size is not None:
+            rest = attention_mask, encoder_hidden_states, encoder_attention_mask, timestep, cross_attention_kwargs
+            return super().forward(hidden_states, *rest, *args, **kwargs)
+        normal, stream = self.norm1(hidden_states, beside=True)
+        own_context = encoder_hidden_states if self.only_cross_attention else None
+        given = {"encoder_hidden_states": own_context, "attention_mask": attention_mask, **options}
+        normal, stream = self._attend(self.attn1, self.norm2, normal, stream, given)
+        given = {"encoder_hidden_states": encoder_hidden_states, "attention_mask": encoder_attention_mask, **options}
+        normal, stream = self._attend(self.attn2, self.norm3, normal, stream, given)
+        return self.ff(normal) + stream
+
+    @staticmethod
+    def _attend(
+        attention: Attention, norm: Any, normal: torch.Tensor, stream: torch.Tensor, given: dict[str, Any]
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """(input of the next layer, the stream with this attention's result)"""
+        last, late = attention.to_out[0], None
+        if type(last) is LateLinear:
+            last.taken, late = True, last.bias
+        return norm(attention(normal, **given), stream, late, beside=True)
 
 
 class PassThrough(nn.SiLU):
@@ -76,7 +161,8 @@ class FusedResnetBlock2D(ResnetBlock2D):
 
     def forward(self, input_tensor: torch.Tensor, temb: torch.Tensor | None, *args: Any, **kwargs: Any) -> torch.Tensor:
         """[B, out channels, h, w]."""
-        hidden, shift, project = self.norm1(input_tensor), None, self.time_emb_proj
+        hidden, input_tensor = self.norm1(input_tensor, beside=True)
+        shift, project = None, self.time_emb_proj
         if project is None or temb is None:
             hidden = self.conv1(hidden)
         elif type(project) is MergedLinear and _plain(self.conv1):  # it applies the SiLU and adds the bias of conv1
@@ -96,7 +182,24 @@ class FusedResnetBlock2D(ResnetBlock2D):
 class FusedTransformer2DModel(Transformer2DModel):
     """A transformer over pixels that keeps channels last."""
 
+    _past: torch.Tensor | None = None
+    """The stream that goes past the norm, between the two methods of one call."""
+
+    def _operate_on_continuous_inputs(self, hidden_states):
+        batch, _, height, width = hidden_states.shape
+        if isinstance(self.norm, FusedGroupNorm) and not torch.compiler.is_compiling():
+            hidden_states, self._past = self.norm(hidden_states, beside=True)
+        else:
+            hidden_states = self.norm(hidden_states)
+        if not self.use_linear_projection:
+            hidden_states = self.proj_in(hidden_states)
+        inner_dim = hidden_states.shape[1]
+        hidden_states = hidden_states.permute(0, 2, 3, 1).reshape(batch, height * width, inner_dim)
+        return self.proj_in(hidden_states) if self.use_linear_projection else hidden_states, inner_dim
+
     def _get_output_for_continuous_inputs(self, hidden_states, residual, batch_size, height, width, inner_dim):
+        if self._past is not None:
+            residual, self._past = self._past, None
         if self.use_linear_projection:
             hidden_states = self.proj_out(hidden_states)
         hidden_states = hidden_states.reshape(batch_size, height, width, inner_dim).permute(0, 3, 1, 2)
@@ -115,6 +218,9 @@ class One:
 _STOCK: dict[type[nn.Module], type[nn.Module]] = {
     FusedGroupNorm: nn.GroupNorm,
     FusedGroupNormSiLU: nn.GroupNorm,
+    FusedLayerNorm: nn.LayerNorm,
+    FusedBasicTransformerBlock: BasicTransformerBlock,
+    LateLinear: nn.Linear,
     PassThrough: nn.SiLU,
     FusedGEGLU: GEGLU,
     FusedResnetBlock2D: ResnetBlock2D,
@@ -132,6 +238,10 @@ class _State:
     shared: list[Merged]
     """Merged GEMMs that share results during a call of the model."""
     leading: list[Merged]
+    sums: ops.ColumnSums = dataclasses.field(default_factory=ops.ColumnSums)
+    """Of the model's norms during a call."""
+    norms: list[Any] = dataclasses.field(default_factory=list)
+    late: list[Any] = dataclasses.field(default_factory=list)
     handles: list[RemovableHandle] = dataclasses.field(default_factory=list)
 
     def begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:
@@ -139,11 +249,14 @@ class _State:
         if not (torch.is_grad_enabled() and getattr(self.model, "is_gradient_checkpointing", False)):
             for merged in self.shared:
                 merged.begin()
+            parameters = [p for norm in self.norms for p in (norm.weight, norm.bias)]
+            self.sums.begin(parameters + [layer.bias for layer in self.late])
 
     def end(self, model: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """Release the shared results."""
         for merged in self.shared:
             merged.end()
+        self.sums.end()
 
 
 def _is_norm(module: nn.Module | None) -> bool:
@@ -169,6 +282,26 @@ def _fusable(block: ResnetBlock2D) -> bool:
     )
 
 
+def _plain_block(block: Any) -> bool:
+    """True if `FusedBasicTransformerBlock` computes the same as `block`."""
+    norms = block.norm1, block.norm2, block.norm3
+    return (
+        block.norm_type == "layer_norm"
+        and block.attn2 is not None
+        and block.pos_embed is None
+        and not hasattr(block, "fuser")
+        and all(type(norm) is nn.LayerNorm and norm.bias is not None and norm.weight.ndim == 1 for norm in norms)
+    )
+
+
+def _ends_in_bias(attention: Attention) -> bool:
+    """True if the last thing that an attention does is to add the bias of its last layer."""
+    last, dropout = attention.to_out[0], attention.to_out[1]
+    plain = type(last) is nn.Linear and last.bias is not None and not last._forward_hooks
+    scale = attention.rescale_output_factor
+    return plain and dropout.p == 0 and not attention.residual_connection and (isinstance(scale, One) or scale == 1)
+
+
 def _fuse_modules(model: nn.Module) -> None:
     """Put in the fused kernels, without merged GEMMs."""
     module: Any
@@ -179,6 +312,10 @@ def _fuse_modules(model: nn.Module) -> None:
             _become(module, FusedResnetBlock2D)
         elif type(module) is GEGLU:
             _become(module, FusedGEGLU)
+        elif type(module) is BasicTransformerBlock and _plain_block(module):
+            for norm in (module.norm1, module.norm2, module.norm3):
+                _become(norm, FusedLayerNorm)
+            _become(module, FusedBasicTransformerBlock)
         elif type(module) is Transformer2DModel and module.is_input_continuous:
             if _is_norm(module.norm):
                 _become(module.norm, FusedGroupNorm)
@@ -243,6 +380,14 @@ def _merge(model: nn.Module) -> _State:
     """Merge the GEMMs of a model with fused modules."""
     state, context, times = _State(model, [], []), [], []
     for module in model.modules():
+        if isinstance(module, _Summed):
+            state.norms.append(module)
+            module.column_sums = state.sums
+        elif type(module) is FusedBasicTransformerBlock:
+            for attention in (module.attn1, module.attn2):
+                if _ends_in_bias(attention):
+                    state.late.append(attention.to_out[0])
+                    _become(attention.to_out[0], LateLinear)
         if isinstance(module, Attention):
             layers = [_wrapped(layer) for layer in (module.to_q, module.to_k, module.to_v)]
             if any(type(layer) is not nn.Linear for layer in layers):
@@ -275,7 +420,7 @@ def fuse(model: nn.Module, merge: bool = True) -> dict[str, int]:
         _fuse_modules(model)
         merge = merge and not any(p.is_meta for p in model.parameters())
         state = _merge(model) if merge else _State(model, [], [])
-        if state.shared:
+        if state.shared or state.norms:
             state.handles.append(model.register_forward_pre_hook(state.begin))
             state.handles.append(model.register_forward_hook(state.end, always_call=True))
         model.__dict__[_STATE] = state
@@ -318,7 +463,8 @@ def unfuse(model: nn.Module) -> None:
             module.rescale_output_factor = 1.0
         if type(module) in _STOCK:
             module.__class__ = _STOCK[type(module)]
-            module.__dict__.pop("merged", None)
+            for name in ("merged", "column_sums", "taken", "_past"):
+                module.__dict__.pop(name, None)
 
 
 def summary(model: nn.Module) -> dict[str, int]:

@@ -8,11 +8,14 @@ from .exchange import exchange_ends
 from .graph_ops import gather_add_relu, graph_mean, masked_pool, scatter_mean, triple_context
 from .pack import MaskDraw, draw_table, pack, pack_captured, pack_masked, table_shape
 from .random import hash_normal, hash_u32, hash_uniform
-from .unet_ops import cross_attention, geglu, group_norm_silu, why_no_kernel
+from .sums import ColumnSums
+from .unet_ops import add_layer_norm, cross_attention, geglu, group_norm_silu, group_norm_silu_beside, why_no_kernel
 
 __all__ = [
     "BACKENDS",
+    "ColumnSums",
     "MaskDraw",
+    "add_layer_norm",
     "assumed",
     "backend_for",
     "cross_attention",
@@ -22,6 +25,7 @@ __all__ = [
     "geglu",
     "graph_mean",
     "group_norm_silu",
+    "group_norm_silu_beside",
     "hash_normal",
     "hash_u32",
     "hash_uniform",

@@ -71,6 +71,10 @@ class Operator:
         self.library.register_autograd(defined, setup_context=keep)
         self.eager = Eager.apply
 
+    def forward_only(self, *args: Any) -> Any:
+        """The function without a gradient, for the forward of another `autograd.Function`."""
+        return self.library(*args) if _traced(args) else self.run(*args)
+
     def __call__(self, *args: Any) -> Any:
         return self.library(*args) if _traced(args) else self.eager(*args)
 

@@ -26,13 +26,26 @@ def group_norm_silu(
 
 @operator("group_norm_silu_bwd")
 def group_norm_silu_bwd(
-    grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor, offset: Tensor,
-    num_groups: int, silu: bool,
+    grad: Tensor, x: Tensor, beside: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, rstd: Tensor,
+    offset: Tensor, num_groups: int, silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Gradients of x [B, S, C], of the shift fp32 [B, C] (empty without one), of weight and bias, end to end [2C]."""
+    """Gradients of x [B, S, C] and of the shift fp32 [B, C] (empty without one), partial sums fp32 [B, 2C]."""
     from sgg_kernels.group_norm_silu_bwd import group_norm_silu_bwd as run
 
-    return run(grad, x, weight, bias, mean, rstd, offset, num_groups, silu)
+    return run(grad, x, beside, weight, bias, mean, rstd, offset, num_groups, silu)
+
+
+@operator("column_sum")
+def column_sum(partial: Tensor, dtype: torch.dtype) -> Tensor:
+    """Second stage of a parameter's gradient: fp32 [P, D] -> [D]."""
+    from sgg_kernels.segments import column_sum as run
+
+    return run(partial, dtype)
+
+
+@column_sum.register_fake
+def _(partial, dtype):
+    return partial.new_empty(partial.shape[1], dtype=dtype)
 
 
 @group_norm_silu.register_fake
@@ -43,8 +56,8 @@ def _(x, shift, weight, bias, num_groups, eps, silu):
 
 
 @group_norm_silu_bwd.register_fake
-def _(grad, x, weight, bias, mean, rstd, offset, num_groups, silu):
-    return x.new_empty(x.shape), offset.new_empty(offset.shape), weight.new_empty(2 * weight.shape[0])
+def _(grad, x, beside, weight, bias, mean, rstd, offset, num_groups, silu):
+    return x.new_empty(x.shape), offset.new_empty(offset.shape), mean.new_empty(x.shape[0], 2 * x.shape[2])
 
 
 def _save_group_norm_silu(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor, Tensor]) -> None:
@@ -57,8 +70,8 @@ def _save_group_norm_silu(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tenso
 
 def _group_norm_silu_grads(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     x, weight, bias, *stats = ctx.saved_tensors  # read once: activation checkpointing returns them only once
-    grad_x, grad_shift, both = group_norm_silu_bwd(grad, x, weight, bias, *stats, ctx.num_groups, ctx.silu)
-    of_weight, of_bias = both.split(weight.shape[0])
+    grad_x, grad_shift, partial = group_norm_silu_bwd(grad, x, None, weight, bias, *stats, ctx.num_groups, ctx.silu)
+    of_weight, of_bias = column_sum(partial, weight.dtype).split(weight.shape[0])
     of_shift = None if ctx.shift_dtype is None else grad_shift.to(ctx.shift_dtype)
     return grad_x, of_shift, of_weight, of_bias.to(bias.dtype), None, None, None
 

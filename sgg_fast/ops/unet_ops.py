@@ -12,9 +12,10 @@ from __future__ import annotations
 import torch
 from sgg_kernels import reference
 
-from . import unet_kernels
+from . import norm_kernels, unet_kernels
 from .dispatch import backend_for
 from .graph_ops import DEBUG, check
+from .sums import Slot
 
 
 def group_norm_silu(
@@ -35,20 +36,106 @@ def group_norm_silu(
 
     Equivalent PyTorch: `silu(group_norm(x + shift[:, :, None, None], num_groups, weight, bias, eps))`
     """
+    _check_group_norm(x, weight_C, bias_C, num_groups, shift_BC)
+    values = (x, weight_C, bias_C) if shift_BC is None else (x, weight_C, bias_C, shift_BC)
+    if backend_for(x.device, *(value.dtype for value in values)) == "reference":
+        return reference.group_norm_silu(x, weight_C, bias_C, num_groups, eps, silu, shift_BC)
+    out_BSC, *_ = unet_kernels.group_norm_silu(_rows_of(x), shift_BC, weight_C, bias_C, num_groups, eps, silu)
+    return _image_of(out_BSC, x)
+
+
+def _check_group_norm(
+    x: torch.Tensor, weight_C: torch.Tensor, bias_C: torch.Tensor, num_groups: int, shift_BC: torch.Tensor | None
+) -> None:
     name = "group_norm_silu"
     check(name, x.ndim >= 2, "x must be [B, C, ..]")
     check(name, weight_C.shape == bias_C.shape == x.shape[1:2], f"weight and bias must be [{x.shape[1]}]")
     check(name, num_groups > 0 and x.shape[1] % num_groups == 0, f"{num_groups} groups do not divide {x.shape[1]}")
     check(name, x.shape[1:].numel() > 0, "an image must have a pixel and a channel")
     check(name, shift_BC is None or shift_BC.shape == x.shape[:2], f"the shift must be {list(x.shape[:2])}")
+    same = all(value is None or value.device == x.device for value in (weight_C, bias_C, shift_BC))
+    check(name, same, f"all tensors must be on {x.device}")
+
+
+def _rows_of(x: torch.Tensor) -> torch.Tensor:
+    """[B, C, ..] as [B, S, C]."""
+    return x.flatten(2).transpose(1, 2) if x.ndim > 2 else x.unsqueeze(1)
+
+
+def _image_of(out_BSC: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """[B, S, C] in the shape of x."""
+    return out_BSC.transpose(1, 2).unflatten(2, x.shape[2:]) if x.ndim > 2 else out_BSC.squeeze(1)
+
+
+def _recorded(*values: torch.Tensor | None) -> bool:
+    """True if autograd records this call and nothing compiles it."""
+    wanted = torch.is_grad_enabled() and any(value is not None and value.requires_grad for value in values)
+    return wanted and not torch.compiler.is_compiling()
+
+
+def group_norm_silu_beside(
+    x: torch.Tensor,
+    weight_C: torch.Tensor,
+    bias_C: torch.Tensor,
+    num_groups: int,
+    eps: float,
+    silu: bool = True,
+    shift_BC: torch.Tensor | None = None,
+    slot: Slot | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(`group_norm_silu`, x): use the second for what goes past the norm, and its gradient is added in the kernel.
+
+    Arguments and errors as of `group_norm_silu`; slot: of `ColumnSums`, for the gradients of weight and bias.
+
+    Equivalent PyTorch: `silu(group_norm(x + shift[:, :, None, None], num_groups, weight, bias, eps)), x`
+    """
     values = (x, weight_C, bias_C) if shift_BC is None else (x, weight_C, bias_C, shift_BC)
-    check(name, all(value.device == x.device for value in values), f"all tensors must be on {x.device}")
-    if backend_for(x.device, *(value.dtype for value in values)) == "reference":
-        return reference.group_norm_silu(x, weight_C, bias_C, num_groups, eps, silu, shift_BC)
-    spatial = x.shape[2:]
-    x_BSC = x.flatten(2).transpose(1, 2) if spatial else x.unsqueeze(1)
-    out_BSC, *_ = unet_kernels.group_norm_silu(x_BSC, shift_BC, weight_C, bias_C, num_groups, eps, silu)
-    return out_BSC.transpose(1, 2).unflatten(2, spatial) if spatial else out_BSC.squeeze(1)
+    if not _recorded(*values) or backend_for(x.device, *(value.dtype for value in values)) == "reference":
+        return group_norm_silu(x, weight_C, bias_C, num_groups, eps, silu, shift_BC), x
+    _check_group_norm(x, weight_C, bias_C, num_groups, shift_BC)
+    token = None if slot is None else slot.token
+    out_BSC, beside_BSC = norm_kernels.GroupNormBeside.apply(
+        _rows_of(x), shift_BC, weight_C, bias_C, token, slot, num_groups, eps, silu
+    )
+    return _image_of(out_BSC, x), _image_of(beside_BSC, x)
+
+
+def add_layer_norm(
+    x: torch.Tensor,
+    weight_D: torch.Tensor,
+    bias_D: torch.Tensor,
+    eps: float,
+    residual: torch.Tensor | None = None,
+    late_D: torch.Tensor | None = None,
+    slot: Slot | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(`layer_norm(sum)`, sum) with sum = x + residual + late: both [.., D] in the dtype of x.
+
+    x, residual: [.., D] of one shape and dtype; weight, bias, late: [D] with D of at most 8,192. The sum is rounded
+    before its norm. Without residual and late the sum is x. Use it for what goes past the norm: its gradient is added
+    in the norm's backward. slot: of `ColumnSums`, for the gradients of weight, bias and late. Raises ValueError if the
+    shapes or the dtypes of x and residual do not fit.
+
+    Equivalent PyTorch: `s = x + residual + late; layer_norm(s, s.shape[-1:], weight, bias, eps), s`
+    """
+    name, width = "add_layer_norm", x.shape[-1:]
+    check(name, x.ndim >= 1 and 0 < x.shape[-1] <= 8192, "x must be [.., D] with D from 1 to 8192")
+    given = [value for value in (weight_D, bias_D, late_D) if value is not None]
+    check(name, all(value.shape == width for value in given), f"weight, bias and late must be {list(width)}")
+    fits = residual is None or (residual.shape == x.shape and residual.dtype == x.dtype)
+    check(name, fits, f"the residual must be {x.dtype} {list(x.shape)}")
+    given += [] if residual is None else [residual]
+    check(name, all(value.device == x.device for value in given), f"all tensors must be on {x.device}")
+    if backend_for(x.device, *(value.dtype for value in (x, *given))) == "reference":
+        return reference.add_layer_norm(x, weight_D, bias_D, eps, residual, late_D)
+    rows, added = (None if t is None else t.reshape(-1, x.shape[-1]) for t in (x, residual))
+    if _recorded(x, *given):
+        token = None if slot is None else slot.token
+        out, total = norm_kernels.AddLayerNorm.apply(rows, added, late_D, weight_D, bias_D, token, slot, eps)
+    else:
+        out, total, *_ = norm_kernels.add_layer_norm(rows, added, late_D, weight_D, bias_D, eps)
+        total = rows if added is None and late_D is None else total
+    return out.view(x.shape), total.view(x.shape)
 
 
 def geglu(x: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from sgg_kernels.reference.pack import STORE_FIELDS
 from support import ROOT
 
 from benchmarks import gpu_suite, optimiser, run, targets
+from benchmarks.aot.cases import shipped_kernels
 from benchmarks.counts import kernels as counts
 from benchmarks.counts import roofline
 from benchmarks.counts import unet as unet_counts
@@ -34,7 +35,9 @@ FLOAT_OPS = [op for op in cases.OPS if op != "pack"]
 
 def _case(op: str, mode: str = "fwd_bwd", size: str = "vg2", dtype: str = "fp32") -> Case:
     size = size if op in cases.GRAPH_OPS else "tiny"
-    return Case(op, "fwd" if op == "pack" else mode, size, "int32" if op == "pack" else dtype, width=16)
+    if op in cases.FORWARD_ONLY:
+        mode, dtype = "fwd", cases.FORWARD_ONLY[op]
+    return Case(op, mode, size, dtype, width=16)
 
 
 def _plan(**changes: object) -> timing.BenchSettings:
@@ -51,6 +54,8 @@ def _read(path: Path) -> list[dict[str, str]]:
 @pytest.mark.parametrize("op", FLOAT_OPS)
 def test_every_baseline_agrees_with_the_reference(op, mode):
     case = _case(op, mode)
+    if case.mode != mode:
+        pytest.skip("no gradient")
     given = registry.inputs(case, "cpu")
     judge = verify.Judge(case, given)
     for backend in ("reference", "eager", "sg2im", "pyg"):
@@ -247,6 +252,8 @@ def test_compulsory_bytes_are_the_bytes_of_the_tensors(op):
         )
         moved -= out * 16 * 4
     assert roofline.compulsory(op, "fwd", given.shape, 4).bytes == moved
+    if op in cases.FORWARD_ONLY:
+        return
     both = roofline.compulsory(op, "fwd_bwd", given.shape, 4)
     assert both == roofline.compulsory(op, "fwd", given.shape, 4) + roofline.compulsory(op, "bwd", given.shape, 4)
 
@@ -292,6 +299,58 @@ def test_optimiser_rows_are_of_forms_that_step_as_adam_does(tmp_path, monkeypatc
 def _row(**changes: str) -> dict[str, str]:
     row = dict.fromkeys(columns(OpRow), "")
     return row | {"device": "Some GPU", "call": "replay", "l2": "warm", "status": "ok"} | changes
+
+
+def _launched_by_the_registry() -> set[str]:
+    """Names of the kernels that the registry's ops and optimisers launch, on large and small shapes."""
+    seen: set[str] = set()
+    for op in cases.OPS:
+        run = baselines_torch.form(op, "ours")
+        for size in ("paper", "1e4" if op in cases.GRAPH_OPS else "512px"):
+            given = registry.inputs(Case(op, "fwd_bwd", size, cases.FORWARD_ONLY.get(op, "bf16")), "cpu", drawn=False)
+            leaves = {name: t.detach().requires_grad_() for name, t in given.tensors.items()}
+            with counts.counted_launches() as names:
+                outputs = run(given, leaves)
+                if leaves and op != "layer":  # its GEMMs would run
+                    torch.autograd.grad(outputs, list(leaves.values()), [torch.empty_like(o) for o in outputs])
+            seen |= set(names)
+    for op, forms in optimisers.BYTES.items():
+        for weights in forms:
+            seen |= set(counts.launched_by_optimiser(op, weights))
+    return seen
+
+
+def test_every_kernel_has_an_entry_in_the_registry_and_every_entry_a_target():
+    assert set(targets.TARGETS) == set(cases.OPS) | set(optimisers.BYTES)
+    missing = shipped_kernels() - _launched_by_the_registry()
+    assert not missing, f"no op of benchmarks/ops launches {sorted(missing)}"
+    for op, wanted in targets.TARGETS.items():
+        assert wanted.shares or wanted.rivals, op
+        known = set(cases.OPTIMISERS) if op in optimisers.BYTES else set(cases.BACKENDS)
+        assert set(wanted.rivals) <= known - {"ours"}, op
+        forms = baselines_torch.FORMS
+        if op in cases.OPS:
+            assert all((op, "eager" if rival == "compile" else rival) in forms for rival in wanted.rivals), op
+
+
+def test_a_kernel_without_an_entry_fails(monkeypatch):
+    monkeypatch.setattr(cases, "OPS", tuple(op for op in cases.OPS if op != "hash_draw"))
+    assert shipped_kernels() - _launched_by_the_registry() == {"hash_draw_kernel"}
+
+
+def test_a_row_of_a_known_gpu_stands_beside_its_prediction():
+    case = Case("group_norm_silu", "fwd", "paper", "bf16")
+    shape = registry.inputs(case, "meta").shape
+    for device, known in (("NVIDIA H200", True), ("NVIDIA GeForce RTX 4090", True), ("Some GPU", False)):
+        for backend in ("ours", "eager"):
+            row = OpRow(case.op, case.mode, case.size, str(shape), case.dtype, backend, "replay", "warm", device=device)
+            row = timing._timed(
+                row, measure.Times(1.0, 2.0, 3.0), case, SimpleNamespace(shape=shape), torch.device("cpu")
+            )
+            assert (row.least_ms is not None, row.model_ms is not None) == (known, known and backend == "ours")
+            assert ("PREDICTION" in row.line()) == known
+            if row.model_ms is not None:
+                assert row.model_ms > row.least_ms
 
 
 def test_targets_are_read_from_gpu_rows_only():

@@ -45,9 +45,8 @@ FAULTS = (
     ),
     Fault(
         "an update in backward asks the host about each weight",
-        "sgg_fast/train/engines/eager.py",
-        "self._finite.logical_and_(self.optimizer.step_one(parameter))",
-        "self._finite.fill_(bool(self.optimizer.step_one(parameter)))",
+        "sgg_fast/train/optim/adam_flat.py",
+        "        parameter.grad = None\n", "        parameter.grad = None if control[op.APPLIED] > 0 else None\n",
         "finetune-in-backward",
     ),
     Fault(

@@ -71,7 +71,7 @@ class Blocked(torch.autograd.Function):
         return None
 
 
-@pytest.mark.parametrize("op", [*OPS, "group_norm_silu", "geglu"])
+@pytest.mark.parametrize("op", [*OPS, "group_norm_silu", "geglu", "group_norm_silu_beside", "add_layer_norm"])
 @pytest.mark.parametrize("traced", [False, True])
 def test_undefined_gradients(op, traced):
     """Every subset of an operator's outputs may lack a gradient; an input gets what the others give."""
@@ -84,6 +84,10 @@ def test_undefined_gradients(op, traced):
     def run() -> tuple[torch.Tensor, ...]:
         if op in OPS:
             return call(op, inputs, batch)
+        if op == "add_layer_norm":
+            return ops.add_layer_norm(leaves[0].mT, *leaves[1:], 1e-5, leaves[0].mT)
+        if op == "group_norm_silu_beside":
+            return ops.group_norm_silu_beside(*leaves, 4, 1e-5)
         return (ops.geglu(inputs["x"].mT) if op == "geglu" else ops.group_norm_silu(*leaves, 4, 1e-5),)
 
     leaves = list(inputs.values())

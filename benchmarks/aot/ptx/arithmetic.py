@@ -27,8 +27,8 @@ def from_bf16(bits):
     return (bits.astype(u4) << u4(16)).view(f4)
 
 
-def fma(a, b, c):
-    """a b + c in fp32, rounded once: the product is exact in float64, the sum is rounded to odd there."""
+def _fused(a, b, c):
+    """a b + c of fp32 numbers in float64, rounded to odd: rounded once more to a narrow type, it is correct."""
     product, c = a.astype(f8) * b.astype(f8), c.astype(f8)
     total = product + c
     rest = total - product
@@ -37,7 +37,30 @@ def fma(a, b, c):
     to_odd = (error != 0) & ((bits & 1) == 0) & np.isfinite(total)
     if np.any(to_odd):
         bits = bits + np.where(to_odd, np.where((error > 0) == (total > 0), 1, -1), 0)
-    return bits.view(f8).astype(f4)
+    return bits.view(f8)
+
+
+def fma(a, b, c):
+    """a b + c in fp32, rounded once: the product is exact in float64, the sum is rounded to odd there."""
+    return _fused(a, b, c).astype(f4)
+
+
+def narrow_fma(kind, a, b, c):
+    """Bits of a b + c in fp16 or bf16 ("f16", "bf16"), rounded once, of bits in uint16."""
+    if kind == "f16":
+        exact = _fused(*(x.view(f2).astype(f4) for x in (a, b, c)))
+        return np.where(np.isnan(exact), u2(0x7FFF), exact.astype(f2).view(u2))
+    exact = _fused(*(from_bf16(x) for x in (a, b, c)))
+    wide = exact.astype(f4)
+    to_odd = (wide.astype(f8) != exact) & ((wide.view(i4) & 1) == 0) & np.isfinite(wide)
+    bits = wide.view(i4) + np.where(to_odd, np.where(np.abs(wide.astype(f8)) < np.abs(exact), 1, -1), 0).astype(i4)
+    return to_bf16(bits.astype(i4).view(f4)).astype(u2)
+
+
+def narrow_fma_pairs(kind, *operands):
+    """`narrow_fma` of both halves of 32-bit numbers."""
+    low, high = (narrow_fma(kind, *((x >> u4(n)).astype(u2) for x in operands)) for n in (0, 16))
+    return low.astype(u4) | (high.astype(u4) << u4(16))
 
 
 def packed(function, *operands):

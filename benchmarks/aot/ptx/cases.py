@@ -346,11 +346,32 @@ def _group_norm(name: str, dtype: torch.dtype, wide: torch.dtype, silu: bool) ->
             lambda x, weight, bias: (ops.group_norm_silu(x, weight, bias, num_groups=groups, eps=1e-5, silu=silu),),
             inputs,
         )
+        check(lambda x, weight, bias: ops.group_norm_silu_beside(x, weight, bias, groups, 1e-5, silu), inputs)
         if silu:
+            shift = _randn(3, images, 2 * channels)[:, :channels]
+            check(
+                lambda x, weight, bias, shift: ops.group_norm_silu_beside(x, weight, bias, groups, 1e-5, True, shift),
+                inputs | {"shift": shift},
+            )
             check(
                 lambda x, weight, bias, shift: (ops.group_norm_silu(x, weight, bias, groups, 1e-5, shift_BC=shift),),
-                inputs | {"shift": _randn(3, images, 2 * channels)[:, :channels]},
+                inputs | {"shift": shift},
             )
+
+
+def _add_layer_norm(num_rows: int, width: int, dtype: torch.dtype, wide: torch.dtype) -> None:
+    """Rows that fill their last tile and rows that do not; the sums of one or more programs."""
+    rows = 20 if num_rows % 16 == 0 else 7
+    inputs = {"x": 2 + _randn(0, rows, width, dtype=dtype), "weight": 1 + 0.5 * _randn(1, width, dtype=wide)}
+    inputs["bias"] = _randn(2, width, dtype=wide)
+    residual, late = _randn(3, rows, width, dtype=dtype), _randn(4, width, dtype=wide)
+    for more in ({}, {"residual": residual}, {"residual": residual, "late": late}):
+
+        def run(x, weight, bias, residual=None, late=None):
+            return ops.add_layer_norm(x, weight, bias, 1e-5, residual, late)
+
+        check(run, inputs | more)
+        check(lambda run=run, **given: run(**given)[:1], inputs | more)
 
 
 def _geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
@@ -377,11 +398,11 @@ def _cross_attention(num_queries: int, num_keys: int, width: int, dtype: torch.d
 
 
 _SMALL_OF = {
-    "cross_attention": _cross_attention,
     "pack": _pack,
     "hash_draw": _hash_draw,
-    "group_norm_silu": _group_norm,
+    "add_layer_norm": _add_layer_norm,
     "geglu": _geglu,
+    "cross_attention": _cross_attention,
 }
 
 

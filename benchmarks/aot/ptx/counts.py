@@ -26,7 +26,7 @@ _OTHER = {"setp": "select", "selp": "select", "cvt": "convert", "mov": "move", "
 
 def kind_of(inst: Instruction) -> str:
     """The kind of `KINDS` of an instruction; reading a parameter is a move."""
-    stem, of_floats = inst.parts[0], inst.parts[-1] in ("f32", "f32x2", "bf16", "f16")
+    stem, of_floats = inst.parts[0], inst.parts[-1] in ("f32", "f32x2", "bf16", "bf16x2", "f16", "f16x2")
     if stem in ("ld", "st"):
         space = inst.parts[1]
         return {"global": "global", "shared": "shared", "local": "global"}.get(space, "move")
@@ -123,6 +123,20 @@ class Row:
         barriers = self.barriers / max(self.warps, 1)
         conflicts = (self.shared.sectors - self.shared.useful) / max(self.shared.requests, 1)
         return f"{self.name:36} {total:8.0f} {each}  {memory}  {conflicts:7.2f} {barriers:6.1f}"
+
+    def cells(self) -> list[str]:
+        """The row of the table in kernels/README.md."""
+        warps, memory = max(self.warps, 1), []
+        for r in (self.loads, self.stores):
+            share = 100 * r.useful / max(SECTOR * r.sectors, 1)
+            memory += [f"{r.sectors / max(r.requests, 1):.1f}", f"{share:.0f}%"] if r.requests else ["", ""]
+        kinds = ("float", "special", "integer", "move", "global", "shared", "warp")
+        conflicts = (self.shared.sectors - self.shared.useful) / max(self.shared.requests, 1)
+        return [
+            f"`{self.name.removesuffix('_kernel')}`", f"{sum(self.instructions.values()) / warps:.0f}",
+            *(f"{self.instructions[kind] / warps:.1f}" for kind in kinds), *memory,
+            f"{conflicts:.2f}", f"{self.barriers / warps:.1f}",
+        ]  # fmt: skip
 
 
 def _share(r: Requests) -> str:

@@ -17,6 +17,7 @@ _B = "b(16|32|64)"
 _SPACE = "(global|shared|local)"
 _MIXED = r"rn\.f32\.b?f16"
 """A sum whose first operand has 16 bits and whose second is fp32: sm_100 and later."""
+_NARROW = r"(rn\.)?b?f16(x2)?"
 _COMPARE = "(eq|ne|lt|le|gt|ge)"
 
 FORMS = {
@@ -36,9 +37,9 @@ FORMS = {
     "mma": r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(bf16\.bf16|f16\.f16)\.f32",
     "redux": r"redux\.sync\.((add|min|max)\.[su]32|(and|or|xor)\.b32)",
     # Integers and bits.
-    "add": rf"add\.({_I}|(rn\.)?f32(x2)?|{_MIXED})",
-    "sub": rf"sub\.({_I}|(rn\.)?f32(x2)?|{_MIXED})",
-    "mul": r"mul\.((lo|hi)\.[su](16|32|64)|wide\.[su](16|32)|(rn\.)?f32(x2)?)",
+    "add": rf"add\.({_I}|(rn\.)?f32(x2)?|{_NARROW}|{_MIXED})",
+    "sub": rf"sub\.({_I}|(rn\.)?f32(x2)?|{_NARROW}|{_MIXED})",
+    "mul": rf"mul\.((lo|hi)\.[su](16|32|64)|wide\.[su](16|32)|(rn\.)?f32(x2)?|{_NARROW})",
     "mad": r"mad\.(lo\.[su](16|32|64)|wide\.[su](16|32))",
     "div": rf"div\.({_I}|(full|approx|rn)\.f32)",
     "rem": rf"rem\.{_I}",
@@ -62,7 +63,7 @@ FORMS = {
     rf"|({_COMPARE}u?|num|nan)\.(f32|f16|f16x2|bf16|bf16x2))",
     "selp": r"selp\.([bus](16|32|64)|f32)",
     # Floats.
-    "fma": r"fma\.rn((\.ftz)?\.f32|\.f32x2)",
+    "fma": r"fma\.rn((\.ftz)?\.f32|\.f32x2|\.b?f16(x2)?)",
     "sqrt": r"sqrt\.(approx(\.ftz)?|rn)\.f32",
     "rsqrt": r"rsqrt\.approx(\.ftz)?\.f32",
     "rcp": r"rcp\.(approx(\.ftz)?|rn)\.f32",
@@ -78,6 +79,10 @@ _WIDENED = {"bf16": "from_bf16({})", "f16": "{}.view(f2).astype(f4)"}
 """Type of 16 bits -> its value as fp32."""
 
 
+_ONES = {"bf16": ("3F80", "BF80"), "f16": ("3C00", "BC00")}
+"""Bits of 1 and -1."""
+
+
 class Arithmetic:
     """Mixin of `Translator`, which has `get`, `set`, `constant` and `lines`."""
 
@@ -91,7 +96,21 @@ class Arithmetic:
         given = ", ".join(self.get(x, "u8") for x in inst.args[1:])
         self.set(inst.args[0], f"packed({function}, {given})", "u8", inst)
 
+    def _narrow(self, inst: Instruction, symbol: str = "") -> bool:
+        """A sum, product or fused product of 16-bit floats, if the instruction is one. symbol: none for the fused."""
+        kind, pairs = inst.parts[-1].removesuffix("x2"), inst.parts[-1].endswith("x2")
+        if kind not in _WIDENED or inst.parts[-2] == "f32":
+            return False
+        t = "u4" if pairs else "u2"
+        one, minus_one, minus_zero = (f"{t}(0x{bits * (1 + pairs)})" for bits in (*_ONES[kind], "8000"))
+        x, y, *z = (self.get(v, t) for v in inst.args[1:])
+        given = {"": (x, y, *z), "+": (x, one, y), "-": (y, minus_one, x), "*": (x, y, minus_zero)}[symbol]
+        self.set(inst.args[0], f"narrow_fma{'_pairs' * pairs}({kind!r}, {', '.join(given)})", t, inst)
+        return True
+
     def _two(self, inst: Instruction, symbol: str) -> None:
+        if self._narrow(inst, symbol):
+            return
         if inst.parts[-1] == "f32x2":
             self._packed(inst, {"+": "np.add", "-": "np.subtract"}[symbol])
             return
@@ -125,6 +144,8 @@ class Arithmetic:
     def op_mul(self, inst, parts, a):
         if parts[-1] == "f32x2":
             self._packed(inst, "np.multiply")
+            return
+        if self._narrow(inst, "*"):
             return
         t = TYPES[parts[-1]]
         size = 2 * int(t[1])
@@ -242,6 +263,8 @@ class Arithmetic:
     def op_fma(self, inst, parts, a):
         if parts[-1] == "f32x2":
             self._packed(inst, "fma")
+            return
+        if self._narrow(inst):
             return
         operands = [self.get(v, "f4") for v in a[1:4]]
         if "ftz" in parts:

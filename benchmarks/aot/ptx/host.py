@@ -105,6 +105,8 @@ class Host:
 
     def __init__(self, arch: str, *, check: bool = True, count: bool = False) -> None:
         self.arch, self.check, self.count = arch, check, count
+        self.sample: int | None = None
+        """Most programs of a launch that run, spread evenly; None for all."""
         self.kernels: dict[str, Kernel] = {}
         self.names: dict[str, str] = {}
         """Digest -> name of the Triton kernel."""
@@ -130,7 +132,7 @@ class Host:
             memory.add(storage.data_ptr(), storage.nbytes(), tensor_name, x.element_size(), written)
         self.launches += 1
         self.launched.add(name)
-        program.launch((*grid, 1, 1)[:3], values, memory, count=self.count)
+        program.launch((*grid, 1, 1)[:3], values, memory, count=self.count, sample=self.sample)
         if program.notes:
             notes = "; ".join(f"{what} ({times} times)" for what, times in program.notes.most_common(3))
             program.notes.clear()

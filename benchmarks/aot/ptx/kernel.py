@@ -57,20 +57,25 @@ class Kernel:
         exec(compile(self.source, f"<{self.program.name}>", "exec"), names)
         self._functions = [names[f"b{k}"] for k in range(len(self._blocks))]
 
-    def launch(self, grid: Grid, params: list, memory: Memory, *, count: bool = False) -> None:
-        """Run every CTA. params: numbers and addresses in order. Raises `PtxError` for a fatal fault; others go to
-        `notes`."""
+    def launch(
+        self, grid: Grid, params: list, memory: Memory, *, count: bool = False, sample: int | None = None
+    ) -> None:
+        """Run every CTA, or `sample` of them. params: numbers and addresses in order. Raises `PtxError` for a fatal
+        fault; others go to `notes`."""
         if len(params) != len(self.program.params):
             raise PtxError(f"{self.program.name}: {len(params)} arguments for {len(self.program.params)} parameters")
         values = [_parameter(v, t) for v, (t, _) in zip(params, self.program.params, strict=True)]
         total, step = grid[0] * grid[1] * grid[2], max(1, LANES // self.program.threads)
-        self.num_warps += total * self.program.threads // WARP * count
+        chosen = np.arange(total)
+        if sample is not None and sample < total:
+            chosen = np.unique(np.linspace(0, total - 1, sample).astype(i8))
+        self.num_warps += len(chosen) * self.program.threads // WARP * count
         memory.begin_launch()
         memory.notes = self.notes
         executed = self.executed.copy()
         with np.errstate(all="ignore"):
-            for first in range(0, total, step):
-                ctas = np.arange(first, min(first + step, total))
+            for first in range(0, len(chosen), step):
+                ctas = chosen[first : first + step]
                 traffic = self.traffic if count else None
                 machine = Machine(self.program, memory, ctas, grid, values, self.shared_bytes, self.notes, traffic)
                 self._run(machine)

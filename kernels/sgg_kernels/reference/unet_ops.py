@@ -43,6 +43,27 @@ def geglu(x: torch.Tensor) -> torch.Tensor:
     return (a * F.gelu(gate)).to(x.dtype)
 
 
+def add_layer_norm(
+    x: torch.Tensor,
+    weight_D: torch.Tensor,
+    bias_D: torch.Tensor,
+    eps: float,
+    residual: torch.Tensor | None = None,
+    late_D: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(layer_norm(sum), sum) with sum = x + residual + late, rounded to the dtype of x (Ba, Kiros & Hinton, 2016)."""
+    acc = torch.promote_types(x.dtype, torch.float32)
+    total = x
+    if residual is not None or late_D is not None:
+        total = x.to(acc)
+        total = total if residual is None else total + residual.to(acc)
+        total = (total if late_D is None else total + late_D.to(acc)).to(x.dtype)
+    wide = total.to(acc)
+    centred = wide - wide.mean(dim=-1, keepdim=True)
+    rstd = torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + eps)
+    return (centred * rstd * weight_D.to(acc) + bias_D.to(acc)).to(x.dtype), total
+
+
 def cross_attention(
     q_BSHD: torch.Tensor, k_BTHD: torch.Tensor, v_BTHD: torch.Tensor, bias_BT: torch.Tensor, scale: float
 ) -> torch.Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.aot import run as running
-from benchmarks.aot.cases import cases
+from benchmarks.aot.cases import cases, shipped_kernels
 from benchmarks.aot.ptx.cases import small_cases
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -44,6 +44,18 @@ def test_two_chips_share_a_program():
     assert "geglu_fwd_kernel" in done.stdout and "useful" in done.stdout
 
 
+def test_the_table_in_the_readme_has_a_row_for_every_kernel():
+    rows = [line.split("`")[1] for line in running.TABLE.committed().splitlines() if line.startswith("| `")]
+    assert sorted(rows) == sorted(name.removesuffix("_kernel") for name in shipped_kernels()), running.TABLE.typed
+    assert set(running.COUNTED) <= {case.name for case in cases()}
+
+
+@pytest.mark.slow
+def test_the_table_in_the_readme_is_what_the_machine_counts():
+    done = command("-m", "benchmarks.aot.run", "--check")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def planted(kind: str, *names: str) -> list[list[str]]:
     done = command("tests/support/ptx_mutants.py", kind, *names)
     assert done.returncode == 0, done.stderr
@@ -51,10 +63,18 @@ def planted(kind: str, *names: str) -> list[list[str]]:
 
 
 def test_barriers_left_out_are_caught():
-    """All but two of 60: with a shift one in forward and one in backward change nothing that the machine sees."""
+    """All but one of each shifted program, which order nothing between warps.
+
+    With a shift the forward exchanges the group's mean through shared memory twice: the second store writes the same
+    registers to the same places as the first, so nobody can read another value (the machine asks whether a store
+    changes what it overwrites). The backward's barrier stands between a warp's load of its own 16 bytes and the store
+    of the same warp into the same 16; the lanes meet in shuffles before.
+    """
     found = planted("barrier", "group_norm_silu odd bfloat16")
     assert len(found) >= 40
-    assert len([row for row in found if not row[3]]) <= 2
+    missed = [row[1] for row in found if not row[3]]
+    most = {"group_norm_silu_fwd_kernel": 1, "group_norm_silu_bwd_kernel": 2}  # without and with a gradient beside it
+    assert all(missed.count(kernel) <= most.get(kernel, 0) for kernel in missed), found
     assert all("barrier" in row[3] for row in found if row[3].startswith("machine")), found
 
 

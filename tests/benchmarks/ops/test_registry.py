@@ -12,7 +12,7 @@ from benchmarks.ops.cases import Case
 
 def _case(op: str) -> Case:
     size, mode, dtype = "vg2" if op in cases.GRAPH_OPS else "tiny", "fwd_bwd", "fp32"
-    return Case(op, "fwd", size, "int32", width=16) if op == "pack" else Case(op, mode, size, dtype, width=16)
+    return Case(op, "fwd" if op in cases.FORWARD_ONLY else mode, size, cases.FORWARD_ONLY.get(op, dtype), width=16)
 
 
 @pytest.mark.parametrize("op", cases.OPS)
@@ -26,6 +26,9 @@ def test_inputs_are_a_function_of_the_seed(op):
     if op == "pack":
         assert torch.equal(first.draw.ids, second.draw.ids)
         assert not torch.equal(first.draw.ids, other.draw.ids)
+    elif op == "hash_draw":
+        assert torch.equal(first.index["sample"], second.index["sample"])
+        assert not torch.equal(first.index["sample"], other.index["sample"])
     else:
         name = next(iter(first.tensors))
         assert first.tensors[name].shape != other.tensors[name].shape or not torch.equal(

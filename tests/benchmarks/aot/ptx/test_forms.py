@@ -253,6 +253,31 @@ def test_sums_of_16_bits_and_fp32(t):
         np.testing.assert_array_equal(evaluate(f"sub.rn.f32.{t}", [bits, b], np.float32), wide - b)
 
 
+@pytest.mark.parametrize("form", ["add", "sub.rn", "mul", "fma.rn"])
+@pytest.mark.parametrize("t", ["bf16", "f16"])
+def test_arithmetic_of_16_bits_rounds_once(t, form):
+    """The nearest 16-bit number to the exact result, in one register and in both halves of a pair."""
+    dtype, rng = {"bf16": torch.bfloat16, "f16": torch.float16}[t], np.random.default_rng(3)
+    a, b, c = (torch.from_numpy(rng.standard_normal(64) * 2.0 ** rng.integers(-6, 6, 64)).to(dtype) for _ in range(3))
+    c[:20], b[20:30] = -(a * b)[:20], a[20:30]
+    given = [a, b, c][: 3 if form == "fma.rn" else 2]
+    bits = [x.view(torch.int16).numpy().view(np.uint16) for x in given]
+    pairs = evaluate(f"{form}.{t}x2", [x.view(np.uint32) for x in bits], np.uint32)
+    found = np.concatenate([evaluate(f"{form}.{t}", [x[k : k + 32] for x in bits], np.uint16) for k in (0, 32)])
+    assert np.array_equal(pairs.view(np.uint16), found)
+    exact = {"add": lambda x, y: x + y, "sub.rn": lambda x, y: x - y, "mul": lambda x, y: x * y,
+             "fma.rn": lambda x, y, z: x * y + z}[form]  # fmt: skip
+    result = torch.from_numpy(found.view(np.int16)).view(dtype)
+    for k, r in enumerate(result):
+        want = exact(*(Fraction(x[k].item()) for x in given))
+        half = max(abs(Fraction(r.item())) * Fraction(torch.finfo(dtype).eps) / 2, Fraction(2) ** -25)
+        assert abs(Fraction(r.item()) - want) <= half, (k, r, want)
+    specials = [np.resize(np.array(x, np.uint16), 32) for x in ([0x8000, 0x7FFF], [0x8000, 0x0000])]
+    if form != "fma.rn":
+        first = {"add": 0x8000, "sub.rn": 0x0000, "mul": 0x0000}[form]
+        assert evaluate(f"{form}.{t}", specials, np.uint16)[:2].tolist() == [first, 0x7FFF]
+
+
 def test_fma_rounds_once():
     """The nearest fp32 number to the exact sum; a product rounded first would often be another."""
     rng = np.random.default_rng(0)
@@ -357,7 +382,7 @@ def test_packed_comparison_of_halves():
     ["mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%r1}, {%r2}, {%r3}, {%r4};", "add.f64 %rd1, %rd2, %rd3;",
      "atom.global.add.f32 %r1, [%rd1], %r2;", "add.ftz.f32 %r1, %r2, %r3;", "cvt.rz.bf16.f32 %rs1, %r2;",
      "ld.b32 %r1, [%rd1];", "setp.eq.and.s32 %p1, %r1, %r2, %p2;", "bar.sync 1, 64;", "bar.arrive 0, 32;",
-     "shfl.sync.bfly.b32 %r1, %r2, 1, 31, 255;", "mov.b32 %r1, %clock;", "add.f16x2 %r1, %r2, %r3;",
+     "shfl.sync.bfly.b32 %r1, %r2, 1, 31, 255;", "mov.b32 %r1, %clock;", "add.rz.f16x2 %r1, %r2, %r3;",
      "cp.async.cg.shared.global [%r1], [%rd1], 16;", "frobnicate.b32 %r1, %r2;", "call foo;"],
 )  # fmt: skip
 def test_an_unknown_form_raises(line):

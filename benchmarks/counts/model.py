@@ -1,0 +1,84 @@
+"""The time that a model gives each of our kernels: the largest of bytes, issue and latency. A prediction.
+
+The least time of an op assumes one perfect kernel. This model takes the launches that run: their programs and warps,
+the instructions and dependent loads of a warp as the PTX machine counted them (`benchmarks.aot.observe`), and the bytes
+of their tensors, each element once. A launch takes the largest of
+
+    bytes / bandwidth
+    programs of the busiest SM x warps x instructions of a warp / schedulers / clock
+    waves of programs x dependent loads of a warp x latency of a load
+
+It leaves out the gap between launches, and counts PTX where `ptxas` issues fewer instructions.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+
+from benchmarks.counts.roofline import CHIPS, Chip
+from benchmarks.ops.cases import SIZES
+
+DATA = pathlib.Path(__file__).resolve().parents[1] / "baselines" / "launches.json"
+SCHEDULERS = 4
+"""Of an SM; each issues one instruction of a warp a clock."""
+SCALED = "1e4"
+"""The size whose launches stand for larger numbers of relations: their grids and bytes grow with the relations."""
+RESIDENT_WARPS = 16
+"""Warps that every kernel's registers and shared memory allow on an SM, at least (`benchmarks.aot`)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """One launch as the machine ran it."""
+
+    kernel: str
+    programs: int
+    warps: int
+    """Of a program."""
+    instructions: float
+    """PTX instructions of a warp."""
+    loads: float
+    """Loads of a warp that wait for one another; loads that are issued together count once."""
+    bytes: int
+    """Of its tensors, each element once."""
+
+    def seconds(self, chip: Chip) -> float:
+        """Time on `chip` without the gap before it."""
+        busiest = -(-self.programs // chip.sms)
+        issue = busiest * self.warps * self.instructions / SCHEDULERS / chip.clock
+        waves = -(-busiest // max(1, RESIDENT_WARPS // self.warps))
+        return max(self.bytes / chip.bytes_per_second, issue, waves * self.loads * chip.latency)
+
+    def times(self, ratio: float) -> Launch:
+        """The launch on `ratio` times as many rows."""
+        return dataclasses.replace(self, programs=round(self.programs * ratio), bytes=round(self.bytes * ratio))
+
+
+@functools.cache
+def observed() -> dict[str, list[list[Launch]]]:
+    """ "op size dtype" -> launches of the forward and of the backward, as committed."""
+    if not DATA.is_file():
+        return {}
+    found = json.loads(DATA.read_text(encoding="utf-8"))
+    return {name: [[Launch(**launch) for launch in launches] for launches in passes] for name, passes in found.items()}
+
+
+def seconds(op: str, mode: str, size: str, dtype: str, chip: Chip) -> float | None:
+    """Time of our kernels of a case on a chip; None if the machine has run neither it nor a smaller one of its kind."""
+    passes = observed().get(f"{op} {size} {dtype}")
+    smaller = observed().get(f"{op} {SCALED} {dtype}")
+    if passes is None and smaller is not None and size in SIZES and SIZES[size][1] > SIZES[SCALED][1]:
+        ratio = SIZES[size][1] / SIZES[SCALED][1]
+        passes = [[launch.times(ratio) for launch in launches] for launches in smaller]
+    if passes is None:
+        return None
+    chosen = {"fwd": passes[:1], "bwd": passes[1:], "fwd_bwd": passes, "step": passes}[mode]
+    return sum(launch.seconds(chip) for launches in chosen for launch in launches)
+
+
+def chip_of(device: str) -> Chip | None:
+    """The chip that a device's name names; None for others."""
+    return next((chip for chip in CHIPS if chip.name in device), None)
