@@ -26,6 +26,7 @@ NOT_YET = {
     "finetune-ds-zero3",
     "finetune-ds-zero3-two",
     "finetune-eager",
+    "finetune-ema",
     "finetune-ema-on-host",
     "finetune-fp16",
     "finetune-fp32",
@@ -40,25 +41,21 @@ NOT_YET = {
     "finetune-predicted",
     "finetune-reference-kernels",
     "finetune-sd-folder",
+    "finetune-sdpa",
     "finetune-sgdiff",
     "finetune-short-null",
     "finetune-sm120",
     "finetune-sm86",
+    "finetune-split",
     "finetune-split-accumulated",
     "finetune-text",
     "finetune-unclipped",
+    "finetune-unfused",
     "finetune-unfused-sdpa",
     "finetune-xformers",
-    "pretrain-as-printed",
-    "pretrain-bce",
-    "pretrain-capture-refused",
-    "pretrain-early-stop",
-    "pretrain-reconstruction-alone",
-    "pretrain-reference-kernels",
-    "pretrain-sd-folder",
     "pretrain-sm80",
 }
-"""Training rows whose counts are not committed for the tree of today: `python -m fake_cuda.matrix --update`."""
+"""Training rows whose counts are not committed for the tree of today: `python -m fake_cuda.matrix --new`."""
 
 STEP = {"launches": 2, "to_device": 1, "to_host": 1, "syncs": 0, "waits": 0, "replays": 1, "graphs": 0, "applied": 1}
 FIRST = {**STEP, "launches": 9000, "syncs": 11, "graphs": 1}
