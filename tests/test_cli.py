@@ -305,3 +305,12 @@ def test_the_commands_themselves_say_one_line_and_exit_with_2(tmp_path):
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(said) and done.stderr.count("\n") == 1
     assert files(tmp_path) == []
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
+def test_deepspeed_which_saving_a_model_imports_does_not_say_that_it_looked_for_a_gpu():
+    pytest.importorskip("deepspeed")
+    imported = "from sgg_fast.quiet import quiet_libraries; quiet_libraries(); import deepspeed"
+    unset = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    done = subprocess.run([sys.executable, "-c", imported], cwd=ROOT, env=unset, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -229,8 +229,25 @@ def geglu(num_rows: int, width: int, dtype: torch.dtype) -> None:
     geglu_bwd(torch.empty_like(geglu_fwd(x)), x)
 
 
+ATTENTIONS = {"40": (4096, 80, 40), "80": (1024, 80, 80), "160": (256, 80, 160), "160 few": (64, 80, 160),
+              "64": (4096, 77, 64), "odd": (77, 19, 13)}  # fmt: skip
+"""Queries, keys and width of a head: the UNet's cross-attention at 512 x 512; heads of 64 and 77 keys; odd sizes."""
+
+
+def cross_attention(num_queries: int, num_keys: int, width: int, dtype: torch.dtype) -> None:
+    """Two images of eight heads; keys and values are slices of a merged GEMM."""
+    from sgg_kernels.cross_attention import cross_attention_bwd, cross_attention_fwd
+
+    q = torch.empty(2, num_queries, 8, width, dtype=dtype, device="meta")
+    merged = torch.empty(2, num_keys, 32 * width, dtype=dtype, device="meta")
+    k, v = (merged[..., at * width :][..., : 8 * width].unflatten(-1, (8, width)) for at in (8, 16))
+    bias = torch.empty(2, num_keys, device="meta")
+    out, lse = cross_attention_fwd(q, k, v, bias, width**-0.5)
+    cross_attention_bwd(torch.empty_like(out), q, k, v, bias, lse, width**-0.5)
+
+
 def unet_cases() -> list[AotCase]:
-    """Norms and gate, each in bf16 under autocast; the first of each kind in every dtype."""
+    """Norms and gate, each in bf16 under autocast, and attention; the first of each kind in every dtype."""
     made = []
     autocast = (_BF16, _F32), (_F16, _F32)
     for name, shape in NORMS.items():
@@ -251,6 +268,10 @@ def unet_cases() -> list[AotCase]:
         for dtype in (_F32, _F16, _BF16) if name == "320" else (_BF16,):
             run = functools.partial(geglu, num_rows, width, dtype)
             made.append(AotCase(f"geglu {name} {str(dtype)[6:]}", run, vectors=name != "odd"))
+    for name, sizes in ATTENTIONS.items():
+        for dtype in (_F16, _BF16) if name == "40" else (_BF16,):
+            run = functools.partial(cross_attention, *sizes, dtype)
+            made.append(AotCase(f"cross_attention {name} {str(dtype)[6:]}", run, vectors=name != "odd"))
     return made
 
 
@@ -297,6 +318,9 @@ def shipped_kernels(folder: pathlib.Path | None = None) -> set[str]:
 LEAST_WARPS = {
     **dict.fromkeys(shipped_kernels(), 16),
     "adam_decide_kernel": 4,  # one program
+    # Matrix units hide latency with registers: a row of scores, or the sums of a block of keys, lies in them.
+    "cross_attention_bwd_q_kernel": 10,
+    "cross_attention_bwd_kv_kernel": 6,
 }
 """Least occupancy of each kernel: warps that must fit on an SM at once, if the grid has as many.
 

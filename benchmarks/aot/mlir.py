@@ -41,15 +41,18 @@ def _ints(text: str) -> tuple[int, ...]:
 
 
 def parse_layout(type_text: str) -> LaneLayout | None:
-    """The layout of a tensor type, slices of blocked layouts included; None for any other kind."""
+    """The layout of a tensor type, blocked or of an mma.sync's sums, and slices of these; None for any other kind."""
     blocked = re.search(
         r"#ttg\.blocked<\{sizePerThread = \[([\d, ]+)\], threadsPerWarp = \[([\d, ]+)\], "
         r"warpsPerCTA = \[[\d, ]+\], order = \[([\d, ]+)\]",
         type_text,
     )
-    if blocked is None:
+    if blocked is not None:
+        per_thread, lanes, order = (_ints(group) for group in blocked.groups())
+    elif "#ttg.nvidia_mma<{versionMajor = 2" in type_text:
+        per_thread, lanes, order = (1, 2), (8, 4), (1, 0)
+    else:
         return None
-    per_thread, lanes, order = (_ints(group) for group in blocked.groups())
     for dim in reversed([int(d) for d in re.findall(r"#ttg\.slice<\{dim = (\d+)", type_text)]):
         per_thread, lanes = (t[:dim] + t[dim + 1 :] for t in (per_thread, lanes))
         order = tuple(d - (d > dim) for d in order if d != dim)

@@ -47,6 +47,9 @@ COUNTED = (
 _LOOP = "skips a loop that has at least one turn: "
 REASONS: dict[tuple[str, str], str] = {
     ("pack_fwd_kernel", "//"): "64-bit division of numbers from 2^32 on; a batch has at most 2^28 rows",
+    ("cross_attention_bwd_kv_kernel", "for start in range("): _LOOP + "a chunk has a query",
+    ("cross_attention_bwd_kv_kernel", "tl.store("): _LOOP + "a chunk has a query",
+    ("cross_attention_fwd_kernel", "tl.log2(b_sum)"): "log2 of Inf or NaN; a sum of weights lies between 1 and 128",
     ("role_sums_kernel", "for i_row in range("): _LOOP + "a program has a row",
     ("role_sums_kernel", "b_program"): _LOOP + "a program has a row",
     ("scatter_mean_bwd_kernel", "for start in range("): _LOOP + "a program has a relation",

@@ -49,7 +49,7 @@ class StepCount:
 
 def engine_of(config: Config) -> CapturedEngine:
     """The engine of a GPU, on tensors without memory. Call it under a `FakeTensorMode`."""
-    config = config.replace(attention="sdpa", fuse_unet="on")
+    config = config.replace(attention="sdpa", cross_attention="auto", fuse_unet="on")
     models = blank_foundation(config.model)
     if config.optim.bf16_weights:
         _recast(models.unet, torch.bfloat16)

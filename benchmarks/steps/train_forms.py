@@ -83,7 +83,7 @@ class Ours(Form):
         for size in sizes:
             Ours.prepare(self, size)
             self.references[size] = self._stage_losses(num, None), self._stage_losses(num, torch.bfloat16)
-        set_attention(foundation.unet, config.model.attention, device)
+        set_attention(foundation.unet, config.model.attention, device, config.model.cross_attention)
         self.engine = build_engine(self.stage, device, self.ds)
         numel = sum(p.numel() for p in self.engine.module.parameters() if p.requires_grad)
         # Read weight, gradient and two bytes of state; write weight and state. DeepSpeed's also writes bf16 weights.

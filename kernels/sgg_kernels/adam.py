@@ -1,5 +1,6 @@
 """`adam`: one Adam step over flat buffers, gradients read where backward left them. Definition: `reference.adam`.
 
+Weights are read and written in one of three forms (`reference.weights`).
 A step takes three launches for any number of parameters: the sums of squares of the gradients by chunk, one program
 that makes the decision, and the update (`adam8bit.py` has the update for 8-bit moments). Nothing is read back. All
 values that vary from step to step lie in device tensors, so the launches can be captured.
@@ -14,6 +15,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .hash_draw import hash_start, hash_word
 from .launch import launch
 from .reference.adam import (
     APPLIED,
@@ -26,16 +28,61 @@ from .reference.adam import (
     Hyper,
 )
 from .reference.weights import Weights
-from .weights import form_of, load_weight, store_weight
 
 NUM_WARPS = 4
 DECIDE_BLOCK, DECIDE_WARPS = 16384, 32
+
+WHOLE, SPLIT, ROUNDED = range(3)
+"""Forms: fp32; bf16 and the low halves of fp32; bf16 alone, rounded stochastically."""
+
+_WHOLE, _SPLIT = tl.constexpr(WHOLE), tl.constexpr(SPLIT)
 
 GRAD_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16}
 
 INVERSE_SCALE_PLACE, FACTOR_PLACE = tl.constexpr(INVERSE_SCALE), tl.constexpr(FACTOR)
 APPLIED_PLACE, NORM_PLACE = tl.constexpr(APPLIED), tl.constexpr(NORM)
 C1_PLACE, C2_PLACE = tl.constexpr(CORRECTION_1), tl.constexpr(CORRECTION_2)
+
+
+def form_of(weights: Weights) -> int:
+    """The form of a buffer, for the kernel's constexpr FORM."""
+    if weights.param.dtype == torch.float32:
+        return WHOLE
+    return ROUNDED if weights.low is None else SPLIT
+
+
+@triton.jit
+def _bf16_of(high):
+    """The bf16 number whose bits are the low 16 of an int32."""
+    return high.to(tl.int16).to(tl.bfloat16, bitcast=True)
+
+
+@triton.jit
+def load_weight(p_param, p_low, i, m_i, FORM: tl.constexpr):
+    """The weights at indices i in fp32. Bytes an element: 4, or 2 with bf16 alone."""
+    param = tl.load(p_param + i, mask=m_i, other=0.0)
+    if FORM == _SPLIT:
+        low = tl.load(p_low + i, mask=m_i, other=0).to(tl.int32)
+        bits = (param.to(tl.int16, bitcast=True).to(tl.int32) << 16) + low
+        return bits.to(tl.float32, bitcast=True)
+    return param.to(tl.float32)
+
+
+@triton.jit
+def store_weight(p_param, p_low, i, m_i, wide, seed, step, FORM: tl.constexpr):
+    """Write fp32 numbers; seed and step are the key of stochastic rounding. Bytes an element: as `load_weight`."""
+    if FORM == _WHOLE:
+        tl.store(p_param + i, wide, mask=m_i)
+    else:
+        bits = wide.to(tl.int32, bitcast=True)
+        if FORM == _SPLIT:
+            # A NaN stays NaN: a GPU's NaN is 0x7FFFFFFF, which would carry into the sign and become -0.
+            high = (bits + tl.where(wide == wide, 0x8000, 0)) >> 16
+            tl.store(p_low + i, (bits - (high << 16)).to(tl.int16), mask=m_i)
+        else:
+            drawn = hash_word(hash_word(hash_start(seed), step), i) & 0xFFFF
+            high = (bits + tl.where(tl.abs(wide) < float("inf"), drawn, 0).to(tl.int32)) >> 16
+        tl.store(p_param + i, _bf16_of(high), mask=m_i)
 
 
 @triton.jit

@@ -11,12 +11,22 @@ import torch
 import triton
 import triton.language as tl
 
-from .adam import APPLIED_PLACE, BLOCK, C1_PLACE, C2_PLACE, FACTOR_PLACE, GRAD_TYPES, load_grad
+from .adam import (
+    APPLIED_PLACE,
+    BLOCK,
+    C1_PLACE,
+    C2_PLACE,
+    FACTOR_PLACE,
+    GRAD_TYPES,
+    form_of,
+    load_grad,
+    load_weight,
+    store_weight,
+)
 from .launch import launch
 from .reference.adam import Hyper
 from .reference.adam8bit import BLOCK_8BIT, DECADES, LEAST_SCALE, ZERO_1, Moments
 from .reference.weights import Weights
-from .weights import form_of, load_weight, store_weight
 
 _BLOCK, _ROWS = tl.constexpr(BLOCK_8BIT), tl.constexpr(BLOCK // BLOCK_8BIT)
 _ZERO_1, _LEAST_SCALE, _DECADES = tl.constexpr(ZERO_1), tl.constexpr(LEAST_SCALE), tl.constexpr(DECADES)

@@ -1,5 +1,7 @@
-"""Random numbers of a step, one launch a draw: the words of `reference.hash_u32`, uniform and normal numbers.
+"""The hash of `sgg_kernels.reference.hash` in kernels: the same 32-bit words, in uint32 arithmetic.
 
+Other kernels build their keys from `hash_start` and one `hash_word` a word. The launcher here draws a step's random
+numbers, one launch a draw: the words of `reference.hash_u32`, uniform and normal numbers.
 In aten a draw takes 20 to 60 launches over a few elements. Letters: B samples, K numbers of a sample.
 """
 
@@ -11,11 +13,33 @@ import torch
 import triton
 import triton.language as tl
 
-from .hash import hash_word
 from .launch import launch
 from .reference.hash import MAX_WORDS, NORMAL, UNIFORM, WORD
 
 BLOCK = 256
+_GOLDEN = tl.constexpr(0x9E3779B9)
+
+
+@triton.jit
+def _mix(h):
+    """MurmurHash3 fmix32 (Appleby, 2011); a uint32 product keeps its low bits, a uint32 shift is logical."""
+    h = h ^ (h >> 16)
+    h = h * 0x85EBCA6B
+    h = h ^ (h >> 13)
+    h = h * 0xC2B2AE35
+    return h ^ (h >> 16)
+
+
+@triton.jit
+def hash_word(h, word):
+    """The running hash `h` after one more word of the key (its low 32 bits)."""
+    return _mix((h ^ tl.cast(word, tl.uint32)) + _GOLDEN)
+
+
+@triton.jit
+def hash_start(word):
+    """The hash of a key of one word; `hash_word` adds the others in the reference's order."""
+    return _mix(tl.cast(word, tl.uint32) + _GOLDEN)
 
 
 @triton.jit

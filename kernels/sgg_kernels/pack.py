@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .hash import hash_start, hash_word
+from .hash_draw import hash_start, hash_word
 from .launch import launch
 from .reference.pack import (
     MASK_STREAM,

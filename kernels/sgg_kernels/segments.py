@@ -145,10 +145,14 @@ def column_sum_kernel(partial_ptr, out_ptr, num_rows, D, BLOCK_P: tl.constexpr, 
     tl.store(out_ptr + o_D, tl.sum(b_PD, axis=0), mask=m_D)
 
 
-def column_sum(partial_PD: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Second stage of a bias gradient: fp32 [P, D], contiguous -> [D]. Zero rows give 0."""
+def column_sum(partial_PD: torch.Tensor, dtype: torch.dtype, rows: int = 128) -> torch.Tensor:
+    """Second stage of a gradient that many programs sum: fp32 [P, D], contiguous -> [D]. Zero rows give 0.
+
+    rows: a power of two up to 128, rows of a block; fewer give it more columns.
+    """
     num_rows, width = partial_PD.shape
     out_D = torch.empty(width, dtype=dtype, device=partial_PD.device)
-    grid = (triton.cdiv(width, 32),)
-    launch(column_sum_kernel, grid, partial_PD, out_D, num_rows, width, BLOCK_P=128, BLOCK_D=32, num_warps=4)
+    block_d = 32 * 128 // rows
+    grid = (triton.cdiv(width, block_d),)
+    launch(column_sum_kernel, grid, partial_PD, out_D, num_rows, width, BLOCK_P=rows, BLOCK_D=block_d, num_warps=4)
     return out_D

@@ -45,6 +45,8 @@ class ModelConfig(Part):
     """Distinguish objects of one name in a graph: a random code on every token that mentions the object."""
     attention: str = setting("auto", choices=("auto", "xformers", "sdpa", "cudnn"), may_change=True)
     """UNet attention: auto is xformers on CUDA and torch's SDPA elsewhere; cudnn is SDPA by cuDNN, in bf16 or fp16."""
+    cross_attention: str = setting("auto", choices=("auto", "ours"), may_change=True)
+    """Attention to the context: auto is --attention's; ours is this package's kernel, in bf16 or fp16."""
     kernels: str = setting("auto", choices=("auto", "reference", "triton"), may_change=True)
     """Graph kernels: auto is Triton on CUDA and the reference form elsewhere."""
     fuse_unet: str = setting("auto", choices=("auto", "on", "off"), may_change=True)

@@ -92,6 +92,10 @@ class OptimConfig(Part):
         """Raises `ConfigError` for a precision that the model's operators do not compute in."""
         if self.precision == "fp32" and model.attention == "cudnn":
             raise ConfigError("--attention cudnn computes in bf16 or fp16: leave out --precision fp32, or use sdpa")
+        if self.precision == "fp32" and model.cross_attention == "ours":
+            raise ConfigError(
+                "--cross-attention ours computes in bf16 or fp16: leave it out, or leave out --precision fp32"
+            )
 
     @property
     def bf16_weights(self) -> bool:

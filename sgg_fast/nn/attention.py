@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.checkpoint import checkpoint
 
-from sgg_fast import env
+from sgg_fast import env, ops
 
 logger = logging.getLogger(__name__)
 
@@ -139,17 +139,23 @@ class XformersAttnProcessor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
         query, key, value = attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)
         q_BPHK, k_BTHK, v_BTHK = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
+        out = self._attend(q_BPHK, k_BTHK, v_BTHK, attention_mask, attn.scale).flatten(2)
+        out = attn.to_out[1](attn.to_out[0](out))
+        return (out + hidden_states if attn.residual_connection else out) / attn.rescale_output_factor
+
+    def _attend(
+        self, q_BPHK: torch.Tensor, k_BTHK: torch.Tensor, v_BTHK: torch.Tensor, mask: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        """[B, P, H, K]. mask: bias [B, 1 or P, T]."""
         bias = None
-        if attention_mask is not None:
-            bias = self._bias_of(attention_mask, q_BPHK.dtype)[:, None].expand(-1, attn.heads, q_BPHK.shape[1], -1)
+        if mask is not None:
+            bias = self._bias_of(mask, q_BPHK.dtype)[:, None].expand(-1, q_BPHK.shape[2], q_BPHK.shape[1], -1)
         kind = q_BPHK.dtype, q_BPHK.shape[-1], bias is not None, torch.are_deterministic_algorithms_enabled()
         if kind not in self.ran:
             self.ran[kind] = find_operators(q_BPHK, k_BTHK, bias)
             operands = f"{kind[0]}, head width {kind[1]}{', masked' if kind[2] else ''}".removeprefix("torch.")
             logger.info("xformers attends by %s (%s)", self.ran[kind].forward.NAME, operands)
-        out = attend(self.ran[kind], q_BPHK, k_BTHK, v_BTHK, bias, attn.scale).flatten(2)
-        out = attn.to_out[1](attn.to_out[0](out))
-        return (out + hidden_states if attn.residual_connection else out) / attn.rescale_output_factor
+        return attend(self.ran[kind], q_BPHK, k_BTHK, v_BTHK, bias, scale)
 
     def _bias_of(self, mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
         """`mask` in `dtype` with aligned rows; the last result is cached for the following layers."""
@@ -161,10 +167,26 @@ class XformersAttnProcessor:
         return self._bias
 
 
-def _strange(unet: UNet2DConditionModel) -> str:
+class OurCrossAttnProcessor(XformersAttnProcessor):
+    """`ops.cross_attention` on the projections' outputs, without a copy; one instance for all cross-attentions.
+
+    It takes one bias for all queries, [B, 1, T], cast to fp32 once a UNet call.
+    """
+
+    def _attend(
+        self, q_BPHK: torch.Tensor, k_BTHK: torch.Tensor, v_BTHK: torch.Tensor, mask: torch.Tensor | None, scale: float
+    ) -> torch.Tensor:
+        if mask is None:
+            bias_BT = q_BPHK.new_zeros(k_BTHK.shape[:2], dtype=torch.float32)
+        else:
+            bias_BT = self._bias_of(mask, torch.float32)[:, 0]
+        return ops.cross_attention(q_BPHK, k_BTHK, v_BTHK, bias_BT, scale)
+
+
+def _strange(unet: UNet2DConditionModel, cross_only: bool = False) -> str:
     """The first feature of a layer that `XformersAttnProcessor` does not compute, or ""."""
     for name, layer in unet.named_modules():
-        if isinstance(layer, Attention):
+        if isinstance(layer, Attention) and (layer.is_cross_attention or not cross_only):
             for part in ("group_norm", "spatial_norm", "norm_q", "norm_k", "norm_cross", "add_k_proj"):
                 if getattr(layer, part, None):
                     return f"{name} has {part}"
@@ -239,12 +261,26 @@ def _probe_cudnn(device: torch.device) -> None:
         torch.nn.functional.scaled_dot_product_attention(q, k, k, bias).sum().backward()
 
 
-def set_attention(unet: UNet2DConditionModel, choice: str, device: torch.device) -> str:
+def _why_not_ours(unet: UNet2DConditionModel, device: torch.device) -> str:
+    """Reason why our kernel cannot compute the cross-attentions of `unet`, or ""."""
+    if ops.backend_for(device, torch.bfloat16) != "triton":
+        return f"the kernels do not run here (device {device.type}, see --kernels)"
+    layers = [layer for layer in unet.modules() if isinstance(layer, Attention) and layer.is_cross_attention]
+    widest = max((layer.inner_dim // layer.heads for layer in layers), default=1)
+    if reason := ops.why_no_kernel(1, widest, torch.bfloat16):
+        return reason
+    return _strange(unet, cross_only=True)
+
+
+def set_attention(unet: UNet2DConditionModel, choice: str, device: torch.device, cross: str = "auto") -> str:
     """Set the attention of every layer to `choice`; returns the resolved choice and logs its reason.
 
-    choice: "xformers", "sdpa", "cudnn", or "auto": xformers on CUDA if its operators run, else SDPA. Raises ValueError
-    if an explicit request cannot be met.
+    choice: "xformers", "sdpa", "cudnn", or "auto": xformers on CUDA if its operators run, else SDPA. cross: "ours" for
+    our kernel in the cross-attentions, "auto" for `choice` there, too. Raises ValueError if an explicit request cannot
+    be met.
     """
+    if cross == "ours" and (against := _why_not_ours(unet, device)):
+        raise ValueError(f"--cross-attention ours: {against}; use --cross-attention auto")
     if choice in ("xformers", "cudnn") and device.type != "cuda":
         raise ValueError(f"--attention {choice} needs a CUDA device; use --attention sdpa here")
     chosen, reason = "sdpa", f"{device.type} tensors" if choice == "auto" else "asked for"
@@ -265,8 +301,12 @@ def set_attention(unet: UNet2DConditionModel, choice: str, device: torch.device)
             raise ValueError(f"--attention cudnn: {str(error).strip().splitlines()[0]}; use sdpa") from error
         chosen = "cudnn"
     processors = {"xformers": XformersAttnProcessor, "cudnn": CudnnAttnProcessor, "sdpa": AttnProcessor2_0}
-    unet.set_attn_processor(processors[chosen]())
-    logger.info("UNet attention: %s (%s)", chosen, reason)
+    used, ours = processors[chosen](), OurCrossAttnProcessor()
+    layers = {f"{name}.processor": layer for name, layer in unet.named_modules() if isinstance(layer, Attention)}
+    unet.set_attn_processor(
+        {name: ours if cross == "ours" and layer.is_cross_attention else used for name, layer in layers.items()}
+    )
+    logger.info("UNet attention: %s (%s)%s", chosen, reason, "; our cross-attention" if cross == "ours" else "")
     return chosen
 
 

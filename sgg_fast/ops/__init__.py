@@ -9,7 +9,7 @@ from .graph_ops import gather_add_relu, graph_mean, masked_pool, scatter_mean, t
 from .pack import MaskDraw, draw_table, pack, pack_captured, pack_masked, table_shape
 from .random import hash_normal, hash_u32, hash_uniform
 from .sums import ColumnSums
-from .unet_ops import add_layer_norm, geglu, group_norm_silu, group_norm_silu_beside
+from .unet_ops import add_layer_norm, cross_attention, geglu, group_norm_silu, group_norm_silu_beside, why_no_kernel
 
 __all__ = [
     "BACKENDS",
@@ -18,6 +18,7 @@ __all__ = [
     "add_layer_norm",
     "assumed",
     "backend_for",
+    "cross_attention",
     "draw_table",
     "exchange_ends",
     "gather_add_relu",
@@ -36,4 +37,5 @@ __all__ = [
     "table_shape",
     "triple_context",
     "use_kernels",
+    "why_no_kernel",
 ]

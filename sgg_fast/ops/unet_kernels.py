@@ -1,7 +1,7 @@
 """The UNet's and the VAE's Triton kernels as `torch.library` operators, with fake shapes and gradients.
 
 Callers use `unet_ops`, which validates and chooses the backend. Triton is imported when a kernel first runs.
-Letters: B images, S pixels of an image, C channels, R rows, D width.
+Letters: B images, S pixels of an image, C channels, R rows, D width, T keys, H heads.
 """
 
 from __future__ import annotations
@@ -114,3 +114,46 @@ def _geglu_grads(ctx: Any, grad: Tensor) -> Tensor:
 
 
 geglu.register_gradient(_geglu_grads, _save_geglu)
+
+
+@operator("cross_attention")
+def cross_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """Out [B, S, H, D], and log2 of the softmax's denominators, fp32 [B, H, S]."""
+    from sgg_kernels.cross_attention import cross_attention_fwd
+
+    return cross_attention_fwd(q, k, v, bias, scale)
+
+
+@operator("cross_attention_bwd")
+def cross_attention_bwd(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, lse: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Gradients of q [B, S, H, D], and of k and v [2, B, T, H, D]."""
+    from sgg_kernels.cross_attention import cross_attention_bwd as run
+
+    return run(grad, q, k, v, bias, lse, scale)
+
+
+@cross_attention.register_fake
+def _(q, k, v, bias, scale):
+    images, queries, heads, _ = q.shape
+    return q.new_empty(q.shape), q.new_empty(images, heads, queries, dtype=torch.float32)
+
+
+@cross_attention_bwd.register_fake
+def _(grad, q, k, v, bias, lse, scale):
+    return q.new_empty(q.shape), k.new_empty(2, *k.shape)
+
+
+def _save_cross_attention(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.scale = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(*tensors, output[1])
+
+
+def _cross_attention_grads(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    grad_q, both = cross_attention_bwd(grad, *ctx.saved_tensors, ctx.scale)
+    return grad_q, both[0], both[1], None, None
+
+
+cross_attention.register_gradient(_cross_attention_grads, _save_cross_attention)

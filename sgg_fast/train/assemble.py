@@ -165,7 +165,7 @@ def assemble(
         _narrow(unet)
     if config.optim.lora:
         lora.add_adapters(unet, config.optim.lora, config.optim.lora_targets)
-    set_attention(unet, config.model.attention, device)
+    set_attention(unet, config.model.attention, device, config.model.cross_attention)
     if config.model.gradient_checkpointing:
         checkpoint_activations(unet, **checkpointing)
     # ZeRO-3 gathers the weights of a layer when that layer is called.
@@ -205,7 +205,7 @@ class Summary:
     merged: int
     """GEMMs that serve several layers of the UNet."""
     attention: str
-    """Class of the UNet's attention processor. In pre-training it is "", and the fields above are 0."""
+    """Classes of the UNet's attention processors. In pre-training it is "", and the fields above are 0."""
     checkpointed: bool
     """Whether the UNet's activations are recomputed in backward."""
     devices: frozenset[str]

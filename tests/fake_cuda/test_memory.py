@@ -18,11 +18,8 @@ def test_every_form_is_measured():
 @pytest.mark.slow
 @pytest.mark.parametrize("measured", MEASURED, ids=lambda row: f"{row['form']} {row['resolution']}")
 def test_the_plan_is_what_was_measured(measured):
-    """Blocks in use and segments taken, within `memory.SHARE` of the plan as it is now.
-
-    DeepSpeed's segments are compared more coarsely: the order in which it flattens is not planned.
-    """
+    """Blocks in use and segments taken, within `memory.SHARE` of the plan as it is now."""
     plan = memory.planned(measured["form"], int(measured["resolution"]), int(measured["batch"]))
     row, share = memory.beside(measured, plan), 100 * memory.SHARE
     assert abs(float(row["off_percent"])) <= share, plan.lines()
-    assert abs(float(row["off_reserved_percent"])) <= (2 * share if measured["form"] == "ds.json" else share)
+    assert abs(float(row["off_reserved_percent"])) <= share, plan.lines()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.cases.interpreter import widen_products
 
 
 @pytest.fixture(
@@ -50,6 +51,12 @@ def bf16_rounds_to_nearest(monkeypatch) -> None:
         return values.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16).reshape(data.shape)
 
     monkeypatch.setattr(interpreter, "_convert_float", rounded)
+
+
+@pytest.fixture(autouse=True)
+def bf16_products(monkeypatch) -> None:
+    """Products of bf16 matrices in the interpreter."""
+    widen_products(monkeypatch)
 
 
 @pytest.fixture(autouse=True)

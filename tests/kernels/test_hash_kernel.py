@@ -7,7 +7,7 @@ import torch
 import triton
 import triton.language as tl
 from sgg_kernels import reference
-from sgg_kernels.hash import hash_start, hash_word
+from sgg_kernels.hash_draw import hash_start, hash_word
 from sgg_kernels.launch import launch
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

@@ -10,8 +10,10 @@ import torch
 from diffusers import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from fake_cuda.attention import standing_in
+from support.cases.interpreter import widen_products
 from support.tiny_runs import trainer
 
+from sgg_fast import ops
 from sgg_fast.drawing import load_model
 from sgg_fast.nn import attention
 from sgg_fast.nn.attention import CudnnAttnProcessor, XformersAttnProcessor, set_attention
@@ -155,6 +157,70 @@ def test_a_context_of_odd_length_gets_an_aligned_bias(operators):
     got = unet(z, 10, context, encoder_attention_mask=mask).sample
     torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
     assert all(seen.bias.stride(0) == 16 for seen in operators if seen.bias is not None)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_our_cross_attention_is_sdpa_forward_and_backward_under_autocast(fused, monkeypatch):
+    """In the interpreter, with keys and values as slices of a merged GEMM where the UNet is fused."""
+    widen_products(monkeypatch)
+    unet = wide_unet()
+    if fused:
+        fuse(unet)
+    set_attention(unet, "sdpa", CPU)
+    exact, low = losses_of(unet, None), losses_of(unet, torch.bfloat16)
+    calls = []
+    attend = ops.cross_attention
+
+    def noted(*args):
+        calls.append(args)
+        return attend(*args)
+
+    monkeypatch.setattr(ops, "cross_attention", noted)
+    ops.use_kernels("triton")
+    try:
+        set_attention(unet, "sdpa", CPU, "ours")
+        got = losses_of(unet, torch.bfloat16)
+    finally:
+        ops.use_kernels("auto")
+    layers = [name for name, _ in unet.named_modules() if name.endswith("attn2")]
+    assert len(calls) == len(layers) and {q.dtype for q, *_ in calls} == {torch.bfloat16}
+    assert len({bias.data_ptr() for *_, bias, _ in calls}) == 1, "one bias a call of the UNet"
+    names = {type(unet.attn_processors[f"{name}.processor"]).__name__ for name in layers}
+    assert names == {"OurCrossAttnProcessor"} and len({*unet.attn_processors.values()}) == 2
+    outs, grads = ((got[0], low[0], exact[0]), (torch.cat([g.flatten() for g in of[1]]) for of in (got, low, exact)))
+    for a, b, c in (outs, grads):
+        assert (a - c).norm() <= 2 * (b - c).norm() + 1e-5 * c.norm()
+
+
+def test_our_cross_attention_without_a_mask(monkeypatch):
+    """On the reference: a bias of zeros is no bias."""
+    unet = wide_unet()
+    z, context, _ = inputs()
+    set_attention(unet, "sdpa", CPU)
+    wanted = unet(z, 10, context).sample
+    monkeypatch.setattr(attention, "_why_not_ours", lambda unet, device: "")
+    set_attention(unet, "sdpa", CPU, "ours")
+    torch.testing.assert_close(unet(z, 10, context).sample, wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_where_our_cross_attention_cannot_run_is_one_line(unet):
+    with pytest.raises(
+        ValueError, match=r"^--cross-attention ours: the kernels do not run here \(device cpu"
+    ) as caught:
+        set_attention(unet, "sdpa", CPU, "ours")
+    assert "\n" not in str(caught.value) and str(caught.value).endswith("use --cross-attention auto")
+    ops.use_kernels("triton")
+    try:
+        wide = copy.deepcopy(unet)
+        next(m for name, m in wide.named_modules() if name.endswith("attn2")).inner_dim = 4 * 161
+        with pytest.raises(ValueError, match="width 161, and the kernel takes up to 160"):
+            set_attention(wide, "sdpa", CPU, "ours")
+        odd = copy.deepcopy(unet)
+        next(m for name, m in odd.named_modules() if name.endswith("attn2")).norm_k = torch.nn.LayerNorm(4)
+        with pytest.raises(ValueError, match="attn2 has norm_k"):
+            set_attention(odd, "sdpa", CPU, "ours")
+    finally:
+        ops.use_kernels("auto")
 
 
 def test_the_stand_in_refuses_what_torch_refuses(operators):

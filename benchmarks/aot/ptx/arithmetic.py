@@ -118,6 +118,13 @@ def bit_field(x, position, length):
     return np.where(position >= u4(32), u4(0), (x >> (position & u4(31))) & mask)
 
 
+def signed_bit_field(x, position, length):
+    """bfe.s32: `length` bits from `position`, extended by the field's sign; bits above the word are its sign."""
+    spare = i8(64) - np.clip(length.astype(i8), 1, 63)
+    field = ((x.view(i4).astype(i8) >> np.minimum(position, u4(63)).astype(i8)) << spare) >> spare
+    return np.where(length == 0, u4(0), field.astype(u4))
+
+
 def insert_bits(x, into, position, length):
     """bfi.b32: the low `length` bits of x at `position` of the other number."""
     mask = np.where(length >= u4(32), u4(0xFFFFFFFF), (u4(1) << (length & u4(31))) - u4(1)) << position

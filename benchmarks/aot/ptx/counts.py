@@ -15,13 +15,13 @@ from benchmarks.aot.ptx.memory import Access
 from benchmarks.aot.ptx.program import Instruction
 
 SECTOR, WARP, BANKS = 32, 32, 32
-KINDS = ("float", "special", "integer", "convert", "select", "move", "global", "shared", "warp", "control")
+KINDS = ("float", "special", "integer", "convert", "select", "move", "global", "shared", "warp", "control", "matrix")
 
 _FLOATS = {"add", "sub", "mul", "fma", "min", "max", "neg", "abs", "mad"}
 _SPECIAL = {"div", "sqrt", "rsqrt", "rcp", "ex2", "lg2"}
 _OTHER = {"setp": "select", "selp": "select", "cvt": "convert", "mov": "move", "cvta": "move", "shfl": "warp",
           "redux": "warp", "bra": "control", "ret": "control", "exit": "control", "bar": "control",
-          "ldmatrix": "shared", "cp": "global"}  # fmt: skip
+          "ldmatrix": "shared", "cp": "global", "mma": "matrix"}  # fmt: skip
 
 
 def kind_of(inst: Instruction) -> str:

@@ -33,6 +33,7 @@ FORMS = {
     "ldmatrix": r"ldmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16",
     "cp": r"cp\.async\.(c[ag]\.shared\.global(\.L2::\w+)*|commit_group|wait_group)",
     "shfl": r"shfl\.sync\.(bfly|idx|up|down)\.b32",
+    "mma": r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(bf16\.bf16|f16\.f16)\.f32",
     "redux": r"redux\.sync\.((add|min|max)\.[su]32|(and|or|xor)\.b32)",
     # Integers and bits.
     "add": rf"add\.({_I}|(rn\.)?f32(x2)?|{_NARROW}|{_MIXED})",
@@ -51,7 +52,7 @@ FORMS = {
     "xor": rf"xor\.(pred|{_B})",
     "shl": rf"shl\.{_B}",
     "shr": r"shr\.[bus](16|32|64)",
-    "bfe": r"bfe\.u32",
+    "bfe": r"bfe\.[su]32",
     "bfi": r"bfi\.b32",
     "lop3": r"lop3\.b32",
     "shf": r"shf\.[lr]\.(wrap|clamp)\.b32",
@@ -215,7 +216,7 @@ class Arithmetic:
         self._shift(inst, ">>")
 
     def op_bfe(self, inst, parts, a):
-        self._call(inst, "bit_field", "u4")
+        self._call(inst, "signed_bit_field" if parts[-1] == "s32" else "bit_field", "u4")
 
     def op_bfi(self, inst, parts, a):
         self._call(inst, "insert_bits", "u4")

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from benchmarks.aot.ptx.arithmetic import i4, i8, u4
+from benchmarks.aot.ptx.arithmetic import f2, f4, f8, from_bf16, i4, i8, u2, u4
 from benchmarks.aot.ptx.counts import Traffic
 from benchmarks.aot.ptx.memory import Access, Memory, Notes
 from benchmarks.aot.ptx.onchip import WARP, Local, Shared
@@ -171,6 +171,23 @@ class Machine:
         rows = np.broadcast_to(x, self.lane.shape).reshape(-1, WARP)
         return np.repeat(_REDUCE[kind].reduce(rows, axis=1, dtype=rows.dtype), WARP)
 
+    def mma(self, kind: str, a, b, c, inst: Instruction) -> list[np.ndarray]:
+        """mma.sync m16n8k16: a [16, 16] b [16, 8] + c [16, 8] of each whole warp, by PTX's fragments.
+
+        The sum is exact in float64 and rounded once; hardware keeps fewer digits and leaves the order open.
+        """
+        self.whole_warps(inst)
+        a, b, c = ([np.broadcast_to(x, self.lane.shape).reshape(-1, WARP) for x in given] for given in (a, b, c))
+        group, pair = np.arange(WARP) // 4, 2 * (np.arange(WARP) % 4)
+        left, right = np.zeros((len(a[0]), 16, 16), f8), np.zeros((len(a[0]), 16, 8), f8)
+        for half in (0, 1):  # of a register: two adjacent values of k
+            for j, register in enumerate(a):
+                left[:, group + 8 * (j % 2), pair + half + 8 * (j // 2)] = _half(register, half, kind)
+            for j, register in enumerate(b):
+                right[:, pair + half + 8 * j, group] = _half(register, half, kind)
+        product = left @ right
+        return [(product[:, group + 8 * (j // 2), pair + j % 2] + c[j]).astype(f4).ravel() for j in range(4)]
+
     def ldmatrix(self, address, num: int, transposed: bool, inst: Instruction) -> list[np.ndarray]:
         """`num` 8 x 8 matrices of 16 bits: lanes 8 j .. 8 j + 7 hold the rows' addresses of matrix j."""
         self.whole_warps(inst)
@@ -189,3 +206,9 @@ class Machine:
                 a = address[first + 8 * j + lane // 4] + (u4(4) * (lane % 4).astype(u4))
                 out += self.load("shared", a, 4, 1, None, None, inst)
         return out
+
+
+def _half(register: np.ndarray, half: int, kind: str) -> np.ndarray:
+    """The lower or the upper 16 bits of registers as bf16 or f16."""
+    bits = (register >> u4(16 * half)).astype(u2)
+    return from_bf16(bits) if kind == "bf16" else bits.view(f2)

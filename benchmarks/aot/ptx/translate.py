@@ -244,6 +244,18 @@ class Translator(Arithmetic):
         exchange = f"E.shuffle({parts[2]!r}, {self.get(a[1], 'u4')}, {self.get(a[2], 'u4')}, {self.name_of(inst)})"
         self.set(a[0], exchange, "u4", inst)
 
+    def op_mma(self, inst: Instruction, parts: list[str], a: tuple[str, ...]) -> None:
+        """d = a b + c of a warp, as fragments of 32-bit registers; c and d are fp32."""
+        fragments = [[name.strip() for name in split_operands(x.strip("{} "))] for x in a]
+        types = "u4", "u4", "f4"
+        given = ", ".join(
+            f"({', '.join(self.get(name, t) for name in names)},)"
+            for names, t in zip(fragments[1:], types, strict=True)
+        )
+        made = [name.lstrip("%") for name in fragments[0]]
+        self.lines.append(f"{', '.join(made)}, = E.mma({parts[-2]!r}, {given}, {self.name_of(inst)})")
+        self.type.update(dict.fromkeys(made, "f4"))
+
     def op_redux(self, inst: Instruction, parts: list[str], a: tuple[str, ...]) -> None:
         t = TYPES[parts[-1]]
         reduced = f"E.reduce({parts[2]!r}, {self.get(a[1], t)}, {self.get(a[2], 'u4')}, {self.name_of(inst)})"

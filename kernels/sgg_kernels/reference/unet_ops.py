@@ -1,7 +1,7 @@
 """Pure-torch form of the UNet's and the VAE's kernels; the Triton kernels are tested against it.
 
-Letters: B images, C channels, G groups, D width. Any floating dtype; sums run in fp32 (float64 for float64 inputs)
-and are rounded once at the end.
+Letters: B images, C channels, G groups, D width, S queries, T keys, H heads. Any floating dtype; sums run in fp32
+(float64 for float64 inputs) and are rounded once at the end.
 """
 
 from __future__ import annotations
@@ -62,3 +62,18 @@ def add_layer_norm(
     centred = wide - wide.mean(dim=-1, keepdim=True)
     rstd = torch.rsqrt(centred.square().mean(dim=-1, keepdim=True) + eps)
     return (centred * rstd * weight_D.to(acc) + bias_D.to(acc)).to(x.dtype), total
+
+
+def cross_attention(
+    q_BSHD: torch.Tensor, k_BTHD: torch.Tensor, v_BTHD: torch.Tensor, bias_BT: torch.Tensor, scale: float
+) -> torch.Tensor:
+    """`softmax(scale q k^T + bias) v` of every head, [B, S, H, D] in the dtype of q (Vaswani et al., 2017, eq. 1).
+
+    The weights are rounded to the dtype of the values, and their gradients too: matrix units multiply values of one
+    dtype. Sums run in fp32.
+    """
+    acc = torch.promote_types(q_BSHD.dtype, torch.float32)
+    q, k, v = (x.to(acc) for x in (q_BSHD, k_BTHD, v_BTHD))
+    scores_BHST = torch.einsum("bshd,bthd->bhst", q, k) * scale + bias_BT.to(acc)[:, None, None]
+    weights_BHST = scores_BHST.softmax(dim=-1).to(v_BTHD.dtype).to(acc)
+    return torch.einsum("bhst,bthd->bshd", weights_BHST, v).to(q_BSHD.dtype)

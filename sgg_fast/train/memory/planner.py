@@ -297,7 +297,7 @@ class Planner:
         config, on_gpu = self.config, self.layout.device == "cuda"
         fuse = ("on" if on_gpu else "off") if config.model.fuse_unet == "auto" else config.model.fuse_unet
         # Graphs with their relations need the most memory.
-        return config.replace(relation_dropout=0.0, attention="sdpa", fuse_unet=fuse)
+        return config.replace(relation_dropout=0.0, attention="sdpa", cross_attention="auto", fuse_unet=fuse)
 
     @property
     def _backend(self) -> str:

@@ -135,6 +135,11 @@ def test_bits():
     position, length = b % 32, c % 33
     field = [(int(x) >> int(p)) & (2 ** int(n) - 1) for x, p, n in zip(a, position, length, strict=True)]
     assert evaluate("bfe.u32", [a, position, length], np.uint32).tolist() == field
+    signed = [
+        (((int(x) >> int(p)) & (2 ** int(n) - 1)) ^ 1 << int(n) - 1) - (1 << int(n) - 1) if n else 0
+        for x, p, n in zip(a.view("i4"), position, length, strict=True)
+    ]
+    assert evaluate("bfe.s32", [a.view("i4"), position, length], np.int32).tolist() == signed
     into = [
         (int(y) & ~((2 ** int(n) - 1) << int(p)) | (int(x) & (2 ** int(n) - 1)) << int(p)) & 0xFFFFFFFF
         for x, y, p, n in zip(a, b, position, length, strict=True)
@@ -374,7 +379,7 @@ def test_packed_comparison_of_halves():
 
 @pytest.mark.parametrize(
     "line",
-    ["mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%r1}, {%r2}, {%r3}, {%r4};", "add.f64 %rd1, %rd2, %rd3;",
+    ["mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%r1}, {%r2}, {%r3}, {%r4};", "add.f64 %rd1, %rd2, %rd3;",
      "atom.global.add.f32 %r1, [%rd1], %r2;", "add.ftz.f32 %r1, %r2, %r3;", "cvt.rz.bf16.f32 %rs1, %r2;",
      "ld.b32 %r1, [%rd1];", "setp.eq.and.s32 %p1, %r1, %r2, %p2;", "bar.sync 1, 64;", "bar.arrive 0, 32;",
      "shfl.sync.bfly.b32 %r1, %r2, 1, 31, 255;", "mov.b32 %r1, %clock;", "add.rz.f16x2 %r1, %r2, %r3;",

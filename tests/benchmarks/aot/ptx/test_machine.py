@@ -175,6 +175,59 @@ def test_ldmatrix(num, trans):
     assert np.array_equal(out.reshape(32, num), want) and not kernel.notes
 
 
+@pytest.mark.parametrize("kind", ["bf16", "f16"])
+def test_mma_multiplies_matrices_of_a_warp(kind):
+    """Two warps, by the fragments of PTX's manual (m16n8k16): lane 4 g + t holds of
+
+    a rows g and g + 8 at k = 2 t, 2 t + 1 and 8 more; of b columns g at the same k; of c and d rows g and g + 8 at
+    columns 2 t and 2 t + 1. d lies in the registers of c.
+    """
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.integers(-8, 9, shape) / 4 for shape in ((2, 16, 16), (2, 16, 8), (2, 16, 8)))
+    words: dict[str, list] = {"a": [], "b": [], "c": []}
+
+    def bits(low: float, high: float) -> int:
+        pair = np.array([low, high])
+        if kind == "f16":
+            return int(pair.astype("f2").view("u4")[0])
+        return int((pair.astype("f4").view("u4") >> 16).astype("u2").view("u4")[0])
+
+    for warp in range(2):
+        for lane in range(32):
+            g, t = lane // 4, lane % 4
+            for row, k in ((g, 2 * t), (g + 8, 2 * t), (g, 2 * t + 8), (g + 8, 2 * t + 8)):
+                words["a"].append(bits(a[warp, row, k], a[warp, row, k + 1]))
+            words["b"] += [bits(b[warp, k, g], b[warp, k + 1, g]) for k in (2 * t, 2 * t + 8)]
+            words["c"] += [c[warp, row, 2 * t + i] for row in (g, g + 8) for i in (0, 1)]
+    given = [aligned(np.array(words[name], t)) for name, t in (("a", "u4"), ("b", "u4"), ("c", "f4"))]
+    body = at_lane(16, "%rd1", "%rd10") + at_lane(8, "%rd2", "%rd11") + at_lane(16, "%rd3", "%rd12")
+    body += f"""
+	ld.global.v4.b32 {{%r10, %r11, %r12, %r13}}, [%rd10];
+	ld.global.v2.b32 {{%r14, %r15}}, [%rd11];
+	ld.global.v4.b32 {{%r16, %r17, %r18, %r19}}, [%rd12];
+	mma.sync.aligned.m16n8k16.row.col.f32.{kind}.{kind}.f32 {{ %r16, %r17, %r18, %r19 }}, {{ %r10, %r11, %r12, %r13 }}, {{ %r14, %r15 }}, {{ %r16, %r17, %r18, %r19 }};
+	st.global.v4.b32 [%rd12], {{%r16, %r17, %r18, %r19}};"""  # noqa: E501
+    kernel = run(body, *given, threads=64)
+    want = a @ b + c
+    for warp in range(2):
+        for lane in range(32):
+            g, t = lane // 4, lane % 4
+            rows = [want[warp, row, 2 * t + i] for row in (g, g + 8) for i in (0, 1)]
+            assert given[2].reshape(2, 32, 4)[warp, lane].tolist() == rows
+    assert not kernel.notes
+
+
+def test_mma_needs_the_whole_warp():
+    body = """
+	setp.lt.u32 %p1, %r1, 16;
+	@%p1 bra $L__BB0_1;
+	ret;
+$L__BB0_1:
+	mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%r16, %r17, %r18, %r19}, {%r10, %r11, %r12, %r13}, {%r14, %r15}, {%r16, %r17, %r18, %r19};"""  # noqa: E501
+    with pytest.raises(PtxError, match="part of a warp"):
+        run(body, words())
+
+
 EXCHANGE = at_lane(4, "%rd1", "%rd10") + at_lane(4, "%rd2", "%rd11") + """
 	ld.global.b32 %r5, [%rd10];
 	shl.b32 %r6, %r1, 2;
