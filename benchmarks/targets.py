@@ -45,6 +45,7 @@ TARGETS: dict[str, Target] = {
     "group_norm_silu": _NORM,
     "group_norm_silu_shift": _NORM,
     "add_layer_norm": Target(_BOTH, LARGE_IMAGES, ("eager", "compile"), IMAGE_SIZES),
+    "cross_attention": Target(rivals=("eager", "compile"), sizes=IMAGE_SIZES, dtypes=("bf16",)),  # off until it wins
     "geglu": Target(_BOTH, LARGE_IMAGES, sizes=IMAGE_SIZES),
     "hash_draw": Target(sizes=IMAGE_SIZES, mode="fwd", dtypes=("fp32",)),  # integer instructions decide
     "adam": Target({"step": COPY_SHARE}, ("unet",), ("foreach", "fused"), ("unet",), "step", ("fp32",)),

@@ -42,14 +42,13 @@ def quiet_libraries(verbose: bool = False) -> None:
     logging.getLogger("sgg_fast").setLevel(logging.INFO if verbose else logging.WARNING)
     quiet_imports()
     import diffusers
+    import torch
     import transformers
 
     for library in (diffusers, transformers):
         library.utils.logging.set_verbosity_error()
         library.utils.logging.disable_progress_bar()
-    from sgg_fast import env
-
-    if env.device().type == "cpu":  # saving a model imports DeepSpeed, which would warn that it looked for a GPU
+    if not torch.cuda.is_available():  # saving a model imports DeepSpeed, which would warn that it looked for a GPU
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 

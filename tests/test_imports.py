@@ -30,7 +30,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
     "sgg_fast/commands/train.py": ("sgg_fast",),
     "sgg_fast/commands/infer.py": ("sgg_fast",),
     "sgg_fast/files.py": ("filelock",),
-    "sgg_fast/quiet.py": ("diffusers", "transformers", "sgg_fast.graph"),
+    "sgg_fast/quiet.py": ("diffusers", "torch", "transformers", "sgg_fast.graph"),
     "sgg_fast/model_card.py": NOUNS,
     "sgg_fast/pipeline.py": ("torch", "numpy", "diffusers", "transformers", "sgg_fast.graph", "sgg_fast.nn",
                              "sgg_fast.diffusion", "sgg_fast.data.formats", "sgg_fast.model_card",
@@ -41,7 +41,7 @@ ALLOWED: dict[str, tuple[str, ...]] = {
                      "sgg_fast.ops", "sgg_fast.graph", "sgg_fast.env", "sgg_fast.digests"),
     "sgg_fast/nn/lora/": ("torch", "diffusers", "peft", "sgg_fast.nn"),
     "sgg_fast/nn/loading/__main__.py": ("torch", "safetensors", "sgg_fast.nn", *NOUNS),
-    "sgg_fast/nn/attention.py": ("torch", "diffusers", "xformers", "sgg_fast.env"),
+    "sgg_fast/nn/attention.py": ("torch", "diffusers", "xformers", "sgg_fast.env", "sgg_fast.ops"),
     # Its draws are hashes, which are operators.
     "sgg_fast/diffusion/": ("torch", "diffusers", "sgg_fast.diffusion", "sgg_fast.ops"),
     # The toy's scenes are one of the training sets.

@@ -34,7 +34,7 @@ def observe(ops: list[str]) -> dict[str, Passes]:
     """Run the ops in this process; the content of the file."""
     import torch
 
-    from benchmarks.aot.ptx.observer import Observer
+    from benchmarks.aot.observer import Observer
     from benchmarks.ops import registry
     from benchmarks.ops.baselines import form
     from benchmarks.ops.cases import GRAPH_OPS, IMAGE_SIZES, Case

@@ -41,6 +41,7 @@ COUNTED = (
     "group_norm_silu 512px bfloat16",
     "add_layer_norm 320 bfloat16",
     "geglu 320 bfloat16",
+    "cross_attention 40 bfloat16",
 )  # fmt: skip
 """Cases of the table in kernels/README.md: the paper's bucket or level, and one that reaches the split kernels."""
 

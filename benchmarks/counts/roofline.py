@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
+from benchmarks.ops.cases import CONTEXT_TOKENS
 from benchmarks.ops.registry import ImageShape, Shape
 
 INT = 4
@@ -119,6 +120,13 @@ def _add_layer_norm(z: ImageShape, s: int, backward: bool) -> Traffic:
     return Traffic((4 * z.images * z.pixels + (4 if backward else 3)) * z.width * s)
 
 
+def _cross_attention(z: ImageShape, s: int, backward: bool) -> Traffic:
+    """q, k, v read and the result written; backward, its gradient read too and three written."""
+    rows, context = z.images * z.pixels * z.width * s, 2 * z.images * CONTEXT_TOKENS * z.width * s
+    flops = 4 * z.images * z.pixels * CONTEXT_TOKENS * z.width
+    return Traffic(3 * rows + 2 * context, 5 * flops // 2) if backward else Traffic(2 * rows + context, flops)
+
+
 def _hash_draw(z: ImageShape, s: int, backward: bool) -> Traffic:
     assert not backward, "random numbers have no gradient"
     return Traffic(z.images * z.pixels * z.width * s)
@@ -132,6 +140,7 @@ _FORMULAS: dict[str, Callable[..., Traffic]] = {
     "group_norm_silu": _group_norm_silu,
     "group_norm_silu_shift": _group_norm_silu_shift,
     "add_layer_norm": _add_layer_norm,
+    "cross_attention": _cross_attention,
     "geglu": _geglu,
     "hash_draw": _hash_draw,
     "gather_add_relu": _gather_add_relu,

@@ -26,7 +26,7 @@ FEW_COLUMNS = 32
 MANY_ELEMENTS = 2**26
 """Number of input elements above which only FEW_COLUMNS columns are compared; the check for NaN covers all."""
 
-MIXES_COLUMNS = ("layer", "group_norm_silu", "group_norm_silu_shift", "add_layer_norm", "hash_draw")
+MIXES_COLUMNS = ("layer", "group_norm_silu", "group_norm_silu_shift", "add_layer_norm", "cross_attention", "hash_draw")
 """Ops whose columns cannot be compared separately."""
 
 FLIPPED_UNITS, MANY_UNITS = 4, 10**5

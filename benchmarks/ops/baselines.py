@@ -23,6 +23,7 @@ from sgg_kernels import reference
 from torch.func import functional_call
 
 from benchmarks.harness.output import UnavailableError
+from benchmarks.ops.cases import HEADS
 from benchmarks.ops.registry import Inputs
 from sgg_fast import ops
 from sgg_fast.nn.encoder import TripleConv
@@ -312,6 +313,26 @@ def _add_layer_norm_ours(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]
 
 
 FORMS["add_layer_norm", "ours"] = FORMS["add_layer_norm", "reference"] = _add_layer_norm_ours
+
+
+def _heads(t: Tensors) -> list[torch.Tensor]:
+    """q, k, v as [B, rows, heads, width]."""
+    return [x.unflatten(-1, (HEADS, -1)) for x in t.values()]
+
+
+@_form("cross_attention", "eager")
+def _(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
+    q, k, v = (x.transpose(1, 2) for x in _heads(t))
+    mask = inputs.index["context_bias"][:, None, None].to(q.dtype)
+    return (F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2),)
+
+
+def _cross_ours(inputs: Inputs, t: Tensors) -> tuple[torch.Tensor, ...]:
+    """The public op, on the current kernels of `sgg_fast.ops`; in fp32 it is the reference."""
+    return (ops.cross_attention(*_heads(t), inputs.index["context_bias"]).flatten(2),)
+
+
+FORMS["cross_attention", "ours"] = FORMS["cross_attention", "reference"] = _cross_ours
 
 
 @_form("geglu", "eager")

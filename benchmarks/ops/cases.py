@@ -13,7 +13,7 @@ WIDTH = 512
 
 GRAPH_OPS = ("scatter_mean", "masked_pool", "gather_add_relu", "triple_context", "graph_mean", "layer", "pack")
 """`layer` is one whole triple convolution (plain form), its GEMMs included; `pack` copies integers."""
-IMAGE_OPS = ("group_norm_silu", "group_norm_silu_shift", "add_layer_norm", "geglu", "hash_draw")
+IMAGE_OPS = ("group_norm_silu", "group_norm_silu_shift", "add_layer_norm", "cross_attention", "geglu", "hash_draw")
 """Ops of the UNet and its noise; geglu's rows are the pixels of all images, four times the channels wide, and hash_draw
 makes the latents' noise. `group_norm_silu_shift` has a shift for each image and channel, as the time embedding's."""
 OPS = GRAPH_OPS + IMAGE_OPS
@@ -53,6 +53,8 @@ IMAGE_SIZES = {"tiny": (1, 16), "paper": (2, 32 * 32), "512px": (2, 64 * 64), "5
 IMAGE_CHANNELS = 320
 """Channels of the UNet's top level, in 32 groups; the default width."""
 LATENT_CHANNELS = 4
+HEADS, CONTEXT_TOKENS = 8, 80
+"""Of a cross-attention."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,6 +16,7 @@ import torch
 from sgg_kernels.reference.pack import STORE_FIELDS, MaskKey
 
 from benchmarks.ops.cases import (
+    CONTEXT_TOKENS,
     GRAPH_OPS,
     IMAGE_CHANNELS,
     IMAGE_OPS,
@@ -86,7 +87,7 @@ class Inputs:
     int64: `subject`, `object`, `receiver` (both, [2E]), `object_graph`, `relation_graph`, and `object_bin`,
     `relation_bin`, in which masked rows go to one extra bin. fp32 [rows, 1], one over a row's number of summands (1 for
     none): `receiver_share`, `object_bin_share`, `relation_bin_share`, `relation_graph_share`. hash_draw's key: `sample`
-    int64 [B], `step` int32 [1].
+    int64 [B], `step` int32 [1]. cross_attention's fp32 `context_bias` [B, T].
     """
     bias: torch.Tensor
     """Zeros for our ops. In the other forms a linear layer adds its bias and sums its gradient; our op does both
@@ -201,6 +202,10 @@ def _shapes(op: str, shape: Shape | ImageShape) -> dict[str, tuple[int, ...]]:
             "group_norm_silu": norm,
             "group_norm_silu_shift": norm | {"shift": (shape.images, shape.width)},
             "hash_draw": {},
+            "cross_attention": {
+                "q": (shape.images, shape.pixels, shape.width),
+                **dict.fromkeys(("k", "v"), (shape.images, CONTEXT_TOKENS, shape.width)),
+            },
             "add_layer_norm": {
                 **dict.fromkeys(("x", "residual"), (shape.images * shape.pixels, shape.width)),
                 **dict.fromkeys(("late", "weight", "bias"), (shape.width,)),
@@ -270,6 +275,11 @@ def inputs(case: Case, device: torch.device | str, seed: int = 0, drawn: bool = 
     num_bins = batch.num_graphs + 1
     index["object_bin"] = index["object_graph"].where(batch.object_pooled != 0, num_bins - 1)
     index["relation_bin"] = index["relation_graph"].where(batch.relation_pooled != 0, num_bins - 1)
+    if case.op == "cross_attention":
+        assert isinstance(shape, ImageShape)
+        bias = torch.zeros(shape.images, CONTEXT_TOKENS, device=subject.device)
+        bias[:, CONTEXT_TOKENS * 3 // 4 :] = float("-inf")  # padded tokens
+        index["context_bias"] = bias
     if case.op == "hash_draw":
         assert isinstance(shape, ImageShape)
         index["sample"] = torch.arange(shape.images, device=subject.device) + 10_000 * seed

@@ -119,8 +119,8 @@ class FusedBasicTransformerBlock(BasicTransformerBlock):
         """[B, T, D]."""
         options = {k: v for k, v in (cross_attention_kwargs or {}).items() if k != "scale"}
         if self._chunk_size is not None:
-            given = attention_mask, encoder_hidden_states, encoder_attention_mask, timestep, cross_attention_kwargs
-            return super().forward(hidden_states, *given, *args, **kwargs)
+            rest = attention_mask, encoder_hidden_states, encoder_attention_mask, timestep, cross_attention_kwargs
+            return super().forward(hidden_states, *rest, *args, **kwargs)
         normal, stream = self.norm1(hidden_states, beside=True)
         own_context = encoder_hidden_states if self.only_cross_attention else None
         given = {"encoder_hidden_states": own_context, "attention_mask": attention_mask, **options}
@@ -240,8 +240,8 @@ class _State:
     leading: list[Merged]
     sums: ops.ColumnSums = dataclasses.field(default_factory=ops.ColumnSums)
     """Of the model's norms during a call."""
-    norms: list[nn.Module] = dataclasses.field(default_factory=list)
-    late: list[nn.Module] = dataclasses.field(default_factory=list)
+    norms: list[Any] = dataclasses.field(default_factory=list)
+    late: list[Any] = dataclasses.field(default_factory=list)
     handles: list[RemovableHandle] = dataclasses.field(default_factory=list)
 
     def begin(self, model: nn.Module, args: tuple[Any, ...]) -> None:

@@ -51,7 +51,8 @@ class _Call:
         alike = defaultdict(list)
         for entry in self._partial:
             alike[entry[0].shape[0], entry[1][0][1]].append(entry)
-        self._partial, found = [], {}
+        self._partial = []
+        found: dict[tuple[int, torch.dtype], Tensor] = {}
         for (_, dtype), entries in alike.items():
             rows = [partial for partial, *_ in entries]
             total = unet_kernels.column_sum(torch.cat(rows, dim=1) if len(rows) > 1 else rows[0], dtype)

@@ -267,8 +267,10 @@ def test_opcheck_group_norm(name, shifted, device):
     args = (x_BSC, shift, weight, bias, NORMS[name][3], 1e-5, True)
     torch.library.opcheck(unet_kernels.group_norm_silu.library, args)
     out, *stats = unet_kernels.group_norm_silu(*args)
-    given = [t.detach() for t in (out, x_BSC, weight, bias, *stats)]
-    torch.library.opcheck(unet_kernels.group_norm_silu_bwd.library, (*given, NORMS[name][3], True))
+    out, x_BSC, *given = (t.detach() for t in (out, x_BSC, weight, bias, *stats))
+    for beside in (None, out):
+        args = (out, x_BSC, beside, *given, NORMS[name][3], True)
+        torch.library.opcheck(unet_kernels.group_norm_silu_bwd.library, args)
 
 
 def test_opcheck_geglu(device):

@@ -21,7 +21,7 @@ _FLOATS = {"add", "sub", "mul", "fma", "min", "max", "neg", "abs", "mad"}
 _SPECIAL = {"div", "sqrt", "rsqrt", "rcp", "ex2", "lg2"}
 _OTHER = {"setp": "select", "selp": "select", "cvt": "convert", "mov": "move", "cvta": "move", "shfl": "warp",
           "redux": "warp", "bra": "control", "ret": "control", "exit": "control", "bar": "control",
-          "ldmatrix": "shared", "cp": "global", "mma": "matrix"}  # fmt: skip
+          "ldmatrix": "shared", "stmatrix": "shared", "cp": "global", "mma": "matrix"}  # fmt: skip
 
 
 def kind_of(inst: Instruction) -> str:

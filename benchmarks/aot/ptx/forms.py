@@ -31,6 +31,7 @@ FORMS = {
     "ld": rf"ld\.(param\.[bus](16|32|64)|{_SPACE}(\.L1::\w+|\.L2::\w+)*(\.v[248])?\.[bus](8|16|32|64))",
     "st": rf"st\.{_SPACE}(\.L1::\w+)*(\.v[248])?\.[bus](8|16|32|64)",
     "ldmatrix": r"ldmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16",
+    "stmatrix": r"stmatrix\.sync\.aligned\.m8n8\.x[124](\.trans)?\.shared\.b16",
     "cp": r"cp\.async\.(c[ag]\.shared\.global(\.L2::\w+)*|commit_group|wait_group)",
     "shfl": r"shfl\.sync\.(bfly|idx|up|down)\.b32",
     "mma": r"mma\.sync\.aligned\.m16n8k16\.row\.col\.f32\.(bf16\.bf16|f16\.f16)\.f32",

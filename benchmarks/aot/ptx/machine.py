@@ -207,6 +207,22 @@ class Machine:
                 out += self.load("shared", a, 4, 1, None, None, inst)
         return out
 
+    def stmatrix(self, address, values, transposed: bool, inst: Instruction) -> None:
+        """8 x 8 matrices of 16 bits, one a register, to the rows whose addresses lanes 8 j .. 8 j + 7 hold."""
+        self.whole_warps(inst)
+        address = np.broadcast_to(address, self.lane.shape)
+        lane = np.arange(len(address)) % WARP
+        first = np.arange(len(address)) - lane
+        for j, value in enumerate(values):
+            value = np.broadcast_to(value, self.lane.shape)
+            if transposed:
+                for k in (0, 1):
+                    a = address[first + 8 * j + 2 * (lane % 4) + k] + (u4(2) * (lane // 4).astype(u4))
+                    self.store("shared", a, ((value >> u4(16 * k)).astype(u2),), 2, None, inst)
+            else:
+                a = address[first + 8 * j + lane // 4] + (u4(4) * (lane % 4).astype(u4))
+                self.store("shared", a, (value,), 4, None, inst)
+
 
 def _half(register: np.ndarray, half: int, kind: str) -> np.ndarray:
     """The lower or the upper 16 bits of registers as bf16 or f16."""

@@ -71,7 +71,7 @@ def registers(text: str) -> set[str]:
     return set(re.findall(r"%((?:p|rs|rd|r)\d+|SPL?)\b", text)) | set(re.findall(r"\b(tmp)\b", text))
 
 
-_NO_RESULT = {"cp", "st", "bra", "ret", "exit", "bar"}
+_NO_RESULT = {"cp", "st", "stmatrix", "bra", "ret", "exit", "bar"}
 _ENDS = {"bra", "ret", "exit"}
 
 

@@ -224,6 +224,12 @@ class Translator(Arithmetic):
         for name in names:
             self.type[name.lstrip("%")] = "u4"
 
+    def op_stmatrix(self, inst: Instruction, parts: list[str], a: tuple[str, ...]) -> None:
+        values = ", ".join(self.get(name, "u4") for name in split_operands(a[1].strip("{} ")))
+        self.lines.append(
+            f"E.stmatrix({self._address(a[0], 'u4')}, ({values},), {'trans' in parts}, {self.name_of(inst)})"
+        )
+
     def op_cp(self, inst: Instruction, parts: list[str], a: tuple[str, ...]) -> None:
         if parts[2] == "commit_group":
             self.lines.append("E.commit_copies()")

@@ -175,6 +175,25 @@ def test_ldmatrix(num, trans):
     assert np.array_equal(out.reshape(32, num), want) and not kernel.notes
 
 
+@pytest.mark.parametrize("trans", [False, True])
+@pytest.mark.parametrize("num", [1, 2, 4])
+def test_stmatrix(num, trans):
+    """Lane 4 i + j gives elements 2 j and 2 j + 1 of row i (of column i, transposed)."""
+    matrices = np.arange(num * 64, dtype="u2").reshape(num, 8, 8)
+    given = np.ascontiguousarray(matrices.transpose(0, 2, 1) if trans else matrices).view("u4").reshape(num, 32).T
+    x, out = aligned(np.ascontiguousarray(given)), aligned(np.zeros(num * 64, "u2"))
+    regs = ", ".join(f"%r{20 + i}" for i in range(num))
+    body = at_lane(4 * num, "%rd1", "%rd10") + at_lane(4 * num, "%rd2", "%rd11")
+    body += "".join(f"\tld.global.b32 %r{20 + i}, [%rd10+{4 * i}];\n" for i in range(num))
+    body += f"\tand.b32 %r8, %r1, {8 * num - 1};\n\tmul.lo.u32 %r9, %r8, 16;\n"
+    body += f"\tstmatrix.sync.aligned.m8n8.x{num}{'.trans' * trans}.shared.b16 [%r9], {{{regs}}};\n\tbar.sync 0;\n"
+    body += f"\tmul.lo.u32 %r10, %r1, {4 * num};\n"
+    for i in range(num):
+        body += f"\tld.shared.b32 %r5, [%r10+{4 * i}];\n\tst.global.b32 [%rd11+{4 * i}], %r5;\n"
+    kernel = run(body, x, out, shared=512)
+    assert np.array_equal(out.reshape(num, 8, 8), matrices) and not kernel.notes
+
+
 @pytest.mark.parametrize("kind", ["bf16", "f16"])
 def test_mma_multiplies_matrices_of_a_warp(kind):
     """Two warps, by the fragments of PTX's manual (m16n8k16): lane 4 g + t holds of
