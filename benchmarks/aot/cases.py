@@ -327,3 +327,13 @@ LEAST_WARPS = {
 These kernels are limited by memory, so bytes in flight matter. 16 warps with 16 bytes a lane and four loads in flight
 are 32 KB an SM; an H100 hides its latency with about 20 KB. 16 is also every block slot of sm_86 with one warp each.
 """
+
+MOST_STACK = {
+    ("sm_120", "cross_attention_bwd_q_kernel"): 40,
+    ("sm_120", "cross_attention_bwd_kv_kernel"): 32,
+}
+"""Bytes of stack that a kernel may need on a chip.
+
+Triton passes --regAllocOptLevel=2 to ptxas for Blackwell, around a fault of ptxas. With it ptxas spills up to ten words
+at any bound of registers; without it none.
+"""

@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable
 from typing import Any
 
-from benchmarks.aot.cases import LEAST_WARPS, AotCase, cases
+from benchmarks.aot.cases import LEAST_WARPS, MOST_STACK, AotCase, cases
 from benchmarks.aot.rules import (
     CHIPS,
     VECTOR,
@@ -114,7 +114,7 @@ def judge(
     resources, ptx = read_cubin(compiled.asm["cubin"]), compiled.asm["ptx"]
     accesses = Kernel(compiled.asm["ttgir"], _arguments(kernel, compiled, args), grid).accesses
     budget = Budget(resources.registers, metadata.shared, metadata.num_warps)
-    problems = code_problems(resources)
+    problems = code_problems(resources, MOST_STACK.get((arch, kernel.__name__), 0))
     problems += budget_problems(chip, budget, math.prod(grid), least_warps)
     problems += [reason for access in accesses for reason in access.problems()]
     loads = access_bytes(ptx, "ld")

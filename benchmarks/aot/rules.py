@@ -114,12 +114,13 @@ def read_cubin(cubin: bytes) -> Resources:
     return Resources(int(usage[0][0]), int(usage[0][1]), frozenset(opcodes))
 
 
-def code_problems(resources: Resources) -> list[str]:
-    """Stack and local memory, atomics, double precision, in the machine code."""
+def code_problems(resources: Resources, most_stack: int = 0) -> list[str]:
+    """Stack beyond `most_stack` bytes, local memory without a stack, atomics, double precision, in the machine code."""
     problems, bases = [], {opcode: opcode.split(".")[0] for opcode in resources.opcodes}
-    if resources.stack:
+    if resources.stack > most_stack:
         problems.append(f"stack of {resources.stack} bytes")
-    for reason, forbidden in (("local memory", _LOCALS), ("atomic", _ATOMICS), ("double precision", _DOUBLES)):
+    locals_ = frozenset() if 0 < resources.stack <= most_stack else _LOCALS
+    for reason, forbidden in (("local memory", locals_), ("atomic", _ATOMICS), ("double precision", _DOUBLES)):
         used = sorted(opcode for opcode, base in bases.items() if base in forbidden)
         problems += [f"{reason}: {', '.join(used)}"] if used else []
     converted = sorted(o for o in resources.opcodes if re.search(r"\.F64|64H", o))
