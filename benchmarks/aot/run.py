@@ -57,6 +57,7 @@ REASONS: dict[tuple[str, str], str] = {
     ("scatter_mean_bwd_kernel", "p_partial"): _LOOP + "a program has a relation",
     ("scatter_mean_fwd_hub_kernel", "for start in range("): _LOOP + "a chunk has rows",
     ("scatter_mean_fwd_hub_kernel", "tl.store(partial_ptr"): _LOOP + "a chunk has rows",
+    ("scatter_mean_fwd_hub_kernel", "o_D < D"): _LOOP + "a chunk has rows",
     ("group_norm_silu_", "range("): _LOOP + "an image has a pixel, a group a chunk",
     ("group_norm_silu_", "tl.sum(b_PC)"): _LOOP + "a group has a chunk",
     ("group_norm_silu_fwd_kernel", "weight_C = "): _LOOP + "an image has a pixel",
