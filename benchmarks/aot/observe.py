@@ -15,7 +15,6 @@ import json
 from typing import Any
 
 from benchmarks.aot.rules import AotError, in_fresh_process
-from benchmarks.counts.model import DATA, Launch
 from benchmarks.ops.cases import FORWARD_ONLY, OPS
 from sgg_fast.commands import command
 from sgg_fast.commands.flags import OneLineParser
@@ -64,6 +63,8 @@ def observe(ops: list[str]) -> dict[str, Passes]:
 
 def differences(found: dict[str, Passes], committed: dict[str, Passes]) -> list[str]:
     """One line for each case whose launches are not the committed ones."""
+    from benchmarks.counts.model import Launch
+
     wrong = []
     for name, passes in found.items():
         old = committed.get(name)
@@ -86,6 +87,8 @@ def main(argv: list[str] | None) -> int:
     parser.add_argument("--op", nargs="+", choices=[op for op in OPS if op != "layer"], help="only these (all)")
     parser.add_argument("--write", action="store_true", help="replace their lines in benchmarks/baselines")
     args = parser.parse_args(argv)
+    from benchmarks.counts.model import DATA
+
     found = in_fresh_process(observe, args.op or [op for op in OPS if op != "layer"])
     committed = json.loads(DATA.read_text(encoding="utf-8")) if DATA.is_file() else {}
     wrong = differences(found, committed)

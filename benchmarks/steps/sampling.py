@@ -170,8 +170,11 @@ def first_picture(args: argparse.Namespace, device: torch.device) -> int:
     pipeline = open_models(args.model, device, DTYPES[args.dtype])
     measure.synchronize(device)
     made = 0.0 if args.model else time.time() - start
-    form = FORMS[args.form[0]](pipeline, Size(args.resolution[0], 1))
-    form.draw(args.steps)
+    try:
+        form = FORMS[args.form[0]](pipeline, Size(args.resolution[0], 1))
+        form.draw(args.steps)
+    except ValueError as error:  # a form that cannot run here
+        raise ConfigError(str(error)) from error
     print(json.dumps({"seconds": time.time() - args.since - made}))
     return 0
 

@@ -76,7 +76,7 @@ def test_everybody_fine_tunes_one_thing(tmp_path, monkeypatch, who, checkpointin
     """On a GPU's settings, as far as a CPU has them: fused, merged, its attention, recomputed if asked for."""
     changes = {"fuse_unet": "on", "attention": "sdpa", "gradient_checkpointing": checkpointing}
     found = summary(FINETUNE[who](tmp_path, monkeypatch, "finetune", changes))
-    expected = Summary(fused=55, merged=9, attention="AttnProcessor2_0", checkpointed=checkpointing,
+    expected = Summary(fused=83, merged=9, attention="AttnProcessor2_0", checkpointed=checkpointing,
                        devices=frozenset({"cpu"}))  # fmt: skip
     if who == "plain-unfused":  # which is what this form is there for
         expected = dataclasses.replace(expected, fused=0, merged=0)
@@ -130,4 +130,4 @@ def test_the_planner_plans_what_a_gpu_will_run():
             (config, zero3, "cuda"),
         )
     ]
-    assert [(one.fused, one.merged) for one in planned] == [(55, 9), (0, 0), (0, 0), (55, 0)]
+    assert [(one.fused, one.merged) for one in planned] == [(83, 9), (0, 0), (0, 0), (83, 0)]

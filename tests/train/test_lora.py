@@ -128,7 +128,7 @@ def test_a_fused_unet_with_adapters_has_the_stock_ones_terms_and_gradients(cache
     """Frozen layers inside adapters are merged as without them."""
     stock, fused = (module(cache, lora_targets=targets, fuse_unet=choice) for choice in ("off", "on"))
     merged = {"attention": 9, "convolutions": 8}[targets]  # time shifts need a stock convolution in front
-    assert (summary(fused).fused, summary(fused).merged) == (55, merged) and summary(stock).fused == 0
+    assert (summary(fused).fused, summary(fused).merged) == (83, merged) and summary(stock).fused == 0
     for one in (stock, fused):
         for name, parameter in one.unet.named_parameters():
             if ".lora_B" in name:
