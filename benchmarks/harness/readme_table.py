@@ -66,4 +66,6 @@ class ReadmeTable:
         elif made != old:
             print(f"{README.name} differs from what the code counts; {self.typed}")
             return 1
+        else:
+            print(f"{README.name} holds what the code counts")
         return 0
