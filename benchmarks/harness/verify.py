@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -38,6 +39,28 @@ def _cut_off(backend: str, dtype: str) -> float:
     """Extra tolerance of Triton's interpreter: it truncates fp32 when it stores bf16, where hardware rounds."""
     interpreted = backend == "ours" and os.environ.get("TRITON_INTERPRET") == "1"
     return torch.finfo(torch.bfloat16).eps if interpreted and dtype == "bf16" else 0.0
+
+
+def widened(create_dot: Callable[..., Any]) -> Callable[..., Any]:
+    """The interpreter's product of matrices, with bf16 widened first: it would multiply the bits as integers."""
+    import numpy as np
+    import triton.language as tl
+    from triton.runtime.interpreter import TensorHandle
+
+    def product(builder: Any, a: Any, b: Any, *rest: Any) -> Any:
+        if a.dtype == tl.bfloat16:
+            a, b = (TensorHandle((x.data.astype(np.uint32) << 16).view(np.float32), tl.float32) for x in (a, b))
+        return create_dot(builder, a, b, *rest)
+
+    return product
+
+
+def widen_products() -> None:
+    """`widened` for the rest of this process, if Triton's interpreter runs the kernels."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        from triton.runtime.interpreter import InterpreterBuilder
+
+        InterpreterBuilder.create_dot = widened(InterpreterBuilder.create_dot)
 
 
 def _arriving(number: int, output: torch.Tensor) -> torch.Tensor:
