@@ -101,6 +101,7 @@ def scatter_mean_fwd_hub_kernel(
     i_p, o_D, m_D = columns(D, BLOCK_D)
     if RESIDUAL and residual_ptr.dtype.element_ty == tl.float32 and y_ptr.dtype.element_ty != tl.float32:
         # Four columns a lane: with the eight of narrow rows a request of the residual would use half of its sectors.
+        # Written out, for the compiler takes the hint on an expression of this function only.
         o_D = tl.max_contiguous(tl.program_id(0) % tl.cdiv(D, BLOCK_D) * BLOCK_D + tl.arange(0, BLOCK_D), 4)
     begin = i_p * chunk
     as_subject, run_end = role_of(begin, slot_ptr, subject_ptr, object_ptr, ptr_ptr, mid_ptr)

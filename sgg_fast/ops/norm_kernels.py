@@ -57,9 +57,9 @@ def _parameter_grads(
     slot: Slot | None, partial: Tensor, parameters: list[Tensor], wanted: bool
 ) -> tuple[Tensor | None, ...]:
     """Gradients of parameters of one width from their partial sums; None each if unwanted or if a slot takes them."""
+    if slot is not None:
+        slot.add(partial)
     if slot is not None or not wanted:
-        if slot is not None:
-            slot.add(partial)
         return (None,) * len(parameters)
     both = column_sum(partial, parameters[0].dtype).split(parameters[0].shape[0])
     return tuple(grad.to(p.dtype) for grad, p in zip(both, parameters, strict=True))

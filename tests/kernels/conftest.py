@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
+from sgg_kernels import launch
 from support.cases.interpreter import widen_products
 
 
@@ -17,6 +20,19 @@ from support.cases.interpreter import widen_products
 def device(request) -> str:
     """ "cpu" (Triton's interpreter) or "cuda" (compiled)."""
     return request.param
+
+
+@pytest.fixture
+def launched(device) -> Iterator[list[str]]:
+    """Names of the kernels that ran."""
+    names: list[str] = []
+
+    def note(kernel, grid, args, options) -> bool:
+        names.append(kernel.__name__)
+        return False
+
+    with launch.intercept(note):
+        yield names
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from sgg_kernels import cross_attention as kernels
-from sgg_kernels import launch, reference
+from sgg_kernels import reference
+from support.cases.function import Blocked
 from support.cases.graph import Tensors, randn
 
 from sgg_fast import ops
@@ -103,19 +104,6 @@ def compare(inputs: Tensors, bias: torch.Tensor, device: str) -> Tensors:
     want = exact(*inputs.values(), bias, g)
     assert_within_rule(found, low, want)
     return found
-
-
-@pytest.fixture
-def launched(device) -> list[str]:
-    """Names of the kernels that ran."""
-    names: list[str] = []
-
-    def note(kernel, grid, args, options) -> bool:
-        names.append(kernel.__name__)
-        return False
-
-    with launch.intercept(note):
-        yield names
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -231,15 +219,6 @@ def test_undefined_gradients_and_what_has_no_derivative(device):
     try:
         out, lse = unet_kernels.cross_attention(*leaves, bias, 0.3)
         assert out.requires_grad and not lse.requires_grad
-
-        class Blocked(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx, x):
-                return x.clone()
-
-            @staticmethod
-            def backward(ctx, grad):
-                return None
 
         assert torch.autograd.grad(Blocked.apply(out).sum(), leaves, allow_unused=True) == (None,) * 3
         with pytest.raises(RuntimeError, match="cross_attention has no second derivative"):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from sgg_kernels import launch
 from support import graphs
+from support.cases.function import Blocked
 from support.cases.graph import BATCHES, OPS, call, inputs_of
 
 from sgg_fast import ops
@@ -153,25 +154,13 @@ def test_reference_gradients_in_float64(op):
     assert torch.autograd.gradcheck(function, [x.requires_grad_() for x in inputs.values()], eps=1e-6)
 
 
-class _Stopped(torch.autograd.Function):
-    """Hands no gradient on."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None
-
-
 @pytest.mark.parametrize("op", OPS)
 def test_no_gradient_is_handed_on_as_none(op, device):
     batch = BATCHES["scenes"]().to(device)
     inputs = {name: x.to(device).requires_grad_() for name, x in inputs_of(op, batch, 3).items()}
     ops.use_kernels("triton")
     outputs = call(op, inputs, batch)
-    torch.stack([_Stopped.apply(out).sum() for out in outputs]).sum().backward()
+    torch.stack([Blocked.apply(out).sum() for out in outputs]).sum().backward()
     assert all(x.grad is None or not x.grad.any() for x in inputs.values())
 
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
 from sgg_kernels import add_layer_norm as kernels
-from sgg_kernels import group_norm_layout, launch, reference
-from support.cases.graph import Tensors, assert_within_rule, randn
+from sgg_kernels import group_norm_layout, reference
+from support.cases.function import compare, evaluate
+from support.cases.graph import Tensors, randn
 
 from sgg_fast import ops
 from sgg_fast.ops import norm_kernels, unet_kernels
@@ -29,42 +30,6 @@ def inputs_of(name: str, form: str, dtype: torch.dtype = torch.float32) -> Tenso
 
 def layer_norm(x, weight, bias, residual=None, late=None, slot=None):
     return ops.add_layer_norm(x, weight, bias, EPS, residual, late, slot)
-
-
-def evaluate(backend: str, run, inputs: Tensors) -> Tensors:
-    """Both outputs and the gradient of every input under fixed random cotangents, by name."""
-    ops.use_kernels(backend)
-    try:
-        leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
-        outputs = run(**leaves)
-        arriving = [randn(100 + i, *o.shape).to(o) for i, o in enumerate(outputs)]
-        grads = torch.autograd.grad(outputs, list(leaves.values()), arriving)
-    finally:
-        ops.use_kernels("auto")
-    found = {f"output {i}": o.detach() for i, o in enumerate(outputs)}
-    return found | {f"grad {name}": g for name, g in zip(leaves, grads, strict=True)}
-
-
-def compare(run, inputs: Tensors, device: str) -> Tensors:
-    """The Triton form against the reference, by the tolerance rule; returns what Triton gave."""
-    inputs = {name: x.to(device) for name, x in inputs.items()}
-    found = evaluate("triton", run, inputs)
-    exact = evaluate("reference", run, {name: x.double() for name, x in inputs.items()})
-    assert_within_rule(found, evaluate("reference", run, inputs), exact)
-    return found
-
-
-@pytest.fixture
-def launched(device) -> list[str]:
-    """Names of the kernels that ran."""
-    names: list[str] = []
-
-    def note(kernel, grid, args, options) -> bool:
-        names.append(kernel.__name__)
-        return False
-
-    with launch.intercept(note):
-        yield names
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

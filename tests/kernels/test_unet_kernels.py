@@ -7,7 +7,8 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812
-from sgg_kernels import group_norm_layout, launch, reference
+from sgg_kernels import group_norm_layout, reference
+from support.cases.function import compare, evaluate
 from support.cases.graph import Tensors, assert_within_rule, randn
 
 from sgg_fast import ops
@@ -41,27 +42,6 @@ def norm_inputs(name: str, dtype: torch.dtype = torch.float32) -> Tensors:
     return {"x": x.to(dtype), "weight": (1 + 0.5 * randn(1, channels)).to(dtype), "bias": randn(2, channels).to(dtype)}
 
 
-def evaluate(backend: str, run, inputs: Tensors) -> Tensors:
-    """The output and the gradient of every input under a fixed random cotangent, by name."""
-    ops.use_kernels(backend)
-    try:
-        leaves = {name: x.detach().requires_grad_() for name, x in inputs.items()}
-        out = run(**leaves)
-        grads = torch.autograd.grad(out, list(leaves.values()), randn(100, *out.shape).to(out))
-    finally:
-        ops.use_kernels("auto")
-    return {"out": out.detach()} | {f"grad {name}": grad for name, grad in zip(leaves, grads, strict=True)}
-
-
-def compare(run, inputs: Tensors, device: str) -> Tensors:
-    """The Triton form against the reference, by the tolerance rule; returns what Triton gave."""
-    inputs = {name: x.to(device) for name, x in inputs.items()}
-    found = evaluate("triton", run, inputs)
-    exact = evaluate("reference", run, {name: x.double() for name, x in inputs.items()})
-    assert_within_rule(found, evaluate("reference", run, inputs), exact)
-    return found
-
-
 def norm_of(name: str, silu: bool = True, eps: float = 1e-5):
     return functools.partial(ops.group_norm_silu, num_groups=NORMS[name][3], eps=eps, silu=silu)
 
@@ -69,19 +49,6 @@ def norm_of(name: str, silu: bool = True, eps: float = 1e-5):
 def renamed(run):
     """`run` with its parameters by the names of the inputs here."""
     return lambda x, weight, bias: run(x, weight, bias)
-
-
-@pytest.fixture
-def launched(device) -> list[str]:
-    """Names of the kernels that ran."""
-    names: list[str] = []
-
-    def note(kernel, grid, args, options) -> bool:
-        names.append(kernel.__name__)
-        return False
-
-    with launch.intercept(note):
-        yield names
 
 
 @pytest.fixture

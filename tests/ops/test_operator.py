@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from support.cases.function import Blocked
 from support.cases.graph import BATCHES, OPS, call, inputs_of
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -57,18 +58,6 @@ def test_fake_tensors_reach_no_kernel():
         x, weight, bias = torch.empty(2, 3, 8), torch.empty(8), torch.empty(8)
         assert unet_kernels.group_norm_silu(x, None, weight, bias, 2, 1e-5, True)[0].shape == (2, 3, 8)
     assert unet_kernels.geglu(FakeTensorMode().from_tensor(torch.zeros(3, 8))).shape == (3, 4)  # a subclass, no mode
-
-
-class Blocked(torch.autograd.Function):
-    """Identity without a gradient: the operator before it gets None."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None
 
 
 @pytest.mark.parametrize("op", [*OPS, "group_norm_silu", "geglu", "group_norm_silu_beside", "add_layer_norm"])

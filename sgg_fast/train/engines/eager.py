@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sgg_fast import ops
 from sgg_fast.train.engines.base import StepResult, run_micro_batches
 from sgg_fast.train.engines.state import OneProcess
 from sgg_fast.train.optim.adam_flat import FlatAdam
@@ -22,7 +23,9 @@ class EagerEngine(OneProcess):
         reason: why steps are not captured. flat: whether the optimiser is flat; by default as `is_flat` says.
         """
         optim = module.config.optim
-        super().__init__(module, device, is_flat(optim, device) if flat is None else flat)
+        if flat is None:
+            flat = is_flat(optim, ops.backend_for(device, torch.float32) == "triton")
+        super().__init__(module, device, flat)
         self.execution = f"eager ({reason})" if reason else "eager"
         self.max_grad_norm = optim.max_grad_norm
         self._norm: torch.Tensor | None = None

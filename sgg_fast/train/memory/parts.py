@@ -18,6 +18,7 @@ from sgg_fast.ops.adam import num_chunks
 from sgg_fast.train.engines.base import resolve_precision
 from sgg_fast.train.engines.ds_config import GROUP_ELEMENTS
 from sgg_fast.train.memory.allocator import rounded
+from sgg_fast.train.optim.groups import is_flat
 
 QUANTISED_BLOCK = 256
 """Elements that share a scale in 8-bit state."""
@@ -74,9 +75,8 @@ class EngineLayout:
 
     @property
     def is_flat(self) -> bool:
-        """Whether the weights lie in flat buffers (`optim.groups.is_flat`)."""
-        alone = self.optim.bf16_weights or self.optim.optimizer_in_backward
-        return self.ds is None and (alone or self.has_kernels)
+        """Whether the weights lie in flat buffers."""
+        return self.ds is None and is_flat(self.optim, self.has_kernels)
 
     @property
     def has_kernels(self) -> bool:

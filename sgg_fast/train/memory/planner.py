@@ -199,7 +199,7 @@ class Planner:
         """Bytes of the allocator's segments beyond the peak, by its own arithmetic on what the run allocates."""
         allocator, keys = CachingAllocator(), itertools.count(-1, -1)
         blocks, trace = resident_blocks(self.layout, self._groups), self._trace(batch)
-        by_zero = zero.plans(self.layout)
+        by_zero = self.layout.stage in (1, 2)
         later = sum(resident_parts(self.layout, self._groups)[0].values()) if by_zero else 0
         for size in (*blocks, sum(plan.resident.values()) - sum(blocks) - later):
             allocator.allocate(next(keys), size)

@@ -14,11 +14,6 @@ FP32 = 4
 """Bytes of a number."""
 
 
-def plans(layout: EngineLayout) -> bool:
-    """Whether the engine is one of these."""
-    return layout.stage in (1, 2)
-
-
 def set_up(
     allocator: CachingAllocator,
     layout: EngineLayout,

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sgg_fast import ops
 from sgg_fast.config import ConfigError, OptimConfig
 from sgg_fast.nn.fuse import merged_first
 from sgg_fast.train.optim.adam_flat import FlatAdam
@@ -59,13 +58,12 @@ def parameter_groups(module: nn.Module, optim: OptimConfig, most: float = math.i
     ]
 
 
-def is_flat(optim: OptimConfig, device: torch.device) -> bool:
+def is_flat(optim: OptimConfig, has_kernels: bool) -> bool:
     """Whether an eager step without DeepSpeed is by `FlatAdam`: where our kernels run, and where nothing else can.
 
     A CPU would run its reference, so fp32 weights are stepped by torch or bitsandbytes there, after backward.
     """
-    alone = optim.bf16_weights or optim.optimizer_in_backward
-    return alone or ops.backend_for(device, torch.float32) == "triton"
+    return has_kernels or optim.bf16_weights or optim.optimizer_in_backward
 
 
 def build_optimizer(

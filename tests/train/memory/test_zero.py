@@ -28,11 +28,6 @@ def keys():
     return itertools.count(-1, -1)
 
 
-def test_it_plans_zero_1_and_2_only():
-    assert zero.plans(layout()) and zero.plans(layout("configs/ds_offload.json"))
-    assert not zero.plans(layout("configs/ds_zero3.json")) and not zero.plans(replace(layout(), ds=None))
-
-
 def test_setting_up_leaves_flat_weights_and_masters():
     """Of 32 Mi weights: 64 MiB flat in bf16 and 128 in fp32, in segments of those that moved there first."""
     allocator = CachingAllocator()
