@@ -55,7 +55,7 @@ def quiet_libraries(verbose: bool = False) -> None:
 @contextmanager
 def uncollected() -> Iterator[None]:
     """No garbage collection while the libraries are imported, nor later of what they made: there is no garbage, and the
-    search for it takes 1.2 of 6.6 CPU seconds. Does nothing if they are imported already."""
+    search for it takes a fifth of the CPU time or more. Does nothing if they are imported already."""
     if "diffusers" in sys.modules or not gc.isenabled():
         yield
         return
