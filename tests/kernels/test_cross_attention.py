@@ -12,6 +12,7 @@ from sgg_kernels import reference
 from support.cases.function import Blocked
 from support.cases.graph import Tensors, randn
 
+from benchmarks.aot.compare import compare_norms as assert_within_rule
 from sgg_fast import ops
 from sgg_fast.ops import unet_kernels, unet_ops
 
@@ -81,19 +82,6 @@ def evaluate(backend: str, inputs: Tensors, bias: torch.Tensor, g: torch.Tensor,
     finally:
         ops.use_kernels("auto")
     return {"out": out.detach()} | {f"grad {name}": x for name, x in zip(leaves, grads, strict=True)}
-
-
-def assert_within_rule(found: Tensors, low: Tensors, want: Tensors) -> None:
-    """Error <= 2 x the error of plain attention in the same dtype, by norm: the largest of few errors is luck.
-
-    Both round the weights, or their gradients, and the result. No single error is over 4 x the reference's largest.
-    """
-    for name, x in want.items():
-        assert (found[name].dtype, found[name].shape) == (low[name].dtype, x.shape), name
-        if x.numel():
-            error, allowed = (of[name].double() - x for of in (found, low))
-            assert error.norm() <= 2 * allowed.norm() + 1e-6 * (1 + x.norm()), name
-            assert error.abs().max() <= 4 * allowed.abs().max() + 1e-6 * (1 + x.abs().max()), name
 
 
 def compare(inputs: Tensors, bias: torch.Tensor, device: str) -> Tensors:
