@@ -19,14 +19,14 @@ from sgg_kernels.reference.adam import (
 )
 from sgg_kernels.reference.adam8bit import BLOCK_8BIT, ZERO_1, ZERO_2, Moments, dynamic_map, quantise
 from sgg_kernels.reference.adam8bit import adam8bit as reference_adam8bit
-from sgg_kernels.reference.weights import Weights
+from sgg_kernels.reference.weights import Weights, read_weights, write_weights
 
 from .dispatch import backend_for
 
 __all__ = [
     "APPLIED", "BLOCK_8BIT", "CONTROL_SIZE", "CORRECTION_1", "CORRECTION_2", "FACTOR", "INVERSE_SCALE", "NORM",
     "ZERO_1", "ZERO_2", "GroupGrads", "Hyper", "Moments", "Weights", "adam_decide_", "adam_update_", "chunk_table",
-    "dynamic_map", "num_chunks", "quantise",
+    "dynamic_map", "num_chunks", "quantise", "read_weights", "write_weights",
 ]  # fmt: skip
 
 GRAD_DTYPES = (torch.float32, torch.bfloat16)

@@ -37,7 +37,7 @@ import torch
 from sgg_fast import env, ops
 from sgg_fast.train.buckets import Bucket
 from sgg_fast.train.engines.base import StepResult, resolve_precision
-from sgg_fast.train.engines.state import OneProcess
+from sgg_fast.train.engines.state import OneProcess, in_matmul_precision
 from sgg_fast.train.optim.adam_flat import FlatAdam, Gradients
 from sgg_fast.train.optim.groups import set_lr
 from sgg_fast.train.stages import FinetuneStage, Stage
@@ -138,6 +138,7 @@ class CapturedEngine(OneProcess):
         if pinned:
             self.capture = self._capture
 
+    @in_matmul_precision
     def update(self, ids_KB: np.ndarray, step: int, lr_factor: float = 1.0) -> StepResult:
         assert len(ids_KB) == self.num_micro
         set_lr(self.optimizer, lr_factor)

@@ -8,7 +8,7 @@ from torch import nn
 
 from sgg_fast import ops
 from sgg_fast.train.engines.base import StepResult, run_micro_batches
-from sgg_fast.train.engines.state import OneProcess
+from sgg_fast.train.engines.state import OneProcess, in_matmul_precision
 from sgg_fast.train.optim.adam_flat import FlatAdam
 from sgg_fast.train.optim.groups import is_flat, set_lr
 from sgg_fast.train.stages import Stage
@@ -30,6 +30,7 @@ class EagerEngine(OneProcess):
         self.max_grad_norm = optim.max_grad_norm
         self._norm: torch.Tensor | None = None
 
+    @in_matmul_precision
     def update(self, ids_KB: np.ndarray, step: int, lr_factor: float = 1.0) -> StepResult:
         set_lr(self.optimizer, lr_factor)
         if isinstance(self.optimizer, FlatAdam):

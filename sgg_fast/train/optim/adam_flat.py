@@ -9,7 +9,7 @@ optimiser loads the other's. Letters: G groups, K chunks, U updates that count f
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from sgg_fast import ops
 from sgg_fast.ops import adam as op
-from sgg_fast.train.optim.flat import FlatParameters, flat_gradient, in_memory_order
+from sgg_fast.train.optim.flat import FlatParameters, flat_gradient, in_memory_order, take_low_halves
 
 QUANT_STATE = "__bnb_optimizer_quant_state__"
 """Key of a parameter's tensors in bitsandbytes' state_dict."""
@@ -38,7 +38,7 @@ class _Group:
         self.bits = group["optim_bits"]
         self.flat = FlatParameters(group["params"], op.BLOCK_8BIT if self.bits == 8 else PAD_32BIT)
         buffer = self.flat.buffer
-        low = torch.zeros_like(buffer, dtype=torch.int16) if split and buffer.dtype == torch.bfloat16 else None
+        low = take_low_halves(self.flat) if split and buffer.dtype == torch.bfloat16 else None
         self.weights = op.Weights(buffer, low, seed)
         if self.bits == 32:
             self.moments: op.Moments | tuple[torch.Tensor, torch.Tensor] = (
@@ -67,6 +67,14 @@ class _Group:
         if self.weights.low is not None:
             state["low"] = self.weights.low[offset : offset + num]
         return state
+
+    def wide(self, index: int) -> torch.Tensor:
+        """A split weight as fp32 numbers in CPU memory, in its own shape and layout."""
+        parameter, offset = self.flat.parameters[index], self.flat.offsets[index]
+        assert self.weights.low is not None
+        place = slice(offset, offset + parameter.numel())
+        halves = op.Weights(self.weights.param[place].cpu(), self.weights.low[place].cpu())
+        return op.read_weights(halves, slice(None)).as_strided(parameter.shape, parameter.stride())
 
     def torch_state_of(self, index: int) -> dict[str, torch.Tensor]:
         """32-bit moments under the names and in the shapes of torch's Adam; empty for 8 bits."""
@@ -262,6 +270,12 @@ class FlatAdam(torch.optim.Optimizer):
         for group, part, rate in zip(self._groups, given, self._rates_G4, strict=True):
             if part.grads:
                 op.adam_update_(group.weights, group.moments, part, control, rate, step, self.hyper)
+
+    def split_weights(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+        """Each weight that is kept in two halves, with its fp32 numbers in CPU memory."""
+        for group, i, parameter in self._parameters():
+            if group.weights.low is not None:
+                yield parameter, group.wide(i)
 
     def _parameters(self) -> list[tuple[_Group, int, nn.Parameter]]:
         """All parameters in the order of a state_dict: group, index in it, parameter."""

@@ -43,6 +43,7 @@ def checkpoint_bytes(module: nn.Module, optim: OptimConfig, stage: str, deepspee
     weights = sum(tensor.nbytes for tensor in checkpoint_state(module).values())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     moments = 2 if stage == "finetune" and optim.optimizer == "adam8bit" else 8
+    moments += 2 * (optim.weights == "split")  # the low halves
     return weights + trained * (moments + 4 * deepspeed + 4 * (optim.ema > 0))
 
 
