@@ -69,7 +69,10 @@ class Trainer:
         by_kernels = ops.backend_for(self.device) == "triton"  # raises now if an explicit --kernels cannot be met
         self.config = config
         self.first_step = 0 if overwrite else self._check_resume()
-        self.config = config = resolved(self.config, stage, self.device, by_kernels, ds_path is not None)
+        self.config = resolved(self.config, stage, self.device, by_kernels, ds_path is not None)
+        if stage == "finetune" and self.config != config and self.main:
+            logger.info("--weights %s: %s", config.optim.weights, self.config.optim.weights)
+        config = self.config
         if self._watched and ended(config.run, self._watched):
             self.num_steps = self.first_step
         self.complete = self.first_step >= self.num_steps and self.result.is_dir()

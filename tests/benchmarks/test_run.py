@@ -19,7 +19,7 @@ from sgg_kernels import reference
 from sgg_kernels.reference.pack import STORE_FIELDS
 from support import ROOT
 
-from benchmarks import gpu_suite, optimiser, run, targets
+from benchmarks import gpu_suite, optimiser, run
 from benchmarks.aot.cases import shipped_kernels
 from benchmarks.counts import kernels as counts
 from benchmarks.counts import roofline

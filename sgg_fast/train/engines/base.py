@@ -97,6 +97,14 @@ def resolve_precision(optim: OptimConfig, device: torch.device) -> str:
     return "bf16" if device.type == "cuda" or optim.bf16_weights else "fp32"
 
 
+def resolve_matmul(optim: OptimConfig, stage: str, device: torch.device) -> str:
+    """torch's float32 matmul precision of a step, "" for what the process has: only pre-training on CUDA sets it.
+
+    Fine-tuning multiplies in bf16. On a CPU the same setting would multiply in bf16, not in TF32.
+    """
+    return optim.pretrain_matmul if stage == "pretrain" and device.type == "cuda" else ""
+
+
 def resolve_weights(optim: OptimConfig, device: torch.device, has_kernels: bool, by_deepspeed: bool) -> str:
     """Resolve the storage of the UNet's weights to "master", "split" or "lean".
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sgg_fast.nn import lora
-from sgg_fast.train.engines.base import StepResult, resolve_precision
+from sgg_fast.train.engines.base import StepResult, resolve_matmul, resolve_precision
 from sgg_fast.train.optim.adam_flat import FlatAdam
 from sgg_fast.train.optim.ema import WeightAverage
 from sgg_fast.train.optim.groups import build_optimizer
@@ -81,8 +81,7 @@ class OneProcess:
         self.average: WeightAverage | None = None
         if config.optim.ema:
             self.average = WeightAverage(self.parameters, config.optim.ema, config.optim.ema_device == "cpu")
-        if stage == "pretrain" and device.type == "cuda":
-            self.matmul_precision = config.optim.pretrain_matmul
+        self.matmul_precision = resolve_matmul(config.optim, stage, device)
         self._device_type = device.type
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
