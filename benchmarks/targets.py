@@ -129,10 +129,8 @@ def _share(op: str, mode: str, chip: Chip) -> Prediction | None:
 
 def _planned(form: str) -> CsvRow | None:
     with MEMORY.open(newline="", encoding="utf-8") as file:
-        rows = [
-            row for row in csv.DictReader(file) if (row["form"], row["resolution"], row["batch"]) == (form, "512", "2")
-        ]
-    return rows[0] if rows else None
+        rows = [row for row in csv.DictReader(file) if (row["resolution"], row["batch"]) == ("512", "2")]
+    return next((row for row in rows if row["form"] == form), None)
 
 
 def _memory(form: str, bound: float) -> Target:
@@ -190,7 +188,7 @@ def targets() -> Iterator[Target]:
     yield Target("fine-tuning, 512x512 batch 16", "H200", 165, "images/s", at_least=True,
                  predict=lambda: _large_batch(h200),
                  measure=_on("H200", _form_ms("captured", "512x512 b16"), lambda ms: 16e3 / ms))  # fmt: skip
-    for form, bound in (("ds.json", 10), ("default", 9), ("lean", 5), ("lean in backward", 3)):
+    for form, bound in (("ds.json", 10), ("split", 9), ("lean", 5), ("lean in backward", 3)):
         yield _memory(form, bound)
     yield from each("pre-training step, batch 2", (1.6, 1.2), "pretrain b2", "graphs", "paper b2")
     yield Target("the paper's whole schedule", "RTX 4090", 30, "min", predict=lambda: _schedule(chips["RTX 4090"]))

@@ -216,9 +216,7 @@ def main(argv: list[str] | None) -> None:
     """Print what each command's step takes."""
     parser = OneLineParser(prog="python -m benchmarks.counts.step", description=__doc__.split("\n\n")[0])
     parser.add_argument("--recipe", default="vg256", help="default %(default)s")
-    parser.add_argument(
-        "--write", action="store_true", help=f"count the steps of benchmarks/baselines/{model.STEPS.name}"
-    )
+    parser.add_argument("--write", action="store_true", help="write the counts that benchmarks.targets reads")
     args = parser.parse_args(argv)
     if args.write:
         return write()

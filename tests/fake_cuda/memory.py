@@ -42,7 +42,7 @@ SHARE = 0.03
 NUM_IMAGES, NUM_STEPS = 8, 3
 SETTINGS: dict[str, Any] = {"data": "toy", "num_samples": 4, "sheet_steps": 1}
 TRAINING_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
-    "default": ({}, None),
+    "master": ({"weights": "master"}, None),
     "split": ({"weights": "split"}, None),
     "lean": ({"weights": "lean"}, None),
     "lean, checkpointed": ({"weights": "lean", "gradient_checkpointing": True}, None),
