@@ -12,6 +12,8 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import functools
+import itertools
 import json
 import pathlib
 from collections.abc import Callable, Iterator
@@ -28,6 +30,8 @@ HERE = pathlib.Path(__file__).parent
 MEMORY = HERE.parent / "tests" / "fake_cuda" / "memory.csv"
 PRETRAIN_STEPS, FINETUNE_STEPS = 700_000, 30_000
 """The paper's schedule."""
+AT_SCALE = {"call": "replay", "l2": "flushed"}
+"""How a share of a copy's bandwidth is measured."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,27 +149,26 @@ def _memory(form: str, bound: float) -> Target:
     return Target(f"peak memory, 512x512 batch 2, {form}", "any", bound, "GiB", predict=predict, measure=measure)
 
 
-def _form_ms(form: str, sizes: str) -> Callable[[list[CsvRow]], float | None]:
-    """Median of a row of `benchmarks.train_step` or `.infer`."""
-
-    def find(rows: list[CsvRow]) -> float | None:
-        found = [row for row in rows if row.get("form") == form and row.get("sizes", row.get("size", "")) == sizes]
-        found = [row for row in found if row.get("ms_p50")]
-        return float(found[0]["ms_p50"]) if found else None
-
-    return find
-
-
-def _on(
-    chip: str, find: Callable[[list[CsvRow]], float | None], of: Callable[[float], float] = lambda ms: ms
-) -> Callable[[list[CsvRow]], Measurement | None]:
-    """The value of rows that were measured on the chip."""
+def _measured(chip: str, of: Callable[[CsvRow], float], **wanted: str) -> Callable[[list[CsvRow]], Measurement | None]:
+    """The value of the first row with these cells that was measured on the chip."""
 
     def measure(rows: list[CsvRow]) -> Measurement | None:
-        ms = find([row for row in rows if chip in row.get("device", "")])
-        return None if ms is None else Measurement(of(ms), "GPU")
+        for row in rows:
+            same = all(row.get(name) == cell for name, cell in wanted.items())
+            if same and row.get("ms_p50") and chip in row.get("device", ""):
+                return Measurement(of(row), "GPU")
+        return None
 
     return measure
+
+
+def _ms(row: CsvRow) -> float:
+    return float(row["ms_p50"])
+
+
+def _steps_a_second(row: CsvRow) -> float:
+    """Of a row of `benchmarks.infer`: steps of its sampler by the time of a whole picture."""
+    return 1e3 * int(row["shape"].split()[0]) / _ms(row)
 
 
 def _launches() -> Measurement | None:
@@ -177,30 +180,40 @@ def targets() -> Iterator[Target]:
     """All of them, in order of importance."""
     chips = {chip.name: chip for chip in CHIPS}
 
-    def each(what: str, bounds: tuple[float, float], name: str, form: str, sizes: str) -> Iterator[Target]:
-        for (title, chip), bound in zip(chips.items(), bounds, strict=True):
-            yield Target(what, title, bound, "ms", predict=lambda chip=chip: _milliseconds(name, chip),
-                         measure=_on(title, _form_ms(form, sizes)))  # fmt: skip
+    def each(what: str, bounds: tuple[float, float], name: str, **row: str) -> Iterator[Target]:
+        for chip, bound in zip(CHIPS, bounds, strict=True):
+            predict = functools.partial(_milliseconds, name, chip)
+            yield Target(what, chip.name, bound, "ms", predict=predict, measure=_measured(chip.name, _ms, **row))
 
-    yield from each("fine-tuning step, 256x256 batch 2", (27, 8), "finetune 256 b2", "captured", "256x256 b2")
-    yield from each("fine-tuning step, 512x512 batch 2", (66, 18), "finetune 512 b2", "captured", "512x512 b2")
-    h200 = chips["H200"]
-    yield Target("fine-tuning, 512x512 batch 16", "H200", 165, "images/s", at_least=True,
-                 predict=lambda: _large_batch(h200),
-                 measure=_on("H200", _form_ms("captured", "512x512 b16"), lambda ms: 16e3 / ms))  # fmt: skip
-    for form, bound in (("ds.json", 10), ("split", 9), ("lean", 5), ("lean in backward", 3)):
-        yield _memory(form, bound)
-    yield from each("pre-training step, batch 2", (1.6, 1.2), "pretrain b2", "graphs", "paper b2")
-    yield Target("the paper's whole schedule", "RTX 4090", 30, "min", predict=lambda: _schedule(chips["RTX 4090"]))
-    for (title, chip), bound in zip(chips.items(), (66, 120), strict=True):
-        yield Target("sampling, 512x512, guided", title, bound, "it/s", at_least=True,
-                     predict=lambda chip=chip: _per_second("sampling 512 b2", chip),
-                     measure=_on(title, _form_ms("captured", "512x512 b1"), lambda ms: 1e3 / ms))  # fmt: skip
-    for op in ("scatter_mean", "masked_pool"):
-        for mode in ("fwd", "bwd"):
-            for title, chip in chips.items():
-                yield Target(f"{op} {mode}, 1e6 relations, of a copy", title, 85, "%", at_least=True,
-                             predict=lambda op=op, mode=mode, chip=chip: _share(op, mode, chip))  # fmt: skip
+    ours = {"op": "train_step", "backend": "captured"}
+    yield from each("fine-tuning step, 256x256 batch 2", (27, 8), "finetune 256 b2", size="256x256 b2", **ours)
+    yield from each("fine-tuning step, 512x512 batch 2", (66, 18), "finetune 512 b2", size="512x512 b2", **ours)
+    many = _measured("H200", lambda row: 16e3 / _ms(row), size="512x512 b16", **ours)
+    predict = functools.partial(_large_batch, chips["H200"])
+    yield Target("fine-tuning, 512x512 batch 16", "H200", 165, "images/s", True, predict, many)
+    for form, memory in (("ds.json", 10), ("split", 9), ("lean", 5), ("lean in backward", 3)):
+        yield _memory(form, memory)
+    graphs = {"form": "graphs", "sizes": "paper", "batch": "2"}
+    yield from each("pre-training step, batch 2", (1.6, 1.2), "pretrain b2", **graphs)
+    predict = functools.partial(_schedule, chips["RTX 4090"])
+    yield Target("the paper's whole schedule", "RTX 4090", 30, "min", predict=predict)
+    for chip, bound in zip(CHIPS, (66, 120), strict=True):
+        predict = functools.partial(_per_second, "sampling 512 b2", chip)
+        rate = _measured(chip.name, _steps_a_second, op="infer", backend="captured", size="512x512 b1")
+        yield Target("sampling, 512x512, guided", chip.name, bound, "it/s", True, predict, rate)
+    for op, mode, chip in itertools.product(("scatter_mean", "masked_pool"), ("fwd", "bwd"), CHIPS):
+        predict = functools.partial(_share, op, mode, chip)
+        row = {
+            "op": op,
+            "mode": mode,
+            "dtype": "bf16",
+            "size": "1e6",
+            "backend": "ours",
+            "call": "replay",
+            "l2": "flushed",
+        }
+        share = _measured(chip.name, lambda found: 100 * float(found["copy_share"]), **row)
+        yield Target(f"{op} {mode}, 1e6 relations, of a copy", chip.name, 85, "%", True, predict, share)
     yield Target("UNet's launches, 256x256 batch 2 (Inductor 1,182)", "any", 900, "launches",
                  measure=lambda rows: _launches())  # fmt: skip
     yield Target("host time of an op, of an empty autograd.Function", "any", 1.5, "x")

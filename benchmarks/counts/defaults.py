@@ -60,7 +60,7 @@ def _applies(path: str, name: str) -> bool:
 
 
 def alternatives(config: Config, path: str) -> Iterator[tuple[str, Config]]:
-    """Every other exact value of every flag that the path has, as words and settings; not what the default resolves to."""
+    """Every exact value of every flag that the path has and the default is not, as words and settings."""
     stage, ds = ("pretrain" if path == "pretrain" else "finetune"), path == "deepspeed"
     default = _resolved(config, stage, ds)
     for name, values in exact_settings().items():

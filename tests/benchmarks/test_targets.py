@@ -69,7 +69,7 @@ def test_every_target_has_a_row(capsys):
 
 def test_a_row_of_a_gpu_is_judged_on_its_chip_alone(tmp_path, capsys):
     path = tmp_path / "train_step.csv"
-    path.write_text("form,sizes,ms_p50,device\ncaptured,256x256 b2,26.5,NVIDIA GeForce RTX 4090\n")
+    path.write_text("op,backend,size,ms_p50,device\ntrain_step,captured,256x256 b2,26.5,NVIDIA GeForce RTX 4090\n")
     targets.main([str(path)])
     lines = [line for line in capsys.readouterr().out.splitlines() if "step, 256x256 batch 2" in line]
     assert "26.5 (GPU)" in lines[0] and lines[0].rstrip(" |").endswith("| met")

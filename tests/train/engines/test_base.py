@@ -40,8 +40,15 @@ def test_a_word_is_kept(weights):
 
 def test_auto_is_never_refused():
     """Every pair of settings that runs with fp32 weights runs with auto, whatever that becomes."""
-    values = [*NOT_SPLIT, {"precision": "bf16"}, {"optimizer": "adam"}, {"optimizer": "adam8bit"}, {"accumulation_steps": 2},
-              {"optimizer_in_backward": True, "max_grad_norm": 0.0}, {"attention": "cudnn"}]  # fmt: skip
+    values = [
+        *NOT_SPLIT,
+        {"precision": "bf16"},
+        {"optimizer": "adam"},
+        {"optimizer": "adam8bit"},
+        {"accumulation_steps": 2},
+        {"optimizer_in_backward": True, "max_grad_norm": 0.0},
+        {"attention": "cudnn"},
+    ]
     num = 0
     for name, one, other in itertools.product(RECIPES, values, values):
         try:
@@ -55,8 +62,8 @@ def test_auto_is_never_refused():
 
 
 def test_the_plan_says_what_auto_became():
-    titles = [Planner(recipe("toy", **TINY), ds, device).plan(2).title
-              for device, ds in (("cuda", None), ("cpu", None), ("cuda", {"zero_optimization": {"stage": 2}}))]  # fmt: skip
+    runs = (("cuda", None), ("cpu", None), ("cuda", {"zero_optimization": {"stage": 2}}))
+    titles = [Planner(recipe("toy", **TINY), ds, device).plan(2).title for device, ds in runs]
     assert ["two halves" in title for title in titles] == [True, False, False]
 
 
