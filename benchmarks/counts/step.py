@@ -164,7 +164,7 @@ def count_sampling(config: Config, rows: int = 2) -> StepCount:
         made = stage_of(config.replace(weights="lean", optimizer="adam8bit"), "finetune")
         assert isinstance(made, FinetuneStage)
         unet = made.unet.eval()
-        z = torch.empty(rows, unet.config.in_channels, *[config.data.resolution // 8] * 2, dtype=torch.bfloat16)
+        z = torch.empty(rows, unet.config.in_channels, *made.cache.moments.shape[-2:], dtype=torch.bfloat16)
         context = torch.empty(rows, 80, unet.config.cross_attention_dim, dtype=torch.bfloat16)
         mask, t = torch.ones(rows, 80, dtype=torch.bool), torch.zeros(rows, dtype=torch.int64)
         captured = config.run.cuda_graphs and config.model.kernels != "reference"
