@@ -142,7 +142,22 @@ def count(config: Config, stage: str = "finetune", ds: dict[str, Any] | None = N
         numels = [[g.numel() for g in found] for found, _ in engine.optimizer.gradients()]
         addresses = torch.zeros(sum(num_chunks(group, "triton") for group in numels), 3, dtype=torch.int64)
         update = _counted(lambda: engine.apply(addresses))
+        update = dataclasses.replace(update, bytes=update_bytes(engine))
         return StepCount(compute, update, captured=config.run.cuda_graphs)
+
+
+def update_bytes(engine: CapturedEngine) -> int:
+    """Bytes of a step of the optimiser: weights and moments read and written, gradients read twice (their norm first).
+
+    The kernels find gradients by addresses, so their operands do not show these bytes.
+    """
+    moved = 0
+    for group in engine.optimizer.param_groups:
+        numel, width = sum(p.numel() for p in group["params"]), group["params"][0].element_size()
+        weights = 4 if engine.module.config.optim.weights == "lean" and width == 2 else 8
+        moments = 16 if group["optim_bits"] == 32 else 4
+        moved += numel * (weights + moments + 2 * width)
+    return moved
 
 
 def _eager(config: Config, stage: str, ds: dict[str, Any] | None) -> Callable[[], None]:
