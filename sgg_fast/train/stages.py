@@ -17,6 +17,7 @@ from torch import nn
 from sgg_fast import ops
 from sgg_fast.config import Config, ObjectiveConfig
 from sgg_fast.data.cache import TrainingCache
+from sgg_fast.data.moments import MomentRows
 from sgg_fast.diffusion import losses, noise
 from sgg_fast.graph import SceneGraphBatch
 from sgg_fast.nn import lora
@@ -239,6 +240,8 @@ class FinetuneStage(nn.Module):
 
     def forward(self, ids: np.ndarray, step: int) -> Terms:
         """Terms of the samples `ids` [B] at `step`."""
+        if isinstance(self.cache.moments, MomentRows):
+            self.cache.moments.bring(ids, self._frozen[0].device)
         graphs = self.graphs_of(ids, step)
         graph_B = torch.from_numpy(graphs).to(self._frozen[0].device)
         return self.terms(ops.pack(self.store, graphs), graph_B, step)

@@ -15,6 +15,7 @@ from sgg_fast import env, ops
 from sgg_fast.commands import NotFiniteError
 from sgg_fast.config import SETTINGS, Config, ConfigError, settings_text
 from sgg_fast.data.cache import TrainingCache, build_cache, open_foundation
+from sgg_fast.data.moments import AHEAD, MomentRows
 from sgg_fast.data.sources import PairSource, open_source
 from sgg_fast.files import locked, write_text
 from sgg_fast.nn.conditioner import SceneGraphConditioner
@@ -93,6 +94,7 @@ class Trainer:
             with_phrases=finetune and config.model.reads_phrases,
             with_boxes=config.objective.needs_boxes(stage),
             progress=self.main,
+            latents_device=config.data.latents_device,
         )
         if pretrained is None:
             self.conditioner: Conditioner = new_conditioner(
@@ -230,7 +232,7 @@ class Trainer:
 
     def _loop(self, log: RunLog, caught: Caught) -> None:
         config, engine = self.config, self.engine
-        num_trained, batch, images = len(self.trained), config.optim.batch_size, self._images_per_step
+        num_trained, images = len(self.trained), self._images_per_step
         order = SampleOrder(num_trained, images // env.world_size(), config.run.seed, env.rank(), env.world_size())
         parameters = sum(p.numel() for p in engine.module.parameters() if p.requires_grad)
         log.event(
@@ -250,7 +252,7 @@ class Trainer:
         everybody = SampleOrder(num_trained, images, config.run.seed, 0, 1)
         sums, since = None, 0
         for step in range(self.first_step, self.num_steps):
-            ids_KB = self.trained[order.at(step)].reshape(-1, batch)
+            ids_KB = self._samples(order, step)
             result = engine.update(ids_KB, step, lr_factor(config.optim, step, self.num_steps))
             log.advance()
             done = step + 1
@@ -284,6 +286,19 @@ class Trainer:
             if stop and not last:
                 log.event(event="stopped", step=done, signal=stop)
                 raise Signalled(stop, done)
+
+    def _samples(self, order: SampleOrder, step: int) -> np.ndarray:
+        """[K, B] samples of a step. The latents of the next steps are read meanwhile, if they stay in files."""
+        moments, batch = self.cache.moments, self.config.optim.batch_size
+
+        def at(number: int) -> np.ndarray:
+            return self.trained[order.at(number)].reshape(-1, batch)
+
+        if isinstance(moments, MomentRows):
+            first = step if step == self.first_step else step + AHEAD
+            for ids_B in (ids_B for k in range(first, min(step + AHEAD + 1, self.num_steps)) for ids_B in at(k)):
+                moments.expect(ids_B)
+        return at(step)
 
     def _stopped_by(self, caught: Caught) -> int:
         """The signal that ends the run at this step, the same step for every process; 0 for none."""

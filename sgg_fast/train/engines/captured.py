@@ -5,8 +5,10 @@ memory. The rules of capture:
 
 * A step does not branch on data, size a tensor by data, read a number back or copy from memory that is not pinned.
   Shapes follow from the `Bucket`, which the host knows because it drew the batch.
-* The table holds what changes from step to step: samples, offsets, step, learning rates. Every random number is a hash
-  of (seed, step, sample), so no generator is registered, and a resumed run draws the same numbers.
+* The table holds what changes from step to step: samples, offsets, step, learning rates. Latents that do not lie on the
+  device come beside it, so capture does not depend on the size of the set.
+* Every random number is a hash of (seed, step, sample), so no generator is registered, and a resumed run draws the same
+  numbers.
 * All buckets of fine-tuning are warmed up before the first capture: its pool is held from then on, and a warm-up needs
   as much memory as the pool.
 * Warm-up steps run on the stream of the capture. There autograd binds its nodes, kernels are compiled and cuDNN tries
@@ -35,6 +37,7 @@ import numpy as np
 import torch
 
 from sgg_fast import env, ops
+from sgg_fast.data.moments import MomentRows
 from sgg_fast.train.buckets import Bucket
 from sgg_fast.train.engines.base import StepResult, resolve_precision
 from sgg_fast.train.engines.state import OneProcess
@@ -64,6 +67,8 @@ class _Slot:
     """[K, 4, W], one table for each micro-batch."""
     outcome: torch.Tensor
     """[2], the applied flag and the loss of its step."""
+    moments: torch.Tensor | None = None
+    """[K, B, 2c, h, w], the latents' moments of its samples; None if the whole set's lie on the device."""
     step: int = -1
     done: torch.cuda.Event | None = None
 
@@ -90,8 +95,6 @@ def why_eager(stage: Stage, device: torch.device) -> str | None:
         return None
     if resolve_precision(config.optim, device) == "fp16":
         return "--precision fp16: the host changes the loss's scale"
-    if not isinstance(stage.cache.moments, torch.Tensor):
-        return "the latents are read from disk, since they would take too much of the GPU's memory"
     if stage.cache.texts is not None:
         return "SD's text encoder runs in each step"
     return None
@@ -110,7 +113,7 @@ class CapturedEngine(OneProcess):
     def __init__(self, module: Stage, device: torch.device) -> None:
         super().__init__(module, device, flat=True)
         self.device, self.execution, self.num_micro = device, "captured as CUDA graphs", module.num_micro
-        self.buckets = module.buckets()
+        self.buckets, self._rows = module.buckets(), module.cache.moments
         num_rates = len(self.optimizer.param_groups)
         self._rates = slice(RATES_PLACE, RATES_PLACE + num_rates)
         rows, width = ops.table_shape(module.num_graphs + 1, RATES_PLACE + num_rates)
@@ -123,6 +126,13 @@ class CapturedEngine(OneProcess):
             for _ in range(SLOTS)
         ]
         self._table = torch.zeros(rows, width, dtype=torch.int32, device=device)
+        self._staged: torch.Tensor | None = None
+        """[B, 2c, h, w] on the device: the moments of the micro-batch that the graphs read."""
+        if isinstance(self._rows, MomentRows):
+            shape = self.num_micro, module.num_graphs, *self._rows.shape[1:]
+            self._staged = torch.zeros(shape[1:], dtype=self._rows.dtype, device=device)
+            for slot in self._slots:
+                slot.moments = torch.zeros(shape, dtype=self._rows.dtype, pin_memory=pinned)
         self._names: tuple[list[str], list[str]] = ([], [])
         self._sum: torch.Tensor | None = None
         self._row: torch.Tensor | None = None
@@ -143,14 +153,16 @@ class CapturedEngine(OneProcess):
         set_lr(self.optimizer, lr_factor)
         bucket, slot = self.buckets.of(ids_KB), self._slots[step % SLOTS]
         applied, loss = slot.free()
-        for table, ids in zip(slot.tables, ids_KB, strict=True):
-            self.fill(table, ids, step, bucket)
+        for k, ids in enumerate(ids_KB):
+            self.fill(slot.tables[k], ids, step, bucket)
+            if slot.moments is not None and isinstance(self._rows, MomentRows):
+                slot.moments[k].copy_(self._rows.take(ids))
         if bucket not in self._runs:
-            self._table.copy_(slot.tables[0])
+            self._send(slot, 0)
             self._runs[bucket] = self._prepare(bucket)
         for k, run in enumerate(self._runs[bucket]):
             if k < self.num_micro:
-                self._table.copy_(slot.tables[k], non_blocking=True)
+                self._send(slot, k)
             run()
         if self.average:
             self.average.update()
@@ -161,6 +173,12 @@ class CapturedEngine(OneProcess):
         slot.step, slot.done = step, torch.cuda.Event()
         slot.done.record()
         return StepResult(*self._terms(), applied, SLOTS, None if applied else loss, self.optimizer.norm)
+
+    def _send(self, slot: _Slot, k: int) -> None:
+        """Copy what a micro-batch reads to the device."""
+        self._table.copy_(slot.tables[k], non_blocking=True)
+        if self._staged is not None and slot.moments is not None:
+            self._staged.copy_(slot.moments[k], non_blocking=True)
 
     def outstanding(self) -> list[tuple[int, float]]:
         found = [(slot.step, *slot.free()) for slot in self._slots if slot.done is not None]
@@ -180,6 +198,8 @@ class CapturedEngine(OneProcess):
 
     def add(self, bucket: Bucket, first: bool) -> None:
         """Run forward and backward of a micro-batch and add its gradients and terms; the first one overwrites."""
+        if isinstance(self._rows, MomentRows):
+            self._rows.current = self._staged
         if first:
             self.optimizer.rates.copy_(self._table[3, self._rates].view(torch.float32))
             self.optimizer.begin()

@@ -129,7 +129,7 @@ class Planner:
         called = self._called if on_gpu else self._frozen
         resident["frozen models"] = sum(_sizes(called))
         resident["training set (graphs, embeddings, latents)"] = self._data_bytes(budget)
-        if self._is_captured(budget):
+        if self._is_captured:
             resident["addresses of the gradients"] = address_bytes(self._groups)
         if on_gpu:
             resident["cuBLAS's workspaces"] = CUBLAS_WORKSPACES
@@ -150,7 +150,7 @@ class Planner:
             f"{self.layout.describe()}, on {'a GPU' if self.layout.device == 'cuda' else 'the CPU'}"
         )
         plan = MemoryPlan(title, resident, moments, host)
-        return dataclasses.replace(plan, gaps=self._gaps(plan, batch, budget)) if on_gpu else plan
+        return dataclasses.replace(plan, gaps=self._gaps(plan, batch)) if on_gpu else plan
 
     def largest_batch(self, budget: int) -> int:
         """Largest micro-batch in images that fits `budget`; 0 if not even one image fits.
@@ -188,14 +188,15 @@ class Planner:
         """Those that each step calls."""
         return called_models(self.config, self.foundation, self._stage.cache)
 
-    def _is_captured(self, budget: int) -> bool:
+    @property
+    def _is_captured(self) -> bool:
         """Whether a GPU's steps are captured (`engines.captured.why_eager`)."""
         config, layout = self.config, self.layout
         if layout.device != "cuda" or not layout.is_flat or layout.precision == "fp16" or not config.run.cuda_graphs:
             return False
-        return self._backend == "triton" and (not self._stored or self._latent_bytes < RESIDENT_SHARE * budget)
+        return self._backend == "triton"
 
-    def _gaps(self, plan: MemoryPlan, batch: int, budget: int) -> int:
+    def _gaps(self, plan: MemoryPlan, batch: int) -> int:
         """Bytes of the allocator's segments beyond the peak, by its own arithmetic on what the run allocates."""
         allocator, keys = CachingAllocator(), itertools.count(-1, -1)
         blocks, trace = resident_blocks(self.layout, self._groups), self._trace(batch)
@@ -205,7 +206,7 @@ class Planner:
             allocator.allocate(next(keys), size)
         temporaries = plan.moments.get("update", {}).get("the update's temporaries", 0)
         step = whole_step(trace.events, [("update", temporaries), ("update", -1)])
-        if self._is_captured(budget):
+        if self._is_captured:
             for _ in range(WARM_UP_STEPS):
                 allocator.run(step, "warm-up")
             allocator.empty_cache()
@@ -227,12 +228,12 @@ class Planner:
     def _latent_bytes(self) -> int:
         """Bytes of the moments of the whole set."""
         side = self.config.data.resolution // latent_factor(self.foundation)
-        return self._num_images * 4 * 2 * self.foundation.vae.config.latent_channels * side**2
+        return self._num_images * 2 * 2 * self.foundation.vae.config.latent_channels * side**2
 
     def _data_bytes(self, budget: int) -> int:
-        """Bytes of the set on the device. Latents of a prepared cache stay on disk if they would need too much."""
-        latents = self._latent_bytes
-        if self._stored and (self.layout.device == "cpu" or latents >= RESIDENT_SHARE * budget):
+        """Bytes of the set on the device. Latents of a prepared cache stay in files if they would need too much."""
+        latents, on_host = self._latent_bytes, self.config.data.latents_device == "cpu"
+        if on_host or (self._stored and (self.layout.device == "cpu" or latents >= RESIDENT_SHARE * budget)):
             latents = 0
         return latents + self._num_images * (4 * self.foundation.clip.config.projection_dim + GRAPH_BYTES)
 
