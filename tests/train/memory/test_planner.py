@@ -382,7 +382,7 @@ def saves(config):
                 "--optimizer-in-backward --max-grad-norm 0 --optimizer adam8bit --batch-size 3",
             ],
         ),
-        (2, ["--gradient-checkpointing --weights lean --optimizer adam8bit"]),
+        (2, ["--gradient-checkpointing --latents-device cpu --weights lean --optimizer adam8bit"]),
     ],
 )
 def test_settings_that_fit_only_together_are_named_together(monkeypatch, needed, words):
