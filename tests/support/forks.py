@@ -136,7 +136,7 @@ def write_checkpoints(run: str, first: int, last: int, events: str, kill_at: int
 
     from sgg_fast.recipes import recipe
     from sgg_fast.train.engines.eager import EagerEngine
-    from sgg_fast.train.run import checkpoint
+    from sgg_fast.train.run import checkpoint, processes
 
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Linear(64, 8))
@@ -148,7 +148,7 @@ def write_checkpoints(run: str, first: int, last: int, events: str, kill_at: int
         if step >= first:
             seen = die_at(f"{run}/checkpoints", kill_at) if step == last else []
             meta = {"stage": "pretrain", "settings": {}}
-            checkpoint.save_checkpoint(Path(run), step, meta, engine.save, engine.barrier, 0)
+            checkpoint.save_checkpoint(Path(run), step, meta, engine.save, processes.barrier, 0)
     Path(events).write_text("\n".join(seen))
     return 0
 

@@ -66,11 +66,15 @@ def lost_process(timeout: float) -> Iterator[None]:
             raise
         text = str(error)
         late = "imed out" in text or "imeout" in text
-        what = f"did not answer for {timeout:g} s (--rank-timeout)" if late else "died"
-        raise LostProcess(
-            f"another process of this run {what}; this one stops. Its own message says why; the same command "
-            "continues from the last checkpoint"
-        ) from error
+        raise LostProcess(lost(f"did not answer for {timeout:g} s (--rank-timeout)" if late else "died")) from error
+
+
+def lost(what: str) -> str:
+    """The message of a `LostProcess`: what happened to the other one."""
+    return (
+        f"another process of this run {what}; this one stops. Its own message says why; the same command continues "
+        "from the last checkpoint"
+    )
 
 
 def _print(line: str) -> None:
