@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -95,6 +96,15 @@ class ForkServer:
         output = self.folder / f"child-{next(self._number)}.txt"
         output.touch()
         return Child(self, self.ask(argv=argv, output=str(output), **request)["pid"], output)
+
+    def start_all(self, num: int, argv: list[str], **request: Any) -> list[Child]:
+        """`start` of `num` processes of one run, with what torchrun would tell them."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        world = {"WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        ranks = map(str, range(num))
+        return [self.start(argv, env={"RANK": rank, "LOCAL_RANK": rank, **world}, **request) for rank in ranks]
 
     def write(self, **arguments: Any) -> int:
         """`write_checkpoints` in a child; its exit code."""

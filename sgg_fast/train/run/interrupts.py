@@ -77,8 +77,13 @@ def lost(what: str) -> str:
     )
 
 
-def _print(line: str) -> None:
-    """Write to stderr without Python's buffer: the calling handler may have interrupted a print."""
+def _print_first(line: str) -> None:
+    """Write to stderr without Python's buffer: the calling handler may have interrupted a print.
+
+    Only the first process of a run does: a launcher sends its signals to all.
+    """
+    if env.rank():
+        return
     with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal
         os.write(2, line.encode())
 
@@ -109,7 +114,8 @@ def stops_at_once(name: str) -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        _print(f"{name}: {signal.Signals(number).name}: stopped; the same command continues from the last checkpoint\n")
+        what = f"{signal.Signals(number).name}: stopped"
+        _print_first(f"{name}: {what}; the same command continues from the last checkpoint\n")
         os._exit(128 + number)
 
     with _handled_by(stop):
@@ -127,14 +133,14 @@ class Caught:
 @contextlib.contextmanager
 def stops_after_step() -> Iterator[Caught]:
     """Context in which the first of `CAUGHT` only sets `Caught.number`; from then on each ends the process."""
-    caught = Caught()
+    caught, ending = Caught(), "ending this step" if env.world_size() == 1 else "ending within 16 steps"
 
     def note(number: int, frame: FrameType | None) -> None:
         caught.number = number
         for each in CAUGHT:
             if signal.getsignal(each) == note:
                 signal.signal(each, signal.SIG_DFL)
-        _print(f"\n{signal.Signals(number).name}: ending this step, then saving; a second signal stops at once\n")
+        _print_first(f"\n{signal.Signals(number).name}: {ending}, then saving; a second signal stops at once\n")
 
     with _handled_by(note):
         yield caught

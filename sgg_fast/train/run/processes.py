@@ -10,6 +10,7 @@ import atexit
 import contextlib
 import datetime
 import json
+import os
 import time
 from collections.abc import Iterable
 
@@ -24,10 +25,10 @@ EXCHANGE_EVERY = 8
 """Steps between two exchanges of signals. One that comes in between is sent at the next and read at the one after."""
 
 REFUSED = "sgg_fast/refused"
-"""Key of the store: why the first process ended before the run."""
+"""Key of the store: there once the first process has refused to go on."""
 
 WAIT_FOR_REFUSAL = 3.0
-"""Seconds that another process waits for the first one to give its reason."""
+"""Seconds that another process waits for that key before it gives a reason of its own."""
 
 
 class _Met:
@@ -40,14 +41,15 @@ class _Met:
 def meet(device: torch.device, timeout: float) -> None:
     """Join the process group of the launcher, and one of the hosts beside it; a single process joins none.
 
-    timeout: seconds that a process waits for the others, here and in every later exchange. Raises `ConfigError` for a
-    process without a GPU of its own on a machine that has GPUs.
+    timeout: seconds that a process waits for the others, here and in every later exchange. Raises `ConfigError` for
+    more processes than GPUs on a machine that has some.
     """
     _Met.timeout = timeout
     if device.type == "cuda":
-        if device.index is not None and device.index >= torch.cuda.device_count():
+        here = int(os.environ.get("LOCAL_WORLD_SIZE") or env.local_rank() + 1)
+        if here > torch.cuda.device_count():
             raise ConfigError(
-                f"this machine has {torch.cuda.device_count()} GPU(s), too few for process {device.index}: lower "
+                f"{here} processes need as many GPUs; this machine has {torch.cuda.device_count()}: lower "
                 "--nproc_per_node"
             )
         torch.cuda.set_device(device)
@@ -65,6 +67,11 @@ def leave() -> None:
     _Met.host = None
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def have_met() -> bool:
+    """Whether this is one of several processes that have met."""
+    return _Met.host is not None
 
 
 def is_by_host() -> bool:
@@ -180,20 +187,19 @@ class SignalExchange:
         return 0 if self._said is None else int(self._said)
 
 
-def say_refused(text: str) -> None:
-    """In the first process: give the others the reason why it ends, so that they repeat nothing."""
+def say_refused() -> None:
+    """In the first process: tell the others that it ends with a line of its own, so that they add none."""
     if _Met.host is not None:
         with contextlib.suppress(RuntimeError):  # the store has ended
-            dist.distributed_c10d._get_default_store().set(REFUSED, text)
+            dist.distributed_c10d._get_default_store().set(REFUSED, "1")
 
 
-def refused() -> str | None:
-    """In another process: the reason why the first one ended, or None if it gives none soon."""
+def first_refused() -> bool:
+    """In another process: whether the first one has ended with a line of its own, or does so soon."""
     if _Met.host is None:
-        return None
-    store = dist.distributed_c10d._get_default_store()
+        return False
     try:
-        store.wait([REFUSED], datetime.timedelta(seconds=WAIT_FOR_REFUSAL))
-        return str(store.get(REFUSED), "utf-8")
+        dist.distributed_c10d._get_default_store().wait([REFUSED], datetime.timedelta(seconds=WAIT_FOR_REFUSAL))
+        return True
     except RuntimeError:
-        return None
+        return False
