@@ -69,7 +69,8 @@ class Trainer:
         self._watched: dict[str, float] | None = None
         self.first_step = 0 if overwrite else self._check_resume()
         with lost_process(config.run.rank_timeout):
-            processes.same_everywhere({**config.flat(), "the step to go on from": self.first_step})
+            said = {"--stage": stage, "--deepspeed": ds_path is not None, "the step to go on from": self.first_step}
+            processes.same_everywhere({**config.flat(), **said})
         if self._watched and ended(config.run, self._watched):
             self.num_steps = self.first_step
         self.complete = self.first_step >= self.num_steps and self.result.is_dir()
@@ -126,7 +127,7 @@ class Trainer:
             )
         now = {**self.config.flat(), "engine": self._engine_name}
         free = {name for name, setting in SETTINGS.items() if setting.rules.may_change}
-        if self.ds_config is None:
+        if self.ds_config is None and manifest.get("processes", 1) != env.world_size():
             self._check_images(manifest)
             free |= {"batch_size", "accumulation_steps"}
         for name, was in manifest["settings"].items():
@@ -139,10 +140,10 @@ class Trainer:
         return step
 
     def _check_images(self, manifest: dict[str, Any]) -> None:
-        """Raise `ConfigError` for other images a step than before: its batch times its micro-batches and processes."""
-        was = int(manifest.get("processes", 1))
-        for name in ("batch_size", "accumulation_steps"):
-            was *= int(manifest["settings"].get(name, 1)) if self._counts(name) else 1
+        """Raise `ConfigError` if another number of processes makes other images a step: batch x micro-batches x them."""
+        sizes = [manifest["settings"].get(name) for name in ("batch_size", "accumulation_steps") if self._counts(name)]
+        known = all(type(size) is int for size in sizes)
+        was = math.prod([manifest.get("processes", 1), *sizes]) if known else sizes
         if was != (now := self._images_per_step):
             raise ConfigError(
                 f"{self.run} holds a run with {was} images a step, not {now} (--batch-size x --accumulation-steps x "
