@@ -140,7 +140,7 @@ class Trainer:
         return step
 
     def _check_images(self, manifest: dict[str, Any]) -> None:
-        """Raise `ConfigError` if another number of processes makes other images a step: batch x micro-batches x them."""
+        """Raise `ConfigError` if another number of processes makes other images a step: batch x micro-batches x it."""
         sizes = [manifest["settings"].get(name) for name in ("batch_size", "accumulation_steps") if self._counts(name)]
         known = all(type(size) is int for size in sizes)
         was = math.prod([manifest.get("processes", 1), *sizes]) if known else sizes

@@ -50,8 +50,8 @@ def buckets_of(sizes: Sequence[tuple[int, torch.dtype]], order: Sequence[int], m
 class GradientSum:
     """Replaces the gradients of `parameters` by their sums over the processes, once for each `expect` and `finish`.
 
-    Backward between the two may run once. The first one has no buckets yet, because it shows the order. Every process
-    must use the same weights at every step; a weight without a gradient counts as zeros.
+    Backward between the two runs once. The first one has no buckets yet, because it shows the order. A weight without a
+    gradient counts as zeros; where weights are updated in backward, all processes must use the same ones.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], update: Callable[[int], None] | None = None) -> None:

@@ -33,9 +33,9 @@ class Net(nn.Module):
         self.convolution = nn.Conv2d(3, 4, 1).to(memory_format=torch.channels_last)
         self.sometimes, self.never = nn.Parameter(torch.ones(9)), nn.Parameter(torch.ones(3))
 
-    def forward(self, x_B5: torch.Tensor, rank: int) -> torch.Tensor:
+    def forward(self, x_B5: torch.Tensor, use: int) -> torch.Tensor:
         y = self.second(self.first(x_B5).bfloat16()).float()
-        if rank:
+        if use:
             y = y * self.sometimes
         return y.square().mean() + self.convolution(y.reshape(-1, 3, 3, 1)).sum()
 
@@ -46,13 +46,13 @@ def batches(num: int) -> Iterator[list[torch.Tensor]]:
         yield [torch.randn(2, 5, generator=torch.Generator().manual_seed(10 * step + rank)) for rank in (0, 1)]
 
 
-def expected(batch_of: list[torch.Tensor], times: int = 1) -> list[torch.Tensor]:
-    """The sum of the gradients of both processes, by autograd alone."""
+def expected(batch_of: list[torch.Tensor], times: int = 1, uses: tuple[int, int] = (0, 1)) -> list[torch.Tensor]:
+    """The sum of the gradients of both processes, by autograd alone. uses: whether each uses the weight `sometimes`."""
     grads = []
-    for rank, x in enumerate(batch_of):
+    for x, use in zip(batch_of, uses, strict=True):
         net = Net()
         for _ in range(times):
-            net(x, rank).backward()
+            net(x, use).backward()
         grads.append([torch.zeros_like(p) if p.grad is None else p.grad for p in net.parameters()])
     return [a + b for a, b in zip(*grads, strict=True)]
 
@@ -110,9 +110,9 @@ def updates_in_backward() -> None:
     for both in batches(3):
         found.clear()
         gradients.expect()
-        net(both[env.rank()], env.rank()).backward()
+        net(both[env.rank()], 1).backward()
         gradients.finish()
-        want = expected(both)
+        want = expected(both, uses=(1, 1))
         assert len(found) == len(want) and all(found[i].equal(grad) for i, grad in enumerate(want))
     assert most < len(parameters)
 
