@@ -188,18 +188,25 @@ class SignalExchange:
 
 
 def say_refused() -> None:
-    """In the first process: tell the others that it ends with a line of its own, so that they add none."""
+    """In the first process: tell the others that it ends with a line of its own, so that they add none.
+
+    Waits a little until they have heard: without a launcher the store ends with this process.
+    """
     if _Met.host is not None:
-        with contextlib.suppress(RuntimeError):  # the store has ended
-            dist.distributed_c10d._get_default_store().set(REFUSED, "1")
+        store, others = dist.distributed_c10d._get_default_store(), range(1, env.world_size())
+        with contextlib.suppress(RuntimeError):
+            store.set(REFUSED, "1")
+            store.wait([f"{REFUSED}/{rank}" for rank in others], datetime.timedelta(seconds=WAIT_FOR_REFUSAL))
 
 
 def first_refused() -> bool:
     """In another process: whether the first one has ended with a line of its own, or does so soon."""
     if _Met.host is None:
         return False
+    store = dist.distributed_c10d._get_default_store()
     try:
-        dist.distributed_c10d._get_default_store().wait([REFUSED], datetime.timedelta(seconds=WAIT_FOR_REFUSAL))
+        store.wait([REFUSED], datetime.timedelta(seconds=WAIT_FOR_REFUSAL))
+        store.set(f"{REFUSED}/{env.rank()}", "1")
         return True
     except RuntimeError:
         return False

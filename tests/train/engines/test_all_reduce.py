@@ -74,6 +74,22 @@ def test_two_processes_are_one_with_twice_the_batch(server, tmp_path, form):
     assert_same_losses(tmp_path / "two" / stage, tmp_path / "one" / stage, tmp_path / "one" / stage)
 
 
+PACKED = """
+from sgg_fast.train.engines import captured, choose
+captured.WARM_UP_STEPS = 1
+choose.EagerEngine = lambda module, device, reason: choose.CapturedEngine(module, device)
+"""
+"""Steps as they are captured on CUDA: padded, from a table on the device, with a warm-up of each shape."""
+
+
+@pytest.mark.parametrize("form", ["pretrain", "split, accumulated"])
+def test_the_step_that_cuda_captures_sums_alike(server, tmp_path, form):
+    stage, changes = FORMS[form]
+    ended(server.start_all(2, command(stage, tmp_path / "two", **changes, batch_size=2), patch=PACKED))
+    train(tmp_path / "one", stage, resolution=32, **changes, batch_size=4)
+    assert_same_losses(tmp_path / "two" / stage, tmp_path / "one" / stage, tmp_path / "one" / stage)
+
+
 @pytest.mark.parametrize("stage", ["pretrain", "finetune"])
 def test_a_run_goes_on_in_another_number_of_processes(server, tmp_path, stage):
     """Two processes, then one, as two again: the checkpoint is the same for all. Then bits, where nothing changed."""
@@ -99,8 +115,6 @@ def test_what_all_refuse_is_one_line(server, tmp_path):
     pair = server.start_all(2, command("finetune", tmp_path, weights="split"))
     assert [child.wait() for child in pair] == [2, 2]
     assert pair[0].said().count("train.py:") == 1 and pair[1].said() == ""
-    pair = [
-        *server.start_all(2, command("finetune", tmp_path, sampling_steps=2000)),
-    ]
+    pair = server.start_all(2, command("finetune", tmp_path, sampling_steps=2000))
     assert [child.wait() for child in pair] == [2, 2]
     assert "--sampling-steps 2000" in pair[0].said() and "train.py" not in pair[1].said()
