@@ -174,7 +174,7 @@ def _stopped(stop: Stop) -> int:
     from sgg_fast.train.run.interrupts import LostProcess
 
     lost = isinstance(stop, LostProcess)
-    if lost and env.rank() and processes.first_refused():
+    if isinstance(stop, LostProcess) and not stop.is_late and env.rank() and processes.first_refused():
         return REFUSED
     if lost or env.rank() == 0:
         with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal

@@ -46,6 +46,19 @@ class LostProcess(Stop):
 
     exit_code = 4
 
+    def __init__(self, what: str, is_late: bool = False) -> None:
+        """what: happened to it. is_late: it may be out of reach, so nothing more is asked of it."""
+        super().__init__(
+            f"another process of this run {what}; this one stops. Its own message says why; the same command continues "
+            "from the last checkpoint"
+        )
+        self.is_late = is_late
+
+    @classmethod
+    def after(cls, timeout: float) -> LostProcess:
+        """One that was waited for so many seconds."""
+        return cls(f"did not answer for {timeout:g} s (--rank-timeout)", is_late=True)
+
 
 def is_lost_process(error: BaseException) -> bool:
     """Whether a collective failed because a peer died or did not come. For gloo only the text shows it."""
@@ -66,15 +79,7 @@ def lost_process(timeout: float) -> Iterator[None]:
             raise
         text = str(error)
         late = "imed out" in text or "imeout" in text
-        raise LostProcess(lost(f"did not answer for {timeout:g} s (--rank-timeout)" if late else "died")) from error
-
-
-def lost(what: str) -> str:
-    """The message of a `LostProcess`: what happened to the other one."""
-    return (
-        f"another process of this run {what}; this one stops. Its own message says why; the same command continues "
-        "from the last checkpoint"
-    )
+        raise LostProcess.after(timeout) if late else LostProcess("died") from error
 
 
 def _print_first(line: str) -> None:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 
 from sgg_fast import env
 from sgg_fast.config import ConfigError
-from sgg_fast.train.run.interrupts import LostProcess, lost
+from sgg_fast.train.run.interrupts import LostProcess
 
 EXCHANGE_EVERY = 8
 """Steps between two exchanges of signals. One that comes in between is sent at the next and read at the one after."""
@@ -149,7 +149,7 @@ def wait_for(event: torch.cuda.Event) -> None:
     end = time.monotonic() + _Met.timeout
     while not event.query():
         if time.monotonic() > end:
-            raise LostProcess(lost(f"did not answer for {_Met.timeout:g} s (--rank-timeout)"))
+            raise LostProcess.after(_Met.timeout)
         time.sleep(1e-4)
 
 
