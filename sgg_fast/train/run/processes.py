@@ -36,6 +36,8 @@ class _Met:
 
     host: dist.ProcessGroup | None = None
     timeout = 0.0
+    num_questions = 0
+    """Calls of `same_everywhere`: the store keeps what was said at earlier ones."""
 
 
 def meet(device: torch.device, timeout: float) -> None:
@@ -83,11 +85,12 @@ def same_everywhere(what: dict[str, object]) -> None:
     """Raises `ConfigError`, in every process, if not all of them say the same."""
     if _Met.host is None:
         return
-    store, own = dist.distributed_c10d._get_default_store(), json.dumps(what, sort_keys=True)
-    store.set(f"sgg_fast/same/{env.rank()}", own)
-    for rank in range(env.world_size()):
-        theirs = json.loads(store.get(f"sgg_fast/same/{rank}"))
-        first = json.loads(store.get("sgg_fast/same/0"))
+    _Met.num_questions += 1
+    store, key = dist.distributed_c10d._get_default_store(), f"sgg_fast/same/{_Met.num_questions}"
+    store.set(f"{key}/{env.rank()}", json.dumps(what))
+    first = json.loads(store.get(f"{key}/0"))
+    for rank in range(1, env.world_size()):
+        theirs = json.loads(store.get(f"{key}/{rank}"))
         for name in first:
             if first[name] != theirs.get(name):
                 raise ConfigError(
