@@ -112,14 +112,20 @@ STAGES = {
 
 @pytest.mark.parametrize("mode", list(STAGES))
 def test_two_hosts_are_one_process_with_twice_the_batch(hosts, tmp_path, mode):
+    """At each step the difference is at most 1e-5, and under DeepSpeed twice what low precision makes of it more."""
     stage, more = STAGES[mode]
     out = tmp_path / "two"
     ended(start(hosts, out, ["--stage", stage, *more, *flags(**SMALL, batch_size=1)]), out)
     train(tmp_path / "one", stage, **SMALL, batch_size=2)
     got, want = rows(out / stage), rows(tmp_path / "one" / stage)
+    low = want
+    if more:
+        train(tmp_path / "low", stage, **SMALL, batch_size=2, precision="bf16")
+        low = rows(tmp_path / "low" / stage)
     assert list(got) == list(want) == [1, 2, 3, 4]
     for step in want:
-        assert all(abs(got[step][name] - value) <= 1e-5 for name, value in want[step].items()), (got, want)
+        for name, value in want[step].items():
+            assert abs(got[step][name] - value) <= 1e-5 + 2 * abs(low[step][name] - value), (step, name, got, want)
     assert sum(text.count("\nsaved ") for text in said(out)) == 1, "by the first host"
 
 
