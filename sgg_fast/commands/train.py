@@ -1,4 +1,7 @@
-"""Train SGG-IG: `python train.py --stage pretrain`, then `python train.py --stage finetune --deepspeed ds.json`."""
+"""Train SGG-IG: `python train.py --stage pretrain`, then `python train.py --stage finetune --deepspeed ds.json`.
+
+On N GPUs: `torchrun --nproc_per_node N train.py ...`, with or without --deepspeed.
+"""
 
 from __future__ import annotations
 
