@@ -364,12 +364,12 @@ def test_what_befalls_one_process_both_do(server, tmp_path, mode):
     """The second process's second loss is not a number, then it alone gets a signal: both skip, both stop and save."""
     pair, run = start_pair(server, tmp_path, mode, ONE_POISONED), folder(mode, tmp_path)
     wait_until_logged(pair[0], run, 3)
-    before = max(logged(run))
     pair[1].kill(signal.SIGTERM)
+    before = max(logged(run))
     assert [child.wait() for child in pair] == [143, 143], pair[0].said() + pair[1].said()
     step, _ = newest_checkpoint(run)
-    # A step that ended between the look at the log and the signal counts too.
-    assert step % EXCHANGE_EVERY == 0 and step <= before + 2 * EXCHANGE_EVERY + 8
+    # One step may have ended without being logged yet.
+    assert step % EXCHANGE_EVERY == 0 and step <= before + 1 + 2 * EXCHANGE_EVERY
     assert "train.py" not in pair[1].said(), "the first process speaks for both"
     assert f"SIGTERM: stopped and saved at step {step}; the same command continues" in last_line(pair[0])
     assert logged(run) == [n for n in range(1, step + 1) if n != 2]
