@@ -13,7 +13,7 @@ class OptimConfig(Part):
     """Optimisation of both stages."""
 
     batch_size: int = setting(8, at_least=1, in_card=True)
-    """Graphs or images per step and process; in fine-tuning per micro-batch."""
+    """Graphs or images per step and process; in fine-tuning per micro-batch. Several processes (torchrun) add up."""
     accumulation_steps: int = setting(1, at_least=1)
     """Micro-batches of --batch-size whose gradients make one fine-tuning step; they count as one step."""
     pretrain_steps: int = setting(300, at_least=1, may_change=True)

@@ -21,7 +21,7 @@ class RunConfig(Part):
     max_skipped: int = setting(10, at_least=1, may_change=True)
     """The run stops after this many skipped steps in a row. A step is skipped if its loss or gradient is not finite."""
     rank_timeout: float = setting(600.0, at_least=1, may_change=True)
-    """Seconds that a process waits for the others of the run before it stops."""
+    """Seconds that each of several processes waits for the others before it stops."""
     validation_pairs: int = setting(32, at_least=0)
     """Images kept out of pre-training with their graphs, for validation; at most an eighth of the set."""
     validate_every: int = setting(100, at_least=0, may_change=True)

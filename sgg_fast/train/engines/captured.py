@@ -19,9 +19,12 @@ memory. The rules of capture:
 * One memory pool serves all graphs. The graphs of a bucket run in the order of their capture, without graphs of other
   buckets in between.
 * The applied flag and the loss of a step are copied back beside it and read when its slot is needed again.
+* With several processes the all-reduces of the gradients, NCCL's, are part of the graph. Warm-up leaves them out, so no
+  process waits there for one that needs no warm-up. They run in the order that the first warm-up step has shown.
 
 A step of one micro-batch is one graph. With accumulation three graphs serve any number of micro-batches. The backward
-of the first graph writes the gradients. The backward of the second adds to them. The third runs the optimiser.
+of the first graph writes the gradients. The backward of the second adds to them. The third runs the optimiser. With
+several processes the last micro-batch has a graph of its own, which also sums the gradients over them.
 """
 
 from __future__ import annotations
@@ -40,9 +43,10 @@ from sgg_fast import env, ops
 from sgg_fast.data.moments import MomentRows
 from sgg_fast.train.buckets import Bucket
 from sgg_fast.train.engines.base import StepResult, resolve_precision
-from sgg_fast.train.engines.state import OneProcess
+from sgg_fast.train.engines.state import Whole
 from sgg_fast.train.optim.adam_flat import FlatAdam, Gradients
 from sgg_fast.train.optim.groups import set_lr
+from sgg_fast.train.run.processes import is_by_host, wait_for
 from sgg_fast.train.stages import FinetuneStage, Stage
 
 logger = logging.getLogger(__name__)
@@ -76,7 +80,7 @@ class _Slot:
         """Wait for its step. Returns whether that was applied (True if there was none), and its loss."""
         if self.done is None:
             return True, 0.0
-        self.done.synchronize()
+        wait_for(self.done)
         self.done = None
         applied, loss = self.outcome.tolist()
         return bool(applied), loss
@@ -91,6 +95,8 @@ def why_eager(stage: Stage, device: torch.device) -> str | None:
         return f"left out since sgg-doctor: {left_out}"
     if ops.backend_for(device, torch.float32) != "triton":
         return "the reference forms of the kernels wait for the device"
+    if is_by_host():
+        return "gloo sums the gradients of the processes on the host"
     if not isinstance(stage, FinetuneStage):
         return None
     if resolve_precision(config.optim, device) == "fp16":
@@ -100,8 +106,8 @@ def why_eager(stage: Stage, device: torch.device) -> str | None:
     return None
 
 
-class CapturedEngine(OneProcess):
-    """An engine of one process with a flat optimiser. On a CPU the same step runs without capture, for tests.
+class CapturedEngine(Whole):
+    """An engine with a flat optimiser. On a CPU the same step runs without capture, for tests.
 
     `StepResult.applied` describes the step `SLOTS` before, and its losses hold until the next step. A skipped step
     repeats the losses of the one before it, and the average of the weights (--ema) counts it. After a failed capture
@@ -116,7 +122,7 @@ class CapturedEngine(OneProcess):
         self.buckets, self._rows = module.buckets(), module.cache.moments
         num_rates = len(self.optimizer.param_groups)
         self._rates = slice(RATES_PLACE, RATES_PLACE + num_rates)
-        rows, width = ops.table_shape(module.num_graphs + 1, RATES_PLACE + num_rates)
+        rows, width = ops.table_shape(module.num_graphs + 1, RATES_PLACE + num_rates + module.num_shared)
         pinned = device.type == "cuda"
         self._slots = [
             _Slot(
@@ -189,6 +195,7 @@ class CapturedEngine(OneProcess):
         ops.draw_table(self.module.store, self.module.graphs_of(ids, step), step, bucket=bucket.shape, out=table)
         rates = torch.tensor([group["lr"] for group in self.optimizer.param_groups], dtype=torch.float32)
         table[3, self._rates].view(torch.float32).copy_(rates)
+        self.module.share(table)
 
     def _terms(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         losses, chance = self._names
@@ -196,8 +203,11 @@ class CapturedEngine(OneProcess):
         row = self._row.unbind()
         return dict(zip(losses, row, strict=False)), dict(zip(chance, row[len(losses) :], strict=True))
 
-    def add(self, bucket: Bucket, first: bool) -> None:
-        """Run forward and backward of a micro-batch and add its gradients and terms; the first one overwrites."""
+    def add(self, bucket: Bucket, first: bool, last: bool = False) -> None:
+        """Run forward and backward of a micro-batch and add its gradients and terms; the first one overwrites.
+
+        The last one sums the gradients over the processes.
+        """
         if isinstance(self._rows, MomentRows):
             self._rows.current = self._staged
         if first:
@@ -206,7 +216,11 @@ class CapturedEngine(OneProcess):
         with self.autocast():
             terms = self.module.packed_terms(self._table, bucket)
         # A loss that is not finite can have finite gradients. Times NaN they are not, and the step is skipped.
-        terms.total.backward(terms.total.detach() * 0 + 1 / self.num_micro)
+        if last and self.gradient_sum:
+            self.gradient_sum.expect()
+        terms.total.backward(terms.total.detach() * 0 + 1 / (self.num_micro * self.num_processes))
+        if last and self.gradient_sum:
+            self.gradient_sum.finish()
         row = torch.stack([*terms.losses.values(), *terms.chance.values()])
         if self._sum is None:
             self._sum, self._row = torch.zeros_like(row), torch.zeros_like(row)
@@ -237,15 +251,17 @@ class CapturedEngine(OneProcess):
     def parts(self, bucket: Bucket, addresses: torch.Tensor | None) -> list[Part]:
         """The parts of a step in order; a part that repeats is captured once. A single micro-batch needs one graph."""
         apply = partial(self.apply, addresses)
-        first, further = partial(self.add, bucket, True), partial(self.add, bucket, False)
         if self.num_micro == 1:
-            return [(first, apply)]
-        return [(first,), *[(further,)] * (self.num_micro - 1), (apply,)]
+            return [(partial(self.add, bucket, True, True), apply)]
+        first, further = partial(self.add, bucket, True, False), partial(self.add, bucket, False, False)
+        last = partial(self.add, bucket, False, True) if self.gradient_sum else further
+        return [(first,), *[(further,)] * (self.num_micro - 2), (last,), (apply,)]
 
     def warm_up(self, bucket: Bucket) -> torch.Tensor:
         """Run whole steps that are not applied; returns the table of the gradients, on the host."""
         self.optimizer.scale_by(torch.nan)
-        with _tried_algorithms():
+        alone = self.gradient_sum.silent() if self.gradient_sum else contextlib.nullcontext()
+        with _tried_algorithms(), alone:
             for _ in range(WARM_UP_STEPS):
                 gradients = None  # the gradients of the last step must be freed before this one
                 for part in self.parts(bucket, None):
@@ -307,7 +323,9 @@ class CapturedEngine(OneProcess):
         graphs: dict[Part, torch.cuda.CUDAGraph] = {}
         for part in dict.fromkeys(parts):
             graphs[part] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graphs[part], pool=self._pool, stream=self._stream):
+            # NCCL's watchdog asks for events of its own meanwhile, from another thread.
+            mode = "thread_local" if self.gradient_sum else "global"
+            with torch.cuda.graph(graphs[part], pool=self._pool, stream=self._stream, capture_error_mode=mode):
                 gradients = run_part(part)
             self._pool = self._pool or graphs[part].pool()
         assert gradients is not None

@@ -15,6 +15,7 @@ from torch import nn
 
 from sgg_fast.config import OptimConfig
 from sgg_fast.ops.adam import num_chunks
+from sgg_fast.train.engines.all_reduce import BUCKET_BYTES, IN_FLIGHT
 from sgg_fast.train.engines.base import resolve_precision
 from sgg_fast.train.engines.ds_config import GROUP_ELEMENTS
 from sgg_fast.train.memory.allocator import rounded
@@ -135,7 +136,8 @@ class EngineLayout:
         kind = kinds.get(self.optim.weights, self.precision)
         if self.optim.lora:
             kind = f"{self.precision}, LoRA of rank {self.optim.lora} ({self.optim.lora_targets})"
-        return f"{kind}, plain engine{', optimiser in backward' if self.optim.optimizer_in_backward else ''}"
+        several = f", {self.world_size} processes" if self.world_size > 1 else ""
+        return f"{kind}, plain engine{', optimiser in backward' if self.optim.optimizer_in_backward else ''}{several}"
 
 
 def state_bytes(group: WeightGroup, optimizer: str, shards: int = 1) -> int:
@@ -232,7 +234,19 @@ def address_bytes(groups: list[WeightGroup]) -> int:
 
 
 def bucket_blocks(layout: EngineLayout, groups: list[WeightGroup]) -> list[int]:
-    """Bytes of each of ZeRO's reduction buckets, which exist during backward."""
+    """Bytes of each reduction bucket beside the gradients that exists during backward, of ZeRO or of several processes.
+
+    Without DeepSpeed a bucket becomes its gradients' memory, so one is there twice. A bucket may overrun its size by
+    less than that. Where weights are updated in backward, those that are still on their way are kept too.
+    """
+    if layout.ds is None:
+        if layout.world_size == 1:
+            return []
+        one = min(2 * BUCKET_BYTES, sum(group.weight_bytes() for group in groups))
+        if not layout.optim.optimizer_in_backward:
+            return [one]
+        largest = max(n * group.dtype.itemsize for group in groups for n in group.sizes)
+        return [max(one, largest)] * (1 + IN_FLIGHT)
     if not layout.bucket or not layout.zero("contiguous_gradients", True):
         return []
     number = 2 if layout.stage != 3 and layout.zero("overlap_comm", False) else 1

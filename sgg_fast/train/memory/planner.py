@@ -260,10 +260,10 @@ class Planner:
                         total = stage(np.zeros(batch, np.int64), 0).total
                     meter.phase = "backward"
                     buckets = bucket_blocks(self.layout, self._groups)
-                    taken = [(size, meter.take("ZeRO's buckets", size)) for size in buckets]
+                    taken = [(size, meter.take("reduction buckets", size)) for size in buckets]
                     total.backward()
                     for size, key in taken:
-                        meter.give("ZeRO's buckets", size, key)
+                        meter.give("reduction buckets", size, key)
                     del total
                 for parameter in parameters:
                     parameter.grad = None

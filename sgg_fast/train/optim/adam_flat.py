@@ -158,6 +158,8 @@ class FlatAdam(torch.optim.Optimizer):
         self._controls_U8 = torch.zeros(num_updates, op.CONTROL_SIZE, device=device)
         self.control = torch.zeros(op.CONTROL_SIZE, device=device) if in_backward else self._controls_U8[0]
         self.in_backward = in_backward
+        self.waits = False
+        """Whether updates in backward are left to a caller of `step_one`, who has the gradients of all processes."""
         self.scale_by(1)
         self._rates_G4 = torch.zeros(len(self._groups), 4, device=device)
         self._known_rates: list[float] = []
@@ -309,5 +311,5 @@ class FlatAdam(torch.optim.Optimizer):
 def _step_by(optimizer: weakref.ref[FlatAdam], number: int, parameter: torch.Tensor) -> None:
     """Step one weight by its optimiser, if that is still there."""
     found = optimizer()
-    if found is not None:
+    if found is not None and not found.waits:
         found.step_one(number)

@@ -129,6 +129,8 @@ def _fault(manifest: dict[str, Any], folder: Path) -> str | None:
             return f"sha256 names {name!r}"[:200]
     if not isinstance(manifest.get("stage"), str) or not isinstance(settings, dict):
         return "stage must be a word and settings an object"
+    if type(num := manifest.get("processes", 1)) is not int or num < 1:
+        return f"processes {num!r}"[:200]
     if nested := [name for name, value in settings.items() if isinstance(value, dict)]:
         return f"setting {nested[0]!r} is an object"[:200]
     watched = manifest.get("validation", {"best": 0.0, "since": 0})
