@@ -47,6 +47,7 @@ from sgg_fast.train.memory.parts import (
     update_bytes,
 )
 from sgg_fast.train.memory.plan import GIB, OUTSIDE, MemoryPlan
+from sgg_fast.train.optim.flat import as_matrix
 from sgg_fast.train.optim.groups import parameter_groups
 
 LARGEST_BATCH = 4096
@@ -111,7 +112,12 @@ class Planner:
                     _recast(module, of_graph)
             groups = parameter_groups(self._stage, config.optim, self.layout.largest_group)
             self._groups = [
-                WeightGroup(tuple(p.numel() for p in group["params"]), group["optim_bits"], group["params"][0].dtype)
+                WeightGroup(
+                    tuple(p.numel() for p in group["params"]),
+                    group["optim_bits"],
+                    group["params"][0].dtype,
+                    sum(sum(as_matrix(p)) for p in group["params"]),
+                )
                 for group in groups
             ]
             number_of = {p: number for number, group in enumerate(groups) for p in group["params"]}
@@ -130,7 +136,7 @@ class Planner:
         resident["frozen models"] = sum(_sizes(called))
         resident["training set (graphs, embeddings, latents)"] = self._data_bytes(budget)
         if self._is_captured(budget):
-            resident["addresses of the gradients"] = address_bytes(self._groups)
+            resident["addresses of the gradients"] = address_bytes(self._groups, self.config.optim.optimizer)
         if on_gpu:
             resident["cuBLAS's workspaces"] = CUBLAS_WORKSPACES
         else:
