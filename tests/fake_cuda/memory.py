@@ -41,12 +41,16 @@ SHARE = 0.03
 """Allowed difference between measurement and plan, as a share of the plan."""
 NUM_IMAGES, NUM_STEPS = 8, 3
 SETTINGS: dict[str, Any] = {"data": "toy", "num_samples": 4, "sheet_steps": 1}
+_SMALLEST: dict[str, Any] = {"weights": "lean", "optimizer_in_backward": True, "max_grad_norm": 0.0,
+                             "gradient_checkpointing": True, "sheet_device": "cpu"}  # fmt: skip
 TRAINING_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
     "default": ({}, None),
     "split": ({"weights": "split"}, None),
     "lean": ({"weights": "lean"}, None),
     "lean, checkpointed": ({"weights": "lean", "gradient_checkpointing": True}, None),
     "lean in backward": ({"weights": "lean", "optimizer_in_backward": True, "max_grad_norm": 0.0}, None),
+    "lean in backward, 4-bit state": (_SMALLEST | {"optimizer": "adam4bit"}, None),
+    "lean in backward, factored state": (_SMALLEST | {"optimizer": "adafactor"}, None),
     "ds.json": ({}, str(Path(__file__).parents[2] / "ds.json")),
 }
 """Form of DESIGN 4's memory row -> its settings and its DeepSpeed configuration."""

@@ -143,7 +143,7 @@ class Planner:
             resident, host = {**resident, **host}, {}
         moments = {phase: dict(parts) for phase, parts in self._trace(batch).peaks.items()}
         if on_gpu:
-            visiting = sum(_sizes([model for model in self._frozen if model not in called]))
+            visiting = sum(_sizes(self._visiting))
             moments["sample sheet"] = {"frozen models for a sheet": visiting, **self._sheet()[0]}
         if not self.config.optim.optimizer_in_backward:
             gradients = gradient_bytes(self.layout, self._groups)
@@ -194,6 +194,14 @@ class Planner:
         """Those that each step calls."""
         return called_models(self.config, self.foundation, self._stage.cache)
 
+    @property
+    def _visiting(self) -> list[nn.Module]:
+        """Those that come to a GPU for a sample sheet alone."""
+        models = [model for model in self._frozen if model not in self._called]
+        if self.config.run.sheet_device == "cpu":
+            models = [model for model in models if model is self.foundation.text_encoder]
+        return models
+
     def _is_captured(self, budget: int) -> bool:
         """Whether a GPU's steps are captured (`engines.captured.why_eager`)."""
         config, layout = self.config, self.layout
@@ -224,7 +232,7 @@ class Planner:
         else:
             allocator.run(step)
             allocator.run(step)
-        for size in _sizes([model for model in self._frozen if model not in self._called]):
+        for size in _sizes(self._visiting):
             allocator.allocate(next(keys), size)
         allocator.run(self._sheet()[1])
         return max(allocator.peak - plan.peak, 0)
@@ -276,7 +284,10 @@ class Planner:
         return self._traces[batch]
 
     def _sheet(self) -> tuple[dict[str, int], list[Event]]:
-        """Trace one picture of a sample sheet: a guided step of the UNet, then the decoder. Highest point, events."""
+        """Trace one picture of a sample sheet: a guided step of the UNet, then the decoder if it comes to the device.
+
+        Highest point, events.
+        """
         if self._of_sheet is None:
             foundation, side = self.foundation, self.config.data.resolution // latent_factor(self.foundation)
             unet, vae = foundation.unet, foundation.vae
@@ -289,7 +300,8 @@ class Planner:
                 with Meter() as meter:
                     meter.phase = "sample sheet"
                     unet(z, torch.zeros(GUIDED), context, encoder_attention_mask=mask)
-                    vae.decode(z_0)
+                    if self.config.run.sheet_device == "auto":
+                        vae.decode(z_0)
             self._of_sheet = Trace(meter.peaks, meter.events, meter.aside)
         peaks, events, _ = self._of_sheet
         return {"activations": sum(peaks["sample sheet"].values())}, events

@@ -57,9 +57,9 @@ class FlatAdam(torch.optim.Optimizer):
 
         groups: with "params", "lr" and the keys of `FlatGroup`, each of one dtype, fp32 or bf16. seed: of stochastic
         rounding. max_norm: the norm of all gradients is clipped to this; 0 turns clipping off. split: keep the low
-        halves of bf16 weights, which makes them fp32 master weights in two parts. in_backward: hooks step each weight and free its
-        gradient, without clipping; a weight whose gradient is not finite is skipped alone. Raises ValueError as
-        `FlatParameters` does.
+        halves of bf16 weights, which makes them fp32 master weights in two parts. in_backward: hooks step each weight
+        and free its gradient, without clipping; a weight whose gradient is not finite is skipped alone. Raises
+        ValueError as `FlatParameters` does.
         """
         assert not (in_backward and max_norm)
         self.hyper = op.Hyper(max_norm=max_norm)
