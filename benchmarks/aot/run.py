@@ -35,7 +35,6 @@ COUNTED = (
     "hash_draw normal",
     "adam paper",
     "adam8bit 8 unet split",
-    "adam4bit unet lean",
     "adafactor wide lean",
     *(f"{op} {size}" for op in ("gather_add_relu", "scatter_mean", "masked_pool", "triple_context")
       for size in ("bucket bf16", "scale autocast")),
