@@ -51,7 +51,8 @@ def sha256s(root: Path, names: Iterable[str], within: Within = lambda name: cont
         found = dict(pool.map(look, names))
     noted = {name: entry for name, entry in found.items() if entry[0] > _SMALL}
     if any(known.get(name) != entry for name, entry in noted.items()):
-        _write_note(note, {**known, **noted})
+        with contextlib.suppress(OSError):  # the note only saves time
+            write_text(note, sealed({**known, **noted}))
     return {name: sha for name, (_, _, sha) in found.items()}
 
 
@@ -86,9 +87,3 @@ def _read_note(path: Path) -> dict[str, list[Any]]:
         return files if sealed(files) == text else {}
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-
-
-def _write_note(path: Path, files: dict[str, list[Any]]) -> None:
-    """Write the note; a failure is ignored, because the note only saves time."""
-    with contextlib.suppress(OSError):
-        write_text(path, sealed(files))

@@ -36,10 +36,6 @@ class Op:
         return self.numbers[attribute]
 
 
-def _ints(text: str) -> tuple[int, ...]:
-    return tuple(int(n) for n in text.split(","))
-
-
 def parse_layout(type_text: str) -> LaneLayout | None:
     """The layout of a tensor type, blocked or of an mma.sync's sums, and slices of these; None for any other kind."""
     blocked = re.search(
@@ -48,7 +44,7 @@ def parse_layout(type_text: str) -> LaneLayout | None:
         type_text,
     )
     if blocked is not None:
-        per_thread, lanes, order = (_ints(group) for group in blocked.groups())
+        per_thread, lanes, order = (tuple(map(int, text.split(","))) for text in blocked.groups())
     elif "#ttg.nvidia_mma<{versionMajor = 2" in type_text:
         per_thread, lanes, order = (1, 2), (8, 4), (1, 0)
     else:

@@ -199,11 +199,6 @@ def python_line(source: str) -> str:
     return ""
 
 
-def reason_of(kernel: str, line: str) -> str:
-    """The reason why a block is not entered; "" if none is known. line: of the kernel's Python."""
-    return next((why for (name, text), why in REASONS.items() if kernel.startswith(name) and text in line), "")
-
-
 def report(results: list[Result], whole: bool) -> list[str]:
     """Print the tables; returns one line for each fault."""
     wrong, ran = [], {program for result in results for program in result.ran}
@@ -220,7 +215,7 @@ def report(results: list[Result], whole: bool) -> list[str]:
     print(f"blocks: {total}, never entered {sum(missed.values())} ({100 * sum(missed.values()) / max(total, 1):.1f} %)")
     for (kernel, line), num in sorted(missed.items()):
         code = python_line(line)
-        why = reason_of(kernel, code)
+        why = next((why for (name, text), why in REASONS.items() if kernel.startswith(name) and text in code), "")
         print(f"  {num:3} {kernel} {line.split(' @')[0]} `{code}`: {why or 'NO REASON KNOWN'}")
         wrong += [f"{kernel} {line}: a block that no run enters, without a reason"] if whole and not why else []
     if whole and sum(missed.values()) > MOST_UNENTERED * total:

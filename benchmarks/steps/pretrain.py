@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -147,12 +148,8 @@ class Naive:
         pairs = [(source.load_image(i), source.graphs[i]) for i in range(len(source))]
         workers = 4 if setup.device.type == "cuda" else 0
         self.loader = DataLoader(pairs, batch, shuffle=True, drop_last=True, collate_fn=list, num_workers=workers)  # type: ignore[arg-type]
-        self._batches = self._endless()
+        self._batches = itertools.chain.from_iterable(itertools.repeat(self.loader))
         self._step = 0
-
-    def _endless(self) -> Iterator[list[Any]]:
-        while True:
-            yield from self.loader
 
     def loss(self, pairs: list[Any], step: int) -> Any:
         """Terms of a batch of (picture, graph)."""

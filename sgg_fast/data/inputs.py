@@ -104,7 +104,7 @@ def read_content(data: bytes, name: str, source: str = "") -> list[Item]:
     Raises `SceneGraphError`, which begins with `source` (default: `name`).
     """
     path = Path(name)
-    source, stem = source or str(path), _stem(path)
+    source, stem = source or str(path), "".join(c if c.isprintable() else "-" for c in path.stem) or "graph"
     if data.startswith(SIGNATURE):
         graph, settings = read_record(io.BytesIO(data), source)
         # Not the name of the input picture, which would be overwritten.
@@ -112,11 +112,6 @@ def read_content(data: bytes, name: str, source: str = "") -> list[Item]:
     # An input without an ending (a stream, /dev/fd/63) may hold JSON or text.
     graphs = read_scene_graphs(data, source, as_text=path.suffix.lower() in ("", ".txt"))
     return [Item(graph, stem) for graph in graphs]
-
-
-def _stem(path: Path) -> str:
-    """The stem of a file, safe as a picture's file name and on a terminal."""
-    return "".join(c if c.isprintable() else "-" for c in path.stem) or "graph"
 
 
 def _is_file(word: str) -> bool:

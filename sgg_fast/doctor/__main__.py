@@ -34,7 +34,7 @@ def checks() -> list[Check]:
 
     device = env.device()
     first: list[Check] = [
-        ("versions", versions.check_here),
+        ("versions", lambda: versions.check(versions.installed(), versions.wanted_triton(), torch.version.cuda)),
         ("device", lambda: [_device(device)]),
         ("kernels", lambda: kernels.check(device)),
     ]

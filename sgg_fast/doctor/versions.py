@@ -7,8 +7,6 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, requires, version
 
-import torch
-
 from sgg_fast.doctor.findings import FAILED, OK, UNKNOWN, Finding
 
 PACKAGES = ("torch", "triton", "diffusers", "transformers", "xformers", "bitsandbytes", "deepspeed", "safetensors")
@@ -35,7 +33,7 @@ def wanted_triton() -> str | None:
     return None
 
 
-def check_versions(found: dict[str, str], pinned: str | None, cuda: str | None) -> Iterator[Finding]:
+def check(found: dict[str, str], pinned: str | None, cuda: str | None) -> Iterator[Finding]:
     """Findings about packages. cuda: what torch was built for, None for a CPU build."""
     listed = ", ".join(f"{name} {number}" for name, number in found.items() if number)
     absent = [name for name, number in found.items() if not number]
@@ -49,8 +47,3 @@ def check_versions(found: dict[str, str], pinned: str | None, cuda: str | None) 
     elif pinned and found["triton"].partition("+")[0] != pinned:
         conflict = f"torch {found['torch']} wants triton {pinned}, not {found['triton'] or 'none'}"
         yield Finding("triton", FAILED, f"{conflict}: pip install triton=={pinned}", "kernels")
-
-
-def check_here() -> Iterator[Finding]:
-    """Findings about the packages of this process."""
-    return check_versions(installed(), wanted_triton(), torch.version.cuda)

@@ -14,7 +14,7 @@ import importlib.metadata
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -72,46 +72,25 @@ RESIZING = {
 }
 
 
-class PictureFiles(Sequence[np.ndarray]):
-    """Drawn pictures, read on request: uint8 [H, W, 3]."""
+class Pictures(Sequence[np.ndarray]):
+    """Pictures that are read on request: uint8 [H, W, 3]."""
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = paths
+    def __init__(self, read: Callable[[Any], np.ndarray], places: Sequence[Any]) -> None:
+        self.read, self.places = read, places
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.places)
 
     @overload
     def __getitem__(self, index: int) -> np.ndarray: ...
 
     @overload
-    def __getitem__(self, index: slice) -> PictureFiles: ...
+    def __getitem__(self, index: slice) -> Pictures: ...
 
-    def __getitem__(self, index: int | slice) -> np.ndarray | PictureFiles:
+    def __getitem__(self, index: int | slice) -> np.ndarray | Pictures:
         if isinstance(index, slice):
-            return PictureFiles(self.paths[index])
-        return pictures.load([self.paths[index]])[0]
-
-
-class RealPictures(Sequence[np.ndarray]):
-    """Real pictures of a set, decoded and resized on request: uint8 [H, W, 3]."""
-
-    def __init__(self, source: PairSource, rows: range) -> None:
-        self.source, self.rows = source, rows
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> np.ndarray: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> RealPictures: ...
-
-    def __getitem__(self, index: int | slice) -> np.ndarray | RealPictures:
-        if isinstance(index, slice):
-            return RealPictures(self.source, self.rows[index])
-        return self.source.load_image(self.rows[index])
+            return Pictures(self.read, self.places[index])
+        return self.read(self.places[index])
 
 
 def drawn_objects(graph: SceneGraph, most: int, index: int) -> SceneGraph:
@@ -174,7 +153,8 @@ def run(args: argparse.Namespace) -> str:
     paths = [folder / f"{i:06d}.png" for i in range(len(graphs))]
     jobs = [EvalJob(path, graphs[i], noise_seed(0, protocol.seed + i)) for i, path in enumerate(paths)]
     pictures.draw_missing(pipeline, jobs, protocol.steps, protocol.guidance)
-    drawn, real = PictureFiles(paths), RealPictures(source, range(len(graphs)))
+    drawn = Pictures(lambda path: pictures.load([path])[0], paths)
+    real = Pictures(source.load_image, range(len(graphs)))
     if args.dry:
         figures = distances.toy_crowd(drawn, real)
     else:
@@ -269,7 +249,7 @@ def table(found: Mapping[str, Any]) -> str:
     methods["this run"] = {cell: (figures["FID"], figures["IS"])}
     cells = dict.fromkeys(itertools.chain.from_iterable(methods.values()))
     rows = {
-        method: {f"{at[0]} {at[1]}": _pair(*values[at]) if at in values else "-" for at in cells}
+        method: {f"{at[0]} {at[1]}": " / ".join(map(_number, values[at])) if at in values else "-" for at in cells}
         for method, values in methods.items()
     }
     notes = [
@@ -284,10 +264,6 @@ def table(found: Mapping[str, Any]) -> str:
         f"{_number(figures['IS standard deviation'])}",
         f"- other rows: {TABLE_1}, unless named below", *notes,
     ])  # fmt: skip
-
-
-def _pair(fid: float, score: float | None) -> str:
-    return f"{_number(fid)} / {_number(score)}"
 
 
 def _number(value: float | None) -> str:

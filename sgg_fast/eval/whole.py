@@ -9,7 +9,6 @@ Letters: S seeds, G graphs.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,11 +52,6 @@ def bound(asked: Sequence[tuple[str, str | None]], chosen: Sequence[Instance | N
     ]
 
 
-def has_two_of_a_kind(graph: SceneGraph, parse: Parse) -> bool:
-    """Whether two objects are of one category, whatever their colours."""
-    return max(Counter(parse(name)[0] for name in graph.objects).values()) > 1
-
-
 def faultless_table(
     graphs: Sequence[SceneGraph], faultless_SG: np.ndarray, parse: Parse
 ) -> dict[str, dict[str, float]]:
@@ -66,7 +60,8 @@ def faultless_table(
     Each row has its number of graphs and 95 % interval. Rows without graphs are left out.
     """  # fmt: skip
     sizes = np.array([len(graph.objects) for graph in graphs])
-    twins = np.array([has_two_of_a_kind(graph, parse) for graph in graphs])
+    categories = [[parse(name)[0] for name in graph.objects] for graph in graphs]  # without colours
+    twins = np.array([len(set(names)) < len(names) for names in categories])
     rows: dict[str, np.ndarray] = {"all": np.ones(len(graphs), bool)}
     for low, high in NUMBERS:
         name = {1: f"up to {high}", high: str(high)}.get(low, f"{low} or more")

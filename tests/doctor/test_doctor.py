@@ -36,14 +36,14 @@ def test_on_a_cpu_it_says_what_it_cannot_check(tmp_path, capsys):
 
 def test_versions_that_do_not_fit_are_named_with_their_cure():
     good = dict.fromkeys(versions.PACKAGES, "1.0") | {"torch": "2.13.0", "triton": "3.7.1", "deepspeed": "0.19.7"}
-    (fine,) = versions.check_versions(good, "3.7.1", "13.0")
+    (fine,) = versions.check(good, "3.7.1", "13.0")
     assert fine.verdict == OK
     bad = good | {"triton": "3.9.0", "deepspeed": "0.19.8", "xformers": ""}
-    listed, deepspeed, triton = versions.check_versions(bad, "3.7.1", "13.0")
+    listed, deepspeed, triton = versions.check(bad, "3.7.1", "13.0")
     assert "absent: xformers" in listed.detail
     assert (deepspeed.verdict, triton.verdict) == (FAILED, FAILED) and triton.leaves_out == "kernels"
     assert "pip install deepspeed==0.19.7" in deepspeed.detail and "pip install triton==3.7.1" in triton.detail
-    assert "CUDA build" in list(versions.check_versions(good, None, None))[-1].detail
+    assert "CUDA build" in list(versions.check(good, None, None))[-1].detail
 
 
 @pytest.mark.parametrize("name", sorted(kernels.calls()))

@@ -7,7 +7,6 @@ in float64 and rounded, within the tolerance of their specification.
 from __future__ import annotations
 
 import functools
-import re
 
 from benchmarks.aot.ptx.program import TYPES, Instruction, home, size_of
 
@@ -86,11 +85,6 @@ _ONES = {"bf16": ("3F80", "BF80"), "f16": ("3C00", "BC00")}
 
 class Arithmetic:
     """Mixin of `Translator`, which has `get`, `set`, `constant` and `lines`."""
-
-    def check_form(self, inst: Instruction) -> None:
-        """Raises `PtxError` for a form that is not in the list."""
-        if not re.fullmatch(FORMS.get(inst.parts[0], "(?!)"), inst.op):
-            raise inst.error("this form is not known")
 
     def _packed(self, inst: Instruction, function: str) -> None:
         """Call a function on both fp32 halves of 64-bit registers."""

@@ -10,7 +10,7 @@ import dataclasses
 import gc
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -166,13 +166,9 @@ class Host:
             return made
 
         jit.JITFunction.run = run
-        dispatch.why_not_triton = _as_on_cuda(why)
+        dispatch.why_not_triton = lambda device, dtypes=(): why(torch.device("cuda"), dtypes)
         torch.empty = remembered
         try:
             yield self
         finally:
             jit.JITFunction.run, dispatch.why_not_triton, torch.empty = original, why, empty
-
-
-def _as_on_cuda(why: Callable) -> Callable:
-    return lambda device, dtypes=(): why(torch.device("cuda"), dtypes)

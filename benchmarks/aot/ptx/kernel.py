@@ -70,7 +70,8 @@ class Kernel:
         if sample is not None and sample < total:
             chosen = np.unique(np.linspace(0, total - 1, sample).astype(i8))
         self.num_warps += len(chosen) * self.program.threads // WARP * count
-        memory.begin_launch()
+        for buffer in memory.buffers:  # earlier launches are complete, so they cannot race with this one
+            buffer.forget()
         memory.notes = self.notes
         executed = self.executed.copy()
         with np.errstate(all="ignore"):

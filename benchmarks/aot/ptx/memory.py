@@ -97,11 +97,6 @@ class Memory:
         self.bases.insert(place, base)
         self.buffers.insert(place, Buffer(base, num_bytes, name, min(itemsize, 4), written, self.check))
 
-    def begin_launch(self) -> None:
-        """Start a launch: earlier launches are complete, so they cannot race with it."""
-        for buffer in self.buffers:
-            buffer.forget()
-
     def _find(self, address: int, num_bytes: int, inst: Instruction) -> Buffer:
         for asked in (False, True):
             k = bisect.bisect(self.bases, address) - 1

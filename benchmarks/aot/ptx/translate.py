@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.aot.ptx.arithmetic import UNSIGNED, f4, f8, u4
-from benchmarks.aot.ptx.forms import Arithmetic
+from benchmarks.aot.ptx.forms import FORMS, Arithmetic
 from benchmarks.aot.ptx.program import TYPES, Instruction, Program, PtxError, home, size_of, split_operands
 
 SPECIAL = {"%tid.x": "E.tid", "%ctaid.x": "E.cta_x", "%ctaid.y": "E.cta_y", "%ctaid.z": "E.cta_z",
@@ -45,7 +45,8 @@ class Translator(Arithmetic):
         return f"def b{k}(E{''.join(', ' + r for r in reads)}):\n    {body}\n", reads, outs
 
     def _instruction(self, inst: Instruction) -> str | None:
-        self.check_form(inst)
+        if not re.fullmatch(FORMS.get(inst.parts[0], "(?!)"), inst.op):
+            raise inst.error("this form is not known")
         return getattr(self, f"op_{inst.parts[0]}")(inst, inst.parts, inst.args)
 
     def get(self, text: str, t: str) -> str:

@@ -175,11 +175,6 @@ def _fuse_modules(model: nn.Module) -> None:
                 _become(act, PassThrough)
 
 
-def _wrapped(layer: Any) -> nn.Linear:
-    """The layer that peft's adapter wraps; a layer without an adapter is returned as it is."""
-    return getattr(layer, "base_layer", layer)
-
-
 def _kind(layer: nn.Linear) -> tuple[Any, ...]:
     """Key of a layer; layers with equal keys can share a GEMM."""
     return layer.in_features, layer.bias is None, layer.weight.dtype, layer.weight.device, layer.weight.requires_grad
@@ -225,7 +220,9 @@ def _merge(model: nn.Module) -> _State:
                     state.late.append(attention.to_out[0])
                     _become(attention.to_out[0], LateLinear)
         if isinstance(module, Attention):
-            layers = [_wrapped(layer) for layer in (module.to_q, module.to_k, module.to_v)]
+            layers = [
+                getattr(layer, "base_layer", layer) for layer in (module.to_q, module.to_k, module.to_v)
+            ]  # peft's
             if any(type(layer) is not nn.Linear for layer in layers):
                 continue
             if module.is_cross_attention:

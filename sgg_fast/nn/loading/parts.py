@@ -176,12 +176,9 @@ def load_scheduler(root: Path, part: str, as_ddim: bool = False) -> Any:
 @functools.cache
 def _schedulers() -> frozenset[str]:
     """Scheduler classes of diffusers that take betas, as Stable Diffusion's do."""
-    names = [name for name in dir(diffusers) if name.endswith("Scheduler")]
-    return frozenset(name for name in names if _has_betas(getattr(diffusers, name)))
-
-
-def _has_betas(kind: Any) -> bool:
-    return isinstance(kind, type) and {"beta_schedule", "prediction_type"} <= inspect.signature(kind).parameters.keys()
+    kinds = [getattr(diffusers, name) for name in dir(diffusers) if name.endswith("Scheduler")]
+    taken = {kind.__name__: inspect.signature(kind).parameters.keys() for kind in kinds if isinstance(kind, type)}
+    return frozenset(name for name, given in taken.items() if {"beta_schedule", "prediction_type"} <= given)
 
 
 def weights_name(folder: Path) -> str:
