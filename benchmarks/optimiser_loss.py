@@ -79,7 +79,3 @@ def main(argv: list[str] | None) -> int:
                           flush=True)  # fmt: skip
                 part = []
     return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main(None))
