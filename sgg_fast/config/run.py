@@ -38,6 +38,11 @@ class RunConfig(Part):
     """Graphs on a sample sheet."""
     sheet_steps: int = setting(20, at_least=1, may_change=True)
     """DDIM steps of the pictures on a sample sheet."""
+    sheet_device: str = setting(
+        "auto", choices=("auto", "cpu"), may_change=True, saves_memory={"sheet_device": "cpu"}, only_with="num_samples"
+    )
+    """Device on which a sample sheet's names are embedded and its pictures decoded: that of the training, which the
+    frozen models visit, or the CPU, where they stay. The UNet draws on its own."""
     sampling_steps: int = setting(100, at_least=1, may_change=True)
     """DDIM steps that infer.py takes with the saved result unless --steps is given."""
     guidance: float = setting(4.0, at_least=1, hint="1 is none", may_change=True)

@@ -33,6 +33,7 @@ def check_engine(optim: OptimConfig, stage: str, ds_path: str | None) -> None:
         return
     for name, used in ((f"--weights {optim.weights}", optim.bf16_weights),
                        ("--optimizer-in-backward", optim.optimizer_in_backward),
+                       (f"--optimizer {optim.optimizer}", optim.optimizer not in ("adam", "adam8bit")),
                        (f"--lora {optim.lora}", optim.lora > 0)):  # fmt: skip
         if used:
             raise ConfigError(f"{name} runs without --deepspeed, which keeps master weights of its own: leave one out")

@@ -47,6 +47,7 @@ from sgg_fast.train.memory.parts import (
     update_bytes,
 )
 from sgg_fast.train.memory.plan import GIB, OUTSIDE, MemoryPlan
+from sgg_fast.train.optim.flat import as_matrix
 from sgg_fast.train.optim.groups import parameter_groups
 
 LARGEST_BATCH = 4096
@@ -111,7 +112,12 @@ class Planner:
                     _recast(module, of_graph)
             groups = parameter_groups(self._stage, config.optim, self.layout.largest_group)
             self._groups = [
-                WeightGroup(tuple(p.numel() for p in group["params"]), group["optim_bits"], group["params"][0].dtype)
+                WeightGroup(
+                    tuple(p.numel() for p in group["params"]),
+                    group["optim_bits"],
+                    group["params"][0].dtype,
+                    sum(sum(as_matrix(p)) for p in group["params"]),
+                )
                 for group in groups
             ]
             number_of = {p: number for number, group in enumerate(groups) for p in group["params"]}
@@ -130,14 +136,14 @@ class Planner:
         resident["frozen models"] = sum(_sizes(called))
         resident["training set (graphs, embeddings, latents)"] = self._data_bytes(budget)
         if self._is_captured:
-            resident["addresses of the gradients"] = address_bytes(self._groups)
+            resident["addresses of the gradients"] = address_bytes(self._groups, self.config.optim.optimizer)
         if on_gpu:
             resident["cuBLAS's workspaces"] = CUBLAS_WORKSPACES
         else:
             resident, host = {**resident, **host}, {}
         moments = {phase: dict(parts) for phase, parts in self._trace(batch).peaks.items()}
         if on_gpu:
-            visiting = sum(_sizes([model for model in self._frozen if model not in called]))
+            visiting = sum(_sizes(self._visiting))
             moments["sample sheet"] = {"frozen models for a sheet": visiting, **self._sheet()[0]}
         if not self.config.optim.optimizer_in_backward:
             gradients = gradient_bytes(self.layout, self._groups)
@@ -189,6 +195,14 @@ class Planner:
         return called_models(self.config, self.foundation, self._stage.cache)
 
     @property
+    def _visiting(self) -> list[nn.Module]:
+        """Those that come to a GPU for a sample sheet alone."""
+        models = [model for model in self._frozen if model not in self._called]
+        if self.config.run.sheet_device == "cpu":
+            models = [model for model in models if model is self.foundation.text_encoder]
+        return models
+
+    @property
     def _is_captured(self) -> bool:
         """Whether a GPU's steps are captured (`engines.captured.why_eager`)."""
         config, layout = self.config, self.layout
@@ -219,7 +233,7 @@ class Planner:
         else:
             allocator.run(step)
             allocator.run(step)
-        for size in _sizes([model for model in self._frozen if model not in self._called]):
+        for size in _sizes(self._visiting):
             allocator.allocate(next(keys), size)
         allocator.run(self._sheet()[1])
         return max(allocator.peak - plan.peak, 0)
@@ -271,7 +285,10 @@ class Planner:
         return self._traces[batch]
 
     def _sheet(self) -> tuple[dict[str, int], list[Event]]:
-        """Trace one picture of a sample sheet: a guided step of the UNet, then the decoder. Highest point, events."""
+        """Trace one picture of a sample sheet: a guided step of the UNet, then the decoder if it comes to the device.
+
+        Highest point, events.
+        """
         if self._of_sheet is None:
             foundation, side = self.foundation, self.config.data.resolution // latent_factor(self.foundation)
             unet, vae = foundation.unet, foundation.vae
@@ -284,7 +301,8 @@ class Planner:
                 with Meter() as meter:
                     meter.phase = "sample sheet"
                     unet(z, torch.zeros(GUIDED), context, encoder_attention_mask=mask)
-                    vae.decode(z_0)
+                    if self.config.run.sheet_device == "auto":
+                        vae.decode(z_0)
             self._of_sheet = Trace(meter.peaks, meter.events, meter.aside)
         peaks, events, _ = self._of_sheet
         return {"activations": sum(peaks["sample sheet"].values())}, events

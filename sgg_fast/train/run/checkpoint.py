@@ -42,8 +42,10 @@ def checkpoint_bytes(module: nn.Module, optim: OptimConfig, stage: str, deepspee
     """Approximate size of a checkpoint: weights, two moments, DeepSpeed's master weights, an average of the weights."""
     weights = sum(tensor.nbytes for tensor in checkpoint_state(module).values())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    moments = 2 if stage == "finetune" and optim.optimizer == "adam8bit" else 8
-    return weights + trained * (moments + 4 * deepspeed + 4 * (optim.ema > 0))
+    moments = (
+        {"adam8bit": 2.0, "adam4bit": 1.1, "adafactor": 0.6}.get(optim.optimizer, 8.0) if stage == "finetune" else 8.0
+    )
+    return weights + int(trained * (moments + 4 * deepspeed + 4 * (optim.ema > 0)))
 
 
 def save_checkpoint(
