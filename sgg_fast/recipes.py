@@ -141,6 +141,6 @@ def recipe(name: str, **settings: Any) -> Config:
         raise ConfigError(f"--recipe {name}: there is no such recipe; there are {', '.join(RECIPES)}")
     if settings.get("conditioner", "sgg") != "sgg":
         settings = {"loss_weight": 1.0, "geometry": 0.0, "attention_loss": 0.0, **settings}
-    if settings.get("weights", "master") != "master" or settings.get("optimizer_in_backward"):
+    if settings.get("weights") == "lean" or settings.get("optimizer_in_backward"):
         settings = {"optimizer": "adam8bit", **settings}
     return RECIPES[name]().replace(**settings)

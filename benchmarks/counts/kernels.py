@@ -87,9 +87,11 @@ class Count:
 
     launches: int
     bytes: int
+    flops: int = 0
+    """Of matrices and convolutions; 0 where they are not counted."""
 
     def __add__(self, other: Count) -> Count:
-        return Count(self.launches + other.launches, self.bytes + other.bytes)
+        return Count(self.launches + other.launches, self.bytes + other.bytes, self.flops + other.flops)
 
 
 class OpCounter(TorchDispatchMode):

@@ -12,7 +12,7 @@ PRETRAIN = ("naive", "cached", "kernels", "graphs")
 DS_JSON = str(Path(__file__).parents[2] / "ds.json")
 FINETUNE: dict[str, tuple[dict[str, Any], str | None]] = {
     "captured": ({}, None),
-    "captured-split": ({"weights": "split"}, None),
+    "captured-master": ({"weights": "master"}, None),
     "captured-lean": ({"weights": "lean"}, None),
     "plain": ({"cuda_graphs": False}, None),
     "plain-unfused": ({"cuda_graphs": False, "fuse_unet": "off"}, None),

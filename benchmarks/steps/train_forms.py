@@ -87,7 +87,8 @@ class Ours(Form):
         self.engine = build_engine(self.stage, device, self.ds)
         numel = sum(p.numel() for p in self.engine.module.parameters() if p.requires_grad)
         # Read weight, gradient and two bytes of state; write weight and state. DeepSpeed's also writes bf16 weights.
-        weight, gradient = 2 if config.optim.weights == "lean" else 4, 2 if config.optim.bf16_weights else 4
+        optim = self.stage.config.optim
+        weight, gradient = 2 if optim.weights == "lean" else 4, 2 if optim.bf16_weights else 4
         self.optimiser_bytes = numel * (2 * weight + gradient + 4 + (2 if self.ds else 0))
         self._step = 0
 
@@ -134,7 +135,7 @@ class Captured(Ours):
         super().prepare(size)
         del self.engine
         gc.collect()
-        self.stage.config = self.config.replace(batch_size=size.batch)
+        self.stage.config = self.stage.config.replace(batch_size=size.batch)
         self.engine = build_engine(self.stage, self.device, self.ds)
         self._step = 0
 

@@ -15,7 +15,7 @@ class RunConfig(Part):
     """Name of the recipe that the settings come from."""
     seed: int = setting(0, at_least=0, at_most=2**32 - 1, in_card=True, makes_cache=True)
     """Seed of everything random; each draw is a hash of (seed, step, sample)."""
-    cuda_graphs: bool = setting(True, may_change=True)
+    cuda_graphs: bool = setting(True, may_change=True, exact=(True, False))
     """Capture steps on CUDA as CUDA graphs instead of launching kernel by kernel; steps that cannot be captured
     (DeepSpeed, --precision fp16, --optimizer-in-backward) run eagerly."""
     max_skipped: int = setting(10, at_least=1, may_change=True)

@@ -24,14 +24,14 @@ from sgg_kernels.reference.adam import (
 )
 from sgg_kernels.reference.adam_blockwise import BLOCKS, ZERO_1, Moments, bits_of, dynamic_map, quantise
 from sgg_kernels.reference.adam_blockwise import adam_blockwise as reference_blockwise
-from sgg_kernels.reference.weights import Weights
+from sgg_kernels.reference.weights import Weights, read_weights, write_weights
 
 from .dispatch import backend_for
 
 __all__ = [
     "APPLIED", "BLOCKS", "CONTROL_SIZE", "CORRECTION_1", "CORRECTION_2", "FACTOR", "INVERSE_SCALE", "NORM",
     "ZERO_1", "Factored", "GroupGrads", "Hyper", "Moments", "Weights", "adam_decide_", "adam_update_", "bits_of",
-    "chunk_table", "dynamic_map", "num_chunks", "quantise",
+    "chunk_table", "dynamic_map", "num_chunks", "quantise", "read_weights", "write_weights",
 ]  # fmt: skip
 
 GRAD_DTYPES = (torch.float32, torch.bfloat16)

@@ -21,9 +21,10 @@ from sgg_fast.files import locked, write_text
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.fuse import is_on
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.train.assemble import assemble, fit_conditioner, new_conditioner, read_conditioner
-from sgg_fast.train.engines.base import Engine, StepResult
+from sgg_fast.train.engines.base import Engine, StepResult, resolved
 from sgg_fast.train.engines.choose import build_engine, plan_engine
 from sgg_fast.train.memory.advice import device_memory
 from sgg_fast.train.memory.planner import Planner
@@ -54,7 +55,7 @@ class Trainer:
         graph_encoder: Path | None = None,
         overwrite: bool = False,
     ) -> None:
-        self.config, self.stage, self.run, self.overwrite = config, stage, out / stage, overwrite
+        self.stage, self.run, self.overwrite = stage, out / stage, overwrite
         encoder = None if graph_encoder is None else str(graph_encoder)
         self._typed = {"stage": stage, "deepspeed": ds_path, "graph_encoder": encoder}
         self.result = self.run / ("graph_encoder" if stage == "pretrain" else "pipeline")
@@ -68,16 +69,21 @@ class Trainer:
         self.ds_config = plan_engine(config.optim, stage, self.device, ds_path)
         self._figures: dict[str, float] = {}
         self._watched: dict[str, float] | None = None
+        by_kernels = ops.backend_for(self.device) == "triton"  # raises now if an explicit --kernels cannot be met
+        self.config = config
         self.first_step = 0 if overwrite else self._check_resume()
         with lost_process(config.run.rank_timeout):
             said = {"--stage": stage, "--deepspeed": ds_path is not None, "the step to go on from": self.first_step}
             processes.same_everywhere({**config.flat(), **said})
+        self.config = resolved(self.config, stage, self.device, by_kernels, ds_path is not None)
+        if stage == "finetune" and self.config != config and self.main:
+            logger.info("--weights %s: %s", config.optim.weights, self.config.optim.weights)
+        config = self.config
         if self._watched and ended(config.run, self._watched):
             self.num_steps = self.first_step
         self.complete = self.first_step >= self.num_steps and self.result.is_dir()
         if self.complete:
             return
-        ops.backend_for(self.device)  # raises now if an explicit --kernels cannot be met
         finetune = stage == "finetune"
         pretrained = self._pretrained(out, graph_encoder) if finetune else None
         self.source: PairSource = open_source(config.data, config.run.seed)
@@ -132,12 +138,16 @@ class Trainer:
         if self.ds_config is None and manifest.get("processes", 1) != env.world_size():
             self._check_images(manifest)
             free |= {"batch_size", "accumulation_steps"}
+        if self.config.optim.weights == "auto":  # what it was resolved to is not typed again
+            free.add("weights")
         for name, was in manifest["settings"].items():
             if name not in free and now.get(name) != was:
                 raise ConfigError(
                     f"{self.run} holds a run with {name.replace('_', '-')} {was!r}, not {now.get(name)!r}: "
                     "use the same settings to continue it, another --out, or --overwrite"
                 )
+        if "weights" in free:
+            self.config = self.config.replace(weights=manifest["settings"]["weights"])
         self._watched = manifest.get("validation")
         return step
 
@@ -161,8 +171,9 @@ class Trainer:
         """Under DeepSpeed with the order of its flat tensors, since its state is loaded by place."""
         if self.ds_config is None:
             return "plain"
-        stage = self.ds_config["zero_optimization"]["stage"]
-        return f"deepspeed zero-{stage} x{env.world_size()}, merged weights first"
+        stage, fused = self.ds_config["zero_optimization"]["stage"], is_on(self.device, self.config.model.fuse_unet)
+        order = f"merged weights first{', convolutions channels last' if fused else ''}"
+        return f"deepspeed zero-{stage} x{env.world_size()}, {order}"
 
     def _pretrained(self, out: Path, given: Path | None) -> SceneGraphConditioner | None:
         if self.config.model.conditioner != "sgg":

@@ -44,7 +44,7 @@ SETTINGS: dict[str, Any] = {"data": "toy", "num_samples": 4, "sheet_steps": 1}
 _SMALLEST: dict[str, Any] = {"weights": "lean", "optimizer_in_backward": True, "max_grad_norm": 0.0,
                              "gradient_checkpointing": True, "sheet_device": "cpu"}  # fmt: skip
 TRAINING_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
-    "default": ({}, None),
+    "master": ({"weights": "master"}, None),
     "split": ({"weights": "split"}, None),
     "lean": ({"weights": "lean"}, None),
     "lean, checkpointed": ({"weights": "lean", "gradient_checkpointing": True}, None),

@@ -16,10 +16,12 @@ from torch import nn
 from sgg_fast import ops
 from sgg_fast.nn.merge import MergedLinear
 
+from .storage import StoredConv2d, kernel_of
+
 
 def may_wait(layer: nn.Module) -> bool:
     """True for a convolution whose bias may be added later: no hook or adapter waits for its call."""
-    if type(layer) is not nn.Conv2d or layer.bias is None or layer._forward_hooks:
+    if type(layer) not in (nn.Conv2d, StoredConv2d) or layer.bias is None or layer._forward_hooks:
         return False
     return (layer.padding_mode, layer.dilation, layer.groups) == ("zeros", (1, 1), 1)
 
@@ -148,7 +150,7 @@ class FusedResnetBlock2D(ResnetBlock2D):
             hidden = self.conv1(hidden)
         elif type(project) is MergedLinear and may_wait(self.conv1):  # it applies the SiLU and adds the bias of conv1
             shift = project(temb)
-            hidden = F.conv2d(hidden, self.conv1.weight, None, self.conv1.stride, self.conv1.padding)
+            hidden = F.conv2d(hidden, kernel_of(self.conv1), None, self.conv1.stride, self.conv1.padding)
         else:
             temb = self.nonlinearity(temb)
             shift = nn.Linear.forward(project, temb) if type(project) is MergedLinear else project(temb)
@@ -163,6 +165,7 @@ class FusedResnetBlock2D(ResnetBlock2D):
 class FusedTransformer2DModel(Transformer2DModel):
     """A transformer over pixels that keeps channels last."""
 
+    gradient_checkpointing: bool
     _past: torch.Tensor | None = None
     """The stream that goes past the norm, between the two methods of one call."""
 

@@ -43,7 +43,7 @@ from sgg_fast import env, ops
 from sgg_fast.data.moments import MomentRows
 from sgg_fast.train.buckets import Bucket
 from sgg_fast.train.engines.base import StepResult, resolve_precision
-from sgg_fast.train.engines.state import Whole
+from sgg_fast.train.engines.state import Whole, in_matmul_precision
 from sgg_fast.train.optim.adam_flat import FlatAdam, Gradients
 from sgg_fast.train.optim.groups import set_lr
 from sgg_fast.train.run.processes import is_by_host, wait_for
@@ -154,6 +154,7 @@ class CapturedEngine(Whole):
         if pinned:
             self.capture = self._capture
 
+    @in_matmul_precision
     def update(self, ids_KB: np.ndarray, step: int, lr_factor: float = 1.0) -> StepResult:
         assert len(ids_KB) == self.num_micro
         set_lr(self.optimizer, lr_factor)

@@ -8,7 +8,7 @@ from torch import nn
 
 from sgg_fast import ops
 from sgg_fast.train.engines.base import StepResult, run_micro_batches
-from sgg_fast.train.engines.state import Whole
+from sgg_fast.train.engines.state import Whole, in_matmul_precision
 from sgg_fast.train.optim.adam_flat import FlatAdam
 from sgg_fast.train.optim.groups import is_flat, set_lr
 from sgg_fast.train.stages import Stage
@@ -31,6 +31,7 @@ class EagerEngine(Whole):
         self._norm: torch.Tensor | None = None
         self._micro_left = 0
 
+    @in_matmul_precision
     def update(self, ids_KB: np.ndarray, step: int, lr_factor: float = 1.0) -> StepResult:
         set_lr(self.optimizer, lr_factor)
         if isinstance(self.optimizer, FlatAdam):

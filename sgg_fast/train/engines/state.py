@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -12,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from sgg_fast import env
 from sgg_fast.nn import lora
 from sgg_fast.train.engines.all_reduce import GradientSum
-from sgg_fast.train.engines.base import resolve_precision
+from sgg_fast.train.engines.base import StepResult, resolve_matmul, resolve_precision
 from sgg_fast.train.optim.adam_flat import FlatAdam
 from sgg_fast.train.optim.ema import WeightAverage
 from sgg_fast.train.optim.groups import build_optimizer
@@ -35,6 +38,24 @@ class LossScale:
             self.value *= 2
 
 
+Update = TypeVar("Update", bound=Callable[..., StepResult])
+
+
+def in_matmul_precision(update: Update) -> Update:
+    """An engine's `update` with fp32 matrices multiplied as `matmul_precision` says; torch's setting is restored."""
+
+    @functools.wraps(update)
+    def inside(engine: Whole, *args: Any, **kwargs: Any) -> StepResult:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(engine.matmul_precision or before)
+        try:
+            return update(engine, *args, **kwargs)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return cast(Update, inside)
+
+
 class Whole:
     """Base of the engines without DeepSpeed: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean).
 
@@ -43,6 +64,8 @@ class Whole:
     """
 
     sharded = False
+    matmul_precision = ""
+    """torch's float32 matmul precision of a step; empty for the process's own."""
 
     def __init__(self, module: Stage, device: torch.device, flat: bool) -> None:
         """Build optimiser, average and loss scale. flat: the optimiser is on flat buffers, as a captured step needs."""
@@ -68,6 +91,7 @@ class Whole:
         self.average: WeightAverage | None = None
         if config.optim.ema:
             self.average = WeightAverage(self.parameters, config.optim.ema, config.optim.ema_device == "cpu")
+        self.matmul_precision = resolve_matmul(config.optim, stage, device)
         self._device_type = device.type
 
     def _gradient_sum(self) -> GradientSum:
@@ -90,9 +114,22 @@ class Whole:
     def outstanding(self) -> list[tuple[int, float]]:
         return []
 
-    def exported(self) -> contextlib.AbstractContextManager[None]:
-        """Context in which the weights are their averages, if the run keeps averages."""
-        return self.average.in_place() if self.average else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def exported(self) -> Iterator[None]:
+        """Context in which the weights are their averages, if the run keeps averages; else split ones are fp32."""
+        if self.average:
+            with self.average.in_place():
+                yield
+            return
+        whole = dict(self.optimizer.split_weights()) if isinstance(self.optimizer, FlatAdam) else {}
+        held = {parameter: parameter.data for parameter in whole}
+        try:
+            for parameter, value in whole.items():
+                parameter.data = value
+            yield
+        finally:
+            for parameter, value in held.items():
+                parameter.data = value
 
     def save(self, folder: Path) -> None:
         """Write the weights as safetensors and the optimiser as a torch file that loads with weights_only.

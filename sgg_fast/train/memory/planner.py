@@ -23,6 +23,7 @@ from sgg_fast.config import Config
 from sgg_fast.data.cache import RESIDENT_SHARE
 from sgg_fast.nn.fuse import fuse_for
 from sgg_fast.train.assemble import assemble, called_models
+from sgg_fast.train.engines.base import resolved
 from sgg_fast.train.engines.captured import WARM_UP_STEPS
 from sgg_fast.train.memory import zero
 from sgg_fast.train.memory.allocator import GRAPHS, CachingAllocator, Event
@@ -89,7 +90,9 @@ class Planner:
         prepared cache, whose latents may stay on disk; by default True if --data is not given. Raises `ConfigError` if
         --model's configuration cannot be read.
         """
-        self.config, self.layout = config, EngineLayout(config.optim, config.model.kernels, device, ds, world_size)
+        layout = EngineLayout(config.optim, config.model.kernels, device, ds, world_size)
+        config = resolved(config, "finetune", torch.device(device), layout.has_kernels, ds is not None)
+        self.config, self.layout = config, dataclasses.replace(layout, optim=config.optim)
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._traces: dict[int, Trace] = {}
         self._of_sheet: Trace | None = None

@@ -11,7 +11,7 @@ a weight.
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -187,6 +187,12 @@ class FlatAdam(torch.optim.Optimizer):
         for group, part, rate in zip(self._groups, given, self._rates_G4, strict=True):
             if part.grads:
                 op.adam_update_(group.weights, group.moments, part, control, rate, step, self.hyper)
+
+    def split_weights(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+        """Each weight that is kept in two halves, with its fp32 numbers in CPU memory."""
+        for group, i, parameter in self._parameters():
+            if group.weights.low is not None:
+                yield parameter, group.wide(i)
 
     def _parameters(self) -> list[tuple[FlatGroup, int, nn.Parameter]]:
         """All parameters in the order of a state_dict: group, index in it, parameter."""

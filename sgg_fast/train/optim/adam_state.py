@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from sgg_fast.ops import adam as op
-from sgg_fast.train.optim.flat import PAD, FlatParameters, as_matrix, in_memory_order
+from sgg_fast.train.optim.flat import PAD, FlatParameters, as_matrix, in_memory_order, take_low_halves
 
 PAD_32BIT = 16
 """Alignment, in elements, of each parameter in a buffer with 32-bit state."""
@@ -30,7 +30,7 @@ class FlatGroup:
         self.bits, self.factored = group["optim_bits"], bool(group.get("factored"))
         self.flat = FlatParameters(group["params"], PAD_32BIT if self.bits == 32 else PAD)
         buffer = self.flat.buffer
-        low = torch.zeros_like(buffer, dtype=torch.int16) if split and buffer.dtype == torch.bfloat16 else None
+        low = take_low_halves(self.flat) if split and buffer.dtype == torch.bfloat16 else None
         self.weights = op.Weights(buffer, low, seed)
         self._shapes = [as_matrix(p) for p in self.flat.parameters] if self.factored else []
         self._number = {offset: number for number, offset in enumerate(self.flat.offsets)}
@@ -92,6 +92,14 @@ class FlatGroup:
         firsts = [sum(shape[k] for shape in self._shapes[:index]) for k in (0, 1)]
         (num_rows, num_columns), (row, column) = self._shapes[index], firsts
         return {"row_var": moments.row[row : row + num_rows], "col_var": moments.column[column : column + num_columns]}
+
+    def wide(self, index: int) -> torch.Tensor:
+        """A split weight as fp32 numbers in CPU memory, in its own shape and layout."""
+        parameter, offset = self.flat.parameters[index], self.flat.offsets[index]
+        assert self.weights.low is not None
+        place = slice(offset, offset + parameter.numel())
+        halves = op.Weights(self.weights.param[place].cpu(), self.weights.low[place].cpu())
+        return op.read_weights(halves, slice(None)).as_strided(parameter.shape, parameter.stride())
 
     def torch_state_of(self, index: int) -> dict[str, torch.Tensor]:
         """32-bit moments under the names and in the shapes of torch's Adam; else empty."""

@@ -45,6 +45,7 @@ def checkpoint_bytes(module: nn.Module, optim: OptimConfig, stage: str, deepspee
     moments = (
         {"adam8bit": 2.0, "adam4bit": 1.1, "adafactor": 0.6}.get(optim.optimizer, 8.0) if stage == "finetune" else 8.0
     )
+    moments += 2 * (optim.weights == "split")  # the low halves
     return weights + int(trained * (moments + 4 * deepspeed + 4 * (optim.ema > 0)))
 
 
