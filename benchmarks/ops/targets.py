@@ -52,6 +52,9 @@ TARGETS: dict[str, Target] = {
     "adam8bit": Target(
         {"step": 0.6}, ("unet",), ("bitsandbytes", "torchao"), ("unet",), "step", ("fp32", "split", "bf16")
     ),  # an H200 is predicted to be bound by instructions (kernels/README.md)
+    "adam4bit": Target({"step": 0.5}, ("unet",), ("torchao",), ("unet",), "step", ("fp32", "split", "bf16")),
+    "adafactor": Target({"step": 0.3}, ("unet",), ("transformers",), ("unet",), "step", ("fp32", "bf16")),
+    # adafactor reads gradients three times more than its compulsory bytes count
 }
 """Op -> its targets. A public kernel whose op is missing here fails a test."""
 

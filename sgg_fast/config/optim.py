@@ -7,13 +7,16 @@ import dataclasses
 from .fields import ConfigError, Part, setting
 from .model import ModelConfig
 
+BLOCKWISE = ("adam8bit", "adam4bit", "adafactor")
+"""Optimisers with a blockwise quantised state."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(Part):
     """Optimisation of both stages."""
 
     batch_size: int = setting(8, at_least=1, in_card=True)
-    """Graphs or images per step and process; in fine-tuning per micro-batch."""
+    """Graphs or images per step and process; in fine-tuning per micro-batch. Several processes (torchrun) add up."""
     accumulation_steps: int = setting(1, at_least=1)
     """Micro-batches of --batch-size whose gradients make one fine-tuning step; they count as one step."""
     pretrain_steps: int = setting(300, at_least=1, may_change=True)
@@ -49,9 +52,16 @@ class OptimConfig(Part):
         False, exact=(), saves_memory={"optimizer_in_backward": True, "max_grad_norm": 0, "optimizer": "adam8bit"}
     )
     """Update each weight once backward has its gradient, and free that: no gradient clipping, no accumulation."""
-    optimizer: str = setting("adam", choices=("adam8bit", "adam"), in_card=True, saves_memory={"optimizer": "adam8bit"})
-    """Fine-tuning optimiser: 8-bit Adam, or Adam with fp32 moments, which is faster on a CPU. --weights lean and
-    --optimizer-in-backward take 8-bit Adam. Pre-training always runs Adam in fp32."""
+    optimizer: str = setting(
+        "adam",
+        choices=("adam8bit", "adam", "adam4bit", "adafactor"),
+        in_card=True,
+        saves_memory={"optimizer": "adam8bit"},
+    )
+    """Fine-tuning optimiser: Adam with 8-bit moments (2 bytes a weight); with fp32 moments (8 bytes; faster on a CPU);
+    with 4-bit moments (1.1 bytes); or Adafactor (0.53 bytes: the second moment as means of rows and columns, the first
+    in 4 bits). Norms, biases and embeddings keep fp32 moments. --weights lean and --optimizer-in-backward exclude adam.
+    Pre-training always runs Adam in fp32."""
     pretrain_matmul: str = setting("highest", choices=("highest", "high"), may_change=True, exact=())
     """torch's float32 matmul precision in pre-training on CUDA: high multiplies in TF32 (operands of 10 mantissa bits,
     sums in fp32), highest in fp32."""
@@ -83,8 +93,9 @@ class OptimConfig(Part):
             (f"--weights {self.weights}", self.weights == "lean"),
             ("--optimizer-in-backward", self.optimizer_in_backward),
         ):
-            if used and self.optimizer != "adam8bit":
-                raise ConfigError(f"{name} needs --optimizer adam8bit, not {self.optimizer}")
+            if used and self.optimizer not in BLOCKWISE:
+                raise ConfigError(f"{name} needs --optimizer {', '.join(BLOCKWISE[:-1])} or {BLOCKWISE[-1]}, not "
+                                  f"{self.optimizer}")  # fmt: skip
         if self.optimizer_in_backward:
             excluded = {
                 "--max-grad-norm (set it to 0)": self.max_grad_norm > 0,

@@ -165,8 +165,27 @@ class FusedResnetBlock2D(ResnetBlock2D):
 class FusedTransformer2DModel(Transformer2DModel):
     """A transformer over pixels that keeps channels last."""
 
+    gradient_checkpointing: bool
     _past: torch.Tensor | None = None
     """The stream that goes past the norm, between the two methods of one call."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The output of the stock model. Checkpointed, backward recomputes the whole of it.
+
+        The stock model recomputes its blocks alone, and keeps three more tensors of the size of the input.
+        """
+        forward = super().forward
+        if not (torch.is_grad_enabled() and self.gradient_checkpointing):
+            return forward(hidden_states, *args, **kwargs)
+
+        def whole(hidden_states: torch.Tensor) -> Any:
+            self.gradient_checkpointing = False  # of the blocks
+            try:
+                return forward(hidden_states, *args, **kwargs)
+            finally:
+                self.gradient_checkpointing = True
+
+        return self._gradient_checkpointing_func(whole, hidden_states)
 
     def _operate_on_continuous_inputs(self, hidden_states):
         batch, _, height, width = hidden_states.shape

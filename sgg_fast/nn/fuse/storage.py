@@ -56,4 +56,4 @@ def store_stock(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is StoredConv2d:
             module.weight.data = module.kernel().data
-            module.__class__ = nn.Conv2d
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]

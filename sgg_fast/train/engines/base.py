@@ -56,12 +56,6 @@ class Engine(Protocol):
     def outstanding(self) -> list[tuple[int, float]]:
         """Skipped steps not yet reported, with their losses; waits for the device."""
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean of a vector over processes."""
-
-    def barrier(self) -> None:
-        """Wait for every process."""
-
     def save(self, folder: Path) -> None:
         """Write weights and optimiser into `folder`; every process calls it."""
 

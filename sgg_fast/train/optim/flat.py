@@ -24,6 +24,13 @@ def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
 
 
+def as_matrix(tensor: torch.Tensor) -> tuple[int, int]:
+    """(rows, columns) of the matrix that a dense tensor's memory is: its outermost dimension, and all others."""
+    sizes = zip(tensor.stride(), tensor.shape, strict=True)
+    _, outermost = max(((stride, size) for stride, size in sizes if size > 1), default=(1, 1))
+    return outermost, tensor.numel() // outermost
+
+
 def _places(parameters: list[nn.Parameter]) -> list[int]:
     """Indices of the parameters in buffer order: the given order, but views of one storage follow each other.
 
