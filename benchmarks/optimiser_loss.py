@@ -11,42 +11,13 @@ come from the optimiser. Rows are printed as the thirds end. On a CPU every stat
 from __future__ import annotations
 
 import argparse
-import copy
-import tempfile
-from collections.abc import Iterator
-from pathlib import Path
-
-import numpy as np
-import torch
 
 from sgg_fast.commands import command
 from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import ConfigError
 from sgg_fast.config.optim import BLOCKWISE
-from sgg_fast.recipes import recipe
 
 THIRDS = 3
-
-
-def runs_of(seed: int, args: argparse.Namespace) -> Iterator[dict[str, float]]:
-    """The training losses of each step by optimiser."""
-    from sgg_fast.train.engines.eager import EagerEngine
-    from sgg_fast.train.trainer import Trainer
-
-    settings = {"seed": seed, "batch_size": args.batch_size, "num_scenes": 64, "weights": args.weights}
-    configs = {name: recipe("toy", **settings, optimizer=name) for name in args.optimizer}
-    with tempfile.TemporaryDirectory() as out:
-        stage = Trainer(next(iter(configs.values())), "finetune", Path(out)).engine.module
-        engines = {}
-        for name, config in configs.items():
-            module = copy.deepcopy(stage)
-            module.config = config
-            flat = name in BLOCKWISE or args.weights != "master"
-            engines[name] = EagerEngine(module, torch.device("cpu"), flat=flat)
-        rng = np.random.default_rng(seed)
-        for step in range(args.steps):
-            ids = rng.choice(64, (1, args.batch_size), replace=False)
-            yield {name: float(engine.update(ids, step).losses["loss"]) for name, engine in engines.items()}
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -65,6 +36,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None) -> int:
     """Print the rows."""
     args = parse(argv)
+    import numpy as np
+
+    from benchmarks.steps.optimiser_loss import runs_of
+
     third = -(-args.steps // THIRDS)
     for seed in args.seed:
         part: list[dict[str, float]] = []

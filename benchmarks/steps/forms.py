@@ -57,3 +57,7 @@ class Size:
 def sizes(resolutions: Sequence[int], batches: Sequence[int]) -> list[Size]:
     """Every resolution with every batch, by the number of pixels."""
     return sorted((Size(r, b) for r in resolutions for b in batches), key=lambda size: size.resolution**2 * size.batch)
+
+
+MANTISSA = {"fp32": 23, "tf32": 10, "bf16": 7}
+"""Precision of a GEMM -> mantissa bits of its operands."""

@@ -49,15 +49,11 @@ TRAINING_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
     "lean": ({"weights": "lean"}, None),
     "lean, checkpointed": ({"weights": "lean", "gradient_checkpointing": True}, None),
     "lean in backward": ({"weights": "lean", "optimizer_in_backward": True, "max_grad_norm": 0.0}, None),
+    "lean in backward, 4-bit state": (_SMALLEST | {"optimizer": "adam4bit"}, None),
+    "lean in backward, factored state": (_SMALLEST | {"optimizer": "adafactor"}, None),
     "ds.json": ({}, str(Path(__file__).parents[2] / "ds.json")),
 }
 """Form of DESIGN 4's memory row -> its settings and its DeepSpeed configuration."""
-SMALLEST_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
-    "lean in backward, 4-bit state": (_SMALLEST | {"optimizer": "adam4bit"}, None),
-    "lean in backward, factored state": (_SMALLEST | {"optimizer": "adafactor"}, None),
-}
-"""The forms of the least memory, which need no row."""
-FORMS = TRAINING_FORMS | SMALLEST_FORMS
 FIELDS = ("form", "resolution", "batch", "planned_gib", "allocated_gib", "off_percent", "planned_reserved_gib",
           "reserved_gib", "off_reserved_percent", "planned_when", "cache_gib", "build_gib", "step_gib", "sheet_gib",
           "checkpoint_gib", "left_gib", "torch", "device")  # fmt: skip
@@ -95,7 +91,7 @@ def _pairs(data: Any, *_: Any) -> PairSource:
 
 def measure(name: str, resolution: int, batch: int, history: bool = False) -> dict[str, Any]:
     """A row of one form. history: print what was alive at the peak."""
-    changes, ds_path = FORMS[name]
+    changes, ds_path = TRAINING_FORMS[name]
     config = recipe("vg256", resolution=resolution, batch_size=batch, **SETTINGS, **changes)
     peaks = Peaks()
     gc.collect()
@@ -144,7 +140,7 @@ def measure(name: str, resolution: int, batch: int, history: bool = False) -> di
 
 def planned(name: str, resolution: int, batch: int) -> MemoryPlan:
     """The plan of a row; it needs no device."""
-    changes, ds_path = FORMS[name]
+    changes, ds_path = TRAINING_FORMS[name]
     config = recipe("vg256", resolution=resolution, batch_size=batch, **SETTINGS, **changes)
     ds_config = plan_engine(config.optim, "finetune", torch.device("cuda"), ds_path)
     return Planner(config, ds_config, "cuda", num_images=NUM_IMAGES, stored=False).plan(batch)
@@ -168,7 +164,7 @@ def read_rows(path: Path = ROWS) -> list[dict[str, Any]]:
 
 def write_rows(rows: list[dict[str, Any]], path: Path = ROWS) -> None:
     """Write rows in the order of the forms, the large pictures first."""
-    forms = list(FORMS)
+    forms = list(TRAINING_FORMS)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()

@@ -61,8 +61,12 @@ class FlatParameters:
         for i in _places(self.parameters):
             self.offsets[i] = end
             end += -(-self.parameters[i].numel() // pad) * pad
-        first = self.parameters[0]
-        self.buffer = torch.zeros(-(-end // PAD) * PAD, dtype=first.dtype, device=first.device)
+        (dtype,), device = dtypes, self.parameters[0].device
+        if device.type == "cuda":  # the device never holds both copies: the peak of a run with a small state
+            for parameter in self.parameters:
+                parameter.data = parameter.data.cpu()
+            torch.cuda.empty_cache()
+        self.buffer = torch.zeros(-(-end // PAD) * PAD, dtype=dtype, device=device)
         for parameter, offset in zip(self.parameters, self.offsets, strict=True):
             place = self.buffer.as_strided(parameter.shape, parameter.stride(), offset)
             parameter.data = place.copy_(parameter.data)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 
 import pytest
+from support import ROOT
 
 from benchmarks.counts import defaults, step
 from benchmarks.counts.kernels import Count
@@ -25,6 +27,14 @@ def test_no_flag_is_faster_than_none(path):
 @pytest.mark.parametrize("path", defaults.PATHS)
 def test_nor_at_the_true_size(path):
     assert defaults.check(recipe("vg256"), path) == []
+
+
+def test_the_reference_forms_of_the_kernels_take_more_launches_on_the_stand_in():
+    counted = json.loads((ROOT / "tests" / "fake_cuda" / "expected.json").read_text())
+    for rows in counted.values():
+        for stage in ("pretrain", "finetune"):
+            of = {form: rows[f"{stage}-{form}"]["steady"][-1]["launches"] for form in ("eager", "reference-kernels")}
+            assert of["reference-kernels"] > of["eager"], stage
 
 
 def test_every_flag_with_words_says_what_it_is():

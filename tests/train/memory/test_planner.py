@@ -95,7 +95,8 @@ def test_blocks_are_the_resident_parts(sd, changes):
 
 
 def test_the_table_of_addresses_has_three_numbers_a_block_of_weights():
-    assert address_bytes([WeightGroup((8 * 1024,), 8, torch.float32)]) == 24 * -(-8 * 1024 // BLOCK)
+    groups = [WeightGroup((8 * 1024,), 8, torch.float32)]
+    assert address_bytes(groups, "adam8bit") == 24 * -(-8 * 1024 // BLOCK)
 
 
 def test_a_step_ends_its_gradients_after_the_update():

@@ -6,11 +6,11 @@ import json
 
 import pytest
 
-from benchmarks import targets
-from benchmarks.counts import model
+from benchmarks import targets as command
+from benchmarks.counts import model, targets
 from benchmarks.counts.model import StepCounts, Work, step_terms
 from benchmarks.counts.roofline import CHIPS
-from benchmarks.targets import Measurement, Prediction, Target
+from benchmarks.counts.targets import Measurement, Prediction, Target
 
 ROOM = Prediction(20.0, {"bytes": 15.0, "gaps": 5.0})
 
@@ -62,7 +62,7 @@ def test_every_target_has_a_row(capsys):
         _, predicted, measured, verdict = by_chip["fine-tuning step, 256x256 batch 2", chip.name]
         assert float(predicted) > 0 and measured == "" and verdict.startswith("predicted: ")
     assert "stand-in" in by_chip["peak memory, 512x512 batch 2, lean", "any"][2]
-    targets.main([])
+    command.main([])
     shown = capsys.readouterr().out
     assert all(row[0] in shown for row in rows)
 
@@ -70,7 +70,7 @@ def test_every_target_has_a_row(capsys):
 def test_a_row_of_a_gpu_is_judged_on_its_chip_alone(tmp_path, capsys):
     path = tmp_path / "train_step.csv"
     path.write_text("op,backend,size,ms_p50,device\ntrain_step,captured,256x256 b2,26.5,NVIDIA GeForce RTX 4090\n")
-    targets.main([str(path)])
+    command.main([str(path)])
     lines = [line for line in capsys.readouterr().out.splitlines() if "step, 256x256 batch 2" in line]
     assert "26.5 (GPU)" in lines[0] and lines[0].rstrip(" |").endswith("| met")
     assert "GPU)" not in lines[1]
