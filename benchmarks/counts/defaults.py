@@ -60,8 +60,8 @@ def _applies(path: str, name: str) -> bool:
 
 
 ON_THE_STAND_IN = {"kernels"}
-"""Settings whose other values read numbers from tensors, which fake tensors lack. The stand-in for CUDA counts them: rows
-`pretrain-reference-kernels` and `finetune-reference-kernels` beside `pretrain-eager` and `finetune-eager`.
+"""Settings whose other values read numbers from tensors, which fake tensors lack. The stand-in for CUDA counts them:
+rows `pretrain-reference-kernels` and `finetune-reference-kernels` beside `pretrain-eager` and `finetune-eager`.
 """
 
 
