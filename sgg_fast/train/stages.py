@@ -20,8 +20,9 @@ from sgg_fast.data.cache import TrainingCache
 from sgg_fast.diffusion import losses, noise
 from sgg_fast.graph import SceneGraphBatch
 from sgg_fast.nn import lora
+from sgg_fast.nn.backbone import added
 from sgg_fast.nn.clip import embed_images
-from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.conditioner import GraphCondition, SceneGraphConditioner
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.nn.geometry import PairGeometry
@@ -296,13 +297,13 @@ class FinetuneStage(nn.Module):
         codes = (key,) if config.model.instance_codes else ()
         condition = self.conditioner(names, batch, self._text_states(sample_B), *codes)
         if batch.num_graphs > len(sample_B):
-            context, mask, x_global = (rows[: len(sample_B)] for rows in condition[:3])
-            condition = condition._replace(context=context, mask=mask, x_global=x_global)
+            condition = condition.first(len(sample_B))
         given = self.conditioner.drop(condition, ~kept_B)
         z_t = noise.add_noise(z_0, eps, abar_B)
         dtype = self.unet.dtype
+        reads = {"encoder_attention_mask": given.mask, "added_cond_kwargs": self._added(given)}
         with self.placement.looking() if self.placement else contextlib.nullcontext():
-            predicted = self.unet(z_t.to(dtype), t_B, given.context.to(dtype), encoder_attention_mask=given.mask).sample
+            predicted = self.unet(z_t.to(dtype), t_B, given.context.to(dtype), **reads).sample
         diff_chance_B = losses.min_snr_weight(kind, abar_B, objective.min_snr_gamma)
         diff_B = diff_chance_B * losses.diffusion_loss(predicted, noise.target_of(kind, z_0, eps, abar_B))
 
@@ -331,8 +332,16 @@ class FinetuneStage(nn.Module):
         """
         if self.cache.texts is None:
             return self.cache.phrases
-        with torch.no_grad():
-            return self._frozen[3].text_encoder(self.cache.texts[sample_B]).last_hidden_state.float()
+        return self.foundation.towers.rows(self.cache.texts[sample_B])[0]
+
+    def _added(self, given: GraphCondition) -> dict[str, torch.Tensor] | None:
+        """What SDXL's UNet reads beside the context: the pooled vectors, and the size of the square pictures."""
+        if given.pooled is None:
+            return None
+        foundation, (_, *sides) = self.foundation, self.cache.latent_shape
+        height, width = (side * foundation.latent_factor for side in sides)
+        sizes_B6 = foundation.backbone.sizes(height, width, len(given.pooled), given.pooled.device)
+        return added(given.pooled.to(self.unet.dtype), sizes_B6)
 
     def _alignment(
         self,

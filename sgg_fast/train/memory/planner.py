@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sgg_fast import ops
 from sgg_fast.config import Config
 from sgg_fast.data.cache import RESIDENT_SHARE
+from sgg_fast.nn.backbone import NUM_SIZES, added
 from sgg_fast.nn.fuse import fuse_for
 from sgg_fast.train.assemble import assemble, called_models
 from sgg_fast.train.engines.captured import WARM_UP_STEPS
@@ -30,7 +31,6 @@ from sgg_fast.train.memory.blank import (
     blank_cache,
     blank_conditioner,
     blank_foundation,
-    latent_factor,
 )
 from sgg_fast.train.memory.meter import Meter, autocast_like_cuda
 from sgg_fast.train.memory.parts import (
@@ -180,7 +180,7 @@ class Planner:
         """The frozen models that the run uses at all."""
         models = [self.foundation.vae, self.foundation.clip]
         if self.config.model.reads_text or self.layout.device == "cpu":
-            models.append(self.foundation.text_encoder)
+            models += self.foundation.text_encoders
         return models
 
     @property
@@ -226,7 +226,7 @@ class Planner:
     @property
     def _latent_bytes(self) -> int:
         """Bytes of the moments of the whole set."""
-        side = self.config.data.resolution // latent_factor(self.foundation)
+        side = self.config.data.resolution // self.foundation.latent_factor
         return self._num_images * 4 * 2 * self.foundation.vae.config.latent_channels * side**2
 
     def _data_bytes(self, budget: int) -> int:
@@ -272,17 +272,21 @@ class Planner:
     def _sheet(self) -> tuple[dict[str, int], list[Event]]:
         """Trace one picture of a sample sheet: a guided step of the UNet, then the decoder. Highest point, events."""
         if self._of_sheet is None:
-            foundation, side = self.foundation, self.config.data.resolution // latent_factor(self.foundation)
+            foundation, side = self.foundation, self.config.data.resolution // self.foundation.latent_factor
             unet, vae = foundation.unet, foundation.vae
             fuse_for(torch.device("cpu"), self._as_traced().model.fuse_unet, vae)
             shape = GUIDED, unet.config.in_channels, side, side
             with ops.assumed(self._backend), self._mode, torch.no_grad():
-                context = torch.empty(GUIDED, CONTEXT, unet.config.cross_attention_dim, dtype=unet.dtype)
+                backbone, more = foundation.backbone, None
+                context = torch.empty(GUIDED, CONTEXT, backbone.context_dim, dtype=unet.dtype)
+                if backbone.pooled_dim:
+                    pooled = torch.empty(GUIDED, backbone.pooled_dim, dtype=unet.dtype)
+                    more = added(pooled, torch.zeros(GUIDED, NUM_SIZES))
                 mask = torch.ones(GUIDED, CONTEXT, dtype=torch.bool)
                 z, z_0 = torch.empty(shape, dtype=unet.dtype), torch.empty(1, *shape[1:], dtype=vae.dtype)
                 with Meter() as meter:
                     meter.phase = "sample sheet"
-                    unet(z, torch.zeros(GUIDED), context, encoder_attention_mask=mask)
+                    unet(z, torch.zeros(GUIDED), context, encoder_attention_mask=mask, added_cond_kwargs=more)
                     vae.decode(z_0)
             self._of_sheet = Trace(meter.peaks, meter.events, meter.aside)
         peaks, events, _ = self._of_sheet
