@@ -68,11 +68,11 @@ class CapturedUNet:
     ) -> Denoise:
         """`unet` with this context [B, T, C] and mask [B, T] as a function of (z, t); the shape of z is fixed here.
 
-        more: what SDXL reads beside them, by its names. The UNet computes in the dtype of the context; the prediction has the dtype of z.
+        The UNet computes in the dtype of the context; the prediction has the dtype of z. more: what SDXL reads beside
+        them, by its names.
 
         choice: "auto" captures if possible, "on" captures or raises ValueError, "off" calls the model.
         """
-
         names, values = tuple(more or {}), tuple((more or {}).values())
         given = context, mask, *values
 

@@ -78,8 +78,8 @@ class GraphCondition(NamedTuple):
 class ConditionerBase(nn.Module):
     """What every conditioner has beside its graph modules: null condition, dropout, centred images. A diffusers mixin.
 
-    Buffers: `image_mean`, `start_state`, `null_states` and, where the UNet reads a pooled vector, `null_pooled` (SD's own
-    text states), measured once from the frozen models. `to_pooled` is the linear map to that vector, or None.
+    Buffers, measured once from the frozen models: `image_mean`, and SD's own text states `start_state`, `null_states`
+    and, where the UNet reads a pooled vector, `null_pooled`. `to_pooled` is the linear map to that vector, or None.
     """
 
     config: Any

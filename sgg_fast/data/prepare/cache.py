@@ -103,11 +103,7 @@ def _describe(job: CacheJob, source: PairSource, foundation: Foundation) -> dict
         "split": job.split,
         "graphs": digest.hexdigest(),
         "settings": fixed_settings(job.data),
-        "models": {
-            "text_encoder": text,
-            "clip": fingerprint(foundation.clip),
-            "vae": fingerprint(foundation.vae),
-        },  # fmt: skip
+        "models": {"text_encoder": text, **{part: fingerprint(getattr(foundation, part)) for part in ("clip", "vae")}},
         "shard_size": job.shard_size,
         "batch_size": job.batch_size,
         # Pictures without boxes are turned upright; older caches lack this entry.
