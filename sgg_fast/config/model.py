@@ -71,8 +71,8 @@ class ModelConfig(Part):
         """Raises `ConfigError` if no setting names the models to load."""
         if self.source or self.sizes == "toy":
             return
-        named = {"sd21": "a Stable Diffusion v2.1", "sdxl": "an SDXL base"}
-        what = f"{named.get(self.sizes, 'a Stable Diffusion v1.4')} folder or hub id"
+        version = {"sd21": "v2.1", "sdxl": "XL base"}.get(self.sizes, "v1.4")
+        what = f"a Stable Diffusion {version} folder or hub id"
         if self.sizes == "toy-words":
             what = "the foundation that `python -m sgg_fast.toy.build foundation` makes (docs/toy.md)"
         raise ConfigError(f"this recipe needs --model: {what}")

@@ -136,7 +136,7 @@ class Planner:
         else:
             resident, host = {**resident, **host}, {}
         moments = {phase: dict(parts) for phase, parts in self._trace(batch).peaks.items()}
-        if on_gpu:
+        if on_gpu and self._draws_sheets:
             visiting = sum(_sizes([model for model in self._frozen if model not in called]))
             moments["sample sheet"] = {"frozen models for a sheet": visiting, **self._sheet()[0]}
         if not self.config.optim.optimizer_in_backward:
@@ -184,6 +184,11 @@ class Planner:
         return models
 
     @property
+    def _draws_sheets(self) -> bool:
+        """Whether the run draws sample sheets."""
+        return bool(self.config.run.sample_every and self.config.run.num_samples)
+
+    @property
     def _called(self) -> list[nn.Module]:
         """Those that each step calls."""
         return called_models(self.config, self.foundation, self._stage.cache)
@@ -218,9 +223,10 @@ class Planner:
         else:
             allocator.run(step)
             allocator.run(step)
-        for size in _sizes([model for model in self._frozen if model not in self._called]):
-            allocator.allocate(next(keys), size)
-        allocator.run(self._sheet()[1])
+        if self._draws_sheets:
+            for size in _sizes([model for model in self._frozen if model not in self._called]):
+                allocator.allocate(next(keys), size)
+            allocator.run(self._sheet()[1])
         return max(allocator.peak - plan.peak, 0)
 
     @property
