@@ -1,4 +1,4 @@
-"""Peaks of Stable Diffusion v1.4's true sizes on the stand-in beside `--plan`: `python -m fake_cuda.memory FORM ..`.
+"""Peaks of Stable Diffusion's true sizes (v1.4, SDXL) on the stand-in beside `--plan`: `-m fake_cuda.memory FORM ..`.
 
 A row is a run of `Trainer`: data and models, set-up, steps, a sample sheet, a checkpoint (not DeepSpeed's). torch's
 caching allocator counts. Convolutions and attention allocate what cuDNN's would. Not in a row: cuDNN's real workspaces,
@@ -22,6 +22,7 @@ from unittest import mock
 import numpy as np
 import torch
 
+from sgg_fast.config import Config, ModelConfig
 from sgg_fast.data.sources import PairSource
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.recipes import recipe
@@ -50,6 +51,14 @@ TRAINING_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
     "ds.json": ({}, str(Path(__file__).parents[2] / "ds.json")),
 }
 """Form of DESIGN 4's memory row -> its settings and its DeepSpeed configuration."""
+_IN_BACKWARD = {"optimizer_in_backward": True, "max_grad_norm": 0.0, "sample_every": 0}
+SDXL_FORMS: dict[str, dict[str, Any]] = {
+    "SDXL": {"sample_every": 0},
+    "SDXL in backward": _IN_BACKWARD,
+    "SDXL in backward, sheets": {**_IN_BACKWARD, "sample_every": 1000},
+}
+"""Form -> what it changes of laion1024-sdxl (bf16 weights, checkpointed); at --resolution 1024, --batch 1 or 2. Sample
+sheets call the autoencoder at full size and bring both text encoders back. Not measured yet."""
 FIELDS = ("form", "resolution", "batch", "planned_gib", "allocated_gib", "off_percent", "planned_reserved_gib",
           "reserved_gib", "off_reserved_percent", "planned_when", "cache_gib", "build_gib", "step_gib", "sheet_gib",
           "checkpoint_gib", "left_gib", "torch", "device")  # fmt: skip
@@ -69,14 +78,14 @@ class Peaks:
         self.of[name] = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
 
 
-def _models(*_: Any) -> Foundation:
+def _models(model: ModelConfig) -> Foundation:
     """Models of true size in host memory without contents, with tokenizers that map any word to some tokens."""
     with torch.device("meta"):
-        made = blank_foundation(recipe("vg256").model)
-    for part in (made.unet, made.vae, made.text_encoder, made.clip):
+        made = blank_foundation(model)
+    for part in (made.unet, made.vae, *made.text_encoders, made.clip):
         part.to_empty(device="cpu")
     made.scheduler = type(made.scheduler).from_config(made.scheduler.config)  # its tables have contents
-    made.tokenizer = made.clip_tokenizer = toy_tokenizer()
+    made.tokenizer = made.tokenizer_2 = made.clip_tokenizer = toy_tokenizer()
     return made
 
 
@@ -85,10 +94,18 @@ def _pairs(data: Any, *_: Any) -> PairSource:
     return PairSource([largest_graph()] * NUM_IMAGES, lambda i: blank, "blank")
 
 
+def settings_of(name: str, resolution: int, batch: int) -> tuple[Config, str | None]:
+    """The settings of a form's row and its DeepSpeed configuration."""
+    if name in SDXL_FORMS:
+        changes, ds_path, base = SDXL_FORMS[name], None, "laion1024-sdxl"
+    else:
+        (changes, ds_path), base = TRAINING_FORMS[name], "vg256"
+    return recipe(base, **{**SETTINGS, "resolution": resolution, "batch_size": batch, **changes}), ds_path
+
+
 def measure(name: str, resolution: int, batch: int, history: bool = False) -> dict[str, Any]:
     """A row of one form. history: print what was alive at the peak."""
-    changes, ds_path = TRAINING_FORMS[name]
-    config = recipe("vg256", resolution=resolution, batch_size=batch, **SETTINGS, **changes)
+    config, ds_path = settings_of(name, resolution, batch)
     peaks = Peaks()
     gc.collect()
     torch.cuda.empty_cache()
@@ -115,7 +132,8 @@ def measure(name: str, resolution: int, batch: int, history: bool = False) -> di
             for step in range(NUM_STEPS):
                 trainer.engine.update(np.arange(batch)[None], step)
         with peaks.phase("sheet"):
-            draw_sheet(trainer._pipeline(with_text=False), config.run, trainer.source, trainer.device)
+            if config.run.sample_every:
+                draw_sheet(trainer._pipeline(with_text=False), config.run, trainer.source, trainer.device)
         with peaks.phase("checkpoint"), mock.patch.object(engine_state, "save_file"), mock.patch("torch.save"):
             if ds_path is None:
                 trainer.engine.save(out)
@@ -136,8 +154,7 @@ def measure(name: str, resolution: int, batch: int, history: bool = False) -> di
 
 def planned(name: str, resolution: int, batch: int) -> MemoryPlan:
     """The plan of a row; it needs no device."""
-    changes, ds_path = TRAINING_FORMS[name]
-    config = recipe("vg256", resolution=resolution, batch_size=batch, **SETTINGS, **changes)
+    config, ds_path = settings_of(name, resolution, batch)
     ds_config = plan_engine(config.optim, "finetune", torch.device("cuda"), ds_path)
     return Planner(config, ds_config, "cuda", num_images=NUM_IMAGES, stored=False).plan(batch)
 
@@ -160,7 +177,7 @@ def read_rows(path: Path = ROWS) -> list[dict[str, Any]]:
 
 def write_rows(rows: list[dict[str, Any]], path: Path = ROWS) -> None:
     """Write rows in the order of the forms, the large pictures first."""
-    forms = list(TRAINING_FORMS)
+    forms = [*TRAINING_FORMS, *SDXL_FORMS]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
