@@ -51,14 +51,13 @@ TRAINING_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
     "ds.json": ({}, str(Path(__file__).parents[2] / "ds.json")),
 }
 """Form of DESIGN 4's memory row -> its settings and its DeepSpeed configuration."""
-_IN_BACKWARD = {"optimizer_in_backward": True, "max_grad_norm": 0.0, "sample_every": 0}
 SDXL_FORMS: dict[str, dict[str, Any]] = {
-    "SDXL": {"sample_every": 0},
-    "SDXL in backward": _IN_BACKWARD,
-    "SDXL in backward, sheets": {**_IN_BACKWARD, "sample_every": 1000},
+    "SDXL": {"optimizer_in_backward": False, "max_grad_norm": 1.0, "sample_every": 0},
+    "SDXL in backward": {"sample_every": 0},
+    "SDXL in backward, sheets": {},
 }
-"""Form -> what it changes of laion1024-sdxl (bf16 weights, checkpointed); at --resolution 1024, --batch 1 or 2. Sample
-sheets call the autoencoder at full size and bring both text encoders back. Not measured yet."""
+"""Form -> what it changes of laion1024-sdxl (bf16 weights, in backward, checkpointed); at --resolution 1024, --batch 1
+or 2. Sample sheets call the autoencoder at full size. Not measured yet."""
 FIELDS = ("form", "resolution", "batch", "planned_gib", "allocated_gib", "off_percent", "planned_reserved_gib",
           "reserved_gib", "off_reserved_percent", "planned_when", "cache_gib", "build_gib", "step_gib", "sheet_gib",
           "checkpoint_gib", "left_gib", "torch", "device")  # fmt: skip

@@ -32,7 +32,7 @@ from sgg_fast.recipes import recipe
 RECIPE = {"sd21": "vg512-sd21", "sdxl": "laion1024-sdxl"}
 SHRUNK = ["--resolution", "64", "--width", "32", "--num-layers", "2", "--log-every", "1", "--num-samples", "1",
           "--sheet-steps", "2", "--sample-every", "2", "--num-negatives", "3", "--geometry", "0",
-          "--attention-loss", "0", "--checkpoint-every", "2"]  # fmt: skip
+          "--attention-loss", "0", "--checkpoint-every", "2", "--token-init", "text"]  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=["sd21", "sdxl"])
@@ -133,7 +133,8 @@ def test_the_result_keeps_what_further_training_needs(run, folders, tmp_path):
 
 
 def test_under_deepspeed(run, folders, tmp_path):
-    words = ["--steps", "2", "--weights", "master", "--sample-every", "0", "--deepspeed", DS_JSON,
+    words = ["--steps", "2", "--weights", "master", "--no-optimizer-in-backward", "--sample-every", "0",
+             "--max-grad-norm", "1", "--deepspeed", DS_JSON,
              "--graph-encoder", str(run / "pretrain" / "graph_encoder")]  # fmt: skip
     assert train.main(argv(folders, "finetune", *words, out=tmp_path)) == 0
     found, plain = rows(tmp_path / "finetune"), rows(run / "finetune")
@@ -163,7 +164,8 @@ def test_baselines_train(folders, tmp_path, words):
 def test_a_prepared_cache_trains_like_the_set(run, folders, tmp_path):
     named = [word for name in ("model", "clip", "data") for word in (f"--{name}", str(folders[name]))]
     cache = tmp_path / "cache"
-    words = ["cache", *named, "--recipe", RECIPE[folders["model"].name], "--resolution", "64", "--out", str(cache)]
+    words = ["cache", *named, "--recipe", RECIPE[folders["model"].name], "--resolution", "64", "--token-init", "text"]
+    words += ["--out", str(cache)]
     assert prepare(words) == 0
     phrases = load_file(cache / "graphs.safetensors")["phrases"]
     backbone = load_foundation(str(folders["model"]), str(folders["clip"])).backbone
