@@ -54,11 +54,8 @@ class Backbone:
 
         The values of a picture that is its own original: as training cuts squares, and as diffusers samples.
         """
-        # Filled on the device: a captured step cannot copy a constant from the host.
-        sizes_B6 = torch.zeros(num_images, NUM_SIZES, device=device)
-        for column, value in ((0, height), (1, width), (4, height), (5, width)):
-            sizes_B6[:, column] = value
-        return sizes_B6
+        sizes_6 = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=device)
+        return sizes_6.expand(num_images, -1)
 
 
 def added(pooled_BK: torch.Tensor | None, sizes_B6: torch.Tensor | None) -> dict[str, torch.Tensor] | None:

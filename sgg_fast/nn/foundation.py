@@ -73,7 +73,8 @@ class Foundation:
 
     def pipeline_parts(self) -> dict[str, Any]:
         """The parts by their names in a pipeline; the graph encoder is not among them."""
-        parts = {name: getattr(self, name) for name in (*_SD_PARTS, *_SECOND)}
+        names = (*_SD_PARTS, *(_SECOND if self.text_encoder_2 is not None else ()))
+        parts = {name: getattr(self, name) for name in names}
         return parts | dict(zip(_OWN_CLIP, (self.clip, self.clip_tokenizer), strict=True))
 
 

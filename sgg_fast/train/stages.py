@@ -227,6 +227,8 @@ class FinetuneStage(nn.Module):
         alpha_bar = foundation.scheduler.alphas_cumprod.to(names.device)
         # A tuple keeps the frozen models out of the parameters and the state dict.
         self._frozen = (names, conditioner.centre_images(cache.images), alpha_bar, foundation)
+        height, width = (side * foundation.latent_factor for side in cache.latent_shape[1:])
+        self._sizes_16 = foundation.backbone.sizes(height, width, 1, names.device)  # read by SDXL alone
         self.geometry = _geometry(config.run.seed, conditioner, cache) if objective.geometry else None
         self.placement = None
         if objective.attention_loss:
@@ -338,10 +340,7 @@ class FinetuneStage(nn.Module):
         """What SDXL's UNet reads beside the context: the pooled vectors, and the size of the square pictures."""
         if given.pooled is None:
             return None
-        foundation, (_, *sides) = self.foundation, self.cache.latent_shape
-        height, width = (side * foundation.latent_factor for side in sides)
-        sizes_B6 = foundation.backbone.sizes(height, width, len(given.pooled), given.pooled.device)
-        return added(given.pooled.to(self.unet.dtype), sizes_B6)
+        return added(given.pooled.to(self.unet.dtype), self._sizes_16.expand(len(given.pooled), -1))
 
     def _alignment(
         self,

@@ -1,7 +1,7 @@
 """Small inputs of the matrix's rows, made once on the CPU: `python -m fake_cuda.inputs FOLDER`.
 
-sd, sd21, sdxl, clip: folders shaped like Stable Diffusion v1.4, v2.1, SDXL base and CLIP ViT-B/32. set: a prepared set with boxes. cache: one of it
-by the toy's models. graphs.json: ten graphs.
+sd, sd21, sdxl, clip: folders shaped like Stable Diffusion v1.4, v2.1, SDXL base and CLIP ViT-B/32. set: a prepared set
+with boxes. cache: one of it by the toy's models. graphs.json: ten graphs.
 """
 
 from __future__ import annotations
