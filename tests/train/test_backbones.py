@@ -194,7 +194,7 @@ def test_recipes_name_what_they_need(name):
 
 
 def write_toy_xl(folder: Path) -> Path:
-    """The toy's autoencoder, CLIP and text tower, this twice, around a small UNet of SDXL's shape with random weights."""
+    """The toy's autoencoder, CLIP and (twice) text tower around a small UNet of SDXL's shape, with random weights."""
     toy = toy_foundation()
     width, projected = toy.text_encoder.config.hidden_size, toy.clip.config.projection_dim
     second = CLIPTextModelWithProjection(CLIPTextConfig(**toy.clip.config.text_config.to_dict()))
