@@ -88,7 +88,7 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         """SD's text encoders with their tokenizers; None for a pipeline without them."""
         pairs = ((self.text_encoder, self.tokenizer), (self.text_encoder_2, self.tokenizer_2))
         there = [pair for pair in pairs if pair[0] is not None]
-        return TextTowers(*zip(*there, strict=True)) if there else None
+        return TextTowers(tuple(encoder for encoder, _ in there), tuple(words for _, words in there)) if there else None
 
     @property
     def guidance_scale(self) -> float:
@@ -124,15 +124,15 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         raw = embed_names(self.graph_clip, self.graph_tokenizer, table.spoken())
         said = self.graph_encoder.read([*bare, *graphs], table, self.towers)
         given = self.graph_encoder(self.graph_encoder.names_of(table, raw), batch, said)
-        inputs = (given.context, given.mask) if given.pooled is None else (given.context, given.mask, given.pooled)
-        inputs = tuple(x.repeat_interleave(num_images_per_prompt, dim=0) for x in inputs)
+        own = [x for x in (given.context, given.mask, given.pooled) if x is not None]
+        own = [x.repeat_interleave(num_images_per_prompt, dim=0) for x in own]
         if guided:
             num_images = len(graphs) * num_images_per_prompt
-            null = self.graph_encoder.null_condition(num_images, given.context.shape[1])
-            if given.pooled is not None:
-                null = (*null, self.graph_encoder.null_pooled.expand(num_images, -1))
-            inputs = tuple(torch.cat([none.to(x), x]) for none, x in zip(null, inputs, strict=True))
-        return inputs
+            null = [*self.graph_encoder.null_condition(num_images, given.context.shape[1])]
+            if self.graph_encoder.null_pooled is not None:
+                null.append(self.graph_encoder.null_pooled.expand(num_images, -1))
+            own = [torch.cat([none.to(x), x]) for none, x in zip(null, own, strict=True)]
+        return tuple(own)
 
     @torch.no_grad()
     def __call__(
@@ -219,8 +219,7 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
     ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """The UNet in its own dtype with the graphs' context, as a function of time and latents like `noise`."""
         asked = conditions(self.guidance_scale, relation_guidance)
-        inputs = self.encode_graphs(graphs, num_images_per_prompt, "null" in asked, "bare" in asked)
-        context, mask, *pooled = inputs
+        context, mask, *pooled = self.encode_graphs(graphs, num_images_per_prompt, "null" in asked, "bare" in asked)
         like = noise.repeat(len(asked), 1, 1, 1)
         height, width = (self.vae_scale_factor * side for side in noise.shape[2:])
         sizes = Backbone.of(self.unet.config).sizes(height, width, len(like), like.device)

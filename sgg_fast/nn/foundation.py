@@ -63,7 +63,8 @@ class Foundation:
     @property
     def towers(self) -> TextTowers:
         """The text encoders with their tokenizers."""
-        return TextTowers(self.text_encoders, (self.tokenizer, self.tokenizer_2)[: len(self.text_encoders)])
+        tokenizers = (self.tokenizer, self.tokenizer_2)
+        return TextTowers(self.text_encoders, tuple(words for words in tokenizers if words is not None))
 
     def freeze(self) -> Foundation:
         """Put all parts in eval mode without gradients; training enables the UNet again."""
