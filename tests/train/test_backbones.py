@@ -119,6 +119,16 @@ def test_the_result_draws_and_a_relation_changes_the_picture(run, tmp_path):
     assert torch.equal(drawn[0], drawn[2]) and not torch.equal(drawn[0], drawn[1])
 
 
+def test_sdxls_autoencoder_decodes_in_fp32(run, folders):
+    """Its activations exceed fp16's range; v2's stay in the dtype that was asked for."""
+    pipeline = SceneGraphToImagePipeline.from_pretrained(run / "finetune" / "pipeline", torch_dtype=torch.float16)
+    seen: list[torch.dtype] = []
+    pipeline.vae.decoder.register_forward_pre_hook(lambda module, given: seen.append(given[0].dtype))
+    pipeline.decode(torch.zeros(1, 4, 8, 8, dtype=torch.float16), "pt")
+    assert seen == [torch.float32 if folders["model"].name == "sdxl" else torch.float16]
+    assert pipeline.vae.dtype == torch.float16
+
+
 def test_the_result_keeps_what_further_training_needs(run, folders, tmp_path):
     result, xl = run / "finetune" / "pipeline", folders["model"].name == "sdxl"
     assert read_index(result)["force_zeros_for_empty_prompt"] == xl
