@@ -116,6 +116,7 @@ def test_a_gpu_has_frozen_models_for_a_sheet_only_unless_a_step_calls_them():
     assert called.moments["sample sheet"]["frozen models for a sheet"] == 0
     on_cpu = Planner(config, device="cpu").plan(1)
     assert "sample sheet" not in on_cpu.moments and on_cpu.resident["frozen models"] > visiting
+    assert "sample sheet" not in Planner(config.replace(sample_every=0)).plan(1).moments
 
 
 def test_gaps_count_against_the_budget():
