@@ -12,7 +12,6 @@ from sgg_fast.diffusion.captured import MAX_GRAPHS, CapturedUNet, Recording
 from sgg_fast.drawing.explain import AttentionMaps
 from sgg_fast.nn.fuse import fuse
 
-
 SDXL = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 60}
 
 
