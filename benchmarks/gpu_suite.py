@@ -26,8 +26,8 @@ import tarfile
 import tempfile
 import time
 
-from benchmarks import targets
 from benchmarks.harness.output import read_rows
+from benchmarks.ops import targets
 from sgg_fast.commands import command
 from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import ConfigError

@@ -36,7 +36,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("--since", type=float, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.model = args.model or ("toy" if args.quick else None)
-    args.form = args.form or [name for name in forms.SAMPLING if not (args.quick and "compiled" in name)]
+    args.form = args.form or [name for name in forms.SAMPLING if not args.quick or name in forms.QUICK_SAMPLING]
     args.resolution = args.resolution or ([64] if args.quick else [256, 512])
     args.batch = args.batch or ([1, 2] if args.quick else [1, 8])
     args.steps = args.steps or (4 if args.quick else 100)

@@ -24,7 +24,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = command_parser("train_step", __doc__, "train_step.csv or pretrain_step.csv")
     add = parser.add_argument
     add("--stage", required=True, choices=("pretrain", "finetune"))
-    add("--form", nargs="+", choices=[*forms.FINETUNE, *forms.PRETRAIN], help="default: all")
+    add(
+        "--form",
+        nargs="+",
+        choices=[*forms.FINETUNE, *forms.PRETRAIN],
+        help="default: all; of --quick those that do not compile",
+    )
     add("--resolution", nargs="+", type=int, help="default: 128 256 512")
     add("--batch", nargs="+", type=int, help="default: 2 16; of pre-training 2 64")
     add("--memory-cap", help="let torch have no more of the card than this, such as 24GiB")

@@ -121,7 +121,7 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         bare = [SceneGraph(graph.objects) for graph in graphs] if relation_guided else []
         table = NameTable()
         batch = SceneGraphBatch.from_graphs([*bare, *graphs], table).to(self._execution_device)
-        raw = embed_names(self.graph_clip, self.graph_tokenizer, table.spoken())
+        raw = embed_names(self.graph_clip, self.graph_tokenizer, table.spoken()).to(self._execution_device)
         said = self.graph_encoder.read([*bare, *graphs], table, self.towers)
         given = self.graph_encoder(self.graph_encoder.names_of(table, raw), batch, said)
         own = [x for x in (given.context, given.mask, given.pooled) if x is not None]
@@ -213,6 +213,11 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         images = latents if output_type == "latent" else self.decode(latents, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
+
+    @property
+    def _execution_device(self) -> torch.device:
+        """The UNet's device: a training run's sample sheet may leave the frozen models in CPU memory."""
+        return super()._execution_device if hasattr(self.unet, "_hf_hook") else self.unet.device
 
     def _denoiser(
         self, graphs: Sequence[SceneGraph], num_images_per_prompt: int, noise: torch.Tensor, relation_guidance: float

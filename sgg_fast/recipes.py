@@ -147,6 +147,7 @@ def laion1024_sdxl() -> Config:
         optimizer_in_backward=True,
         max_grad_norm=0.0,
         gradient_checkpointing=True,
+        sheet_device="cpu",
         guidance=5.0,  # diffusers' default for SDXL
     )
 
@@ -159,15 +160,15 @@ RECIPES = {"toy": toy, "toy-words": toy_words, "vg128": vg128, "vg256": vg256, "
 def recipe(name: str, **settings: Any) -> Config:
     """The recipe `name` with flat settings changed. Raises `ConfigError` for an unknown name or a bad value.
 
-    A baseline has none of SGG-IG's own losses; asking for one is refused. Ways of updating weights that only 8-bit Adam
-    has select it; --lora has weights of its own.
+    A baseline has none of SGG-IG's own losses; asking for one is refused. Ways of updating weights that exclude
+    fp32 moments select 8-bit Adam; --lora has weights of its own.
     """
     if name not in RECIPES:
         raise ConfigError(f"--recipe {name}: there is no such recipe; there are {', '.join(RECIPES)}")
     if settings.get("conditioner", "sgg") != "sgg":
         settings = {"loss_weight": 1.0, "geometry": 0.0, "attention_loss": 0.0, **settings}
-    if settings.get("weights", "master") != "master" or settings.get("optimizer_in_backward"):
+    if settings.get("weights") == "lean" or settings.get("optimizer_in_backward"):
         settings = {"optimizer": "adam8bit", **settings}
     if settings.get("lora"):
-        settings = {"weights": "master", **settings}
+        settings = {"weights": "auto", **settings}
     return RECIPES[name]().replace(**settings)

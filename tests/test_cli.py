@@ -173,7 +173,7 @@ def data_folder(tmp_path: Path, image: bytes | None = None) -> Path:
         ("pretrain", ["--num-scenes", "1"], "needs at least 2"),
         ("pretrain", ["--resolution", "60"], "--resolution must be a multiple of 8"),
         ("pretrain", ["--kernels", "triton"], "--kernels triton: the tensors are on cpu"),
-        ("pretrain", ["--deepspeed", DS_JSON], "--stage pretrain runs in one process and without --deepspeed"),
+        ("pretrain", ["--deepspeed", DS_JSON], "--stage pretrain runs without --deepspeed"),
         ("pretrain", ["--out", "{folder}/file"], "file is a file, not a folder"),
         ("pretrain", ["--out", "{folder}/file/run"], "file is a file, not a folder"),
         ("finetune", ["--attention", "xformers"], "--attention xformers needs a CUDA device"),

@@ -104,7 +104,7 @@ def test_a_command_refuses(tmp_path, command, words, reason):
         (["--conditioner", "text", "--geometry", "0.5"], "has none of SGG-IG's own tokens for --geometry"),
         (["--budget", "24GiB"], "--budget is for --plan and --auto-batch"),
         (["--conditioner", "text"], "--conditioner text has no pre-training: go on with --stage finetune"),
-        (["--deepspeed", "{folder}/absent.json"], "--stage pretrain runs in one process and without --deepspeed"),
+        (["--deepspeed", "{folder}/absent.json"], "--stage pretrain runs without --deepspeed"),
         (["--out", "{folder}/file"], "file is a file, not a folder"),
         (["--stage", "finetune", "--graph-encoder", "{folder}/absent"], "absent: there is no such folder"),
         (["--stage", "finetune", "--deepspeed", "{folder}/absent.json"], "absent.json: cannot be read: No such file"),

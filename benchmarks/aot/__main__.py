@@ -3,6 +3,7 @@
     python -m benchmarks.aot                       # every chip: the table, and broken rules
     python -m benchmarks.aot --arch sm_89 --check  # also against the committed baseline
     python -m benchmarks.aot --update              # write the baselines
+    python -m benchmarks.aot --case adam --update  # only the rows of the cases whose name contains "adam"
 
 Rules (`rules.py`, `ir.py`): no stack, local memory, atomics or double precision; shared memory within the opt-in limit;
 64-bit addressing; accesses contiguous within a warp, 16 bytes a lane if rows are aligned; the declared occupancy. The
@@ -29,11 +30,11 @@ PROCESSES = 2
 BASELINES = pathlib.Path(__file__).resolve().parents[1] / "baselines"
 
 
-def compile_in_process(arch: str) -> list:
-    """Compile every case for `arch` in a process of its own. Raises `AotError`."""
+def compile_in_process(arch: str, pattern: str = "") -> list:
+    """Compile the cases whose name contains `pattern` for `arch` in a process of its own. Raises `AotError`."""
     from benchmarks.aot.compile import compile_chip
 
-    return in_fresh_process(compile_chip, arch)
+    return in_fresh_process(compile_chip, arch, pattern)
 
 
 def baseline_path(arch: str) -> pathlib.Path:
@@ -41,18 +42,24 @@ def baseline_path(arch: str) -> pathlib.Path:
     return BASELINES / f"aot_{arch}.json"
 
 
-def write_baseline(arch: str, compiled: list, path: pathlib.Path) -> None:
-    """Registers and shared bytes of every kernel, one a line."""
+def write_baseline(arch: str, compiled: list, path: pathlib.Path, pattern: str = "") -> None:
+    """Registers and shared bytes of every kernel, one a line.
+
+    pattern: rows of other cases stay as they are, and those of `compiled` follow them.
+    """
     import triton
 
-    rows = [f"  {json.dumps(c.key)}: {json.dumps({'registers': c.registers, 'shared': c.shared})}" for c in compiled]
+    kept = json.loads(path.read_text())["kernels"] if pattern and path.is_file() else {}
+    found = {c.key: {"registers": c.registers, "shared": c.shared} for c in compiled}
+    found = {key: row for key, row in kept.items() if pattern not in key} | found
+    rows = [f"  {json.dumps(key)}: {json.dumps(row)}" for key, row in found.items()]
     head = f' "arch": "{arch}",\n "triton": "{triton.__version__}",\n "kernels": {{\n'
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{\n" + head + ",\n".join(rows) + "\n }\n}\n")
 
 
-def baseline_diff(arch: str, compiled: list, path: pathlib.Path) -> list[str]:
-    """One line for each kernel that differs from the baseline by more than the tolerance."""
+def baseline_diff(arch: str, compiled: list, path: pathlib.Path, pattern: str = "") -> list[str]:
+    """One line for each kernel that differs from the baseline by more than the tolerance; rows of `pattern` alone."""
     import triton
 
     if not path.is_file():
@@ -70,7 +77,11 @@ def baseline_diff(arch: str, compiled: list, path: pathlib.Path) -> list[str]:
         if c.shared != was["shared"]:
             lines.append(f"{arch} {c.key}: shared {was['shared']} -> {c.shared} bytes")
     keys = {c.key for c in compiled}
-    lines += [f"{arch} {key}: in the baseline, but no longer launched (--update)" for key in old if key not in keys]
+    lines += [
+        f"{arch} {key}: in the baseline, but no longer launched (--update)"
+        for key in old
+        if key not in keys and pattern in key
+    ]
     if lines and made_by != triton.__version__:
         lines.append(f"{arch}: the baseline was made with triton {made_by}, this is {triton.__version__}")
     return lines
@@ -102,9 +113,9 @@ def report(arch: str, compiled: list, args: argparse.Namespace, shipped: set[str
     """Print the report of one chip; returns one line for each fault."""
     wrong = violations(compiled, shipped)
     if args.update:
-        write_baseline(arch, compiled, baseline_path(arch))
+        write_baseline(arch, compiled, baseline_path(arch), args.case)
     if args.check:
-        wrong += baseline_diff(arch, compiled, baseline_path(arch))
+        wrong += baseline_diff(arch, compiled, baseline_path(arch), args.case)
     else:
         print(table(compiled))
     cases = len({c.case for c in compiled})
@@ -118,14 +129,15 @@ def main(argv: list[str] | None) -> int:
     """The command line; returns the exit code."""
     parser = OneLineParser(prog="python -m benchmarks.aot", description=__doc__.split("\n")[0])
     parser.add_argument("--arch", nargs="+", choices=list(CHIPS), default=list(CHIPS), help="chips (all)")
+    parser.add_argument("--case", default="", metavar="TEXT", help="only cases whose name holds this (all)")
     parser.add_argument("--check", action="store_true", help="compare with the committed baselines; no table")
     parser.add_argument("--update", action="store_true", help="write the baselines")
     args = parser.parse_args(argv)
     from benchmarks.aot.cases import shipped_kernels
 
-    started, shipped, wrong = time.perf_counter(), shipped_kernels(), []
+    started, shipped, wrong = time.perf_counter(), set() if args.case else shipped_kernels(), []
     with concurrent.futures.ThreadPoolExecutor(PROCESSES) as pool:
-        running = {arch: pool.submit(compile_in_process, arch) for arch in args.arch}
+        running = {arch: pool.submit(compile_in_process, arch, args.case) for arch in args.arch}
         for arch, future in running.items():
             try:
                 wrong += report(arch, future.result(), args, shipped)

@@ -136,11 +136,16 @@ def hash_draw(kind: int) -> None:
         hash_draw([index(1), index(samples, torch.int64), 12, *words], 77, 4096, kind)
 
 
-def adam(num_chunks: int, max_norm: float, weight: torch.dtype, split: bool, grad: torch.dtype, bits: int) -> None:
-    from sgg_kernels.adam import BLOCK, adam_decide, adam_update
-    from sgg_kernels.adam8bit import adam8bit_update
+def adam(
+    num_chunks: int, max_norm: float, weight: torch.dtype, split: bool, grad: torch.dtype, state: int | str
+) -> None:
+    """state: the bits of both moments, or a name of `FACTORED`."""
+    from sgg_kernels.optim.adafactor import adafactor_update
+    from sgg_kernels.optim.adam import BLOCK, adam_decide, adam_update
+    from sgg_kernels.optim.adam_blockwise import adam_blockwise_update
+    from sgg_kernels.reference.adafactor import Factored
     from sgg_kernels.reference.adam import CONTROL_SIZE, Hyper
-    from sgg_kernels.reference.adam8bit import BLOCK_8BIT, Moments
+    from sgg_kernels.reference.adam_blockwise import BLOCKS, Moments
     from sgg_kernels.reference.weights import Weights
 
     num = num_chunks * BLOCK
@@ -150,14 +155,27 @@ def adam(num_chunks: int, max_norm: float, weight: torch.dtype, split: bool, gra
         index(CONTROL_SIZE, _F32),
         Hyper(max_norm=max_norm),
     )
-    rest = table, grad, control, index(4, _F32), index(1), hyper
+    rest = grad, control, index(4, _F32), index(1), hyper
     adam_decide([table], [grad], control, index(1), hyper)
-    if bits == 32:
-        adam_update(weights, (index(num, _F32), index(num, _F32)), *rest)
+    if state == 32:
+        adam_update(weights, (index(num, _F32), index(num, _F32)), table, *rest)
         return
-    codes, scales = (index(num, torch.uint8) for _ in range(2)), (index(num // BLOCK_8BIT, _F32) for _ in range(2))
-    adam8bit_update(weights, Moments(*codes, *scales, index(256, _F32), index(256, _F32)), *rest)
+    bits = state if isinstance(state, int) else 4
+    codes = (index(num * bits // 8, torch.uint8) for _ in range(2))
+    scales = (index(num // BLOCKS[bits], _F32) for _ in range(2))
+    maps = (index(2**bits, _F32) for _ in range(2))
+    if isinstance(state, int):
+        adam_blockwise_update(weights, Moments(*codes, *scales, *maps), table, *rest)
+        return
+    shapes = FACTORED[state]
+    means = (index(sum(shape[k] for shape in shapes), _F32) for k in (0, 1))
+    matrices = index(6 * len(shapes), torch.int64).view(-1, 6)
+    moments = Factored(next(codes), next(scales), next(maps), *means, matrices)
+    adafactor_update(weights, moments, table, index(3 * len(shapes), torch.int64).view(-1, 3), shapes, *rest)
 
+
+FACTORED = {"wide": [(1280, 11520), (320, 320), (10240, 1280)], "first": [(320, 36)], "odd": [(77, 77)]}
+"""Rows and columns of the matrices: all widths a multiple of 8; the UNet's first convolution; an odd width."""
 
 ADAM_FORMS = {
     "fp32": (_F32, False, _F32),
@@ -297,6 +315,12 @@ def cases() -> list[AotCase]:
             if name != "scale" or form in ("fp32", "lean"):
                 run = functools.partial(adam, num_chunks, 0.0, *dtypes, bits)
                 made.append(AotCase(f"adam8bit {bits} {name} {form}", run, vectors=True))
+    for form, dtypes in ADAM_FORMS.items():
+        run = functools.partial(adam, 839_000, 0.0, *dtypes, 4)
+        made.append(AotCase(f"adam4bit unet {form}", run, vectors=True))
+        for name in FACTORED if form == "lean" else ("wide",):
+            run = functools.partial(adam, 839_000, 0.0, *dtypes, name)
+            made.append(AotCase(f"adafactor {name} {form}", run, vectors=name == "wide"))
     for size in SIZES:
         for op in (gather_add_relu, scatter_mean, masked_pool, triple_context):
             made.append(AotCase(f"{op.__name__} {size.name}", functools.partial(op, size), size.width % 16 == 0))
@@ -306,7 +330,7 @@ def cases() -> list[AotCase]:
 def shipped_kernels(folder: pathlib.Path | None = None) -> set[str]:
     """Every kernel of `kernels/`: its jit functions, except those that jit functions of any of its files call."""
     folder = folder or pathlib.Path(__file__).resolve().parents[2] / "kernels" / "sgg_kernels"
-    trees = [ast.parse(path.read_text()) for path in sorted(folder.glob("*.py"))]
+    trees = [ast.parse(path.read_text()) for path in sorted(folder.rglob("*.py"))]
     jit = [
         node for tree in trees for node in tree.body
         if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(d) for d in node.decorator_list)

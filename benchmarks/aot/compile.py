@@ -168,7 +168,7 @@ def compile_cases(arch: str, some: Iterable[AotCase], least_warps: dict[str, int
     return found
 
 
-def compile_chip(arch: str) -> list[Compiled]:
-    """Every shipped launch; a process compiles for one chip only."""
+def compile_chip(arch: str, pattern: str = "") -> list[Compiled]:
+    """Every shipped launch of the cases whose name contains `pattern`; a process compiles for one chip only."""
     use_chip(arch)
-    return compile_cases(arch, cases(), LEAST_WARPS)
+    return compile_cases(arch, [case for case in cases() if pattern in case.name], LEAST_WARPS)

@@ -35,6 +35,7 @@ COUNTED = (
     "hash_draw normal",
     "adam paper",
     "adam8bit 8 unet split",
+    "adafactor wide lean",
     *(f"{op} {size}" for op in ("gather_add_relu", "scatter_mean", "masked_pool", "triple_context")
       for size in ("bucket bf16", "scale autocast")),
     "group_norm_silu C/G 10 1024 bfloat16",
@@ -47,6 +48,8 @@ COUNTED = (
 
 _LOOP = "skips a loop that has at least one turn: "
 REASONS: dict[tuple[str, str], str] = {
+    ("adafactor_", "range("): _LOOP + "a matrix has a row and a column",
+    ("adafactor_", "tl.store("): _LOOP + "a matrix has a row and a column",
     ("pack_fwd_kernel", "//"): "64-bit division of numbers from 2^32 on; a batch has at most 2^28 rows",
     ("cross_attention_bwd_kv_kernel", "for start in range("): _LOOP + "a chunk has a query",
     ("cross_attention_bwd_kv_kernel", "tl.store("): _LOOP + "a chunk has a query",
@@ -190,8 +193,9 @@ def unentered(results: list[Result]) -> tuple[int, collections.Counter]:
 def python_line(source: str) -> str:
     """The innermost line in a kernel's file that `file.py:line:column @[ file.py:line:column ]` names; "" for none."""
     for name, number in re.findall(r"(\w+\.py):(\d+)", source):
-        if int(number) and (KERNELS / name).is_file():
-            return (KERNELS / name).read_text().splitlines()[int(number) - 1].strip()
+        found = next(KERNELS.rglob(name), None)
+        if int(number) and found:
+            return found.read_text().splitlines()[int(number) - 1].strip()
     return ""
 
 

@@ -34,6 +34,7 @@ from benchmarks.ops.cases import FORWARD_ONLY, GRAPH_OPS, IMAGE_OPS, Case
 from benchmarks.ops.registry import DTYPES, ImageShape, Inputs, Shape, inputs
 from sgg_fast import ops
 from sgg_fast.train.optim.adam_flat import FlatAdam
+from sgg_fast.train.optim.groups import STATES
 
 TABLE_DTYPE = "bf16"
 TABLE_SIZES = ("paper", "1e6")
@@ -86,9 +87,11 @@ class Count:
 
     launches: int
     bytes: int
+    flops: int = 0
+    """Of matrices and convolutions; 0 where they are not counted."""
 
     def __add__(self, other: Count) -> Count:
-        return Count(self.launches + other.launches, self.bytes + other.bytes)
+        return Count(self.launches + other.launches, self.bytes + other.bytes, self.flops + other.flops)
 
 
 class OpCounter(TorchDispatchMode):
@@ -301,9 +304,9 @@ def launched_by_optimiser(op: str, weights: str) -> list[str]:
     """Kernels of one step of two groups, as in the UNet: matrices, and weights with 32-bit state."""
     dtype = torch.float32 if weights == "fp32" else torch.bfloat16
     groups = []
-    for bits in (8 if op == "adam8bit" else 32, 32):
+    for state in (STATES[op], {"optim_bits": 32}):
         parameters = optimisers.parameters([(5,), (300,)], dtype, torch.device("cpu"), flat=False)
-        groups.append({"params": parameters, "lr": 1e-3, "optim_bits": bits})
+        groups.append({"params": parameters, "lr": 1e-3, **state})
     made = FlatAdam(groups, seed=0, max_norm=1.0, split=weights == "split")
     with counted_launches() as seen:
         made.step()
@@ -315,14 +318,14 @@ def optimiser_table() -> list[str]:
     num, rows = sum(torch.Size(shape).numel() for shape in optimisers.shapes("unet")), []
     for op, forms in optimisers.BYTES.items():
         for weights, each in forms.items():
-            norm = 4 if weights == "fp32" else 2
-            scales = num // 16 if op == "adam8bit" else 0
-            moved = roofline.Traffic(num * (each + norm) + scales)
+            norm = (4 if weights == "fp32" else 2) * optimisers.PASSES.get(op, 1)
+            moved = roofline.Traffic(num * (each + norm) + int(num * optimisers.SCALES[op]))
             times = [_number(1e3 * moved.seconds(chip)) for chip in CHIPS]
             cells = [str(len(launched_by_optimiser(op, weights))), str(each), str(norm), _number(moved.bytes / 1e9)]
             rows.append([op, weights, *cells, *times])
     header = ["op", "weights", "launches", "bytes an element", "and norm", "GB", *(f"{c.name}, ms" for c in CHIPS)]
-    return [f"{num:,} weights; *norm* reads each gradient once more", "", *markdown(header, rows)]
+    reads = "*norm* reads each gradient once more; adafactor's includes its means, two reads more"
+    return [f"{num:,} weights; {reads}", "", *markdown(header, rows)]
 
 
 def body() -> str:

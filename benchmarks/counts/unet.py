@@ -15,9 +15,11 @@ import contextlib
 import dataclasses
 import functools
 import sys
+import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -26,9 +28,11 @@ from sgg_kernels.launch import intercept
 from torch._library.custom_ops import OPDEFS
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._pytree import tree_map_only
+from torch.utils.flop_counter import flop_registry
 
 from benchmarks.counts.kernels import Count, OpCounter, tensor_bytes, triton_everywhere
 from benchmarks.harness.readme_table import ReadmeTable, markdown
+from sgg_fast.nn import attention as attention_module
 from sgg_fast.nn import fuse
 from sgg_fast.nn.backbone import NUM_SIZES, Backbone, added
 from sgg_fast.train.memory.sizes import PUBLISHED, Sizes
@@ -37,6 +41,9 @@ BATCH, CONTEXT = 2, 80
 """Images and tokens of the context."""
 ATTENTION_LAUNCHES = (1, 2)
 """Launches of flash attention, forward and backward (the row sums of the gradient, then everything else)."""
+
+PRODUCTS = (2, 5)
+"""Products of two matrices in them."""
 
 
 @torch.library.custom_op("sgg_count::attention", mutates_args=())
@@ -70,16 +77,22 @@ _attention.register_autograd(
 @contextlib.contextmanager
 def opaque_attention() -> Iterator[None]:
     """Attention as one fused operator; on tensors without memory torch would decompose it."""
-    stock = F.scaled_dot_product_attention
 
     def attention(q, k, v, attn_mask=None, dropout_p=0.0, is_causal=False):  # type: ignore[no-untyped-def]
         return _attention(q, k, v)
 
-    F.scaled_dot_product_attention = attention  # type: ignore[assignment]
-    try:
+    def by_xformers(operators, q, k, v, bias=None, scale=None):  # type: ignore[no-untyped-def]
+        return _attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+
+    forward = types.SimpleNamespace(NAME="counted")
+    with contextlib.ExitStack() as stack:
+        for where, name, put in (
+            (F, "scaled_dot_product_attention", attention),
+            (attention_module, "attend", by_xformers),
+            (attention_module, "find_operators", lambda *operands: attention_module.Operators(forward, forward)),
+        ):
+            stack.enter_context(mock.patch.object(where, name, put))
         yield
-    finally:
-        F.scaled_dot_product_attention = stock
 
 
 @contextlib.contextmanager
@@ -106,17 +119,33 @@ class UNetCounter(OpCounter):
     def __init__(self) -> None:
         super().__init__()
         self.launches: Counter[str] = Counter()
+        self.flops = 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
         result = super().__torch_dispatch__(func, types, args, kwargs)
         name = func._schema.name.split("::")[1]
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=result)
         if func.namespace == "sgg_fast":
             self._run(OPDEFS[func._schema.name]._init_fn, args)
         elif func.namespace == "sgg_count":
             outputs = result if isinstance(result, tuple) else (result,)
-            self.launches[name] += ATTENTION_LAUNCHES[name.endswith("bwd")]
+            backward = name.endswith("bwd")
+            q, k = args[backward : backward + 2]
+            self.launches[name] += ATTENTION_LAUNCHES[backward]
+            self.flops += PRODUCTS[backward] * 2 * q.numel() * k.shape[2]
             self.moved[name] += sum(map(tensor_bytes, (*args, *outputs)))
+        elif "convolution" in name:
+            self._copy_weight(*(args[1:3] if name.endswith("backward") else args[:2]), name.endswith("backward"))
         return result
+
+    def _copy_weight(self, images: torch.Tensor, weight: torch.Tensor, backward: bool) -> None:
+        """cuDNN takes channels-last images with a weight in that layout: another one is copied, and its gradient is."""
+        last = torch.channels_last
+        copied = images.is_contiguous(memory_format=last) and not images.is_contiguous()
+        if copied and not weight.is_contiguous(memory_format=last):
+            self.launches["weight to channels last"] += 1 + backward
+            self.moved["weight to channels last"] += 2 * (1 + backward) * tensor_bytes(weight)
 
     def _run(self, launcher: Callable[..., Any], args: tuple[Any, ...]) -> None:
         """Run our operator on tensors of the same shapes and strides; its launches are counted, not made."""
@@ -137,7 +166,7 @@ class UNetCounter(OpCounter):
     @property
     def total(self) -> Count:
         """Sum of aten's and ours."""
-        ours = Count(sum(self.launches.values()), sum(self.moved[name] for name in self.launches))
+        ours = Count(sum(self.launches.values()), sum(self.moved[name] for name in self.launches), self.flops)
         return self.count() + ours
 
     def named(self) -> Counter[str]:

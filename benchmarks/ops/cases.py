@@ -23,7 +23,7 @@ FORWARD_ONLY = {"pack": "int32", "hash_draw": "fp32"}
 
 BACKENDS = ("ours", "reference", "eager", "compile", "pyg", "sg2im")
 """Forms of an op (`baselines.py`)."""
-OPTIMISERS = ("ours", "reference", "foreach", "fused", "bitsandbytes", "torchao", "bitsandbytes-flat")
+OPTIMISERS = ("ours", "reference", "foreach", "fused", "bitsandbytes", "torchao", "transformers", "bitsandbytes-flat")
 OPTIMISER_SIZES = ("tiny", "graph", "unet")
 """Forms and sizes of an optimiser's step (`optimisers.py`)."""
 

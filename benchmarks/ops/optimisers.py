@@ -19,23 +19,35 @@ from benchmarks.harness import measure
 from benchmarks.harness.output import OpRow, Output, UnavailableError, device_of, in_time
 from sgg_fast import ops
 from sgg_fast.train.optim.adam_flat import FlatAdam
+from sgg_fast.train.optim.groups import STATES
 
 LR, STEPS = 1e-3, 3
-FLOOR = {"adam": 1e-5, "adam8bit": 2e-2}
+FLOOR = {"adam": 1e-5, "adam8bit": 2e-2, "adam4bit": 2e-2, "adafactor": 2e-2}
 """Relative error of the three updates that a form may have beside twice the reference's; codes differ at ties."""
 
-BYTES = {"adam": {"fp32": 28}, "adam8bit": {"fp32": 16, "split": 14, "bf16": 10}}
+BYTES = {
+    "adam": {"fp32": 28},
+    "adam8bit": {"fp32": 16, "split": 14, "bf16": 10},
+    "adam4bit": {"fp32": 14, "split": 12, "bf16": 8},
+    "adafactor": {"fp32": 13, "split": 11, "bf16": 7},
+}
 """Compulsory bytes of an element, by op and weights: gradient, weight and moments read, all but the first written.
 
-Scales add 1/16 (16 bytes for each block of 256, read and written). The norm of the gradients reads them once more.
+`SCALES` come on top. The norm of the gradients reads them once more, and the means of adafactor's rows and of its
+columns once each.
 """
+
+SCALES = {"adam": 0.0, "adam8bit": 1 / 16, "adam4bit": 1 / 8, "adafactor": 1 / 16}
+"""Bytes of an element: of each block and moment a scale in fp32, read and written."""
+
+PASSES = {"adafactor": 3}
+"""How often a step reads the gradients beside its update; once for the other ops."""
 
 Shapes = list[tuple[int, ...]]
 
 
 def _flat(op: str, weights: str, parameters: list[nn.Parameter]) -> FlatAdam:
-    group = {"params": parameters, "lr": LR, "optim_bits": 8 if op == "adam8bit" else 32}
-    return FlatAdam([group], seed=0, split=weights == "split")
+    return FlatAdam([{"params": parameters, "lr": LR, **STATES[op]}], seed=0, split=weights == "split")
 
 
 def _torch(**kind: bool) -> OptimiserForm:
@@ -45,20 +57,35 @@ def _torch(**kind: bool) -> OptimiserForm:
     return build
 
 
-def _packaged(package: str, build: Callable[..., torch.optim.Optimizer]) -> OptimiserForm:
-    """A package's 8-bit Adam. build: from the package's module, the weights' form and the parameters."""
+def _packaged(module: str, **builds: Callable[..., torch.optim.Optimizer]) -> OptimiserForm:
+    """A package's forms. builds: op -> from the module, the weights' form and the parameters."""
 
     def checked(op: str, weights: str, parameters: list[nn.Parameter]) -> torch.optim.Optimizer | None:
-        if op != "adam8bit" or weights == "split":
+        if op not in builds or weights == "split":
             return None
+        package = module.split(".")[0]
         if importlib.util.find_spec(package) is None:
             raise UnavailableError(f"not installed (pip install {package})")
-        return build(importlib.import_module(f"{package}.optim"), weights, parameters)
+        return builds[op](importlib.import_module(module), weights, parameters)
 
     return checked
 
 
-_BITSANDBYTES = _packaged("bitsandbytes", lambda optim, weights, p: optim.Adam8bit(p, LR, min_8bit_size=0))
+def _matrices(parameters: list[nn.Parameter]) -> list[nn.Parameter]:
+    """Convolutions as the matrices that ours factors; transformers' would factor each 3 x 3 kernel."""
+    made = []
+    for parameter in parameters:
+        shape = parameter.shape if parameter.ndim < 2 else (parameter.shape[0], -1)
+        made.append(nn.Parameter(parameter.detach().reshape(shape)))
+        made[-1].grad = None if parameter.grad is None else parameter.grad.reshape(shape)
+    return made
+
+
+def _of_torchao(name: str) -> Callable[..., torch.optim.Optimizer]:
+    return lambda optim, weights, p: getattr(optim, name)(p, LR, bf16_stochastic_round=weights == "bf16")
+
+
+_BITSANDBYTES = _packaged("bitsandbytes.optim", adam8bit=lambda optim, _, p: optim.Adam8bit(p, LR, min_8bit_size=0))
 OptimiserForm = Callable[[str, str, list[nn.Parameter]], torch.optim.Optimizer | None]
 FORMS: dict[str, OptimiserForm] = {
     "ours": _flat,
@@ -66,14 +93,17 @@ FORMS: dict[str, OptimiserForm] = {
     "foreach": _torch(foreach=True),
     "fused": _torch(fused=True),
     "bitsandbytes": _BITSANDBYTES,
-    "torchao": _packaged(
-        "torchao", lambda optim, weights, p: optim.Adam8bit(p, LR, bf16_stochastic_round=weights == "bf16")
+    "torchao": _packaged("torchao.optim", adam8bit=_of_torchao("Adam8bit"), adam4bit=_of_torchao("Adam4bit")),
+    "transformers": _packaged(
+        "transformers.optimization",
+        adafactor=lambda optim, _, p: optim.Adafactor(_matrices(p), LR, relative_step=False, scale_parameter=False),
     ),
     "bitsandbytes-flat": _BITSANDBYTES,
 }
 """(op, form of the weights, parameters) -> the optimiser, None if it does not exist. Raises `UnavailableError`.
 
 `bitsandbytes-flat` is on one parameter of as many elements, as if all weights were padded into one buffer.
+`transformers` has no first moment, which a step of ours reads and writes beside.
 """
 
 
@@ -109,8 +139,18 @@ def built(name: str, op: str, weights: str, sizes: Shapes, device: torch.device)
     return FORMS[name](op, weights, parameters(sizes, dtype, device, name.endswith("-flat")))
 
 
+def _adafactor_update(grad: torch.Tensor) -> torch.Tensor:
+    """Adafactor's update over LR for a gradient that stays the same, whose means and first moment are then its own."""
+    if grad.ndim < 2:
+        return grad.sign()
+    rows = grad.flatten(1).square()
+    v = rows.mean(1, keepdim=True) * rows.mean(0) / rows.mean()
+    update = grad.flatten(1) / v.sqrt()
+    return (update / update.square().mean().sqrt().clamp(min=1)).view_as(grad)
+
+
 def update_error(name: str, op: str, weights: str, device: torch.device) -> float | None:
-    """Relative L2 error of three updates of the small set against Adam in float64; None if there is no such form."""
+    """Relative L2 error of three updates of the small set against float64; None if there is no such form."""
     optimizer = built(name, op, weights, shapes("tiny"), device)
     if optimizer is None:
         return None
@@ -121,7 +161,11 @@ def update_error(name: str, op: str, weights: str, device: torch.device) -> floa
         parameter.grad = other.grad.double()
     exact = torch.optim.Adam(true, LR)
     for _ in range(STEPS):
-        exact.step()
+        if op == "adafactor":
+            for parameter in true:
+                parameter.data -= LR * _adafactor_update(parameter.grad)
+        else:
+            exact.step()
         optimizer.step()
     pairs = [(p.detach().double() - s, t.detach() - s) for p, s, t in zip(found, start, true, strict=True)]
     off = sum((a - b).square().sum() for a, b in pairs).sqrt()

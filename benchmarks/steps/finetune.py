@@ -172,7 +172,8 @@ def run(args: argparse.Namespace) -> int:
     print(measure.heading(device))
     if args.quick:
         print("TOY SIZES: these rows show that every form runs. They say nothing about Stable Diffusion's step.")
-    for name in in_time(args.form or forms.FINETUNE, deadline):
+    chosen = args.form or [name for name in forms.FINETUNE if not (args.quick and forms.compiles(name))]
+    for name in in_time(chosen, deadline):
         for row in measure_form(name, config, sizes, device, seconds=0.1 if args.quick else 1.0):
             output.add(row)
         gc.collect()

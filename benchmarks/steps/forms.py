@@ -12,7 +12,7 @@ PRETRAIN = ("naive", "cached", "kernels", "graphs")
 DS_JSON = str(Path(__file__).parents[2] / "ds.json")
 FINETUNE: dict[str, tuple[dict[str, Any], str | None]] = {
     "captured": ({}, None),
-    "captured-split": ({"weights": "split"}, None),
+    "captured-master": ({"weights": "master"}, None),
     "captured-lean": ({"weights": "lean"}, None),
     "plain": ({"cuda_graphs": False}, None),
     "plain-unfused": ({"cuda_graphs": False, "fuse_unet": "off"}, None),
@@ -21,8 +21,16 @@ FINETUNE: dict[str, tuple[dict[str, Any], str | None]] = {
     "ds.json": ({}, DS_JSON),
     "diffusers-adamw": ({"attention": "sdpa"}, "adamw"),
     "diffusers-8bit-xformers": ({"attention": "xformers"}, "adamw8bit"),
+    "diffusers-reduce-overhead": ({"attention": "sdpa", "compile": "reduce-overhead"}, "adamw"),
+    "diffusers-max-autotune": ({"attention": "sdpa", "compile": "max-autotune"}, "adamw"),
 }
 """Name -> changed settings, and the ds.json or the recipe's optimiser."""
+
+
+def compiles(name: str) -> bool:
+    """Whether torch.compile works for minutes before a form of fine-tuning runs."""
+    return "compile" in FINETUNE[name][0]
+
 
 NEEDS = {
     "ds.json": ("deepspeed", "bitsandbytes"),
@@ -30,8 +38,9 @@ NEEDS = {
 }
 """Packages that a form of fine-tuning requires."""
 
-SAMPLING = ("captured", "fused", "eager", "diffusers", "compiled", "diffusers-compiled")
+SAMPLING = ("captured", "fused", "eager", "diffusers", "compiled", "diffusers-compiled", "diffusers-max-autotune")
 """Those that compile for minutes come last."""
+QUICK_SAMPLING = SAMPLING[:4]
 
 
 @dataclasses.dataclass(frozen=True)

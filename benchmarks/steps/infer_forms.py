@@ -133,13 +133,14 @@ class OurPipeline(SamplingForm):
 class StockPipeline(SamplingForm):
     """StableDiffusionPipeline around the same UNet and VAE."""
 
-    def __init__(self, pipeline: SceneGraphToImagePipeline, size: Size, compiled: bool = False) -> None:
+    def __init__(self, pipeline: SceneGraphToImagePipeline, size: Size, mode: str = "") -> None:
+        """mode: of torch.compile; "" compiles nothing."""
         from diffusers import (
             StableDiffusionPipeline,
         )  # it prints during its import, so it comes after `quiet_libraries`
 
         super().__init__(pipeline, size)
-        self.call = "compiled" if compiled else "eager"
+        self.call = "compiled" if mode else "eager"
         dtype, device = pipeline.unet.dtype, pipeline.unet.device
         pipeline.vae.to(dtype)
         with torch.no_grad():
@@ -154,9 +155,9 @@ class StockPipeline(SamplingForm):
             feature_extractor=None, requires_safety_checker=False,
         ).to(device)  # fmt: skip
         self.stock.set_progress_bar_config(disable=True)
-        if compiled:  # the recommendation of diffusers' documentation
-            self.stock.unet = torch.compile(self.stock.unet)
-            self.stock.vae.decode = torch.compile(self.stock.vae.decode)
+        if mode:  # the recommendation of diffusers' documentation
+            self.stock.unet = torch.compile(self.stock.unet, mode=mode)
+            self.stock.vae.decode = torch.compile(self.stock.vae.decode, mode=mode)
 
     def draw(self, num_steps: int, output_type: str = "np") -> Any:
         side = self.size.resolution
@@ -179,7 +180,8 @@ FORMS: dict[str, Callable[[SceneGraphToImagePipeline, Size], SamplingForm]] = {
     "eager": OurPipeline,
     "diffusers": StockPipeline,
     "compiled": partial(OurPipeline, compiled=True),
-    "diffusers-compiled": partial(StockPipeline, compiled=True),
+    "diffusers-compiled": partial(StockPipeline, mode="default"),
+    "diffusers-max-autotune": partial(StockPipeline, mode="max-autotune"),
 }
 """The forms of `forms.SAMPLING`."""
 

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from benchmarks.harness.output import UnavailableError
-from benchmarks.steps.forms import FINETUNE, NEEDS, Size
+from benchmarks.steps.forms import FINETUNE, NEEDS, Size, compiles
 from sgg_fast.config import Config
 from sgg_fast.nn.attention import set_attention
 from sgg_fast.recipes import recipe
@@ -87,7 +87,8 @@ class Ours(Form):
         self.engine = build_engine(self.stage, device, self.ds)
         numel = sum(p.numel() for p in self.engine.module.parameters() if p.requires_grad)
         # Read weight, gradient and two bytes of state; write weight and state. DeepSpeed's also writes bf16 weights.
-        weight, gradient = 2 if config.optim.weights == "lean" else 4, 2 if config.optim.bf16_weights else 4
+        optim = self.stage.config.optim
+        weight, gradient = 2 if optim.weights == "lean" else 4, 2 if optim.bf16_weights else 4
         self.optimiser_bytes = numel * (2 * weight + gradient + 4 + (2 if self.ds else 0))
         self._step = 0
 
@@ -134,7 +135,7 @@ class Captured(Ours):
         super().prepare(size)
         del self.engine
         gc.collect()
-        self.stage.config = self.config.replace(batch_size=size.batch)
+        self.stage.config = self.stage.config.replace(batch_size=size.batch)
         self.engine = build_engine(self.stage, self.device, self.ds)
         self._step = 0
 
@@ -143,8 +144,10 @@ class Diffusers(Form):
     """The recipe's step: encode the images, encode the texts, predict the noise, AdamW, clip at 1."""
 
     def __init__(
-        self, config: Config, optimiser: str, attention: str, sizes: Sequence[Size], device: torch.device, num: int
-    ) -> None:
+        self, config: Config, optimiser: str, attention: str, mode: str, sizes: Sequence[Size], device: torch.device,
+        num: int,
+    ) -> None:  # fmt: skip
+        """mode: of torch.compile for the UNet; "" runs it as it is."""
         self.device, self.cast = device, torch.bfloat16
         torch.manual_seed(config.run.seed)
         with device:
@@ -160,6 +163,8 @@ class Diffusers(Form):
         low = self._at_sizes(sizes, num, self.cast)
         self.references = {size: (exact[size], low[size]) for size in sizes}
         self._attend_by(attention)
+        if mode:
+            self.unet.compile(mode=mode)
         self.optimizer = self._optimizer(optimiser)
         numel, state = sum(p.numel() for p in self.unet.parameters()), 2 if optimiser == "adamw8bit" else 8
         self.optimiser_bytes = numel * (3 * 4 + 2 * state)
@@ -235,7 +240,9 @@ def _normal_like(tensor: torch.Tensor, generator: torch.Generator) -> torch.Tens
 
 def call_of(name: str) -> str:
     """The value of `OpRow.call` for the form."""
-    return "replay" if name.startswith("captured") else "eager"
+    if name.startswith("captured"):
+        return "replay"
+    return "compiled" if compiles(name) else "eager"
 
 
 def build(name: str, config: Config, sizes: Sequence[Size], device: torch.device, num_losses: int) -> Form:
@@ -249,6 +256,6 @@ def build(name: str, config: Config, sizes: Sequence[Size], device: torch.device
     if name.startswith("diffusers"):
         assert other is not None
         attention = changes["attention"] if device.type == "cuda" else "sdpa"
-        return Diffusers(config, other, attention, sizes, device, num_losses)
+        return Diffusers(config, other, attention, changes.get("compile", ""), sizes, device, num_losses)
     kind = Captured if captured else Ours
     return kind(config.replace(**changes), other, sizes, device, num_losses)

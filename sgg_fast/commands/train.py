@@ -1,4 +1,7 @@
-"""Train SGG-IG: `python train.py --stage pretrain`, then `python train.py --stage finetune --deepspeed ds.json`."""
+"""Train SGG-IG: `python train.py --stage pretrain`, then `python train.py --stage finetune --deepspeed ds.json`.
+
+On N GPUs: `torchrun --nproc_per_node N train.py ...`, with or without --deepspeed.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,14 @@ import shlex
 import sys
 import traceback
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sgg_fast.commands import command, refuse, tell, typed
+from sgg_fast.commands import REFUSED, command, refuse, tell, typed
 from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.digests import VERIFY
+
+if TYPE_CHECKING:
+    from sgg_fast.train.run.interrupts import Stop
 
 NAME = "train.py"
 STAGES = ("pretrain", "finetune")
@@ -102,7 +108,7 @@ def _run(args: dict[str, Any]) -> int:
     from sgg_fast.recipes import recipe
     from sgg_fast.train.preflight import preflight
     from sgg_fast.train.run.hub import check_hub, push
-    from sgg_fast.train.run.interrupts import Signalled, Stop
+    from sgg_fast.train.run.interrupts import Stop
 
     try:
         try:
@@ -118,19 +124,21 @@ def _run(args: dict[str, Any]) -> int:
             from sgg_fast.train.trainer import Trainer
 
             if plan:
-                print(memory.show_plan(memory.TypedRun(config, stage, ds_path, plan), budget))
+                text = memory.show_plan(memory.TypedRun(config, stage, ds_path, plan), budget)
+                if env.rank() == 0:
+                    print(text)
                 return 0
             if auto_batch:
                 config = memory.auto_batch(memory.TypedRun(config, stage, ds_path, env.device().type), budget)
             trainer = Trainer(config, stage, out, ds_path, graph_encoder, overwrite)
         except (ValueError, OSError) as error:
-            return refuse(NAME, error)
+            return _refuse(error)
         try:
             result = trainer.train()
             if repo and env.rank() == 0:
                 tell(f"uploaded to {push(result, repo)}")
         except (ConfigError, OSError) as error:  # a run in use, a full disk; any other error from here on is a bug
-            return refuse(NAME, error)
+            return _refuse(error)
     except (RuntimeError, MemoryError) as error:
         from sgg_fast.train.memory import advice as memory
 
@@ -138,15 +146,46 @@ def _run(args: dict[str, Any]) -> int:
             raise
         trainer = None
         traceback.clear_frames(error.__traceback__)  # this also frees the memory of the run
-        return refuse(NAME, memory.out_of_memory(memory.TypedRun(config, stage, ds_path, env.device().type)))
+        return _refuse(memory.out_of_memory(memory.TypedRun(config, stage, ds_path, env.device().type)))
     except Stop as stop:
-        if env.rank() == 0 or not isinstance(stop, Signalled):
-            with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal
-                print(f"{NAME}: {stop}", file=sys.stderr)
-        return stop.exit_code
+        return _stopped(stop)
     if env.rank() == 0:
         tell(f"saved {result}\nnext: {next_command(stage, name, out, args, file)}")
     return 0
+
+
+def _refuse(reason: Exception | str) -> int:
+    """`refuse`, in one line of the run's first process if it refuses too, else of the one that does.
+
+    Before the processes have met, what they refuse is the same on a machine, and its first one says so.
+    """
+    from sgg_fast import env
+
+    met = sys.modules.get("sgg_fast.train.run.processes")  # absent before torch is loaded
+    if met is None or not met.have_met():
+        return refuse(NAME, reason) if env.local_rank() == 0 else REFUSED
+    if env.rank() == 0:
+        met.say_refused()
+        return refuse(NAME, reason)
+    return REFUSED if met.first_refused() else refuse(f"{NAME}: process {env.rank()} of the run", reason)
+
+
+def _stopped(stop: Stop) -> int:
+    """End a run early; all processes stop alike, and the first one says so, unless one of them is lost."""
+    from sgg_fast import env
+    from sgg_fast.train.run import processes
+    from sgg_fast.train.run.interrupts import LostProcess
+
+    lost = isinstance(stop, LostProcess)
+    if isinstance(stop, LostProcess) and not stop.is_late and env.rank() and processes.first_refused():
+        return REFUSED
+    if lost or env.rank() == 0:
+        with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal
+            print(f"{NAME}: {stop}", file=sys.stderr)
+    if lost and env.device().type == "cuda":  # a sum on the device, whose peer is lost, would hold the exit up
+        sys.stderr.flush()
+        os._exit(stop.exit_code)
+    return stop.exit_code
 
 
 def next_command(stage: str, recipe: str, out: Path, settings: dict[str, object], file: Path | None = None) -> str:

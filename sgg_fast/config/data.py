@@ -30,6 +30,11 @@ class DataConfig(Part):
     """Graphs of each image of a COCO set; their relations are drawn from its boxes. Each is a sample of its own."""
     resolution: int = setting(64, at_least=32, multiple_of=8, in_cache=True, makes_cache=True, in_card=True)
     """Resolution of the training images: width and height in pixels, a multiple of 8."""
+    latents_device: str = setting(
+        "auto", choices=("auto", "cpu"), may_change=True, saves_memory={"latents_device": "cpu"}
+    )
+    """Where fine-tuning keeps the set's latents: on the GPU if they take less than a quarter of its free memory, else
+    in files (auto); or in files or CPU memory (cpu). Those are read ahead, and losses are the same."""
     num_scenes: int = setting(256, at_least=1, makes_cache=True)
     """Number of toy scenes, with --data toy, toy-rare or toy-words."""
 

@@ -20,7 +20,7 @@ class ModelConfig(Part):
     conditioner: str = setting("sgg", choices=("sgg", "text", "sgdiff"), in_card=True)
     """Conditioner of the UNet: sgg, the graph encoder of SGG-IG, or a baseline without pre-training: text, the graph as
     text through SD's text encoder, or sgdiff, the graph encoder of SGDiff."""
-    text_form: str = setting("sentence", choices=("sentence", "phrases", "numbered"))
+    text_form: str = setting("sentence", choices=("sentence", "phrases", "numbered"), exact=())
     """Text of a graph for --conditioner text: one sentence, phrases of one token each, or one sentence that numbers the
     names of which there are several."""
     width: int = setting(128, at_least=1, in_encoder=True, in_card=True)
@@ -43,15 +43,24 @@ class ModelConfig(Part):
     was trained with fewer (2: start and end). With fewer, the context is only as long as its graphs."""
     instance_codes: bool = setting(False, in_encoder=True)
     """Distinguish objects of one name in a graph: a random code on every token that mentions the object."""
-    attention: str = setting("auto", choices=("auto", "xformers", "sdpa", "cudnn"), may_change=True)
+    attention: str = setting(
+        "auto",
+        choices=("auto", "xformers", "sdpa", "cudnn"),
+        may_change=True,
+        exact=("auto", "xformers", "sdpa", "cudnn"),
+    )
     """UNet attention: auto is xformers on CUDA and torch's SDPA elsewhere; cudnn is SDPA by cuDNN, in bf16 or fp16."""
-    cross_attention: str = setting("auto", choices=("auto", "ours"), may_change=True)
+    cross_attention: str = setting("auto", choices=("auto", "ours"), may_change=True, exact=("auto", "ours"))
     """Attention to the context: auto is --attention's; ours is this package's kernel, in bf16 or fp16."""
-    kernels: str = setting("auto", choices=("auto", "reference", "triton"), may_change=True)
+    kernels: str = setting(
+        "auto", choices=("auto", "reference", "triton"), may_change=True, exact=("auto", "reference", "triton")
+    )
     """Graph kernels: auto is Triton on CUDA and the reference form elsewhere."""
-    fuse_unet: str = setting("auto", choices=("auto", "on", "off"), may_change=True)
+    fuse_unet: str = setting("auto", choices=("auto", "on", "off"), may_change=True, exact=("auto", "on", "off"))
     """Fuse the UNet's normalisation and gates and merge projections, under stock parameter names; auto: on for CUDA."""
-    gradient_checkpointing: bool = setting(False, may_change=True, saves_memory={"gradient_checkpointing": True})
+    gradient_checkpointing: bool = setting(
+        False, may_change=True, exact=(False, True), saves_memory={"gradient_checkpointing": True}
+    )
     """Recompute the UNet's activations in backward: less memory, about a quarter more work."""
 
     def check(self) -> None:

@@ -7,13 +7,16 @@ import dataclasses
 from .fields import ConfigError, Part, setting
 from .model import ModelConfig
 
+BLOCKWISE = ("adam8bit", "adam4bit", "adafactor")
+"""Optimisers with a blockwise quantised state."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimConfig(Part):
     """Optimisation of both stages."""
 
     batch_size: int = setting(8, at_least=1, in_card=True)
-    """Graphs or images per step and process; in fine-tuning per micro-batch."""
+    """Graphs or images per step and process; in fine-tuning per micro-batch. Several processes (torchrun) add up."""
     accumulation_steps: int = setting(1, at_least=1)
     """Micro-batches of --batch-size whose gradients make one fine-tuning step; they count as one step."""
     pretrain_steps: int = setting(300, at_least=1, may_change=True)
@@ -26,29 +29,42 @@ class OptimConfig(Part):
     """Learning rate of the UNet in fine-tuning."""
     graph_lr: float = setting(1e-4, at_least=0, in_card=True)
     """Learning rate of the graph modules in fine-tuning."""
-    lr_schedule: str = setting("constant", choices=("constant", "cosine"))
+    lr_schedule: str = setting("constant", choices=("constant", "cosine"), exact=())
     """Learning rates over a stage: constant, or a cosine from full to a hundredth at the stage's last step."""
     warmup_steps: int = setting(0, at_least=0)
     """Steps over which the learning rates rise linearly to full."""
     max_grad_norm: float = setting(1.0, at_least=0)
     """Upper bound of the gradient's norm; a larger gradient is clipped. 0 turns clipping off."""
     weights: str = setting(
-        "master",
-        choices=("master", "split", "lean"),
+        "auto",
+        choices=("auto", "master", "split", "lean"),
+        exact=("auto", "master", "split"),
         saves_memory={"weights": "lean", "precision": "auto", "optimizer": "adam8bit"},
     )
     """Storage of the UNet's weights in fine-tuning: fp32, cast for compute (master); bf16, while the optimiser keeps
     the low halves of fp32, so nothing is cast (split); or bf16 alone, with updates rounded stochastically so that small
-    ones are kept on average (lean: saves 4 of 10 bytes a weight)."""
+    ones are kept on average (lean: saves 4 of 10 bytes a weight). auto: split on CUDA where our kernels update the
+    whole UNet after bf16 compute, so without --lora, --ema, --deepspeed, --precision fp32 or fp16 and --kernels
+    reference; else master. A resumed run keeps what it began with."""
     precision: str = setting("auto", choices=("auto", "fp32", "bf16", "fp16"), in_card=True)
     """Precision of fine-tuning: auto is bf16 on CUDA and with bf16 --weights, else fp32; fp16 scales the loss."""
     optimizer_in_backward: bool = setting(
-        False, saves_memory={"optimizer_in_backward": True, "max_grad_norm": 0, "optimizer": "adam8bit"}
+        False, exact=(), saves_memory={"optimizer_in_backward": True, "max_grad_norm": 0, "optimizer": "adam8bit"}
     )
     """Update each weight once backward has its gradient, and free that: no gradient clipping, no accumulation."""
-    optimizer: str = setting("adam", choices=("adam8bit", "adam"), in_card=True, saves_memory={"optimizer": "adam8bit"})
-    """Fine-tuning optimiser: 8-bit Adam, or Adam with fp32 moments, which is faster on a CPU. bf16 --weights and
-    --optimizer-in-backward take 8-bit Adam. Pre-training always runs Adam in fp32."""
+    optimizer: str = setting(
+        "adam",
+        choices=("adam8bit", "adam", "adam4bit", "adafactor"),
+        in_card=True,
+        saves_memory={"optimizer": "adam8bit"},
+    )
+    """Fine-tuning optimiser: Adam with 8-bit moments (2 bytes a weight); with fp32 moments (8 bytes; faster on a CPU);
+    with 4-bit moments (1.1 bytes); or Adafactor (0.53 bytes: the second moment as means of rows and columns, the first
+    in 4 bits). Norms, biases and embeddings keep fp32 moments. --weights lean and --optimizer-in-backward exclude adam.
+    Pre-training always runs Adam in fp32."""
+    pretrain_matmul: str = setting("high", choices=("highest", "high"), may_change=True, exact=())
+    """torch's float32 matmul precision in pre-training on CUDA: high multiplies in TF32 (operands of 10 mantissa bits,
+    sums in fp32), highest in fp32. The loss curve is the same to its own noise (benchmarks/LOG.md)."""
     lora: int = setting(0, at_least=0, in_card=True)
     """Rank of low-rank adapters (LoRA) that fine-tuning trains in place of the UNet's weights; 0: the weights. The
     frozen weights are stored in --precision. The graph modules train whole."""
@@ -59,7 +75,9 @@ class OptimConfig(Part):
     """Learning rate of --lora's adapters, in place of --unet-lr."""
     ema: float = setting(0.0, at_least=0, below=1, hint="such as 0.9999")
     """Decay per step of an average of the weights, which the result holds instead of the last ones; 0 for none."""
-    ema_device: str = setting("auto", choices=("auto", "cpu"), saves_memory={"ema_device": "cpu"}, only_with="ema")
+    ema_device: str = setting(
+        "auto", choices=("auto", "cpu"), exact=(), saves_memory={"ema_device": "cpu"}, only_with="ema"
+    )
     """Device of the average: beside the weights, or in CPU memory (updated every 16 steps)."""
 
     def check(self) -> None:
@@ -72,11 +90,12 @@ class OptimConfig(Part):
         if self.bf16_weights and self.precision in ("fp32", "fp16"):
             raise ConfigError(f"--weights {self.weights} keeps weights in bf16: leave out --precision {self.precision}")
         for name, used in (
-            (f"--weights {self.weights}", self.bf16_weights),
+            (f"--weights {self.weights}", self.weights == "lean"),
             ("--optimizer-in-backward", self.optimizer_in_backward),
         ):
-            if used and self.optimizer != "adam8bit":
-                raise ConfigError(f"{name} needs --optimizer adam8bit, not {self.optimizer}")
+            if used and self.optimizer not in BLOCKWISE:
+                raise ConfigError(f"{name} needs --optimizer {', '.join(BLOCKWISE[:-1])} or {BLOCKWISE[-1]}, not "
+                                  f"{self.optimizer}")  # fmt: skip
         if self.optimizer_in_backward:
             excluded = {
                 "--max-grad-norm (set it to 0)": self.max_grad_norm > 0,
@@ -99,8 +118,11 @@ class OptimConfig(Part):
 
     @property
     def bf16_weights(self) -> bool:
-        """Whether fine-tuning's UNet is in bf16, without autocast; not under DeepSpeed, which refuses such weights."""
-        return self.weights != "master"
+        """Whether fine-tuning's UNet is in bf16, without autocast; not under DeepSpeed, which refuses such weights.
+
+        "auto" is not: `engines.base.resolved` replaces it, and it stays where only fp32 weights can run.
+        """
+        return self.weights in ("split", "lean")
 
     def learning_rates(self, stage: str) -> dict[str, float]:
         """Full learning rates of a stage's parts, "unet" (or its adapters) and "graph"."""

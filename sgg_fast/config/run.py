@@ -15,13 +15,13 @@ class RunConfig(Part):
     """Name of the recipe that the settings come from."""
     seed: int = setting(0, at_least=0, at_most=2**32 - 1, in_card=True, makes_cache=True)
     """Seed of everything random; each draw is a hash of (seed, step, sample)."""
-    cuda_graphs: bool = setting(True, may_change=True)
+    cuda_graphs: bool = setting(True, may_change=True, exact=(True, False))
     """Capture steps on CUDA as CUDA graphs instead of launching kernel by kernel; steps that cannot be captured
     (DeepSpeed, --precision fp16, --optimizer-in-backward) run eagerly."""
     max_skipped: int = setting(10, at_least=1, may_change=True)
     """The run stops after this many skipped steps in a row. A step is skipped if its loss or gradient is not finite."""
     rank_timeout: float = setting(600.0, at_least=1, may_change=True)
-    """Seconds that a process waits for the others of the run before it stops."""
+    """Seconds that each of several processes waits for the others before it stops."""
     validation_pairs: int = setting(32, at_least=0)
     """Images kept out of pre-training with their graphs, for validation; at most an eighth of the set."""
     validate_every: int = setting(100, at_least=0, may_change=True)
@@ -38,6 +38,11 @@ class RunConfig(Part):
     """Graphs on a sample sheet."""
     sheet_steps: int = setting(20, at_least=1, may_change=True)
     """DDIM steps of the pictures on a sample sheet."""
+    sheet_device: str = setting(
+        "auto", choices=("auto", "cpu"), may_change=True, saves_memory={"sheet_device": "cpu"}, only_with="num_samples"
+    )
+    """Device on which a sample sheet's names are embedded and its pictures decoded: that of the training, which the
+    frozen models visit, or the CPU, where they stay. The UNet draws on its own."""
     sampling_steps: int = setting(100, at_least=1, may_change=True)
     """DDIM steps that infer.py takes with the saved result unless --steps is given."""
     guidance: float = setting(4.0, at_least=1, hint="1 is none", may_change=True)

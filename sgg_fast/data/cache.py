@@ -1,8 +1,8 @@
 """Outputs of the frozen models, computed once: VAE moments, CLIP image embeddings, name embeddings, packed graphs.
 
-Only this module and `prepare/cache.py`, which writes files, run models in `data/`. Results computed here lie in memory
-on the training device; the moments of a prepared cache stay on disk. Letters: M images of the set, S samples (S = D M
-for D draws of relations), I CLIP width, V names, c and h, w channels and sides of a latent.
+Only this module and `prepare/cache.py`, which writes files, run models in `data/`. The results lie in the memory of the
+training device; moments that need too much of it stay in files or host memory (`moments.py`). Letters: M images of the
+set, S samples (S = D M for D draws of relations), I CLIP width, V names, c and h, w channels and sides of a latent.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from sgg_fast.commands import NotFiniteError
 from sgg_fast.config import ConfigError, ModelConfig
+from sgg_fast.data.moments import MomentRows, read_to
 from sgg_fast.data.sources import PairSource
-from sgg_fast.data.stored import MomentRows, StoredCache, read_to
+from sgg_fast.data.stored import StoredCache
 from sgg_fast.graph import NameTable, SceneGraphBatch
 from sgg_fast.nn.clip import embed_images, embed_names
 from sgg_fast.nn.foundation import Foundation, load_foundation
@@ -28,8 +29,10 @@ from sgg_fast.nn.foundation import Foundation, load_foundation
 logger = logging.getLogger(__name__)
 
 RESIDENT_SHARE = 0.25
-"""Share of a GPU's free memory. Moments that need less are kept there and not read from disk at every step."""
+"""Share of a GPU's free memory. Moments that need less are kept there and not sent with every step."""
 
+
+_LARGEST = torch.finfo(torch.float16).max
 
 ENCODED_PIXELS = 32 * 128**2
 """Pixels that the VAE encodes at once: about 1 GiB of activations at SD's widths, whatever the resolution."""
@@ -47,7 +50,7 @@ class TrainingCache:
     images: torch.Tensor
     """[S, I] raw CLIP image embeddings."""
     moments: torch.Tensor | MomentRows | None
-    """[S, 2c, h, w] mean and log-variance of the VAE posterior; None for pre-training alone."""
+    """fp16 [S, 2c, h, w] mean and log-variance of the VAE posterior; None for pre-training alone."""
     phrases: torch.Tensor | None = None
     """[P, C + K] SD's end-of-text row (`clip.TextTowers`) of each phrase of the table; None without text
     initialisation."""
@@ -67,7 +70,7 @@ class TrainingCache:
         return twice_c // 2, height, width
 
     def to(self, device: torch.device) -> TrainingCache:
-        """The same set on `device`; moments in files stay there."""
+        """The same set on `device`; `MomentRows` stay where they are."""
         held = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         moved: dict[str, Any] = {
             name: value.to(device) for name, value in held.items() if isinstance(value, torch.Tensor | SceneGraphBatch)
@@ -80,9 +83,10 @@ class TrainingCache:
         return [value for value in held if isinstance(value, torch.Tensor)]
 
     def latents(self, index_B: torch.Tensor, noise_Bchw: torch.Tensor) -> torch.Tensor:
-        """Unscaled samples of the posterior at `index`: mean + std * noise."""
-        assert self.moments is not None
-        mean, logvar = self.moments[index_B].float().chunk(2, dim=1)
+        """Unscaled samples of the posterior at `index`: mean + std * noise. `MomentRows` give the rows they brought."""
+        rows_B = self.moments.current if isinstance(self.moments, MomentRows) else self.moments[index_B]  # type: ignore[index]
+        assert rows_B is not None
+        mean, logvar = rows_B.float().chunk(2, dim=1)
         return mean + torch.exp(0.5 * logvar.clamp(-30, 20)) * noise_Bchw
 
 
@@ -112,14 +116,15 @@ def to_bytes(pixels: torch.Tensor) -> np.ndarray:
 def encode_images(
     images: np.ndarray, foundation: Foundation, device: torch.device, with_latents: bool
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """uint8 [B, H, W, 3] -> CLIP embeddings [B, I] and, with latents, VAE moments [B, 2c, h, w], both fp32.
+    """uint8 [B, H, W, 3] -> CLIP embeddings, fp32 [B, I], and, with latents, VAE moments, fp16 [B, 2c, h, w].
 
-    Raises `NotFiniteError` for NaN or Inf: no set is worth training on with them.
+    Raises `NotFiniteError` for NaN or Inf: no set is worth training on with them. Values beyond fp16 are clamped.
     """
     pixels, moments = to_pixels(images, device), None
     embedded = embed_images(foundation.clip, pixels)
     if with_latents:
         moments = foundation.vae.encode(pixels.to(foundation.vae.dtype)).latent_dist.parameters.float()
+        moments = moments.clamp(-_LARGEST, _LARGEST).half()
     for flag, part, found in (("clip", "the image tower", embedded), ("model", "the VAE", moments)):
         if found is not None and not found.isfinite().all():
             raise NotFiniteError(f"--{flag}: {part} gives numbers that are not finite: get the model again")
@@ -136,10 +141,11 @@ def build_cache(
     with_boxes: bool = False,
     batch_size: int | None = None,
     progress: bool = True,
+    latents_device: str = "auto",
 ) -> TrainingCache:
     """Run the frozen models over the whole set. They are moved to `device` and stay there until `assemble`.
 
-    batch_size: images encoded at once; None: as many as `ENCODED_PIXELS` allows.
+    batch_size: images encoded at once; None: as many as `ENCODED_PIXELS` allows. latents_device: as in `DataConfig`.
 
     A prepared cache is read instead. Raises `ConfigError` if other models made it, and if the run needs boxes and the
     set has none.
@@ -147,7 +153,7 @@ def build_cache(
     boxes = _boxes(source, device) if with_boxes else None
     if source.stored is not None:
         return dataclasses.replace(
-            _from_stored(source.stored, foundation, device, with_latents, with_phrases), boxes=boxes
+            _from_stored(source.stored, foundation, device, with_latents, with_phrases, latents_device), boxes=boxes
         )
     table = NameTable()
     graphs = SceneGraphBatch.from_graphs(source.graphs, table)
@@ -163,7 +169,7 @@ def build_cache(
         pictures = np.stack([source.load_image(i) for i in range(start, stop)])
         embedded, parameters = encode_images(pictures, foundation, device, with_latents)
         images.append(embedded)
-        moments += [] if parameters is None else [parameters]
+        moments += [] if parameters is None else [parameters.to("cpu" if latents_device == "cpu" else device)]
     if source.turned:
         logger.warning("%s", source.said_turned)
     return TrainingCache(
@@ -171,10 +177,14 @@ def build_cache(
         table=table,
         names=embed_names(clip, foundation.clip_tokenizer, table.spoken()),
         images=torch.cat(images).repeat(source.draws, 1),
-        moments=torch.cat(moments).repeat(source.draws, 1, 1, 1) if with_latents else None,
+        moments=_held(torch.cat(moments), source.draws, latents_device) if with_latents else None,
         phrases=_phrases(foundation, table, device) if with_phrases else None,
         boxes=boxes,
     )
+
+
+def _held(moments: torch.Tensor, draws: int, latents_device: str) -> torch.Tensor | MomentRows:
+    return MomentRows([moments.numpy()], draws) if latents_device == "cpu" else moments.repeat(draws, 1, 1, 1)
 
 
 def _phrases(foundation: Foundation, table: NameTable, device: torch.device) -> torch.Tensor:
@@ -207,7 +217,12 @@ def fingerprint(module: nn.Module) -> str:
 
 
 def _from_stored(
-    stored: StoredCache, foundation: Foundation, device: torch.device, with_latents: bool, with_phrases: bool
+    stored: StoredCache,
+    foundation: Foundation,
+    device: torch.device,
+    with_latents: bool,
+    with_phrases: bool,
+    latents_device: str,
 ) -> TrainingCache:
     """The tensors of a prepared cache; missing phrases are computed."""
     used = {"clip": foundation.clip, "vae": foundation.vae if with_latents else None}
@@ -227,7 +242,7 @@ def _from_stored(
         table=table,
         names=read_to([stored.arrays["names"]], device),
         images=stored.images(device),
-        moments=moments if moments is None or not _fits(moments, device) else moments.on(device),
+        moments=moments.on(device) if moments and latents_device == "auto" and _fits(moments, device) else moments,
         phrases=phrases,
     )
 
@@ -236,4 +251,4 @@ def _fits(moments: MomentRows, device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
-    return 4 * int(np.prod(moments.shape)) < RESIDENT_SHARE * free
+    return moments.dtype.itemsize * int(np.prod(moments.shape)) < RESIDENT_SHARE * free

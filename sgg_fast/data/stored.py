@@ -13,7 +13,6 @@ a text row (`nn.clip.TextTowers`), R side in pixels, c and h, w channels and sid
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,8 @@ from sgg_fast.graph import IMAGE_OBJECT, NameTable, SceneGraphBatch
 
 if TYPE_CHECKING:
     import torch
+
+    from sgg_fast.data.moments import MomentRows
 
 FORMAT = "sgg_fast cache 2"
 JOB = "job.json"
@@ -44,51 +45,6 @@ def fixed_settings(data: DataConfig) -> dict[str, Any]:
 def is_cache(folder: Path) -> bool:
     """True if `folder` is a cache, finished or not."""
     return (folder / INDEX).is_file() or (folder / JOB).is_file()
-
-
-def read_to(parts: Sequence[np.ndarray], device: torch.device | str) -> torch.Tensor:
-    """Memory maps [n, ...] one after the other as one tensor on `device`, `_ROWS` rows in memory at a time."""
-    import torch
-
-    whole = torch.empty(
-        sum(map(len, parts)), *parts[0].shape[1:], dtype=getattr(torch, parts[0].dtype.name), device=device
-    )
-    at = 0
-    for part in parts:
-        for first in range(0, len(part), _ROWS):
-            rows = torch.from_numpy(np.array(part[first : first + _ROWS]))
-            whole[at : at + len(rows)].copy_(rows)
-            at += len(rows)
-    return whole
-
-
-_ROWS = 1 << 16
-
-
-class MomentRows:
-    """[S, 2c, h, w] posterior moments in files; indexing reads the requested rows."""
-
-    def __init__(self, shards: Sequence[np.ndarray], draws: int) -> None:
-        self._shards = shards
-        self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
-        self.shape = (draws * int(self._starts[-1]), *shards[0].shape[1:])
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index_B: torch.Tensor) -> torch.Tensor:
-        """Rows [B, 2c, h, w] on the index's device. Waits for an index on a GPU."""
-        import torch
-
-        image_B = index_B.cpu().numpy() % self._starts[-1]
-        shard_B = np.searchsorted(self._starts, image_B, side="right") - 1
-        rows = [self._shards[k][i - self._starts[k]] for k, i in zip(shard_B, image_B, strict=True)]
-        return torch.from_numpy(np.stack(rows)).to(index_B.device)
-
-    def on(self, device: torch.device) -> torch.Tensor:
-        """All rows in the memory of `device`."""
-        rows = read_to(self._shards, device)
-        return rows if self.shape[0] == len(rows) else rows.repeat(self.shape[0] // len(rows), 1, 1, 1)
 
 
 class StoredCache:
@@ -176,9 +132,13 @@ class StoredCache:
 
     def images(self, device: torch.device | str = "cpu") -> torch.Tensor:
         """[S, I] image embeddings on `device`, read shard by shard."""
+        from sgg_fast.data.moments import read_to
+
         rows = read_to([shard["images"] for shard in self._shards], device)
         return rows if self.draws == 1 else rows.repeat(self.draws, 1)
 
     def moments(self) -> MomentRows:
         """[S, 2c, h, w]."""
+        from sgg_fast.data.moments import MomentRows
+
         return MomentRows([shard["moments"] for shard in self._shards], self.draws)

@@ -17,14 +17,17 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import logsigmoid
 
 
-def masked_mse(predicted_NK: torch.Tensor, target_NK: torch.Tensor, masked_N: torch.Tensor) -> torch.Tensor:
+def masked_mse(
+    predicted_NK: torch.Tensor, target_NK: torch.Tensor, masked_N: torch.Tensor, num: float | torch.Tensor | None = None
+) -> torch.Tensor:
     """Mean squared error over masked objects; 0 if none is masked. Targets have unit variance: chance is 1.
 
-    N may be several dimensions.
+    N may be several dimensions. num: what the sum is divided by in place of the number of masked objects, for a part of
+    a batch.
     """
     per_object = (predicted_NK.float() - target_NK.float()).square().mean(dim=-1)
     weight = masked_N.to(per_object.dtype)
-    return (per_object * weight).sum() / weight.sum().clamp(min=1)
+    return (per_object * weight).sum() / (weight.sum().clamp(min=1) if num is None else num)
 
 
 @dataclasses.dataclass(frozen=True)

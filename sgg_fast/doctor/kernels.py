@@ -12,6 +12,7 @@ from sgg_fast import ops
 from sgg_fast.doctor.findings import FAILED, OK, UNKNOWN, Finding
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.train.optim.adam_flat import FlatAdam
+from sgg_fast.train.optim.groups import STATES
 
 Tensors = dict[str, torch.Tensor]
 Call = Callable[[SceneGraphBatch, Tensors], Any]
@@ -97,14 +98,15 @@ def _judge(call: Call, batch: SceneGraphBatch, values: Tensors, dtypes: tuple[to
 
 
 def _adam(device: torch.device) -> str:
-    """Check the flat optimiser, 8-bit and 32-bit: one step by either form."""
+    """Check the flat optimiser, with every state: one step by either form."""
     weights = {}
     for form in ("reference", "triton"):
         with ops.assumed(form):
             generator = torch.Generator().manual_seed(1)
-            parameters = [torch.nn.Parameter(torch.randn(n, generator=generator).to(device)) for n in (5000, 300)]
-            groups = [{"params": [p], "lr": 1e-2, "optim_bits": bits, "name": str(bits)}
-                      for p, bits in zip(parameters, (8, 32), strict=True)]  # fmt: skip
+            shapes = {"adam8bit": (5000,), "adam": (300,), "adam4bit": (3000,), "adafactor": (50, 72)}
+            parameters = [torch.nn.Parameter(torch.randn(s, generator=generator).to(device)) for s in shapes.values()]
+            groups = [{"params": [p], "lr": 1e-2, "name": name, **STATES[name]}
+                      for p, name in zip(parameters, shapes, strict=True)]  # fmt: skip
             optimizer = FlatAdam(groups, 0, max_norm=1.0)
             for parameter in parameters:
                 parameter.grad = torch.randn(parameter.shape, generator=generator).to(device)

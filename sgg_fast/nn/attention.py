@@ -272,6 +272,16 @@ def _why_not_ours(unet: UNet2DConditionModel, device: torch.device) -> str:
     return _strange(unet, cross_only=True)
 
 
+def put_processors(unet: UNet2DConditionModel, chosen: str, cross: str = "auto") -> None:
+    """Give every layer the processor of a resolved choice, without asking whether it can run."""
+    processors = {"xformers": XformersAttnProcessor, "cudnn": CudnnAttnProcessor, "sdpa": AttnProcessor2_0}
+    used, ours = processors[chosen](), OurCrossAttnProcessor()
+    layers = {f"{name}.processor": layer for name, layer in unet.named_modules() if isinstance(layer, Attention)}
+    unet.set_attn_processor(
+        {name: ours if cross == "ours" and layer.is_cross_attention else used for name, layer in layers.items()}
+    )
+
+
 def set_attention(unet: UNet2DConditionModel, choice: str, device: torch.device, cross: str = "auto") -> str:
     """Set the attention of every layer to `choice`; returns the resolved choice and logs its reason.
 
@@ -300,12 +310,7 @@ def set_attention(unet: UNet2DConditionModel, choice: str, device: torch.device,
         except RuntimeError as error:
             raise ValueError(f"--attention cudnn: {str(error).strip().splitlines()[0]}; use sdpa") from error
         chosen = "cudnn"
-    processors = {"xformers": XformersAttnProcessor, "cudnn": CudnnAttnProcessor, "sdpa": AttnProcessor2_0}
-    used, ours = processors[chosen](), OurCrossAttnProcessor()
-    layers = {f"{name}.processor": layer for name, layer in unet.named_modules() if isinstance(layer, Attention)}
-    unet.set_attn_processor(
-        {name: ours if cross == "ours" and layer.is_cross_attention else used for name, layer in layers.items()}
-    )
+    put_processors(unet, chosen, cross)
     logger.info("UNet attention: %s (%s)%s", chosen, reason, "; our cross-attention" if cross == "ours" else "")
     return chosen
 

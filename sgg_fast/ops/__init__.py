@@ -6,7 +6,7 @@
 from .dispatch import BACKENDS, assumed, backend_for, use_kernels
 from .exchange import exchange_ends
 from .graph_ops import gather_add_relu, graph_mean, masked_pool, scatter_mean, triple_context
-from .pack import MaskDraw, draw_table, pack, pack_captured, pack_masked, table_shape
+from .pack import MaskDraw, draw_table, num_masked, pack, pack_captured, pack_masked, table_shape
 from .random import hash_normal, hash_u32, hash_uniform
 from .sums import ColumnSums
 from .unet_ops import add_layer_norm, cross_attention, geglu, group_norm_silu, group_norm_silu_beside, why_no_kernel
@@ -30,6 +30,7 @@ __all__ = [
     "hash_u32",
     "hash_uniform",
     "masked_pool",
+    "num_masked",
     "pack",
     "pack_captured",
     "pack_masked",

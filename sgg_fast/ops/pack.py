@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from sgg_kernels import reference
-from sgg_kernels.reference.pack import BATCH_FIELDS, PPM, STORE_FIELDS, MaskKey, field_shapes
+from sgg_kernels.reference.pack import BATCH_FIELDS, PPM, STORE_FIELDS, MaskKey, field_shapes, mask_counts
 
 from sgg_fast.graph import SceneGraphBatch
 
@@ -37,6 +37,12 @@ class MaskDraw:
     def __post_init__(self) -> None:
         if not 0 <= self.ratio <= 1:
             raise ValueError(f"pack: the mask ratio must lie between 0 and 1, not {self.ratio}")
+
+
+def num_masked(store: SceneGraphBatch, graph_ids: np.ndarray, ratio: float) -> int:
+    """Objects that a `MaskDraw` of this ratio masks in one copy of each of these graphs; the seed does not matter."""
+    objects = torch.from_numpy(store.sizes[graph_ids, 0].astype(np.int64) - 1)
+    return int(mask_counts(objects, round(ratio * PPM)).sum())
 
 
 @torch.library.custom_op("sgg_fast::pack", mutates_args=())

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from sgg_fast import ops
 from sgg_fast.config import SETTINGS, Config, ConfigError, ModelConfig
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.graph import SceneGraph
@@ -27,6 +28,8 @@ from sgg_fast.nn.foundation import Foundation
 from sgg_fast.nn.pipeline_parts import load_conditioner
 from sgg_fast.nn.sgdiff import SGDiffConditioner
 from sgg_fast.nn.text_baseline import TextConditioner, sentence
+from sgg_fast.train.engines.base import resolved
+from sgg_fast.train.optim import flat
 from sgg_fast.train.stages import FinetuneStage, PretrainStage, Stage
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -154,6 +157,8 @@ def assemble(
     further options of `torch.utils.checkpoint.checkpoint`. Raises ValueError for an attention that cannot run here.
     """
     torch.manual_seed(config.run.seed)
+    by_kernels = ops.backend_for(device, torch.float32) == "triton"
+    config = resolved(config, stage, device, by_kernels, ds_config is not None)
     cache = cache.to(device)
     _move(conditioner, device)
     if stage == "pretrain":
@@ -164,7 +169,7 @@ def assemble(
     for model in (foundation.vae, foundation.clip, *foundation.text_encoders):
         _move(model, device if model in called else torch.device("cpu"))
     if config.optim.bf16_weights and ds_config is None:
-        _narrow(unet)
+        _narrow(unet, config.optim.weights == "split")
     if config.optim.lora:
         lora.add_adapters(unet, config.optim.lora, config.optim.lora_targets)
     set_attention(unet, config.model.attention, device, config.model.cross_attention)
@@ -172,7 +177,7 @@ def assemble(
         checkpoint_activations(unet, **checkpointing)
     # ZeRO-3 gathers the weights of a layer when that layer is called.
     by_layer = ds_config is not None and ds_config["zero_optimization"]["stage"] == 3
-    fuse.fuse_for(device, config.model.fuse_unet, unet, merge=not by_layer)
+    fuse.fuse_for(device, config.model.fuse_unet, unet, merge=not by_layer, stored=ds_config is not None)
     return _move(FinetuneStage(config, conditioner, foundation, cache), device)
 
 
@@ -186,8 +191,13 @@ def called_models(config: Config, foundation: Foundation, cache: TrainingCache) 
     return called
 
 
-def _narrow(unet: nn.Module) -> None:
-    """Cast to bf16 where the UNet lies: the host casts what the device should never hold in fp32."""
+def _narrow(unet: nn.Module, split: bool) -> None:
+    """Cast to bf16 where the UNet lies: the host casts what the device should never hold in fp32.
+
+    split: every weight keeps its low half for the optimiser.
+    """
+    if split:
+        flat.keep_low_halves(unet.parameters())
     if any(p.dtype != torch.bfloat16 for p in unet.parameters()):
         unet.bfloat16()
 

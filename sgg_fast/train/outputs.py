@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from sgg_fast import ops
 from sgg_fast.config import Config, ConfigError, RunConfig, flag
 from sgg_fast.data.sources import PairSource
 from sgg_fast.diffusion import limits
@@ -63,10 +64,14 @@ def check_steps(run: RunConfig, scheduler: Any) -> None:
 
 
 @contextlib.contextmanager
-def _frozen_on(pipeline: SceneGraphToImagePipeline, device: torch.device) -> Iterator[None]:
-    """Context in which the frozen models of the pipeline lie on `device`; afterwards each is where it was."""
+def _frozen_on(pipeline: SceneGraphToImagePipeline, device: torch.device, all_of_them: bool) -> Iterator[None]:
+    """Context in which frozen models of the pipeline lie on `device`; afterwards each is where it was.
+
+    all_of_them: else the text encoder alone, whose states go into the tokens.
+    """
     homes: dict[nn.Module, torch.device] = {}
-    for model in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.graph_clip):
+    texts = (pipeline.text_encoder, pipeline.text_encoder_2)
+    for model in (*texts, *((pipeline.vae, pipeline.graph_clip) if all_of_them else ())):
         if model is not None and (home := next(model.parameters()).device) != device:
             homes[model] = home
             model.to(device)
@@ -91,17 +96,21 @@ def draw_sheet(
     pipeline.set_progress_bar_config(disable=True)
     pipeline.capture_unet = "off"  # few steps; DeepSpeed's hooks gather weights at every call
     pipeline.unet.eval()
+    drawn = []
     try:
-        with _frozen_on(pipeline, device):
-            drawn = [
-                pipeline(
+        with _frozen_on(pipeline, device, run.sheet_device == "auto"):
+            of_vae = next(pipeline.vae.parameters()).device
+            for i, graph in enumerate(source.graphs[:num]):
+                latents = pipeline(
                     graph,
                     num_inference_steps=run.sheet_steps,
                     guidance_scale=run.guidance,
                     generator=torch.Generator().manual_seed(run.seed + i),
-                ).images[0]
-                for i, graph in enumerate(source.graphs[:num])
-            ]
+                    output_type="latent",
+                ).images
+                elsewhere = of_vae != latents.device  # where our kernels may not run
+                with ops.assumed("reference") if elsewhere else contextlib.nullcontext():
+                    drawn.append(pipeline.decode(latents.to(of_vae))[0])
     finally:
         pipeline.unet.train()
     side = pipeline.config.resolution

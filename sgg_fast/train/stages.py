@@ -17,6 +17,7 @@ from torch import nn
 from sgg_fast import ops
 from sgg_fast.config import Config, ObjectiveConfig
 from sgg_fast.data.cache import TrainingCache
+from sgg_fast.data.moments import MomentRows
 from sgg_fast.diffusion import losses, noise
 from sgg_fast.graph import SceneGraphBatch
 from sgg_fast.nn import lora
@@ -114,9 +115,24 @@ class PretrainStage(nn.Module):
         self._frozen = (names, conditioner.targets(names), conditioner.centre_images(cache.images))
         self.negatives = GraphNegatives(cache.table, names.device) if objective.graph_negatives else None
         self.geometry = _geometry(config.run.seed, conditioner, cache) if objective.geometry else None
+        self.masked_mean: float | None = None
+        """Masked objects of a step, a mean over the processes; None if this process has them all."""
 
     num_micro = 1
     """K."""
+
+    num_shared = 1
+    """Words of a captured step's table that `share` writes."""
+
+    def meet(self, ids: np.ndarray, num_processes: int) -> None:
+        """Tell the samples of a step of all processes: L_mae is a mean over the masked objects of all of them."""
+        num = ops.num_masked(self.store, ids, self.config.objective.mask_ratio)
+        self.masked_mean = max(num, 1) / num_processes
+
+    def share(self, table: torch.Tensor) -> None:
+        """Write `masked_mean` into the table of a captured step, as bits."""
+        if self.masked_mean is not None:
+            table[3, -1:].view(torch.float32).fill_(self.masked_mean)
 
     @property
     def copies(self) -> int:
@@ -146,12 +162,13 @@ class PretrainStage(nn.Module):
         num, mask = self.config.optim.batch_size, self.mask_draw(self.config.optim.batch_size, 0)
         packed = ops.pack_captured(self.store, table, self.num_graphs, mask, bucket=bucket.shape, bounds=bucket.bounds)
         sample_B, step = table[0, :num].long(), table[3, :1]
-        return self.terms(self.encode_packed(*packed, sample_B, step), sample_B, step)
+        num_masked = None if self.masked_mean is None else table[3, -1].view(torch.float32)
+        return self.terms(self.encode_packed(*packed, sample_B, step), sample_B, step, num_masked)
 
     def forward(self, ids: np.ndarray, step: int, bucket: tuple[int, int] | None = None) -> Terms:
         """Terms of the samples `ids` [B] at `step`. A `bucket` pads the batch to (N, E), which changes no term."""
         sample_B = torch.from_numpy(ids).to(self._frozen[0].device)
-        return self.terms(self.encode(ids, step, bucket), sample_B, step)
+        return self.terms(self.encode(ids, step, bucket), sample_B, step, self.masked_mean)
 
     def encode(self, ids: np.ndarray, step: int, bucket: tuple[int, int] | None = None) -> Encoded:
         """Encode all copies in one batch: L_con reads the full one, L_mae the masked one and its own X_global."""
@@ -182,11 +199,20 @@ class PretrainStage(nn.Module):
         predicted = self.decoder(places.rows(encoded.x), encoded.x_global[first:last], places.present)
         return predicted, places.rows(batch.object_name), places.rows(encoded.masked)
 
-    def terms(self, encoded: Encoded, sample_B: torch.Tensor, step: int | torch.Tensor) -> Terms:
-        """Both losses. Shapes depend only on the shapes of the batch, so a step can be captured."""
+    def terms(
+        self,
+        encoded: Encoded,
+        sample_B: torch.Tensor,
+        step: int | torch.Tensor,
+        num_masked: float | torch.Tensor | None = None,
+    ) -> Terms:
+        """Both losses. Shapes depend only on the shapes of the batch, so a step can be captured.
+
+        num_masked: what L_mae's sum is divided by, if not by this batch's masked objects.
+        """
         _, targets, images = self._frozen
         predicted, name_BL, masked_BL = self.decode(encoded)
-        mae = losses.masked_mse(predicted, targets[name_BL], masked_BL)
+        mae = losses.masked_mse(predicted, targets[name_BL], masked_BL, num_masked)
 
         objective = self.config.objective
         num_negatives = objective.num_negatives if objective.contrastive == "infonce" else 1
@@ -201,6 +227,8 @@ class PretrainStage(nn.Module):
         con = self.constraint(x_global[:num], images[sample_B], negatives, wrong)
         con_chance = self.constraint.chance(num_negatives, wrong[1].float().mean() if wrong else 0.0)
         mae_chance = masked_BL.any().float()  # a batch of one-object graphs masks nothing and its loss is 0
+        if num_masked is not None:
+            mae_chance = masked_BL.sum() / num_masked
         mae_weight, con_weight = objective.mae_weight, objective.con_weight
         total, chance = mae_weight * mae + con_weight * con, mae_weight * mae_chance + con_weight * con_chance
         parts: Parts = {"mae": (mae, mae_chance), "con": (con, con_chance)}
@@ -242,6 +270,8 @@ class FinetuneStage(nn.Module):
 
     def forward(self, ids: np.ndarray, step: int) -> Terms:
         """Terms of the samples `ids` [B] at `step`."""
+        if isinstance(self.cache.moments, MomentRows):
+            self.cache.moments.bring(ids, self._frozen[0].device)
         graphs = self.graphs_of(ids, step)
         graph_B = torch.from_numpy(graphs).to(self._frozen[0].device)
         return self.terms(ops.pack(self.store, graphs), graph_B, step)
@@ -260,6 +290,12 @@ class FinetuneStage(nn.Module):
     def num_graphs(self) -> int:
         """Graphs that a micro-batch packs."""
         return self.config.optim.batch_size
+
+    num_shared = 0
+    """Words of a captured step's table that `share` writes."""
+
+    def share(self, table: torch.Tensor) -> None:
+        """Nothing: every loss is a mean over images."""
 
     def graphs_of(self, ids_B: np.ndarray, step: int) -> np.ndarray:
         """[B] indices in `store` of the samples' graphs at `step`; --relation-dropout selects ones without

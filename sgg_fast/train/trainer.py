@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,14 +15,16 @@ from sgg_fast import env, ops
 from sgg_fast.commands import NotFiniteError
 from sgg_fast.config import SETTINGS, Config, ConfigError, settings_text
 from sgg_fast.data.cache import TrainingCache, build_cache, open_foundation
+from sgg_fast.data.moments import AHEAD, MomentRows
 from sgg_fast.data.sources import PairSource, open_source
 from sgg_fast.files import locked, write_text
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.fuse import is_on
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.train.assemble import assemble, fit_conditioner, new_conditioner, read_conditioner
-from sgg_fast.train.engines.base import Engine, StepResult
+from sgg_fast.train.engines.base import Engine, StepResult, resolved
 from sgg_fast.train.engines.choose import build_engine, plan_engine
 from sgg_fast.train.memory.advice import device_memory
 from sgg_fast.train.memory.planner import Planner
@@ -30,7 +32,7 @@ from sgg_fast.train.optim.groups import lr_factor
 from sgg_fast.train.order import SampleOrder
 from sgg_fast.train.outputs import check_steps, draw_sheet, export, lora_base, make_pipeline
 from sgg_fast.train.preflight import preflight
-from sgg_fast.train.run import checkpoint
+from sgg_fast.train.run import checkpoint, processes
 from sgg_fast.train.run.folder import check_room, clear, writing
 from sgg_fast.train.run.health import Health
 from sgg_fast.train.run.interrupts import Caught, Signalled, lost_process, stops_after_step
@@ -53,7 +55,7 @@ class Trainer:
         graph_encoder: Path | None = None,
         overwrite: bool = False,
     ) -> None:
-        self.config, self.stage, self.run, self.overwrite = config, stage, out / stage, overwrite
+        self.stage, self.run, self.overwrite = stage, out / stage, overwrite
         encoder = None if graph_encoder is None else str(graph_encoder)
         self._typed = {"stage": stage, "deepspeed": ds_path, "graph_encoder": encoder}
         self.result = self.run / ("graph_encoder" if stage == "pretrain" else "pipeline")
@@ -62,16 +64,26 @@ class Trainer:
         self.main = env.rank() == 0
         preflight(config, stage, out, ds_path, graph_encoder)
         ops.use_kernels(config.model.kernels)
+        with lost_process(config.run.rank_timeout):
+            processes.meet(self.device, config.run.rank_timeout)
         self.ds_config = plan_engine(config.optim, stage, self.device, ds_path)
         self._figures: dict[str, float] = {}
         self._watched: dict[str, float] | None = None
+        by_kernels = ops.backend_for(self.device) == "triton"  # raises now if an explicit --kernels cannot be met
+        self.config = config
         self.first_step = 0 if overwrite else self._check_resume()
+        with lost_process(config.run.rank_timeout):
+            said = {"--stage": stage, "--deepspeed": ds_path is not None, "the step to go on from": self.first_step}
+            processes.same_everywhere({**config.flat(), **said})
+        self.config = resolved(self.config, stage, self.device, by_kernels, ds_path is not None)
+        if stage == "finetune" and self.config != config and self.main:
+            logger.info("--weights %s: %s", config.optim.weights, self.config.optim.weights)
+        config = self.config
         if self._watched and ended(config.run, self._watched):
             self.num_steps = self.first_step
         self.complete = self.first_step >= self.num_steps and self.result.is_dir()
         if self.complete:
             return
-        ops.backend_for(self.device)  # raises now if an explicit --kernels cannot be met
         finetune = stage == "finetune"
         pretrained = self._pretrained(out, graph_encoder) if finetune else None
         self.source: PairSource = open_source(config.data, config.run.seed)
@@ -93,6 +105,7 @@ class Trainer:
             with_phrases=finetune and config.model.reads_phrases,
             with_boxes=config.objective.needs_boxes(stage),
             progress=self.main,
+            latents_device=config.data.latents_device,
         )
         if pretrained is None:
             self.conditioner: Conditioner = new_conditioner(
@@ -122,22 +135,45 @@ class Trainer:
             )
         now = {**self.config.flat(), "engine": self._engine_name}
         free = {name for name, setting in SETTINGS.items() if setting.rules.may_change}
+        if self.ds_config is None and manifest.get("processes", 1) != env.world_size():
+            self._check_images(manifest)
+            free |= {"batch_size", "accumulation_steps"}
+        if self.config.optim.weights == "auto":  # what it was resolved to is not typed again
+            free.add("weights")
         for name, was in manifest["settings"].items():
             if name not in free and now.get(name) != was:
                 raise ConfigError(
                     f"{self.run} holds a run with {name.replace('_', '-')} {was!r}, not {now.get(name)!r}: "
                     "use the same settings to continue it, another --out, or --overwrite"
                 )
+        if "weights" in free:
+            self.config = self.config.replace(weights=manifest["settings"]["weights"])
         self._watched = manifest.get("validation")
         return step
+
+    def _check_images(self, manifest: dict[str, Any]) -> None:
+        """Raise `ConfigError` if another number of processes makes other images a step: batch x micro-batches x it."""
+        sizes = [manifest["settings"].get(name) for name in ("batch_size", "accumulation_steps") if self._counts(name)]
+        known = all(type(size) is int for size in sizes)
+        was = math.prod([manifest.get("processes", 1), *sizes]) if known else sizes
+        if was != (now := self._images_per_step):
+            raise ConfigError(
+                f"{self.run} holds a run with {was} images a step, not {now} (--batch-size x --accumulation-steps x "
+                "processes): use as many to continue it, another --out, or --overwrite"
+            )
+
+    def _counts(self, name: str) -> bool:
+        """Whether a setting decides how many images a step has; pre-training does not accumulate."""
+        return self.stage == "finetune" or name == "batch_size"
 
     @property
     def _engine_name(self) -> str:
         """Under DeepSpeed with the order of its flat tensors, since its state is loaded by place."""
         if self.ds_config is None:
             return "plain"
-        stage = self.ds_config["zero_optimization"]["stage"]
-        return f"deepspeed zero-{stage} x{env.world_size()}, merged weights first"
+        stage, fused = self.ds_config["zero_optimization"]["stage"], is_on(self.device, self.config.model.fuse_unet)
+        order = f"merged weights first{', convolutions channels last' if fused else ''}"
+        return f"deepspeed zero-{stage} x{env.world_size()}, {order}"
 
     def _pretrained(self, out: Path, given: Path | None) -> SceneGraphConditioner | None:
         if self.config.model.conditioner != "sgg":
@@ -179,14 +215,14 @@ class Trainer:
                 self._write_settings()
             caught = stack.enter_context(stops_after_step())
             stack.enter_context(lost_process(self.config.run.rank_timeout))
-            self.engine.barrier()
+            processes.barrier()
             sizes = self.first_step, self.num_steps, self._images_per_step
             log = stack.enter_context(RunLog(self.run, self.stage, *sizes, self._planned_memory()))
             self._loop(log, caught)
             with self.engine.exported():
                 if self.main:
                     self._export()
-            self.engine.barrier()
+            processes.barrier()
             log.event(event="done", step=self.num_steps, result=str(self.result))
         return self.result
 
@@ -213,7 +249,9 @@ class Trainer:
 
     @property
     def _images_per_step(self) -> int:
-        return self.engine.module.num_micro * self.config.optim.batch_size * env.world_size()
+        optim = self.config.optim
+        micro = optim.accumulation_steps if self._counts("accumulation_steps") else 1
+        return micro * optim.batch_size * env.world_size()
 
     def _take_over(self) -> None:
         """Take the folder over: empty it for --overwrite, else check that it is unchanged since this run was set up."""
@@ -230,7 +268,7 @@ class Trainer:
 
     def _loop(self, log: RunLog, caught: Caught) -> None:
         config, engine = self.config, self.engine
-        num_trained, batch, images = len(self.trained), config.optim.batch_size, self._images_per_step
+        num_trained, images = len(self.trained), self._images_per_step
         order = SampleOrder(num_trained, images // env.world_size(), config.run.seed, env.rank(), env.world_size())
         parameters = sum(p.numel() for p in engine.module.parameters() if p.requires_grad)
         log.event(
@@ -246,15 +284,17 @@ class Trainer:
             settings=config.flat(),
         )
         sheet_every = config.run.sample_every if self.stage == "finetune" and config.run.num_samples else 0
-        health = Health(log, config.run.max_skipped)
+        health, exchange = Health(log, config.run.max_skipped), processes.SignalExchange()
         everybody = SampleOrder(num_trained, images, config.run.seed, 0, 1)
         sums, since = None, 0
         for step in range(self.first_step, self.num_steps):
-            ids_KB = self.trained[order.at(step)].reshape(-1, batch)
+            ids_KB = self._samples(order, step)
+            if env.world_size() > 1 and isinstance(engine.module, PretrainStage):
+                engine.module.meet(self.trained[everybody.at(step)], env.world_size())
             result = engine.update(ids_KB, step, lr_factor(config.optim, step, self.num_steps))
             log.advance()
             done = step + 1
-            last, stop = done == self.num_steps, self._stopped_by(caught)
+            last, stop = done == self.num_steps, exchange.stopped_by(caught.number, done)
             if result.applied:
                 health.applied()
                 row = torch.stack([*result.losses.values(), *result.chance.values()])
@@ -284,17 +324,23 @@ class Trainer:
             if stop and not last:
                 log.event(event="stopped", step=done, signal=stop)
                 raise Signalled(stop, done)
+        exchange.settle()
 
-    def _stopped_by(self, caught: Caught) -> int:
-        """The signal that ends the run at this step, the same step for every process; 0 for none."""
-        number = caught.number
-        if env.world_size() == 1:
-            return number
-        anybody = self.engine.mean(torch.tensor([float(number > 0)], device=self.device)).item() > 0
-        return number or signal.SIGTERM if anybody else 0
+    def _samples(self, order: SampleOrder, step: int) -> np.ndarray:
+        """[K, B] samples of a step. The latents of the next steps are read meanwhile, if they stay in files."""
+        moments, batch = self.cache.moments, self.config.optim.batch_size
+
+        def at(number: int) -> np.ndarray:
+            return self.trained[order.at(number)].reshape(-1, batch)
+
+        if isinstance(moments, MomentRows):
+            first = step if step == self.first_step else step + AHEAD
+            for ids_B in (ids_B for k in range(first, min(step + AHEAD + 1, self.num_steps)) for ids_B in at(k)):
+                moments.expect(ids_B)
+        return at(step)
 
     def _means(self, result: StepResult, sums: torch.Tensor, num: int) -> tuple[dict[str, float], dict[str, float]]:
-        means = (self.engine.mean(sums) / num).tolist()
+        means = (processes.mean(sums) / num).tolist()
         half = len(means) // 2
         return dict(zip(result.losses, means[:half], strict=True)), dict(zip(result.chance, means[half:], strict=True))
 
@@ -306,11 +352,11 @@ class Trainer:
         return {**state, "grad_norm": norm} if math.isfinite(norm) else state
 
     def _checkpoint(self, step: int, log: RunLog) -> None:
-        meta = {"stage": self.stage, "settings": {**self.config.flat(), "engine": self._engine_name}}
+        settings = {**self.config.flat(), "engine": self._engine_name}
+        meta = {"stage": self.stage, "settings": settings, "processes": env.world_size()}
         if self.watch:
             meta["validation"] = self.watch.state
-        engine = self.engine
-        path = checkpoint.save_checkpoint(self.run, step, meta, engine.save, engine.barrier, env.rank())
+        path = checkpoint.save_checkpoint(self.run, step, meta, self.engine.save, processes.barrier, env.rank())
         log.event(event="checkpoint", step=step, path=str(path))
 
     def _sample_sheet(self, step: int, log: RunLog) -> None:
@@ -329,4 +375,4 @@ class Trainer:
                     sheet.save(path)
                 log.picture(step, "samples", sheet)
                 log.event(event="samples", step=step, path=str(path))
-        self.engine.barrier()
+        processes.barrier()

@@ -19,7 +19,7 @@ from sgg_kernels import reference
 from sgg_kernels.reference.pack import STORE_FIELDS
 from support import ROOT
 
-from benchmarks import gpu_suite, optimiser, run, targets
+from benchmarks import gpu_suite, optimiser, run
 from benchmarks.aot.cases import shipped_kernels
 from benchmarks.counts import kernels as counts
 from benchmarks.counts import roofline
@@ -27,7 +27,7 @@ from benchmarks.counts import unet as unet_counts
 from benchmarks.harness import measure, verify
 from benchmarks.harness.output import OpRow, columns
 from benchmarks.ops import baselines as baselines_torch
-from benchmarks.ops import cases, optimisers, registry, timing
+from benchmarks.ops import cases, optimisers, registry, targets, timing
 from benchmarks.ops.cases import Case
 
 FLOAT_OPS = [op for op in cases.OPS if op != "pack"]

@@ -10,11 +10,11 @@ from support.graphs import all_graphs
 
 from sgg_fast import digests
 from sgg_fast.data import shards
+from sgg_fast.data.moments import read_to
 from sgg_fast.data.packed import JoinedGraphs, PackedGraphs, PackedRows, PackedStrings
 from sgg_fast.data.shards import DamagedError, check_files, entry_of, read_tensors, write_tensors
 from sgg_fast.data.sources import PairSource, with_mirrored
 from sgg_fast.data.spatial import mirrored_graph
-from sgg_fast.data.stored import read_to
 from sgg_fast.graph import GraphPacker, NameTable, SceneGraph, SceneGraphBatch
 
 
@@ -128,7 +128,7 @@ def test_the_bytes_of_a_large_file_are_read_once_and_again_after_a_change(tmp_pa
 
 
 def test_rows_reach_a_device_in_pieces(monkeypatch):
-    monkeypatch.setattr("sgg_fast.data.stored._ROWS", 3)
+    monkeypatch.setattr("sgg_fast.data.moments._ROWS", 3)
     parts = [np.arange(14, dtype=np.float32).reshape(7, 2), np.empty((0, 2), np.float32), np.ones((2, 2), np.float32)]
     found = read_to(parts, "cpu")
     assert torch.equal(found, torch.from_numpy(np.concatenate(parts)))

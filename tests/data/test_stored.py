@@ -79,6 +79,7 @@ def test_what_is_read_is_what_the_models_give(data, tmp_path, foundation, flip):
         assert getattr(stored, name).equal(getattr(direct, name)), name
     every = torch.arange(len(direct))
     assert stored.moments[every].equal(direct.moments)
+    stored.moments.bring(every.numpy(), CPU)
     assert stored.latents(every, torch.zeros(1)).equal(direct.latents(every, torch.zeros(1)))
     for name, value in vars(direct.graphs).items():
         assert (np.asarray(getattr(stored.graphs, name)) == np.asarray(value)).all(), name
@@ -471,7 +472,7 @@ def test_memory_does_not_grow_with_the_cache(tmp_path):
         write_tensors(tmp_path / f"{k}.safetensors", {"moments": rows}, {})
     code = (
         "import sys, torch, numpy as np; from pathlib import Path\n"
-        "from sgg_fast.data.shards import read_tensors; from sgg_fast.data.stored import MomentRows\n"
+        "from sgg_fast.data.shards import read_tensors; from sgg_fast.data.moments import MomentRows\n"
         "def own(): return int(next(l for l in open('/proc/self/status') if l.startswith('RssAnon')).split()[1])\n"
         "shards = [read_tensors(Path(sys.argv[1]) / f'{k}.safetensors')[0]['moments'] for k in range(4)]\n"
         "moments = MomentRows(shards, 1); order = np.random.default_rng(0).permutation(160)\n"

@@ -28,6 +28,8 @@ def test_masked_mse_counts_masked_objects_only():
     squares = [float((predicted[i, k] - target[i, k]) ** 2) for i in (0, 2, 5) for k in range(3)]
     found = losses.masked_mse(predicted, target, masked)
     assert found.item() == pytest.approx(sum(squares) / 9, rel=1e-5)
+    parts = [losses.masked_mse(predicted[k], target[k], masked[k], 3 / 2) for k in (slice(4), slice(4, 6))]
+    assert (sum(parts) / 2).item() == pytest.approx(found.item(), rel=1e-6), "two parts of a batch, each by their mean"
     predicted[1] += 100.0
     assert losses.masked_mse(predicted, target, masked) == found
 

@@ -42,8 +42,10 @@ SHARE = 0.03
 """Allowed difference between measurement and plan, as a share of the plan."""
 NUM_IMAGES, NUM_STEPS = 8, 3
 SETTINGS: dict[str, Any] = {"data": "toy", "num_samples": 4, "sheet_steps": 1}
+_SMALLEST: dict[str, Any] = {"weights": "lean", "optimizer_in_backward": True, "max_grad_norm": 0.0,
+                             "gradient_checkpointing": True, "sheet_device": "cpu"}  # fmt: skip
 TRAINING_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
-    "default": ({}, None),
+    "master": ({"weights": "master"}, None),
     "split": ({"weights": "split"}, None),
     "lean": ({"weights": "lean"}, None),
     "lean, checkpointed": ({"weights": "lean", "gradient_checkpointing": True}, None),
@@ -51,13 +53,21 @@ TRAINING_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
     "ds.json": ({}, str(Path(__file__).parents[2] / "ds.json")),
 }
 """Form of DESIGN 4's memory row -> its settings and its DeepSpeed configuration."""
-SDXL_FORMS: dict[str, dict[str, Any]] = {
-    "SDXL": {"optimizer_in_backward": False, "max_grad_norm": 1.0, "sample_every": 0},
-    "SDXL in backward": {"sample_every": 0},
-    "SDXL in backward, sheets": {},
+SMALLEST_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "lean in backward, 4-bit state": (_SMALLEST | {"optimizer": "adam4bit"}, None),
+    "lean in backward, factored state": (_SMALLEST | {"optimizer": "adafactor"}, None),
 }
-"""Form -> what it changes of laion1024-sdxl (bf16 weights, in backward, checkpointed); at --resolution 1024, --batch 1
-or 2. Sample sheets call the autoencoder at full size. Not measured yet."""
+"""The forms of the least memory, which need no row."""
+SDXL_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "SDXL": ({"optimizer_in_backward": False, "max_grad_norm": 1.0}, None),
+    "SDXL in backward": ({}, None),
+    "SDXL in backward, 4-bit state": ({"optimizer": "adam4bit"}, None),
+    "SDXL in backward, factored state": ({"optimizer": "adafactor"}, None),
+    "SDXL in backward, whole sheets": ({"sheet_device": "auto"}, None),
+}
+"""Form -> what it changes of laion1024-sdxl (bf16 weights, in backward, checkpointed, sheets decoded by the CPU); at
+--resolution 1024, --batch 1 or 2. Not measured yet."""
+FORMS = TRAINING_FORMS | SMALLEST_FORMS | SDXL_FORMS
 FIELDS = ("form", "resolution", "batch", "planned_gib", "allocated_gib", "off_percent", "planned_reserved_gib",
           "reserved_gib", "off_reserved_percent", "planned_when", "cache_gib", "build_gib", "step_gib", "sheet_gib",
           "checkpoint_gib", "left_gib", "torch", "device")  # fmt: skip
@@ -95,10 +105,8 @@ def _pairs(data: Any, *_: Any) -> PairSource:
 
 def settings_of(name: str, resolution: int, batch: int) -> tuple[Config, str | None]:
     """The settings of a form's row and its DeepSpeed configuration."""
-    if name in SDXL_FORMS:
-        changes, ds_path, base = SDXL_FORMS[name], None, "laion1024-sdxl"
-    else:
-        (changes, ds_path), base = TRAINING_FORMS[name], "vg256"
+    changes, ds_path = FORMS[name]
+    base = "laion1024-sdxl" if name in SDXL_FORMS else "vg256"
     return recipe(base, **{**SETTINGS, "resolution": resolution, "batch_size": batch, **changes}), ds_path
 
 
@@ -176,7 +184,7 @@ def read_rows(path: Path = ROWS) -> list[dict[str, Any]]:
 
 def write_rows(rows: list[dict[str, Any]], path: Path = ROWS) -> None:
     """Write rows in the order of the forms, the large pictures first."""
-    forms = [*TRAINING_FORMS, *SDXL_FORMS]
+    forms = list(FORMS)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()

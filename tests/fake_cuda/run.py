@@ -25,7 +25,6 @@ from typing import Any
 
 import torch
 
-from sgg_fast import env
 from sgg_fast.ops import adam as adam_op
 
 from . import blank, cudnn, device
@@ -90,19 +89,6 @@ def _answered_no(question: Callable[..., bool]) -> Callable[..., bool]:
     return ask
 
 
-def _true_mean(mean: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """DeepSpeed's engine's `mean` whose number is what gloo summed, which is in device memory, over the processes."""
-
-    @functools.wraps(mean)
-    def run(self: Any, values: torch.Tensor) -> torch.Tensor:
-        result = mean(self, values)
-        if values.numel() == 1 and values.is_cuda:
-            blank.declare_number(result, values.cpu().reshape(-1).tolist()[0] / env.world_size())
-        return result
-
-    return run
-
-
 class _Inside:
     now = False
 
@@ -113,7 +99,6 @@ def watch_engines() -> None:
 
     for engine in (choose.CapturedEngine, choose.EagerEngine, choose.DeepSpeedEngine):
         engine.update = _counted(engine.update)  # type: ignore[method-assign]
-    choose.DeepSpeedEngine.mean = _true_mean(choose.DeepSpeedEngine.mean)  # type: ignore[method-assign]
 
 
 def use_gloo() -> None:

@@ -40,6 +40,8 @@ def test_count_of_masked_objects(percent):
         expected = 0 if num == 1 else min(max(rounded, 1), num - 1)
         assert sum(found) == expected, num
         assert not found[-1], "the image node was masked"
+    store, ids = pack(*graphs)[0], [29, 0, 4, 4]
+    assert ops.num_masked(store, np.array(ids), percent / 100) == sum(map(sum, mask(graphs, ids, percent / 100)))
 
 
 def test_the_lowest_hashes_are_masked():

@@ -14,6 +14,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -96,6 +97,15 @@ class ForkServer:
         output.touch()
         return Child(self, self.ask(argv=argv, output=str(output), **request)["pid"], output)
 
+    def start_all(self, num: int, argv: list[str], **request: Any) -> list[Child]:
+        """`start` of `num` processes of one run, with what torchrun would tell them."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = str(probe.getsockname()[1])
+        world = {"WORLD_SIZE": str(num), "LOCAL_WORLD_SIZE": str(num), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        ranks = map(str, range(num))
+        return [self.start(argv, env={"RANK": rank, "LOCAL_RANK": rank, **world}, **request) for rank in ranks]
+
     def write(self, **arguments: Any) -> int:
         """`write_checkpoints` in a child; its exit code."""
         output = self.folder / f"child-{next(self._number)}.txt"
@@ -136,7 +146,7 @@ def write_checkpoints(run: str, first: int, last: int, events: str, kill_at: int
 
     from sgg_fast.recipes import recipe
     from sgg_fast.train.engines.eager import EagerEngine
-    from sgg_fast.train.run import checkpoint
+    from sgg_fast.train.run import checkpoint, processes
 
     torch.manual_seed(0)
     module = torch.nn.Sequential(torch.nn.Linear(8, 64), torch.nn.Linear(64, 8))
@@ -148,7 +158,7 @@ def write_checkpoints(run: str, first: int, last: int, events: str, kill_at: int
         if step >= first:
             seen = die_at(f"{run}/checkpoints", kill_at) if step == last else []
             meta = {"stage": "pretrain", "settings": {}}
-            checkpoint.save_checkpoint(Path(run), step, meta, engine.save, engine.barrier, 0)
+            checkpoint.save_checkpoint(Path(run), step, meta, engine.save, processes.barrier, 0)
     Path(events).write_text("\n".join(seen))
     return 0
 

@@ -23,7 +23,7 @@ def test_a_run_that_can_start_passes_and_leaves_nothing(tmp_path):
     ("stage", "settings", "ds", "reason"),
     [
         ("pretrain", {"conditioner": "sgdiff"}, None, "no pre-training: go on with --stage finetune"),
-        ("pretrain", {}, {}, "--stage pretrain runs in one process and without --deepspeed"),
+        ("pretrain", {}, {}, "--stage pretrain runs without --deepspeed"),
         ("finetune", {"weights": "lean"}, {}, "--weights lean runs without --deepspeed"),
         ("finetune", {}, {"train_batch_size": 3}, "train_batch_size is 3, but --batch-size"),
         ("finetune", {}, {"bf16": {"enabled": "auto"}, "dump_state": "auto"}, '"auto" is not known for dump_state'),

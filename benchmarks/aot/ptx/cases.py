@@ -187,19 +187,26 @@ def _read(weights, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return read_weights(weights, slice(0, _NUM)).to(dtype)
 
 
-def _adam(bits: int, form: str, max_norm: float) -> None:
+_FACTORED = {"wide": [(20, 16), (32, 32), (3, 680)], "first": [(75, 4), (64, 16), (17, 120)],
+             "odd": [(60, 5), (16, 64), (3, 683)]}  # fmt: skip
+"""Rows and columns of three gradients, of about the sizes of `_NUMELS`, by their common divisor: 8, 4 and 1."""
+
+
+def _adam(state: int | str, form: str, max_norm: float) -> None:
     """One step after a drawn state; weights and moments within the rule of a float64 step."""
     from sgg_fast.ops import adam as op
 
     dtype, split, grad_dtype = ADAM_FORMS[form]
     hyper = op.Hyper(max_norm=max_norm)
-    grads = [_randn(i, num).to(grad_dtype) for i, num in enumerate(_NUMELS)]
+    shapes = _FACTORED[state] if isinstance(state, str) else None
+    numels = [rows * columns for rows, columns in shapes] if shapes else _NUMELS
+    grads = [_randn(i, num).to(grad_dtype) for i, num in enumerate(numels)]
     states: dict[str, Tensors] = {}
     for backend in ("reference", "triton"):
         ops.use_kernels(backend)
         low = torch.zeros(_NUM, dtype=torch.int16) if split else None
         weights = op.Weights(_randn(7, _NUM).to(dtype), low, 3)
-        moments = _moments(bits)
+        moments = _factored(shapes) if shapes else _moments(state, numels)
         control, step, rate = (
             torch.zeros(op.CONTROL_SIZE),
             torch.full((1,), 6, dtype=torch.int32),
@@ -207,15 +214,18 @@ def _adam(bits: int, form: str, max_norm: float) -> None:
         )
         control[[op.INVERSE_SCALE, op.CORRECTION_1, op.CORRECTION_2]] = torch.tensor([0.5, 1 - 0.9**6, 1 - 0.999**6])
         before = _exact_moments(moments)
-        group = op.GroupGrads(grads, _OFFSETS, op.chunk_table(grads, _OFFSETS, backend))
+        table = op.chunk_table(grads, _OFFSETS, backend, range(len(grads)) if shapes else None)
+        group = op.GroupGrads(grads, _OFFSETS, table, shapes)
         op.adam_decide_([group], control, step, hyper)
         op.adam_update_(weights, moments, group, control, rate, step, hyper)
         ops.use_kernels("auto")
         assert step.item() == 7, "the step was not taken"
-        m, v = _exact_moments(moments)
-        states[backend] = {"weights": _read(weights), "m": m, "v": v, "control": control}
-        states[f"{backend} codes"] = {str(i): c for i, c in enumerate(moments[:2])} if bits == 8 else {}
-    exact = _true_step(grads, _randn(7, _NUM).to(dtype).double(), *before, max_norm)
+        named = zip(("m", "v", "column"), _exact_moments(moments), strict=False)
+        states[backend] = {"weights": _read(weights), **dict(named), "control": control}
+        codes = [c for c in moments if c.dtype == torch.uint8]
+        states[f"{backend} codes"] = {str(i): c for i, c in enumerate(codes)}
+    true_step = functools.partial(_true_factored_step, shapes) if shapes else _true_step
+    exact = true_step(grads, _randn(7, _NUM).to(dtype).double(), *before, max_norm)
     exact["control"] = states["reference"]["control"].double()
     compare(states["triton"], states["reference"], exact)
     pairs = [(c, states["reference codes"][i]) for i, c in states["triton codes"].items()]
@@ -226,29 +236,75 @@ def _adam(bits: int, form: str, max_norm: float) -> None:
         assert same >= SAME_CODES, f"{100 * (1 - same):.2f} % of the codes are not the reference's"
 
 
-def _moments(bits: int):
+def _moments(bits: int, numels: list[int]):
     from sgg_fast.ops import adam as op
 
     if bits == 32:
         m, v = torch.zeros(_NUM), torch.zeros(_NUM)
-        for num, offset in zip(_NUMELS, _OFFSETS, strict=True):
+        for num, offset in zip(numels, _OFFSETS, strict=True):
             m[offset : offset + num], v[offset : offset + num] = _randn(8, num), _randn(9, num).square()
         return m, v
-    codes = [torch.full((_NUM,), zero, dtype=torch.uint8) for zero in (op.ZERO_1, op.ZERO_2)]
-    generator = torch.Generator().manual_seed(8)
-    for code in codes:
-        for num, offset in zip(_NUMELS, _OFFSETS, strict=True):
-            code[offset : offset + num] = torch.randint(256, (num,), generator=generator, dtype=torch.uint8)
-    scales = [torch.rand(_NUM // op.BLOCK_8BIT, generator=generator) for _ in range(2)]
-    return op.Moments(*codes, *scales, op.dynamic_map(True), op.dynamic_map(False))
+    generator, codes = torch.Generator().manual_seed(8), []
+    for zero in (op.ZERO_1[bits], 0):
+        code = torch.full((_NUM,), zero, dtype=torch.uint8)
+        for num, offset in zip(numels, _OFFSETS, strict=True):
+            code[offset : offset + num] = torch.randint(2**bits, (num,), generator=generator, dtype=torch.uint8)
+        codes.append(code if bits == 8 else code[::2] << 4 | code[1::2])
+    scales = [torch.rand(_NUM // op.BLOCKS[bits], generator=generator) for _ in range(2)]
+    idle = torch.ones(_NUM, dtype=torch.bool)
+    for num, offset in zip(numels, _OFFSETS, strict=True):
+        idle[offset : offset + num] = False
+    for scale in scales:  # a code of 4 bits has no zero: what no gradient reaches gets none of it
+        scale[idle.view(len(scale), -1).all(1)] = 0
+    return op.Moments(*codes, *scales, op.dynamic_map(True, bits), op.dynamic_map(False, bits))
 
 
-def _exact_moments(moments) -> tuple[torch.Tensor, torch.Tensor]:
+def _factored(shapes: list[tuple[int, int]]):
+    from sgg_fast.ops import adam as op
+
+    drawn = _moments(4, [rows * columns for rows, columns in shapes])
+    ends = np.cumsum([[0, 0], *shapes], axis=0)
+    row, column = (_randn(9 + k, int(ends[-1][k])).square() + 0.1 for k in (0, 1))
+    matrices = [[at, *shape, *first, 0] for at, shape, first in zip(_OFFSETS, shapes, ends[:-1].tolist(), strict=True)]
+    return op.Factored(drawn.code_1, drawn.absmax_1, drawn.map_1, row, column, torch.tensor(matrices))
+
+
+def _exact_moments(moments) -> tuple[torch.Tensor, ...]:
+    """m and v, or m and the means of rows and of columns."""
+    from sgg_fast.ops import adam as op
+
     if len(moments) == 2:
         return moments[0].clone(), moments[1].clone()
-    parts = zip(moments[:2], moments[2:4], moments[4:], strict=True)
-    m, v = (values[code.long()] * absmax.repeat_interleave(256) for code, absmax, values in parts)
-    return m, v
+    factored = isinstance(moments, op.Factored)
+    parts = [moments[:3]] if factored else list(zip(moments[:2], moments[2:4], moments[4:], strict=True))
+    made = []
+    for code, absmax, values in parts:
+        bits = op.bits_of(values)
+        codes = torch.stack([code >> 4, code & 15], 1).flatten() if bits == 4 else code
+        made.append(values[codes.long()] * absmax.repeat_interleave(op.BLOCKS[bits]))
+    return (*made, moments.row.clone(), moments.column.clone()) if factored else tuple(made)
+
+
+def _true_factored_step(
+    shapes: list[tuple[int, int]], grads: list[torch.Tensor], wide: torch.Tensor, m: torch.Tensor, row: torch.Tensor,
+    column: torch.Tensor, max_norm: float,
+) -> Tensors:  # fmt: skip
+    """Step 7 by the formula of the paper, in float64."""
+    norm = 0.5 * sum(g.double().square().sum() for g in grads).sqrt().item()
+    factor = 0.5 * (min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0)
+    wide, m, row, column = wide.clone(), m.double(), row.double(), column.double()
+    first = [0, 0]
+    for grad, offset, shape in zip(grads, _OFFSETS, shapes, strict=True):
+        g, part = factor * grad.double().view(shape), slice(offset, offset + grad.numel())
+        r, c = (mean[at : at + size] for mean, at, size in zip((row, column), first, shape, strict=True))
+        r.copy_(0.999 * r + 0.001 * g.square().mean(1))
+        c.copy_(0.999 * c + 0.001 * g.square().mean(0))
+        u = g / (r[:, None] * c / r.mean() / (1 - 0.999**7)).sqrt()
+        u = (u / max(1.0, u.square().mean().sqrt().item())).flatten()
+        m[part] = 0.9 * m[part] + 0.1 * u
+        wide[part] -= 1e-2 * m[part] / (1 - 0.9**7)
+        first = [at + size for at, size in zip(first, shape, strict=True)]
+    return {"weights": wide, "m": m, "v": row, "column": column}
 
 
 def _true_step(
@@ -352,9 +408,9 @@ def small_cases() -> dict[str, Callable[[], None]]:
         run, op = case.run, case.run.func.__name__  # type: ignore[attr-defined]
         args = run.args  # type: ignore[attr-defined]
         if op == "adam":
-            _, max_norm, weight, split, grad, bits = args
+            _, max_norm, weight, split, grad, state = args
             form = next(name for name, types in ADAM_FORMS.items() if types == (weight, split, grad))
-            made[case.name] = functools.partial(_adam, bits, form, max_norm)
+            made[case.name] = functools.partial(_adam, state, form, max_norm)
         elif op == "group_norm_silu":
             name = next(name for name, shape in NORMS.items() if shape == args[0])
             made[case.name] = functools.partial(_group_norm, name, *args[1:])

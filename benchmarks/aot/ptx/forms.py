@@ -57,6 +57,7 @@ FORMS = {
     "lop3": r"lop3\.b32",
     "shf": r"shf\.[lr]\.(wrap|clamp)\.b32",
     "prmt": r"prmt\.b32",
+    "popc": r"popc\.b32",
     # Comparisons and selections.
     "setp": rf"setp\.({_COMPARE}\.{_S}|(eq|ne|lt|le|gt|ge|lo|ls|hi|hs)\.{_U}|(eq|ne)\.{_B}"
     rf"|({_COMPARE}u?|num|nan)\.(f32|f16|f16x2|bf16|bf16x2))",
@@ -125,6 +126,9 @@ class Arithmetic:
 
     def op_sub(self, inst, parts, a):
         self._two(inst, "-")
+
+    def op_popc(self, inst, parts, a):
+        self.set(inst.args[0], f"np.bitwise_count({self.get(inst.args[1], 'u4')}).astype('u4')", "u4", inst)
 
     def op_and(self, inst, parts, a):
         self._two(inst, "&")

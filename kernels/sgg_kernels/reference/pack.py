@@ -60,6 +60,12 @@ def concat_ranges(start_B: torch.Tensor, size_B: torch.Tensor) -> torch.Tensor:
     return torch.arange(total, device=start_B.device) + shift
 
 
+def mask_counts(num_B: torch.Tensor, ratio_ppm: int) -> torch.Tensor:
+    """[B] masked objects of graphs with so many objects, without the image node: see `mae_mask`."""
+    count_B = (num_B * ratio_ppm + PPM // 2) // PPM
+    return torch.minimum(count_B.clamp(min=1), num_B - 1)
+
+
 def mae_mask(ids_B: torch.Tensor, object_ptr: torch.Tensor, key: MaskKey) -> torch.Tensor:
     """[N] bool: the objects with the smallest hashes in each copy (graphs from `key.first_copy` on).
 
@@ -77,8 +83,7 @@ def mae_mask(ids_B: torch.Tensor, object_ptr: torch.Tensor, key: MaskKey) -> tor
     rank = torch.empty_like(order)
     rank[order] = torch.arange(order.shape[0], device=order.device)
     rank = rank - object_ptr.long()[graph]
-    count_B = (num_B * key.ratio_ppm + PPM // 2) // PPM
-    count_B = torch.minimum(count_B.clamp(min=1), num_B - 1) * (batch >= key.first_copy)
+    count_B = mask_counts(num_B, key.ratio_ppm) * (batch >= key.first_copy)
     return rank < count_B[graph]
 
 

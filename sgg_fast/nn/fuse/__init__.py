@@ -52,6 +52,7 @@ from .layers import (
     Summed,
     may_wait,
 )
+from .storage import store_channels_last, store_stock
 
 logger = logging.getLogger(__name__)
 
@@ -261,24 +262,36 @@ def fuse(model: nn.Module, merge: bool = True) -> dict[str, int]:
     return summary(model)
 
 
+def is_on(device: torch.device, choice: str) -> bool:
+    """Whether `fuse_for` fuses: if `choice` is "on", or if it is "auto" and the models run on CUDA."""
+    left_out = env.unfit("kernels") or env.unfit("fused")
+    return choice == "on" or (choice == "auto" and device.type == "cuda" and not left_out)
+
+
 def fuse_for(
-    device: torch.device, choice: str, *models: nn.Module, merge: bool = True, channels_last: bool = False
+    device: torch.device,
+    choice: str,
+    *models: nn.Module,
+    merge: bool = True,
+    channels_last: bool = False,
+    stored: bool = False,
 ) -> None:
-    """`fuse` each model if `choice` is "on", or if it is "auto" and the models run on CUDA; "off" changes nothing.
+    """`fuse` each model if `is_on`.
 
     `channels_last` converts the weights of newly fused models to channels last; DeepSpeed does not accept such weights.
+    `stored` has the same effect for it (`storage.py`).
     """
-    on = choice == "on"
-    if choice == "auto" and device.type == "cuda":
-        left_out = env.unfit("kernels") or env.unfit("fused")
-        on = not left_out
-        if left_out:
+    if not is_on(device, choice):
+        if choice == "auto" and device.type == "cuda":
+            left_out = env.unfit("kernels") or env.unfit("fused")
             logger.warning("the UNet is not fused: sgg-doctor found %s", left_out)
-    if on:
-        for model in models:
-            if channels_last and _STATE not in model.__dict__:
-                model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            fuse(model, merge)
+        return
+    for model in models:
+        if channels_last and _STATE not in model.__dict__:
+            model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        fuse(model, merge)
+        if stored:
+            store_channels_last(model)
 
 
 def unfuse(model: nn.Module) -> None:
@@ -288,6 +301,7 @@ def unfuse(model: nn.Module) -> None:
         return
     for handle in state.handles:
         handle.remove()
+    store_stock(model)
     for merged in (*state.leading, *state.shared):
         for parameters in merged.parameters:
             separate(parameters)

@@ -16,10 +16,12 @@ from torch import nn
 from sgg_fast import ops
 from sgg_fast.nn.merge import MergedLinear
 
+from .storage import StoredConv2d, kernel_of
+
 
 def may_wait(layer: nn.Module) -> bool:
     """True for a convolution whose bias may be added later: no hook or adapter waits for its call."""
-    if type(layer) is not nn.Conv2d or layer.bias is None or layer._forward_hooks:
+    if type(layer) not in (nn.Conv2d, StoredConv2d) or layer.bias is None or layer._forward_hooks:
         return False
     return (layer.padding_mode, layer.dilation, layer.groups) == ("zeros", (1, 1), 1)
 
@@ -148,7 +150,7 @@ class FusedResnetBlock2D(ResnetBlock2D):
             hidden = self.conv1(hidden)
         elif type(project) is MergedLinear and may_wait(self.conv1):  # it applies the SiLU and adds the bias of conv1
             shift = project(temb)
-            hidden = F.conv2d(hidden, self.conv1.weight, None, self.conv1.stride, self.conv1.padding)
+            hidden = F.conv2d(hidden, kernel_of(self.conv1), None, self.conv1.stride, self.conv1.padding)
         else:
             temb = self.nonlinearity(temb)
             shift = nn.Linear.forward(project, temb) if type(project) is MergedLinear else project(temb)
@@ -163,8 +165,28 @@ class FusedResnetBlock2D(ResnetBlock2D):
 class FusedTransformer2DModel(Transformer2DModel):
     """A transformer over pixels that keeps channels last."""
 
+    gradient_checkpointing: bool
     _past: torch.Tensor | None = None
     """The stream that goes past the norm, between the two methods of one call."""
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        """The output of the stock model. Checkpointed, backward recomputes the whole of it if it has one block.
+
+        The stock model recomputes its blocks alone, and keeps three more tensors of the size of the input. With more
+        blocks (SDXL has up to 10) that is less than the activations of all of them at once.
+        """
+        forward = super().forward
+        if not (torch.is_grad_enabled() and self.gradient_checkpointing) or len(self.transformer_blocks) > 1:
+            return forward(hidden_states, *args, **kwargs)
+
+        def whole(hidden_states: torch.Tensor) -> Any:
+            self.gradient_checkpointing = False  # of the blocks
+            try:
+                return forward(hidden_states, *args, **kwargs)
+            finally:
+                self.gradient_checkpointing = True
+
+        return self._gradient_checkpointing_func(whole, hidden_states)
 
     def _operate_on_continuous_inputs(self, hidden_states):
         batch, _, height, width = hidden_states.shape

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from sgg_fast.config import OptimConfig
+from sgg_fast.config import Config, OptimConfig
 from sgg_fast.train.stages import Terms
 
 
@@ -56,12 +56,6 @@ class Engine(Protocol):
     def outstanding(self) -> list[tuple[int, float]]:
         """Skipped steps not yet reported, with their losses; waits for the device."""
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        """Mean of a vector over processes."""
-
-    def barrier(self) -> None:
-        """Wait for every process."""
-
     def save(self, folder: Path) -> None:
         """Write weights and optimiser into `folder`; every process calls it."""
 
@@ -95,3 +89,31 @@ def resolve_precision(optim: OptimConfig, device: torch.device) -> str:
     if optim.precision != "auto":
         return optim.precision
     return "bf16" if device.type == "cuda" or optim.bf16_weights else "fp32"
+
+
+def resolve_matmul(optim: OptimConfig, stage: str, device: torch.device) -> str:
+    """torch's float32 matmul precision of a step, "" for what the process has: only pre-training on CUDA sets it.
+
+    Fine-tuning multiplies in bf16. On a CPU the same setting would multiply in bf16, not in TF32.
+    """
+    return optim.pretrain_matmul if stage == "pretrain" and device.type == "cuda" else ""
+
+
+def resolve_weights(optim: OptimConfig, device: torch.device, has_kernels: bool, by_deepspeed: bool) -> str:
+    """Resolve the storage of the UNet's weights to "master", "split" or "lean".
+
+    "auto" is "split" where our kernels update the whole UNet on CUDA after bf16 compute. An average of the weights
+    reads fp32 numbers, so it keeps "master".
+    """
+    if optim.weights != "auto":
+        return optim.weights
+    ours = device.type == "cuda" and has_kernels and not by_deepspeed
+    whole = not optim.lora and not optim.ema and resolve_precision(optim, device) == "bf16"
+    return "split" if ours and whole else "master"
+
+
+def resolved(config: Config, stage: str, device: torch.device, has_kernels: bool, by_deepspeed: bool) -> Config:
+    """The settings with `resolve_weights`' word in place of "auto". Pre-training has no such weights and keeps it."""
+    if stage == "pretrain" or config.optim.weights != "auto":
+        return config
+    return config.replace(weights=resolve_weights(config.optim, device, has_kernels, by_deepspeed))

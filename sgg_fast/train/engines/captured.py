@@ -5,8 +5,10 @@ memory. The rules of capture:
 
 * A step does not branch on data, size a tensor by data, read a number back or copy from memory that is not pinned.
   Shapes follow from the `Bucket`, which the host knows because it drew the batch.
-* The table holds what changes from step to step: samples, offsets, step, learning rates. Every random number is a hash
-  of (seed, step, sample), so no generator is registered, and a resumed run draws the same numbers.
+* The table holds what changes from step to step: samples, offsets, step, learning rates. Latents that do not lie on the
+  device come beside it, so capture does not depend on the size of the set.
+* Every random number is a hash of (seed, step, sample), so no generator is registered, and a resumed run draws the same
+  numbers.
 * All buckets of fine-tuning are warmed up before the first capture: its pool is held from then on, and a warm-up needs
   as much memory as the pool.
 * Warm-up steps run on the stream of the capture. There autograd binds its nodes, kernels are compiled and cuDNN tries
@@ -17,9 +19,12 @@ memory. The rules of capture:
 * One memory pool serves all graphs. The graphs of a bucket run in the order of their capture, without graphs of other
   buckets in between.
 * The applied flag and the loss of a step are copied back beside it and read when its slot is needed again.
+* With several processes the all-reduces of the gradients, NCCL's, are part of the graph. Warm-up leaves them out, so no
+  process waits there for one that needs no warm-up. They run in the order that the first warm-up step has shown.
 
 A step of one micro-batch is one graph. With accumulation three graphs serve any number of micro-batches. The backward
-of the first graph writes the gradients. The backward of the second adds to them. The third runs the optimiser.
+of the first graph writes the gradients. The backward of the second adds to them. The third runs the optimiser. With
+several processes the last micro-batch has a graph of its own, which also sums the gradients over them.
 """
 
 from __future__ import annotations
@@ -35,11 +40,13 @@ import numpy as np
 import torch
 
 from sgg_fast import env, ops
+from sgg_fast.data.moments import MomentRows
 from sgg_fast.train.buckets import Bucket
 from sgg_fast.train.engines.base import StepResult, resolve_precision
-from sgg_fast.train.engines.state import OneProcess
+from sgg_fast.train.engines.state import Whole, in_matmul_precision
 from sgg_fast.train.optim.adam_flat import FlatAdam, Gradients
 from sgg_fast.train.optim.groups import set_lr
+from sgg_fast.train.run.processes import is_by_host, wait_for
 from sgg_fast.train.stages import FinetuneStage, Stage
 
 logger = logging.getLogger(__name__)
@@ -64,6 +71,8 @@ class _Slot:
     """[K, 4, W], one table for each micro-batch."""
     outcome: torch.Tensor
     """[2], the applied flag and the loss of its step."""
+    moments: torch.Tensor | None = None
+    """[K, B, 2c, h, w], the latents' moments of its samples; None if the whole set's lie on the device."""
     step: int = -1
     done: torch.cuda.Event | None = None
 
@@ -71,7 +80,7 @@ class _Slot:
         """Wait for its step. Returns whether that was applied (True if there was none), and its loss."""
         if self.done is None:
             return True, 0.0
-        self.done.synchronize()
+        wait_for(self.done)
         self.done = None
         applied, loss = self.outcome.tolist()
         return bool(applied), loss
@@ -86,19 +95,19 @@ def why_eager(stage: Stage, device: torch.device) -> str | None:
         return f"left out since sgg-doctor: {left_out}"
     if ops.backend_for(device, torch.float32) != "triton":
         return "the reference forms of the kernels wait for the device"
+    if is_by_host():
+        return "gloo sums the gradients of the processes on the host"
     if not isinstance(stage, FinetuneStage):
         return None
     if resolve_precision(config.optim, device) == "fp16":
         return "--precision fp16: the host changes the loss's scale"
-    if not isinstance(stage.cache.moments, torch.Tensor):
-        return "the latents are read from disk, since they would take too much of the GPU's memory"
     if stage.cache.texts is not None:
         return "SD's text encoder runs in each step"
     return None
 
 
-class CapturedEngine(OneProcess):
-    """An engine of one process with a flat optimiser. On a CPU the same step runs without capture, for tests.
+class CapturedEngine(Whole):
+    """An engine with a flat optimiser. On a CPU the same step runs without capture, for tests.
 
     `StepResult.applied` describes the step `SLOTS` before, and its losses hold until the next step. A skipped step
     repeats the losses of the one before it, and the average of the weights (--ema) counts it. After a failed capture
@@ -110,10 +119,10 @@ class CapturedEngine(OneProcess):
     def __init__(self, module: Stage, device: torch.device) -> None:
         super().__init__(module, device, flat=True)
         self.device, self.execution, self.num_micro = device, "captured as CUDA graphs", module.num_micro
-        self.buckets = module.buckets()
+        self.buckets, self._rows = module.buckets(), module.cache.moments
         num_rates = len(self.optimizer.param_groups)
         self._rates = slice(RATES_PLACE, RATES_PLACE + num_rates)
-        rows, width = ops.table_shape(module.num_graphs + 1, RATES_PLACE + num_rates)
+        rows, width = ops.table_shape(module.num_graphs + 1, RATES_PLACE + num_rates + module.num_shared)
         pinned = device.type == "cuda"
         self._slots = [
             _Slot(
@@ -123,6 +132,13 @@ class CapturedEngine(OneProcess):
             for _ in range(SLOTS)
         ]
         self._table = torch.zeros(rows, width, dtype=torch.int32, device=device)
+        self._staged: torch.Tensor | None = None
+        """[B, 2c, h, w] on the device: the moments of the micro-batch that the graphs read."""
+        if isinstance(self._rows, MomentRows):
+            shape = self.num_micro, module.num_graphs, *self._rows.shape[1:]
+            self._staged = torch.zeros(shape[1:], dtype=self._rows.dtype, device=device)
+            for slot in self._slots:
+                slot.moments = torch.zeros(shape, dtype=self._rows.dtype, pin_memory=pinned)
         self._names: tuple[list[str], list[str]] = ([], [])
         self._sum: torch.Tensor | None = None
         self._row: torch.Tensor | None = None
@@ -138,19 +154,22 @@ class CapturedEngine(OneProcess):
         if pinned:
             self.capture = self._capture
 
+    @in_matmul_precision
     def update(self, ids_KB: np.ndarray, step: int, lr_factor: float = 1.0) -> StepResult:
         assert len(ids_KB) == self.num_micro
         set_lr(self.optimizer, lr_factor)
         bucket, slot = self.buckets.of(ids_KB), self._slots[step % SLOTS]
         applied, loss = slot.free()
-        for table, ids in zip(slot.tables, ids_KB, strict=True):
-            self.fill(table, ids, step, bucket)
+        for k, ids in enumerate(ids_KB):
+            self.fill(slot.tables[k], ids, step, bucket)
+            if slot.moments is not None and isinstance(self._rows, MomentRows):
+                slot.moments[k].copy_(self._rows.take(ids))
         if bucket not in self._runs:
-            self._table.copy_(slot.tables[0])
+            self._send(slot, 0)
             self._runs[bucket] = self._prepare(bucket)
         for k, run in enumerate(self._runs[bucket]):
             if k < self.num_micro:
-                self._table.copy_(slot.tables[k], non_blocking=True)
+                self._send(slot, k)
             run()
         if self.average:
             self.average.update()
@@ -162,6 +181,12 @@ class CapturedEngine(OneProcess):
         slot.done.record()
         return StepResult(*self._terms(), applied, SLOTS, None if applied else loss, self.optimizer.norm)
 
+    def _send(self, slot: _Slot, k: int) -> None:
+        """Copy what a micro-batch reads to the device."""
+        self._table.copy_(slot.tables[k], non_blocking=True)
+        if self._staged is not None and slot.moments is not None:
+            self._staged.copy_(slot.moments[k], non_blocking=True)
+
     def outstanding(self) -> list[tuple[int, float]]:
         found = [(slot.step, *slot.free()) for slot in self._slots if slot.done is not None]
         return [(step, loss) for step, applied, loss in sorted(found) if not applied]
@@ -171,6 +196,7 @@ class CapturedEngine(OneProcess):
         ops.draw_table(self.module.store, self.module.graphs_of(ids, step), step, bucket=bucket.shape, out=table)
         rates = torch.tensor([group["lr"] for group in self.optimizer.param_groups], dtype=torch.float32)
         table[3, self._rates].view(torch.float32).copy_(rates)
+        self.module.share(table)
 
     def _terms(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
         losses, chance = self._names
@@ -178,15 +204,24 @@ class CapturedEngine(OneProcess):
         row = self._row.unbind()
         return dict(zip(losses, row, strict=False)), dict(zip(chance, row[len(losses) :], strict=True))
 
-    def add(self, bucket: Bucket, first: bool) -> None:
-        """Run forward and backward of a micro-batch and add its gradients and terms; the first one overwrites."""
+    def add(self, bucket: Bucket, first: bool, last: bool = False) -> None:
+        """Run forward and backward of a micro-batch and add its gradients and terms; the first one overwrites.
+
+        The last one sums the gradients over the processes.
+        """
+        if isinstance(self._rows, MomentRows):
+            self._rows.current = self._staged
         if first:
             self.optimizer.rates.copy_(self._table[3, self._rates].view(torch.float32))
             self.optimizer.begin()
         with self.autocast():
             terms = self.module.packed_terms(self._table, bucket)
         # A loss that is not finite can have finite gradients. Times NaN they are not, and the step is skipped.
-        terms.total.backward(terms.total.detach() * 0 + 1 / self.num_micro)
+        if last and self.gradient_sum:
+            self.gradient_sum.expect()
+        terms.total.backward(terms.total.detach() * 0 + 1 / (self.num_micro * self.num_processes))
+        if last and self.gradient_sum:
+            self.gradient_sum.finish()
         row = torch.stack([*terms.losses.values(), *terms.chance.values()])
         if self._sum is None:
             self._sum, self._row = torch.zeros_like(row), torch.zeros_like(row)
@@ -217,15 +252,17 @@ class CapturedEngine(OneProcess):
     def parts(self, bucket: Bucket, addresses: torch.Tensor | None) -> list[Part]:
         """The parts of a step in order; a part that repeats is captured once. A single micro-batch needs one graph."""
         apply = partial(self.apply, addresses)
-        first, further = partial(self.add, bucket, True), partial(self.add, bucket, False)
         if self.num_micro == 1:
-            return [(first, apply)]
-        return [(first,), *[(further,)] * (self.num_micro - 1), (apply,)]
+            return [(partial(self.add, bucket, True, True), apply)]
+        first, further = partial(self.add, bucket, True, False), partial(self.add, bucket, False, False)
+        last = partial(self.add, bucket, False, True) if self.gradient_sum else further
+        return [(first,), *[(further,)] * (self.num_micro - 2), (last,), (apply,)]
 
     def warm_up(self, bucket: Bucket) -> torch.Tensor:
         """Run whole steps that are not applied; returns the table of the gradients, on the host."""
         self.optimizer.scale_by(torch.nan)
-        with _tried_algorithms():
+        alone = self.gradient_sum.silent() if self.gradient_sum else contextlib.nullcontext()
+        with _tried_algorithms(), alone:
             for _ in range(WARM_UP_STEPS):
                 gradients = None  # the gradients of the last step must be freed before this one
                 for part in self.parts(bucket, None):
@@ -287,7 +324,9 @@ class CapturedEngine(OneProcess):
         graphs: dict[Part, torch.cuda.CUDAGraph] = {}
         for part in dict.fromkeys(parts):
             graphs[part] = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graphs[part], pool=self._pool, stream=self._stream):
+            # NCCL's watchdog asks for events of its own meanwhile, from another thread.
+            mode = "thread_local" if self.gradient_sum else "global"
+            with torch.cuda.graph(graphs[part], pool=self._pool, stream=self._stream, capture_error_mode=mode):
                 gradients = run_part(part)
             self._pool = self._pool or graphs[part].pool()
         assert gradients is not None

@@ -32,6 +32,7 @@ from sgg_fast.train.engines.build_lock import remove_stale_locks
 from sgg_fast.train.engines.ds_config import GROUP_ELEMENTS
 from sgg_fast.train.optim.ema import WeightAverage
 from sgg_fast.train.optim.groups import build_optimizer, set_lr
+from sgg_fast.train.run.processes import leave
 from sgg_fast.train.stages import Stage, Terms
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class DeepSpeedEngine:
         try:
             with _held_output():
                 if not torch.distributed.is_initialized():
-                    atexit.register(_leave)
+                    atexit.register(leave)
                 backend = "nccl" if device.type == "cuda" else "gloo"
                 remove_stale_locks()
                 timeout = datetime.timedelta(seconds=config.run.rank_timeout)
@@ -171,13 +172,6 @@ class DeepSpeedEngine:
             for parameter, value in held.items():
                 parameter.data = value
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        torch.distributed.all_reduce(values)
-        return values / env.world_size()
-
-    def barrier(self) -> None:
-        torch.distributed.barrier()
-
     def save(self, folder: Path) -> None:
         """Write DeepSpeed's own checkpoint; our manifest beside it holds the hashes of its files."""
         self.engine.save_checkpoint(str(folder), tag="deepspeed")
@@ -222,12 +216,6 @@ def _import_deepspeed() -> Any:
         chatter.propagate = True
         chatter.addFilter(lambda record: "untested optimizer" not in record.getMessage())
     return deepspeed
-
-
-def _leave() -> None:
-    """Destroy the process group at exit: DeepSpeed keeps it for every later engine of the process."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager

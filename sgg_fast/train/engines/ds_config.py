@@ -27,14 +27,13 @@ GROUP_ELEMENTS = 50_000_000
 
 def check_engine(optim: OptimConfig, stage: str, ds_path: str | None) -> None:
     """Raises `ConfigError` for an engine that cannot run the stage on any device, and for a bad DeepSpeed file."""
-    if stage == "pretrain" and (ds_path is not None or env.world_size() > 1):
-        raise ConfigError("--stage pretrain runs in one process and without --deepspeed; it fits any GPU as it is")
+    if stage == "pretrain" and ds_path is not None:
+        raise ConfigError("--stage pretrain runs without --deepspeed, on one GPU or several: leave it out")
     if ds_path is None:
-        if env.world_size() > 1:
-            raise ConfigError("several processes need DeepSpeed: add --deepspeed ds.json")
         return
     for name, used in ((f"--weights {optim.weights}", optim.bf16_weights),
                        ("--optimizer-in-backward", optim.optimizer_in_backward),
+                       (f"--optimizer {optim.optimizer}", optim.optimizer not in ("adam", "adam8bit")),
                        (f"--lora {optim.lora}", optim.lora > 0)):  # fmt: skip
         if used:
             raise ConfigError(f"{name} runs without --deepspeed, which keeps master weights of its own: leave one out")

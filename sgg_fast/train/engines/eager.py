@@ -1,4 +1,4 @@
-"""The eager engine: one process, on any device, kernel by kernel."""
+"""The eager engine: kernel by kernel, on any device."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import nn
 
 from sgg_fast import ops
 from sgg_fast.train.engines.base import StepResult, run_micro_batches
-from sgg_fast.train.engines.state import OneProcess
+from sgg_fast.train.engines.state import Whole, in_matmul_precision
 from sgg_fast.train.optim.adam_flat import FlatAdam
 from sgg_fast.train.optim.groups import is_flat, set_lr
 from sgg_fast.train.stages import Stage
 
 
-class EagerEngine(OneProcess):
-    """One process, no wrapper around the module."""
+class EagerEngine(Whole):
+    """No wrapper around the module."""
 
     def __init__(self, module: Stage, device: torch.device, reason: str = "", flat: bool | None = None) -> None:
         """Build the state of the engine.
@@ -29,12 +29,15 @@ class EagerEngine(OneProcess):
         self.execution = f"eager ({reason})" if reason else "eager"
         self.max_grad_norm = optim.max_grad_norm
         self._norm: torch.Tensor | None = None
+        self._micro_left = 0
 
+    @in_matmul_precision
     def update(self, ids_KB: np.ndarray, step: int, lr_factor: float = 1.0) -> StepResult:
         set_lr(self.optimizer, lr_factor)
         if isinstance(self.optimizer, FlatAdam):
             self.optimizer.send_rates()
             self.optimizer.begin()
+        self._micro_left = len(ids_KB)
         losses, chance = run_micro_batches(ids_KB, step, self.forward, self._backward)
         applied = self._apply()
         if applied and self.average:
@@ -44,9 +47,15 @@ class EagerEngine(OneProcess):
     def _backward(self, total: torch.Tensor) -> None:
         """Add the gradient of a micro-batch's share of the loss."""
         # An infinite loss can have finite gradients. Multiplied by NaN they are not finite.
-        scale = self.scale
-        total = total * torch.where(total.isfinite(), scale.value if scale else 1.0, torch.nan)
-        total.backward()
+        factor = (self.scale.value if self.scale else 1.0) / self.num_processes
+        total = total * torch.where(total.isfinite(), factor, torch.nan)
+        self._micro_left -= 1
+        if self.gradient_sum and not self._micro_left:
+            self.gradient_sum.expect()
+            total.backward()
+            self.gradient_sum.finish()
+        else:
+            total.backward()
 
     def _apply(self) -> bool:
         """Clip and step if everything is finite; returns whether the step was applied."""

@@ -1,18 +1,25 @@
-"""What both engines of one process share: their state (optimiser, average of the weights, loss scale) and its files."""
+"""What the engines without DeepSpeed share: their state (optimiser, average of the weights, loss scale), its files."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from sgg_fast import env
 from sgg_fast.nn import lora
-from sgg_fast.train.engines.base import resolve_precision
+from sgg_fast.train.engines.all_reduce import GradientSum
+from sgg_fast.train.engines.base import StepResult, resolve_matmul, resolve_precision
+from sgg_fast.train.optim.adam_flat import FlatAdam
 from sgg_fast.train.optim.ema import WeightAverage
 from sgg_fast.train.optim.groups import build_optimizer
+from sgg_fast.train.run import processes
 from sgg_fast.train.stages import FinetuneStage, Stage, Terms, checkpoint_state
 
 
@@ -31,13 +38,34 @@ class LossScale:
             self.value *= 2
 
 
-class OneProcess:
+Update = TypeVar("Update", bound=Callable[..., StepResult])
+
+
+def in_matmul_precision(update: Update) -> Update:
+    """An engine's `update` with fp32 matrices multiplied as `matmul_precision` says; torch's setting is restored."""
+
+    @functools.wraps(update)
+    def inside(engine: Whole, *args: Any, **kwargs: Any) -> StepResult:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(engine.matmul_precision or before)
+        try:
+            return update(engine, *args, **kwargs)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return cast(Update, inside)
+
+
+class Whole:
     """Base of the engines without DeepSpeed: fp32 weights under autocast, or a UNet in bf16 (--weights split, lean).
 
-    With --lora the weights that do not train are stored in the type of autocast.
+    With --lora the weights that do not train are stored in the type of autocast. Each of several processes holds all
+    weights and the whole optimiser, and takes the same update.
     """
 
     sharded = False
+    matmul_precision = ""
+    """torch's float32 matmul precision of a step; empty for the process's own."""
 
     def __init__(self, module: Stage, device: torch.device, flat: bool) -> None:
         """Build optimiser, average and loss scale. flat: the optimiser is on flat buffers, as a captured step needs."""
@@ -51,13 +79,28 @@ class OneProcess:
         self._cast = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision) if not narrow else None
         if isinstance(module, FinetuneStage) and config.optim.lora and self._cast:
             lora.store_frozen(module.unet, self._cast)
+        processes.spread(checkpoint_state(module).values())
         self.optimizer = build_optimizer(module, config.optim, config.run.seed, stage, flat=flat)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.num_processes = env.world_size()
+        self.gradient_sum: GradientSum | None = None
+        """Sums the gradients of several processes; None with a single one."""
+        if self.num_processes > 1:
+            self.gradient_sum = self._gradient_sum()
         self.scale = LossScale() if precision == "fp16" else None
         self.average: WeightAverage | None = None
         if config.optim.ema:
             self.average = WeightAverage(self.parameters, config.optim.ema, config.optim.ema_device == "cpu")
+        self.matmul_precision = resolve_matmul(config.optim, stage, device)
         self._device_type = device.type
+
+    def _gradient_sum(self) -> GradientSum:
+        """The sum, which updates the weights itself where that happens in backward."""
+        optimizer = self.optimizer
+        if isinstance(optimizer, FlatAdam) and optimizer.in_backward:
+            optimizer.waits = True
+            return GradientSum(self.parameters, optimizer.step_one)
+        return GradientSum(self.parameters)
 
     def autocast(self) -> contextlib.AbstractContextManager[object]:
         """Autocast context of a forward."""
@@ -71,18 +114,30 @@ class OneProcess:
     def outstanding(self) -> list[tuple[int, float]]:
         return []
 
-    def mean(self, values: torch.Tensor) -> torch.Tensor:
-        return values
-
-    def barrier(self) -> None:
-        pass
-
-    def exported(self) -> contextlib.AbstractContextManager[None]:
-        """Context in which the weights are their averages, if the run keeps averages."""
-        return self.average.in_place() if self.average else contextlib.nullcontext()
+    @contextlib.contextmanager
+    def exported(self) -> Iterator[None]:
+        """Context in which the weights are their averages, if the run keeps averages; else split ones are fp32."""
+        if self.average:
+            with self.average.in_place():
+                yield
+            return
+        whole = dict(self.optimizer.split_weights()) if isinstance(self.optimizer, FlatAdam) else {}
+        held = {parameter: parameter.data for parameter in whole}
+        try:
+            for parameter, value in whole.items():
+                parameter.data = value
+            yield
+        finally:
+            for parameter, value in held.items():
+                parameter.data = value
 
     def save(self, folder: Path) -> None:
-        """Write the weights as safetensors and the optimiser as a torch file that loads with weights_only."""
+        """Write the weights as safetensors and the optimiser as a torch file that loads with weights_only.
+
+        Every process holds the same, so the first one writes, and any number of processes can load it.
+        """
+        if env.rank():
+            return
         # No copy on the device.
         weights = {name: tensor.cpu().contiguous() for name, tensor in checkpoint_state(self.module).items()}
         save_file(weights, folder / "weights.safetensors")

@@ -18,6 +18,7 @@ import torch
 
 from sgg_fast import env
 from sgg_fast.config import SETTINGS, Config, ConfigError, OptimConfig, as_flags
+from sgg_fast.config.optim import BLOCKWISE
 from sgg_fast.data.sources import open_source
 from sgg_fast.train.engines.choose import plan_engine
 from sgg_fast.train.memory.plan import GIB, OUTSIDE, MemoryPlan
@@ -27,6 +28,9 @@ logger = logging.getLogger(__name__)
 
 DS_OFFLOAD = "configs/ds_offload.json"
 """The DeepSpeed configuration that needs the least memory."""
+
+STATES_BY_SIZE = ("adam", *BLOCKWISE)
+"""Optimisers, that of the largest state first."""
 
 NUM_SHOWN = 3
 """Remedies in a message."""
@@ -47,13 +51,21 @@ class Remedy(NamedTuple):
 
 
 def remedies(config: Config) -> list[Remedy]:
-    """Every setting that saves memory and has an effect beside the others, then DeepSpeed with offload."""
+    """Every setting that saves memory and has an effect beside the others, then smaller state, DeepSpeed with offload.
+
+    A state of 8 bits that another setting needs does not take the place of a smaller one.
+    """
     known = [
-        Remedy(setting.rules.saves_memory)
+        dict(setting.rules.saves_memory)
         for setting in SETTINGS.values()
         if setting.rules.saves_memory and setting.has_effect(config)
     ]
-    return [*known, Remedy({}, DS_OFFLOAD)]
+    place = STATES_BY_SIZE.index(config.optim.optimizer)
+    if place:
+        for settings in known:
+            settings.pop("optimizer", None)
+    smaller = [Remedy({"optimizer": name}) for name in STATES_BY_SIZE[max(place, 1) + 1 :]]
+    return [*map(Remedy, known), *smaller, Remedy({}, DS_OFFLOAD)]
 
 
 def budget_bytes(text: str) -> int:
@@ -113,11 +125,13 @@ class TypedRun:
     def added_up(self) -> Iterator[tuple[str, Planner]]:
         """Cumulative remedies: from the first one on, then from the last one back."""
         for ordered in (remedies(self.config), remedies(self.config)[::-1]):
-            typed, run = "", self
+            settings: dict[str, Any] = {}
+            ds_path, run = None, self
             for remedy in ordered:
-                for words, changed, planner in run.changed([remedy]):
-                    typed, run = f"{typed} {words}".strip(), changed
-                    yield typed, planner
+                for _, changed, planner in run.changed([remedy]):
+                    settings |= remedy.settings
+                    ds_path, run = remedy.ds_path or ds_path, changed
+                    yield Remedy(settings, ds_path).typed(self.config), planner
 
     def what_fits(self, budget: int) -> str:
         """The first settings that fit a batch of at least 1: a single remedy, or the fewest of `added_up`."""

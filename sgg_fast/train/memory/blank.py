@@ -97,7 +97,7 @@ def blank_cache(config: Config, foundation: Foundation, num_images: int) -> Trai
         table=table,
         names=torch.randn(len(table), clip),
         images=torch.randn(num_images, clip),
-        moments=torch.randn(num_images, 2 * foundation.vae.config.latent_channels, side, side),
+        moments=torch.randn(num_images, 2 * foundation.vae.config.latent_channels, side, side).half(),
         phrases=torch.randn(len(table.phrases), row).half() if config.model.token_init == "text" else None,
         boxes=torch.rand(graphs.num_objects, 4) if config.objective.needs_boxes("finetune") else None,
     )

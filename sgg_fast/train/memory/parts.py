@@ -1,7 +1,7 @@
 """Memory arithmetic: what an engine keeps and what its update needs temporarily, from the sizes of its groups.
 
 Letters: N trained weights, W processes. Sources: bitsandbytes' states (one byte per element and one float per 256
-elements, twice), `adam_flat.py`, and DeepSpeed 0.19's `stage_1_and_2.py` and `stage3.py`.
+elements, twice), `adam_state.py`, and DeepSpeed 0.19's `stage_1_and_2.py` and `stage3.py`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ import torch
 from torch import nn
 
 from sgg_fast.config import OptimConfig
-from sgg_fast.ops.adam import num_chunks
+from sgg_fast.ops.adam import BLOCKS, num_chunks
+from sgg_fast.train.engines.all_reduce import BUCKET_BYTES, IN_FLIGHT
 from sgg_fast.train.engines.base import resolve_precision
 from sgg_fast.train.engines.ds_config import GROUP_ELEMENTS
 from sgg_fast.train.memory.allocator import rounded
-from sgg_fast.train.optim.groups import is_flat
+from sgg_fast.train.optim.groups import STATES, is_flat
 
-QUANTISED_BLOCK = 256
-"""Elements that share a scale in 8-bit state."""
+SCALE_BYTES = 4
+"""Of a block of quantised state."""
 
 CPU_UPDATE = {8: 20, 32: 12}
 """Temporary bytes per element of bitsandbytes' CPU update, by the width of its state; on CUDA none."""
@@ -29,9 +30,14 @@ CPU_UPDATE = {8: 20, 32: 12}
 CUBLAS_WORKSPACES = 3 * (8 * 2**20 + 2**17)
 """Bytes that torch gives to cuBLAS before Hopper: one workspace for each stream and thread that multiplies matrices."""
 
-REFERENCE_UPDATE = {(8, False): 29, (8, True): 56, (32, False): 16, (32, True): 48}
-"""Temporary bytes per element of the reference form of our update, by the width of its state and whether its weights
-are bf16 (stochastic rounding needs most of them). Our kernels need none."""
+REFERENCE_UPDATE = {
+    "adam": {False: 16, True: 48},
+    "adam8bit": {False: 29, True: 56},
+    "adam4bit": {False: 29, True: 56},
+    "adafactor": {False: 29, True: 56},
+}
+"""Temporary bytes per element of the reference form of our update, by its state and whether its weights are bf16
+(stochastic rounding needs most of them). Our kernels need none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +47,11 @@ class WeightGroup:
     sizes: tuple[int, ...]
     """Elements of each parameter."""
     bits: int
-    """Width of its state under adam8bit."""
+    """Width of its state under adam8bit: 32 for norms, biases, embeddings and small tensors."""
     dtype: torch.dtype
     """Type of its weights in training."""
+    factors: int = 0
+    """Rows and columns of all its matrices."""
 
     @property
     def numel(self) -> int:
@@ -135,21 +143,28 @@ class EngineLayout:
         kind = kinds.get(self.optim.weights, self.precision)
         if self.optim.lora:
             kind = f"{self.precision}, LoRA of rank {self.optim.lora} ({self.optim.lora_targets})"
-        return f"{kind}, plain engine{', optimiser in backward' if self.optim.optimizer_in_backward else ''}"
+        several = f", {self.world_size} processes" if self.world_size > 1 else ""
+        return f"{kind}, plain engine{', optimiser in backward' if self.optim.optimizer_in_backward else ''}{several}"
 
 
 def state_bytes(group: WeightGroup, optimizer: str, shards: int = 1) -> int:
     """Bytes of both moments of Adam."""
-    numel = -(-group.numel // shards)
-    if optimizer == "adam" or group.bits == 32:
+    numel, state = -(-group.numel // shards), STATES[optimizer]
+    if group.bits == 32 or state["optim_bits"] == 32:
         return 8 * numel
-    return 2 * (numel + 4 * -(-numel // QUANTISED_BLOCK))
+    bits = state["optim_bits"]
+    moment = numel * bits // 8 + SCALE_BYTES * -(-numel // BLOCKS[bits])
+    return moment + 4 * group.factors if state.get("factored") else 2 * moment
 
 
 def update_bytes_per_element(layout: EngineLayout, group: WeightGroup) -> int:
     """Temporary bytes of the optimiser's arithmetic, per element that it updates at once."""
     if layout.is_flat:
-        return 0 if layout.has_kernels else REFERENCE_UPDATE[group.bits, group.dtype == torch.bfloat16]
+        return (
+            0
+            if layout.has_kernels
+            else REFERENCE_UPDATE["adam" if group.bits == 32 else layout.optim.optimizer][group.dtype == torch.bfloat16]
+        )
     if layout.optim.optimizer == "adam":
         return 4 if layout.device == "cuda" else 8
     return CPU_UPDATE[group.bits] if layout.device == "cpu" else 0
@@ -226,13 +241,26 @@ def resident_blocks(layout: EngineLayout, groups: list[WeightGroup]) -> list[int
     return blocks
 
 
-def address_bytes(groups: list[WeightGroup]) -> int:
+def address_bytes(groups: list[WeightGroup], optimizer: str) -> int:
     """Bytes of the table through which a captured optimiser finds the gradients: three numbers a chunk."""
-    return 24 * sum(num_chunks(group.sizes, "triton") for group in groups)
+    factored = STATES[optimizer].get("factored", False)
+    return 24 * sum(num_chunks(group.sizes, "triton", factored and group.bits != 32) for group in groups)
 
 
 def bucket_blocks(layout: EngineLayout, groups: list[WeightGroup]) -> list[int]:
-    """Bytes of each of ZeRO's reduction buckets, which exist during backward."""
+    """Bytes of each reduction bucket beside the gradients that exists during backward, of ZeRO or of several processes.
+
+    Without DeepSpeed a bucket becomes its gradients' memory, so one is there twice. A bucket may overrun its size by
+    less than that. Where weights are updated in backward, those that are still on their way are kept too.
+    """
+    if layout.ds is None:
+        if layout.world_size == 1:
+            return []
+        one = min(2 * BUCKET_BYTES, sum(group.weight_bytes() for group in groups))
+        if not layout.optim.optimizer_in_backward:
+            return [one]
+        largest = max(n * group.dtype.itemsize for group in groups for n in group.sizes)
+        return [max(one, largest)] * (1 + IN_FLIGHT)
     if not layout.bucket or not layout.zero("contiguous_gradients", True):
         return []
     number = 2 if layout.stage != 3 and layout.zero("overlap_comm", False) else 1

@@ -24,6 +24,7 @@ from sgg_fast.data.cache import RESIDENT_SHARE
 from sgg_fast.nn.backbone import NUM_SIZES, added
 from sgg_fast.nn.fuse import fuse_for
 from sgg_fast.train.assemble import assemble, called_models
+from sgg_fast.train.engines.base import resolved
 from sgg_fast.train.engines.captured import WARM_UP_STEPS
 from sgg_fast.train.memory import zero
 from sgg_fast.train.memory.allocator import GRAPHS, CachingAllocator, Event
@@ -47,6 +48,7 @@ from sgg_fast.train.memory.parts import (
     update_bytes,
 )
 from sgg_fast.train.memory.plan import GIB, OUTSIDE, MemoryPlan
+from sgg_fast.train.optim.flat import as_matrix
 from sgg_fast.train.optim.groups import parameter_groups
 
 LARGEST_BATCH = 4096
@@ -88,7 +90,9 @@ class Planner:
         prepared cache, whose latents may stay on disk; by default True if --data is not given. Raises `ConfigError` if
         --model's configuration cannot be read.
         """
-        self.config, self.layout = config, EngineLayout(config.optim, config.model.kernels, device, ds, world_size)
+        layout = EngineLayout(config.optim, config.model.kernels, device, ds, world_size)
+        config = resolved(config, "finetune", torch.device(device), layout.has_kernels, ds is not None)
+        self.config, self.layout = config, dataclasses.replace(layout, optim=config.optim)
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._traces: dict[int, Trace] = {}
         self._of_sheet: Trace | None = None
@@ -111,7 +115,12 @@ class Planner:
                     _recast(module, of_graph)
             groups = parameter_groups(self._stage, config.optim, self.layout.largest_group)
             self._groups = [
-                WeightGroup(tuple(p.numel() for p in group["params"]), group["optim_bits"], group["params"][0].dtype)
+                WeightGroup(
+                    tuple(p.numel() for p in group["params"]),
+                    group["optim_bits"],
+                    group["params"][0].dtype,
+                    sum(sum(as_matrix(p)) for p in group["params"]),
+                )
                 for group in groups
             ]
             number_of = {p: number for number, group in enumerate(groups) for p in group["params"]}
@@ -129,15 +138,15 @@ class Planner:
         called = self._called if on_gpu else self._frozen
         resident["frozen models"] = sum(_sizes(called))
         resident["training set (graphs, embeddings, latents)"] = self._data_bytes(budget)
-        if self._is_captured(budget):
-            resident["addresses of the gradients"] = address_bytes(self._groups)
+        if self._is_captured:
+            resident["addresses of the gradients"] = address_bytes(self._groups, self.config.optim.optimizer)
         if on_gpu:
             resident["cuBLAS's workspaces"] = CUBLAS_WORKSPACES
         else:
             resident, host = {**resident, **host}, {}
         moments = {phase: dict(parts) for phase, parts in self._trace(batch).peaks.items()}
         if on_gpu and self._draws_sheets:
-            visiting = sum(_sizes([model for model in self._frozen if model not in called]))
+            visiting = sum(_sizes(self._visiting))
             moments["sample sheet"] = {"frozen models for a sheet": visiting, **self._sheet()[0]}
         if not self.config.optim.optimizer_in_backward:
             gradients = gradient_bytes(self.layout, self._groups)
@@ -150,7 +159,7 @@ class Planner:
             f"{self.layout.describe()}, on {'a GPU' if self.layout.device == 'cuda' else 'the CPU'}"
         )
         plan = MemoryPlan(title, resident, moments, host)
-        return dataclasses.replace(plan, gaps=self._gaps(plan, batch, budget)) if on_gpu else plan
+        return dataclasses.replace(plan, gaps=self._gaps(plan, batch)) if on_gpu else plan
 
     def largest_batch(self, budget: int) -> int:
         """Largest micro-batch in images that fits `budget`; 0 if not even one image fits.
@@ -193,14 +202,23 @@ class Planner:
         """Those that each step calls."""
         return called_models(self.config, self.foundation, self._stage.cache)
 
-    def _is_captured(self, budget: int) -> bool:
+    @property
+    def _visiting(self) -> list[nn.Module]:
+        """Those that come to a GPU for a sample sheet alone."""
+        models = [model for model in self._frozen if model not in self._called]
+        if self.config.run.sheet_device == "cpu":
+            models = [model for model in models if model in self.foundation.text_encoders]
+        return models
+
+    @property
+    def _is_captured(self) -> bool:
         """Whether a GPU's steps are captured (`engines.captured.why_eager`)."""
         config, layout = self.config, self.layout
         if layout.device != "cuda" or not layout.is_flat or layout.precision == "fp16" or not config.run.cuda_graphs:
             return False
-        return self._backend == "triton" and (not self._stored or self._latent_bytes < RESIDENT_SHARE * budget)
+        return self._backend == "triton"
 
-    def _gaps(self, plan: MemoryPlan, batch: int, budget: int) -> int:
+    def _gaps(self, plan: MemoryPlan, batch: int) -> int:
         """Bytes of the allocator's segments beyond the peak, by its own arithmetic on what the run allocates."""
         allocator, keys = CachingAllocator(), itertools.count(-1, -1)
         blocks, trace = resident_blocks(self.layout, self._groups), self._trace(batch)
@@ -210,7 +228,7 @@ class Planner:
             allocator.allocate(next(keys), size)
         temporaries = plan.moments.get("update", {}).get("the update's temporaries", 0)
         step = whole_step(trace.events, [("update", temporaries), ("update", -1)])
-        if self._is_captured(budget):
+        if self._is_captured:
             for _ in range(WARM_UP_STEPS):
                 allocator.run(step, "warm-up")
             allocator.empty_cache()
@@ -224,7 +242,7 @@ class Planner:
             allocator.run(step)
             allocator.run(step)
         if self._draws_sheets:
-            for size in _sizes([model for model in self._frozen if model not in self._called]):
+            for size in _sizes(self._visiting):
                 allocator.allocate(next(keys), size)
             allocator.run(self._sheet()[1])
         return max(allocator.peak - plan.peak, 0)
@@ -233,12 +251,12 @@ class Planner:
     def _latent_bytes(self) -> int:
         """Bytes of the moments of the whole set."""
         side = self.config.data.resolution // self.foundation.latent_factor
-        return self._num_images * 4 * 2 * self.foundation.vae.config.latent_channels * side**2
+        return self._num_images * 2 * 2 * self.foundation.vae.config.latent_channels * side**2
 
     def _data_bytes(self, budget: int) -> int:
-        """Bytes of the set on the device. Latents of a prepared cache stay on disk if they would need too much."""
-        latents = self._latent_bytes
-        if self._stored and (self.layout.device == "cpu" or latents >= RESIDENT_SHARE * budget):
+        """Bytes of the set on the device. Latents of a prepared cache stay in files if they would need too much."""
+        latents, on_host = self._latent_bytes, self.config.data.latents_device == "cpu"
+        if on_host or (self._stored and (self.layout.device == "cpu" or latents >= RESIDENT_SHARE * budget)):
             latents = 0
         return latents + self._num_images * (4 * self.foundation.clip.config.projection_dim + GRAPH_BYTES)
 
@@ -265,10 +283,10 @@ class Planner:
                         total = stage(np.zeros(batch, np.int64), 0).total
                     meter.phase = "backward"
                     buckets = bucket_blocks(self.layout, self._groups)
-                    taken = [(size, meter.take("ZeRO's buckets", size)) for size in buckets]
+                    taken = [(size, meter.take("reduction buckets", size)) for size in buckets]
                     total.backward()
                     for size, key in taken:
-                        meter.give("ZeRO's buckets", size, key)
+                        meter.give("reduction buckets", size, key)
                     del total
                 for parameter in parameters:
                     parameter.grad = None
@@ -276,7 +294,10 @@ class Planner:
         return self._traces[batch]
 
     def _sheet(self) -> tuple[dict[str, int], list[Event]]:
-        """Trace one picture of a sample sheet: a guided step of the UNet, then the decoder. Highest point, events."""
+        """Trace one picture of a sample sheet: a guided step of the UNet, then the decoder if it comes to the device.
+
+        Highest point, events.
+        """
         if self._of_sheet is None:
             foundation, side = self.foundation, self.config.data.resolution // self.foundation.latent_factor
             unet, vae = foundation.unet, foundation.vae
@@ -293,7 +314,8 @@ class Planner:
                 with Meter() as meter:
                     meter.phase = "sample sheet"
                     unet(z, torch.zeros(GUIDED), context, encoder_attention_mask=mask, added_cond_kwargs=more)
-                    vae.decode(z_0)
+                    if self.config.run.sheet_device == "auto":
+                        vae.decode(z_0)
             self._of_sheet = Trace(meter.peaks, meter.events, meter.aside)
         peaks, events, _ = self._of_sheet
         return {"activations": sum(peaks["sample sheet"].values())}, events

@@ -1,15 +1,17 @@
-"""Adam on flat buffers for both stages: 8-bit or 32-bit state by parameter group, a few launches a step.
+"""Adam on flat buffers for both stages: its state's form by parameter group, a few launches a step.
 
-It computes what bitsandbytes computes, on our kernels. Weights are fp32, or bf16 (rounded stochastically, or with their
+State in 32 and 8 bits computes what bitsandbytes computes, on our kernels; state in 4 bits is torchao's, and factored
+second moments are Adafactor's (`adam_state.py`). Weights are fp32, or bf16 (rounded stochastically, or with their
 low halves kept). It steps all weights after backward, or each one inside backward. Gradients are read where backward
-left them. Nothing is read back, so the step can be captured. Its checkpoints have bitsandbytes' format, and each
-optimiser loads the other's. Letters: G groups, K chunks, U updates that count for themselves: one, or one a weight.
+left them. Nothing is read back, so the step can be captured. Its checkpoints have bitsandbytes' format, and with 8 and
+32 bits each optimiser loads the other's. Letters: G groups, K chunks, U updates that count for themselves: one, or one
+a weight.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -18,100 +20,14 @@ from torch import nn
 
 from sgg_fast import ops
 from sgg_fast.ops import adam as op
-from sgg_fast.train.optim.flat import FlatParameters, flat_gradient, in_memory_order
+from sgg_fast.train.optim.adam_state import FlatGroup
+from sgg_fast.train.optim.flat import flat_gradient
 
 QUANT_STATE = "__bnb_optimizer_quant_state__"
 """Key of a parameter's tensors in bitsandbytes' state_dict."""
 
-PAD_32BIT = 16
-"""Alignment, in elements, of each parameter in a buffer with 32-bit state."""
-
-
 Gradients = list[tuple[list[torch.Tensor], list[int]]]
 """For each group: flat gradients in their parameters' memory order, and their offsets in the group's buffers."""
-
-
-class _Group:
-    """A parameter group's weights and moments in flat buffers."""
-
-    def __init__(self, group: dict[str, Any], seed: int, split: bool) -> None:
-        self.bits = group["optim_bits"]
-        self.flat = FlatParameters(group["params"], op.BLOCK_8BIT if self.bits == 8 else PAD_32BIT)
-        buffer = self.flat.buffer
-        low = torch.zeros_like(buffer, dtype=torch.int16) if split and buffer.dtype == torch.bfloat16 else None
-        self.weights = op.Weights(buffer, low, seed)
-        if self.bits == 32:
-            self.moments: op.Moments | tuple[torch.Tensor, torch.Tensor] = (
-                torch.zeros_like(buffer, dtype=torch.float32),
-                torch.zeros_like(buffer, dtype=torch.float32),
-            )
-            return
-        scale = torch.zeros(buffer.numel() // op.BLOCK_8BIT, device=buffer.device)
-        self.moments = op.Moments(
-            torch.full_like(buffer, op.ZERO_1, dtype=torch.uint8),
-            torch.full_like(buffer, op.ZERO_2, dtype=torch.uint8),
-            scale,
-            scale.clone(),
-            op.dynamic_map(True).to(buffer.device),
-            op.dynamic_map(False).to(buffer.device),
-        )
-
-    def state_of(self, index: int) -> dict[str, torch.Tensor]:
-        """Views of a parameter's moments under bitsandbytes' names, flat in the memory order of the weight."""
-        offset, num = self.flat.offsets[index], self.flat.parameters[index].numel()
-        state = {name: self.moments[k][offset : offset + num] for k, name in enumerate(("state1", "state2"))}
-        if isinstance(self.moments, op.Moments):
-            blocks = slice(offset // op.BLOCK_8BIT, -(-(offset + num) // op.BLOCK_8BIT))
-            state |= {"absmax1": self.moments.absmax_1[blocks], "absmax2": self.moments.absmax_2[blocks]}
-            state |= {"qmap1": self.moments.map_1, "qmap2": self.moments.map_2}
-        if self.weights.low is not None:
-            state["low"] = self.weights.low[offset : offset + num]
-        return state
-
-    def torch_state_of(self, index: int) -> dict[str, torch.Tensor]:
-        """32-bit moments under the names and in the shapes of torch's Adam; empty for 8 bits."""
-        if self.bits == 8:
-            return {}
-        parameter, offset = self.flat.parameters[index], self.flat.offsets[index]
-        names = zip(("exp_avg", "exp_avg_sq"), self.moments, strict=True)
-        return {name: m.as_strided(parameter.shape, parameter.stride(), offset) for name, m in names}
-
-    def load(self, index: int, saved: dict[str, torch.Tensor]) -> None:
-        """Load moments from `state_of`, from bitsandbytes (32-bit state for small tensors) or from torch's Adam."""
-        own = self.state_of(index)
-        if "state1" not in saved:
-            stride = self.flat.parameters[index].stride()
-            names = {"state1": "exp_avg", "state2": "exp_avg_sq"}
-            saved = {name: _in_layout(saved[theirs], stride) for name, theirs in names.items()}
-        if self.bits == 8 and saved["state1"].dtype != torch.uint8:
-            saved = {**saved, **_quantised(saved, own)}
-        for name in own.keys() & {"qmap1", "qmap2"}:
-            if not torch.equal(saved[name].cpu(), own[name].cpu()):
-                raise ValueError(f"optimiser state: {name} is not bitsandbytes' dynamic map, which 8-bit state needs")
-        for name, tensor in own.items():
-            if name == "low" and name not in saved:  # the weights were stored whole: use their nearest bf16 numbers
-                tensor.zero_()
-                continue
-            if saved[name].numel() != tensor.numel() or saved[name].dtype != tensor.dtype:
-                raise ValueError(f"optimiser state: {name} is {saved[name].dtype} {list(saved[name].shape)}, which "
-                                 f"does not fit {tensor.dtype} {list(tensor.shape)}")  # fmt: skip
-            tensor.copy_(saved[name].flatten())
-
-
-def _in_layout(tensor: torch.Tensor, stride: tuple[int, ...]) -> torch.Tensor:
-    """Flatten in the memory order of a tensor with this stride."""
-    return in_memory_order(torch.empty_strided(tensor.shape, stride, dtype=tensor.dtype).copy_(tensor))
-
-
-def _quantised(saved: dict[str, torch.Tensor], own: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Convert 32-bit moments to codes and scales."""
-    made = {}
-    for k in "12":
-        flat = saved[f"state{k}"].float().flatten().cpu()
-        rows = torch.nn.functional.pad(flat, (0, -len(flat) % op.BLOCK_8BIT)).view(-1, op.BLOCK_8BIT)
-        codes, made[f"absmax{k}"] = op.quantise(rows, own[f"qmap{k}"].cpu())
-        made[f"state{k}"], made[f"qmap{k}"] = codes.flatten()[: len(flat)], own[f"qmap{k}"]
-    return made
 
 
 class FlatAdam(torch.optim.Optimizer):
@@ -139,18 +55,18 @@ class FlatAdam(torch.optim.Optimizer):
     ) -> None:
         """Move the weights into flat buffers.
 
-        groups: with "params", "lr" and "optim_bits", each of one dtype, fp32 or bf16. seed: of stochastic rounding.
-        max_norm: the norm of all gradients is clipped to this; 0 turns clipping off. split: keep the low halves of bf16
-        weights, which makes them fp32 master weights in two parts. in_backward: hooks step each weight and free its
-        gradient, without clipping; a weight whose gradient is not finite is skipped alone. Raises ValueError as
-        `FlatParameters` does.
+        groups: with "params", "lr" and the keys of `FlatGroup`, each of one dtype, fp32 or bf16. seed: of stochastic
+        rounding. max_norm: the norm of all gradients is clipped to this; 0 turns clipping off. split: keep the low
+        halves of bf16 weights, which makes them fp32 master weights in two parts. in_backward: hooks step each weight
+        and free its gradient, without clipping; a weight whose gradient is not finite is skipped alone. Raises
+        ValueError as `FlatParameters` does.
         """
         assert not (in_backward and max_norm)
         self.hyper = op.Hyper(max_norm=max_norm)
         betas = (self.hyper.beta_1, self.hyper.beta_2)
         super().__init__(groups, {"betas": betas, "eps": self.hyper.eps, "weight_decay": 0.0})
         # Each group has random draws of its own for rounding.
-        self._groups = [_Group(group, (64 * seed + g) % 2**31, split) for g, group in enumerate(self.param_groups)]
+        self._groups = [FlatGroup(group, (64 * seed + g) % 2**31, split) for g, group in enumerate(self.param_groups)]
         device = self._groups[0].flat.buffer.device
         self._places = [(g, i) for g, group in enumerate(self._groups) for i in range(len(group.flat.parameters))]
         num_updates = len(self._places) if in_backward else 1
@@ -158,6 +74,8 @@ class FlatAdam(torch.optim.Optimizer):
         self._controls_U8 = torch.zeros(num_updates, op.CONTROL_SIZE, device=device)
         self.control = torch.zeros(op.CONTROL_SIZE, device=device) if in_backward else self._controls_U8[0]
         self.in_backward = in_backward
+        self.waits = False
+        """Whether updates in backward are left to a caller of `step_one`, who has the gradients of all processes."""
         self.scale_by(1)
         self._rates_G4 = torch.zeros(len(self._groups), 4, device=device)
         self._known_rates: list[float] = []
@@ -207,7 +125,8 @@ class FlatAdam(torch.optim.Optimizer):
         """Hook the parameters. Their tables lie on the device, and each lacks only its gradient's address."""
         tables = []
         for group, i, parameter in self._parameters():
-            tables.append(op.chunk_table([parameter], [group.flat.offsets[i]], self._backend()))
+            offsets = [group.flat.offsets[i]]
+            tables.append(op.chunk_table([parameter], offsets, self._backend(), group.numbers(offsets)))
             tables[-1][:, 0] -= parameter.data_ptr()
         device = self.rates.device
         self._tables = torch.cat(tables).to(device).split([len(table) for table in tables])
@@ -225,12 +144,13 @@ class FlatAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step_one(self, number: int) -> None:
-        """Step one weight, counted over all groups, by its gradient, and free that. Four launches, no copy."""
+        """Step one weight, counted over all groups, by its gradient, and free that. A few launches, no copy."""
         g, i = self._places[number]
         group, parameter = self._groups[g], self._groups[g].flat.parameters[i]
         grad = flat_gradient(parameter)
         table = torch.add(self._tables[number], self._address, alpha=grad.data_ptr())
-        part = op.GroupGrads([grad], [group.flat.offsets[i]], table)
+        offsets = [group.flat.offsets[i]]
+        part = op.GroupGrads([grad], offsets, table, group.shapes(offsets))
         control, step = self._controls_U8[number], self._steps_U4[number, :1]
         op.adam_decide_([part], control, step, self.hyper)
         op.adam_update_(group.weights, group.moments, part, control, self._rates_G4[g], step, self.hyper)
@@ -246,7 +166,8 @@ class FlatAdam(torch.optim.Optimizer):
     def table(self, gradients: Gradients) -> torch.Tensor:
         """The table of the gradients' addresses, on the host."""
         backend = self._backend()
-        return torch.cat([op.chunk_table(*part, backend) for part in gradients])
+        pairs = zip(gradients, self._groups, strict=True)
+        return torch.cat([op.chunk_table(*part, backend, group.numbers(part[1])) for part, group in pairs])
 
     def launch(self, gradients: Gradients, table: torch.Tensor) -> None:
         """Run the step from device memory; it may be captured, with a table that is filled later."""
@@ -255,15 +176,25 @@ class FlatAdam(torch.optim.Optimizer):
             self.control[op.NORM] = torch.linalg.vector_norm(self._controls_U8[:, op.NORM])
             return
         backend = self._backend()
-        tables = table.split([op.num_chunks([g.numel() for g in found], backend) for found, _ in gradients])
-        given = [op.GroupGrads(*part, table) for part, table in zip(gradients, tables, strict=True)]
+        pairs = list(zip(gradients, self._groups, strict=True))
+        lengths = [op.num_chunks([g.numel() for g in found], backend, group.factored) for (found, _), group in pairs]
+        given = [
+            op.GroupGrads(*part, of_part, group.shapes(part[1]))
+            for (part, group), of_part in zip(pairs, table.split(lengths), strict=True)
+        ]
         control, step = self.control, self._steps_U4[0, :1]
         op.adam_decide_([part for part in given if part.grads], control, step, self.hyper)
         for group, part, rate in zip(self._groups, given, self._rates_G4, strict=True):
             if part.grads:
                 op.adam_update_(group.weights, group.moments, part, control, rate, step, self.hyper)
 
-    def _parameters(self) -> list[tuple[_Group, int, nn.Parameter]]:
+    def split_weights(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
+        """Each weight that is kept in two halves, with its fp32 numbers in CPU memory."""
+        for group, i, parameter in self._parameters():
+            if group.weights.low is not None:
+                yield parameter, group.wide(i)
+
+    def _parameters(self) -> list[tuple[FlatGroup, int, nn.Parameter]]:
         """All parameters in the order of a state_dict: group, index in it, parameter."""
         return [(self._groups[g], i, self._groups[g].flat.parameters[i]) for g, i in self._places]
 
@@ -309,5 +240,5 @@ class FlatAdam(torch.optim.Optimizer):
 def _step_by(optimizer: weakref.ref[FlatAdam], number: int, parameter: torch.Tensor) -> None:
     """Step one weight by its optimiser, if that is still there."""
     found = optimizer()
-    if found is not None:
+    if found is not None and not found.waits:
         found.step_one(number)

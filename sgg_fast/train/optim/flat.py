@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
+from sgg_fast.ops.adam import Weights, write_weights
+
 CHUNK = 1 << 22
 """Elements that an update without kernels of ours works on at once, which bounds its temporaries."""
 
@@ -20,6 +22,13 @@ PAD = 256
 def in_memory_order(tensor: torch.Tensor) -> torch.Tensor:
     """All elements in one dimension in memory order, as a view. The tensor must be dense, in any order."""
     return tensor.as_strided((tensor.numel(),), (1,), tensor.storage_offset())
+
+
+def as_matrix(tensor: torch.Tensor) -> tuple[int, int]:
+    """(rows, columns) of the matrix that a dense tensor's memory is: its outermost dimension, and all others."""
+    sizes = zip(tensor.stride(), tensor.shape, strict=True)
+    _, outermost = max(((stride, size) for stride, size in sizes if size > 1), default=(1, 1))
+    return outermost, tensor.numel() // outermost
 
 
 def _places(parameters: list[nn.Parameter]) -> list[int]:
@@ -83,3 +92,24 @@ def _same_layout(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether elements lie in one order. The stride of a dimension of size 1 (1 x 1 convolutions) is ignored."""
     strides = zip(a.shape, a.stride(), b.stride(), strict=True)
     return all(of_a == of_b for size, of_a, of_b in strides if size > 1)
+
+
+@torch.no_grad()
+def keep_low_halves(parameters: Iterable[nn.Parameter]) -> None:
+    """Make fp32 parameters bf16, each with the low half of its bits (`Weights.low`) beside it for `take_low_halves`."""
+    for parameter in parameters:
+        if parameter.dtype == torch.float32:
+            wide = parameter.data
+            high, low = torch.empty_like(wide, dtype=torch.bfloat16), torch.empty_like(wide, dtype=torch.int16)
+            flat = Weights(in_memory_order(high), in_memory_order(low))
+            write_weights(flat, slice(None), in_memory_order(wide), torch.zeros((), dtype=torch.int32))
+            parameter.data, parameter.low_half = high, low  # type: ignore[attr-defined]
+
+
+def take_low_halves(flat: FlatParameters) -> torch.Tensor:
+    """int16 like the buffer: the low halves that the parameters keep, which they then keep no longer; else 0."""
+    lows = torch.zeros_like(flat.buffer, dtype=torch.int16)
+    for parameter, offset in zip(flat.parameters, flat.offsets, strict=True):
+        if (kept := parameter.__dict__.pop("low_half", None)) is not None:
+            lows.as_strided(parameter.shape, parameter.stride(), offset).copy_(kept)
+    return lows

@@ -15,6 +15,14 @@ from sgg_fast.train.optim.adam_flat import FlatAdam
 MIN_8BIT_ELEMENTS = 4096
 """Tensors below this keep 32-bit state, as bitsandbytes advises."""
 
+STATES: dict[str, dict[str, Any]] = {
+    "adam": {"optim_bits": 32},
+    "adam8bit": {"optim_bits": 8},
+    "adam4bit": {"optim_bits": 4},
+    "adafactor": {"optim_bits": 4, "factored": True},
+}
+"""--optimizer -> the state of the groups of matrices on flat buffers."""
+
 
 def lr_factor(optim: OptimConfig, step: int, num_steps: int) -> float:
     """Share of the learning rates at `step` (from 0) of `num_steps`. A pure function, so resume needs no state."""
@@ -35,8 +43,9 @@ def parameter_groups(module: nn.Module, optim: OptimConfig, most: float = math.i
     """Fine-tuning groups: UNet and graph modules apart (learning rates), matrices and the rest apart (state width).
 
     Norms, biases, embeddings and small tensors get 32-bit state by group, not by size alone, because ZeRO flattens a
-    group into one tensor. most: elements after which a new group of the same kind begins. Where groups are split so,
-    for DeepSpeed, merged weights come first, so that its flat tensors keep them adjacent.
+    group into one tensor. The others get 8-bit state, or that of `STATES` on flat buffers. most: elements after which
+    a new group of the same kind begins. Where groups are split so, for DeepSpeed, merged weights come first, so that
+    its flat tensors keep them adjacent.
     """
     names = {p: name for name, p in module.named_parameters()}
     ordered = names if most == math.inf else merged_first(module)
@@ -63,7 +72,8 @@ def is_flat(optim: OptimConfig, has_kernels: bool) -> bool:
 
     A CPU would run its reference, so fp32 weights are stepped by torch or bitsandbytes there, after backward.
     """
-    return has_kernels or optim.bf16_weights or optim.optimizer_in_backward
+    only_ours = optim.optimizer not in ("adam", "adam8bit")
+    return has_kernels or optim.bf16_weights or optim.optimizer_in_backward or only_ours
 
 
 def build_optimizer(
@@ -83,8 +93,7 @@ def build_optimizer(
         return FlatAdam([group], seed, optim.max_grad_norm)
     groups = parameter_groups(module, optim, most)
     if flat:
-        if optim.optimizer == "adam":
-            groups = [{**group, "optim_bits": 32} for group in groups]
+        groups = [group if group["optim_bits"] == 32 else {**group, **STATES[optim.optimizer]} for group in groups]
         split, in_backward = optim.weights == "split", optim.optimizer_in_backward
         return FlatAdam(groups, seed, optim.max_grad_norm, split=split, in_backward=in_backward)
     if optim.optimizer == "adam":

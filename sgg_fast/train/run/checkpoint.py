@@ -42,8 +42,11 @@ def checkpoint_bytes(module: nn.Module, optim: OptimConfig, stage: str, deepspee
     """Approximate size of a checkpoint: weights, two moments, DeepSpeed's master weights, an average of the weights."""
     weights = sum(tensor.nbytes for tensor in checkpoint_state(module).values())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
-    moments = 2 if stage == "finetune" and optim.optimizer == "adam8bit" else 8
-    return weights + trained * (moments + 4 * deepspeed + 4 * (optim.ema > 0))
+    moments = (
+        {"adam8bit": 2.0, "adam4bit": 1.1, "adafactor": 0.6}.get(optim.optimizer, 8.0) if stage == "finetune" else 8.0
+    )
+    moments += 2 * (optim.weights == "split")  # the low halves
+    return weights + int(trained * (moments + 4 * deepspeed + 4 * (optim.ema > 0)))
 
 
 def save_checkpoint(
@@ -129,6 +132,8 @@ def _fault(manifest: dict[str, Any], folder: Path) -> str | None:
             return f"sha256 names {name!r}"[:200]
     if not isinstance(manifest.get("stage"), str) or not isinstance(settings, dict):
         return "stage must be a word and settings an object"
+    if type(num := manifest.get("processes", 1)) is not int or num < 1:
+        return f"processes {num!r}"[:200]
     if nested := [name for name, value in settings.items() if isinstance(value, dict)]:
         return f"setting {nested[0]!r} is an object"[:200]
     watched = manifest.get("validation", {"best": 0.0, "since": 0})

@@ -46,6 +46,19 @@ class LostProcess(Stop):
 
     exit_code = 4
 
+    def __init__(self, what: str, is_late: bool = False) -> None:
+        """what: happened to it. is_late: it may be out of reach, so nothing more is asked of it."""
+        super().__init__(
+            f"another process of this run {what}; this one stops. Its own message says why; the same command continues "
+            "from the last checkpoint"
+        )
+        self.is_late = is_late
+
+    @classmethod
+    def after(cls, timeout: float) -> LostProcess:
+        """One that was waited for so many seconds."""
+        return cls(f"did not answer for {timeout:g} s (--rank-timeout)", is_late=True)
+
 
 def is_lost_process(error: BaseException) -> bool:
     """Whether a collective failed because a peer died or did not come. For gloo only the text shows it."""
@@ -66,15 +79,16 @@ def lost_process(timeout: float) -> Iterator[None]:
             raise
         text = str(error)
         late = "imed out" in text or "imeout" in text
-        what = f"did not answer for {timeout:g} s (--rank-timeout)" if late else "died"
-        raise LostProcess(
-            f"another process of this run {what}; this one stops. Its own message says why; the same command "
-            "continues from the last checkpoint"
-        ) from error
+        raise LostProcess.after(timeout) if late else LostProcess("died") from error
 
 
-def _print(line: str) -> None:
-    """Write to stderr without Python's buffer: the calling handler may have interrupted a print."""
+def _print_first(line: str) -> None:
+    """Write to stderr without Python's buffer: the calling handler may have interrupted a print.
+
+    Only the first process of a run does: a launcher sends its signals to all.
+    """
+    if env.rank():
+        return
     with contextlib.suppress(OSError):  # after SIGHUP there may be no terminal
         os.write(2, line.encode())
 
@@ -105,7 +119,8 @@ def stops_at_once(name: str) -> Iterator[None]:
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
-        _print(f"{name}: {signal.Signals(number).name}: stopped; the same command continues from the last checkpoint\n")
+        what = f"{signal.Signals(number).name}: stopped"
+        _print_first(f"{name}: {what}; the same command continues from the last checkpoint\n")
         os._exit(128 + number)
 
     with _handled_by(stop):
@@ -123,14 +138,14 @@ class Caught:
 @contextlib.contextmanager
 def stops_after_step() -> Iterator[Caught]:
     """Context in which the first of `CAUGHT` only sets `Caught.number`; from then on each ends the process."""
-    caught = Caught()
+    caught, ending = Caught(), "ending this step" if env.world_size() == 1 else "ending within 16 steps"
 
     def note(number: int, frame: FrameType | None) -> None:
         caught.number = number
         for each in CAUGHT:
             if signal.getsignal(each) == note:
                 signal.signal(each, signal.SIG_DFL)
-        _print(f"\n{signal.Signals(number).name}: ending this step, then saving; a second signal stops at once\n")
+        _print_first(f"\n{signal.Signals(number).name}: {ending}, then saving; a second signal stops at once\n")
 
     with _handled_by(note):
         yield caught

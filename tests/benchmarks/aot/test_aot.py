@@ -123,6 +123,17 @@ def test_baseline(tmp_path):
     )
 
 
+def test_baseline_of_some_cases(tmp_path):
+    """Rows of other cases stay, and are not missed."""
+    path, adam = tmp_path / "aot.json", dataclasses.replace(GOOD, case="adam paper")
+    aot.write_baseline("sm_89", [GOOD, adam, dataclasses.replace(adam, case="adam old")], path)
+    changed = dataclasses.replace(adam, registers=200)
+    assert "no longer launched" in aot.baseline_diff("sm_89", [adam], path, "adam")[0]
+    aot.write_baseline("sm_89", [changed], path, "adam")
+    assert aot.baseline_diff("sm_89", [changed], path, "adam") == []
+    assert aot.baseline_diff("sm_89", [GOOD, changed], path) == []
+
+
 def test_a_forgotten_kernel_is_a_violation(tmp_path):
     (tmp_path / "a.py").write_text(
         "@triton.jit\ndef helper(x):\n    return x\n\n@triton.jit\ndef one_kernel(x):\n    helper(x)\n"
@@ -152,7 +163,7 @@ def test_without_cuobjdump_the_check_fails(monkeypatch, capsys):
         aot_rules.read_cubin(b"")
     monkeypatch.undo()
 
-    def fail(arch: str) -> list[Compiled]:
+    def fail(arch: str, pattern: str) -> list[Compiled]:
         raise AotError(f"{arch}: cuobjdump is neither here nor there")
 
     monkeypatch.setattr(aot, "compile_in_process", fail)
@@ -169,7 +180,7 @@ def test_exit_code_and_one_line_a_violation(monkeypatch, capsys):
     bad = dataclasses.replace(GOOD, problems=("stack of 8 bytes", "local memory: LDL"))
     monkeypatch.setattr(aot_cases, "shipped_kernels", lambda: {"some_kernel"})
     for rows, code in (([GOOD], 0), ([GOOD, bad], 1)):
-        monkeypatch.setattr(aot, "compile_in_process", lambda arch, rows=rows: rows)
+        monkeypatch.setattr(aot, "compile_in_process", lambda arch, pattern, rows=rows: rows)
         assert aot.main(["--arch", "sm_89"]) == code
     shown = capsys.readouterr().out
     assert "  sm_89 case some_kernel: stack of 8 bytes\n  sm_89 case some_kernel: local memory: LDL\n" in shown

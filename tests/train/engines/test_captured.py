@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from sgg_fast import ops
 from sgg_fast.data.cache import TrainingCache
-from sgg_fast.data.stored import MomentRows
+from sgg_fast.data.moments import MomentRows
 from sgg_fast.nn.attention import set_attention
 from sgg_fast.nn.conditioner import context_length
 from sgg_fast.nn.fuse import fuse
@@ -50,6 +50,11 @@ def engine(cache: TrainingCache, captured: bool, **changes: object) -> EagerEngi
     models = toy_foundation(weights=None)
     stage = FinetuneStage(config, conditioner(config, cache), models, cache)
     return (CapturedEngine if captured else EagerEngine)(stage, CPU)
+
+
+def rows_of(cache: TrainingCache) -> TrainingCache:
+    """The same set, its latents in host memory and sent with every step."""
+    return dataclasses.replace(cache, moments=MomentRows(np.split(cache.moments.numpy(), [3, 4]), 1))
 
 
 def draws(num: int, micro: int) -> list[np.ndarray]:
@@ -115,6 +120,21 @@ def test_updates_in_backward_are_the_plain_engines(cache, weights):
     before = {name: p.detach().clone() for name, p in captured.module.named_parameters()}
     assert not captured.update(np.array([[4, 5]]), 3).applied
     assert all(torch.equal(p, before[name]) for name, p in captured.module.named_parameters())
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_latents_that_are_sent_give_the_bits_of_resident_ones(cache, captured):
+    """Both engines, two micro-batches, both context lengths; some rows read ahead, others not."""
+    made = {"accumulation_steps": 2}
+    one, other = engine(cache, captured, **made), engine(rows_of(cache), captured, **made)
+    for step, ids_KB in enumerate(draws(4, 2)):
+        if step % 2:
+            other.module.cache.moments.expect(ids_KB[0])
+        expected, found = (engine_.update(ids_KB, step) for engine_ in (one, other))
+        for name, value in expected.losses.items():
+            assert value.isfinite() and found.losses[name].equal(value), name
+    for (name, p), q in zip(one.module.named_parameters(), other.module.parameters(), strict=True):
+        assert p.equal(q), name
 
 
 def test_a_padded_batch_has_the_terms_of_the_bare_one(cache):
@@ -249,11 +269,11 @@ def test_what_stays_eager_says_why(cache):
         made.cache, made.config = cache, settings(**{**SETTINGS, **changes})
         return made
 
-    on_disk = dataclasses.replace(cache, moments=MomentRows([np.zeros((4, 8, 8, 8), np.float32)], 1))
     said = dataclasses.replace(cache, texts=torch.zeros(len(cache), 77, dtype=torch.int64))
     assert why_eager(stage(), CUDA) is None
     assert why_eager(stage(precision="fp16"), CUDA).startswith("--precision fp16")
-    assert "disk" in why_eager(stage(on_disk), CUDA) and "text encoder" in why_eager(stage(said), CUDA)
+    assert why_eager(stage(rows_of(cache)), CUDA) is None, "whatever the size of the set"
+    assert "text encoder" in why_eager(stage(said), CUDA)
     assert why_eager(stage(cuda_graphs=False), CUDA) == "--no-cuda-graphs"
     ops.use_kernels("reference")
     assert why_eager(stage(), CUDA).startswith("the reference forms")

@@ -167,6 +167,18 @@ def test_zero_flattens_a_groups_gradients_and_widens_them(sd):
     assert resident["fp32 master weights"] == SD_WEIGHTS and gradient_bytes(four, groups) < 0.51 * SD_WEIGHTS
 
 
+def test_several_processes_without_deepspeed_need_a_bucket_more(sd):
+    """Gradients become the buckets, so one is there twice; in backward those on their way are there too."""
+    config = recipe("vg256")
+    one = EngineLayout(config.optim, config.model.kernels, "cuda", None)
+    eight = replace(one, world_size=8)
+    groups = unet_groups(sd, torch.bfloat16)
+    assert bucket_blocks(one, groups) == [] and bucket_blocks(eight, groups) == [64 << 20]
+    assert gradient_bytes(eight, groups) == gradient_bytes(one, groups) and "8 processes" in eight.describe()
+    in_backward = replace(eight, optim=replace(config.optim, optimizer_in_backward=True, max_grad_norm=0))
+    assert bucket_blocks(in_backward, groups) == [64 << 20] * 3
+
+
 def test_offload_moves_master_state_and_gradients_to_the_cpu(sd):
     config = recipe("vg256")
     ds = plan_engine(config.optim, "finetune", torch.device("cuda"), str(ROOT / "configs/ds_offload.json"))
@@ -383,7 +395,7 @@ def saves(config):
                 "--optimizer-in-backward --max-grad-norm 0 --optimizer adam8bit --batch-size 3",
             ],
         ),
-        (2, ["--gradient-checkpointing --weights lean --optimizer adam8bit"]),
+        (2, ["--gradient-checkpointing --latents-device cpu --weights lean --optimizer adam8bit"]),
     ],
 )
 def test_settings_that_fit_only_together_are_named_together(monkeypatch, needed, words):

@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from sgg_fast.train.optim.flat import PAD, FlatParameters
+from sgg_fast.ops.adam import Weights, read_weights
+from sgg_fast.train.optim.flat import PAD, FlatParameters, keep_low_halves, take_low_halves
 
 
 def model(seed: int = 0) -> nn.Module:
@@ -78,3 +79,22 @@ def test_refused():
             FlatParameters(mixed)
     with pytest.raises(ValueError, match="not dense"):
         FlatParameters([nn.Parameter(torch.zeros(4, 4)[:, :2])])
+
+
+def test_low_halves_are_those_of_the_fp32_weights():
+    """Halves put together are the fp32 bits, in any layout; a NaN stays one; ties go where the kernels send them."""
+    net = model()
+    with torch.no_grad():
+        net["conv"].weight[0, 0, 0] = torch.tensor([torch.nan, 1 + 2**-8, -1 - 2**-8])
+    exact = {name: p.detach().clone() for name, p in net.named_parameters()}
+    keep_low_halves(net.parameters())
+    assert {p.dtype for p in net.parameters()} == {torch.bfloat16}
+    flat = FlatParameters(net.parameters())
+    lows = take_low_halves(flat)
+    assert lows.dtype == torch.int16 and not any(hasattr(p, "low_half") for p in net.parameters())
+    whole = read_weights(Weights(flat.buffer, lows), slice(None))
+    for (name, p), offset in zip(net.named_parameters(), flat.offsets, strict=True):
+        found = whole.as_strided(p.shape, p.stride(), offset)
+        assert torch.equal(found.nan_to_num(7.0), exact[name].nan_to_num(7.0)), name
+        if name == "conv.weight":
+            assert lows.as_strided(p.shape, p.stride(), offset)[0, 0, 0, 1:].tolist() == [-(2**15)] * 2

@@ -18,6 +18,7 @@ from support.forks import Child, ForkServer
 from support.tiny_runs import flags, lines, rows, same_weights
 
 from sgg_fast.train.run.checkpoint import MANIFEST, checkpoint_dir, checkpoint_steps, newest_checkpoint, read_manifest
+from sgg_fast.train.run.processes import EXCHANGE_EVERY
 
 MODES = {
     "pretrain": (["--stage", "pretrain"], {"pretrain_steps": 12}),
@@ -278,22 +279,26 @@ def test_a_disk_that_is_too_small_or_read_only_is_refused_before_the_run(server,
 # Several processes.
 
 
-def start_pair(server: ForkServer, out: Path, patch: str = "") -> list[Child]:
+def start_pair(server: ForkServer, out: Path, mode: str = "deepspeed", patch: str = "") -> list[Child]:
     """Two processes of one endless run, which saves at every step."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    argv = [*command("deepspeed", out, finetune_steps=10_000, checkpoint_every=1), "--rank-timeout", "20"]
-    world = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return [server.start(argv, env={"RANK": r, "LOCAL_RANK": r, **world}, patch=patch) for r in "01"]
+    endless = {"pretrain_steps" if mode == "pretrain" else "finetune_steps": 100_000}
+    argv = [*command(mode, out, **endless, checkpoint_every=1), "--rank-timeout", "20"]
+    return server.start_all(2, argv, patch=patch)
+
+
+DIED, LATE = (signal.SIGKILL, "died"), (signal.SIGSTOP, "did not answer for 20 s (--rank-timeout)")
 
 
 @pytest.mark.parametrize(
-    ("fault", "said"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "did not answer for 20 s (--rank-timeout)")]
+    ("mode", "fault", "said"),
+    [("deepspeed", *DIED), ("deepspeed", *LATE), ("pretrain", *DIED), ("plain", *DIED), ("plain", *LATE)],
 )
-def test_a_lost_process_stops_the_other_in_bounded_time(server, tmp_path, fault, said):
-    pair, run = start_pair(server, tmp_path), folder("deepspeed", tmp_path)
+def test_a_lost_process_stops_the_other_in_bounded_time(server, tmp_path, mode, fault, said):
+    pair, run = start_pair(server, tmp_path, mode), folder(mode, tmp_path)
     wait_until_logged(pair[0], run, 1)
+    while mode != "deepspeed" and not checkpoint_steps(run):
+        assert pair[0].wait_for(run / "checkpoints") is None and "train.py:" not in pair[0].said()
+        time.sleep(0.01)
     pair[1].kill(fault)
     began = time.monotonic()
     try:
@@ -303,9 +308,16 @@ def test_a_lost_process_stops_the_other_in_bounded_time(server, tmp_path, fault,
     assert time.monotonic() - began < 60
     assert f"train.py: another process of this run {said}; this one stops" in pair[0].said()
     assert pair[1].wait() == -signal.SIGKILL
-    if checkpoint_steps(run):
-        newest_checkpoint(run)
-    assert "x2" in lines(run)[0]["engine"]
+    assert pair[0].said().count("train.py:") == 1 and "Traceback" not in pair[0].said()
+    whole = newest_checkpoint(run) if checkpoint_steps(run) else None
+    if mode == "deepspeed":
+        assert "x2" in lines(run)[0]["engine"]
+    else:  # the same command, with less to do: it goes on from the last checkpoint, with both or with one
+        assert whole is not None
+        steps = {"pretrain_steps" if mode == "pretrain" else "finetune_steps": whole[0] + 2}
+        pair = server.start_all(2, command(mode, tmp_path, **steps, checkpoint_every=1))
+        assert [child.wait() for child in pair] == [0, 0], pair[0].said() + pair[1].said()
+        assert list(rows(run))[-2:] == [whole[0] + 1, whole[0] + 2]
 
 
 LOST_IN_SET_UP = """
@@ -325,7 +337,7 @@ engines._import_deepspeed = losing
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_process_lost_in_the_set_up_stops_the_other_in_bounded_time(server, tmp_path, fault):
     """Where DeepSpeed makes groups of its own and spreads the weights: before any step, and any barrier of ours."""
-    pair = start_pair(server, tmp_path, LOST_IN_SET_UP.format(number=int(fault)))
+    pair = start_pair(server, tmp_path, patch=LOST_IN_SET_UP.format(number=int(fault)))
     try:
         assert pair[0].wait(timeout=90) == 4, pair[0].said()
     finally:
@@ -338,21 +350,27 @@ def test_a_process_lost_in_the_set_up_stops_the_other_in_bounded_time(server, tm
 ONE_POISONED = """
 from sgg_fast import env
 from sgg_fast.train.engines.deepspeed import DeepSpeedEngine
-backward, calls = DeepSpeedEngine._backward, []
-def poisoned(self, total):
-    calls.append(total)
-    return backward(self, total * float("nan") if env.rank() == 1 and len(calls) == 2 else total)
-DeepSpeedEngine._backward = poisoned
+from sgg_fast.train.engines.eager import EagerEngine
+for engine in (DeepSpeedEngine, EagerEngine):
+    def poisoned(self, total, calls=[], backward=engine._backward):
+        calls.append(total)
+        return backward(self, total * float("nan") if env.rank() == 1 and len(calls) == 2 else total)
+    engine._backward = poisoned
 """
 
 
-def test_what_befalls_one_process_both_do(server, tmp_path):
+@pytest.mark.parametrize("mode", list(MODES))
+def test_what_befalls_one_process_both_do(server, tmp_path, mode):
     """The second process's second loss is not a number, then it alone gets a signal: both skip, both stop and save."""
-    pair, run = start_pair(server, tmp_path, ONE_POISONED), folder("deepspeed", tmp_path)
+    pair, run = start_pair(server, tmp_path, mode, ONE_POISONED), folder(mode, tmp_path)
     wait_until_logged(pair[0], run, 3)
     pair[1].kill(signal.SIGTERM)
+    before = max(logged(run))
     assert [child.wait() for child in pair] == [143, 143], pair[0].said() + pair[1].said()
     step, _ = newest_checkpoint(run)
+    # One step may have ended without being logged yet.
+    assert step % EXCHANGE_EVERY == 0 and step <= before + 1 + 2 * EXCHANGE_EVERY
+    assert "train.py" not in pair[1].said(), "the first process speaks for both"
     assert f"SIGTERM: stopped and saved at step {step}; the same command continues" in last_line(pair[0])
     assert logged(run) == [n for n in range(1, step + 1) if n != 2]
     skipped = [line for line in lines(run) if line.get("event") == "skipped"]

@@ -232,6 +232,11 @@ def test_extremes_of_integers_that_stop_at_zero():
     assert np.array_equal(evaluate("max.relu.s32", [a, b], np.int32), np.maximum(np.maximum(a, b), 0))
 
 
+def test_bits_that_are_set():
+    x = integers("u32", 24)
+    assert evaluate("popc.b32", [x], np.uint32).tolist() == [int(n).bit_count() for n in x.view("u4")]
+
+
 def test_two_floats_in_one_register():
     """sm_120 has them."""
     a, b, c = (np.random.default_rng(k).standard_normal(64).astype("f4") for k in range(3))

@@ -5,12 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from sgg_kernels import launch as launching
-from sgg_kernels.adam import BLOCK, adam_table
+from sgg_kernels.optim.adam import BLOCK, adam_table
 from torch import nn
 
 from sgg_fast import ops
 from sgg_fast.ops import adam as adam_op
-from sgg_fast.train.optim.adam_flat import PAD_32BIT, FlatAdam
+from sgg_fast.train.optim.adam_flat import FlatAdam
+from sgg_fast.train.optim.adam_state import PAD_32BIT
 from sgg_fast.train.optim.flat import PAD, FlatParameters
 
 NUMELS = [1, 3, 4, 256, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 5]

@@ -2,8 +2,9 @@
 
 Weights are read and written in one of three forms (`reference.weights`).
 A step takes three launches for any number of parameters: the sums of squares of the gradients by chunk, one program
-that makes the decision, and the update (`adam8bit.py` has the update for 8-bit moments). Nothing is read back. All
-values that vary from step to step lie in device tensors, so the launches can be captured.
+that makes the decision, and the update. `adam_blockwise.py` has the update for moments in 8 and 4 bits, `adafactor.py`
+the one for factored second moments. Nothing is read back. All values that vary from step to step lie in device tensors,
+so the launches can be captured.
 Letters: P elements of the flat buffers, K chunks.
 """
 
@@ -15,9 +16,9 @@ import torch
 import triton
 import triton.language as tl
 
-from .hash_draw import hash_start, hash_word
-from .launch import launch
-from .reference.adam import (
+from ..hash_draw import hash_start, hash_word
+from ..launch import launch
+from ..reference.adam import (
     APPLIED,
     BLOCK,
     CORRECTION_1,
@@ -27,7 +28,7 @@ from .reference.adam import (
     NORM,
     Hyper,
 )
-from .reference.weights import Weights
+from ..reference.weights import Weights
 
 NUM_WARPS = 4
 DECIDE_BLOCK, DECIDE_WARPS = 16384, 32
@@ -94,7 +95,7 @@ def load_grad(p_table, i_k, GRAD: tl.constexpr, BLOCK: tl.constexpr):
     LANE: tl.constexpr = 128 // GRAD.primitive_bitwidth
     address = tl.load(p_table + 3 * i_k)
     o_k = tl.multiple_of(tl.load(p_table + 3 * i_k + 1), 16)
-    num = tl.load(p_table + 3 * i_k + 2).to(tl.int32)
+    num = tl.load(p_table + 3 * i_k + 2).to(tl.int32)  # the upper half is the matrix's number
     p_grad = tl.multiple_of(address.to(tl.pointer_type(GRAD)), 16)
     i = tl.arange(0, BLOCK)
     # [BLOCK]

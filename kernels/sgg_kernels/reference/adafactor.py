@@ -1,0 +1,85 @@
+"""Reference of `adafactor`: Adam whose second moment is kept as the means of its rows and columns.
+
+The second moment of a matrix is Adafactor's (Shazeer and Stern, 2018, algorithm 4): the running means of g^2 over each
+row and over each column, `v_ij = row_i column_j / mean(row)`. beta_2 is constant and its start is corrected as in Adam,
+which equals a growing beta_2 (section 7.1). The update `g / sqrt(v)` is clipped by its root mean square (algorithm 4,
+line 9), and the first moment is the mean of the updates, as in transformers' Adafactor. The learning rate is Adam's:
+neither relative to the step nor to the weight. The first moment has 4 bits (`reference.adam_blockwise`).
+
+A convolution's weight is the matrix of its memory order: [O, kH kW I] in channels_last.
+Letters: P elements of the flat buffers, M matrices, S elements of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from .adam import CORRECTION_1, CORRECTION_2, Hyper
+from .adam_blockwise import blocks_of, dequantise, quantise, read_codes, write_codes
+from .weights import Weights, read_weights, write_weights
+
+EPS_1 = 1e-30
+"""Added to each g^2, so that no mean is 0 (algorithm 4, line 4)."""
+
+LARGEST_RMS = 1.0
+"""Updates of a larger root mean square are scaled down to it: d of algorithm 4."""
+
+BITS = 4
+"""Of the first moment."""
+
+
+class Factored(NamedTuple):
+    """A 4-bit first moment, and the factors of the second one."""
+
+    code_1: torch.Tensor
+    """uint8 [P / 2], as in `Moments`."""
+    absmax_1: torch.Tensor
+    """fp32 [P / 128]."""
+    map_1: torch.Tensor
+    """`dynamic_map(True, 4)`, fp32 [16]."""
+    row: torch.Tensor
+    """fp32 [sum of R]: the mean of g^2 of each row, of one matrix after the other."""
+    column: torch.Tensor
+    """fp32 [sum of C]: that of each column."""
+    matrices: torch.Tensor
+    """int64 [M, 6]: offset in the buffers, R, C, index of the first row's mean, of the first column's mean; free."""
+
+
+def adafactor(
+    weights: Weights,
+    moments: Factored,
+    grads: Sequence[torch.Tensor],
+    offsets: Sequence[int],
+    control: torch.Tensor,
+    rate: torch.Tensor,
+    step: torch.Tensor,
+    hyper: Hyper,
+) -> None:
+    """Apply the step that `reference.adam.adam_decide` decided on, in place. grads: [n] each, fp32 or bf16.
+
+    offsets: those of `matrices`. hyper.eps is not used.
+    """
+    matrix_at = {int(found[0]): found.tolist() for found in moments.matrices}
+    for grad, offset in zip(grads, offsets, strict=True):
+        _, num_rows, num_columns, first_row, first_column, _ = matrix_at[offset]
+        part, blocks, g = blocks_of(grad, offset, BITS, control)
+        g_RC = g.view(-1)[: grad.numel()].view(num_rows, num_columns)
+        squares = g_RC.square() + EPS_1
+        row = moments.row[first_row : first_row + num_rows]
+        column = moments.column[first_column : first_column + num_columns]
+        row.lerp_(squares.mean(1), 1 - hyper.beta_2)
+        column.lerp_(squares.mean(0), 1 - hyper.beta_2)
+        # Rooted one by one: their product may fall below fp32's range.
+        scale = (control[CORRECTION_2] * row.mean()).sqrt()
+        update = g_RC * scale * row.rsqrt()[:, None] * column.rsqrt()
+        update *= LARGEST_RMS / update.square().mean().sqrt().clamp(min=LARGEST_RMS)
+        g.view(-1)[: grad.numel()] = update.view(-1)
+        m = dequantise(read_codes(moments.code_1, part, BITS), moments.absmax_1[blocks], moments.map_1)
+        m.mul_(hyper.beta_1).add_(g, alpha=1 - hyper.beta_1)
+        wide = read_weights(weights, part)
+        write_weights(weights, part, wide - (rate[0] / control[CORRECTION_1] * m).flatten(), step)
+        codes, moments.absmax_1[blocks] = quantise(m, moments.map_1)
+        write_codes(moments.code_1, part, codes, BITS)
