@@ -474,3 +474,15 @@ def test_the_log_has_planned_beside_measured(tmp_path):
     train(tmp_path / "run", "finetune", **settings)
     row = next(line for line in lines(tmp_path / "run" / "finetune") if "event" not in line)
     assert 0 < row["planned_memory_gib"] < row["peak_memory_gib"]  # the process itself is in what was measured
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("optimizer", "batch", "most"), [("adam8bit", 2, 11.7), ("adam4bit", 2, 9.3), ("adafactor", 1, 6.0)]
+)
+def test_the_whole_of_sdxl_at_1024_fits_a_small_card(optimizer, batch, most):
+    """GiB allocated by laion1024-sdxl, without the tables of its set."""
+    planner = Planner(recipe("laion1024-sdxl", optimizer=optimizer), num_images=8, stored=False)
+    plan = planner.plan(batch)
+    print("\n".join(plan.lines()))
+    assert plan.peak <= most * GIB, plan.lines()
