@@ -31,7 +31,7 @@ class DataConfig(Part):
     resolution: int = setting(64, at_least=32, multiple_of=8, in_cache=True, makes_cache=True, in_card=True)
     """Resolution of the training images: width and height in pixels, a multiple of 8."""
     latents_device: str = setting(
-        "auto", choices=("auto", "cpu"), may_change=True, saves_memory={"latents_device": "cpu"}
+        "auto", choices=("auto", "cpu"), may_change=True, exact=(), saves_memory={"latents_device": "cpu"}
     )
     """Where fine-tuning keeps the set's latents: on the GPU if they take less than a quarter of its free memory, else
     in files (auto); or in files or CPU memory (cpu). Those are read ahead, and losses are the same."""

@@ -56,7 +56,8 @@ class Rules:
     """Flat settings that need less memory, together with the settings that they require."""
     exact: tuple[Any, ...] | None = None
     """Values that change how a step runs and, up to rounding, no result: the default must be the fastest of them by
-    count (tests/benchmarks/counts). Empty if every value changes the result, None if that follows from other rules."""
+    count (tests/benchmarks/counts). Empty if every value changes the result, or none the
+    work of a step; None if that follows from other rules."""
     only_with: str = ""
     """Field of the same part without which this setting has no effect."""
 

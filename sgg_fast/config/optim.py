@@ -62,9 +62,9 @@ class OptimConfig(Part):
     with 4-bit moments (1.1 bytes); or Adafactor (0.53 bytes: the second moment as means of rows and columns, the first
     in 4 bits). Norms, biases and embeddings keep fp32 moments. --weights lean and --optimizer-in-backward exclude adam.
     Pre-training always runs Adam in fp32."""
-    pretrain_matmul: str = setting("high", choices=("highest", "high"), may_change=True, exact=())
+    pretrain_matmul: str = setting("highest", choices=("highest", "high"), may_change=True, exact=())
     """torch's float32 matmul precision in pre-training on CUDA: high multiplies in TF32 (operands of 10 mantissa bits,
-    sums in fp32), highest in fp32. The loss curve is the same to its own noise (benchmarks/LOG.md)."""
+    sums in fp32), highest in fp32."""
     lora: int = setting(0, at_least=0, in_card=True)
     """Rank of low-rank adapters (LoRA) that fine-tuning trains in place of the UNet's weights; 0: the weights. The
     frozen weights are stored in --precision. The graph modules train whole."""

@@ -39,7 +39,12 @@ class RunConfig(Part):
     sheet_steps: int = setting(20, at_least=1, may_change=True)
     """DDIM steps of the pictures on a sample sheet."""
     sheet_device: str = setting(
-        "auto", choices=("auto", "cpu"), may_change=True, saves_memory={"sheet_device": "cpu"}, only_with="num_samples"
+        "auto",
+        choices=("auto", "cpu"),
+        may_change=True,
+        exact=(),
+        saves_memory={"sheet_device": "cpu"},
+        only_with="num_samples",
     )
     """Device on which a sample sheet's names are embedded and its pictures decoded: that of the training, which the
     frozen models visit, or the CPU, where they stay. The UNet draws on its own."""
