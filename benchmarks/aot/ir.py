@@ -8,7 +8,8 @@ arguments; every tensor carries its step along each dimension. An integer that i
 * Contiguity: along the dimension in which a warp's lanes are adjacent the address must advance by one element. If a
   warp touches several runs, each must fill a 32-byte sector or be the whole row of the tile. Exempt: lanes that all
   read one address, and look-ups of integers through a loaded index (a degree, a count), which no layout can make
-  adjacent.
+  adjacent. The quotient of adjacent indices by one number counts as one address, their remainder as adjacent: that
+  holds but where a row of the divided matrix ends.
 """
 
 from __future__ import annotations
@@ -282,6 +283,9 @@ class Kernel:
             return Value(0, 0, steps, pointer.wrapped or offset.wrapped, pointer.root)
         if name == "select":
             return _join(*operands[1:])
+        if name in ("join", "reshape") and {s for v in operands for s in v.steps} - {0} == {INDIRECT}:
+            low, high = min(v.low for v in operands), max(v.high for v in operands)
+            return Value(low, high, (INDIRECT,) * len(shape), next((v.wrapped for v in operands if v.wrapped), None))
         return self._arithmetic(op, name, operands, text)
 
     def _arithmetic(self, op: Op, name: str, operands: list[Value], text: str) -> Value:
@@ -297,6 +301,8 @@ class Kernel:
             steps = tuple(_add_steps(x, y) for x, y in zip(a.steps, signed, strict=True))
         elif name == "muli":
             steps = tuple(_mul_step(x, y, a, b) for x, y in zip(a.steps, b.steps, strict=True))
+        elif name in ("divsi", "remsi") and set(a.steps) <= {0, 1} and set(b.steps) <= {0}:
+            steps = (0,) * len(a.steps) if name == "divsi" else a.steps
         elif name == "shli":
             steps = tuple(x << b.low if isinstance(x, int) else x for x in a.steps)
         else:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 from sgg_kernels.reference import adam as reference
-from sgg_kernels.reference.adafactor import Factored
+from sgg_kernels.reference.adafactor import Factored, first_means
 from sgg_kernels.reference.adafactor import adafactor as reference_adafactor
 from sgg_kernels.reference.adam import (
     APPLIED,
@@ -31,7 +31,7 @@ from .dispatch import backend_for
 __all__ = [
     "APPLIED", "BLOCKS", "CONTROL_SIZE", "CORRECTION_1", "CORRECTION_2", "FACTOR", "INVERSE_SCALE", "NORM",
     "ZERO_1", "Factored", "GroupGrads", "Hyper", "Moments", "Weights", "adam_decide_", "adam_update_", "bits_of",
-    "chunk_table", "dynamic_map", "num_chunks", "quantise", "read_weights", "write_weights",
+    "chunk_table", "dynamic_map", "first_means", "num_chunks", "quantise", "read_weights", "write_weights",
 ]  # fmt: skip
 
 GRAD_DTYPES = (torch.float32, torch.bfloat16)

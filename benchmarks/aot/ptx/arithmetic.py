@@ -63,6 +63,12 @@ def narrow_fma_pairs(kind, *operands):
     return low.astype(u4) | (high.astype(u4) << u4(16))
 
 
+def packed_halves(function, kind, *operands):
+    """Apply a function to both 16-bit halves, integers of a type, of 32-bit numbers (from sm_90 on)."""
+    low, high = (function(*((x >> u4(n)).astype(u2).view(kind) for x in operands)) for n in (0, 16))
+    return low.view(u2).astype(u4) | (high.view(u2).astype(u4) << u4(16))
+
+
 def packed(function, *operands):
     """Apply a function to both fp32 halves of 64-bit numbers (from sm_100 on)."""
     pairs = [np.ascontiguousarray(np.atleast_1d(x)).view(f4).reshape(-1, 2) for x in operands]

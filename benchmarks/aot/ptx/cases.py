@@ -263,9 +263,12 @@ def _factored(shapes: list[tuple[int, int]]):
     from sgg_fast.ops import adam as op
 
     drawn = _moments(4, [rows * columns for rows, columns in shapes])
-    ends = np.cumsum([[0, 0], *shapes], axis=0)
-    row, column = (_randn(9 + k, int(ends[-1][k])).square() + 0.1 for k in (0, 1))
-    matrices = [[at, *shape, *first, 0] for at, shape, first in zip(_OFFSETS, shapes, ends[:-1].tolist(), strict=True)]
+    *firsts, ends = op.first_means(shapes)
+    row, column = torch.zeros(ends[0]), torch.zeros(ends[1])
+    for k, means in enumerate((row, column)):
+        for shape, first in zip(shapes, firsts, strict=True):  # between them there may be padding
+            means[first[k] : first[k] + shape[k]] = _randn(9 + k, shape[k]).square() + 0.1
+    matrices = [[at, *shape, *first, 0] for at, shape, first in zip(_OFFSETS, shapes, firsts, strict=True)]
     return op.Factored(drawn.code_1, drawn.absmax_1, drawn.map_1, row, column, torch.tensor(matrices))
 
 

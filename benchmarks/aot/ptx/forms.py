@@ -42,8 +42,8 @@ FORMS = {
     "mad": r"mad\.(lo\.[su](16|32|64)|wide\.[su](16|32))",
     "div": rf"div\.({_I}|(full|approx|rn)\.f32)",
     "rem": rf"rem\.{_I}",
-    "min": rf"min\.({_I}|relu\.s32|(NaN\.)?f32)",
-    "max": rf"max\.({_I}|relu\.s32|(NaN\.)?f32)",
+    "min": rf"min\.({_I}|[su]16x2|relu\.s32|(NaN\.)?f32)",
+    "max": rf"max\.({_I}|[su]16x2|relu\.s32|(NaN\.)?f32)",
     "neg": r"neg\.(s(16|32|64)|f32)",
     "abs": r"abs\.(s(16|32|64)|(ftz\.)?f32)",
     "not": rf"not\.(pred|{_B})",
@@ -176,6 +176,9 @@ class Arithmetic:
         self._call(inst, "remainder", TYPES[parts[-1]])
 
     def _extreme(self, inst, word):
+        if inst.parts[-1].endswith("16x2"):
+            kind, (x, y) = {"s": "i2", "u": "u2"}[inst.parts[-1][0]], (self.get(v, "u4") for v in inst.args[1:])
+            return self.set(inst.args[0], f"packed_halves(np.{word}imum, {kind}, {x}, {y})", "u4", inst)
         t = TYPES[inst.parts[-1]]
         function = f"np.f{word}" if t == "f4" and "NaN" not in inst.parts else f"np.{word}imum"
         values = (self.get(x, t) for x in inst.args[1:])  # two, or on sm_120 three

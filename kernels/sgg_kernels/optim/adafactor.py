@@ -38,7 +38,7 @@ _EPS_1, _LARGEST_RMS = tl.constexpr(EPS_1), tl.constexpr(LARGEST_RMS)
 
 COLUMNS, ROWS = 64, 4
 """Columns, and rows, whose means one program sums."""
-ROWS_AT_ONCE, COLUMNS_AT_ONCE = 32, 512
+ROWS_AT_ONCE, COLUMNS_AT_ONCE = 32, 256
 MEANS_AT_ONCE = 1024
 NUM_WARPS = 4
 """Of every kernel here."""
@@ -48,14 +48,15 @@ NUM_WARPS = 4
 def _matrix(p_heads, p_matrices, i_m, GRAD: tl.constexpr, STEP: tl.constexpr):
     """(address of the gradient, R, C, index of the first row, of the first column, number) of the head i_m.
 
-    C is a multiple of STEP.
+    C is a multiple of STEP. Sizes lie between 1 and 2^30, which the check of the compiled code sees.
     """
     p_grad = tl.multiple_of(tl.load(p_heads + 3 * i_m).to(tl.pointer_type(GRAD)), 16)
     number = tl.load(p_heads + 3 * i_m + 2) >> 32
     p_matrix = p_matrices + 6 * number
-    num_rows = tl.load(p_matrix + 1).to(tl.int32)
-    num_columns = tl.multiple_of(tl.load(p_matrix + 2).to(tl.int32), STEP)
-    return p_grad, num_rows, num_columns, tl.load(p_matrix + 3), tl.load(p_matrix + 4), number
+    num_rows = tl.minimum(tl.maximum(tl.load(p_matrix + 1), 1), 1 << 30).to(tl.int32)
+    num_columns = tl.multiple_of(tl.minimum(tl.maximum(tl.load(p_matrix + 2), 1), 1 << 30).to(tl.int32), STEP)
+    o_row, o_column = tl.multiple_of(tl.load(p_matrix + 3), 4), tl.multiple_of(tl.load(p_matrix + 4), 4)
+    return p_grad, num_rows, num_columns, o_row, o_column, number
 
 
 @triton.jit
@@ -136,9 +137,10 @@ def adafactor_matrix_kernel(p_heads, p_matrices, p_row, p_share, p_scale, p_cont
         # [BLOCK]
         row = tl.zeros([BLOCK], dtype=tl.float32)
         share = tl.zeros([BLOCK], dtype=tl.float32)
+        whole = tl.multiple_of((num_rows + 3) // 4 * 4, 4)  # padding of rows is 0
         for start in range(0, num_rows, BLOCK):
             r = start + tl.arange(0, BLOCK)
-            m_r = r < num_rows
+            m_r = r < whole
             row += tl.load(p_row + o_row + r, mask=m_r, other=0.0)
             share += tl.load(p_share + o_row + r, mask=m_r, other=0.0)
         mean = tl.sum(row, 0) / num_rows.to(tl.float32) * tl.load(p_control + C2_PLACE)
@@ -164,13 +166,12 @@ def adafactor_kernel(
         g, o_k, num = load_grad(p_table, i_k, GRAD, _BLOCK)
         number = tl.load(p_table + 3 * i_k + 2) >> 32
         p_matrix = p_matrices + 6 * number
-        num_columns = tl.load(p_matrix + 2).to(tl.int32)
+        num_columns = tl.minimum(tl.maximum(tl.load(p_matrix + 2), 1), 1 << 30).to(tl.int32)
         # [BLOCK]
         i = tl.arange(0, _BLOCK)
-        inside = (o_k - tl.load(p_matrix)).to(tl.int32) + i
-        r = inside // num_columns
-        row = tl.load(p_row + tl.load(p_matrix + 3) + r, mask=i < num, other=1.0)
-        column = tl.load(p_column + tl.load(p_matrix + 4) + (inside - r * num_columns), mask=i < num, other=1.0)
+        inside = tl.minimum(tl.maximum(o_k - tl.load(p_matrix), 0), 1 << 30).to(tl.int32) + i
+        row = tl.load(p_row + tl.load(p_matrix + 3) + inside // num_columns, mask=i < num, other=1.0)
+        column = tl.load(p_column + tl.load(p_matrix + 4) + inside % num_columns, mask=i < num, other=1.0)
         u = g * (tl.load(p_control + FACTOR_PLACE) * tl.load(p_scale + number)) * tl.rsqrt(row) * tl.rsqrt(column)
         whole = tl.multiple_of((num + _SIZE - 1) // _SIZE * _SIZE, _SIZE)
         m_i = i < whole
@@ -209,7 +210,7 @@ def adafactor_update(
     code, absmax, values, row, column, matrices = moments
     grad, step_of = GRAD_TYPES[grad_dtype], math.gcd(8, *(num_columns for _, num_columns in shapes))
     most_rows, most_columns = (max(sizes) for sizes in zip(*shapes, strict=True))
-    share, scale = torch.empty_like(row), torch.empty(len(matrices), dtype=torch.float32, device=row.device)
+    share, scale = torch.zeros_like(row), torch.empty(len(matrices), dtype=torch.float32, device=row.device)
     beta_2, num = (hyper.beta_2, 1 - hyper.beta_2), len(shapes)
     launch(
         adafactor_columns_kernel, (triton.cdiv(most_columns, COLUMNS), num), heads_M3, matrices, column, control,

@@ -194,5 +194,5 @@ def adam_blockwise_update(
         adam_blockwise_kernel, (table_K3.shape[0],), param, param if low is None else low, *moments[:4], *maps,
         table_K3, control, rate, step, seed, hyper.beta_1, 1 - hyper.beta_1, hyper.beta_2, 1 - hyper.beta_2, hyper.eps,
         GRAD=GRAD_TYPES[grad_dtype], FORM=form_of(weights), BITS=moments.bits, SIZE=BLOCKS[moments.bits],
-        num_warps=4 if narrow else 8,
+        num_warps=4 if narrow or moments.bits == 4 else 8,
     )  # fmt: skip

@@ -31,6 +31,14 @@ BITS = 4
 """Of the first moment."""
 
 
+def first_means(shapes: Sequence[tuple[int, int]]) -> list[list[int]]:
+    """[M + 1, 2] the indices of the first row's mean and of the first column's mean of each matrix, and the ends."""
+    ends = [[0, 0]]
+    for shape in shapes:
+        ends.append([end + -(-size // 4) * 4 for end, size in zip(ends[-1], shape, strict=True)])
+    return ends
+
+
 class Factored(NamedTuple):
     """A 4-bit first moment, and the factors of the second one."""
 
@@ -41,7 +49,7 @@ class Factored(NamedTuple):
     map_1: torch.Tensor
     """`dynamic_map(True, 4)`, fp32 [16]."""
     row: torch.Tensor
-    """fp32 [sum of R]: the mean of g^2 of each row, of one matrix after the other."""
+    """fp32 [sum of R]: the mean of g^2 of each row, of one matrix after the other, each from a multiple of 4 on."""
     column: torch.Tensor
     """fp32 [sum of C]: that of each column."""
     matrices: torch.Tensor

@@ -48,12 +48,11 @@ class FlatGroup:
         maps = [op.dynamic_map(signed, self.bits).to(device) for signed in (True, False)]
         if not self.factored:
             return op.Moments(code_1, torch.zeros_like(code_1), scale, scale.clone(), *maps)
-        matrices, ends = [], [0, 0]
-        for offset, shape in zip(self.flat.offsets, self._shapes, strict=True):
-            matrices.append([offset, *shape, *ends, 0])
-            ends = [end + size for end, size in zip(ends, shape, strict=True)]
+        *firsts, ends = op.first_means(self._shapes)
+        places = zip(self.flat.offsets, self._shapes, firsts, strict=True)
+        matrices = torch.tensor([[offset, *shape, *first, 0] for offset, shape, first in places], device=device)
         row, column = (torch.zeros(end, device=device) for end in ends)
-        return op.Factored(code_1, scale, maps[0], row, column, torch.tensor(matrices, device=device))
+        return op.Factored(code_1, scale, maps[0], row, column, matrices)
 
     def numbers(self, offsets: list[int]) -> list[int] | None:
         """The numbers of the parameters at `offsets` among the matrices; None without factored moments."""
@@ -89,8 +88,7 @@ class FlatGroup:
 
     def _factors(self, moments: op.Factored, index: int) -> dict[str, torch.Tensor]:
         """Views of a matrix's means of rows and columns."""
-        firsts = [sum(shape[k] for shape in self._shapes[:index]) for k in (0, 1)]
-        (num_rows, num_columns), (row, column) = self._shapes[index], firsts
+        (num_rows, num_columns), (row, column) = self._shapes[index], op.first_means(self._shapes[:index])[-1]
         return {"row_var": moments.row[row : row + num_rows], "col_var": moments.column[column : column + num_columns]}
 
     def wide(self, index: int) -> torch.Tensor:

@@ -232,6 +232,16 @@ def test_extremes_of_integers_that_stop_at_zero():
     assert np.array_equal(evaluate("max.relu.s32", [a, b], np.int32), np.maximum(np.maximum(a, b), 0))
 
 
+@pytest.mark.parametrize("word", ["min", "max"])
+@pytest.mark.parametrize("sign", ["s", "u"])
+def test_extremes_of_both_halves(word, sign):
+    """sm_90 has them. Each half is a number of its own, with its own sign."""
+    a, b = (integers("u32", seed) for seed in (25, 26))
+    halves = [x.view(f"{'i' if sign == 's' else 'u'}2") for x in (a, b)]
+    expected = {"min": np.minimum, "max": np.maximum}[word](*halves).view(np.uint32)
+    assert np.array_equal(evaluate(f"{word}.{sign}16x2", [a, b], np.uint32), expected)
+
+
 def test_bits_that_are_set():
     x = integers("u32", 24)
     assert evaluate("popc.b32", [x], np.uint32).tolist() == [int(n).bit_count() for n in x.view("u4")]
