@@ -127,8 +127,8 @@ base is not here.
     python infer.py "sheep standing on grass; sky above grass" --model THIS_FOLDER --base BASE
 
 In a pipeline of sgg_fast `pipe.load_lora_weights("THIS_FOLDER")` loads both. In stock diffusers
-`StableDiffusionPipeline.from_pretrained(BASE).load_lora_weights("THIS_FOLDER")` loads the adapters alone, whose context
-is then text."""
+`DiffusionPipeline.from_pretrained(BASE).load_lora_weights("THIS_FOLDER")` loads the adapters alone, whose context is
+then text."""
 
 
 def _training(told: dict[str, Any], sheet: str) -> str:

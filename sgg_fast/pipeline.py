@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, ImagePipelineOutput, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
-from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
+from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sgg_fast.commands import NotFiniteError
 from sgg_fast.diffusion.captured import CapturedUNet
@@ -20,7 +21,8 @@ from sgg_fast.diffusion.sampling import conditions, sample_latents
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.model_card import write_card
 from sgg_fast.nn import loading, lora
-from sgg_fast.nn.clip import embed_names
+from sgg_fast.nn.backbone import Backbone, added
+from sgg_fast.nn.clip import TextTowers, embed_names
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.fuse import fuse_for
 from sgg_fast.nn.lora.methods import LoraMethods
@@ -33,12 +35,13 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
     """Stable Diffusion conditioned on scene graphs (SGG-IG, Wang et al., AAAI-25).
 
     `save_pretrained` writes a diffusers folder, safetensors only, with a model card; its UNet loads in stock diffusers.
-    `text_encoder` and `tokenizer` come from the base model and are kept for further training. `provenance` holds the
-    facts of the training for the model card (`sgg_fast.model_card.provenance`).
+    `text_encoder` and `tokenizer` come from the base model and are kept for further training, as are SDXL's second ones
+    and its `force_zeros_for_empty_prompt`. `provenance` holds the facts of the training for the model card
+    (`sgg_fast.model_card.provenance`).
     """
 
-    model_cpu_offload_seq = "text_encoder->graph_clip->graph_encoder->unet->vae"
-    _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer"]
+    model_cpu_offload_seq = "text_encoder->text_encoder_2->graph_clip->graph_encoder->unet->vae"
+    _optional_components: ClassVar[list[str]] = ["text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"]
     _callback_tensor_inputs: ClassVar[list[str]] = ["latents", "pred_x0"]
 
     fuse_unet: str = "auto"
@@ -57,23 +60,35 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         graph_encoder: Conditioner,
         graph_clip: CLIPModel,
         graph_tokenizer: CLIPTokenizer,
+        text_encoder_2: CLIPTextModelWithProjection | None = None,
+        tokenizer_2: CLIPTokenizer | None = None,
         resolution: int = 512,
         sampling_steps: int = 100,
         guidance: float = 7.5,
         provenance: dict[str, Any] | None = None,
+        force_zeros_for_empty_prompt: bool = False,
     ) -> None:
         super().__init__()
         self.register_modules(
-            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, unet=unet, scheduler=scheduler,
-            graph_encoder=graph_encoder, graph_clip=graph_clip, graph_tokenizer=graph_tokenizer,
+            vae=vae, text_encoder=text_encoder, tokenizer=tokenizer, text_encoder_2=text_encoder_2,
+            tokenizer_2=tokenizer_2, unet=unet, scheduler=scheduler, graph_encoder=graph_encoder,
+            graph_clip=graph_clip, graph_tokenizer=graph_tokenizer,
         )  # fmt: skip
         self.register_to_config(
-            resolution=resolution, sampling_steps=sampling_steps, guidance=guidance, provenance=provenance
-        )
+            resolution=resolution, sampling_steps=sampling_steps, guidance=guidance, provenance=provenance,
+            force_zeros_for_empty_prompt=force_zeros_for_empty_prompt,
+        )  # fmt: skip
         self.vae_scale_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._interrupt, self._guidance_scale = False, guidance
         self._captured = CapturedUNet()
+
+    @property
+    def towers(self) -> TextTowers | None:
+        """SD's text encoders with their tokenizers; None for a pipeline without them."""
+        pairs = ((self.text_encoder, self.tokenizer), (self.text_encoder_2, self.tokenizer_2))
+        there = [pair for pair in pairs if pair[0] is not None]
+        return TextTowers(tuple(encoder for encoder, _ in there), tuple(words for _, words in there)) if there else None
 
     @property
     def guidance_scale(self) -> float:
@@ -96,8 +111,9 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         num_images_per_prompt: int = 1,
         guided: bool = True,
         relation_guided: bool = False,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Context [k B, T, C] and mask [k B, T] of every picture, in the order of `sampling.conditions`.
+    ) -> tuple[torch.Tensor, ...]:
+        """Context [k B, T, C] and mask [k B, T] of every picture, in the order of `sampling.conditions`; for SDXL also
+        the pooled vectors [k B, K].
 
         With `guided` the B rows of the null condition are first; with `relation_guided` the graphs without their
         relations follow; the graphs' own rows are last.
@@ -106,14 +122,17 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         table = NameTable()
         batch = SceneGraphBatch.from_graphs([*bare, *graphs], table).to(self._execution_device)
         raw = embed_names(self.graph_clip, self.graph_tokenizer, table.spoken()).to(self._execution_device)
-        said = self.graph_encoder.read([*bare, *graphs], table, self.text_encoder, self.tokenizer)
+        said = self.graph_encoder.read([*bare, *graphs], table, self.towers)
         given = self.graph_encoder(self.graph_encoder.names_of(table, raw), batch, said)
-        context, mask = (x.repeat_interleave(num_images_per_prompt, dim=0) for x in (given.context, given.mask))
+        own = [x for x in (given.context, given.mask, given.pooled) if x is not None]
+        own = [x.repeat_interleave(num_images_per_prompt, dim=0) for x in own]
         if guided:
             num_images = len(graphs) * num_images_per_prompt
-            null_context, null_mask = self.graph_encoder.null_condition(num_images, context.shape[1])
-            context, mask = torch.cat([null_context.to(context), context]), torch.cat([null_mask, mask])
-        return context, mask
+            null = [*self.graph_encoder.null_condition(num_images, given.context.shape[1])]
+            if self.graph_encoder.null_pooled is not None:
+                null.append(self.graph_encoder.null_pooled.expand(num_images, -1))
+            own = [torch.cat([none.to(x), x]) for none, x in zip(null, own, strict=True)]
+        return tuple(own)
 
     @torch.no_grad()
     def __call__(
@@ -205,9 +224,12 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
     ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """The UNet in its own dtype with the graphs' context, as a function of time and latents like `noise`."""
         asked = conditions(self.guidance_scale, relation_guidance)
-        context, mask = self.encode_graphs(graphs, num_images_per_prompt, "null" in asked, "bare" in asked)
+        context, mask, *pooled = self.encode_graphs(graphs, num_images_per_prompt, "null" in asked, "bare" in asked)
         like = noise.repeat(len(asked), 1, 1, 1)
-        return self._captured.denoiser(self.unet, like, context.to(self.unet.dtype), mask, self.capture_unet)
+        height, width = (self.vae_scale_factor * side for side in noise.shape[2:])
+        sizes = Backbone.of(self.unet.config).sizes(height, width, len(like), like.device)
+        more = added(pooled[0].to(self.unet.dtype), sizes) if pooled else None
+        return self._captured.denoiser(self.unet, like, context.to(self.unet.dtype), mask, self.capture_unet, more)
 
     def _latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         factor = self.vae_scale_factor
@@ -230,14 +252,17 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
 
         "pil", whose bytes cannot show NaN or Inf, raises `NotFiniteError` for them, naming the weight at fault.
         """
-        decoded = decode_latents(self.vae, latents / self.vae.config.scaling_factor)
+        latents = latents / self.vae.config.scaling_factor
+        fragile = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+        with _in_fp32(self.vae) if fragile and self.text_encoder_2 is not None else contextlib.nullcontext():
+            decoded = decode_latents(self.vae, latents)
         if output_type == "pil" and not (latents.isfinite().all() and decoded.isfinite().all()):
             raise NotFiniteError(f"a picture ends in numbers that are not finite, and is not saved: {self._culprit()}")
         return self.image_processor.postprocess(decoded.float(), output_type=output_type)
 
     def _culprit(self) -> str:
         """A weight that is not finite, or advice about the settings."""
-        for part in ("graph_encoder", "graph_clip", "text_encoder", "unet", "vae"):
+        for part in ("graph_encoder", "graph_clip", "text_encoder", "text_encoder_2", "unet", "vae"):
             module = getattr(self, part)
             tensors = module.state_dict().items() if module is not None else ()
             if name := next((name for name, tensor in tensors if not tensor.isfinite().all()), None):
@@ -311,6 +336,16 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         write_card(self, working_dir)
         loading.seal(Path(working_dir))
         return super()._upload_folder(working_dir, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def _in_fp32(vae: AutoencoderKL) -> Iterator[None]:
+    """SDXL's autoencoder in fp32: its activations exceed fp16's range."""
+    vae.float()
+    try:
+        yield
+    finally:
+        vae.half()
 
 
 def decode_latents(vae: AutoencoderKL, latents: torch.Tensor) -> torch.Tensor:

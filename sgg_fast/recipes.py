@@ -9,8 +9,19 @@ from typing import Any
 
 from .config import Config, ConfigError, DataConfig, ModelConfig, ObjectiveConfig, OptimConfig, RunConfig
 
-NUM_VG, NUM_COCO = 62_565, 24_972
+NUM_VG, NUM_COCO, NUM_LAION = 62_565, 24_972, 480_005
 """Training images of the published sets."""
+
+_BEST: dict[str, Any] = {
+    "token_init": "text",
+    "contrastive": "infonce",
+    "num_negatives": 4096,
+    "graph_negatives": True,
+    "geometry": 0.5,
+    "attention_loss": 0.1,
+    "relation_dropout": 0.1,
+}
+"""The forms that did best on the toy world (benchmarks/LOG.md)."""
 
 
 def toy() -> Config:
@@ -115,27 +126,42 @@ def vg256_best() -> Config:
 
     `gate_init` stays 0: at the paper's rate for the UNet the tokens have to begin as text that it knows.
     """
-    return vg256().replace(
-        recipe="vg256-best",
-        token_init="text",
-        contrastive="infonce",
-        num_negatives=4096,
-        graph_negatives=True,
-        geometry=0.5,
-        attention_loss=0.1,
-        relation_dropout=0.1,
+    return vg256().replace(recipe="vg256-best", **_BEST)
+
+
+def vg512_sd21() -> Config:
+    """Visual Genome at 512 x 512 on Stable Diffusion v2.1, with the forms of vg256-best; not yet run."""
+    return _paper("vg512-sd21", 512, NUM_VG).replace(sizes="sd21", **_BEST)
+
+
+def laion1024_sdxl() -> Config:
+    """LAION-SG at 1024 x 1024 on SDXL, the whole UNet on one 24 GB card; not yet run (docs/backbones.md).
+
+    The set has no boxes and 5.5 million phrases, whose text states would need 37 GB: the forms of vg256-best without
+    the losses that need boxes, and with tokens that start at the vocabulary's statistics.
+    """
+    return _paper("laion1024-sdxl", 1024, NUM_LAION).replace(
+        **_BEST | {"geometry": 0.0, "attention_loss": 0.0, "token_init": "none"},
+        sizes="sdxl",
+        weights="lean",
+        optimizer_in_backward=True,
+        max_grad_norm=0.0,
+        gradient_checkpointing=True,
+        sheet_device="cpu",
+        guidance=5.0,  # diffusers' default for SDXL
     )
 
 
 RECIPES = {"toy": toy, "toy-words": toy_words, "vg128": vg128, "vg256": vg256, "coco128": coco128, "coco256": coco256,
-           "vg256-literal": vg256_literal, "vg256-best": vg256_best}  # fmt: skip
+           "vg256-literal": vg256_literal, "vg256-best": vg256_best, "vg512-sd21": vg512_sd21,
+           "laion1024-sdxl": laion1024_sdxl}  # fmt: skip
 
 
 def recipe(name: str, **settings: Any) -> Config:
     """The recipe `name` with flat settings changed. Raises `ConfigError` for an unknown name or a bad value.
 
     A baseline has none of SGG-IG's own losses; asking for one is refused. Ways of updating weights that exclude
-    fp32 moments select 8-bit Adam.
+    fp32 moments select 8-bit Adam; --lora has weights of its own.
     """
     if name not in RECIPES:
         raise ConfigError(f"--recipe {name}: there is no such recipe; there are {', '.join(RECIPES)}")
@@ -143,4 +169,6 @@ def recipe(name: str, **settings: Any) -> Config:
         settings = {"loss_weight": 1.0, "geometry": 0.0, "attention_loss": 0.0, **settings}
     if settings.get("weights") == "lean" or settings.get("optimizer_in_backward"):
         settings = {"optimizer": "adam8bit", **settings}
+    if settings.get("lora"):
+        settings = {"weights": "auto", **settings}
     return RECIPES[name]().replace(**settings)

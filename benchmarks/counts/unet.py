@@ -34,9 +34,11 @@ from benchmarks.counts.kernels import Count, OpCounter, tensor_bytes, triton_eve
 from benchmarks.harness.readme_table import ReadmeTable, markdown
 from sgg_fast.nn import attention as attention_module
 from sgg_fast.nn import fuse
+from sgg_fast.nn.backbone import NUM_SIZES, Backbone, added
+from sgg_fast.train.memory.sizes import PUBLISHED, Sizes
 
-BATCH, CONTEXT, WIDTH = 2, 80, 768
-"""Images, tokens and width of the context."""
+BATCH, CONTEXT = 2, 80
+"""Images and tokens of the context."""
 ATTENTION_LAUNCHES = (1, 2)
 """Launches of flash attention, forward and backward (the row sums of the gradient, then everything else)."""
 
@@ -200,29 +202,42 @@ def make_channels_last(model: torch.nn.Module) -> None:
                 module._parameters[name] = torch.nn.Parameter(laid_out)
 
 
+def made(sizes: Sizes, form: UNetForm, side: int) -> Callable[[], torch.Tensor]:
+    """A call of the UNet on new inputs at batch 2, as a function. Call it under a `FakeTensorMode`."""
+    unet = UNet2DConditionModel.from_config(sizes.unet).train()
+    z, backbone = torch.empty(BATCH, 4, side, side), Backbone.of(sizes.unet)
+    if form.channels_last:
+        make_channels_last(unet)
+        z = z.to(memory_format=torch.channels_last)
+    if form.merge is not None:
+        fuse.fuse(unet, form.merge)
+    context = torch.empty(BATCH, CONTEXT, backbone.context_dim, requires_grad=True)
+    t, mask = torch.zeros(BATCH, dtype=torch.int64), torch.ones(BATCH, CONTEXT, dtype=torch.bool)
+    more = None
+    if backbone.pooled_dim:
+        pooled = torch.empty(BATCH, backbone.pooled_dim, requires_grad=True)
+        more = added(pooled, torch.zeros(BATCH, NUM_SIZES, dtype=torch.float32))
+    return lambda: unet(z, t, context, encoder_attention_mask=mask, added_cond_kwargs=more).sample
+
+
 @functools.cache
-def count(form: UNetForm, side: int, autocast: bool) -> tuple[UNetCounter, UNetCounter]:
-    """Forward and backward of one call at batch 2; bf16 weights, or fp32 ones under autocast to bf16."""
+def count(form: UNetForm, side: int, autocast: bool, sizes: str = "sd") -> tuple[UNetCounter, UNetCounter]:
+    """Forward and backward of one call at batch 2; bf16 weights, or fp32 ones under autocast to bf16.
+
+    sizes: key of `PUBLISHED`.
+    """
     forward, behind = UNetCounter(), UNetCounter()
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float32 if autocast else torch.bfloat16)
         with FakeTensorMode(), opaque_attention(), triton_everywhere():
-            unet = UNet2DConditionModel(sample_size=64, cross_attention_dim=WIDTH).train()
-            z = torch.empty(BATCH, 4, side, side)
-            if form.channels_last:
-                make_channels_last(unet)
-                z = z.to(memory_format=torch.channels_last)
-            if form.merge is not None:
-                fuse.fuse(unet, form.merge)
-            context = torch.empty(BATCH, CONTEXT, WIDTH, requires_grad=True)
-            t, mask = torch.zeros(BATCH, dtype=torch.int64), torch.ones(BATCH, CONTEXT, dtype=torch.bool)
+            call = made(PUBLISHED[sizes], form, side)
             with contextlib.ExitStack() as stack:
                 if autocast:  # to bf16, by CUDA's rules
                     stack.enter_context(cuda_norms())
                     stack.enter_context(torch.autocast("cpu", torch.bfloat16))
                 stack.enter_context(forward)
-                out = unet(z, t, context, encoder_attention_mask=mask).sample
+                out = call()
             with behind:
                 out.backward(torch.empty_like(out))
     finally:

@@ -25,7 +25,7 @@ from benchmarks.steps.forms import Size
 from sgg_fast.config import Config, ConfigError, ModelConfig
 from sgg_fast.quiet import quiet_libraries
 from sgg_fast.train.memory.advice import budget_bytes
-from sgg_fast.train.memory.blank import LARGEST_GRAPH, blank_foundation, latent_factor
+from sgg_fast.train.memory.blank import LARGEST_GRAPH, blank_foundation
 
 CHIPS = (*roofline.CHIPS, roofline.Chip("H100", 3.35e12, 990e12, 132, 1.7e9, 5e-7))
 
@@ -67,7 +67,7 @@ def step_flops(model: ModelConfig, resolution: int) -> int:
     """Floating-point operations of forward and backward for one image, on fake tensors."""
     with FakeTensorMode(), sdpa_kernel(SDPBackend.MATH):
         foundation = blank_foundation(model)
-        unet, side = foundation.unet.requires_grad_(True), resolution // latent_factor(foundation)
+        unet, side = foundation.unet.requires_grad_(True), resolution // foundation.latent_factor
         z = torch.randn(1, unet.config.in_channels, side, side)
         context = torch.randn(1, 80, unet.config.cross_attention_dim)
         with FlopCounterMode(display=False) as counter:

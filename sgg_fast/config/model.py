@@ -12,8 +12,8 @@ class ModelConfig(Part):
     """Stable Diffusion, the conditioner of its UNet, and their operators."""
 
     source: str = setting("", flag="model", makes_cache=True)
-    """Stable Diffusion v1 in diffusers format: folder or hub id. Empty: the toy models."""
-    sizes: str = setting("toy", choices=("toy", "toy-words", "sd"), of_recipe=True)
+    """Stable Diffusion v1, v2 or SDXL base in diffusers format: folder or hub id. Empty: the toy models."""
+    sizes: str = setting("toy", choices=("toy", "toy-words", "sd", "sd21", "sdxl"), of_recipe=True)
     """The models that the recipe is for. The toy models ship in the package and are used if --model is empty."""
     clip: str = setting("", makes_cache=True)
     """CLIP ViT-B/32 for names and images: folder or hub id. Empty: the CLIP that --model contains."""
@@ -80,7 +80,8 @@ class ModelConfig(Part):
         """Raises `ConfigError` if no setting names the models to load."""
         if self.source or self.sizes == "toy":
             return
-        what = "a Stable Diffusion v1.4 folder or hub id"
+        version = {"sd21": "v2.1", "sdxl": "XL base"}.get(self.sizes, "v1.4")
+        what = f"a Stable Diffusion {version} folder or hub id"
         if self.sizes == "toy-words":
             what = "the foundation that `python -m sgg_fast.toy.build foundation` makes (docs/toy.md)"
         raise ConfigError(f"this recipe needs --model: {what}")

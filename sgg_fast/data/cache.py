@@ -23,7 +23,7 @@ from sgg_fast.data.moments import MomentRows, read_to
 from sgg_fast.data.sources import PairSource
 from sgg_fast.data.stored import StoredCache
 from sgg_fast.graph import NameTable, SceneGraphBatch
-from sgg_fast.nn.clip import embed_images, embed_names, phrase_states
+from sgg_fast.nn.clip import embed_images, embed_names
 from sgg_fast.nn.foundation import Foundation, load_foundation
 
 logger = logging.getLogger(__name__)
@@ -52,9 +52,10 @@ class TrainingCache:
     moments: torch.Tensor | MomentRows | None
     """fp16 [S, 2c, h, w] mean and log-variance of the VAE posterior; None for pre-training alone."""
     phrases: torch.Tensor | None = None
-    """[P, C] SD's end-of-text state of each phrase of the table; None without text initialisation."""
+    """[P, C + K] SD's end-of-text row (`clip.TextTowers`) of each phrase of the table; None without text
+    initialisation."""
     texts: torch.Tensor | None = None
-    """[S, L] token ids of each graph's text; None unless SD's text encoder reads whole texts."""
+    """[S, towers, L] token ids of each graph's text; None unless SD's text encoders read whole texts."""
     boxes: torch.Tensor | None = None
     """[N, 4] x0, y0, x1, y1 in picture units of every object of `graphs`; None if no loss needs boxes."""
 
@@ -187,7 +188,7 @@ def _held(moments: torch.Tensor, draws: int, latents_device: str) -> torch.Tenso
 
 
 def _phrases(foundation: Foundation, table: NameTable, device: torch.device) -> torch.Tensor:
-    return phrase_states(foundation.text_encoder.to(device), foundation.tokenizer, table.phrases)
+    return foundation.towers.to(device).phrases(table.phrases)
 
 
 def _boxes(source: PairSource, device: torch.device) -> torch.Tensor:
@@ -198,6 +199,12 @@ def _boxes(source: PairSource, device: torch.device) -> torch.Tensor:
         cure = cure if stored is None else "prepare the cache again (--overwrite) from a set that has boxes"
         raise ConfigError(f"--geometry and --attention-loss: {source.name} has no boxes; {cure}")
     return torch.from_numpy(np.array(rows)).to(device)
+
+
+def text_fingerprint(foundation: Foundation) -> str:
+    """SHA-256 of the text encoders' weights: of the only one, or of both one after the other."""
+    first, *others = map(fingerprint, foundation.text_encoders)
+    return hashlib.sha256(" ".join([first, *others]).encode()).hexdigest() if others else first
 
 
 def fingerprint(module: nn.Module) -> str:
@@ -225,7 +232,7 @@ def _from_stored(
             raise ConfigError(f"--data {stored.folder}: this cache was prepared with another {part}; give the same "
                               f"{flag} or prepare another cache")  # fmt: skip
     table, phrases = stored.table(), None
-    if with_phrases and fingerprint(foundation.text_encoder) == stored.index["models"]["text_encoder"]:
+    if with_phrases and text_fingerprint(foundation) == stored.index["models"]["text_encoder"]:
         phrases = read_to([stored.arrays["phrases"]], device)
     elif with_phrases:
         phrases = _phrases(foundation, table, device)

@@ -1,12 +1,12 @@
 """Reads a finished cache for training: checked at opening, then memory-mapped, so its size does not cost memory.
 
-Letters: M images, S samples (S = D M for D draws of relations), I CLIP width, V names, P phrases, C text width,
-R side in pixels, c and h, w channels and sides of a latent. Files:
+Letters: M images, S samples (S = D M for D draws of relations), I CLIP width, V names, P phrases, C + K width of
+a text row (`nn.clip.TextTowers`), R side in pixels, c and h, w channels and sides of a latent. Files:
 
     index.json               settings, sizes and the SHA-256 of every other file
     shard-00000.safetensors  of its images: images [m, I], moments [m, 2c, h, w], item [m] index in the source,
                              stat [m, 2] bytes and modification time of each image's file (zeros for toy images)
-    graphs.safetensors       the packed graphs of all samples, sizes [S, 2], names [V, I], phrases [P, C] if made,
+    graphs.safetensors       the packed graphs of all samples, sizes [S, 2], names [V, I], phrases [P, C + K] if made,
                              boxes [N, 4] of all objects if the set has them, previews [k, R, R, 3] of the first images;
                              text and text_ends of the names; phrase_rows [P, 3], the names of each phrase
 """

@@ -7,7 +7,7 @@ all graphs. cuDNN's benchmark mode stays off, so that a seed gives the same pict
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -58,28 +58,40 @@ class CapturedUNet:
         self._stream: Any = None
 
     def denoiser(
-        self, unet: Any, z: torch.Tensor, context: torch.Tensor, mask: torch.Tensor, choice: str = "auto"
+        self,
+        unet: Any,
+        z: torch.Tensor,
+        context: torch.Tensor,
+        mask: torch.Tensor,
+        choice: str = "auto",
+        more: Mapping[str, torch.Tensor] | None = None,
     ) -> Denoise:
         """`unet` with this context [B, T, C] and mask [B, T] as a function of (z, t); the shape of z is fixed here.
 
-        The UNet computes in the dtype of the context; the prediction has the dtype of z.
+        The UNet computes in the dtype of the context; the prediction has the dtype of z. more: what SDXL reads beside
+        them, by its names.
 
         choice: "auto" captures if possible, "on" captures or raises ValueError, "off" calls the model.
         """
+        names, values = tuple(more or {}), tuple((more or {}).values())
+        given = context, mask, *values
 
-        def call(z: torch.Tensor, t: torch.Tensor, context: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-            return unet(z, t, context, encoder_attention_mask=mask).sample
+        def call(
+            z: torch.Tensor, t: torch.Tensor, context: torch.Tensor, mask: torch.Tensor, *values: torch.Tensor
+        ) -> torch.Tensor:
+            added = dict(zip(names, values, strict=True)) or None
+            return unet(z, t, context, encoder_attention_mask=mask, added_cond_kwargs=added).sample
 
         reason = "" if choice == "off" else self._reason(unet, z)
         if choice != "off" and not reason:
-            inputs = z.to(context.dtype), torch.zeros((), device=z.device), context, mask
+            inputs = z.to(context.dtype), torch.zeros((), device=z.device), *given
             found = self._recording(unet, call, inputs)
             if isinstance(found, Recording):
-                return _replaying(found, context, mask)
+                return _replaying(found, given)
             reason = found
         if choice == "on":
             raise ValueError(f"the UNet's step cannot be captured: {reason}")
-        return lambda z, t: call(z.to(context.dtype), t, context, mask).to(z.dtype)
+        return lambda z, t: call(z.to(context.dtype), t, *given).to(z.dtype)
 
     @staticmethod
     def _reason(unet: Any, z: torch.Tensor) -> str:
@@ -118,10 +130,10 @@ def _identity(unet: Any) -> Hashable:
     return tuple(p.data_ptr() for p in unet.parameters()), tuple(unet.attn_processors.values())
 
 
-def _replaying(recording: Recording, context: torch.Tensor, mask: torch.Tensor) -> Denoise:
-    kept_z, kept_t, kept_context, kept_mask = recording.inputs
-    kept_context.copy_(context)
-    kept_mask.copy_(mask)
+def _replaying(recording: Recording, given: Sequence[torch.Tensor]) -> Denoise:
+    kept_z, kept_t, *kept = recording.inputs
+    for own, x in zip(kept, given, strict=True):
+        own.copy_(x)
 
     def step(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         kept_z.copy_(z)

@@ -76,7 +76,7 @@ def _with(graph: SceneGraph, k: int, relation: tuple[int, str, int]) -> SceneGra
 @torch.no_grad()
 def _context_tokens(pipeline: SceneGraphToImagePipeline, graphs: Sequence[SceneGraph]) -> list[torch.Tensor]:
     """Per graph [relations + objects, C]: the triples' tokens in the context, in the graph's order."""
-    context, _ = pipeline.encode_graphs(graphs, guided=False)
+    context, *_ = pipeline.encode_graphs(graphs, guided=False)
     return [c[2 : 2 + len(g.relations) + len(g.objects)].float() for c, g in zip(context, graphs, strict=True)]
 
 

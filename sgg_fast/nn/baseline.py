@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 
+from .clip import TextTowers
 from .conditioner import ConditionerBase, GraphCondition, context_length
 
 
@@ -35,13 +35,14 @@ class BaselineConditioner(ConditionerBase):
         self,
         graphs: Sequence[SceneGraph],
         table: NameTable,
-        text_encoder: CLIPTextModel,
-        tokenizer: PreTrainedTokenizerBase,
+        towers: TextTowers | None,
     ) -> torch.Tensor | None:
         """None: `forward` needs no text states."""
         return None
 
-    def condition(self, tokens_BTC: torch.Tensor, mask_BT: torch.Tensor) -> GraphCondition:
+    def condition(
+        self, tokens_BTC: torch.Tensor, mask_BT: torch.Tensor, pooled_BK: torch.Tensor | None = None
+    ) -> GraphCondition:
         """The tokens, padded (masked) to a length that holds the null condition, and an X_global of zeros."""
         least = context_length(0, self.config.null_tokens)
         missing = max(0, least - tokens_BTC.shape[1])
@@ -49,6 +50,7 @@ class BaselineConditioner(ConditionerBase):
             nn.functional.pad(tokens_BTC, (0, 0, 0, missing)),
             nn.functional.pad(mask_BT, (0, missing)),
             tokens_BTC.new_zeros(len(tokens_BTC), len(self.image_mean)),
+            pooled=None if self.null_pooled is None else pooled_BK,
         )
 
 

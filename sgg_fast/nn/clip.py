@@ -1,15 +1,18 @@
 """Outputs of the frozen CLIP towers: name embeddings, image embeddings, SD's text states.
 
-Letters: V strings, B images, I CLIP's projection width, L text length, C width of SD's text encoder.
+Letters: V strings, B images, I CLIP's projection width, L text length, C width of SD's text states,
+K width of SDXL's pooled text state.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import CLIPModel, CLIPTextModel, PreTrainedTokenizerBase
+from transformers import CLIPModel, PreTrainedTokenizerBase
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -34,27 +37,64 @@ def embed_names(
     return torch.cat(parts)
 
 
-@torch.no_grad()
-def text_states(
-    text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str]
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """SD's text states [V, L, C] of `strings` (last layer, final norm) and the index [V] of their end-of-text token."""
-    ids = token_ids(tokenizer, strings, text_encoder.device)
-    end = (ids == tokenizer.eos_token_id).int().argmax(dim=1)
-    return text_encoder(ids).last_hidden_state.float(), end
+@dataclasses.dataclass(frozen=True)
+class TextTowers:
+    """Stable Diffusion's frozen text side: one tower, or SDXL's two, each with its tokenizer.
 
+    A row is the text state of one token, and for SDXL the pooled state of its whole text behind it, [.., C + K].
 
-def phrase_states(
-    text_encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, strings: Sequence[str], batch_size: int = 256
-) -> torch.Tensor:
-    """SD's end-of-text state of each string, [P, C], fp16; `--token-init text` adds it to a triple's token."""
-    parts = []
-    for start in range(0, len(strings), batch_size):
-        states, end = text_states(text_encoder, tokenizer, strings[start : start + batch_size])
-        parts.append(states[torch.arange(len(states)), end].half())
-    if not parts:
-        return torch.empty(0, text_encoder.config.hidden_size, dtype=torch.float16, device=text_encoder.device)
-    return torch.cat(parts)  # an offloaded encoder answers on another device than the one it lies on
+    * v1 and v2: the last layer after the final norm. v2's folders have one layer less than OpenCLIP, so that this is
+      its penultimate layer.
+    * SDXL: the layers before the last of both towers, without final norm, side by side; the pooled state is the second
+      tower's end-of-text state (last layer, final norm), projected. Source: Podell et al., 2023, section 2.1.
+    """
+
+    encoders: tuple[Any, ...]
+    tokenizers: tuple[PreTrainedTokenizerBase, ...]
+
+    def to(self, device: torch.device) -> TextTowers:
+        """The same towers, moved to `device`."""
+        for encoder in self.encoders:
+            encoder.to(device)
+        return self
+
+    def token_ids(self, strings: Sequence[str]) -> torch.Tensor:
+        """[V, towers, L] int64 ids, which differ in their padding."""
+        device = self.encoders[0].device
+        return torch.stack([token_ids(tokenizer, strings, device) for tokenizer in self.tokenizers], dim=1)
+
+    @torch.no_grad()
+    def rows(self, ids_VnL: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Rows [V, L, C + K] of the texts with these ids, and those of their end-of-text tokens [V, C + K], fp32."""
+        text_V, every, last = torch.arange(len(ids_VnL), device=ids_VnL.device), [], []
+        for encoder, tokenizer, ids_VL in zip(self.encoders, self.tokenizers, ids_VnL.unbind(1), strict=True):
+            end_V = (ids_VL == tokenizer.eos_token_id).int().argmax(dim=1)
+            out = encoder(ids_VL, output_hidden_states=len(self.encoders) > 1)
+            states_VLC = (out.last_hidden_state if len(self.encoders) == 1 else out.hidden_states[-2]).float()
+            every.append(states_VLC)
+            last.append(states_VLC[text_V, end_V])
+        if len(self.encoders) > 1:
+            pooled_VK = encoder.text_projection(out.last_hidden_state[text_V, end_V]).float()
+            every.append(pooled_VK[:, None].expand(-1, ids_VnL.shape[2], -1))
+            last.append(pooled_VK)
+        return (every[0], last[0]) if len(every) == 1 else (torch.cat(every, dim=-1), torch.cat(last, dim=-1))
+
+    def read(self, strings: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        """`rows` of `strings`."""
+        return self.rows(self.token_ids(strings))
+
+    def phrases(self, strings: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        """Row of each string's end-of-text token, [P, C + K], fp16; `--token-init text` starts a triple's token there.
+
+        An offloaded encoder answers on another device than the one it lies on.
+        """
+        starts = range(0, len(strings), batch_size)
+        parts = [self.read(strings[start : start + batch_size])[1].half() for start in starts]
+        if not parts:
+            width = sum(encoder.config.hidden_size for encoder in self.encoders)
+            width += self.encoders[-1].config.projection_dim if len(self.encoders) > 1 else 0
+            return torch.empty(0, width, dtype=torch.float16, device=self.encoders[0].device)
+        return torch.cat(parts)
 
 
 def normalise_pixels(clip: CLIPModel, pixels_B3HW: torch.Tensor) -> torch.Tensor:

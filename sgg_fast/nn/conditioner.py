@@ -1,7 +1,8 @@
 """Scene graphs to Stable Diffusion's cross-attention context: SGG-IG eqs 3-8, calibration and null condition.
 
 It saves and loads like any diffusers model (`save_pretrained`, safetensors only). Letters: B images, N objects,
-E relations, T context tokens, D graph width, C cross-attention width, V names, I width of image embeddings.
+E relations, T context tokens, D graph width, C cross-attention width, K width of SDXL's pooled vector, V names,
+I width of image embeddings. A row [C + K] is a text state with the pooled state behind it (`clip.TextTowers`).
 """
 
 from __future__ import annotations
@@ -13,12 +14,11 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
-from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from sgg_fast import ops
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 
-from .clip import phrase_states
+from .clip import TextTowers
 from .encoder import RelationEncoder
 from .instances import CODE_WIDTH, CodeKey, instance_codes
 
@@ -42,6 +42,17 @@ def context_length(most_triples: int, null_tokens: int = NULL_TOKENS) -> int:
     return max(MIN_TOKENS, -(-(most_triples + 2) // 16) * 16)
 
 
+def pooled_phrases(phrases_PK: torch.Tensor, batch: SceneGraphBatch) -> torch.Tensor:
+    """[B, K] fp32: the mean of the pooled states of a graph's phrases, scaled to their mean length.
+
+    A mean of different directions is shorter than each, but the UNet was trained with whole ones. 0 for no phrases.
+    """
+    told_EK = phrases_PK[batch.phrase.long()].float()
+    length_E1 = told_EK.norm(dim=1, keepdim=True)
+    mean_BK, length_B1 = (ops.graph_mean(x, batch.relation_ptr, batch.relation_graph) for x in (told_EK, length_E1))
+    return mean_BK * (length_B1 / mean_BK.norm(dim=1, keepdim=True).clamp(min=1e-6))
+
+
 class GraphCondition(NamedTuple):
     """The condition of a batch of graphs for the UNet. A tuple, so that ZeRO-3's hooks find the tensors."""
 
@@ -53,31 +64,62 @@ class GraphCondition(NamedTuple):
     """[B, I] graph embedding in the space of the centred image embeddings."""
     tokens: torch.Tensor | None = None
     """[E, C] token of each triple of the batch, before a text state is added."""
+    pooled: torch.Tensor | None = None
+    """[B, K] pooled vector; None for a UNet that reads none."""
+
+    def first(self, num: int) -> GraphCondition:
+        """The condition of the first `num` graphs; `tokens` stays whole."""
+        context, mask, x_global, tokens, pooled = self
+        return GraphCondition(
+            context[:num], mask[:num], x_global[:num], tokens, None if pooled is None else pooled[:num]
+        )
 
 
 class ConditionerBase(nn.Module):
     """What every conditioner has beside its graph modules: null condition, dropout, centred images. A diffusers mixin.
 
-    Buffers: `image_mean`, `start_state` and `null_states` (SD's own text states), measured once from the frozen models.
+    Buffers, measured once from the frozen models: `image_mean`, and SD's own text states `start_state`, `null_states`
+    and, where the UNet reads a pooled vector, `null_pooled`. `to_pooled` is the linear map to that vector, or None.
     """
 
     config: Any
     null_states: torch.Tensor
     start_state: torch.Tensor
+    null_pooled: torch.Tensor | None
     image_mean: torch.Tensor
+    to_pooled: nn.Linear | None
     register_to_config: Any
     save_pretrained: Any
 
-    def _add_frame(self, image_dim: int, context_dim: int) -> None:
+    def _add_frame(self, image_dim: int, context_dim: int, pooled_dim: int, pooled_from: int) -> None:
+        """pooled_from: width of the vector that `to_pooled` maps; 0 for no map. The map starts at 0."""
         self.register_buffer("image_mean", torch.zeros(image_dim))
         self.register_buffer("start_state", torch.zeros(context_dim))
         self.register_buffer("null_states", torch.zeros(NULL_TOKENS, context_dim))
+        self.register_buffer("null_pooled", torch.zeros(pooled_dim) if pooled_dim else None)
+        self.to_pooled = None
+        if pooled_dim and pooled_from:
+            self.to_pooled = nn.Linear(pooled_from, pooled_dim)
+            nn.init.zeros_(self.to_pooled.weight)
+            nn.init.zeros_(self.to_pooled.bias)
 
     @torch.no_grad()
-    def calibrate_null(self, null_states_TC: torch.Tensor) -> None:
-        """Set the start token and the null context [77, C] from SD's text encoder."""
-        self.null_states.copy_(null_states_TC)
-        self.start_state.copy_(null_states_TC[0])
+    def calibrate_null(self, null_rows: torch.Tensor, zeros: bool = False) -> None:
+        """Set the start token and the null condition from SD's rows [77, C + K] of the empty text.
+
+        zeros: the model was trained with zeros for the empty text; the start token is the text's all the same.
+        """
+        states_TC, pooled_K = null_rows[:, : len(self.start_state)], null_rows[0, len(self.start_state) :]
+        self.start_state.copy_(states_TC[0])
+        self.null_states.copy_(states_TC * (not zeros))
+        if self.null_pooled is not None:
+            self.null_pooled.copy_(pooled_K * (not zeros))
+
+    @torch.no_grad()
+    def calibrate_pooled(self, name_rows: torch.Tensor) -> None:
+        """Start the pooled vector at the mean pooled state of the vocabulary, from its rows [M, C + K]."""
+        if self.to_pooled is not None:
+            self.to_pooled.bias.copy_(name_rows[:, len(self.start_state) :].mean(0))
 
     def centre_images(self, embedding_BI: torch.Tensor) -> torch.Tensor:
         """Raw CLIP image embeddings [B, I] -> training-set mean removed, then unit norm."""
@@ -96,11 +138,16 @@ class ConditionerBase(nn.Module):
     def drop(self, condition: GraphCondition, dropped_B: torch.Tensor) -> GraphCondition:
         """`condition`, with the null condition for images with dropped [B] set (classifier-free guidance, eq. 2)."""
         null_context, null_mask = self.null_condition(*condition.context.shape[:2])
+        pooled_BK = condition.pooled
+        if pooled_BK is not None:
+            assert self.null_pooled is not None
+            pooled_BK = torch.where(dropped_B[:, None], self.null_pooled.to(pooled_BK.dtype), pooled_BK)
         return GraphCondition(
             torch.where(dropped_B[:, None, None], null_context.to(condition.context.dtype), condition.context),
             torch.where(dropped_B[:, None], null_mask, condition.mask),
             condition.x_global,
             condition.tokens,
+            pooled_BK,
         )
 
 
@@ -132,6 +179,7 @@ class SceneGraphConditioner(ConditionerBase, ModelMixin, ConfigMixin):
         instance_codes: bool = False,
         null_tokens: int = NULL_TOKENS,
         trained_names: tuple[str, ...] = (),
+        pooled_dim: int = 0,
     ) -> None:
         super().__init__()
         self.relation_encoder = RelationEncoder(name_dim, width, num_layers, encoder)
@@ -145,7 +193,7 @@ class SceneGraphConditioner(ConditionerBase, ModelMixin, ConfigMixin):
         self.token_norm = nn.LayerNorm(context_dim)
         # Text initialisation: gates of the graph's share, for X_global's token and for the triples' tokens.
         self.gates = nn.Parameter(torch.full((2, context_dim), gate_init)) if token_init == "text" else None
-        self._add_frame(image_dim, context_dim)
+        self._add_frame(image_dim, context_dim, pooled_dim, image_dim)
         self.register_buffer("name_mean", torch.zeros(name_dim))
         self.register_buffer("name_scale", torch.ones(()))
         self.register_buffer("target_mean", torch.zeros(name_dim))
@@ -166,8 +214,14 @@ class SceneGraphConditioner(ConditionerBase, ModelMixin, ConfigMixin):
         self.target_std.copy_(occurring.std(0, unbiased=False).clamp(min=1e-6))
 
     @torch.no_grad()
-    def calibrate_tokens(self, name_states_MC: torch.Tensor) -> None:
-        """Start the token norm's gain and bias at the statistics of SD's text states of the vocabulary [M, C]."""
+    def calibrate_tokens(self, name_rows: torch.Tensor) -> None:
+        """Start the token norm's gain and bias at the statistics of SD's rows of the vocabulary [M, C + K].
+
+        The pooled vector starts at their mean, or with text initialisation at the phrases' own.
+        """
+        if self.gates is None:
+            self.calibrate_pooled(name_rows)
+        name_states_MC = name_rows[:, : len(self.start_state)]
         self.token_norm.weight.copy_(name_states_MC.std(0).clamp(min=1e-3))
         self.token_norm.bias.copy_(name_states_MC.mean(0))
 
@@ -183,13 +237,13 @@ class SceneGraphConditioner(ConditionerBase, ModelMixin, ConfigMixin):
         self,
         graphs: Sequence[SceneGraph],
         table: NameTable,
-        text_encoder: CLIPTextModel | None,
-        tokenizer: PreTrainedTokenizerBase | None,
+        towers: TextTowers | None,
     ) -> torch.Tensor | None:
-        """The text argument of `forward`: SD's states of the table's phrases [P, C], or None if it needs none."""
+        """The text argument of `forward`: SD's rows of the table's phrases [P, C + K], or None if it needs none."""
         if self.config.token_init != "text":
             return None
-        return phrase_states(text_encoder, tokenizer, table.phrases)
+        assert towers is not None, "text initialisation needs SD's text encoder"
+        return towers.phrases(table.phrases)
 
     def targets(self, names_VD: torch.Tensor) -> torch.Tensor:
         """Standardised name embeddings -> targets of the auto-encoder: zero mean, unit variance per dimension."""
@@ -229,14 +283,15 @@ class SceneGraphConditioner(ConditionerBase, ModelMixin, ConfigMixin):
         self,
         names_VD: torch.Tensor,
         batch: SceneGraphBatch,
-        phrases_PC: torch.Tensor | None = None,
+        phrases: torch.Tensor | None = None,
         code_key: CodeKey | None = None,
     ) -> GraphCondition:
         """The condition of every graph of the batch. names: [V, name_dim] standardised name embeddings.
 
-        T fits the longest graph by `batch.sizes`, which are upper bounds in a captured step. phrases: [P, C] SD's
-        end-of-text state of each phrase of the table, with `token_init` "text". A triple's token is then the state of
-        its phrase plus gate * the graph's token; the gate starts at `gate_init`.
+        T fits the longest graph by `batch.sizes`, which are upper bounds in a captured step. phrases: [P, C + K] SD's
+        end-of-text row of each phrase of the table, with `token_init` "text". A triple's token is then the state of its
+        phrase plus gate * the graph's token; the gate starts at `gate_init`. The pooled vector is a linear map of
+        X_global, which starts at a constant (`calibrate_pooled`), or at `pooled_phrases` with the phrases.
         """
         _, own_EC, x_global = self.encode(names_VD, batch, code_key=code_key)
         length = context_length(int(batch.sizes[:, 1].max()), self.config.null_tokens)
@@ -244,19 +299,32 @@ class SceneGraphConditioner(ConditionerBase, ModelMixin, ConfigMixin):
         global_BC = self.token_norm(self.from_global(x_global))
         tokens_EC = self.token_norm(own_EC)
         if self.gates is not None:
-            assert phrases_PC is not None, "text initialisation needs the phrases' states"
+            assert phrases is not None, "text initialisation needs the phrases' states"
             global_BC = self.gates[0].to(global_BC.dtype) * global_BC
-            tokens_EC = phrases_PC[batch.phrase].to(tokens_EC.dtype) + self.gates[1].to(tokens_EC.dtype) * tokens_EC
+            told_EC = phrases[:, : tokens_EC.shape[1]][batch.phrase]
+            tokens_EC = told_EC.to(tokens_EC.dtype) + self.gates[1].to(tokens_EC.dtype) * tokens_EC
         start_BC = self.start_state.to(global_BC.dtype).expand(num_images, -1)
         context = torch.stack([start_BC, global_BC], dim=1)
         context = nn.functional.pad(context, (0, 0, 0, length - 2))
         position = torch.arange(length, device=context.device)
         if self.config.context == "global":  # eq. 11 as printed: X_global is the only condition
-            return GraphCondition(context, (position == 1).expand(num_images, -1), x_global, own_EC)
+            mask = (position == 1).expand(num_images, -1)
+            return GraphCondition(context, mask, x_global, own_EC, self._pooled(x_global, batch, phrases))
         within_E = torch.arange(batch.num_relations, device=context.device)
         within_E = within_E - batch.relation_ptr.long()[batch.relation_graph.long()]
         # Only the padding graph can exceed its context; its rows are not read.
         within_E = within_E.clamp(max=length - 3)
         context = context.index_put((batch.relation_graph.long(), within_E + 2), tokens_EC)
         mask = position < batch.relation_ptr.long().diff()[:, None] + 2
-        return GraphCondition(context, mask, x_global, own_EC)
+        return GraphCondition(context, mask, x_global, own_EC, self._pooled(x_global, batch, phrases))
+
+    def _pooled(
+        self, x_global_BI: torch.Tensor, batch: SceneGraphBatch, phrases: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        """[B, K], or None if the UNet reads none."""
+        if self.to_pooled is None:
+            return None
+        pooled_BK = self.to_pooled(x_global_BI)
+        if self.gates is None or phrases is None:
+            return pooled_BK
+        return pooled_BK + pooled_phrases(phrases[:, len(self.start_state) :], batch).to(pooled_BK.dtype)

@@ -11,13 +11,20 @@ from typing import Any
 
 from sgg_fast.graph import shown
 from sgg_fast.nn import loading, lora
+from sgg_fast.nn.backbone import Backbone
 from sgg_fast.nn.conditioners import CHOICES, KINDS, Conditioner
 from sgg_fast.nn.foundation import load_clip, load_foundation, load_sd_parts
 from sgg_fast.nn.loading import ModelError
 
 PARTS = (
-    "unet", "vae", "text_encoder", "tokenizer", "scheduler", "graph_encoder", "graph_clip", "graph_tokenizer",
+    "unet", "vae", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler", "graph_encoder",
+    "graph_clip", "graph_tokenizer",
 )  # fmt: skip
+_TEXT = ("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
+"""Parts that a folder may lack."""
+_SETTINGS = {"resolution": 512, "sampling_steps": 100, "guidance": 7.5, "provenance": None,
+             "force_zeros_for_empty_prompt": False}  # fmt: skip
+"""Settings in model_index.json and their defaults."""
 _INDEX = "model_index.json"
 _CLASS = "SceneGraphToImagePipeline"
 _MOST = {"resolution": 4096, "sampling_steps": 100_000}
@@ -29,7 +36,7 @@ def load_pipeline_parts(root: Path, given: Mapping[str, Any], base: str | None =
     base: folder or hub id that replaces the base that a LoRA folder names. Raises `ModelError` that names the file.
     """
     index = read_index(root)
-    settings = {name: index[name] for name in ("resolution", "sampling_steps", "guidance", "provenance")}
+    settings = {name: index[name] for name in _SETTINGS}
     if index["base"] is not None:
         return _on_base(root, index["base"], given, base) | settings
     if base is not None:
@@ -39,7 +46,7 @@ def load_pipeline_parts(root: Path, given: Mapping[str, Any], base: str | None =
         raise ModelError(f"the folder lacks {lacking}")
     loading.check(root, there)
     with_text = "text_encoder" in there
-    parts = dict.fromkeys(("text_encoder", "tokenizer")) | load_sd_parts(root, with_text)
+    parts = dict.fromkeys(_TEXT) | load_sd_parts(root, with_text)
     parts["scheduler"] = loading.load_scheduler(root, "scheduler")
     if "graph_encoder" not in given:
         parts["graph_encoder"] = load_conditioner(root, "graph_encoder")
@@ -74,13 +81,7 @@ def named_base(root: Path) -> dict[str, str] | None:
 
 def read_index(root: Path) -> dict[str, Any]:
     """model_index.json: each part's (library, class), and the settings with checked types. Raises `ModelError`."""
-    index: dict[str, Any] = {
-        "resolution": 512,
-        "sampling_steps": 100,
-        "guidance": 7.5,
-        "provenance": None,
-        "base": None,
-    }
+    index: dict[str, Any] = {**_SETTINGS, "base": None}
     index |= loading.read_json(root / _INDEX, _INDEX)
     with loading.border(_INDEX):
         if index.get("_class_name") != _CLASS:
@@ -89,7 +90,7 @@ def read_index(root: Path) -> dict[str, Any]:
                 "fine-tuning run"
             )
         for part in PARTS:
-            optional = part in ("text_encoder", "tokenizer")
+            optional = part in _TEXT
             entry = index.setdefault(part, [None, None] if optional else None)
             named = isinstance(entry, list) and len(entry) == 2 and all(isinstance(word, str) for word in entry)
             if not named and not (optional and entry == [None, None]):
@@ -98,6 +99,8 @@ def read_index(root: Path) -> dict[str, Any]:
             value = index[name]
             if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
                 raise ModelError(f"{name} must be a whole number from 1 to {most}, not {shown(value)}")
+        if not isinstance(zeros := index["force_zeros_for_empty_prompt"], bool):
+            raise ModelError(f"force_zeros_for_empty_prompt must be true or false, not {shown(zeros)}")
         guidance = index["guidance"]
         if isinstance(guidance, bool) or not isinstance(guidance, (int, float)) or not 1 <= guidance <= 10_000:
             raise ModelError(f"guidance must be a number from 1 (none) to 10000, not {shown(guidance)}")
@@ -133,10 +136,15 @@ def _check_conditioner(config: Mapping[str, Any]) -> None:
 def check_fit(parts: dict[str, Any]) -> None:
     """Raise `ModelError` if the conditioner was made for another UNet or CLIP."""
     encoder, width = parts["graph_encoder"].config, parts["graph_clip"].config.projection_dim
-    wanted = {"context_dim": parts["unet"].config.cross_attention_dim, "name_dim": width, "image_dim": width}
+    backbone = Backbone.of(parts["unet"].config)
+    wanted = {"context_dim": backbone.context_dim, "name_dim": width, "image_dim": width}
+    found = {name: encoder.get(name, value) for name, value in wanted.items()}
+    # Encoders from before SDXL have no such entry.
+    wanted, found = wanted | {"pooled_dim": backbone.pooled_dim}, found | {"pooled_dim": encoder.get("pooled_dim", 0)}
     for name, value in wanted.items():
-        if encoder.get(name, value) != value:
-            raise ModelError(f"graph_encoder has {name} {encoder[name]}, but unet and graph_clip need {value}")
+        if found[name] != value:
+            raise ModelError(f"graph_encoder has {name} {found[name]}, but unet and graph_clip need {value}")
     reads_text = encoder.get("token_init") == "text" or "form" in encoder
-    if reads_text and (parts["text_encoder"] is None or parts["tokenizer"] is None):
-        raise ModelError("graph_encoder reads SD's text states, but the folder has no text_encoder and tokenizer")
+    needed = _TEXT[: 2 * backbone.num_towers] if reads_text else ()
+    if lacking := [part for part in needed if parts.get(part) is None]:
+        raise ModelError(f"graph_encoder reads SD's text states, but the folder has no {' and '.join(lacking)}")

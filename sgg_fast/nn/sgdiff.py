@@ -43,9 +43,10 @@ class SGDiffConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
         width: int = 512,
         null_tokens: int = NULL_TOKENS,
         trained_names: tuple[str, ...] = (),
+        pooled_dim: int = 0,
     ) -> None:
         super().__init__()
-        self._add_frame(image_dim, context_dim)
+        self._add_frame(image_dim, context_dim, pooled_dim, 2 * width)
         self.embedding = nn.Embedding(len(trained_names) + 1, width, padding_idx=0)  # 0: name outside the training set
         self.relation_encoder = RelationEncoder(width, width, NUM_LAYERS, "plain")
         self.to_global = nn.Linear(2 * width, context_dim)
@@ -61,8 +62,10 @@ class SGDiffConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
         x_ND, r_ED = self.relation_encoder(self.embedding(names_V), batch)
         objects_BD = ops.graph_mean(x_ND, batch.object_ptr, batch.object_graph)
         relations_BD = ops.graph_mean(r_ED, batch.relation_ptr, batch.relation_graph)
-        global_BC = self.to_global(torch.cat([objects_BD, relations_BD], dim=1))
+        both_B2D = torch.cat([objects_BD, relations_BD], dim=1)
+        global_BC, pooled_BK = self.to_global(both_B2D), self.to_pooled(both_B2D) if self.to_pooled else None
         triples = torch.cat([x_ND[batch.subject.long()], r_ED, x_ND[batch.object.long()]], dim=1)
         local_BTC = self.to_local(first_rows(batch, triples, NUM_LOCAL)[0])
         tokens_BTC = torch.cat([global_BC[:, None], local_BTC], dim=1)
-        return self.condition(tokens_BTC, torch.ones(tokens_BTC.shape[:2], dtype=torch.bool, device=x_ND.device))
+        mask_BT = torch.ones(tokens_BTC.shape[:2], dtype=torch.bool, device=x_ND.device)
+        return self.condition(tokens_BTC, mask_BT, pooled_BK)

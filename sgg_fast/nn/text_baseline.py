@@ -12,7 +12,7 @@ The text of objects "sheep", "red hat", "sheep", "sun" and relations (0 wearing 
   same states with `--token-init text`.
 
 The first two give Stable Diffusion's context: all 77 states, unmasked; longer texts are cut.
-Letters: B images, L text length, C width of SD's text encoder, P phrases.
+Letters: B images, L text length, C width of SD's text states, K width of SDXL's pooled text state, P phrases.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ from collections.abc import Sequence
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 
 from .baseline import BaselineConditioner, first_rows
-from .clip import phrase_states, text_states
-from .conditioner import NULL_TOKENS, GraphCondition, context_length
+from .clip import TextTowers
+from .conditioner import NULL_TOKENS, GraphCondition, context_length, pooled_phrases
 
 
 def phrases(graph: SceneGraph) -> list[str]:
@@ -64,29 +63,34 @@ class TextConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
         form: str = "sentence",
         null_tokens: int = NULL_TOKENS,
         trained_names: tuple[str, ...] = (),
+        pooled_dim: int = 0,
     ) -> None:
         super().__init__()
-        self._add_frame(image_dim, context_dim)
+        self._add_frame(image_dim, context_dim, pooled_dim, 0)
 
     def read(
         self,
         graphs: Sequence[SceneGraph],
         table: NameTable,
-        text_encoder: CLIPTextModel,
-        tokenizer: PreTrainedTokenizerBase,
+        towers: TextTowers | None,
     ) -> torch.Tensor:
-        """The states of every graph's text, [B, L, C], or with "phrases" those of the table's phrases, [P, C]."""
+        """The rows of every graph's text, [B, L, C + K], or with "phrases" those of the table's phrases, [P, C + K]."""
+        assert towers is not None, "the text baseline needs SD's text encoder"
         if self.config.form == "phrases":
-            return phrase_states(text_encoder, tokenizer, table.phrases)
-        return text_states(text_encoder, tokenizer, [sentence(graph, self.config.form) for graph in graphs])[0]
+            return towers.phrases(table.phrases)
+        return towers.read([sentence(graph, self.config.form) for graph in graphs])[0]
 
-    def forward(self, names_VD: torch.Tensor, batch: SceneGraphBatch, states: torch.Tensor) -> GraphCondition:
-        """The condition of every graph. names: not read. states: text states from `read`."""
+    def forward(self, names_VD: torch.Tensor, batch: SceneGraphBatch, rows: torch.Tensor) -> GraphCondition:
+        """The condition of every graph. names: not read. rows: what `read` returns."""
+        states, pooled = rows[..., : len(self.start_state)], rows[..., len(self.start_state) :]
         if self.config.form != "phrases":
-            return self.condition(states, torch.ones(states.shape[:2], dtype=torch.bool, device=states.device))
+            mask_BT = torch.ones(states.shape[:2], dtype=torch.bool, device=states.device)
+            return self.condition(states, mask_BT, pooled[:, 0])
         num = context_length(int(batch.sizes[:, 1].max()), self.config.null_tokens) - 1
         tokens_BTC, there_BT = first_rows(batch, states[batch.phrase.long()].float(), num)
         start = self.start_state.to(tokens_BTC.dtype).expand(len(tokens_BTC), 1, -1)
         return self.condition(
-            torch.cat([start, tokens_BTC], dim=1), torch.cat([there_BT.new_ones(len(there_BT), 1), there_BT], dim=1)
+            torch.cat([start, tokens_BTC], dim=1),
+            torch.cat([there_BT.new_ones(len(there_BT), 1), there_BT], dim=1),
+            pooled_phrases(pooled, batch) if pooled.shape[1] else None,
         )

@@ -25,7 +25,7 @@ from sgg_fast.eval.pictures import through_vae
 from sgg_fast.eval.report import contact_sheet, read_result
 from sgg_fast.graph import SPOKEN
 from sgg_fast.model_card import write_card
-from sgg_fast.nn.clip import normalise_pixels, text_states
+from sgg_fast.nn.clip import normalise_pixels
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.nn.loading import digest, forget_places, load_weights, seal
 from sgg_fast.pipeline import SceneGraphToImagePipeline
@@ -154,7 +154,7 @@ def build_unet(out: Path, num_steps: int, num_scenes: int, batch: int = 32) -> n
         rng = np.random.default_rng([TRAIN_SEED, step])
         chosen = rng.integers(len(graphs), size=batch)
         texts = ["" if rng.random() < 0.1 else caption(graphs[i], rng, partial=0.1) for i in chosen]
-        context, _ = text_states(foundation.text_encoder, foundation.tokenizer, texts)
+        context, _ = foundation.towers.read(texts)
         z_0, t = latents[chosen], torch.from_numpy(rng.integers(len(abar), size=batch))
         eps = torch.randn(z_0.shape)
         target = noise.target_of("v_prediction", z_0, eps, abar[t])
@@ -180,7 +180,7 @@ def clip_pixels(clip: nn.Module, images: np.ndarray) -> torch.Tensor:
 @torch.no_grad()
 def draw_texts(foundation: Foundation, unet: nn.Module, texts: list[str], guidance: float = 4.0) -> np.ndarray:
     """uint8 pictures of sentences, 40 DDIM steps, noise from seed 0."""
-    context, _ = text_states(foundation.text_encoder, foundation.tokenizer, [""] * len(texts) + texts)
+    context, _ = foundation.towers.read([""] * len(texts) + texts)
     start = torch.randn(len(texts), 4, 16, 16, generator=torch.Generator().manual_seed(0))
 
     def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:

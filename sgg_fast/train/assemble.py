@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import nn
-from transformers import CLIPTextModel, PreTrainedTokenizerBase
 
 from sgg_fast import ops
 from sgg_fast.config import SETTINGS, Config, ConfigError, ModelConfig
@@ -21,7 +20,8 @@ from sgg_fast.data.cache import TrainingCache
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn import fuse, loading, lora
 from sgg_fast.nn.attention import checkpoint_activations, set_attention
-from sgg_fast.nn.clip import text_states, token_ids
+from sgg_fast.nn.backbone import Backbone
+from sgg_fast.nn.clip import TextTowers
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
@@ -41,13 +41,16 @@ def _encoder_settings(model: ModelConfig) -> dict[str, Any]:
 
 
 def conditioner_of(
-    model: ModelConfig, name_dim: int, image_dim: int, context_dim: int, names: Sequence[str] = ()
+    model: ModelConfig, name_dim: int, image_dim: int, backbone: Backbone, names: Sequence[str] = ()
 ) -> Conditioner:
     """The conditioner of `--conditioner` with fresh weights; its statistics are not measured yet.
 
     names: strings that it is trained on.
     """
-    widths: dict[str, Any] = {"image_dim": image_dim, "context_dim": context_dim, "trained_names": tuple(names)}
+    widths: dict[str, Any] = {
+        "image_dim": image_dim, "context_dim": backbone.context_dim, "pooled_dim": backbone.pooled_dim,
+        "trained_names": tuple(names),
+    }  # fmt: skip
     if model.conditioner == "text":
         return TextConditioner(**widths, form=model.text_form)
     if model.conditioner == "sgdiff":
@@ -63,22 +66,24 @@ def new_conditioner(
     graphs: [S], those of the cache. For a baseline that reads text, the captions of these graphs go into `cache.texts`.
     """
     device = cache.names.device
-    widths = cache.names.shape[1], cache.images.shape[1], foundation.unet.config.cross_attention_dim
+    widths = cache.names.shape[1], cache.images.shape[1], foundation.backbone
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         conditioner = conditioner_of(model, *widths, cache.table.names).to(device)
     conditioner.image_mean.copy_(torch.nn.functional.normalize(cache.images, dim=-1).mean(0))
     is_own = isinstance(conditioner, SceneGraphConditioner)
-    encoder = foundation.text_encoder.to(device)
-    conditioner.calibrate_null(text_states(encoder, foundation.tokenizer, [""])[0][0])
+    towers = foundation.towers.to(device)
+    conditioner.calibrate_null(towers.read([""])[0][0], foundation.empty_is_zero)
     if isinstance(conditioner, SceneGraphConditioner):
         conditioner.calibrate_names(cache.names, cache.graphs.object_name[cache.graphs.object_pooled.bool()])
-        conditioner.calibrate_tokens(_vocabulary_states(encoder, foundation.tokenizer, cache.table.spoken()))
+        conditioner.calibrate_tokens(_vocabulary_rows(towers, cache.table.spoken()))
+    elif conditioner.to_pooled is not None:
+        conditioner.calibrate_pooled(_vocabulary_rows(towers, cache.table.spoken()))
     if model.conditioner == "text" and model.text_form != "phrases":
         sentences = [sentence(graph, model.text_form) for graph in graphs]
-        cache.texts = token_ids(foundation.tokenizer, sentences, device)
+        cache.texts = towers.token_ids(sentences)
     if is_own and not model.reads_text:  # the text encoder is not needed again
-        foundation.text_encoder.to("cpu")
+        towers.to(torch.device("cpu"))
     return conditioner
 
 
@@ -86,15 +91,10 @@ MOST_CALIBRATED, _BATCH = 1 << 15, 256
 """Most names whose text states set the token norm, evenly spaced among all, and names read at once."""
 
 
-def _vocabulary_states(
-    encoder: CLIPTextModel, tokenizer: PreTrainedTokenizerBase, names: Sequence[str]
-) -> torch.Tensor:
-    """End-of-text states of the names, or of `MOST_CALIBRATED` of them, [V, C]."""
-    few, found = names[:: -(-len(names) // MOST_CALIBRATED)], []
-    for first in range(0, len(few), _BATCH):
-        states, end = text_states(encoder, tokenizer, few[first : first + _BATCH])
-        found.append(states[torch.arange(len(states)), end])
-    return torch.cat(found)
+def _vocabulary_rows(towers: TextTowers, names: Sequence[str]) -> torch.Tensor:
+    """End-of-text rows of the names, or of `MOST_CALIBRATED` of them, [V, C + K]."""
+    few = names[:: -(-len(names) // MOST_CALIBRATED)]
+    return torch.cat([towers.read(few[first : first + _BATCH])[1] for first in range(0, len(few), _BATCH)])
 
 
 def read_conditioner(folder: Path, model: ModelConfig) -> SceneGraphConditioner:
@@ -126,13 +126,15 @@ def fit_conditioner(
     widths = {
         "name_dim": ("CLIP names of width", cache.names.shape[1]),
         "image_dim": ("CLIP images of width", cache.images.shape[1]),
-        "context_dim": ("a UNet of cross-attention width", foundation.unet.config.cross_attention_dim),
+        "context_dim": ("a UNet of cross-attention width", foundation.backbone.context_dim),
+        "pooled_dim": ("a UNet that reads a pooled text of width", foundation.backbone.pooled_dim),
     }
     for name, (what, width) in widths.items():
-        if conditioner.config[name] != width:
+        was = conditioner.config.get(name, 0)
+        if was != width:
             raise ConfigError(
-                f"the graph encoder was pre-trained for {what} {conditioner.config[name]}, but --model and --clip "
-                f"have {width}; pre-train again with these models"
+                f"the graph encoder was pre-trained for {what} {was}, but --model and --clip have {width}; pre-train "
+                "again with these models"
             )
     seen = dict.fromkeys([*conditioner.config.trained_names, *cache.table.names])
     conditioner.register_to_config(trained_names=tuple(seen))
@@ -164,7 +166,7 @@ def assemble(
         return _move(PretrainStage(config, conditioner, cache), device)
     unet = foundation.unet
     called = called_models(config, foundation, cache)
-    for model in (foundation.vae, foundation.clip, foundation.text_encoder):
+    for model in (foundation.vae, foundation.clip, *foundation.text_encoders):
         _move(model, device if model in called else torch.device("cpu"))
     if config.optim.bf16_weights and ds_config is None:
         _narrow(unet, config.optim.weights == "split")
@@ -185,7 +187,7 @@ def called_models(config: Config, foundation: Foundation, cache: TrainingCache) 
     if config.objective.image_embedding in ("predicted", "noisy-image"):
         called += [foundation.vae, foundation.clip]
     if cache.texts is not None:
-        called.append(foundation.text_encoder)
+        called += foundation.text_encoders
     return called
 
 

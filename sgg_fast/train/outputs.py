@@ -35,11 +35,11 @@ def make_pipeline(
 ) -> SceneGraphToImagePipeline:
     """The pipeline around the current models (shared, not copied).
 
-    with_text: include the text encoder. Sampling does not need it, and in training it may lie on another device. False
+    with_text: include the text encoders. Sampling does not need it, and in training it may lie on another device. False
     leaves it out, unless the tokens start from its states. figures: numbers of the training for the model card.
     """
     with_text = with_text or config.model.reads_text
-    left_out = {} if with_text else dict.fromkeys(("text_encoder", "tokenizer"))
+    left_out = {} if with_text else dict.fromkeys(("text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2"))
     pipeline = SceneGraphToImagePipeline(
         **foundation.pipeline_parts() | left_out,
         graph_encoder=conditioner,
@@ -47,6 +47,7 @@ def make_pipeline(
         sampling_steps=config.run.sampling_steps,
         guidance=config.run.guidance,
         provenance=provenance(config, foundation.source, figures=figures),
+        force_zeros_for_empty_prompt=foundation.empty_is_zero,
     )
     pipeline.fuse_unet = config.model.fuse_unet
     return pipeline
@@ -69,7 +70,8 @@ def _frozen_on(pipeline: SceneGraphToImagePipeline, device: torch.device, all_of
     all_of_them: else the text encoder alone, whose states go into the tokens.
     """
     homes: dict[nn.Module, torch.device] = {}
-    for model in (pipeline.text_encoder, *((pipeline.vae, pipeline.graph_clip) if all_of_them else ())):
+    texts = (pipeline.text_encoder, pipeline.text_encoder_2)
+    for model in (*texts, *((pipeline.vae, pipeline.graph_clip) if all_of_them else ())):
         if model is not None and (home := next(model.parameters()).device) != device:
             homes[model] = home
             model.to(device)

@@ -21,8 +21,9 @@ from sgg_fast.data.moments import MomentRows
 from sgg_fast.diffusion import losses, noise
 from sgg_fast.graph import SceneGraphBatch
 from sgg_fast.nn import lora
+from sgg_fast.nn.backbone import added
 from sgg_fast.nn.clip import embed_images
-from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.nn.conditioner import GraphCondition, SceneGraphConditioner
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.nn.geometry import PairGeometry
@@ -254,6 +255,8 @@ class FinetuneStage(nn.Module):
         alpha_bar = foundation.scheduler.alphas_cumprod.to(names.device)
         # A tuple keeps the frozen models out of the parameters and the state dict.
         self._frozen = (names, conditioner.centre_images(cache.images), alpha_bar, foundation)
+        height, width = (side * foundation.latent_factor for side in cache.latent_shape[1:])
+        self._sizes_16 = foundation.backbone.sizes(height, width, 1, names.device)  # read by SDXL alone
         self.geometry = _geometry(config.run.seed, conditioner, cache) if objective.geometry else None
         self.placement = None
         if objective.attention_loss:
@@ -332,13 +335,13 @@ class FinetuneStage(nn.Module):
         codes = (key,) if config.model.instance_codes else ()
         condition = self.conditioner(names, batch, self._text_states(sample_B), *codes)
         if batch.num_graphs > len(sample_B):
-            context, mask, x_global = (rows[: len(sample_B)] for rows in condition[:3])
-            condition = condition._replace(context=context, mask=mask, x_global=x_global)
+            condition = condition.first(len(sample_B))
         given = self.conditioner.drop(condition, ~kept_B)
         z_t = noise.add_noise(z_0, eps, abar_B)
         dtype = self.unet.dtype
+        reads = {"encoder_attention_mask": given.mask, "added_cond_kwargs": self._added(given)}
         with self.placement.looking() if self.placement else contextlib.nullcontext():
-            predicted = self.unet(z_t.to(dtype), t_B, given.context.to(dtype), encoder_attention_mask=given.mask).sample
+            predicted = self.unet(z_t.to(dtype), t_B, given.context.to(dtype), **reads).sample
         diff_chance_B = losses.min_snr_weight(kind, abar_B, objective.min_snr_gamma)
         diff_B = diff_chance_B * losses.diffusion_loss(predicted, noise.target_of(kind, z_0, eps, abar_B))
 
@@ -367,8 +370,13 @@ class FinetuneStage(nn.Module):
         """
         if self.cache.texts is None:
             return self.cache.phrases
-        with torch.no_grad():
-            return self._frozen[3].text_encoder(self.cache.texts[sample_B]).last_hidden_state.float()
+        return self.foundation.towers.rows(self.cache.texts[sample_B])[0]
+
+    def _added(self, given: GraphCondition) -> dict[str, torch.Tensor] | None:
+        """What SDXL's UNet reads beside the context: the pooled vectors, and the size of the square pictures."""
+        if given.pooled is None:
+            return None
+        return added(given.pooled.to(self.unet.dtype), self._sizes_16.expand(len(given.pooled), -1))
 
     def _alignment(
         self,

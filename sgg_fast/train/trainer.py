@@ -198,7 +198,7 @@ class Trainer:
         one = checkpoint.checkpoint_bytes(module, self.config.optim, self.stage, self.ds_config is not None)
         parts: list[torch.nn.Module] = [self.conditioner]
         if self.stage == "finetune" and not self.config.optim.lora:
-            parts += [getattr(self.foundation, name) for name in ("unet", "vae", "text_encoder", "clip")]
+            parts += [self.foundation.unet, self.foundation.vae, *self.foundation.text_encoders, self.foundation.clip]
         result = sum(p.nbytes for part in parts for p in part.parameters())
         if self.main:
             check_room(self.run, (checkpoint.KEEP + 1) * one + result)

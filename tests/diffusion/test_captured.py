@@ -12,10 +12,13 @@ from sgg_fast.diffusion.captured import MAX_GRAPHS, CapturedUNet, Recording
 from sgg_fast.drawing.explain import AttentionMaps
 from sgg_fast.nn.fuse import fuse
 
+SDXL = {"addition_embed_type": "text_time", "addition_time_embed_dim": 8, "projection_class_embeddings_input_dim": 60}
 
-def small_unet() -> UNet2DConditionModel:
+
+def small_unet(**more: object) -> UNet2DConditionModel:
     torch.manual_seed(0)
     return UNet2DConditionModel(
+        **more,
         sample_size=8, in_channels=4, out_channels=4, block_out_channels=(32, 64), layers_per_block=1,
         down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
         cross_attention_dim=16, attention_head_dim=8,
@@ -97,6 +100,18 @@ def test_graphs_die_with_what_they_were_made_of_and_the_oldest_makes_room(captur
     assert len(captured._graphs) == MAX_GRAPHS
     captured.denoiser(unet, z, context, mask)
     assert Played.made == 3 + MAX_GRAPHS + 1, "the first one had made room"
+
+
+@torch.no_grad()
+def test_what_sdxl_reads_beside_them_is_that_of_each_drawing(captured):
+    """One graph for two drawings of one shape with other pooled vectors and sizes."""
+    unet, (z, context, mask), t = small_unet(**SDXL), inputs(), torch.tensor(500)
+    for k in (1, 2):
+        more = {"text_embeds": k * torch.ones(2, 12), "time_ids": torch.tensor([[64.0 * k] * 6]).expand(2, -1)}
+        expected = unet(z, t, context, encoder_attention_mask=mask, added_cond_kwargs=more).sample
+        torch.testing.assert_close(captured.denoiser(unet, z, context, mask, more=more)(z, t), expected)
+        assert torch.equal(CapturedUNet().denoiser(unet, z, context, mask, "off", more)(z, t), expected)
+    assert Played.made == 1
 
 
 @torch.no_grad()

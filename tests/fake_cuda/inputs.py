@@ -1,7 +1,7 @@
 """Small inputs of the matrix's rows, made once on the CPU: `python -m fake_cuda.inputs FOLDER`.
 
-sd, clip: folders shaped like Stable Diffusion v1.4 and CLIP ViT-B/32. set: a prepared set with boxes. cache: one of it
-by the toy's models. graphs.json: ten graphs.
+sd, sd21, sdxl, clip: folders shaped like Stable Diffusion v1.4, v2.1, SDXL base and CLIP ViT-B/32. set: a prepared set
+with boxes. cache: one of it by the toy's models. graphs.json: ten graphs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def make(folder: Path) -> None:
     from sgg_fast.toy.world import draw_scene
 
     folder.mkdir(parents=True, exist_ok=True)
-    sd_folder.write_sd(folder / "sd")
+    for kind, name in (("sd14", "sd"), ("sd21", "sd21"), ("sdxl", "sdxl")):
+        sd_folder.write_sd(folder / name, kind=kind)
     sd_folder.write_clip(folder / "clip")
     small_sets.write_small(folder / "set", 24)
     graphs = [draw_scene(0, k).graph for k in range(10)]

@@ -170,7 +170,7 @@ class Matrix:
         """What stands in a row's commands."""
         out = self.folder / "rows" / row.name.replace(" ", "-").replace("/", "-")
         made = self.folder / "inputs"
-        named = {name: str(made / name) for name in ("sd", "clip", "set")}
+        named = {name: str(made / name) for name in ("sd", "sd21", "sdxl", "clip", "set")}
         return {"out": str(out), "graphs": str(made / "graphs.json"), **named}
 
     def run(self, row: Row, expected: dict[str, Any] | None) -> Result:

@@ -1,4 +1,4 @@
-"""Peaks of Stable Diffusion v1.4's true sizes on the stand-in beside `--plan`: `python -m fake_cuda.memory FORM ..`.
+"""Peaks of Stable Diffusion's true sizes (v1.4, SDXL) on the stand-in beside `--plan`: `-m fake_cuda.memory FORM ..`.
 
 A row is a run of `Trainer`: data and models, set-up, steps, a sample sheet, a checkpoint (not DeepSpeed's). torch's
 caching allocator counts. Convolutions and attention allocate what cuDNN's would. Not in a row: cuDNN's real workspaces,
@@ -22,6 +22,7 @@ from unittest import mock
 import numpy as np
 import torch
 
+from sgg_fast.config import Config, ModelConfig
 from sgg_fast.data.sources import PairSource
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.recipes import recipe
@@ -54,6 +55,16 @@ TRAINING_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
     "ds.json": ({}, str(Path(__file__).parents[2] / "ds.json")),
 }
 """Form of DESIGN 4's memory row -> its settings and its DeepSpeed configuration."""
+SDXL_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
+    "SDXL": ({"optimizer_in_backward": False, "max_grad_norm": 1.0}, None),
+    "SDXL in backward": ({}, None),
+    "SDXL in backward, 4-bit state": ({"optimizer": "adam4bit"}, None),
+    "SDXL in backward, factored state": ({"optimizer": "adafactor"}, None),
+    "SDXL in backward, whole sheets": ({"sheet_device": "auto"}, None),
+}
+"""Form -> what it changes of laion1024-sdxl (bf16 weights, in backward, checkpointed, sheets decoded by the CPU); at
+--resolution 1024, --batch 1 or 2. Not measured yet."""
+FORMS = TRAINING_FORMS | SDXL_FORMS
 FIELDS = ("form", "resolution", "batch", "planned_gib", "allocated_gib", "off_percent", "planned_reserved_gib",
           "reserved_gib", "off_reserved_percent", "planned_when", "cache_gib", "build_gib", "step_gib", "sheet_gib",
           "checkpoint_gib", "left_gib", "torch", "device")  # fmt: skip
@@ -73,14 +84,14 @@ class Peaks:
         self.of[name] = torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
 
 
-def _models(*_: Any) -> Foundation:
+def _models(model: ModelConfig) -> Foundation:
     """Models of true size in host memory without contents, with tokenizers that map any word to some tokens."""
     with torch.device("meta"):
-        made = blank_foundation(recipe("vg256").model)
-    for part in (made.unet, made.vae, made.text_encoder, made.clip):
+        made = blank_foundation(model)
+    for part in (made.unet, made.vae, *made.text_encoders, made.clip):
         part.to_empty(device="cpu")
     made.scheduler = type(made.scheduler).from_config(made.scheduler.config)  # its tables have contents
-    made.tokenizer = made.clip_tokenizer = toy_tokenizer()
+    made.tokenizer = made.tokenizer_2 = made.clip_tokenizer = toy_tokenizer()
     return made
 
 
@@ -89,10 +100,16 @@ def _pairs(data: Any, *_: Any) -> PairSource:
     return PairSource([largest_graph()] * NUM_IMAGES, lambda i: blank, "blank")
 
 
+def settings_of(name: str, resolution: int, batch: int) -> tuple[Config, str | None]:
+    """The settings of a form's row and its DeepSpeed configuration."""
+    changes, ds_path = FORMS[name]
+    base = "laion1024-sdxl" if name in SDXL_FORMS else "vg256"
+    return recipe(base, **{**SETTINGS, "resolution": resolution, "batch_size": batch, **changes}), ds_path
+
+
 def measure(name: str, resolution: int, batch: int, history: bool = False) -> dict[str, Any]:
     """A row of one form. history: print what was alive at the peak."""
-    changes, ds_path = TRAINING_FORMS[name]
-    config = recipe("vg256", resolution=resolution, batch_size=batch, **SETTINGS, **changes)
+    config, ds_path = settings_of(name, resolution, batch)
     peaks = Peaks()
     gc.collect()
     torch.cuda.empty_cache()
@@ -119,7 +136,8 @@ def measure(name: str, resolution: int, batch: int, history: bool = False) -> di
             for step in range(NUM_STEPS):
                 trainer.engine.update(np.arange(batch)[None], step)
         with peaks.phase("sheet"):
-            draw_sheet(trainer._pipeline(with_text=False), config.run, trainer.source, trainer.device)
+            if config.run.sample_every:
+                draw_sheet(trainer._pipeline(with_text=False), config.run, trainer.source, trainer.device)
         with peaks.phase("checkpoint"), mock.patch.object(engine_state, "save_file"), mock.patch("torch.save"):
             if ds_path is None:
                 trainer.engine.save(out)
@@ -140,8 +158,7 @@ def measure(name: str, resolution: int, batch: int, history: bool = False) -> di
 
 def planned(name: str, resolution: int, batch: int) -> MemoryPlan:
     """The plan of a row; it needs no device."""
-    changes, ds_path = TRAINING_FORMS[name]
-    config = recipe("vg256", resolution=resolution, batch_size=batch, **SETTINGS, **changes)
+    config, ds_path = settings_of(name, resolution, batch)
     ds_config = plan_engine(config.optim, "finetune", torch.device("cuda"), ds_path)
     return Planner(config, ds_config, "cuda", num_images=NUM_IMAGES, stored=False).plan(batch)
 
@@ -164,7 +181,7 @@ def read_rows(path: Path = ROWS) -> list[dict[str, Any]]:
 
 def write_rows(rows: list[dict[str, Any]], path: Path = ROWS) -> None:
     """Write rows in the order of the forms, the large pictures first."""
-    forms = list(TRAINING_FORMS)
+    forms = list(FORMS)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, FIELDS, lineterminator="\n")
         writer.writeheader()
@@ -179,7 +196,7 @@ def is_off(row: dict[str, Any]) -> bool:
 def main() -> int:
     """Exit status 1 where a form is off its plan, or the stand-in refused a call."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("forms", nargs="*", default=list(TRAINING_FORMS))
+    parser.add_argument("forms", nargs="*", default=list(FORMS))
     parser.add_argument("--resolution", type=int, nargs="+", default=[512, 256])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--update", action="store_true", help=f"write the rows into {ROWS.name}")

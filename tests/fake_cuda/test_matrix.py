@@ -78,7 +78,7 @@ def test_the_symptom_of_a_fault_is_red(kind, name, said):
 def test_the_committed_rows_are_sound():
     rows = matrix.read_rows()
     assert len({(r.kind, r.train, r.run, str(r.env), r.processes) for r in rows}) == len(rows) >= 60
-    places = dict.fromkeys(("out", "sd", "clip", "set", "graphs"), "x")
+    places = dict.fromkeys(("out", "sd", "sd21", "sdxl", "clip", "set", "graphs"), "x")
     for one in rows:
         assert bool(one.train) != bool(one.run), one.name
         assert all(command for command in one.commands(places))

@@ -12,7 +12,6 @@ from sgg_fast.diffusion.sampling import sample_latents
 from sgg_fast.drawing.models import load_model
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.nn.baseline import first_rows
-from sgg_fast.nn.clip import phrase_states, text_states
 from sgg_fast.nn.sgdiff import NUM_LOCAL, SGDiffConditioner
 from sgg_fast.nn.text_baseline import TextConditioner, numbered, sentence
 from sgg_fast.recipes import recipe
@@ -41,7 +40,7 @@ def test_what_is_said_to_the_letter():
 def said_by(model: TextConditioner, graphs: list[SceneGraph], foundation):
     table = NameTable()
     batch = SceneGraphBatch.from_graphs(graphs, table)
-    said = model.read(graphs, table, foundation.text_encoder, foundation.tokenizer)
+    said = model.read(graphs, table, foundation.towers)
     return model(torch.zeros(len(table), 128), batch, said)
 
 
@@ -51,7 +50,7 @@ def test_a_text_is_read_as_stable_diffusion_reads_it(foundation, form):
     given = said_by(model, [GRAPH, LONE], foundation)
     texts = {"sentence": "sheep wearing red hat, sheep left of sheep, sun",
              "numbered": "sheep 1 wearing red hat, sheep 1 left of sheep 2, sun"}  # fmt: skip
-    states, _ = text_states(foundation.text_encoder, foundation.tokenizer, [texts[form], "dog"])
+    states, _ = foundation.towers.read([texts[form], "dog"])
     torch.testing.assert_close(given.context[:, :77], states)
     assert given.context.shape == (2, 80, 128) and given.x_global.shape == (2, 128)
     assert given.mask[:, :77].all() and not given.mask[:, 77:].any()
@@ -59,12 +58,12 @@ def test_a_text_is_read_as_stable_diffusion_reads_it(foundation, form):
 
 def test_a_phrase_is_a_token(foundation):
     model = TextConditioner(128, 128, "phrases")
-    model.calibrate_null(text_states(foundation.text_encoder, foundation.tokenizer, [""])[0][0])
+    model.calibrate_null(foundation.towers.read([""])[0][0])
     given = said_by(model, [GRAPH, LONE], foundation)
     phrases = [["sheep wearing red hat", "sheep left of sheep", "sheep", "red hat", "sheep", "sun"], ["dog"]]
-    start = text_states(foundation.text_encoder, foundation.tokenizer, [""])[0][0, 0]
+    start = foundation.towers.read([""])[0][0, 0]
     for b, own in enumerate(phrases):
-        states = phrase_states(foundation.text_encoder, foundation.tokenizer, own).float()
+        states = foundation.towers.phrases(own).float()
         torch.testing.assert_close(given.context[b, : len(own) + 1], torch.cat([start[None], states]))
         assert given.mask[b].tolist() == [True] * (len(own) + 1) + [False] * (80 - len(own) - 1)
 
@@ -138,7 +137,7 @@ def test_zero_shot_is_the_foundation_called_with_that_text(foundation):
     pipeline.set_progress_bar_config(disable=True)
     noise = torch.randn(2, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     drawn = pipeline([GRAPH, LONE], 3, 4.0, latents=noise, output_type="latent").images
-    context, _ = text_states(foundation.text_encoder, foundation.tokenizer, ["", "", sentence(GRAPH), "dog"])
+    context, _ = foundation.towers.read(["", "", sentence(GRAPH), "dog"])
 
     def denoise(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return foundation.unet(z, t, context).sample

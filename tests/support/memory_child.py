@@ -29,7 +29,7 @@ TEXT = {**CLIP, "vocab_size": 1000, "bos_token_id": 0, "eos_token_id": 2, "pad_t
 
 def write_sizes(folder: Path, channels: tuple[int, ...], context: int = 256) -> Path:
     """Configurations alone: SD v1.4's UNet with other widths beside small frozen models."""
-    from sgg_fast.train.memory.blank import SD_UNET, SD_VAE
+    from sgg_fast.train.memory.sizes import SD14
 
     text = {
         **CLIP,
@@ -40,9 +40,9 @@ def write_sizes(folder: Path, channels: tuple[int, ...], context: int = 256) -> 
     }
     vision = {**CLIP, "image_size": 32, "patch_size": 16}
     parts: dict[str, dict[str, Any]] = {
-        "unet": {"_class_name": "UNet2DConditionModel", **SD_UNET, "block_out_channels": channels,
+        "unet": {"_class_name": "UNet2DConditionModel", **SD14.unet, "block_out_channels": channels,
                  "cross_attention_dim": context},
-        "vae": {"_class_name": "AutoencoderKL", **SD_VAE, "block_out_channels": (8, 8, 16, 16), "norm_num_groups": 8},
+        "vae": {"_class_name": "AutoencoderKL", **SD14.vae, "block_out_channels": (8, 8, 16, 16), "norm_num_groups": 8},
         "text_encoder": text,
         "graph_clip": {"model_type": "clip", "projection_dim": 128, "text_config": TEXT,
                        "vision_config": vision},

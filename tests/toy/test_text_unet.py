@@ -15,7 +15,6 @@ from sgg_fast.config import ConfigError
 from sgg_fast.data.cache import open_foundation
 from sgg_fast.diffusion import noise
 from sgg_fast.graph import SceneGraph
-from sgg_fast.nn.clip import phrase_states, text_states
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.recipes import recipe
 from sgg_fast.toy import build, gates, text_unet, world
@@ -37,18 +36,20 @@ def foundation() -> Foundation:
 def test_sentences_are_the_text_encoders_states_up_to_the_longest_end(foundation):
     texts = ["sheep near red hat, grass", "", "dog"]
     context, mask = text_unet.read_sentences(foundation, texts)
-    states, end = text_states(foundation.text_encoder, foundation.tokenizer, texts)
+    states, end = foundation.towers.read(texts)[0], mask.sum(dim=1) - 1
     assert context.shape[1] == int(end.max()) + 1 < 77
     torch.testing.assert_close(context, states[:, : context.shape[1]])
-    assert mask.sum(dim=1).tolist() == (end + 1).tolist() and mask[1].sum() == text_unet.NULL_TOKENS
+    ids = foundation.towers.token_ids(texts)[:, 0]
+    assert end.tolist() == (ids == foundation.tokenizer.eos_token_id).int().argmax(dim=1).tolist()
+    assert mask[1].sum() == text_unet.NULL_TOKENS
 
 
 def test_phrases_are_the_start_and_what_sgg_igs_tokens_begin_as(foundation):
     context, mask = text_unet.Phrases(foundation, GRAPHS).read([GRAPHS[0], None, GRAPHS[1]])
     said = ["sheep near red hat", "sheep", "red hat", "grass"]
-    expected = phrase_states(foundation.text_encoder, foundation.tokenizer, said).float()
+    expected = foundation.towers.phrases(said).float()
     torch.testing.assert_close(context[0, 1:5], expected, rtol=2e-3, atol=2e-3)
-    null = text_states(foundation.text_encoder, foundation.tokenizer, [""])[0][0]
+    null = foundation.towers.read([""])[0][0]
     torch.testing.assert_close(context[:, 0], null[:1].expand(3, -1))
     torch.testing.assert_close(context[1, 1], null[1])
     assert mask.tolist() == [[True] * 5, [True] * 2 + [False] * 3, [True] * 5]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from sgg_fast import env
 from sgg_fast.config import ConfigError, flag
-from sgg_fast.data.cache import fingerprint, open_foundation
+from sgg_fast.data.cache import fingerprint, open_foundation, text_fingerprint
 from sgg_fast.data.packed import PackedStrings
 from sgg_fast.data.prepare.job import CacheJob
 from sgg_fast.data.prepare.shard_work import is_done, make_shards, shard_path
@@ -40,7 +40,7 @@ from sgg_fast.data.sources import PairSource
 from sgg_fast.data.stored import FORMAT, GRAPH_TENSORS, GRAPHS, JOB, fixed_settings
 from sgg_fast.files import ASIDE, locked
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
-from sgg_fast.nn.clip import embed_names, phrase_states
+from sgg_fast.nn.clip import embed_names
 from sgg_fast.nn.foundation import Foundation
 
 REPORT = "report.json"
@@ -97,13 +97,13 @@ def _describe(job: CacheJob, source: PairSource, foundation: Foundation) -> dict
     if source.place is not None:
         for i in range(source.num_images):
             digest.update(os.fsencode(os.path.relpath(source.place(i), job.data.source)) + b"\0")
-    parts = ("clip", "vae", *(("text_encoder",) if job.model.token_init == "text" else ()))
+    text = text_fingerprint(foundation) if job.model.token_init == "text" else None
     return {
         "format": FORMAT,
         "split": job.split,
         "graphs": digest.hexdigest(),
         "settings": fixed_settings(job.data),
-        "models": {"text_encoder": None, **{part: fingerprint(getattr(foundation, part)) for part in parts}},
+        "models": {"text_encoder": text, **{part: fingerprint(getattr(foundation, part)) for part in ("clip", "vae")}},
         "shard_size": job.shard_size,
         "batch_size": job.batch_size,
         # Pictures without boxes are turned upright; older caches lack this entry.
@@ -212,12 +212,8 @@ def _write_graphs(
             Path(scratch) / "names", table.spoken(), lambda some: embed_names(clip, foundation.clip_tokenizer, some)
         )
         if job.model.token_init == "text":
-            encoder = foundation.text_encoder.to(device)
-            tensors["phrases"] = _embedded(
-                Path(scratch) / "phrases",
-                table.phrases,
-                lambda some: phrase_states(encoder, foundation.tokenizer, some),
-            )
+            towers = foundation.towers.to(device)
+            tensors["phrases"] = _embedded(Path(scratch) / "phrases", table.phrases, towers.phrases)
         write_tensors(job.out / GRAPHS, tensors, {})
 
 

@@ -170,12 +170,13 @@ class FusedTransformer2DModel(Transformer2DModel):
     """The stream that goes past the norm, between the two methods of one call."""
 
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        """The output of the stock model. Checkpointed, backward recomputes the whole of it.
+        """The output of the stock model. Checkpointed, backward recomputes the whole of it if it has one block.
 
-        The stock model recomputes its blocks alone, and keeps three more tensors of the size of the input.
+        The stock model recomputes its blocks alone, and keeps three more tensors of the size of the input. With more
+        blocks (SDXL has up to 10) that is less than the activations of all of them at once.
         """
         forward = super().forward
-        if not (torch.is_grad_enabled() and self.gradient_checkpointing):
+        if not (torch.is_grad_enabled() and self.gradient_checkpointing) or len(self.transformer_blocks) > 1:
             return forward(hidden_states, *args, **kwargs)
 
         def whole(hidden_states: torch.Tensor) -> Any:

@@ -1,12 +1,13 @@
-"""Checks that models are of Stable Diffusion v1's kind, by their configurations, before a weight is read."""
+"""Checks that models are of Stable Diffusion's kinds (v1, v2, SDXL base), by their configurations alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sgg_fast.graph import shown
+from sgg_fast.nn.backbone import NUM_SIZES, Backbone
 
 from .border import ModelError
 
@@ -19,7 +20,9 @@ _CONDITIONS = (
     "addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim", "encoder_hid_dim_type",
     "time_cond_proj_dim",
 )  # fmt: skip
-"""Settings of UNets with inputs beyond latents, time and text (SDXL, depth, upscaling, guidance-distilled)."""
+"""Settings of UNets with inputs beyond latents, time and text (depth, upscaling, guidance-distilled)."""
+_SDXL, _READ = "text_time", "projection_class_embeddings_input_dim"
+"""Value of addition_embed_type in SDXL's UNets, and their setting that holds the width of the text and the sizes."""
 
 
 def check_class(config: PartConfig, key: str, allowed: tuple[str, ...]) -> None:
@@ -38,12 +41,21 @@ def check_unet(config: PartConfig) -> None:
             f"a UNet of {channels[0]} input and {channels[1]} output channels (inpainting and the like); needed is "
             "one of text-to-image, such as Stable Diffusion v1.4's, with 4 and 4"
         )
-    if more := next((key for key in _CONDITIONS if config.get(key) is not None), None):
+    xl = config.get("addition_embed_type") == _SDXL
+    known = ("addition_embed_type",) if xl else ()
+    if more := next((key for key in _CONDITIONS if key not in known and config.get(key) is not None), None):
         raise ModelError(
             f"a UNet with a further condition ({more} is {shown(config[more])}); needed is one of Stable Diffusion "
-            "v1's kind, which reads latents, time and text"
+            "v1's, v2's or SDXL base's kind, which reads latents, time and text"
         )
     _whole(config, "cross_attention_dim", 1280)
+    if xl:
+        read, each = (_whole(config, key, 0) for key in (_READ, "addition_time_embed_dim"))
+        if read <= NUM_SIZES * each:
+            raise ModelError(
+                f"{_READ} is {read}, which leaves no text beside {NUM_SIZES} sizes of width {each}; needed is a UNet "
+                "like SDXL base's"
+            )
 
 
 def check_vae(config: PartConfig) -> None:
@@ -54,7 +66,7 @@ def check_vae(config: PartConfig) -> None:
         raise ModelError(f"scaling_factor must be a positive number, not {shown(factor)}")
     for key in ("shift_factor", "latents_mean", "latents_std"):
         if config.get(key) is not None:
-            raise ModelError(f"a VAE with {key}, which Stable Diffusion v1's kind has not")
+            raise ModelError(f"a VAE with {key}, which Stable Diffusion's kinds have not")
 
 
 def check_scheduler(config: PartConfig) -> None:
@@ -71,17 +83,27 @@ def check_text_tower(config: PartConfig) -> None:
     """Raise `ModelError` unless the text encoder can give the null condition (its states of "")."""
     length = _whole(config, "max_position_embeddings", TEXT_LENGTH)
     if length != TEXT_LENGTH:
-        raise ModelError(f"a text tower of {length} tokens; needed is one of {TEXT_LENGTH}, as Stable Diffusion v1's")
+        raise ModelError(f"a text tower of {length} tokens; needed is one of {TEXT_LENGTH}, as Stable Diffusion's")
 
 
-def check_fit(unet: PartConfig, vae: PartConfig, text: PartConfig | None) -> None:
-    """Raise `ModelError` if the parts do not fit together."""
+def check_fit(unet: PartConfig, vae: PartConfig, texts: Sequence[PartConfig]) -> None:
+    """Raise `ModelError` if the parts do not fit together. texts: the text encoders in order; none if not read."""
     latents, channels = _whole(vae, "latent_channels", 4), _whole(unet, "in_channels", 4)
     if latents != channels:
         raise ModelError(f"unet reads {channels} channels, but the latents of vae have {latents}")
-    if text is not None and (width := _whole(text, "hidden_size", 512)) != unet["cross_attention_dim"]:
+    if not texts:
+        return
+    backbone, widths = Backbone.of(unet), [_whole(text, "hidden_size", 512) for text in texts]
+    if sum(widths) != backbone.context_dim:
+        named = " and ".join(("text_encoder", "text_encoder_2")[: len(texts)])
         raise ModelError(
-            f"unet reads text states of width {unet['cross_attention_dim']}, but those of text_encoder have {width}"
+            f"unet reads text states of width {backbone.context_dim}, but those of {named} have "
+            f"{' + '.join(map(str, widths))}"
+        )
+    if backbone.pooled_dim and (width := _whole(texts[-1], "projection_dim", 512)) != backbone.pooled_dim:
+        raise ModelError(
+            f"unet reads a pooled text of width {backbone.pooled_dim} beside {NUM_SIZES} sizes, but text_encoder_2 "
+            f"projects to {width} (SDXL's refiner is not supported)"
         )
 
 

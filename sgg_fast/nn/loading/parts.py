@@ -55,15 +55,16 @@ def find_folder(flag: str, place: str, parts: Sequence[str], ends: Sequence[str]
     check_place(flag, place)
     if Path(place).is_dir():
         return Path(place)
-    wanted = [f"{part}/*.{end}" if part else f"*.{end}" for part in parts for end in ends]
+    wanted = ["model_index.json", *(f"{part}/*.{end}" if part else f"*.{end}" for part in parts for end in ends)]
     with border(f"{flag} {place}: no such folder, and as a hub id it cannot be loaded"):
         return Path(snapshot_download(place, allow_patterns=wanted, ignore_patterns=["*.fp16.*", "*non_ema*"]))
 
 
 def lacking_file(root: Path, parts: Iterable[str]) -> str | None:
-    """The first missing PART/FILE of `parts` in a diffusers folder, or None. A part's kind is its name's last word."""
+    """The first missing PART/FILE of `parts` in a diffusers folder, or None. A part's kind is its name's last word; a
+    number behind that word (text_encoder_2) is left out."""
     for part in parts:
-        kind = part.rpartition("_")[2]
+        kind = part.removesuffix("_2").rpartition("_")[2]
         if file := lacking(root / part, kind if kind in _KNOWN_BY else "model"):
             return f"{part}/{file}"
     return None

@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sgg_fast import ops
 from sgg_fast.config import Config
 from sgg_fast.data.cache import RESIDENT_SHARE
+from sgg_fast.nn.backbone import NUM_SIZES, added
 from sgg_fast.nn.fuse import fuse_for
 from sgg_fast.train.assemble import assemble, called_models
 from sgg_fast.train.engines.base import resolved
@@ -31,7 +32,6 @@ from sgg_fast.train.memory.blank import (
     blank_cache,
     blank_conditioner,
     blank_foundation,
-    latent_factor,
 )
 from sgg_fast.train.memory.meter import Meter, autocast_like_cuda
 from sgg_fast.train.memory.parts import (
@@ -145,7 +145,7 @@ class Planner:
         else:
             resident, host = {**resident, **host}, {}
         moments = {phase: dict(parts) for phase, parts in self._trace(batch).peaks.items()}
-        if on_gpu:
+        if on_gpu and self._draws_sheets:
             visiting = sum(_sizes(self._visiting))
             moments["sample sheet"] = {"frozen models for a sheet": visiting, **self._sheet()[0]}
         if not self.config.optim.optimizer_in_backward:
@@ -189,8 +189,13 @@ class Planner:
         """The frozen models that the run uses at all."""
         models = [self.foundation.vae, self.foundation.clip]
         if self.config.model.reads_text or self.layout.device == "cpu":
-            models.append(self.foundation.text_encoder)
+            models += self.foundation.text_encoders
         return models
+
+    @property
+    def _draws_sheets(self) -> bool:
+        """Whether the run draws sample sheets."""
+        return bool(self.config.run.sample_every and self.config.run.num_samples)
 
     @property
     def _called(self) -> list[nn.Module]:
@@ -202,7 +207,7 @@ class Planner:
         """Those that come to a GPU for a sample sheet alone."""
         models = [model for model in self._frozen if model not in self._called]
         if self.config.run.sheet_device == "cpu":
-            models = [model for model in models if model is self.foundation.text_encoder]
+            models = [model for model in models if model in self.foundation.text_encoders]
         return models
 
     @property
@@ -236,15 +241,16 @@ class Planner:
         else:
             allocator.run(step)
             allocator.run(step)
-        for size in _sizes(self._visiting):
-            allocator.allocate(next(keys), size)
-        allocator.run(self._sheet()[1])
+        if self._draws_sheets:
+            for size in _sizes(self._visiting):
+                allocator.allocate(next(keys), size)
+            allocator.run(self._sheet()[1])
         return max(allocator.peak - plan.peak, 0)
 
     @property
     def _latent_bytes(self) -> int:
         """Bytes of the moments of the whole set."""
-        side = self.config.data.resolution // latent_factor(self.foundation)
+        side = self.config.data.resolution // self.foundation.latent_factor
         return self._num_images * 2 * 2 * self.foundation.vae.config.latent_channels * side**2
 
     def _data_bytes(self, budget: int) -> int:
@@ -293,17 +299,21 @@ class Planner:
         Highest point, events.
         """
         if self._of_sheet is None:
-            foundation, side = self.foundation, self.config.data.resolution // latent_factor(self.foundation)
+            foundation, side = self.foundation, self.config.data.resolution // self.foundation.latent_factor
             unet, vae = foundation.unet, foundation.vae
             fuse_for(torch.device("cpu"), self._as_traced().model.fuse_unet, vae)
             shape = GUIDED, unet.config.in_channels, side, side
             with ops.assumed(self._backend), self._mode, torch.no_grad():
-                context = torch.empty(GUIDED, CONTEXT, unet.config.cross_attention_dim, dtype=unet.dtype)
+                backbone, more = foundation.backbone, None
+                context = torch.empty(GUIDED, CONTEXT, backbone.context_dim, dtype=unet.dtype)
+                if backbone.pooled_dim:
+                    pooled = torch.empty(GUIDED, backbone.pooled_dim, dtype=unet.dtype)
+                    more = added(pooled, torch.zeros(GUIDED, NUM_SIZES))
                 mask = torch.ones(GUIDED, CONTEXT, dtype=torch.bool)
                 z, z_0 = torch.empty(shape, dtype=unet.dtype), torch.empty(1, *shape[1:], dtype=vae.dtype)
                 with Meter() as meter:
                     meter.phase = "sample sheet"
-                    unet(z, torch.zeros(GUIDED), context, encoder_attention_mask=mask)
+                    unet(z, torch.zeros(GUIDED), context, encoder_attention_mask=mask, added_cond_kwargs=more)
                     if self.config.run.sheet_device == "auto":
                         vae.decode(z_0)
             self._of_sheet = Trace(meter.peaks, meter.events, meter.aside)

@@ -199,6 +199,7 @@ def test_a_configuration_that_says_nothing_or_is_damaged_is_named(base, file, co
         ({"sampling_steps": 0}, "sampling_steps must be"),
         ({"guidance": None}, "guidance must be a number from 1 (none) to 10000, not None"),
         ({"provenance": []}, "provenance must be null or an object"),
+        ({"force_zeros_for_empty_prompt": 1}, "force_zeros_for_empty_prompt must be true or false, not 1"),
         ({"provenance": {"settings": 3}}, "provenance must be null or an object"),
     ],
 )
