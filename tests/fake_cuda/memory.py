@@ -196,7 +196,7 @@ def is_off(row: dict[str, Any]) -> bool:
 def main() -> int:
     """Exit status 1 where a form is off its plan, or the stand-in refused a call."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("forms", nargs="*", default=list(FORMS))
+    parser.add_argument("forms", nargs="*", default=list(TRAINING_FORMS))
     parser.add_argument("--resolution", type=int, nargs="+", default=[512, 256])
     parser.add_argument("--batch", type=int, default=2)
     parser.add_argument("--update", action="store_true", help=f"write the rows into {ROWS.name}")
