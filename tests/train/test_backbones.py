@@ -169,7 +169,7 @@ def test_lora_trains_and_draws(run, folders, tmp_path):
 
 @pytest.mark.parametrize("words", [["text"], ["text", "--text-form", "phrases"], ["sgdiff"]], ids=" ".join)
 def test_baselines_train(folders, tmp_path, words):
-    own = ["--conditioner", *words, "--steps", "1", "--sample-every", "1"]
+    own = ["--conditioner", *words, "--relation-dropout", "0", "--steps", "1", "--sample-every", "1"]
     assert train.main(argv(folders, "finetune", *own, out=tmp_path)) == 0
     assert 0 < rows(tmp_path / "finetune")[1]["loss"] < 100
 
