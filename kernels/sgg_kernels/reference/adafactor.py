@@ -70,7 +70,7 @@ def adafactor(
 
     offsets: those of `matrices`. hyper.eps is not used.
     """
-    matrix_at = {int(found[0]): found.tolist() for found in moments.matrices}
+    matrix_at = {found[0]: found for found in moments.matrices.tolist()}
     for grad, offset in zip(grads, offsets, strict=True):
         _, num_rows, num_columns, first_row, first_column, _ = matrix_at[offset]
         part, blocks, g = blocks_of(grad, offset, BITS, control)
