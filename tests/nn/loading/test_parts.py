@@ -145,7 +145,11 @@ def test_tensors_beside_the_models_own_and_names_of_older_libraries_are_allowed(
     ("file", "keys", "reason"),
     [
         ("unet/config.json", {"in_channels": 9}, "a UNet of 9 input and 4 output channels"),
-        ("unet/config.json", {"addition_embed_type": "text_time"}, "a UNet with a further condition"),
+        (
+            "unet/config.json",
+            {"addition_embed_type": "text_time"},
+            "projection_class_embeddings_input_dim must be a whole number",
+        ),
         ("unet/config.json", {"class_embed_type": "timestep"}, "a UNet with a further condition"),
         ("unet/config.json", {"_class_name": "UNet3DConditionModel"}, "_class_name is 'UNet3DConditionModel'"),
         ("unet/config.json", {"in_channels": "4"}, "in_channels must be a whole number"),

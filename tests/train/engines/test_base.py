@@ -56,7 +56,7 @@ def test_auto_is_never_refused():
         except ConfigError:
             continue
         for device, kernels, ds in itertools.product((CUDA, CPU), (True, False), (True, False)):
-            resolved(recipe(name, **{**one, **other}), "finetune", device, kernels, ds)
+            resolved(recipe(name, weights="auto", **{**one, **other}), "finetune", device, kernels, ds)
             num += 1
     assert num > 2000
 

@@ -370,7 +370,7 @@ def plan_of_one(budget, *more):
 
 
 def test_a_plan_that_does_not_fit_names_settings_that_do():
-    budget = OUTSIDE + Planner(toy(batch_size=1, num_scenes=8)).plan(1).reserved - 1
+    budget = OUTSIDE + Planner(toy(batch_size=1, num_scenes=8, sample_every=0)).plan(1).reserved - 1
     fits, refusal = plan_of_one(budget)
     assert fits.startswith("does not fit") and refusal.startswith("not even a batch of 1 fits; it does with --")
     found = re.findall(r"with (--.+?) \(batch (\d+)\)", refusal)
