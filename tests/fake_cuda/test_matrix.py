@@ -11,7 +11,7 @@ import pytest
 
 from . import faults, matrix, workers
 
-NOT_YET = {"finetune-in-backward-4bit", "finetune-in-backward-adafactor", "finetune-split-adafactor"}
+NOT_YET: set[str] = set()
 """Training rows whose counts are not committed for the tree of today: `python -m fake_cuda.matrix --new`."""
 
 STEP = {"launches": 2, "to_device": 1, "to_host": 1, "syncs": 0, "waits": 0, "replays": 1, "graphs": 0, "applied": 1}
