@@ -121,7 +121,7 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         bare = [SceneGraph(graph.objects) for graph in graphs] if relation_guided else []
         table = NameTable()
         batch = SceneGraphBatch.from_graphs([*bare, *graphs], table).to(self._execution_device)
-        raw = embed_names(self.graph_clip, self.graph_tokenizer, table.spoken()).to(self._execution_device)
+        raw = embed_names(self.graph_clip, self.graph_tokenizer, table.spoken()).to(self.graph_encoder.device)
         said = self.graph_encoder.read([*bare, *graphs], table, self.towers)
         given = self.graph_encoder(self.graph_encoder.names_of(table, raw), batch, said)
         own = [x for x in (given.context, given.mask, given.pooled) if x is not None]
