@@ -7,16 +7,19 @@ with boxes. cache: one of it by the toy's models. graphs.json: ten graphs.
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
-DONE = "complete"
+DONE = "complete 2"
+"""Marks a finished folder; another number where inputs are added, so that an older folder is made anew."""
 
 
 def make(folder: Path) -> None:
-    """What is there already stays."""
+    """What is finished stays."""
     if (folder / DONE).is_file():
         return
+    shutil.rmtree(folder, ignore_errors=True)
     from support import sd_folder, small_sets  # which load diffusers
 
     from sgg_fast.toy.world import draw_scene

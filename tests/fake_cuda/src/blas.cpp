@@ -29,7 +29,8 @@ API int cublasSetWorkspace_v2(void*, void*, size_t) { return 0; }
     API int name(void*, ...) { return fake::launch(stream, #name), 0; }
 PRODUCT(cublasGemmEx) PRODUCT(cublasGemmStridedBatchedEx) PRODUCT(cublasSgemmEx)
 PRODUCT(cublasSgemm_v2) PRODUCT(cublasSgemmStridedBatched) PRODUCT(cublasSgemv_v2) PRODUCT(cublasSdot_v2)
-PRODUCT(cublasDgemm_v2) PRODUCT(cublasDgemmStridedBatched) PRODUCT(cublasDgemv_v2) PRODUCT(cublasDotEx)
+PRODUCT(cublasDgemm_v2) PRODUCT(cublasDgemmStridedBatched) PRODUCT(cublasDgemv_v2) PRODUCT(cublasDdot_v2)
+PRODUCT(cublasDotEx)
 
 API size_t cublasLtGetVersion() { return 130100; }
 #define DESCRIPTOR(kind)                                                       \
