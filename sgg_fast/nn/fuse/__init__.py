@@ -221,9 +221,8 @@ def _merge(model: nn.Module) -> _State:
                     state.late.append(attention.to_out[0])
                     _become(attention.to_out[0], LateLinear)
         if isinstance(module, Attention):
-            layers = [
-                getattr(layer, "base_layer", layer) for layer in (module.to_q, module.to_k, module.to_v)
-            ]  # peft's
+            # An adapter of peft's is passed by.
+            layers = [getattr(layer, "base_layer", layer) for layer in (module.to_q, module.to_k, module.to_v)]
             if any(type(layer) is not nn.Linear for layer in layers):
                 continue
             if module.is_cross_attention:

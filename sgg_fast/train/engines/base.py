@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -64,6 +64,19 @@ class Engine(Protocol):
 
     def exported(self) -> contextlib.AbstractContextManager[None]:
         """Context in which the first process's `module` holds the weights of a result; every process enters it."""
+
+
+@contextlib.contextmanager
+def holding(values: Mapping[torch.nn.Parameter, torch.Tensor]) -> Iterator[None]:
+    """Context in which these parameters hold other tensors."""
+    held = {parameter: parameter.data for parameter in values}
+    try:
+        for parameter, value in values.items():
+            parameter.data = value
+        yield
+    finally:
+        for parameter, value in held.items():
+            parameter.data = value
 
 
 def run_micro_batches(

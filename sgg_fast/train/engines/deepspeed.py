@@ -27,7 +27,7 @@ from torch import nn
 
 from sgg_fast import env
 from sgg_fast.config import ConfigError
-from sgg_fast.train.engines.base import StepResult, run_micro_batches
+from sgg_fast.train.engines.base import StepResult, holding, run_micro_batches
 from sgg_fast.train.engines.build_lock import remove_stale_locks
 from sgg_fast.train.engines.ds_config import GROUP_ELEMENTS
 from sgg_fast.train.optim.ema import WeightAverage
@@ -163,14 +163,8 @@ class DeepSpeedEngine:
         """Context in which the module holds the fp32 master weights, not their bf16 roundings."""
         with self.average.in_place() if self.average else contextlib.nullcontext():
             whole = {p: value for p, value in self._whole() if env.rank() == 0}
-        held = {p: p.data for p in whole}
-        try:
-            for parameter, value in whole.items():
-                parameter.data = value
+        with holding(whole):
             yield
-        finally:
-            for parameter, value in held.items():
-                parameter.data = value
 
     def save(self, folder: Path) -> None:
         """Write DeepSpeed's own checkpoint; our manifest beside it holds the hashes of its files."""

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from sgg_fast import env
 from sgg_fast.nn import lora
 from sgg_fast.train.engines.all_reduce import GradientSum
-from sgg_fast.train.engines.base import StepResult, resolve_matmul, resolve_precision
+from sgg_fast.train.engines.base import StepResult, holding, resolve_matmul, resolve_precision
 from sgg_fast.train.optim.adam_flat import FlatAdam
 from sgg_fast.train.optim.ema import WeightAverage
 from sgg_fast.train.optim.groups import build_optimizer
@@ -122,14 +122,8 @@ class Whole:
                 yield
             return
         whole = dict(self.optimizer.split_weights()) if isinstance(self.optimizer, FlatAdam) else {}
-        held = {parameter: parameter.data for parameter in whole}
-        try:
-            for parameter, value in whole.items():
-                parameter.data = value
+        with holding(whole):
             yield
-        finally:
-            for parameter, value in held.items():
-                parameter.data = value
 
     def save(self, folder: Path) -> None:
         """Write the weights as safetensors and the optimiser as a torch file that loads with weights_only.
