@@ -26,6 +26,8 @@ def main(argv: list[str] | None) -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=(0, 1), help="default 0 1")
     parser.add_argument("--precision", nargs="+", choices=MANTISSA, default=tuple(MANTISSA))
     args: argparse.Namespace = parser.parse_args(argv)
+    if args.steps < 1:
+        parser.error(f"--steps must be at least 1, not {args.steps}")
     from benchmarks.steps.gemm_precision import curve, shares
 
     for seed in args.seeds:

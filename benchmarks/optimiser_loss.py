@@ -29,7 +29,10 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--weights", choices=("master", "split", "lean"), default="master")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.steps < 1:
+        parser.error(f"--steps must be at least 1, not {args.steps}")
+    return args
 
 
 @command("optimiser_loss", refused=(ConfigError, OSError))

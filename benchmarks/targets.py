@@ -24,6 +24,8 @@ def main(argv: list[str] | None) -> None:
     parser.add_argument("rows", nargs="*", type=pathlib.Path, metavar="CSV",
                         help="rows of a GPU suite, beside benchmarks/results")  # fmt: skip
     args: argparse.Namespace = parser.parse_args(argv)
+    if absent := [path for path in args.rows if not path.is_file()]:
+        parser.error(f"{absent[0]}: there is no such file")
     from benchmarks.counts.targets import HERE, table
     from benchmarks.harness.output import read_rows
     from benchmarks.harness.readme_table import markdown

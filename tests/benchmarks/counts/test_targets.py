@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
 
+from benchmarks import gemm_precision, optimiser_loss
 from benchmarks import targets as command
 from benchmarks.counts import model, targets
 from benchmarks.counts.model import StepCounts, Work, step_terms
@@ -86,3 +88,18 @@ def test_steps_that_were_not_counted_have_no_prediction(monkeypatch, tmp_path):
     finally:
         model.steps.cache_clear()
     assert rows["fine-tuning step, 256x256 batch 2", "H200"][-1] == "not judged: no prediction, no row"
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "said"),
+    [
+        (command.main, ["nowhere.csv"], "nowhere.csv: there is no such file"),
+        (gemm_precision.main, ["--steps", "0"], "--steps must be at least 1, not 0"),
+        (optimiser_loss.main, ["--steps", "0"], "--steps must be at least 1, not 0"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_in_one_line(main, words, said, capsys):
+    with contextlib.suppress(SystemExit):
+        assert main(words) == 2
+    printed = capsys.readouterr()
+    assert said in printed.err and len(printed.err.splitlines()) == 1 and not printed.out
