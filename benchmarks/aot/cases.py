@@ -160,18 +160,17 @@ def adam(
     if state == 32:
         adam_update(weights, (index(num, _F32), index(num, _F32)), table, *rest)
         return
-    bits = state if isinstance(state, int) else 4
-    codes = (index(num * bits // 8, torch.uint8) for _ in range(2))
-    scales = (index(num // BLOCKS[bits], _F32) for _ in range(2))
-    maps = (index(2**bits, _F32) for _ in range(2))
     if isinstance(state, int):
+        codes = (index(num * state // 8, torch.uint8) for _ in range(2))
+        scales = (index(num // BLOCKS[state], _F32) for _ in range(2))
+        maps = (index(2**state, _F32) for _ in range(2))
         adam_blockwise_update(weights, Moments(*codes, *scales, *maps), table, *rest)
         return
     shapes = FACTORED[state]
     means = (index(sum(shape[k] for shape in shapes), _F32) for k in (0, 1))
     matrices = index(6 * len(shapes), torch.int64).view(-1, 6)
-    moments = Factored(next(codes), next(scales), next(maps), *means, matrices)
-    adafactor_update(weights, moments, table, index(3 * len(shapes), torch.int64).view(-1, 3), shapes, *rest)
+    heads = index(3 * len(shapes), torch.int64).view(-1, 3)
+    adafactor_update(weights, Factored(*means, matrices), table, heads, shapes, *rest)
 
 
 FACTORED = {"wide": [(1280, 11520), (320, 320), (10240, 1280)], "first": [(320, 36)], "odd": [(77, 77)]}

@@ -29,7 +29,7 @@ BYTES = {
     "adam": {"fp32": 28},
     "adam8bit": {"fp32": 16, "split": 14, "bf16": 10},
     "adam4bit": {"fp32": 14, "split": 12, "bf16": 8},
-    "adafactor": {"fp32": 13, "split": 11, "bf16": 7},
+    "adafactor": {"fp32": 12, "split": 10, "bf16": 6},
 }
 """Compulsory bytes of an element, by op and weights: gradient, weight and moments read, all but the first written.
 
@@ -37,7 +37,7 @@ BYTES = {
 columns once each.
 """
 
-SCALES = {"adam": 0.0, "adam8bit": 1 / 16, "adam4bit": 1 / 8, "adafactor": 1 / 16}
+SCALES = {"adam": 0.0, "adam8bit": 1 / 16, "adam4bit": 1 / 8, "adafactor": 0.0}
 """Bytes of an element: of each block and moment a scale in fp32, read and written."""
 
 PASSES = {"adafactor": 3}
@@ -103,7 +103,6 @@ FORMS: dict[str, OptimiserForm] = {
 """(op, form of the weights, parameters) -> the optimiser, None if it does not exist. Raises `UnavailableError`.
 
 `bitsandbytes-flat` is on one parameter of as many elements, as if all weights were padded into one buffer.
-`transformers` has no first moment, which a step of ours reads and writes beside.
 """
 
 
@@ -140,7 +139,7 @@ def built(name: str, op: str, weights: str, sizes: Shapes, device: torch.device)
 
 
 def _adafactor_update(grad: torch.Tensor) -> torch.Tensor:
-    """Adafactor's update over LR for a gradient that stays the same, whose means and first moment are then its own."""
+    """Adafactor's update over LR for a gradient that stays the same, whose means are then its own."""
     if grad.ndim < 2:
         return grad.sign()
     rows = grad.flatten(1).square()

@@ -59,9 +59,9 @@ class OptimConfig(Part):
         saves_memory={"optimizer": "adam8bit"},
     )
     """Fine-tuning optimiser: Adam with 8-bit moments (2 bytes a weight); with fp32 moments (8 bytes; faster on a CPU);
-    with 4-bit moments (1.1 bytes); or Adafactor (0.53 bytes: the second moment as means of rows and columns, the first
-    in 4 bits). Norms, biases and embeddings keep fp32 moments. --weights lean and --optimizer-in-backward exclude adam.
-    Pre-training always runs Adam in fp32."""
+    with 4-bit moments (1.1 bytes); or Adafactor (0.01 bytes: means of rows and columns, no first moment). Norms, biases
+    and embeddings keep fp32 moments. --weights lean and --optimizer-in-backward exclude adam. Pre-training always runs
+    Adam in fp32."""
     pretrain_matmul: str = setting("highest", choices=("highest", "high"), may_change=True, exact=())
     """torch's float32 matmul precision in pre-training on CUDA: high multiplies in TF32 (operands of 10 mantissa bits,
     sums in fp32), highest in fp32."""

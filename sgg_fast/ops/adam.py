@@ -181,13 +181,13 @@ def adam_update_(
 ) -> None:
     """Apply the decided step in place; no change if `control[APPLIED]` is 0.
 
-    moments: two in fp32 [P], `Moments` in 8 or 4 bits, or `Factored` with the group's shapes; the last three need
-    offsets and buffer lengths that are multiples of 256. rate: fp32, aligned to 16 bytes; its first element is the
+    moments: two in fp32 [P], `Moments` in 8 or 4 bits, which need offsets and buffer lengths that are multiples of
+    256, or `Factored` with the group's shapes. rate: fp32, aligned to 16 bytes; its first element is the
     learning rate. Weights have any form of `Weights`. Elements without a gradient do not change. Raises ValueError for
     an empty list, and for gradients that are not flat, not fp32 or bf16, or not of one dtype.
 
     Equivalent PyTorch: `torch.optim.Adam(params, lr, betas, eps).step()`, `bitsandbytes.optim.Adam8bit(..).step()`,
-    `torchao.optim.Adam4bit(..).step()` or `transformers.Adafactor(params, lr, beta1=0.9, relative_step=False,
+    `torchao.optim.Adam4bit(..).step()` or `transformers.Adafactor(params, lr, relative_step=False,
     scale_parameter=False).step()`
     """
     param, low, seed = weights

@@ -54,7 +54,7 @@ TRAINING_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
     "lean in backward, factored state": (_SMALLEST | {"optimizer": "adafactor"}, None),
     "ds.json": ({}, str(Path(__file__).parents[2] / "ds.json")),
 }
-"""Form of DESIGN 4's memory row -> its settings and its DeepSpeed configuration."""
+"""Form -> its settings and its DeepSpeed configuration."""
 SDXL_FORMS: dict[str, tuple[dict[str, Any], str | None]] = {
     "SDXL": ({"optimizer_in_backward": False, "max_grad_norm": 1.0}, None),
     "SDXL in backward": ({}, None),

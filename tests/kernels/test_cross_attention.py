@@ -111,7 +111,7 @@ def test_against_sdpa(name, device):
 
     def sdpa(q, k, v, bias):
         heads = (x.transpose(1, 2) for x in (q, k, v))
-        return F.scaled_dot_product_attention(*heads, bias[:, None, None]).transpose(1, 2)
+        return F.scaled_dot_product_attention(*heads, bias[:, None, None].to(q)).transpose(1, 2)
 
     g = randn(3, *inputs["q"].shape).to(device)
     found = evaluate("triton", inputs, bias, g)

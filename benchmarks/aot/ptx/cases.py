@@ -220,7 +220,7 @@ def _adam(state: int | str, form: str, max_norm: float) -> None:
         op.adam_update_(weights, moments, group, control, rate, step, hyper)
         ops.use_kernels("auto")
         assert step.item() == 7, "the step was not taken"
-        named = zip(("m", "v", "column"), _exact_moments(moments), strict=False)
+        named = zip(("row", "column") if shapes else ("m", "v"), _exact_moments(moments), strict=True)
         states[backend] = {"weights": _read(weights), **dict(named), "control": control}
         codes = [c for c in moments if c.dtype == torch.uint8]
         states[f"{backend} codes"] = {str(i): c for i, c in enumerate(codes)}
@@ -262,40 +262,43 @@ def _moments(bits: int, numels: list[int]):
 def _factored(shapes: list[tuple[int, int]]):
     from sgg_fast.ops import adam as op
 
-    drawn = _moments(4, [rows * columns for rows, columns in shapes])
     *firsts, ends = op.first_means(shapes)
     row, column = torch.zeros(ends[0]), torch.zeros(ends[1])
     for k, means in enumerate((row, column)):
         for shape, first in zip(shapes, firsts, strict=True):  # between them there may be padding
             means[first[k] : first[k] + shape[k]] = _randn(9 + k, shape[k]).square() + 0.1
     matrices = [[at, *shape, *first, 0] for at, shape, first in zip(_OFFSETS, shapes, firsts, strict=True)]
-    return op.Factored(drawn.code_1, drawn.absmax_1, drawn.map_1, row, column, torch.tensor(matrices))
+    return op.Factored(row, column, torch.tensor(matrices))
 
 
 def _exact_moments(moments) -> tuple[torch.Tensor, ...]:
-    """m and v, or m and the means of rows and of columns."""
+    """m and v, or the means of rows and of columns."""
     from sgg_fast.ops import adam as op
 
     if len(moments) == 2:
         return moments[0].clone(), moments[1].clone()
-    factored = isinstance(moments, op.Factored)
-    parts = [moments[:3]] if factored else list(zip(moments[:2], moments[2:4], moments[4:], strict=True))
+    if isinstance(moments, op.Factored):
+        return moments.row.clone(), moments.column.clone()
     made = []
-    for code, absmax, values in parts:
+    for code, absmax, values in zip(moments[:2], moments[2:4], moments[4:], strict=True):
         bits = op.bits_of(values)
         codes = torch.stack([code >> 4, code & 15], 1).flatten() if bits == 4 else code
         made.append(values[codes.long()] * absmax.repeat_interleave(op.BLOCKS[bits]))
-    return (*made, moments.row.clone(), moments.column.clone()) if factored else tuple(made)
+    return tuple(made)
 
 
 def _true_factored_step(
-    shapes: list[tuple[int, int]], grads: list[torch.Tensor], wide: torch.Tensor, m: torch.Tensor, row: torch.Tensor,
-    column: torch.Tensor, max_norm: float,
-) -> Tensors:  # fmt: skip
+    shapes: list[tuple[int, int]],
+    grads: list[torch.Tensor],
+    wide: torch.Tensor,
+    row: torch.Tensor,
+    column: torch.Tensor,
+    max_norm: float,
+) -> Tensors:
     """Step 7 by the formula of the paper, in float64."""
     norm = 0.5 * sum(g.double().square().sum() for g in grads).sqrt().item()
     factor = 0.5 * (min(1.0, max_norm / (norm + 1e-6)) if max_norm else 1.0)
-    wide, m, row, column = wide.clone(), m.double(), row.double(), column.double()
+    wide, row, column = wide.clone(), row.double(), column.double()
     first = [0, 0]
     for grad, offset, shape in zip(grads, _OFFSETS, shapes, strict=True):
         g, part = factor * grad.double().view(shape), slice(offset, offset + grad.numel())
@@ -303,11 +306,9 @@ def _true_factored_step(
         r.copy_(0.999 * r + 0.001 * g.square().mean(1))
         c.copy_(0.999 * c + 0.001 * g.square().mean(0))
         u = g / (r[:, None] * c / r.mean() / (1 - 0.999**7)).sqrt()
-        u = (u / max(1.0, u.square().mean().sqrt().item())).flatten()
-        m[part] = 0.9 * m[part] + 0.1 * u
-        wide[part] -= 1e-2 * m[part] / (1 - 0.9**7)
+        wide[part] -= 1e-2 * (u / max(1.0, u.square().mean().sqrt().item())).flatten()
         first = [at + size for at, size in zip(first, shape, strict=True)]
-    return {"weights": wide, "m": m, "v": row, "column": column}
+    return {"weights": wide, "row": row, "column": column}
 
 
 def _true_step(

@@ -1,8 +1,8 @@
-"""`adafactor`: one step with factored second moments and a 4-bit first moment. Definition: `reference.adafactor`.
+"""`adafactor`: one step with factored second moments and no first one. Definition: `reference.adafactor`.
 
 A group of matrices takes four launches after the two that decide on the step: the means of the columns, those of the
 rows, one factor a matrix, and the update. Each mean is summed by one program in a fixed order, without atomics.
-Letters: P elements of the flat buffers, K chunks, M matrices of R rows and C columns.
+Letters: K chunks, M matrices of R rows and C columns.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ import triton
 import triton.language as tl
 
 from ..launch import launch
-from ..reference.adafactor import BITS, EPS_1, LARGEST_RMS, Factored
+from ..reference.adafactor import EPS_1, LARGEST_RMS, Factored
 from ..reference.adam import Hyper
-from ..reference.adam_blockwise import BLOCKS
 from ..reference.weights import Weights
 from .adam import (
     APPLIED_PLACE,
     BLOCK,
-    C1_PLACE,
     C2_PLACE,
     FACTOR_PLACE,
     GRAD_TYPES,
@@ -31,9 +29,8 @@ from .adam import (
     load_weight,
     store_weight,
 )
-from .adam_blockwise import encode_signed, load_codes, store_codes
 
-_BLOCK, _SIZE, _BITS = tl.constexpr(BLOCK), tl.constexpr(BLOCKS[BITS]), tl.constexpr(BITS)
+_BLOCK = tl.constexpr(BLOCK)
 _EPS_1, _LARGEST_RMS = tl.constexpr(EPS_1), tl.constexpr(LARGEST_RMS)
 
 COLUMNS, ROWS = 64, 4
@@ -151,16 +148,14 @@ def adafactor_matrix_kernel(p_heads, p_matrices, p_row, p_share, p_scale, p_cont
 
 @triton.jit(do_not_specialize=["seed"])
 def adafactor_kernel(
-    p_param, p_low, p_code, p_absmax, p_map, p_row, p_column, p_matrices, p_scale, p_table, p_control, p_rate, p_step,
-    seed, beta_1, rest_1, GRAD: tl.constexpr, FORM: tl.constexpr,
+    p_param, p_low, p_row, p_column, p_matrices, p_scale, p_table, p_control, p_rate, p_step, seed,
+    GRAD: tl.constexpr, FORM: tl.constexpr,
 ):  # fmt: skip
-    """m = beta_1 m + (1 - beta_1) u; p -= lr / c_1 m, with u = g scale / sqrt(row column).
+    """p -= lr g scale / sqrt(row column).
 
-    m is decoded, updates p, and is encoded again; blocks are whole, as in `adam_blockwise_kernel`. Bytes an element: 13
-    with fp32 weights and gradients, 7 with bf16 weights alone; 8 for each block of 128. Rows and columns lie in caches.
-    1. Shazeer and Stern, 2018, algorithm 4. 2. Li et al., 2023, section 4.
+    Bytes an element: 12 with fp32 weights and gradients, 6 with bf16 weights alone. Rows and columns lie in caches.
+    1. Shazeer and Stern, 2018, algorithm 4.
     """
-    ROWS: tl.constexpr = _BLOCK // _SIZE
     if tl.load(p_control + APPLIED_PLACE) > 0:
         i_k = tl.program_id(0).to(tl.int64)
         g, o_k, num = load_grad(p_table, i_k, GRAD, _BLOCK)
@@ -173,20 +168,9 @@ def adafactor_kernel(
         row = tl.load(p_row + tl.load(p_matrix + 3) + inside // num_columns, mask=i < num, other=1.0)
         column = tl.load(p_column + tl.load(p_matrix + 4) + inside % num_columns, mask=i < num, other=1.0)
         u = g * (tl.load(p_control + FACTOR_PLACE) * tl.load(p_scale + number)) * tl.rsqrt(row) * tl.rsqrt(column)
-        whole = tl.multiple_of((num + _SIZE - 1) // _SIZE * _SIZE, _SIZE)
-        m_i = i < whole
-        value = tl.load(p_map + load_codes(p_code, o_k, whole, _BITS, _BLOCK)).to(tl.float32, bitcast=True)
-        # [ROWS, SIZE]
-        i_r = o_k // _SIZE + tl.arange(0, ROWS)
-        m_r = tl.arange(0, ROWS) * _SIZE < num
-        absmax = beta_1 * tl.load(p_absmax + i_r, mask=m_r, other=0.0)
-        m = tl.reshape(value, [ROWS, _SIZE]) * absmax[:, None] + rest_1 * tl.reshape(u, [ROWS, _SIZE])
-        rate = tl.load(p_rate) / tl.load(p_control + C1_PLACE)
-        p = load_weight(p_param, p_low, o_k + i, m_i, FORM) - tl.reshape(rate * m, [_BLOCK])
+        m_i = i < tl.multiple_of((num + 15) // 16 * 16, 16)  # padding is 0 and stays 0
+        p = load_weight(p_param, p_low, o_k + i, m_i, FORM) - tl.load(p_rate) * u
         store_weight(p_param, p_low, o_k + i, m_i, p, seed, tl.load(p_step), FORM)
-        code, absmax = encode_signed(m, _BITS)
-        store_codes(p_code, o_k, whole, tl.reshape(code, [_BLOCK]), _BITS, _BLOCK)
-        tl.store(p_absmax + i_r, absmax, mask=m_r)
 
 
 def adafactor_update(
@@ -207,7 +191,7 @@ def adafactor_update(
     more rows may follow. shapes: (R, C) of each gradient.
     """
     param, low, seed = weights
-    code, absmax, values, row, column, matrices = moments
+    row, column, matrices = moments
     grad, step_of = GRAD_TYPES[grad_dtype], math.gcd(8, *(num_columns for _, num_columns in shapes))
     most_rows, most_columns = (max(sizes) for sizes in zip(*shapes, strict=True))
     share, scale = torch.zeros_like(row), torch.empty(len(matrices), dtype=torch.float32, device=row.device)
@@ -225,7 +209,7 @@ def adafactor_update(
         BLOCK=MEANS_AT_ONCE, num_warps=NUM_WARPS,
     )  # fmt: skip
     launch(
-        adafactor_kernel, (table_K3.shape[0],), param, param if low is None else low, code, absmax,
-        values.view(torch.int32), row, column, matrices, scale, table_K3, control, rate, step, seed, hyper.beta_1,
-        1 - hyper.beta_1, GRAD=grad, FORM=form_of(weights), num_warps=NUM_WARPS,
+        adafactor_kernel, (table_K3.shape[0],), param, param if low is None else low,
+        row, column, matrices, scale, table_K3, control, rate, step, seed,
+        GRAD=grad, FORM=form_of(weights), num_warps=NUM_WARPS,
     )  # fmt: skip

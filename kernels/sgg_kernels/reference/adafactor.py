@@ -1,13 +1,12 @@
-"""Reference of `adafactor`: Adam whose second moment is kept as the means of its rows and columns.
+"""Reference of `adafactor`: the second moment is kept as the means of its rows and columns; there is no first one.
 
 The second moment of a matrix is Adafactor's (Shazeer and Stern, 2018, algorithm 4): the running means of g^2 over each
 row and over each column, `v_ij = row_i column_j / mean(row)`. beta_2 is constant and its start is corrected as in Adam,
 which equals a growing beta_2 (section 7.1). The update `g / sqrt(v)` is clipped by its root mean square (algorithm 4,
-line 9), and the first moment is the mean of the updates, as in transformers' Adafactor. The learning rate is Adam's:
-neither relative to the step nor to the weight. The first moment has 4 bits (`reference.adam_blockwise`).
+line 9). The learning rate is Adam's: neither relative to the step nor to the weight.
 
 A convolution's weight is the matrix of its memory order: [O, kH kW I] in channels_last.
-Letters: P elements of the flat buffers, M matrices, S elements of a block.
+Letters: M matrices of R rows and C columns.
 """
 
 from __future__ import annotations
@@ -17,8 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from .adam import CORRECTION_1, CORRECTION_2, Hyper
-from .adam_blockwise import blocks_of, dequantise, quantise, read_codes, write_codes
+from .adam import CORRECTION_2, FACTOR, Hyper
 from .weights import Weights, read_weights, write_weights
 
 EPS_1 = 1e-30
@@ -26,9 +24,6 @@ EPS_1 = 1e-30
 
 LARGEST_RMS = 1.0
 """Updates of a larger root mean square are scaled down to it: d of algorithm 4."""
-
-BITS = 4
-"""Of the first moment."""
 
 
 def first_means(shapes: Sequence[tuple[int, int]]) -> list[list[int]]:
@@ -40,14 +35,8 @@ def first_means(shapes: Sequence[tuple[int, int]]) -> list[list[int]]:
 
 
 class Factored(NamedTuple):
-    """A 4-bit first moment, and the factors of the second one."""
+    """The factors of the second moment."""
 
-    code_1: torch.Tensor
-    """uint8 [P / 2], as in `Moments`."""
-    absmax_1: torch.Tensor
-    """fp32 [P / 128]."""
-    map_1: torch.Tensor
-    """`dynamic_map(True, 4)`, fp32 [16]."""
     row: torch.Tensor
     """fp32 [sum of R]: the mean of g^2 of each row, of one matrix after the other, each from a multiple of 4 on."""
     column: torch.Tensor
@@ -68,13 +57,12 @@ def adafactor(
 ) -> None:
     """Apply the step that `reference.adam.adam_decide` decided on, in place. grads: [n] each, fp32 or bf16.
 
-    offsets: those of `matrices`. hyper.eps is not used.
+    offsets: those of `matrices`. Of hyper, beta_2 is used.
     """
     matrix_at = {found[0]: found for found in moments.matrices.tolist()}
     for grad, offset in zip(grads, offsets, strict=True):
         _, num_rows, num_columns, first_row, first_column, _ = matrix_at[offset]
-        part, blocks, g = blocks_of(grad, offset, BITS, control)
-        g_RC = g.view(-1)[: grad.numel()].view(num_rows, num_columns)
+        g_RC = grad.float().view(num_rows, num_columns) * control[FACTOR]
         squares = g_RC.square() + EPS_1
         row = moments.row[first_row : first_row + num_rows]
         column = moments.column[first_column : first_column + num_columns]
@@ -84,10 +72,5 @@ def adafactor(
         scale = (control[CORRECTION_2] * row.mean()).sqrt()
         update = g_RC * scale * row.rsqrt()[:, None] * column.rsqrt()
         update *= LARGEST_RMS / update.square().mean().sqrt().clamp(min=LARGEST_RMS)
-        g.view(-1)[: grad.numel()] = update.view(-1)
-        m = dequantise(read_codes(moments.code_1, part, BITS), moments.absmax_1[blocks], moments.map_1)
-        m.mul_(hyper.beta_1).add_(g, alpha=1 - hyper.beta_1)
-        wide = read_weights(weights, part)
-        write_weights(weights, part, wide - (rate[0] / control[CORRECTION_1] * m).flatten(), step)
-        codes, moments.absmax_1[blocks] = quantise(m, moments.map_1)
-        write_codes(moments.code_1, part, codes, BITS)
+        part = slice(offset, offset + grad.numel())
+        write_weights(weights, part, read_weights(weights, part) - rate[0] * update.flatten(), step)

@@ -148,13 +148,14 @@ class EngineLayout:
 
 
 def state_bytes(group: WeightGroup, optimizer: str, shards: int = 1) -> int:
-    """Bytes of both moments of Adam."""
+    """Bytes of both moments of Adam, or of Adafactor's means."""
     numel, state = -(-group.numel // shards), STATES[optimizer]
+    if group.bits != 32 and state.get("factored"):
+        return 4 * group.factors
     if group.bits == 32 or state["optim_bits"] == 32:
         return 8 * numel
     bits = state["optim_bits"]
-    moment = numel * bits // 8 + SCALE_BYTES * -(-numel // BLOCKS[bits])
-    return moment + 4 * group.factors if state.get("factored") else 2 * moment
+    return 2 * (numel * bits // 8 + SCALE_BYTES * -(-numel // BLOCKS[bits]))
 
 
 def update_bytes_per_element(layout: EngineLayout, group: WeightGroup) -> int:

@@ -19,7 +19,8 @@ PAD_32BIT = 16
 class FlatGroup:
     """A parameter group's weights and moments in flat buffers.
 
-    Its "optim_bits" is 32, 8 or 4. With "factored", which needs 4, the second moment is kept by rows and columns.
+    Its "optim_bits" is 32, 8 or 4. With "factored", which needs 32, there is no first moment, and the second is kept by
+    rows and columns.
     """
 
     def __init__(self, group: dict[str, Any], seed: int, split: bool) -> None:
@@ -39,6 +40,12 @@ class FlatGroup:
     def _zeros(self, buffer: torch.Tensor) -> op.Moments | op.Factored | tuple[torch.Tensor, torch.Tensor]:
         """Moments of zero."""
         num, device = buffer.numel(), buffer.device
+        if self.factored:
+            *firsts, ends = op.first_means(self._shapes)
+            places = zip(self.flat.offsets, self._shapes, firsts, strict=True)
+            matrices = torch.tensor([[offset, *shape, *first, 0] for offset, shape, first in places], device=device)
+            row, column = (torch.zeros(end, device=device) for end in ends)
+            return op.Factored(row, column, matrices)
         if self.bits == 32:
             return torch.zeros(num, device=device), torch.zeros(num, device=device)
         zero = op.ZERO_1[self.bits]
@@ -46,13 +53,7 @@ class FlatGroup:
         code_1 = torch.full((num * self.bits // 8,), byte, dtype=torch.uint8, device=device)
         scale = torch.zeros(num // op.BLOCKS[self.bits], device=device)
         maps = [op.dynamic_map(signed, self.bits).to(device) for signed in (True, False)]
-        if not self.factored:
-            return op.Moments(code_1, torch.zeros_like(code_1), scale, scale.clone(), *maps)
-        *firsts, ends = op.first_means(self._shapes)
-        places = zip(self.flat.offsets, self._shapes, firsts, strict=True)
-        matrices = torch.tensor([[offset, *shape, *first, 0] for offset, shape, first in places], device=device)
-        row, column = (torch.zeros(end, device=device) for end in ends)
-        return op.Factored(code_1, scale, maps[0], row, column, matrices)
+        return op.Moments(code_1, torch.zeros_like(code_1), scale, scale.clone(), *maps)
 
     def numbers(self, offsets: list[int]) -> list[int] | None:
         """The numbers of the parameters at `offsets` among the matrices; None without factored moments."""
@@ -69,19 +70,16 @@ class FlatGroup:
         """
         offset, num = self.flat.offsets[index], self.flat.parameters[index].numel()
         moments = self.moments
-        if isinstance(moments, tuple) and len(moments) == 2:
+        if isinstance(moments, op.Factored):
+            state = self._factors(moments, index)
+        elif not isinstance(moments, op.Moments):
             state = {name: m[offset : offset + num] for name, m in zip(("state1", "state2"), moments, strict=True)}
         else:
-            assert isinstance(moments, op.Moments | op.Factored)
             codes = slice(offset * self.bits // 8, -(-(offset + num) * self.bits // 8))
             size = op.BLOCKS[self.bits]
             blocks = slice(offset // size, -(-(offset + num) // size))
             state = {"state1": moments.code_1[codes], "absmax1": moments.absmax_1[blocks], "qmap1": moments.map_1}
-            if isinstance(moments, op.Moments):
-                state |= {"state2": moments.code_2[codes], "absmax2": moments.absmax_2[blocks]}
-                state["qmap2"] = moments.map_2
-            else:
-                state |= self._factors(moments, index)
+            state |= {"state2": moments.code_2[codes], "absmax2": moments.absmax_2[blocks], "qmap2": moments.map_2}
         if self.weights.low is not None:
             state["low"] = self.weights.low[offset : offset + num]
         return state
@@ -101,7 +99,7 @@ class FlatGroup:
 
     def torch_state_of(self, index: int) -> dict[str, torch.Tensor]:
         """32-bit moments under the names and in the shapes of torch's Adam; else empty."""
-        if self.bits != 32:
+        if self.bits != 32 or self.factored:
             return {}
         parameter, offset = self.flat.parameters[index], self.flat.offsets[index]
         names = zip(("exp_avg", "exp_avg_sq"), self.moments, strict=True)
@@ -113,11 +111,11 @@ class FlatGroup:
         Raises ValueError for moments of another width.
         """
         own = self.state_of(index)
-        if "state1" not in saved:
+        if "state1" in own and "exp_avg" in saved and "state1" not in saved:
             stride = self.flat.parameters[index].stride()
             names = {"state1": "exp_avg", "state2": "exp_avg_sq"}
             saved = {name: _in_layout(saved[theirs], stride) for name, theirs in names.items()}
-        if "qmap2" in own and saved["state1"].dtype != torch.uint8:
+        if "qmap2" in own and "state1" in saved and saved["state1"].dtype != torch.uint8:
             saved = {**saved, **_quantised(saved, own)}
         for name in own.keys() & {"qmap1", "qmap2"}:
             if name not in saved or not torch.equal(saved[name].cpu(), own[name].cpu()):

@@ -19,7 +19,7 @@ STATES: dict[str, dict[str, Any]] = {
     "adam": {"optim_bits": 32},
     "adam8bit": {"optim_bits": 8},
     "adam4bit": {"optim_bits": 4},
-    "adafactor": {"optim_bits": 4, "factored": True},
+    "adafactor": {"optim_bits": 32, "factored": True},
 }
 """--optimizer -> the state of the groups of matrices on flat buffers."""
 

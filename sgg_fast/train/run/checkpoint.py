@@ -43,7 +43,7 @@ def checkpoint_bytes(module: nn.Module, optim: OptimConfig, stage: str, deepspee
     weights = sum(tensor.nbytes for tensor in checkpoint_state(module).values())
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     moments = (
-        {"adam8bit": 2.0, "adam4bit": 1.1, "adafactor": 0.6}.get(optim.optimizer, 8.0) if stage == "finetune" else 8.0
+        {"adam8bit": 2.0, "adam4bit": 1.1, "adafactor": 0.0}.get(optim.optimizer, 8.0) if stage == "finetune" else 8.0
     )
     moments += 2 * (optim.weights == "split")  # the low halves
     return weights + int(trained * (moments + 4 * deepspeed + 4 * (optim.ema > 0)))

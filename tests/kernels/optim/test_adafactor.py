@@ -29,7 +29,7 @@ def group_of(shapes, form: str, device: str) -> FlatGroup:
     generator = torch.Generator().manual_seed(1)
     dtype = torch.float32 if form == "fp32" else torch.bfloat16
     parameters = [nn.Parameter(torch.randn(shape, generator=generator).to(device, dtype)) for shape in shapes]
-    return FlatGroup({"params": parameters, "optim_bits": 4, "factored": True}, 3, form == "split")
+    return FlatGroup({"params": parameters, "optim_bits": 32, "factored": True}, 3, form == "split")
 
 
 def drawn(shapes, step: int, device: str, dtype: torch.dtype) -> list[torch.Tensor]:
@@ -43,12 +43,12 @@ def drawn(shapes, step: int, device: str, dtype: torch.dtype) -> list[torch.Tens
     return made
 
 
-def step_by(group: FlatGroup, grads, number: int, factor: float = 1.0, hyper: op.Hyper | None = None) -> None:
+def step_by(group: FlatGroup, grads, number: int, factor: float = 1.0) -> None:
     """One applied step of rate 1e-2 by gradients that may be None."""
     device = group.weights.param.device
     given = [(g.flatten(), offset) for g, offset in zip(grads, group.flat.offsets, strict=True) if g is not None]
     flat, offsets = [g for g, _ in given], [offset for _, offset in given]
-    backend, hyper = ops.backend_for(device, torch.float32), hyper or op.Hyper()
+    backend, hyper = ops.backend_for(device, torch.float32), op.Hyper()
     control = torch.zeros(CONTROL_SIZE)
     control[APPLIED], control[FACTOR] = 1, factor
     control[CORRECTION_1], control[CORRECTION_2] = 1 - hyper.beta_1**number, 1 - hyper.beta_2**number
@@ -65,15 +65,6 @@ def wide_of(group: FlatGroup, index: int, shape: tuple[int, int]) -> torch.Tenso
     return read_weights(group.weights, slice(offset, offset + math.prod(shape))).double().view(shape).cpu()
 
 
-def first_moment(group: FlatGroup, index: int, shape: tuple[int, int]) -> torch.Tensor:
-    """The decoded first moment of a matrix in float64."""
-    state = group.state_of(index)
-    codes = torch.tensor([half for byte in state["state1"].tolist() for half in (byte // 16, byte % 16)])
-    values = state["qmap1"].cpu().double()[codes[: math.prod(shape)]]
-    scales = state["absmax1"].cpu().double().repeat_interleave(128)[: math.prod(shape)]
-    return (values * scales).view(shape)
-
-
 @pytest.mark.usefixtures("poisoned")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
@@ -87,7 +78,7 @@ def first_moment(group: FlatGroup, index: int, shape: tuple[int, int]) -> torch.
     ids=["fp32", "split", "rounded", "grad16"],
 )
 def test_is_the_papers_formula(backend, form, name, dtype, device):
-    """Three steps in float64 from the first moments that quantising left; the second step's gradients are large."""
+    """Three steps in float64; the second step's gradients are large."""
     ops.use_kernels(backend)
     group = group_of(SHAPES[name], form, device)
     shapes = group.shapes(group.flat.offsets)  # [1, 300] is 300 rows: a dimension of 1 is no dimension
@@ -95,7 +86,7 @@ def test_is_the_papers_formula(backend, form, name, dtype, device):
     for number in (1, 2, 3):
         grads = drawn(shapes, number, device, dtype)
         factor = 50.0 if number == 2 else 0.5
-        before = [(wide_of(group, i, shape), first_moment(group, i, shape)) for i, shape in enumerate(shapes)]
+        before = [wide_of(group, i, shape) for i, shape in enumerate(shapes)]
         step_by(group, grads, number, factor)
         for i, grad in enumerate(grads):
             g = factor * grad.cpu().double()
@@ -107,22 +98,14 @@ def test_is_the_papers_formula(backend, form, name, dtype, device):
             v = rows[i][:, None] * columns[i] / rows[i].mean() / (1 - 0.999**number)
             update = g / v.sqrt()
             update /= max(1.0, update.square().mean().sqrt().item())
-            wide, m = before[i]
-            m = 0.9 * m + 0.1 * update
-            assert (first_moment(group, i, shapes[i]) - m).abs().max() <= 0.125 * m.abs().max(), (
-                "half of the widest gap"
-            )
-            wide = wide - 1e-2 * m / (1 - 0.9**number)
-            if form == "rounded":
-                step = wide.abs() * 2**-7 + 1e-6
-                assert ((wide_of(group, i, shapes[i]) - wide).abs() <= step).all(), "the number above or the one below"
-            else:
-                torch.testing.assert_close(wide_of(group, i, shapes[i]), wide, rtol=1e-6, atol=2e-6)
+            # A bf16 number is the one above or the one below.
+            rtol, atol = (2**-7, 1e-6) if form == "rounded" else (1e-6, 2e-6)
+            torch.testing.assert_close(wide_of(group, i, shapes[i]), before[i] - 1e-2 * update, rtol=rtol, atol=atol)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_is_transformers_adafactor(backend, device):
-    """Without a first moment (beta_1 = 0), its growing beta_2 set to Adam's corrected one at each step."""
+    """Its growing beta_2 is set to Adam's corrected one at each step."""
     adafactor = pytest.importorskip("transformers.optimization").Adafactor
     ops.use_kernels(backend)
     shapes = [(40, 24), (24, 100)]
@@ -139,7 +122,7 @@ def test_is_transformers_adafactor(backend, device):
         for parameter, grad in zip(theirs, grads, strict=True):
             parameter.grad = grad.clone()
         other.step()
-        step_by(group, grads, number, hyper=op.Hyper(beta_1=0.0))
+        step_by(group, grads, number)
         for ours, parameter in zip(group.flat.parameters, theirs, strict=True):
             torch.testing.assert_close(ours, parameter, rtol=1e-5, atol=1e-5)
 
@@ -156,10 +139,8 @@ def test_rows_and_columns_of_zeros_and_the_least_gradients(backend, device):
     for number in (1, 2):
         step_by(group, grads, number)
     moved = [a.detach() - b for a, b in zip(group.flat.parameters, before, strict=True)]
-    still = torch.ones(40, 64, dtype=torch.bool)
-    still[:, 5] = False
-    still[7] = True
-    assert moved[0].isfinite().all() and not moved[0][still.to(device)].any() and moved[0][0, 5] < -1e-3
+    torch.testing.assert_close(moved[0].sign(), -grads[0].sign(), msg="no movement without a gradient")
+    torch.testing.assert_close(moved[0] < -1e-3, grads[0] > 0)
     torch.testing.assert_close(moved[1], torch.full_like(moved[1], -2e-2), rtol=1e-3, atol=1e-5)
 
 
