@@ -90,6 +90,8 @@ def _models(model: ModelConfig) -> Foundation:
         made = blank_foundation(model)
     for part in (made.unet, made.vae, *made.text_encoders, made.clip):
         part.to_empty(device="cpu")
+        for buffer in part.buffers():  # indices of positions, which a CPU reads
+            buffer.zero_()
     made.scheduler = type(made.scheduler).from_config(made.scheduler.config)  # its tables have contents
     made.tokenizer = made.tokenizer_2 = made.clip_tokenizer = toy_tokenizer()
     return made
