@@ -18,7 +18,8 @@ class OptimConfig(Part):
     batch_size: int = setting(8, at_least=1, in_card=True)
     """Graphs or images per step and process; in fine-tuning per micro-batch. Several processes (torchrun) add up."""
     accumulation_steps: int = setting(1, at_least=1)
-    """Micro-batches of --batch-size whose gradients make one fine-tuning step; they count as one step."""
+    """Micro-batches of --batch-size whose gradients make one fine-tuning step; they count as one step. Gradients add
+    up in the precision of the UNet's weights: bf16 with split and lean --weights."""
     pretrain_steps: int = setting(300, at_least=1, may_change=True)
     """Iterations of --stage pretrain."""
     finetune_steps: int = setting(150, at_least=1, may_change=True, in_card=True)
