@@ -20,8 +20,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sgg_fast import ops
 from sgg_fast.config import Config
-from sgg_fast.data.cache import RESIDENT_SHARE
+from sgg_fast.data.cache import ENCODED_PIXELS, RESIDENT_SHARE
 from sgg_fast.nn.backbone import NUM_SIZES, added
+from sgg_fast.nn.clip import embed_images
 from sgg_fast.nn.fuse import fuse_for
 from sgg_fast.train.assemble import assemble, called_models
 from sgg_fast.train.engines.base import resolved
@@ -96,6 +97,7 @@ class Planner:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._traces: dict[int, Trace] = {}
         self._of_sheet: Trace | None = None
+        self._of_encoding: Trace | None = None
         with torch.random.fork_rng(devices=[]), self._mode:
             self.foundation = blank_foundation(config.model)
             of_unet, of_graph = self.layout.dtypes()
@@ -145,6 +147,9 @@ class Planner:
         else:
             resident, host = {**resident, **host}, {}
         moments = {phase: dict(parts) for phase, parts in self._trace(batch).peaks.items()}
+        if on_gpu and not self._stored:  # before the weights are there
+            extra = sum(self._encoding()[0]) - sum(resident.values())
+            moments["encoding the set"] = {"frozen models and pictures beyond the rest": max(extra, 0)}
         if on_gpu and self._draws_sheets:
             visiting = sum(_sizes(self._visiting))
             moments["sample sheet"] = {"frozen models for a sheet": visiting, **self._sheet()[0]}
@@ -245,7 +250,12 @@ class Planner:
             for size in _sizes(self._visiting):
                 allocator.allocate(next(keys), size)
             allocator.run(self._sheet()[1])
-        return max(allocator.peak - plan.peak, 0)
+        before = CachingAllocator()
+        if not self._stored:
+            for size in _sizes(self._encoders):
+                before.allocate(next(keys), size)
+            before.run(self._encoding()[1])
+        return max(allocator.peak - plan.peak, before.peak - plan.peak, 0)
 
     @property
     def _latent_bytes(self) -> int:
@@ -292,6 +302,24 @@ class Planner:
                     parameter.grad = None
             self._traces[batch] = Trace(meter.peaks, meter.events, meter.aside)
         return self._traces[batch]
+
+    @property
+    def _encoders(self) -> list[nn.Module]:
+        """The models that encode a set that is not prepared."""
+        return [self.foundation.clip, self.foundation.vae]
+
+    def _encoding(self) -> tuple[list[int], list[Event]]:
+        """Trace the encoding of as many pictures as `build_cache` takes at once. Sizes at the highest point, events."""
+        if self._of_encoding is None:
+            side, vae = self.config.data.resolution, self.foundation.vae
+            with self._mode, torch.no_grad(), Meter() as meter:
+                meter.phase = "encoding"
+                pixels = torch.empty(max(1, ENCODED_PIXELS // side**2), 3, side, side)
+                embed_images(self.foundation.clip, pixels)
+                vae.encode(pixels.to(vae.dtype))
+            self._of_encoding = Trace(meter.peaks, meter.events, meter.aside)
+        peaks, events, _ = self._of_encoding
+        return [*_sizes(self._encoders), *peaks["encoding"].values()], events
 
     def _sheet(self) -> tuple[dict[str, int], list[Event]]:
         """Trace one picture of a sample sheet: a guided step of the UNet, then the decoder if it comes to the device.

@@ -120,6 +120,17 @@ def test_a_gpu_has_frozen_models_for_a_sheet_only_unless_a_step_calls_them():
     assert "sample sheet" not in Planner(config.replace(sample_every=0)).plan(1).moments
 
 
+def test_a_set_that_is_not_prepared_is_encoded_on_the_gpu_first():
+    """128 pictures at once need more than the toy's step on one."""
+    planners = {stored: Planner(toy(), num_images=8, stored=stored) for stored in (False, True)}
+    raw, prepared = (planner.plan(1) for planner in planners.values())
+    foundation = planners[False].foundation
+    held = sum(t.nbytes for model in (foundation.clip, foundation.vae) for t in model.state_dict().values())
+    assert raw.when == "encoding the set" and raw.peak > held + 128 * 64**2 * 3 * 4 and raw.reserved > raw.peak
+    del raw.moments["encoding the set"]
+    assert raw.moments == prepared.moments and raw.resident == prepared.resident
+
+
 def test_gaps_count_against_the_budget():
     plan = MemoryPlan("", {"all": 3 * GIB}, {"forward": {}}, {}, gaps=GIB)
     assert plan.peak == 3 * GIB and plan.reserved == 4 * GIB
