@@ -63,7 +63,7 @@ class OptimConfig(Part):
     with 4-bit moments (1.1 bytes); or Adafactor (0.01 bytes: means of rows and columns, no first moment). Norms, biases
     and embeddings keep fp32 moments. --weights lean and --optimizer-in-backward exclude adam. Pre-training always runs
     Adam in fp32."""
-    pretrain_matmul: str = setting("highest", choices=("highest", "high"), may_change=True, exact=())
+    pretrain_matmul: str = setting("high", choices=("high", "highest"), may_change=True, exact=())
     """torch's float32 matmul precision in pre-training on CUDA: high multiplies in TF32 (operands of 10 mantissa bits,
     sums in fp32), highest in fp32."""
     lora: int = setting(0, at_least=0, in_card=True)

@@ -157,7 +157,8 @@ class Program:
         if m is None:
             raise PtxError(f"line {number}: cannot read {text!r}")
         predicate = (m[2], bool(m[1])) if m[2] else None
-        return Instruction(predicate, m[3], tuple(split_operands(m[4])), number, source)
+        op = m[3].replace("::cta", "")  # a CTA's own shared memory, which is the default; Triton 3.8 writes it
+        return Instruction(predicate, op, tuple(split_operands(m[4])), number, source)
 
     def successors(self, k: int) -> list[int]:
         """Blocks that may follow block k."""

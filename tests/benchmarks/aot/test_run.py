@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support import pinned
 
 from benchmarks.aot import run as running
 from benchmarks.aot.cases import cases, shipped_kernels
@@ -28,6 +29,7 @@ def test_every_aot_case_has_a_small_run():
     assert list(small_cases()) == [case.name for case in cases()]
 
 
+@pinned
 def test_two_chips_share_a_program():
     """One runs it, and its row says so of the other."""
     done = command(
@@ -62,6 +64,7 @@ def planted(kind: str, *names: str) -> list[list[str]]:
     return json.loads(done.stdout)
 
 
+@pinned
 def test_barriers_left_out_are_caught():
     """All but one of each shifted program, which order nothing between warps.
 

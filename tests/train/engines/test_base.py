@@ -84,9 +84,8 @@ def test_a_run_saves_what_auto_became_and_a_resumed_one_keeps_it(tmp_path):
 
 def test_tf32_is_for_pre_training_on_cuda():
     optim = recipe("toy").optim
-    assert resolve_matmul(optim, "pretrain", CUDA) == "highest"
-    optim = recipe("toy", pretrain_matmul="high").optim
     assert resolve_matmul(optim, "pretrain", CUDA) == "high"
+    assert resolve_matmul(recipe("toy", pretrain_matmul="highest").optim, "pretrain", CUDA) == "highest"
     assert resolve_matmul(optim, "finetune", CUDA) == resolve_matmul(optim, "pretrain", CPU) == ""
 
 
