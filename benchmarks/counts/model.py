@@ -134,7 +134,10 @@ def steps() -> dict[str, StepCounts]:
 
 
 def step_terms(counts: StepCounts, chip: Chip) -> dict[str, float]:
-    """Seconds of each term of a captured step; their sum is the step's. Nothing overlaps."""
+    """Seconds of each term of a captured step; their sum is the step's.
+
+    Nothing overlaps: an update behind backward counts as if it came after it, so the step is predicted too slow.
+    """
     launches = counts.compute.launches + counts.update.launches
     return {
         "convolutions and GEMMs": counts.compute.flops / chip.flops / EFFICIENCY[chip.name],

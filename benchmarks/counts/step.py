@@ -31,7 +31,6 @@ from sgg_fast.commands import command
 from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import Config
 from sgg_fast.nn import attention
-from sgg_fast.ops.adam import num_chunks
 from sgg_fast.recipes import recipe
 from sgg_fast.train.assemble import assemble
 from sgg_fast.train.engines.base import resolve_precision, resolved
@@ -56,7 +55,8 @@ class StepCount:
     compute: Count
     """Forward and backward."""
     update: Count
-    """The optimiser after backward; updates in backward take four launches a weight. 0 where it is not counted."""
+    """The optimiser after or behind backward; updates in backward take four launches a weight. 0 where it is not
+    counted."""
     captured: bool
 
     @property
@@ -70,7 +70,10 @@ class StepCount:
         return HOST_CALLS if self.captured else self.total.launches
 
     def seconds(self, chip: Chip) -> float:
-        """Time of what is counted, without arithmetic: bytes and gaps, or the host, whichever is longer."""
+        """Time of what is counted, without arithmetic: bytes and gaps, or the host, whichever is longer.
+
+        Gaps of an update behind backward count too, though backward fills them.
+        """
         on_chip = self.total.bytes / chip.bytes_per_second + self.total.launches * GAP
         return max(on_chip, self.host * HOST)
 
@@ -138,12 +141,31 @@ def count(config: Config, stage: str = "finetune", ds: dict[str, Any] | None = N
             return StepCount(_counted(_eager(config, stage, ds)), Count(0, 0), captured=False)
         engine = engine_of(config, stage)
         bucket = engine.buckets.of(np.zeros((1, config.optim.batch_size), np.int64))
+        if engine.behind:
+            engine.behind.expect()
         compute = _counted(lambda: engine.add(bucket, first=True))
-        numels = [[g.numel() for g in found] for found, _ in engine.optimizer.gradients()]
-        addresses = torch.zeros(sum(num_chunks(group, "triton") for group in numels), 3, dtype=torch.int64)
-        update = _counted(lambda: engine.apply(addresses))
+        update = _counted(_update(engine))
         update = dataclasses.replace(update, bytes=update_bytes(engine))
         return StepCount(compute, update, captured=config.run.cuda_graphs)
+
+
+def _update(engine: CapturedEngine) -> Callable[[], object]:
+    """The optimiser's step on the gradients that there are: all at once, or the segments of one behind backward."""
+    optimizer, behind = engine.optimizer, engine.behind
+    gradients = [optimizer.gradients()]
+    if behind:
+        behind.form()
+        gradients = [optimizer.gradients(segment) for segment in behind.buckets or ()]
+    num_rows = sum(num for each in gradients for num in optimizer.lengths(each))
+    addresses = torch.zeros(num_rows, 3, dtype=torch.int64)
+
+    def run() -> None:
+        if behind:
+            behind.addresses = addresses
+            behind.finish()
+        engine.apply(addresses)
+
+    return run
 
 
 def update_bytes(engine: CapturedEngine) -> int:

@@ -46,8 +46,20 @@ FAULTS = (
     Fault(
         "an update in backward asks the host about each weight",
         "sgg_fast/train/optim/adam_flat.py",
-        "        parameter.grad = None\n", "        parameter.grad = None if control[op.APPLIED] > 0 else None\n",
+        "parameters[i].grad = None\n", "parameters[i].grad = None if self._controls_U8[number, op.APPLIED] else None\n",
         "finetune-in-backward",
+    ),
+    Fault(
+        "updates behind backward are not joined before the end of the capture",
+        "sgg_fast/train/engines/behind.py",
+        "torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)", "pass",
+        "finetune-behind",
+    ),
+    Fault(
+        "updates behind backward do not wait for their gradients",
+        "sgg_fast/train/engines/behind.py",
+        "self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))", "pass",
+        "finetune-behind",
     ),
     Fault(
         "merged weights lie apart after .to(device)",

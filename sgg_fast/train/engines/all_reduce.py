@@ -8,16 +8,14 @@ divide the loss by the number of processes, so the sum is the mean.
 from __future__ import annotations
 
 import contextlib
-import weakref
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
+from sgg_fast.train.engines.in_order import InOrder
 from sgg_fast.train.optim.flat import flat_gradient
-from sgg_fast.train.run import processes
 
 BUCKET_BYTES = 32 * 2**20
 """A bucket is full at this size. A weight of this size is summed where its gradient lies, without a copy."""
@@ -29,45 +27,18 @@ IN_FLIGHT = 2
 """Buckets on their way at once where weights are updated in backward."""
 
 
-def buckets_of(sizes: Sequence[tuple[int, torch.dtype]], order: Sequence[int], most: int) -> list[list[int]]:
-    """Indices of the weights in each bucket. Buckets follow each other as backward completes them.
+class GradientSum(InOrder):
+    """Replaces the gradients of `parameters` by their sums over the processes.
 
-    sizes: (bytes, type) of each gradient; a bucket has one type. order: the weights as backward completes them.
-    """
-    found: list[list[int]] = []
-    filling: dict[torch.dtype, list[int]] = {}
-    for i in order:
-        num_bytes, dtype = sizes[i]
-        if num_bytes >= most:
-            found.append([i])
-            continue
-        filling.setdefault(dtype, []).append(i)
-        if sum(sizes[k][0] for k in filling[dtype]) >= most:
-            found.append(filling.pop(dtype))
-    return found + list(filling.values())
-
-
-class GradientSum:
-    """Replaces the gradients of `parameters` by their sums over the processes, once for each `expect` and `finish`.
-
-    Backward between the two runs once. The first one has no buckets yet, because it shows the order. A weight without a
-    gradient counts as zeros; where weights are updated in backward, all processes must use the same ones.
+    A weight without a gradient counts as zeros; where weights are updated in backward, all processes must use the same
+    ones.
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], update: Callable[[int], None] | None = None) -> None:
         """Hook the parameters. update: called with the index of each one once its gradient is summed, in backward."""
-        self.parameters, self._update = list(parameters), update
-        self.is_silent = False
-        self._order: list[int] = []
-        self._buckets: list[list[int]] | None = None
-        self._expected = False
-        self._arrived: set[int] = set()
-        self._num_started = 0
+        super().__init__(parameters, BUCKET_BYTES)
+        self._update, self.is_silent = update, False
         self._flying: list[tuple[list[int], dist.Work | None]] = []
-        # As in `FlatAdam`: a hook that held its owner would keep it.
-        own = weakref.ref(self)
-        for i, parameter in enumerate(self.parameters):
-            parameter.register_post_accumulate_grad_hook(partial(_ready_by, own, i))
 
     @contextlib.contextmanager
     def silent(self) -> Iterator[None]:
@@ -78,49 +49,21 @@ class GradientSum:
         finally:
             self.is_silent = False
 
-    def expect(self) -> None:
-        """Before the backward that completes the gradients of a step."""
-        self._expected, self._num_started = True, 0
-        self._arrived.clear()
-
-    def ready(self, index: int) -> None:
-        """Backward has completed the gradient of a parameter."""
-        if not self._expected:
-            return
-        assert index not in self._arrived, "one backward for each step"
-        self._arrived.add(index)
-        if self._buckets is None:
-            self._order.append(index)
-            if self._update:  # as it must not keep all gradients
-                self._start([index])
-            return
-        self._start_full()
-
     def finish(self) -> None:
         """After that backward: sum what is left and wait for all sums, on the device where they are on one."""
-        if self._buckets is None:
-            left = [i for i in range(len(self.parameters)) if i not in self._arrived]
-            order = processes.first_says([*self._order, *left])
-            sizes = [(p.nbytes, p.dtype) for p in self.parameters]
-            self._buckets = buckets_of(sizes, order, BUCKET_BYTES)
-            if self._update:
-                for i in left:
-                    self._start([i])
-                self._num_started = len(self._buckets)
-        self._arrived.update(range(len(self.parameters)))
-        self._start_full()
+        super().finish()
         self._land(0)
-        self._expected = False
 
-    def _start_full(self) -> None:
-        """Start the buckets that are full, in an order that is the same in every process."""
-        assert self._buckets is not None
-        while self._num_started < len(self._buckets):
-            bucket = self._buckets[self._num_started]
-            if not self._arrived.issuperset(bucket):
-                return
-            self._num_started += 1
-            self._start(bucket)
+    def _shown(self, index: int) -> None:
+        if self._update:  # as it must not keep all gradients
+            self._start([index])
+
+    def _formed(self, left: list[int]) -> None:
+        if self._update:
+            assert self.buckets is not None
+            for i in left:
+                self._start([i])
+            self._num_started = len(self.buckets)
 
     @torch.no_grad()
     def _start(self, bucket: list[int]) -> None:
@@ -167,10 +110,3 @@ class GradientSum:
             if self._update:
                 for i in bucket:
                     self._update(i)
-
-
-def _ready_by(owner: weakref.ref[GradientSum], index: int, parameter: torch.Tensor) -> None:
-    """Tell the owner of a hook, if it is still there."""
-    found = owner()
-    if found is not None:
-        found.ready(index)

@@ -27,7 +27,8 @@ class StepResult:
     chance: dict[str, torch.Tensor]
     """Value of each loss term at chance."""
     applied: bool
-    """False if a loss or gradient of any process was not finite; weights and optimiser are then unchanged."""
+    """False if a loss or gradient of any process was not finite; weights and optimiser are then unchanged.
+    Where weights are updated in or behind backward, only those updated together with such a gradient are unchanged."""
     behind: int = 0
     """Age in steps of the step that `applied` describes: the host does not always wait for the device."""
     lost: float | None = None

@@ -19,12 +19,14 @@ memory. The rules of capture:
 * One memory pool serves all graphs. The graphs of a bucket run in the order of their capture, without graphs of other
   buckets in between.
 * The applied flag and the loss of a step are copied back beside it and read when its slot is needed again.
+* Without clipping weights are updated behind backward (`behind.py`), on a second stream that joins the capture and is
+  joined before its end. Its kernels yield to those of backward, by the streams' priorities.
 * With several processes the all-reduces of the gradients, NCCL's, are part of the graph. Warm-up leaves them out, so no
   process waits there for one that needs no warm-up. They run in the order that the first warm-up step has shown.
 
 A step of one micro-batch is one graph. With accumulation three graphs serve any number of micro-batches. The backward
-of the first graph writes the gradients. The backward of the second adds to them. The third runs the optimiser. With
-several processes the last micro-batch has a graph of its own, which also sums the gradients over them.
+of the first graph writes the gradients. The backward of the second adds to them. The third runs the optimiser. Where
+the last micro-batch also sums the gradients over the processes, or updates the weights, it has a graph of its own.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ from sgg_fast import env, ops
 from sgg_fast.data.moments import MomentRows
 from sgg_fast.train.buckets import Bucket
 from sgg_fast.train.engines.base import StepResult, resolve_precision
+from sgg_fast.train.engines.behind import Behind, goes_behind
 from sgg_fast.train.engines.state import Whole, in_matmul_precision
 from sgg_fast.train.optim.adam_flat import FlatAdam, Gradients
 from sgg_fast.train.optim.groups import set_lr
@@ -59,7 +62,7 @@ WARM_UP_STEPS = 3
 RATES_PLACE = 1
 """Index in the table's last row, behind the step: each group's learning rate, its bits stored as an integer."""
 
-Part = tuple[Callable[[], Gradients | None], ...]
+Part = tuple[Callable[[], list[Gradients] | None], ...]
 """Functions that one graph runs."""
 
 
@@ -119,6 +122,9 @@ class CapturedEngine(Whole):
     def __init__(self, module: Stage, device: torch.device) -> None:
         super().__init__(module, device, flat=True)
         self.device, self.execution, self.num_micro = device, "captured as CUDA graphs", module.num_micro
+        self.behind = Behind(self.optimizer) if goes_behind(module.config.optim, self.num_processes) else None
+        if self.behind:
+            self.execution += ", the optimiser behind backward"
         self.buckets, self._rows = module.buckets(), module.cache.moments
         num_rates = len(self.optimizer.param_groups)
         self._rates = slice(RATES_PLACE, RATES_PLACE + num_rates)
@@ -148,7 +154,7 @@ class CapturedEngine(Whole):
         """Bucket that is warmed up -> shape of the table of its gradients."""
         self._runs: dict[Bucket, list[Callable[[], object]]] = {}
         self._pool: Any = None
-        self._stream = torch.cuda.Stream(device) if pinned else None
+        self._stream = torch.cuda.Stream(device, priority=-1) if pinned else None
         self.capture: Callable[[Bucket, torch.Tensor], list[Callable[[], object]]] | None = None
         """What makes a bucket's graphs; None where steps run eagerly."""
         if pinned:
@@ -204,10 +210,11 @@ class CapturedEngine(Whole):
         row = self._row.unbind()
         return dict(zip(losses, row, strict=False)), dict(zip(chance, row[len(losses) :], strict=True))
 
-    def add(self, bucket: Bucket, first: bool, last: bool = False) -> None:
+    def add(self, bucket: Bucket, first: bool, last: bool = False, addresses: torch.Tensor | None = None) -> None:
         """Run forward and backward of a micro-batch and add its gradients and terms; the first one overwrites.
 
-        The last one sums the gradients over the processes.
+        The last one sums the gradients over the processes, or updates the weights behind backward. addresses: as in
+        `apply`.
         """
         if isinstance(self._rows, MomentRows):
             self._rows.current = self._staged
@@ -216,12 +223,15 @@ class CapturedEngine(Whole):
             self.optimizer.begin()
         with self.autocast():
             terms = self.module.packed_terms(self._table, bucket)
+        if self.behind:
+            self.behind.addresses = addresses
+        in_order = (self.gradient_sum or self.behind) if last else None
+        if in_order:
+            in_order.expect()
         # A loss that is not finite can have finite gradients. Times NaN they are not, and the step is skipped.
-        if last and self.gradient_sum:
-            self.gradient_sum.expect()
         terms.total.backward(terms.total.detach() * 0 + 1 / (self.num_micro * self.num_processes))
-        if last and self.gradient_sum:
-            self.gradient_sum.finish()
+        if in_order:
+            in_order.finish()
         row = torch.stack([*terms.losses.values(), *terms.chance.values()])
         if self._sum is None:
             self._sum, self._row = torch.zeros_like(row), torch.zeros_like(row)
@@ -232,17 +242,21 @@ class CapturedEngine(Whole):
             self._sum.add_(row)
 
     @torch.no_grad()
-    def apply(self, addresses: torch.Tensor | None) -> Gradients:
+    def apply(self, addresses: torch.Tensor | None) -> list[Gradients]:
         """Run the optimiser's step; if it is applied, update the mean terms. Returns the gradients and releases them.
 
-        addresses: the optimiser's table on the device, which may be filled later; None builds it from the gradients.
+        The gradients are those of each update. addresses: the optimiser's table on the device, which may be filled
+        later; None builds it from the gradients.
         """
         optimizer = self.optimizer
         assert self._sum is not None and self._row is not None
-        gradients = optimizer.gradients()
-        if addresses is None:
-            addresses = optimizer.table(gradients).to(self.device)
-        optimizer.launch(gradients, addresses)
+        if self.behind:
+            gradients = self.behind.taken()
+            optimizer.sum_up()
+        else:
+            gradients = [optimizer.gradients()]
+            table = self._table_of(gradients).to(self.device) if addresses is None else addresses
+            optimizer.launch(gradients[0], table)
         mean, applied = self._sum / self.num_micro, optimizer.applied
         self._row.copy_(torch.where(applied > 0, mean, self._row))
         self._outcome.copy_(torch.stack([applied, mean[0]]))
@@ -253,9 +267,9 @@ class CapturedEngine(Whole):
         """The parts of a step in order; a part that repeats is captured once. A single micro-batch needs one graph."""
         apply = partial(self.apply, addresses)
         if self.num_micro == 1:
-            return [(partial(self.add, bucket, True, True), apply)]
+            return [(partial(self.add, bucket, True, True, addresses), apply)]
         first, further = partial(self.add, bucket, True, False), partial(self.add, bucket, False, False)
-        last = partial(self.add, bucket, False, True) if self.gradient_sum else further
+        last = partial(self.add, bucket, False, True, addresses) if self.gradient_sum or self.behind else further
         return [(first,), *[(further,)] * (self.num_micro - 2), (last,), (apply,)]
 
     def warm_up(self, bucket: Bucket) -> torch.Tensor:
@@ -269,7 +283,11 @@ class CapturedEngine(Whole):
                     gradients = run_part(part)
         self.optimizer.scale_by(1)
         assert gradients is not None
-        return self.optimizer.table(gradients)
+        return self._table_of(gradients)
+
+    def _table_of(self, gradients: list[Gradients]) -> torch.Tensor:
+        """The host's table of the gradients of all updates."""
+        return torch.cat([self.optimizer.table(each) for each in gradients])
 
     def _prepare(self, bucket: Bucket) -> list[Callable[[], object]]:
         """The functions that run a step of a bucket: its graphs, or the step itself if it is not captured."""
@@ -286,6 +304,9 @@ class CapturedEngine(Whole):
             if before is not None:  # torch leaves the capture's stream current if ending a capture fails
                 torch.cuda.set_stream(before)
                 torch.cuda.synchronize(self.device)
+            for in_order in (self.gradient_sum, self.behind):
+                if in_order:
+                    in_order.forget()
             self.optimizer.zero_grad(set_to_none=True)  # the remaining gradients lie in the memory of the graph
             self.capture = None
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -330,13 +351,13 @@ class CapturedEngine(Whole):
                 gradients = run_part(part)
             self._pool = self._pool or graphs[part].pool()
         assert gradients is not None
-        addresses.copy_(self.optimizer.table(gradients))
+        addresses.copy_(self._table_of(gradients))
         torch.cuda.synchronize(self.device)
         self._address_tables.append(addresses)  # the graph reads the table as long as the graph lives
         return [graphs[part].replay for part in parts]
 
 
-def run_part(part: Part) -> Gradients | None:
+def run_part(part: Part) -> list[Gradients] | None:
     """Call the functions in order; returns the result of the last one."""
     return [function() for function in part][-1]
 

@@ -26,6 +26,7 @@ from sgg_fast.nn.clip import embed_images
 from sgg_fast.nn.fuse import fuse_for
 from sgg_fast.train.assemble import assemble, called_models
 from sgg_fast.train.engines.base import resolved
+from sgg_fast.train.engines.behind import goes_behind
 from sgg_fast.train.engines.captured import WARM_UP_STEPS
 from sgg_fast.train.memory import zero
 from sgg_fast.train.memory.allocator import GRAPHS, CachingAllocator, Event
@@ -161,7 +162,8 @@ class Planner:
         title = (
             f"fine-tuning {config.run.recipe} with {self.foundation.source} at {side} x {side}, "
             f"batch {batch}{f' x {micro}' if micro > 1 else ''}, "
-            f"{self.layout.describe()}, on {'a GPU' if self.layout.device == 'cuda' else 'the CPU'}"
+            f"{self.layout.describe()}{', optimiser behind backward, all gradients kept' if self._is_behind else ''}, "
+            f"on {'a GPU' if self.layout.device == 'cuda' else 'the CPU'}"
         )
         plan = MemoryPlan(title, resident, moments, host)
         return dataclasses.replace(plan, gaps=self._gaps(plan, batch)) if on_gpu else plan
@@ -222,6 +224,11 @@ class Planner:
         if layout.device != "cuda" or not layout.is_flat or layout.precision == "fp16" or not config.run.cuda_graphs:
             return False
         return self._backend == "triton"
+
+    @property
+    def _is_behind(self) -> bool:
+        """Whether weights are updated behind backward, which keeps the gradients of the whole step."""
+        return self._is_captured and goes_behind(self.config.optim, self.layout.world_size)
 
     def _gaps(self, plan: MemoryPlan, batch: int) -> int:
         """Bytes of the allocator's segments beyond the peak, by its own arithmetic on what the run allocates."""

@@ -2,16 +2,16 @@
 
 State in 32 and 8 bits computes what bitsandbytes computes, on our kernels; state in 4 bits is torchao's, and factored
 second moments are Adafactor's (`adam_state.py`). Weights are fp32, or bf16 (rounded stochastically, or with their
-low halves kept). It steps all weights after backward, or each one inside backward. Gradients are read where backward
-left them. Nothing is read back, so the step can be captured. Its checkpoints have bitsandbytes' format, and with 8 and
-32 bits each optimiser loads the other's. Letters: G groups, K chunks, U updates that count for themselves: one, or one
-a weight.
+low halves kept). It steps all weights after backward, or each one inside backward, or some at a time for a caller
+(`engines.behind`). Gradients are read where backward left them. Nothing is read back, so the step can be captured. Its
+checkpoints have bitsandbytes' format, and with 8 and 32 bits each optimiser loads the other's. Letters: G groups, K
+chunks, U rows of counts: one, or one a weight.
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,6 @@ from torch import nn
 from sgg_fast import ops
 from sgg_fast.ops import adam as op
 from sgg_fast.train.optim.adam_state import FlatGroup
-from sgg_fast.train.optim.flat import flat_gradient
 
 QUANT_STATE = "__bnb_optimizer_quant_state__"
 """Key of a parameter's tensors in bitsandbytes' state_dict."""
@@ -37,6 +36,7 @@ class FlatAdam(torch.optim.Optimizer):
 
     * `gradients()` after backward. `table` of them gives the host's table [K, 3]. `launch` of them and the table on the
       device is the step itself; it may be captured with a table that is filled later.
+    * After `apart`, `update` of some weights' gradients, their table and their row; then `sum_up`.
     * With `in_backward` also `begin()` and the rates before backward. Afterwards no gradient is left, the table is
       empty, and `launch` only sums up what the updates decided.
     * `rates`: fp32 [G] on the device, a learning rate for each of `param_groups`. `send_rates()`, which `step()` calls,
@@ -69,18 +69,37 @@ class FlatAdam(torch.optim.Optimizer):
         self._groups = [FlatGroup(group, (64 * seed + g) % 2**31, split) for g, group in enumerate(self.param_groups)]
         device = self._groups[0].flat.buffer.device
         self._places = [(g, i) for g, group in enumerate(self._groups) for i in range(len(group.flat.parameters))]
-        num_updates = len(self._places) if in_backward else 1
-        self._steps_U4 = torch.zeros(num_updates, 4, dtype=torch.int32, device=device)  # 16 bytes each, for the kernels
-        self._controls_U8 = torch.zeros(num_updates, op.CONTROL_SIZE, device=device)
-        self.control = torch.zeros(op.CONTROL_SIZE, device=device) if in_backward else self._controls_U8[0]
-        self.in_backward = in_backward
+        self._rows = [0] * len(self._places)
+        """Row of counts of each weight."""
+        self._steps_U4 = torch.zeros(1, 4, dtype=torch.int32, device=device)  # 16 bytes each, for the kernels
+        self._controls_U8 = torch.zeros(1, op.CONTROL_SIZE, device=device)
+        self.control = self._controls_U8[0]
+        self.in_backward, self.is_apart = in_backward, False
         self.waits = False
         """Whether updates in backward are left to a caller of `step_one`, who has the gradients of all processes."""
         self.scale_by(1)
         self._rates_G4 = torch.zeros(len(self._groups), 4, device=device)
         self._known_rates: list[float] = []
         if in_backward:
+            self.apart()
             self._step_in_backward()
+
+    def apart(self) -> None:
+        """Before the first step: give each weight a row of counts, by which it is decided apart."""
+        self._rows, self.is_apart = list(range(len(self._places))), True
+        self._steps_U4, self._controls_U8 = (
+            counts.repeat(len(self._rows), 1) for counts in (self._steps_U4, self._controls_U8)
+        )
+        self.control = torch.zeros_like(self.control)
+
+    def unite(self, numbers: Sequence[int]) -> None:
+        """Decide on these weights together, by the row of the first one, from the largest number of steps on."""
+        index = torch.tensor(numbers, device=self.rates.device)
+        most = self.num_steps[index].argmax().view(1)
+        for counts in (self._steps_U4, self._controls_U8):
+            counts[index] = counts[index][most]
+        for number in numbers:
+            self._rows[number] = numbers[0]
 
     @property
     def rates(self) -> torch.Tensor:
@@ -99,7 +118,7 @@ class FlatAdam(torch.optim.Optimizer):
 
     @property
     def num_steps(self) -> torch.Tensor:
-        """int32 [U] on the device: the numbers of applied steps."""
+        """int32 [U] on the device: the numbers of applied steps, for each row."""
         return self._steps_U4[:, 0]
 
     def scale_by(self, factor: float) -> None:
@@ -137,8 +156,8 @@ class FlatAdam(torch.optim.Optimizer):
             parameter.register_post_accumulate_grad_hook(partial(_step_by, own, number))
 
     def begin(self) -> None:
-        """Before backward: forget what the last step's updates in backward decided."""
-        if self.in_backward:
+        """Before backward: forget what the last step's updates decided."""
+        if self.is_apart:
             self._controls_U8[:, op.APPLIED] = 1
             self._controls_U8[:, op.NORM] = 0
 
@@ -146,22 +165,20 @@ class FlatAdam(torch.optim.Optimizer):
     def step_one(self, number: int) -> None:
         """Step one weight, counted over all groups, by its gradient, and free that. A few launches, no copy."""
         g, i = self._places[number]
-        group, parameter = self._groups[g], self._groups[g].flat.parameters[i]
-        grad = flat_gradient(parameter)
-        table = torch.add(self._tables[number], self._address, alpha=grad.data_ptr())
-        offsets = [group.flat.offsets[i]]
-        part = op.GroupGrads([grad], offsets, table, group.shapes(offsets))
-        control, step = self._controls_U8[number], self._steps_U4[number, :1]
-        op.adam_decide_([part], control, step, self.hyper)
-        op.adam_update_(group.weights, group.moments, part, control, self._rates_G4[g], step, self.hyper)
-        parameter.grad = None
+        gradients = self.gradients([number])
+        ((grad,), _) = gradients[g]
+        self.update(gradients, torch.add(self._tables[number], self._address, alpha=grad.data_ptr()), number)
+        self._groups[g].flat.parameters[i].grad = None
 
     def _backend(self) -> str:
         return ops.backend_for(self.rates.device, torch.float32)
 
-    def gradients(self) -> Gradients:
-        """The gradients that exist."""
-        return [group.flat.gradients() for group in self._groups]
+    def gradients(self, numbers: Iterable[int] | None = None) -> Gradients:
+        """The gradients that exist, of all weights or of those with these numbers, counted over all groups."""
+        if numbers is None:
+            return [group.flat.gradients() for group in self._groups]
+        places = [self._places[number] for number in numbers]
+        return [group.flat.gradients(i for h, i in places if h == g) for g, group in enumerate(self._groups)]
 
     def table(self, gradients: Gradients) -> torch.Tensor:
         """The table of the gradients' addresses, on the host."""
@@ -169,24 +186,39 @@ class FlatAdam(torch.optim.Optimizer):
         pairs = zip(gradients, self._groups, strict=True)
         return torch.cat([op.chunk_table(*part, backend, group.numbers(part[1])) for part, group in pairs])
 
+    def lengths(self, gradients: Gradients) -> list[int]:
+        """K of each group's part of the table."""
+        backend, pairs = self._backend(), zip(gradients, self._groups, strict=True)
+        return [op.num_chunks([g.numel() for g in found], backend, group.factored) for (found, _), group in pairs]
+
     def launch(self, gradients: Gradients, table: torch.Tensor) -> None:
         """Run the step from device memory; it may be captured, with a table that is filled later."""
-        if self.in_backward:
-            self.control[op.APPLIED] = self._controls_U8[:, op.APPLIED].amin()
-            self.control[op.NORM] = torch.linalg.vector_norm(self._controls_U8[:, op.NORM])
-            return
-        backend = self._backend()
+        if self.is_apart:
+            self.sum_up()
+        else:
+            self.update(gradients, table, 0)
+
+    def sum_up(self) -> None:
+        """Put what the step's updates decided apart into `control`."""
+        self.control[op.APPLIED] = self._controls_U8[:, op.APPLIED].amin()
+        self.control[op.NORM] = torch.linalg.vector_norm(self._controls_U8[:, op.NORM])
+
+    def update(self, gradients: Gradients, table: torch.Tensor, row: int) -> None:
+        """Decide on these gradients by a row of counts, and update their weights; there must be some."""
         pairs = list(zip(gradients, self._groups, strict=True))
-        lengths = [op.num_chunks([g.numel() for g in found], backend, group.factored) for (found, _), group in pairs]
         given = [
             op.GroupGrads(*part, of_part, group.shapes(part[1]))
-            for (part, group), of_part in zip(pairs, table.split(lengths), strict=True)
+            for (part, group), of_part in zip(pairs, table.split(self.lengths(gradients)), strict=True)
         ]
-        control, step = self.control, self._steps_U4[0, :1]
+        control, step = self._controls_U8[row], self._steps_U4[row, :1]
         op.adam_decide_([part for part in given if part.grads], control, step, self.hyper)
         for group, part, rate in zip(self._groups, given, self._rates_G4, strict=True):
             if part.grads:
                 op.adam_update_(group.weights, group.moments, part, control, rate, step, self.hyper)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """All parameters by their numbers."""
+        return [parameter for _, _, parameter in self._parameters()]
 
     def split_weights(self) -> Iterator[tuple[nn.Parameter, torch.Tensor]]:
         """Each weight that is kept in two halves, with its fp32 numbers in CPU memory."""
@@ -204,16 +236,16 @@ class FlatAdam(torch.optim.Optimizer):
         packed["state"] = {
             number: {"step": step, QUANT_STATE: group.state_of(i), **group.torch_state_of(i)}
             for number, (group, i, _) in enumerate(self._parameters())
-            if (step := steps[number % len(steps)])
+            if (step := steps[self._rows[number]])
         }
-        return {**packed, "control": self._controls_U8}
+        return {**packed, "control": self._controls_U8.cpu()[self._rows]}
 
     @torch.no_grad()
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load a result of `state_dict`, or of bitsandbytes' Adam8bit, for parameters of equal sizes and groups.
 
-        A parameter without saved state starts from zero. All continue from the largest number of steps, unless each
-        counts its own. Raises ValueError if the state does not fit.
+        A parameter without saved state starts from zero. Those of a row continue from their largest number of steps.
+        Raises ValueError if the state does not fit.
         """
         saved_groups = state_dict["param_groups"]
         if [len(g["params"]) for g in saved_groups] != [len(g["params"]) for g in self.param_groups]:
@@ -228,12 +260,14 @@ class FlatAdam(torch.optim.Optimizer):
                 group.load(i, saved)
         for own, saved_group in zip(self.param_groups, saved_groups, strict=True):
             own.update({name: saved_group[name] for name in ("lr", "base_lr") if name in saved_group})
-        counts_U = torch.tensor(steps if len(self._steps_U4) > 1 else [max(steps)])
+        most = {self._rows[k]: k for k in sorted(range(len(steps)), key=steps.__getitem__)}
+        chosen_U = [most[row] for row in self._rows[: len(self._steps_U4)]]
+        counts_U = torch.tensor(steps)[chosen_U]
         self.num_steps.copy_(counts_U)
         for place, beta in (op.CORRECTION_1, self.hyper.beta_1), (op.CORRECTION_2, self.hyper.beta_2):
             self._controls_U8[:, place] = (1 - beta ** counts_U.double()).to(self._controls_U8)
-        if state_dict.get("control", self.rates).shape == self._controls_U8.shape:
-            self._controls_U8.copy_(state_dict["control"])
+        if (control := state_dict.get("control")) is not None:
+            self._controls_U8.copy_(control.expand(len(steps), -1)[chosen_U])
         self._known_rates = []
 
 

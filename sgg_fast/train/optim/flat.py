@@ -71,14 +71,11 @@ class FlatParameters:
             place = self.buffer.as_strided(parameter.shape, parameter.stride(), offset)
             parameter.data = place.copy_(parameter.data)
 
-    def gradients(self) -> tuple[list[torch.Tensor], list[int]]:
-        """The gradients that exist, each flat in the memory order of its parameter, and their offsets."""
-        found = [
-            (flat_gradient(p), offset)
-            for p, offset in zip(self.parameters, self.offsets, strict=True)
-            if p.grad is not None
-        ]
-        return [grad for grad, _ in found], [offset for _, offset in found]
+    def gradients(self, indices: Iterable[int] | None = None) -> tuple[list[torch.Tensor], list[int]]:
+        """The gradients that exist, of all parameters or of these: flat in memory order, and their offsets."""
+        chosen = range(len(self.parameters)) if indices is None else indices
+        there = [i for i in chosen if self.parameters[i].grad is not None]
+        return [flat_gradient(self.parameters[i]) for i in there], [self.offsets[i] for i in there]
 
 
 def flat_gradient(parameter: torch.Tensor) -> torch.Tensor:

@@ -72,9 +72,9 @@ def sums_in_buckets() -> None:
             assert p.grad is not None and p.grad.equal(want) and p.grad.dtype == p.dtype
             assert p.grad.stride() == p.stride() and p.grad.storage_offset() * p.element_size() % 16 == 0
             p.grad = None
-    assert gradients._buckets is not None and len(gradients._buckets) > 3
-    assert {len(bucket) for bucket in gradients._buckets} > {1}, "some weights share a bucket"
-    assert begun[0] == 0 < begun[1] == begun[2] < len(gradients._buckets)
+    assert gradients.buckets is not None and len(gradients.buckets) > 3
+    assert {len(bucket) for bucket in gradients.buckets} > {1}, "some weights share a bucket"
+    assert begun[0] == 0 < begun[1] == begun[2] < len(gradients.buckets)
 
 
 def sums_once_for_several_micro_batches() -> None:

@@ -6,22 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from support.cases import processes
 from support.forks import Child, ForkServer
 from support.tiny_runs import flags, rows, same_weights, train
 from support.zero_runs import launch
-
-from sgg_fast.train.engines.all_reduce import buckets_of
-
-FP32, BF16 = torch.float32, torch.bfloat16
-
-
-def test_buckets_fill_in_the_order_of_backward_one_type_each():
-    sizes = [(4, FP32), (4, FP32), (2, BF16), (90, FP32), (2, BF16), (4, FP32)]
-    assert buckets_of(sizes, [5, 4, 3, 2, 1, 0], 8) == [[3], [5, 1], [4, 2], [0]]
-    assert buckets_of(sizes, [0, 1, 2, 3, 4, 5], 8) == [[0, 1], [3], [2, 4], [5]]
-    assert buckets_of(sizes, range(6), 1000) == [[0, 1, 3, 5], [2, 4]]
 
 
 def test_gradients_of_two_processes_are_summed_to_the_bit():

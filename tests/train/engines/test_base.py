@@ -67,6 +67,19 @@ def test_the_plan_says_what_auto_became():
     assert ["two halves" in title for title in titles] == [True, False, False]
 
 
+@pytest.mark.parametrize(
+    ("device", "changes", "behind"),
+    [("cuda", {}, False), ("cuda", {"max_grad_norm": 0.0}, True), ("cpu", {"max_grad_norm": 0.0}, False),
+     ("cuda", {"max_grad_norm": 0.0, "cuda_graphs": False}, False)],
+)  # fmt: skip
+def test_the_plan_says_that_updates_run_behind_backward(device, changes, behind):
+    """They keep all gradients, so the sizes are those of an update after it."""
+    plan, clipped = (Planner(recipe("toy", **{**TINY, **given}), None, device).plan(2) for given in (changes, {}))
+    assert ("optimiser behind backward, all gradients kept" in plan.title) == behind
+    if changes.keys() == {"max_grad_norm"}:
+        assert plan.moments == clipped.moments
+
+
 def test_a_run_saves_what_auto_became_and_a_resumed_one_keeps_it(tmp_path):
     trainer(tmp_path, "finetune", weights="split", finetune_steps=1).train()
     went_on = trainer(tmp_path, "finetune", finetune_steps=2)
