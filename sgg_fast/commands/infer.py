@@ -38,7 +38,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--base", metavar="MODEL", help="folder or hub id of the base of a LoRA run, if it lies elsewhere now")
     add("--seed", type=int, help="the same seed gives the same picture, and every graph the same noise (0)")
     add("--deterministic", action="store_true",
-        help="on a GPU: the same bytes in every process; without it a seed's picture may differ by rounding")  # fmt: skip
+        help="on a GPU: the same bytes in every process; else a seed's picture may differ by rounding")  # fmt: skip
     add("--num-images", type=int, default=1, metavar="N", help="pictures of each graph, from seeds that count on (1)")
     add("--steps", type=int, help="denoising steps (as the model's recipe)")
     add("--guidance", type=float, help="how hard the graph pulls, 1 for no guidance (as the model's recipe)")
@@ -52,7 +52,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--explain", action="store_true", help="also write -explain.png, where each object and relation had attention")
     add("--grid", action="store_true", help="also write all pictures on one sheet")
     add("--compile", action="store_true",
-        help="draw by torch.compile: a minute or more before the first picture of a size, for many pictures")  # fmt: skip
+        help="draw by torch.compile, for many pictures: a minute or more before the first of a size")  # fmt: skip
     add("--batch-size", type=int, default=8, metavar="N", help="pictures at a time (8); fewer take less memory")
     add(
         "--overwrite",

@@ -25,8 +25,11 @@ def conditions(guidance: float, relation_guidance: float = 0.0) -> tuple[str, ..
     return ("null",) * (guidance != 1) + ("bare",) * (relation_guidance != 0) + ("given",)
 
 
+Weight = float | torch.Tensor
+
+
 def guided(
-    predicted: torch.Tensor, asked: Sequence[str], guidance: float | torch.Tensor, relation_guidance: float | torch.Tensor
+    predicted: torch.Tensor, asked: Sequence[str], guidance: Weight, relation_guidance: Weight = 0.0
 ) -> torch.Tensor:
     """Guided prediction [B, ..] from the predictions [k B, ..] for the `conditions`; both guidances may be tensors [].
 
