@@ -68,12 +68,15 @@ class AttentionPlacement:
         visible_E = ((box_E4[:, 2:] - box_E4[:, :2]) >= LEAST_SIDE).all(dim=1)
         counts_E = own_E & (batch.relation_pooled == 0) & visible_E & kept_B[graph_E]
         within_E = torch.arange(batch.num_relations, device=graph_E.device) - batch.relation_ptr.long()[graph_E]
-        token_E = (within_E + FIRST_TRIPLE).clamp(0, mask_BT.shape[1] - 1)
+        # Later tokens are padding, or the null condition's, and that does not count.
+        num_tokens = min(FIRST_TRIPLE + int(batch.sizes[:, 1].max()), mask_BT.shape[1])
+        token_E = (within_E + FIRST_TRIPLE).clamp(0, num_tokens - 1)
         weight_E = sample_shares(counts_E, batch, len(sample_B))
         loss, even = weight_E.new_zeros(()), weight_E.new_zeros(())
         coverage: dict[int, torch.Tensor] = {}  # by number of pixels: layers of one resolution share it
         for layer in self.layers:
-            map_BPT = _weights(self._seen.pop(layer.to_q), self._seen.pop(layer.to_k), layer, mask_BT)
+            q_BPC, k_BTC = self._seen.pop(layer.to_q), self._seen.pop(layer.to_k)[:, :num_tokens]
+            map_BPT = _weights(q_BPC, k_BTC, layer, mask_BT[:, :num_tokens])
             map_EP = map_BPT[graph_E, :, token_E]
             num_places = map_EP.shape[1]
             if num_places not in coverage:
@@ -89,7 +92,7 @@ class AttentionPlacement:
 def _weights(q_BPC: torch.Tensor, k_BTC: torch.Tensor, layer: nn.Module, mask_BT: torch.Tensor) -> torch.Tensor:
     """[B, P, T] fp32 attention weights, mean over heads."""
     query_BHPC, key_BHTC = (x.unflatten(-1, (layer.heads, -1)).transpose(1, 2).float() for x in (q_BPC, k_BTC))
-    score_BHPT = query_BHPC @ key_BHTC.transpose(-1, -2) * layer.scale
+    score_BHPT = query_BHPC @ (layer.scale * key_BHTC).transpose(-1, -2)
     return score_BHPT.masked_fill(~mask_BT[:, None, None], -torch.inf).softmax(dim=-1).mean(dim=1)
 
 
