@@ -4,7 +4,7 @@ At high noise the picture does not show positions yet, so attention to an object
 Without this loss the UNet learns positions last: a token with a position is useless until the UNet's pixels
 distinguish left from right. The loss trains the share of a token's attention that falls into its box (after the token
 loss of TokenCompose, Wang et al., CVPR 2024, with boxes for masks). Inference needs no boxes.
-Letters: B images, T context tokens, H heads, P = h w pixels of a layer, E relations of the batch, N objects of the set.
+Letters: B images, T context tokens, A = B x heads, P = h w pixels of a layer, E relations of the batch, N objects of the set.
 """
 
 from __future__ import annotations
@@ -91,9 +91,12 @@ class AttentionPlacement:
 
 def _weights(q_BPC: torch.Tensor, k_BTC: torch.Tensor, layer: nn.Module, mask_BT: torch.Tensor) -> torch.Tensor:
     """[B, P, T] fp32 attention weights, mean over heads."""
-    query_BHPC, key_BHTC = (x.unflatten(-1, (layer.heads, -1)).transpose(1, 2).float() for x in (q_BPC, k_BTC))
-    score_BHPT = query_BHPC @ (layer.scale * key_BHTC).transpose(-1, -2)
-    return score_BHPT.masked_fill(~mask_BT[:, None, None], -torch.inf).softmax(dim=-1).mean(dim=1)
+    heads = layer.heads
+    query_APC, key_ATC = (x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1).float() for x in (q_BPC, k_BTC))
+    bias_BT = torch.zeros_like(mask_BT, dtype=query_APC.dtype).masked_fill(~mask_BT, -torch.inf)
+    bias_APT = bias_BT.repeat_interleave(heads, dim=0)[:, None].expand(-1, query_APC.shape[1], -1)
+    score_APT = torch.baddbmm(bias_APT, query_APC, key_ATC.transpose(1, 2), alpha=layer.scale)
+    return score_APT.softmax(dim=-1).unflatten(0, (-1, heads)).mean(dim=1)
 
 
 def _coverage(box_E4: torch.Tensor, height: int, width: int) -> torch.Tensor:
