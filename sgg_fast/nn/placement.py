@@ -4,7 +4,8 @@ At high noise the picture does not show positions yet, so attention to an object
 Without this loss the UNet learns positions last: a token with a position is useless until the UNet's pixels
 distinguish left from right. The loss trains the share of a token's attention that falls into its box (after the token
 loss of TokenCompose, Wang et al., CVPR 2024, with boxes for masks). Inference needs no boxes.
-Letters: B images, T context tokens, A = B x heads, P = h w pixels of a layer, E relations of the batch, N objects of the set.
+Letters: B images, T context tokens, A = B x heads, P = h w pixels of a layer, E relations of the batch, N objects of
+the set.
 """
 
 from __future__ import annotations
