@@ -1,9 +1,9 @@
 """Measures the toy's step and pictures for `benchmarks.cpu`.
 
-Fine-tuning: the trainer's engine with the toy's settings, all of its losses, graphs of the toy's largest size, and cached
-latents and embeddings, against diffusers' recipe in fp32 (image and text encoders in the loop) with torch's AdamW as the
-recipe calls it, and fused. Drawing: infer.py's pipeline against diffusers' with the same context, computed beforehand;
-ours keeps it after the first picture.
+Fine-tuning: the trainer's engine with the toy's settings, all of its losses, graphs of the toy's largest size, and
+cached latents and embeddings, against diffusers' recipe in fp32 (image and text encoders in the loop) with torch's
+AdamW as the recipe calls it, and fused. Drawing: infer.py's pipeline against diffusers' with the same context, computed
+beforehand; ours keeps it after the first picture.
 """
 
 from __future__ import annotations
