@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -90,7 +91,7 @@ class AttentionPlacement:
         return loss / len(self.layers), even / len(self.layers)
 
 
-def _weights(q_BPC: torch.Tensor, k_BTC: torch.Tensor, layer: nn.Module, mask_BT: torch.Tensor) -> torch.Tensor:
+def _weights(q_BPC: torch.Tensor, k_BTC: torch.Tensor, layer: Any, mask_BT: torch.Tensor) -> torch.Tensor:
     """[B, P, T] fp32 attention weights, mean over heads."""
     heads = layer.heads
     query_APC, key_ATC = (x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1).float() for x in (q_BPC, k_BTC))
