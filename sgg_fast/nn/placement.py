@@ -74,11 +74,13 @@ class AttentionPlacement:
         num_tokens = min(FIRST_TRIPLE + int(batch.sizes[:, 1].max()), mask_BT.shape[1])
         token_E = (within_E + FIRST_TRIPLE).clamp(0, num_tokens - 1)
         weight_E = sample_shares(counts_E, batch, len(sample_B))
+        mask_BT = mask_BT[:, :num_tokens]
+        bias_BT = torch.zeros_like(mask_BT, dtype=torch.float32).masked_fill(~mask_BT, -torch.inf)
         loss, even = weight_E.new_zeros(()), weight_E.new_zeros(())
         coverage: dict[int, torch.Tensor] = {}  # by number of pixels: layers of one resolution share it
         for layer in self.layers:
             q_BPC, k_BTC = self._seen.pop(layer.to_q), self._seen.pop(layer.to_k)[:, :num_tokens]
-            map_BPT = _weights(q_BPC, k_BTC, layer, mask_BT[:, :num_tokens])
+            map_BPT = _weights(q_BPC, k_BTC, layer, bias_BT)
             map_EP = map_BPT[graph_E, :, token_E]
             num_places = map_EP.shape[1]
             if num_places not in coverage:
@@ -91,13 +93,12 @@ class AttentionPlacement:
         return loss / len(self.layers), even / len(self.layers)
 
 
-def _weights(q_BPC: torch.Tensor, k_BTC: torch.Tensor, layer: Any, mask_BT: torch.Tensor) -> torch.Tensor:
+def _weights(q_BPC: torch.Tensor, k_BTC: torch.Tensor, layer: Any, bias_BT: torch.Tensor) -> torch.Tensor:
     """[B, P, T] fp32 attention weights, mean over heads."""
     heads = layer.heads
     query_APC, key_ATC = (x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1).float() for x in (q_BPC, k_BTC))
-    bias_BT = torch.zeros_like(mask_BT, dtype=query_APC.dtype).masked_fill(~mask_BT, -torch.inf)
-    bias_APT = bias_BT.repeat_interleave(heads, dim=0)[:, None].expand(-1, query_APC.shape[1], -1)
-    score_APT = torch.baddbmm(bias_APT, query_APC, key_ATC.transpose(1, 2), alpha=layer.scale)
+    bias_A1T = bias_BT[:, None].expand(-1, heads, -1).flatten(0, 1)[:, None]
+    score_APT = torch.baddbmm(bias_A1T, query_APC, key_ATC.transpose(1, 2), alpha=layer.scale)
     return score_APT.softmax(dim=-1).unflatten(0, (-1, heads)).mean(dim=1)
 
 
