@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,8 @@ from diffusers.image_processor import VaeImageProcessor
 from transformers import CLIPModel, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from sgg_fast.commands import NotFiniteError
-from sgg_fast.diffusion.captured import CapturedUNet
+from sgg_fast.diffusion.captured import CapturedUNet, watched
+from sgg_fast.diffusion.compiled import CompiledUNet
 from sgg_fast.diffusion.sampling import conditions, sample_latents
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
 from sgg_fast.model_card import write_card
@@ -24,11 +25,14 @@ from sgg_fast.nn import loading, lora
 from sgg_fast.nn.backbone import Backbone, added
 from sgg_fast.nn.clip import TextTowers, embed_names
 from sgg_fast.nn.conditioners import Conditioner
-from sgg_fast.nn.fuse import fuse_for
+from sgg_fast.nn.fuse import fuse_for, unfuse
 from sgg_fast.nn.lora.methods import LoraMethods
 from sgg_fast.nn.pipeline_parts import PARTS, load_pipeline_parts
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
+
+MAX_KEPT = 8
+"""Most kept conditions; the oldest is removed first."""
 
 
 class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
@@ -49,6 +53,12 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
     capture_unet: str = "auto"
     """The UNet's step as a CUDA graph: auto (if it can be captured), on (or ValueError), off. CUDA-graph replay
     bypasses Python hooks of the UNet: use off with hooks."""
+    compile_unet: bool = False
+    """Run the UNet by torch.compile, in place of the fused kernels. A compiled UNet is captured, too."""
+    deterministic: bool = False
+    """The same numbers in every process on a GPU: cuDNN does not try its algorithms before a capture."""
+    keep_conditions: bool = False
+    """Keep the conditions of the last graphs for the next calls. The weights of the encoders must not change."""
 
     def __init__(
         self,
@@ -82,6 +92,8 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._interrupt, self._guidance_scale = False, guidance
         self._captured = CapturedUNet()
+        self._compiled: CompiledUNet | None = None
+        self._kept: dict[Hashable, tuple[torch.Tensor, ...]] = {}
 
     @property
     def towers(self) -> TextTowers | None:
@@ -116,16 +128,20 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         the pooled vectors [k B, K].
 
         With `guided` the B rows of the null condition are first; with `relation_guided` the graphs without their
-        relations follow; the graphs' own rows are last.
+        relations follow; the graphs' own rows are last. Equal graphs are encoded once.
         """
         bare = [SceneGraph(graph.objects) for graph in graphs] if relation_guided else []
+        content = [_content(graph) for graph in (*bare, *graphs) for _ in range(num_images_per_prompt)]
+        distinct = [SceneGraph(*of_graph) for of_graph in dict.fromkeys(content)]
         table = NameTable()
-        batch = SceneGraphBatch.from_graphs([*bare, *graphs], table).to(self._execution_device)
+        batch = SceneGraphBatch.from_graphs(distinct, table).to(self._execution_device)
         raw = embed_names(self.graph_clip, self.graph_tokenizer, table.spoken()).to(self.graph_encoder.device)
-        said = self.graph_encoder.read([*bare, *graphs], table, self.towers)
+        said = self.graph_encoder.read(distinct, table, self.towers)
         given = self.graph_encoder(self.graph_encoder.names_of(table, raw), batch, said)
         own = [x for x in (given.context, given.mask, given.pooled) if x is not None]
-        own = [x.repeat_interleave(num_images_per_prompt, dim=0) for x in own]
+        row = {of_graph: number for number, of_graph in enumerate(dict.fromkeys(content))}
+        rows = torch.tensor([row[of_graph] for of_graph in content]).to(given.context.device)
+        own = [x[rows] for x in own]
         if guided:
             num_images = len(graphs) * num_images_per_prompt
             null = [*self.graph_encoder.null_condition(num_images, given.context.shape[1])]
@@ -180,7 +196,7 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         num_steps = self.config.sampling_steps if num_inference_steps is None else num_inference_steps
         self._guidance_scale = self.config.guidance if guidance_scale is None else guidance_scale
         self._interrupt = False
-        fuse_for(device, self.fuse_unet, self.unet, self.vae, channels_last=True)
+        fuse_for(device, self.fuse_unet, *([] if self.compile_unet else [self.unet]), self.vae, channels_last=True)
         noise = self._noise(num_images, shape, generator) if latents is None else latents
         if noise.shape != (num_images, *shape):
             raise ValueError(f"latents of shape {tuple(noise.shape)}, not {(num_images, *shape)}")
@@ -203,12 +219,10 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
                 self.scheduler,
                 noise,
                 num_steps,
-                self.guidance_scale,
-                self.progress_bar,
-                generator,
-                on_step,
-                relation_guidance,
-                on_x0 if "pred_x0" in callback_on_step_end_tensor_inputs else None,
+                track=self.progress_bar,
+                generator=generator,
+                on_step=on_step,
+                on_x0=on_x0 if "pred_x0" in callback_on_step_end_tensor_inputs else None,
             )
         images = latents if output_type == "latent" else self.decode(latents, output_type)
         self.maybe_free_model_hooks()
@@ -222,14 +236,38 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
     def _denoiser(
         self, graphs: Sequence[SceneGraph], num_images_per_prompt: int, noise: torch.Tensor, relation_guidance: float
     ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
-        """The UNet in its own dtype with the graphs' context, as a function of time and latents like `noise`."""
+        """The guided UNet in its own dtype with the graphs' context, as a function of time and latents like `noise`."""
         asked = conditions(self.guidance_scale, relation_guidance)
-        context, mask, *pooled = self.encode_graphs(graphs, num_images_per_prompt, "null" in asked, "bare" in asked)
-        like = noise.repeat(len(asked), 1, 1, 1)
+        context, mask, *pooled = self._conditions(graphs, num_images_per_prompt, asked)
         height, width = (self.vae_scale_factor * side for side in noise.shape[2:])
-        sizes = Backbone.of(self.unet.config).sizes(height, width, len(like), like.device)
+        sizes = Backbone.of(self.unet.config).sizes(height, width, len(context), noise.device)
         more = added(pooled[0].to(self.unet.dtype), sizes) if pooled else None
-        return self._captured.denoiser(self.unet, like, context.to(self.unet.dtype), mask, self.capture_unet, more)
+        self._captured.search = not self.deterministic
+        return self._captured.denoiser(
+            self.unet, noise, context.to(self.unet.dtype), mask, self.capture_unet, more,
+            self.guidance_scale, relation_guidance, self._compiled_unet(),
+        )  # fmt: skip
+
+    def _conditions(
+        self, graphs: Sequence[SceneGraph], num_images_per_prompt: int, asked: tuple[str, ...]
+    ) -> tuple[torch.Tensor, ...]:
+        """`encode_graphs`, or its result for the same graphs with `keep_conditions`."""
+        kept = self._kept if self.keep_conditions else {}
+        key = self.graph_encoder, self._execution_device, num_images_per_prompt, asked, *map(_content, graphs)
+        if key not in kept:
+            while len(kept) >= MAX_KEPT:
+                del kept[next(iter(kept))]
+            kept[key] = self.encode_graphs(graphs, num_images_per_prompt, "null" in asked, "bare" in asked)
+        return kept[key]
+
+    def _compiled_unet(self) -> CompiledUNet | None:
+        """The compiled UNet with `compile_unet`, if no attention processor looks at the calls."""
+        if not self.compile_unet or watched(self.unet):
+            return None
+        unfuse(self.unet)
+        if self._compiled is None or self._compiled.unet is not self.unet:
+            self._compiled = CompiledUNet(self.unet)
+        return self._compiled
 
     def _latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         factor = self.vae_scale_factor
@@ -336,6 +374,11 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         write_card(self, working_dir)
         loading.seal(Path(working_dir))
         return super()._upload_folder(working_dir, *args, **kwargs)
+
+
+def _content(graph: SceneGraph) -> tuple[tuple[str, ...], tuple[tuple[int, str, int], ...]]:
+    """Objects and relations as tuples, equal for equal graphs."""
+    return tuple(graph.objects), tuple((subject, predicate, obj) for subject, predicate, obj in graph.relations)
 
 
 @contextlib.contextmanager

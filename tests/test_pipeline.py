@@ -33,6 +33,7 @@ SHEEP = SceneGraph(("sheep", "grass"), ((0, "standing on", 1),))
 def pipeline(trained_run):
     pipeline = load_model(str(trained_run)).pipeline
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.keep_conditions = False
     return pipeline
 
 
@@ -166,6 +167,37 @@ def test_a_step_is_one_call_of_the_unet_and_graphs_are_encoded_once(pipeline):
         for hook in hooks:
             hook.remove()
     assert calls == ["graphs", 4, 4, 4, "graphs", 6, 6, 6, "graphs", 2, 2, 2]
+
+
+def test_equal_graphs_are_one_row_and_each_picture_gets_its_own(pipeline):
+    graphs = [SHEEP, all_graphs()[0], SceneGraph(SHEEP.objects, list(SHEEP.relations))]
+    encoded = []
+    hook = pipeline.graph_encoder.register_forward_pre_hook(lambda _, args: encoded.append(args[1].num_graphs))
+    with torch.no_grad():
+        context, mask = pipeline.encode_graphs(graphs, num_images_per_prompt=2, guided=False)
+        hook.remove()
+        for i, graph in enumerate(graphs):
+            alone, of_alone = pipeline.encode_graphs([graph], guided=False)
+            torch.testing.assert_close(context[2 * i : 2 * i + 2, : alone.shape[1]], alone.expand(2, -1, -1))
+            assert torch.equal(mask[2 * i, : alone.shape[1]], of_alone[0])
+    assert encoded == [2]
+
+
+def test_conditions_are_kept_where_asked_for_each_set_of_graphs(pipeline):
+    encoded, bird = [], SceneGraph(("bird",))
+    hook = pipeline.graph_encoder.register_forward_pre_hook(lambda *_: encoded.append(1))
+    try:
+        for kept, number in ((False, 6), (True, 3)):
+            pipeline.keep_conditions = kept
+            found = [draw(pipeline, graph, generator=seeded(0)) for graph in (SHEEP, bird, SHEEP, SHEEP, bird)]
+            found.append(draw(pipeline, SHEEP, generator=seeded(0), guidance_scale=1.0))
+            assert len(encoded) == number
+            assert np.array_equal(found[0], found[2]) and np.array_equal(found[1], found[4])
+            assert not np.array_equal(found[0], found[1]) and not np.array_equal(found[0], found[5])
+            encoded.clear()
+    finally:
+        hook.remove()
+        pipeline.keep_conditions = False
 
 
 def test_a_unet_in_half_precision_works_on_latents_in_full(pipeline):

@@ -56,7 +56,9 @@ def _applies(path: str, name: str) -> bool:
         return name not in (*UNET_ONLY, "weights")
     if path == "finetune":
         return True
-    return name not in ("weights", "cuda_graphs" if path == "deepspeed" else "gradient_checkpointing")
+    if path == "sampling":  # as `fuse_unet` and `capture_unet` of the pipeline
+        return name in ("fuse_unet", "cuda_graphs")
+    return name not in ("weights", "cuda_graphs")
 
 
 ON_THE_STAND_IN = {"kernels"}

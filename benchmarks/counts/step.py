@@ -30,6 +30,8 @@ from sgg_fast import ops
 from sgg_fast.commands import command
 from sgg_fast.commands.flags import OneLineParser
 from sgg_fast.config import Config
+from sgg_fast.diffusion import sampling
+from sgg_fast.diffusion.captured import CapturedUNet
 from sgg_fast.nn import attention
 from sgg_fast.recipes import recipe
 from sgg_fast.train.assemble import assemble
@@ -195,18 +197,19 @@ def _eager(config: Config, stage: str, ds: dict[str, Any] | None) -> Callable[[]
     return run
 
 
-def count_sampling(config: Config, rows: int = 2) -> StepCount:
-    """Count one call of the UNet in sampling. rows: of its batch; a guided picture has two."""
+def count_sampling(config: Config, num_images: int = 1) -> StepCount:
+    """Count one guided step of drawing, up to the scheduler's: what `CapturedUNet` captures, with SDPA as infer.py."""
     with _without_memory(config, "sampling", True), torch.no_grad():
-        made = stage_of(config.replace(weights="lean", optimizer="adam8bit"), "finetune")
+        made = stage_of(config.replace(weights="lean", optimizer="adam8bit", attention="sdpa"), "finetune")
         assert isinstance(made, FinetuneStage)
-        unet = made.unet.eval()
-        z = torch.empty(rows, unet.config.in_channels, *made.cache.moments.shape[-2:], dtype=torch.bfloat16)
+        unet, asked = made.unet.eval(), sampling.conditions(config.run.guidance)
+        z = torch.empty(num_images, unet.config.in_channels, *made.cache.moments.shape[-2:])
+        rows = num_images * len(asked)
         context = torch.empty(rows, 80, unet.config.cross_attention_dim, dtype=torch.bfloat16)
-        mask, t = torch.ones(rows, 80, dtype=torch.bool), torch.zeros(rows, dtype=torch.int64)
+        mask, t = torch.ones(rows, 80, dtype=torch.bool), torch.zeros((), dtype=torch.int64)
         captured = config.run.cuda_graphs and config.model.kernels != "reference"
-        call = _counted(lambda: unet(z, t, context, encoder_attention_mask=mask))
-        return StepCount(call, Count(0, 0), captured)
+        denoise = CapturedUNet().denoiser(unet, z, context, mask, "off", guidance=config.run.guidance)
+        return StepCount(_counted(lambda: denoise(z, t)), Count(0, 0), captured)
 
 
 FORMS: dict[str, tuple[str, dict[str, Any], dict[str, Any] | None]] = {

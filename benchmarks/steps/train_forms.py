@@ -148,7 +148,8 @@ class Diffusers(Form):
         num: int,
     ) -> None:  # fmt: skip
         """mode: of torch.compile for the UNet; "" runs it as it is."""
-        self.device, self.cast = device, torch.bfloat16
+        self.device = device
+        self.cast = torch.float32 if config.optim.precision == "fp32" else torch.bfloat16
         torch.manual_seed(config.run.seed)
         with device:
             models = blank_foundation(config.model)
@@ -189,8 +190,8 @@ class Diffusers(Form):
 
     def _optimizer(self, kind: str) -> torch.optim.Optimizer:
         arguments = {"lr": 0.0, "betas": (0.9, 0.999), "weight_decay": 1e-2, "eps": 1e-8}
-        if kind == "adamw":
-            return torch.optim.AdamW(self.unet.parameters(), **arguments)
+        if kind.startswith("adamw") and kind != "adamw8bit":
+            return torch.optim.AdamW(self.unet.parameters(), fused=True if kind == "adamw-fused" else None, **arguments)
         import bitsandbytes
 
         return bitsandbytes.optim.AdamW8bit(self.unet.parameters(), **arguments)

@@ -37,6 +37,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--out", type=Path, help="PNG or folder to write (outputs); several of one name get -0, -1, ...")
     add("--base", metavar="MODEL", help="folder or hub id of the base of a LoRA run, if it lies elsewhere now")
     add("--seed", type=int, help="the same seed gives the same picture, and every graph the same noise (0)")
+    add("--deterministic", action="store_true",
+        help="on a GPU: the same bytes in every process; else a seed's picture may differ by rounding")  # fmt: skip
     add("--num-images", type=int, default=1, metavar="N", help="pictures of each graph, from seeds that count on (1)")
     add("--steps", type=int, help="denoising steps (as the model's recipe)")
     add("--guidance", type=float, help="how hard the graph pulls, 1 for no guidance (as the model's recipe)")
@@ -49,6 +51,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--show-graph", action="store_true", help="also write -graph.png, the graph drawn beside the picture")
     add("--explain", action="store_true", help="also write -explain.png, where each object and relation had attention")
     add("--grid", action="store_true", help="also write all pictures on one sheet")
+    add("--compile", action="store_true",
+        help="draw by torch.compile, for many pictures: a minute or more before the first of a size")  # fmt: skip
     add("--batch-size", type=int, default=8, metavar="N", help="pictures at a time (8); fewer take less memory")
     add(
         "--overwrite",
@@ -121,6 +125,7 @@ def draw(args: argparse.Namespace) -> None:
 
         talk = Talk(quiet)
         model = drawing.load_model(args.model or model_of(items), args.verify, args.base)
+    model.pipeline.compile_unet, model.pipeline.deterministic = args.compile, args.deterministic
     jobs = drawing.make_jobs(items, model, options)
     talk.begin(items, jobs, model)
     with talk.progress(len(jobs) * drawing.work(options)) as progress:

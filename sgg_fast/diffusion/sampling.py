@@ -25,19 +25,28 @@ def conditions(guidance: float, relation_guidance: float = 0.0) -> tuple[str, ..
     return ("null",) * (guidance != 1) + ("bare",) * (relation_guidance != 0) + ("given",)
 
 
-def guided(predicted: torch.Tensor, guidance: float, relation_guidance: float = 0.0) -> torch.Tensor:
-    """Guided prediction [B, ..] from the predictions [k B, ..] for the `conditions`.
+Weight = float | torch.Tensor
+
+
+def guided(
+    predicted: torch.Tensor, asked: Sequence[str], guidance: Weight, relation_guidance: Weight = 0.0
+) -> torch.Tensor:
+    """Guided prediction [B, ..] from the predictions [k B, ..] for the `conditions`; both guidances may be tensors [].
 
     `null + g (given - null) + r (given - bare)`: eq. 2 of SGG-IG, and a second guidance term for the relations alone.
     """
-    asked = conditions(guidance, relation_guidance)
     parts = dict(zip(asked, predicted.chunk(len(asked)), strict=True))
     given = out = parts["given"]
     if "null" in parts:
         out = torch.lerp(parts["null"], given, guidance)
     if "bare" in parts:
-        out = torch.add(out, given - parts["bare"], alpha=relation_guidance)
+        out = out + relation_guidance * (given - parts["bare"])
     return out
+
+
+def copied(z: torch.Tensor, num: int) -> torch.Tensor:
+    """The latents [B, ..] of a denoiser's call for `num` conditions, [num B, ..]."""
+    return z if num == 1 else torch.cat([z] * num)
 
 
 @torch.no_grad()
@@ -46,7 +55,7 @@ def sample_latents(
     scheduler: SchedulerMixin,
     noise: torch.Tensor,
     num_steps: int,
-    guidance: float,
+    guidance: float = 1.0,
     track: Callable[[torch.Tensor], Iterable[torch.Tensor]] = lambda timesteps: timesteps,
     generator: torch.Generator | Sequence[torch.Generator] | None = None,
     on_step: Callable[[int, torch.Tensor, torch.Tensor], torch.Tensor | None] | None = None,
@@ -55,8 +64,8 @@ def sample_latents(
 ) -> torch.Tensor:
     """Latents [B, c, h, w] from unit noise of the same shape, eta 0.
 
-    denoise(z [k B, c, h, w], t) predicts for the k `conditions` of both guidances in one call: the null condition and
-    the condition by default, the condition alone with guidance 1 and relation guidance 0. `track` may wrap the
+    denoise(z [k B, c, h, w], t) predicts for the k `conditions` of both guidances in one call. With guidance 1 and
+    relation guidance 0 that is one condition, or the denoiser guides itself (`CapturedUNet`). `track` may wrap the
     timesteps in a progress bar.
 
     generator: one, or one a sample, for schedulers that draw noise at each step. on_step(i, t, latents) runs after each
@@ -68,21 +77,20 @@ def sample_latents(
     on_device = on_host.to(noise.device)
     # Whole timesteps as plain integers: comparisons need no torch call. Euler and Heun require tensors.
     steps = list(on_host) if on_host.is_floating_point() else on_host.tolist()
-    latents, copies = noise * scheduler.init_noise_sigma, len(conditions(guidance, relation_guidance))
+    latents, asked = noise * scheduler.init_noise_sigma, conditions(guidance, relation_guidance)
     taken = inspect.signature(scheduler.step).parameters
     extra: dict[str, Any] = {"eta": 0.0} if "eta" in taken else {}
     if "generator" in taken and generator is not None:
         extra["generator"] = generator if isinstance(generator, torch.Generator) else list(generator)
     alpha_bar = scheduler.alphas_cumprod.to(noise.device)[:, None]
     for i, t in enumerate(track(on_host)):
-        z = latents if copies == 1 else torch.cat([latents] * copies)
-        z = scheduler.scale_model_input(z, steps[i])
-        predicted = guided(denoise(z, on_device[i]), guidance, relation_guidance)
+        z = scheduler.scale_model_input(latents, steps[i])
+        predicted = guided(denoise(copied(z, len(asked)), on_device[i]), asked, guidance, relation_guidance)
         latents = scheduler.step(predicted, steps[i], latents, **extra).prev_sample
         if on_x0 is not None:
             # The scheduler scales its latents to the UNet's training scale: the z_t of `predicted_z0`.
             kind, at = scheduler.config.prediction_type, alpha_bar[round(float(t))]
-            on_x0(predicted_z0(kind, predicted, z[: len(noise)], at))
+            on_x0(predicted_z0(kind, predicted, z, at))
         if on_step is not None:
             kept = on_step(i, t, latents)
             if kept is None:

@@ -130,7 +130,8 @@ def make_jobs(items: Sequence[Item], model: Model, options: Options) -> list[Job
 def draw_jobs(
     jobs: Sequence[Job], model: Model, options: Options, progress: Progress = lambda share: None
 ) -> Iterator[Job]:
-    """Draw the missing pictures, and yield every job once its files exist. A stopped run continues to the same bytes.
+    """Draw the missing pictures, and yield every job once its files exist. A stopped run continues to the same bytes
+    (on a GPU with the pipeline's `deterministic`).
 
     Batches are cut from all jobs, and a batch with a missing picture is drawn whole.
     """

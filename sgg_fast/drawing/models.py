@@ -68,6 +68,7 @@ def load_model(model: str | None, verify: bool = False, base: str | None = None)
     by_default = model is None and folder != SHIPPED
     notice = f"--model {SHIPPED_NAME} is the one that ships, trained for hours" if by_default else ""
     pipeline, device = _load(folder, base), env.device()
+    pipeline.keep_conditions = True
     if device.type == "cuda":
         pipeline.unet.to(torch.float16)  # only the UNet runs at every step; latents and VAE stay in fp32
     return Model(pipeline.to(device), name, description, _fingerprint(folder, base), notice)

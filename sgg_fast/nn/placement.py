@@ -4,13 +4,15 @@ At high noise the picture does not show positions yet, so attention to an object
 Without this loss the UNet learns positions last: a token with a position is useless until the UNet's pixels
 distinguish left from right. The loss trains the share of a token's attention that falls into its box (after the token
 loss of TokenCompose, Wang et al., CVPR 2024, with boxes for masks). Inference needs no boxes.
-Letters: B images, T context tokens, H heads, P = h w pixels of a layer, E relations of the batch, N objects of the set.
+Letters: B images, T context tokens, A = B x heads, P = h w pixels of a layer, E relations of the batch, N objects of
+the set.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -68,12 +70,17 @@ class AttentionPlacement:
         visible_E = ((box_E4[:, 2:] - box_E4[:, :2]) >= LEAST_SIDE).all(dim=1)
         counts_E = own_E & (batch.relation_pooled == 0) & visible_E & kept_B[graph_E]
         within_E = torch.arange(batch.num_relations, device=graph_E.device) - batch.relation_ptr.long()[graph_E]
-        token_E = (within_E + FIRST_TRIPLE).clamp(0, mask_BT.shape[1] - 1)
+        # Later tokens are padding, or the null condition's, and that does not count.
+        num_tokens = min(FIRST_TRIPLE + int(batch.sizes[:, 1].max()), mask_BT.shape[1])
+        token_E = (within_E + FIRST_TRIPLE).clamp(0, num_tokens - 1)
         weight_E = sample_shares(counts_E, batch, len(sample_B))
+        mask_BT = mask_BT[:, :num_tokens]
+        bias_BT = torch.zeros_like(mask_BT, dtype=torch.float32).masked_fill(~mask_BT, -torch.inf)
         loss, even = weight_E.new_zeros(()), weight_E.new_zeros(())
         coverage: dict[int, torch.Tensor] = {}  # by number of pixels: layers of one resolution share it
         for layer in self.layers:
-            map_BPT = _weights(self._seen.pop(layer.to_q), self._seen.pop(layer.to_k), layer, mask_BT)
+            q_BPC, k_BTC = self._seen.pop(layer.to_q), self._seen.pop(layer.to_k)[:, :num_tokens]
+            map_BPT = _weights(q_BPC, k_BTC, layer, bias_BT)
             map_EP = map_BPT[graph_E, :, token_E]
             num_places = map_EP.shape[1]
             if num_places not in coverage:
@@ -86,11 +93,13 @@ class AttentionPlacement:
         return loss / len(self.layers), even / len(self.layers)
 
 
-def _weights(q_BPC: torch.Tensor, k_BTC: torch.Tensor, layer: nn.Module, mask_BT: torch.Tensor) -> torch.Tensor:
+def _weights(q_BPC: torch.Tensor, k_BTC: torch.Tensor, layer: Any, bias_BT: torch.Tensor) -> torch.Tensor:
     """[B, P, T] fp32 attention weights, mean over heads."""
-    query_BHPC, key_BHTC = (x.unflatten(-1, (layer.heads, -1)).transpose(1, 2).float() for x in (q_BPC, k_BTC))
-    score_BHPT = query_BHPC @ key_BHTC.transpose(-1, -2) * layer.scale
-    return score_BHPT.masked_fill(~mask_BT[:, None, None], -torch.inf).softmax(dim=-1).mean(dim=1)
+    heads = layer.heads
+    query_APC, key_ATC = (x.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1).float() for x in (q_BPC, k_BTC))
+    bias_A1T = bias_BT[:, None].expand(-1, heads, -1).flatten(0, 1)[:, None]
+    score_APT = torch.baddbmm(bias_A1T, query_APC, key_ATC.transpose(1, 2), alpha=layer.scale)
+    return score_APT.softmax(dim=-1).unflatten(0, (-1, heads)).mean(dim=1)
 
 
 def _coverage(box_E4: torch.Tensor, height: int, width: int) -> torch.Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from types import SimpleNamespace
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from sgg_fast.diffusion.captured import MAX_GRAPHS, CapturedUNet, Recording
+from sgg_fast.diffusion.captured import MAX_GRAPHS, WARM_UP_CALLS, CapturedUNet, Recording
 from sgg_fast.drawing.explain import AttentionMaps
 from sgg_fast.nn.fuse import fuse
 
@@ -38,7 +39,7 @@ class Played(Recording):
 
     made = 0
 
-    def __init__(self, call, inputs, stream, pool) -> None:
+    def __init__(self, call, inputs, stream, pool, search) -> None:
         type(self).made += 1
         self.call, self.inputs = call, [x.clone() for x in inputs]
         self.output = call(*self.inputs)
@@ -112,6 +113,44 @@ def test_what_sdxl_reads_beside_them_is_that_of_each_drawing(captured):
         torch.testing.assert_close(captured.denoiser(unet, z, context, mask, more=more)(z, t), expected)
         assert torch.equal(CapturedUNet().denoiser(unet, z, context, mask, "off", more)(z, t), expected)
     assert Played.made == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("relation_guidance", [0.0, 2.0])
+def test_guidance_is_in_the_captured_call_and_its_strength_is_an_input(captured, relation_guidance):
+    """The formula on the UNet's own predictions; two strengths, one graph."""
+    unet, t, num = small_unet(), torch.tensor(500), 3 if relation_guidance else 2
+    z, _, _ = inputs(2)
+    _, context, mask = inputs(2 * num)
+    for guidance in (7.5, 3.0):
+        null, *others, given = called(unet, torch.cat([z] * num), t, context, mask).chunk(num)
+        expected = null + guidance * (given - null)
+        expected += sum((relation_guidance * (given - bare) for bare in others), torch.zeros(()))
+        for denoise in (captured, CapturedUNet()):
+            choice = "on" if denoise is captured else "off"
+            found = denoise.denoiser(unet, z, context, mask, choice, None, guidance, relation_guidance)(z, t)
+            torch.testing.assert_close(found, expected)
+    assert Played.made == 1
+
+
+@torch.no_grad()
+def test_cudnn_tries_its_algorithms_in_the_warm_up_alone(captured, monkeypatch):
+    seen, unet, (z, context, mask) = [], small_unet(), inputs()
+    hook = unet.register_forward_pre_hook(lambda *_: seen.append(torch.backends.cudnn.benchmark))
+    nothing = contextlib.nullcontext()
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    for name in ("current_stream", "Stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", lambda: SimpleNamespace(pool=lambda: None))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nothing)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: nothing)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    captured._record = Recording
+    for captured.search, tried in ((True, [True] * WARM_UP_CALLS), (False, [False] * WARM_UP_CALLS)):
+        captured.denoiser(unet, z, context, mask, "on")
+        assert seen == [*tried, False], "the last call is the captured one"
+        seen.clear()
+    hook.remove()
 
 
 @torch.no_grad()
