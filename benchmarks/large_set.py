@@ -194,7 +194,8 @@ def open_cache(out: Path) -> dict[str, Any]:
     import torch
 
     from sgg_fast.data.cache import TrainingCache
-    from sgg_fast.data.stored import StoredCache, read_to
+    from sgg_fast.data.moments import read_to
+    from sgg_fast.data.stored import StoredCache
 
     stored = StoredCache(out / "cache")
     checked = time.perf_counter()
