@@ -96,7 +96,7 @@ def _source(out: Path) -> Any:
     from sgg_fast.data.sources import jsonl_source
 
     blank = np.zeros((8, 8, 3), np.uint8)
-    return dataclasses.replace(jsonl_source(out / "set", 8, check=False), load_image=lambda i: blank)
+    return dataclasses.replace(jsonl_source(out / "set", 8, check=False), load_image=lambda i: blank, sizes=None)
 
 
 def cache(out: Path) -> dict[str, Any]:
@@ -194,7 +194,8 @@ def open_cache(out: Path) -> dict[str, Any]:
     import torch
 
     from sgg_fast.data.cache import TrainingCache
-    from sgg_fast.data.stored import StoredCache, read_to
+    from sgg_fast.data.moments import read_to
+    from sgg_fast.data.stored import StoredCache
 
     stored = StoredCache(out / "cache")
     checked = time.perf_counter()

@@ -167,6 +167,8 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, Any]], dict[str, Any]] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         relation_guidance: float = 0.0,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
     ) -> ImagePipelineOutput:
         """Draw `num_images_per_prompt` pictures a graph; the pictures of one graph are adjacent.
 
@@ -181,6 +183,7 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         sampling continues with its latents. With "pred_x0" in callback_on_step_end_tensor_inputs it also gets the
         clean latents that the step predicts. relation_guidance: weight of the guidance by relations alone
         (`sampling.guided`); 0 turns it off, otherwise the UNet's batch has one more copy of every picture.
+        original_size (height, width; by default those of the picture), crops_coords_top_left: SDXL's conditions.
         Raises ValueError for arguments that do not fit, `NotFiniteError` as `decode`.
         """
         graphs = [graphs] if isinstance(graphs, SceneGraph) else list(graphs)
@@ -201,7 +204,8 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         if noise.shape != (num_images, *shape):
             raise ValueError(f"latents of shape {tuple(noise.shape)}, not {(num_images, *shape)}")
         noise = noise.to(device, torch.promote_types(self.unet.dtype, torch.float32))
-        denoise = self._denoiser(graphs, num_images_per_prompt, noise, relation_guidance)
+        given_sizes = original_size, crops_coords_top_left
+        denoise = self._denoiser(graphs, num_images_per_prompt, noise, relation_guidance, given_sizes)
         further: dict[str, torch.Tensor] = {}
 
         def on_x0(pred_x0: torch.Tensor) -> None:
@@ -234,13 +238,20 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         return super()._execution_device if hasattr(self.unet, "_hf_hook") else self.unet.device
 
     def _denoiser(
-        self, graphs: Sequence[SceneGraph], num_images_per_prompt: int, noise: torch.Tensor, relation_guidance: float
+        self,
+        graphs: Sequence[SceneGraph],
+        num_images_per_prompt: int,
+        noise: torch.Tensor,
+        relation_guidance: float,
+        given_sizes: tuple[tuple[int, int] | None, tuple[int, int]],
     ) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
         """The guided UNet in its own dtype with the graphs' context, as a function of time and latents like `noise`."""
         asked = conditions(self.guidance_scale, relation_guidance)
         context, mask, *pooled = self._conditions(graphs, num_images_per_prompt, asked)
+        if not pooled and (given_sizes[0] or any(given_sizes[1])):
+            raise ValueError("original_size and crops_coords_top_left: only SDXL's UNet reads them")
         height, width = (self.vae_scale_factor * side for side in noise.shape[2:])
-        sizes = Backbone.of(self.unet.config).sizes(height, width, len(context), noise.device)
+        sizes = Backbone.of(self.unet.config).sizes(height, width, len(context), noise.device, *given_sizes)
         more = added(pooled[0].to(self.unet.dtype), sizes) if pooled else None
         self._captured.search = not self.deterministic
         return self._captured.denoiser(

@@ -58,6 +58,8 @@ class TrainingCache:
     """[S, towers, L] token ids of each graph's text; None unless SD's text encoders read whole texts."""
     boxes: torch.Tensor | None = None
     """[N, 4] x0, y0, x1, y1 in picture units of every object of `graphs`; None if no loss needs boxes."""
+    sizes: torch.Tensor | None = None
+    """fp32 [S, 4] of `PairSource.size_rows`; None unless the UNet reads them (SDXL)."""
 
     def __len__(self) -> int:
         return self.graphs.num_graphs
@@ -151,10 +153,10 @@ def build_cache(
     set has none.
     """
     boxes = _boxes(source, device) if with_boxes else None
+    sizes = _sizes(source, device) if with_latents and foundation.backbone.pooled_dim else None
     if source.stored is not None:
-        return dataclasses.replace(
-            _from_stored(source.stored, foundation, device, with_latents, with_phrases, latents_device), boxes=boxes
-        )
+        found = _from_stored(source.stored, foundation, device, with_latents, with_phrases, latents_device)
+        return dataclasses.replace(found, boxes=boxes, sizes=sizes)
     table = NameTable()
     graphs = SceneGraphBatch.from_graphs(source.graphs, table)
     clip = foundation.clip.to(device)
@@ -180,6 +182,7 @@ def build_cache(
         moments=_held(torch.cat(moments), source.draws, latents_device) if with_latents else None,
         phrases=_phrases(foundation, table, device) if with_phrases else None,
         boxes=boxes,
+        sizes=sizes,
     )
 
 
@@ -199,6 +202,16 @@ def _boxes(source: PairSource, device: torch.device) -> torch.Tensor:
         cure = cure if stored is None else "prepare the cache again (--overwrite) from a set that has boxes"
         raise ConfigError(f"--geometry and --attention-loss: {source.name} has no boxes; {cure}")
     return torch.from_numpy(np.array(rows)).to(device)
+
+
+def _sizes(source: PairSource, device: torch.device) -> torch.Tensor:
+    """[S, 4] of every sample."""
+    rows = None if source.stored is None else source.stored.arrays.get("picture_sizes")
+    if source.stored is not None and rows is None:
+        logger.warning("%s lacks the sizes of its pictures, so SDXL takes each for its own original; the same `prepare "
+                       "cache` command adds them", source.name)  # fmt: skip
+    rows = source.size_rows(range(source.num_images)) if rows is None else rows
+    return torch.from_numpy(np.array(rows)).to(device).repeat(source.draws, 1)
 
 
 def text_fingerprint(foundation: Foundation) -> str:

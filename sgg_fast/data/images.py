@@ -24,6 +24,8 @@ _MODES = {"1", "L", "P", "RGB", "LA", "PA", "RGBA"}
 _ORIENTATION = 0x0112
 _ORIENTATIONS = range(9)
 """Values of the orientation tag (EXIF 2.3, 4.6.4). 1 is upright, and so is 0, which some cameras write for unknown."""
+_LAST_UNROTATED = 4
+"""Values above it exchange width and height."""
 TURNED = "turned"
 """Key in the `info` of a picture from `open_rgb`."""
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -99,11 +101,17 @@ def orientation_of(image: Image.Image, path: Path) -> int:
     return value
 
 
-def size_of(path: Path) -> tuple[int, int]:
-    """Width and height from the header, without decoding. Raises `ImageError`."""
+def size_of(path: Path, upright: bool = False) -> tuple[int, int]:
+    """Width and height from the header, without decoding; with `upright`, of the picture that `open_rgb` turns.
+
+    A PNG without an orientation tag before its pixels is decoded then, because the tag may follow. Raises `ImageError`.
+    """
     try:
         with Image.open(path) as image:
-            return image.size
+            lies = upright and orientation_of(image, path) > _LAST_UNROTATED
+            return image.size[::-1] if lies else image.size
+    except ImageError:
+        raise
     except Exception as error:  # border
         raise ImageError(path, "cannot be read as an image") from error
 
@@ -137,6 +145,16 @@ def central_square(size: tuple[int, int]) -> tuple[int, int, int, int]:
     side = min(size)
     left, top = (size[0] - side) // 2, (size[1] - side) // 2
     return left, top, left + side, top + side
+
+
+def original_and_crop(size: tuple[int, int], resolution: int, resize: str) -> tuple[float, float, float, float]:
+    """Height and width of a picture of `size` (W, H), and top and left of `to_square` in pixels of the resized picture.
+
+    SDXL's conditions (Podell et al., 2023, section 2.2). A crop between two pixels keeps its fraction.
+    """
+    left, top, right, _ = central_square(size) if resize == "crop" else (0, 0, *size)
+    scale = resolution / (right - left)
+    return size[1], size[0], top * scale, left * scale
 
 
 def boxes_in_square(boxes: np.ndarray, size: tuple[int, int], resize: str) -> np.ndarray:

@@ -15,7 +15,16 @@ from PIL import Image
 from sgg_fast.config import ConfigError, DataConfig
 from sgg_fast.data import jsonl
 from sgg_fast.data.formats import load_scene_graphs
-from sgg_fast.data.images import IMAGE_ENDINGS, TURNED, boxes_in_square, graph_beside, open_rgb, size_of, to_square
+from sgg_fast.data.images import (
+    IMAGE_ENDINGS,
+    TURNED,
+    boxes_in_square,
+    graph_beside,
+    open_rgb,
+    original_and_crop,
+    size_of,
+    to_square,
+)
 from sgg_fast.data.packed import JoinedGraphs, OnRequest, PackedGraphs, PackedRows, PackedStrings
 from sgg_fast.data.spatial import mirrored_graph
 from sgg_fast.data.stored import StoredCache, is_cache
@@ -38,6 +47,8 @@ class PairSource:
     """File of each image; None for toy images."""
     boxes: Callable[[int], np.ndarray] | None = None
     """Index of an image -> float32 [N, 4]: x0, y0, x1, y1 of its objects in 0..1 of `load_image`'s picture."""
+    sizes: Callable[[int], tuple[float, float, float, float]] | None = None
+    """Index of an image -> `original_and_crop`; None if each picture is its own original."""
     stored: StoredCache | None = None
     """The prepared cache, if the source is one."""
     turned: set[int] = dataclasses.field(default_factory=set)
@@ -69,6 +80,13 @@ class PairSource:
                 raise ConfigError(f"{self.name}: image {index} has {len(found)} boxes for its objects")
             rows += [found, np.array([[0, 0, 1, 1]], np.float32)]
         return np.tile(np.concatenate(rows).astype(np.float32), (self.draws, 1))
+
+    def size_rows(self, images: Sequence[int]) -> np.ndarray:
+        """[M, 4] fp32 original height and width, top and left of the crop of the images. Raises `ConfigError`."""
+        if self.sizes is None:
+            height, width, _ = self.load_image(images[0]).shape
+            return np.tile(np.array([[height, width, 0, 0]], np.float32), (len(images), 1))
+        return np.array([self.sizes(index) for index in images], np.float32)
 
 
 def open_source(data: DataConfig, seed: int, split: str = "train", check: bool = True) -> PairSource:
@@ -122,6 +140,7 @@ def folder_source(folder: Path, resolution: int, split: str = "train") -> PairSo
         lambda i: to_square(_upright(places[i], i, turned), resolution, "crop"),
         str(folder),
         place=lambda i: places[i],
+        sizes=lambda i: original_and_crop(size_of(places[i], upright=True), resolution, "crop"),
         turned=turned,
     )
 
@@ -221,6 +240,7 @@ def _files_source(
         name,
         place=lambda i: root / relative[i % len(relative)],
         boxes=boxes if boxes_of else None,
+        sizes=lambda i: original_and_crop(size_of(root / relative[i], upright=not boxes_of), resolution, resize),
         turned=turned,
     )
 
@@ -256,7 +276,7 @@ def with_mirrored(source: PairSource) -> PairSource:
         picture = source.load_image(index % num)
         return picture if index % (2 * num) < num else np.ascontiguousarray(picture[:, ::-1])
 
-    place = source.place
+    place, sizes = source.place, source.sizes
 
     return dataclasses.replace(
         source,
@@ -265,6 +285,7 @@ def with_mirrored(source: PairSource) -> PairSource:
         name=f"{source.name} and mirrored",
         place=None if place is None else lambda i: place(i % num),
         boxes=boxes if source.boxes else None,
+        sizes=None if sizes is None else lambda i: sizes(i % num),
     )
 
 

@@ -8,6 +8,7 @@ a text row (`nn.clip.TextTowers`), R side in pixels, c and h, w channels and sid
                              stat [m, 2] bytes and modification time of each image's file (zeros for toy images)
     graphs.safetensors       the packed graphs of all samples, sizes [S, 2], names [V, I], phrases [P, C + K] if made,
                              boxes [N, 4] of all objects if the set has them, previews [k, R, R, 3] of the first images;
+                             picture_sizes [M, 4], `PairSource.size_rows` of the images, which older caches lack;
                              text and text_ends of the names; phrase_rows [P, 3], the names of each phrase
 """
 
@@ -90,6 +91,8 @@ class StoredCache:
             raise TypeError("data and split must be text")
         if self.arrays["previews"].ndim != 4 or any(shard["moments"].ndim != 4 for shard in self._shards):
             raise ValueError("previews and moments must have four dimensions")
+        if self.arrays.get("picture_sizes", np.empty((self.num_images, 4))).shape != (self.num_images, 4):
+            raise ValueError("picture_sizes must have four numbers an image")
 
     @property
     def num_images(self) -> int:

@@ -49,13 +49,22 @@ class Backbone:
         """Width of a row of `clip.TextTowers`: a text state, and the pooled state of its text behind it."""
         return self.context_dim + self.pooled_dim
 
-    def sizes(self, height: int, width: int, num_images: int, device: torch.device | str) -> torch.Tensor:
+    def sizes(
+        self,
+        height: int,
+        width: int,
+        num_images: int,
+        device: torch.device | str,
+        original: tuple[int, int] | None = None,
+        crop: tuple[int, int] = (0, 0),
+    ) -> torch.Tensor:
         """[B, 6] fp32: original height and width, top and left of the crop, target height and width, in pixels.
 
-        The values of a picture that is its own original: as training cuts squares, and as diffusers samples.
+        By default, as in diffusers, a picture is its own original.
         """
-        sizes_6 = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=device)
-        return sizes_6.expand(num_images, -1)
+        (from_height, from_width), (top, left) = original or (height, width), crop
+        sizes = [from_height, from_width, top, left, height, width]
+        return torch.tensor(sizes, dtype=torch.float32, device=device).expand(num_images, -1)
 
 
 def added(pooled_BK: torch.Tensor | None, sizes_B6: torch.Tensor | None) -> dict[str, torch.Tensor] | None:

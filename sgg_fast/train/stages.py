@@ -256,7 +256,7 @@ class FinetuneStage(nn.Module):
         # A tuple keeps the frozen models out of the parameters and the state dict.
         self._frozen = (names, conditioner.centre_images(cache.images), alpha_bar, foundation)
         height, width = (side * foundation.latent_factor for side in cache.latent_shape[1:])
-        self._sizes_16 = foundation.backbone.sizes(height, width, 1, names.device)  # read by SDXL alone
+        self._target_12 = torch.tensor([[height, width]], dtype=torch.float32, device=names.device)
         self.geometry = _geometry(config.run.seed, conditioner, cache) if objective.geometry else None
         self.placement = None
         if objective.attention_loss:
@@ -339,7 +339,7 @@ class FinetuneStage(nn.Module):
         given = self.conditioner.drop(condition, ~kept_B)
         z_t = noise.add_noise(z_0, eps, abar_B)
         dtype = self.unet.dtype
-        reads = {"encoder_attention_mask": given.mask, "added_cond_kwargs": self._added(given)}
+        reads = {"encoder_attention_mask": given.mask, "added_cond_kwargs": self._added(given, sample_B)}
         with self.placement.looking() if self.placement else contextlib.nullcontext():
             predicted = self.unet(z_t.to(dtype), t_B, given.context.to(dtype), **reads).sample
         diff_chance_B = losses.min_snr_weight(kind, abar_B, objective.min_snr_gamma)
@@ -372,11 +372,13 @@ class FinetuneStage(nn.Module):
             return self.cache.phrases
         return self.foundation.towers.rows(self.cache.texts[sample_B])[0]
 
-    def _added(self, given: GraphCondition) -> dict[str, torch.Tensor] | None:
-        """What SDXL's UNet reads beside the context: the pooled vectors, and the size of the square pictures."""
+    def _added(self, given: GraphCondition, sample_B: torch.Tensor) -> dict[str, torch.Tensor] | None:
+        """What SDXL's UNet reads beside the context: the pooled vectors, and `Backbone.sizes` of the samples."""
         if given.pooled is None:
             return None
-        return added(given.pooled.to(self.unet.dtype), self._sizes_16.expand(len(given.pooled), -1))
+        assert self.cache.sizes is not None
+        sizes_B6 = torch.cat([self.cache.sizes[sample_B], self._target_12.expand(len(sample_B), -1)], dim=1)
+        return added(given.pooled.to(self.unet.dtype), sizes_B6)
 
     def _alignment(
         self,

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from support.small_sets import png_of, unusable
 
-from sgg_fast.data.images import ImageError, boxes_in_square, open_rgb, to_square
+from sgg_fast.data.images import ImageError, boxes_in_square, open_rgb, original_and_crop, to_square
 
 UNUSABLE = unusable()
 
@@ -78,3 +78,21 @@ def test_boxes_over_the_edge_are_clipped():
     assert boxes_in_square(np.array([[-10, -5, 1000, 20]]), (100, 50), "squash").tolist() == [
         [0, 0, 1, pytest.approx(0.3)]
     ]
+
+
+@pytest.mark.parametrize("size", [(60, 40), (40, 61), (64, 64), (200, 40)])
+def test_the_crop_lies_where_the_square_is_cut(size):
+    """The resized picture, cut at the crop's place, is the square."""
+    noise = np.random.default_rng(0).integers(0, 255, (5, 6, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize(size, Image.Resampling.BICUBIC)
+    height, width, top, left = original_and_crop(size, 80, "crop")
+    assert (width, height) == size
+    scale = 80 / min(size)
+    box = (left / scale, top / scale, (left + 80) / scale, (top + 80) / scale)
+    expected = np.asarray(picture.resize((80, 80), Image.Resampling.LANCZOS, box=box)).astype(int)
+    found = to_square(picture, 80, "crop").astype(int)
+    assert np.abs(found - expected)[8:-8, 8:-8].max() <= 1, "at the edges the resampling sees past the square"
+
+
+def test_the_whole_picture_is_not_cut():
+    assert original_and_crop((60, 40), 80, "squash") == (40, 60, 0, 0)

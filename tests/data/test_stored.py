@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -17,7 +18,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from support import ROOT
+from support.sd_folder import KINDS
 from support.small_sets import (
     SIDE,
     cache_of,
@@ -40,7 +43,7 @@ from sgg_fast.data.cache import build_cache
 from sgg_fast.data.prepare import cache as writer
 from sgg_fast.data.prepare.__main__ import main
 from sgg_fast.data.prepare.cache import write_cache
-from sgg_fast.data.shards import DamagedError, read_index, read_tensors, write_index, write_tensors
+from sgg_fast.data.shards import DamagedError, entry_of, read_index, read_tensors, write_index, write_tensors
 from sgg_fast.data.stored import StoredCache
 from sgg_fast.files import LOCK, locked
 from sgg_fast.toy.models import toy_foundation
@@ -116,6 +119,64 @@ def test_each_draw_of_relations_is_a_sample_of_the_same_image(tmp_path, foundati
     assert all(len(set(g.relations)) == len(g.relations) > 0 for graphs in drawn for g in graphs)
     with pytest.raises(ConfigError, match=r"prepared with --relation-draws 3, not 1; give that flag"):
         small_source(out, flip="swap")
+
+
+def without_sizes(folder: Path) -> Path:
+    """The cache in `folder` as an older version wrote it."""
+    tensors, note = read_tensors(folder / "graphs.safetensors")
+    kept = {name: np.array(value) for name, value in tensors.items() if name != "picture_sizes"}
+    write_tensors(folder / "graphs.safetensors", kept, note)
+    write_index(folder, {**read_index(folder), "graphs": entry_of(folder / "graphs.safetensors")})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def xl(foundation):
+    """The toy's models around a UNet that reads sizes."""
+    return dataclasses.replace(foundation, unet=UNet2DConditionModel(**KINDS["sdxl"].unet, norm_num_groups=8))
+
+
+def test_sdxl_gets_the_sizes_of_its_pictures_from_the_set_and_from_the_cache(tmp_path, foundation, xl):
+    rows = derived(draw(tmp_path / "set" / "images", 6))
+    for i, row in enumerate(rows):
+        draw(tmp_path / "other", 1, size=(48 + i, 40))
+        shutil.copy(tmp_path / "other" / "p0.png", tmp_path / "set" / "images" / row["image"])
+    header = {"kind": "coco", "resize": "crop", "relations": "derived"}
+    jsonl.write_set(tmp_path / "set", header, {"train": rows}, lambda: "{}")
+    out = cache_of(tmp_path / "set", tmp_path / "cache", shard_size=4, relation_draws=2, flip="swap")
+    expected = torch.tensor([[40, 48 + i, 0, (8 + i) // 2 * SIDE / 40] for i in range(6)]).repeat(4, 1)
+    for folder in (tmp_path / "set", out):
+        source = small_source(folder, relation_draws=2, flip="swap")
+        assert build_cache(source, xl, CPU, True, progress=False).sizes.equal(expected), folder
+        assert build_cache(source, xl, CPU, False, progress=False).sizes is None, "pre-training has no UNet"
+        assert build_cache(source, foundation, CPU, True, progress=False).sizes is None
+
+
+def test_an_older_cache_says_that_it_lacks_sizes_and_the_same_command_adds_them(
+    data, made, tmp_path, foundation, xl, monkeypatch, caplog
+):
+    monkeypatch.setattr(writer, "open_foundation", lambda config: foundation)
+    folder = without_sizes(Path(shutil.copytree(made, tmp_path / "cache")))
+    build_cache(small_source(folder), foundation, CPU, True)
+    assert not caplog.records, "only SDXL reads them"
+    assert build_cache(small_source(folder), xl, CPU, True).sizes.tolist() == [[SIDE, SIDE, 0, 0]] * 12
+    (record,) = caplog.records
+    assert "lacks the sizes of its pictures" in record.getMessage() and "same `prepare cache`" in record.getMessage()
+    said: list[str] = []
+    write_cache(small_job(data, folder), say=said.append)
+    assert said == ["3 of 3 shards are there already"] and files_of(folder) == files_of(made)
+    assert build_cache(small_source(folder), xl, CPU, True).sizes.tolist() == [[40, 48, 0, 0]] * 12
+    assert len(caplog.records) == 1
+
+
+def test_sizes_that_do_not_fit_the_images_are_refused(made, tmp_path):
+    folder = Path(shutil.copytree(made, tmp_path / "cache"))
+    tensors, note = read_tensors(folder / "graphs.safetensors")
+    whole = {name: np.array(value) for name, value in tensors.items()}
+    write_tensors(folder / "graphs.safetensors", whole | {"picture_sizes": whole["picture_sizes"][:-1]}, note)
+    write_index(folder, {**read_index(folder), "graphs": entry_of(folder / "graphs.safetensors")})
+    with pytest.raises(DamagedError, match="picture_sizes must have four numbers an image"):
+        StoredCache(folder)
 
 
 def test_a_changed_or_missing_byte_anywhere_is_noticed_and_the_file_named(made, tmp_path):

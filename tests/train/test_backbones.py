@@ -6,24 +6,29 @@ plan, drawing, and training from the result.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from support import DS_JSON, ROOT, sd_folder
+from support.cases.stage import settings
 from support.sd_folder import KINDS, POOLED
 from support.tiny_runs import lines, rows, same_weights, weights
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 import infer
 import train
-from sgg_fast.config import ConfigError
+from sgg_fast.config import Config, ConfigError
+from sgg_fast.data.cache import build_cache
 from sgg_fast.data.formats import parse_scene_graphs
 from sgg_fast.data.prepare.__main__ import main as prepare
+from sgg_fast.data.sources import open_source
 from sgg_fast.drawing.models import load_model
 from sgg_fast.graph import SceneGraph
 from sgg_fast.nn.foundation import load_foundation
@@ -31,8 +36,14 @@ from sgg_fast.nn.pipeline_parts import read_index
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.recipes import recipe
 from sgg_fast.toy.models import toy_foundation
+from sgg_fast.train.assemble import assemble
+from sgg_fast.train.engines import captured as capturing
+from sgg_fast.train.engines.captured import CapturedEngine
+from sgg_fast.train.engines.eager import EagerEngine
+from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
 
 RECIPE = {"sd21": "vg512-sd21", "sdxl": "laion1024-sdxl"}
+CPU = torch.device("cpu")
 SHRUNK = ["--resolution", "64", "--width", "32", "--num-layers", "2", "--log-every", "1", "--num-samples", "1",
           "--sheet-steps", "2", "--sample-every", "2", "--num-negatives", "3", "--geometry", "0",
           "--attention-loss", "0", "--checkpoint-every", "2", "--token-init", "text"]  # fmt: skip
@@ -188,6 +199,80 @@ def test_a_prepared_cache_trains_like_the_set(run, folders, tmp_path):
     for step, row in rows(tmp_path / "run" / "finetune").items():
         own = rows(run / "finetune")[step]
         assert row["diff"] == pytest.approx(own["diff"], rel=2e-2), step
+
+
+def watched(unet: torch.nn.Module) -> list[torch.Tensor]:
+    """The sizes of each call of a UNet, as they come."""
+    seen: list[torch.Tensor] = []
+    unet.register_forward_pre_hook(
+        lambda module, given, named: seen.append(named["added_cond_kwargs"]["time_ids"].clone()), with_kwargs=True
+    )
+    return seen
+
+
+def size_settings(folders: dict[str, Path], **changes: object) -> Config:
+    places = {"model": str(folders["model"]), "clip": str(folders["clip"]), "data": str(folders["data"])}
+    return settings(**places, resolution=64, batch_size=2, token_init="none", **changes)
+
+
+def test_sdxl_reads_the_size_and_the_crop_of_each_picture(folders):
+    if folders["model"].name != "sdxl":
+        pytest.skip("SDXL only")
+    config = size_settings(folders, flip="swap")
+    models, source = load_foundation(config.model.source, config.model.clip), open_source(config.data, 0)
+    cache = build_cache(source, models, CPU, with_latents=True, progress=False)
+    stage = assemble(config, "finetune", models, blank_conditioner(config.model, models), cache, CPU)
+    seen = watched(stage.unet)
+    stage(np.array([3, 0, 6, 1]), 0)
+    high, wide, square, panorama = (
+        [96, 64, 16, 0, 64, 64], [70, 90, 0, 10 * 64 / 70, 64, 64], [64, 64, 0, 0, 64, 64], [40, 200, 0, 128, 64, 64]
+    )  # fmt: skip
+    assert torch.equal(seen[0], torch.tensor([panorama, wide, square, high]))
+    assert cache.sizes[:4].equal(cache.sizes[4:]), "mirrored"
+
+
+def test_a_captured_step_of_sdxl_reads_the_sizes_of_its_samples(folders, monkeypatch):
+    """The same rows and losses as the plain engine's, with micro-batches; another size is another loss."""
+    if folders["model"].name != "sdxl":
+        pytest.skip("SDXL only")
+    monkeypatch.setattr(capturing, "WARM_UP_STEPS", 1)
+    config = size_settings(folders, accumulation_steps=2, optimizer="adam", unet_lr=1e-3, graph_lr=1e-3)
+    engines, sizes = [], torch.arange(16.0).reshape(4, 4) * 9
+    for kind, given in ((EagerEngine, sizes), (CapturedEngine, sizes), (EagerEngine, sizes.flip(0))):
+        torch.manual_seed(0)
+        models = blank_foundation(config.model)
+        cache = dataclasses.replace(blank_cache(config, models, 4), sizes=given)
+        stage = assemble(config, "finetune", models, blank_conditioner(config.model, models), cache, CPU)
+        engines.append(kind(stage, CPU))
+    plain, captured, _ = engines
+    seen = watched(plain.module.unet), watched(captured.module.unet)
+    for step, ids_KB in enumerate(np.array([[[0, 3], [2, 1]], [[1, 2], [3, 0]]])):
+        expected, found, elsewhere = (one.update(ids_KB, step) for one in engines)
+        assert found.applied
+        for name, value in expected.losses.items():
+            torch.testing.assert_close(found.losses[name], value, rtol=1e-3, atol=1e-5)
+        assert abs(elsewhere.losses["diff"] - expected.losses["diff"]) > 1e-5
+        rows = [torch.cat([sizes[ids], torch.full((2, 2), 64.0)], dim=1) for ids in ids_KB]
+        for own in seen:
+            assert all(map(torch.equal, own[-2:], rows))
+
+
+def test_the_pipeline_takes_diffusers_sizes(folders):
+    """By default the picture is its own original; Stable Diffusion v2 refuses what its UNet does not read."""
+    pipeline = SceneGraphToImagePipeline.from_pretrained(
+        sd_folder.write_pipeline(folders["out"].parent / "own", folders["model"].name)
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    graph, wanted = SceneGraph(("sky",)), {"original_size": (40, 200), "crops_coords_top_left": (0, 128)}
+    if folders["model"].name != "sdxl":
+        with pytest.raises(ValueError, match="only SDXL"):
+            pipeline(graph, 1, resolution=64, **wanted)
+        return
+    seen = watched(pipeline.unet)
+    pipeline(graph, 1, resolution=64, output_type="latent")
+    pipeline(graph, 1, height=64, width=32, output_type="latent", **wanted)
+    own, given = [64, 64, 0, 0, 64, 64], [40, 200, 0, 128, 64, 32]
+    assert [rows.tolist() for rows in seen] == [[own, own], [given, given]]
 
 
 def test_the_plan_reads_the_folder(folders, capsys):

@@ -81,8 +81,9 @@ def _is_whole(out: Path, described: dict[str, Any], shards: list[Path]) -> bool:
         index = read_index(out)
         entries = [*index["shards"], index["graphs"]]
         check_files(out, entries)
-        read_tensors(out / GRAPHS, verify=True)  # every byte, as `is_done` reads the shards
+        tensors, _ = read_tensors(out / GRAPHS, verify=True)  # every byte, as `is_done` reads the shards
         named = [entry["file"] for entry in entries] == [*(path.name for path in shards), GRAPHS]
+        named = named and "picture_sizes" in tensors  # older caches lack them
     except (DamagedError, KeyError, TypeError):
         return False
     # "graphs" is the file in the index, and the digest of its content in job.json.
@@ -161,8 +162,12 @@ def _finish(
             f"{job.out / REPORT}"
         )
     graphs = (source.graphs[d * source.num_images + int(i)] for d in range(source.draws) for i in kept)
-    previews = np.stack([source.load_image(int(i)) for i in kept[:NUM_PREVIEWS]])
-    _write_graphs(job, graphs, previews, source.box_rows(kept.tolist()), foundation)
+    pictures = {
+        "previews": np.stack([source.load_image(int(i)) for i in kept[:NUM_PREVIEWS]]),
+        "picture_sizes": source.size_rows(kept.tolist()),
+    }
+    boxes = source.box_rows(kept.tolist())
+    _write_graphs(job, graphs, pictures if boxes is None else {**pictures, "boxes": boxes}, foundation)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         entries = list(pool.map(entry_of, shards))
     data = job.data.source if job.data.is_drawn else str(Path(job.data.source).resolve())
@@ -197,14 +202,14 @@ def _report(job: CacheJob, source: PairSource, shards: list[Path]) -> dict[str, 
 
 
 def _write_graphs(
-    job: CacheJob, graphs: Iterable[SceneGraph], previews: np.ndarray, boxes: np.ndarray | None, foundation: Foundation
+    job: CacheJob, graphs: Iterable[SceneGraph], pictures: dict[str, np.ndarray], foundation: Foundation
 ) -> None:
     """graphs.safetensors. Embeddings of names and phrases go through files beside it, a batch in memory at a time."""
     device, table = env.device(), NameTable()
     batch = SceneGraphBatch.from_graphs(graphs, table)
     words = PackedStrings.of(table.names)
     tensors = {name: getattr(batch, name).numpy() for name in GRAPH_TENSORS}
-    tensors |= {"sizes": batch.sizes, "previews": previews, **({} if boxes is None else {"boxes": boxes})}
+    tensors |= pictures | {"sizes": batch.sizes}
     tensors |= {"text": words.text, "text_ends": words.ends, "phrase_rows": table.phrases.rows_P3}
     clip = foundation.clip.to(device)
     with tempfile.TemporaryDirectory(prefix=f"{ASIDE}words-", dir=job.out) as scratch:

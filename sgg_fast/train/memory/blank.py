@@ -91,7 +91,7 @@ def blank_cache(config: Config, foundation: Foundation, num_images: int) -> Trai
     table = NameTable()
     graphs = SceneGraphBatch.from_graphs([largest_graph()] * num_images, table)
     clip, side = foundation.clip.config.projection_dim, config.data.resolution // foundation.latent_factor
-    row = foundation.backbone.row_dim
+    row, reads_sizes = foundation.backbone.row_dim, foundation.backbone.pooled_dim > 0
     return TrainingCache(
         graphs=graphs,
         table=table,
@@ -100,6 +100,7 @@ def blank_cache(config: Config, foundation: Foundation, num_images: int) -> Trai
         moments=torch.randn(num_images, 2 * foundation.vae.config.latent_channels, side, side).half(),
         phrases=torch.randn(len(table.phrases), row).half() if config.model.token_init == "text" else None,
         boxes=torch.rand(graphs.num_objects, 4) if config.objective.needs_boxes("finetune") else None,
+        sizes=torch.zeros(num_images, 4) if reads_sizes else None,
     )
 
 

@@ -275,7 +275,8 @@ class Planner:
         latents, on_host = self._latent_bytes, self.config.data.latents_device == "cpu"
         if on_host or (self._stored and (self.layout.device == "cpu" or latents >= RESIDENT_SHARE * budget)):
             latents = 0
-        return latents + self._num_images * (4 * self.foundation.clip.config.projection_dim + GRAPH_BYTES)
+        sizes = 4 * 4 if self.foundation.backbone.pooled_dim else 0
+        return latents + self._num_images * (4 * self.foundation.clip.config.projection_dim + GRAPH_BYTES + sizes)
 
     def _trace(self, batch: int) -> Trace:
         """Trace forward and backward of a step at `batch`: the highest point of each phase beside the resident
