@@ -27,6 +27,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from sgg_fast.config import Config, ModelConfig
 from sgg_fast.data.sources import PairSource
 from sgg_fast.nn.foundation import Foundation
+from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.recipes import recipe
 from sgg_fast.toy.models import toy_tokenizer
 from sgg_fast.train import trainer as training
@@ -107,16 +108,23 @@ def _pairs(data: Any, *_: Any) -> PairSource:
 
 @contextlib.contextmanager
 def _decoded_at_once() -> Iterator[None]:
-    """Context in which a VAE in CPU memory gives blank pictures: its minutes of arithmetic take none of the device."""
-    decode = AutoencoderKL._decode
+    """Context in which blank latents are finite, and a VAE in CPU memory gives blank pictures: its minutes of
+    arithmetic take none of the device."""
+    decode, decode_latents = SceneGraphToImagePipeline.decode, AutoencoderKL._decode
+
+    def finite(pipeline: Any, latents: torch.Tensor, *rest: Any) -> Any:
+        return decode(pipeline, latents.nan_to_num(0, 0, 0), *rest)
 
     def blank(vae: AutoencoderKL, z: torch.Tensor, return_dict: bool = True) -> Any:
         if z.device.type != "cpu":
-            return decode(vae, z, return_dict)
+            return decode_latents(vae, z, return_dict)
         factor = 2 ** (len(vae.config.block_out_channels) - 1)
         return DecoderOutput(torch.zeros(len(z), 3, *(factor * side for side in z.shape[2:])))
 
-    with mock.patch.object(AutoencoderKL, "_decode", blank):
+    with (
+        mock.patch.object(AutoencoderKL, "_decode", blank),
+        mock.patch.object(SceneGraphToImagePipeline, "decode", finite),
+    ):
         yield
 
 
