@@ -62,6 +62,11 @@ FAULTS = (
         "finetune-behind",
     ),
     Fault(
+        "weight gradients aside are not joined before the end of a micro-batch's capture",
+        "sgg_fast/train/engines/aside.py", "self.behind.join()", "pass",
+        "finetune-weight-gradients-aside",
+    ),
+    Fault(
         "merged weights lie apart after .to(device)",
         "sgg_fast/nn/merge.py", "        self.merged[0].rejoin()\n", "", "finetune",
     ),
