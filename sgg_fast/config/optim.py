@@ -57,7 +57,7 @@ class OptimConfig(Part):
         False, exact=(), saves_memory={"optimizer_in_backward": True, "max_grad_norm": 0, "optimizer": "adam8bit"}
     )
     """Update each weight once backward has its gradient, and free that: no gradient clipping, no accumulation."""
-    weight_gradients: str = setting("inline", choices=("inline", "aside"), exact=())
+    weight_gradients: str = setting("inline", choices=("inline", "aside"), may_change=True, exact=())
     """Where backward computes the gradients of the UNet's linear layers and convolutions: inline, or aside, on a second
     stream, while backward goes on (a captured step on one GPU; to the same bits, for up to 128 MiB). aside needs
     --max-grad-norm 0. Predicted for the paper's fine-tuning (256 x 256, batch 2): 1.8 ms a step less on an RTX 4090,

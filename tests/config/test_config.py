@@ -224,6 +224,14 @@ def test_a_number_out_of_range_is_refused_by_its_flag(name, value, reason):
             {"optimizer_in_backward": True, "accumulation_steps": 2, "precision": "fp16"},
             r"excludes --max-grad-norm \(.*\) and --accumulation-steps above 1 and --precision fp16$",
         ),
+        (
+            {"weight_gradients": "aside", "lora": 4},
+            "--weight-gradients aside goes with .*: set --max-grad-norm 0 and leave out --lora$",
+        ),
+        (
+            {"weight_gradients": "aside", "max_grad_norm": 0.0, "gradient_checkpointing": True},
+            "--weight-gradients aside keeps all activations: leave out --gradient-checkpointing$",
+        ),
         ({"cross_attention": "ours", "precision": "fp32"}, "--cross-attention ours computes in bf16 or fp16"),
         ({"attention": "cudnn", "precision": "fp32"}, "--attention cudnn computes in bf16 or fp16"),
     ],

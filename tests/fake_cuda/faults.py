@@ -52,13 +52,13 @@ FAULTS = (
     Fault(
         "updates behind backward are not joined before the end of the capture",
         "sgg_fast/train/engines/behind.py",
-        "torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)", "pass",
+        "torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)", "pass",
         "finetune-behind",
     ),
     Fault(
         "updates behind backward do not wait for their gradients",
         "sgg_fast/train/engines/behind.py",
-        "self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))", "pass",
+        "self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))", "pass",
         "finetune-behind",
     ),
     Fault(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import weakref
+from types import SimpleNamespace
+
 import pytest
 import torch
 from support.cases.engine import assert_same, built, train  # noqa: F401  (fixtures)
 from support.cases.stage import cache, foundation  # noqa: F401  (fixtures)
 from torch import nn
 
-from sgg_fast.config import Config, ConfigError, OptimConfig
-from sgg_fast.recipes import recipe
+from sgg_fast.config import OptimConfig
+from sgg_fast.train.engines import aside as module
 from sgg_fast.train.engines.aside import Aside, goes_aside
 
 FORMS = [
@@ -37,3 +40,37 @@ def test_every_layer_of_the_unet_leaves_its_weight(built):
     train(engine, range(1))
     assert not accumulated
     assert {engine.aside._numbers[layer.weight] for layer in layers} <= engine.behind._arrived
+
+
+class Stream:
+    """In place of a device's; knows the events that it waits for."""
+
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.waited: list[str] = []
+
+    def wait_event(self, event: str) -> None:
+        self.waited.append(event)
+
+
+def test_backward_waits_for_the_oldest_gradient_beyond_the_limit(monkeypatch):
+    """Then its tensors are free."""
+    backward = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda _: backward)
+    monkeypatch.setattr(module, "HELD_BYTES", 1000)
+    aside = Aside(SimpleNamespace(parameters=[], stream=Stream()), [])
+    tensors = [torch.zeros(100) for _ in range(4)]
+    refs = [weakref.ref(tensor) for tensor in tensors]
+    for number in range(4):
+        aside.done(f"end {number}", ([], []), tensors.pop(0))
+        assert backward.waited == [f"end {k}" for k in range(number - 1)]
+    assert [ref() is None for ref in refs] == [True, True, False, False]
+    aside.forget()
+    assert all(ref() is None for ref in refs)
+
+
+def test_only_behind_backward():
+    asked = OptimConfig(max_grad_norm=0.0, weight_gradients="aside")
+    assert goes_aside(asked, 1)
+    assert not goes_aside(asked, 2) and not goes_aside(OptimConfig(max_grad_norm=0.0), 1)
