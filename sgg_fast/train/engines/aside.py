@@ -123,6 +123,8 @@ class _Layer(torch.autograd.Function):
         grad, is_linear, left = grads[0], ctx.func is F.linear, ctx.left
         if is_linear:
             x, grad = x.flatten(0, -2), grad.flatten(0, -2)
+        elif x.is_contiguous(memory_format=torch.channels_last):  # else each of two calls would copy a slice
+            grad = grad.contiguous(memory_format=torch.channels_last)
 
         def gradients(*wanted: bool) -> Gradients:
             return (_of_linear if is_linear else _of_conv2d)(grad, x, weight, wanted, *ctx.rest)
