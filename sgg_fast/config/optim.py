@@ -57,11 +57,6 @@ class OptimConfig(Part):
         False, exact=(), saves_memory={"optimizer_in_backward": True, "max_grad_norm": 0, "optimizer": "adam8bit"}
     )
     """Update each weight once backward has its gradient, and free that: no gradient clipping, no accumulation."""
-    weight_gradients: str = setting("inline", choices=("inline", "aside"), may_change=True, exact=())
-    """Where backward computes the gradients of the UNet's linear layers and convolutions: inline, or aside, on a second
-    stream, while backward goes on (a captured step on one GPU; to the same bits, for up to 128 MiB). aside needs
-    --max-grad-norm 0. Predicted for the paper's fine-tuning (256 x 256, batch 2): 1.8 ms a step less on an RTX 4090,
-    0.7 on an H200. Not measured, so not the default."""
     optimizer: str = setting(
         "adam",
         choices=("adam8bit", "adam", "adam4bit", "adafactor"),
@@ -117,19 +112,8 @@ class OptimConfig(Part):
                     "--optimizer-in-backward never has all gradients at once, so it excludes " + " and ".join(given)
                 )
 
-        if self.weight_gradients == "aside":
-            cures = {
-                "set --max-grad-norm 0": self.max_grad_norm > 0,
-                "leave out --optimizer-in-backward": self.optimizer_in_backward,
-                "leave out --lora": self.lora > 0,
-            }
-            if given := [cure for cure, wrong in cures.items() if wrong]:
-                raise ConfigError(f"--weight-gradients aside goes with updates behind backward: {' and '.join(given)}")
-
     def check_model(self, model: ModelConfig) -> None:
-        """Raises `ConfigError` for a precision that the model's operators do not compute in, and for recomputation."""
-        if self.weight_gradients == "aside" and model.gradient_checkpointing:
-            raise ConfigError("--weight-gradients aside keeps all activations: leave out --gradient-checkpointing")
+        """Raises `ConfigError` for a precision that the model's operators do not compute in."""
         if self.precision == "fp32" and model.attention == "cudnn":
             raise ConfigError("--attention cudnn computes in bf16 or fp16: leave out --precision fp32, or use sdpa")
         if self.precision == "fp32" and model.cross_attention == "ours":

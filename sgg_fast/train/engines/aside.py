@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-from sgg_fast.config import OptimConfig
+from sgg_fast.config import Config
 from sgg_fast.train.engines.behind import Behind, goes_behind
 
 HELD_BYTES = 128 * 2**20
@@ -31,9 +31,9 @@ Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 """Of a layer's input, weight and bias."""
 
 
-def goes_aside(optim: OptimConfig, num_processes: int) -> bool:
+def goes_aside(config: Config, num_processes: int) -> bool:
     """Whether a captured step computes the UNet's weight gradients on the second stream."""
-    return optim.weight_gradients == "aside" and goes_behind(optim, num_processes)
+    return config.run.weight_gradients == "aside" and goes_behind(config.optim, num_processes)
 
 
 class Aside(TorchFunctionMode):

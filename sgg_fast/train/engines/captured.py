@@ -128,7 +128,7 @@ class CapturedEngine(Whole):
         if self.behind:
             self.execution += ", the optimiser behind backward"
         self.aside: Aside | None = None
-        if self.behind and isinstance(module, FinetuneStage) and goes_aside(module.config.optim, self.num_processes):
+        if self.behind and isinstance(module, FinetuneStage) and goes_aside(module.config, self.num_processes):
             self.aside = Aside(self.behind, module.unet.parameters())
             self.execution += ", weight gradients aside"
         self.buckets, self._rows = module.buckets(), module.cache.moments

@@ -145,7 +145,7 @@ class Planner:
         resident["training set (graphs, embeddings, latents)"] = self._data_bytes(budget)
         if self._is_captured:
             resident["addresses of the gradients"] = address_bytes(self._groups, self.config.optim.optimizer)
-        if self._is_captured and goes_aside(self.config.optim, self.layout.world_size):
+        if self._is_captured and goes_aside(self.config, self.layout.world_size):
             resident["held for weight gradients aside"] = HELD_BYTES + CUBLAS_WORKSPACE
         if on_gpu:
             resident["cuBLAS's workspaces"] = CUBLAS_WORKSPACES

@@ -11,7 +11,7 @@ from support.cases.engine import assert_same, built, train  # noqa: F401  (fixtu
 from support.cases.stage import cache, foundation  # noqa: F401  (fixtures)
 from torch import nn
 
-from sgg_fast.config import OptimConfig
+from sgg_fast.recipes import recipe
 from sgg_fast.train.engines import aside as module
 from sgg_fast.train.engines.aside import Aside, goes_aside
 
@@ -71,6 +71,7 @@ def test_backward_waits_for_the_oldest_gradient_beyond_the_limit(monkeypatch):
 
 
 def test_only_behind_backward():
-    asked = OptimConfig(max_grad_norm=0.0, weight_gradients="aside")
+    plain = recipe("toy", max_grad_norm=0.0)
+    asked = plain.replace(weight_gradients="aside")
     assert goes_aside(asked, 1)
-    assert not goes_aside(asked, 2) and not goes_aside(OptimConfig(max_grad_norm=0.0), 1)
+    assert not goes_aside(asked, 2) and not goes_aside(plain, 1)
