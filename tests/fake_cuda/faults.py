@@ -51,19 +51,19 @@ FAULTS = (
     ),
     Fault(
         "updates behind backward are not joined before the end of the capture",
-        "sgg_fast/train/engines/behind.py",
+        "sgg_fast/train/backward/behind.py",
         "torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)", "pass",
         "finetune-behind",
     ),
     Fault(
         "updates behind backward do not wait for their gradients",
-        "sgg_fast/train/engines/behind.py",
+        "sgg_fast/train/backward/behind.py",
         "self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))", "pass",
         "finetune-behind",
     ),
     Fault(
         "weight gradients aside are not joined before the end of a micro-batch's capture",
-        "sgg_fast/train/engines/aside.py", "self.behind.join()", "pass",
+        "sgg_fast/train/backward/aside.py", "self.behind.join()", "pass",
         "finetune-weight-gradients-aside",
     ),
     Fault(

@@ -19,9 +19,9 @@ memory. The rules of capture:
 * One memory pool serves all graphs. The graphs of a bucket run in the order of their capture, without graphs of other
   buckets in between.
 * The applied flag and the loss of a step are copied back beside it and read when its slot is needed again.
-* Without clipping weights are updated behind backward (`behind.py`), on a second stream that joins the capture and is
-  joined before its end. Its kernels yield to those of backward, by the streams' priorities. It also takes the weight
-  gradients of the UNet if the settings say so (`aside.py`).
+* Without clipping weights are updated behind backward (`backward/behind.py`), on a second stream that joins the
+  capture and is joined before its end. Its kernels yield to those of backward, by the streams' priorities. It also
+  takes the weight gradients of the UNet if the settings say so (`backward/aside.py`).
 * With several processes the all-reduces of the gradients, NCCL's, are part of the graph. Warm-up leaves them out, so no
   process waits there for one that needs no warm-up. They run in the order that the first warm-up step has shown.
 
@@ -44,10 +44,10 @@ import torch
 
 from sgg_fast import env, ops
 from sgg_fast.data.moments import MomentRows
+from sgg_fast.train.backward.aside import Aside, goes_aside
+from sgg_fast.train.backward.behind import Behind, goes_behind
 from sgg_fast.train.buckets import Bucket
-from sgg_fast.train.engines.aside import Aside, goes_aside
 from sgg_fast.train.engines.base import StepResult, resolve_precision
-from sgg_fast.train.engines.behind import Behind, goes_behind
 from sgg_fast.train.engines.state import Whole, in_matmul_precision
 from sgg_fast.train.optim.adam_flat import FlatAdam, Gradients
 from sgg_fast.train.optim.groups import set_lr

@@ -25,9 +25,9 @@ from sgg_fast.nn.backbone import NUM_SIZES, added
 from sgg_fast.nn.clip import embed_images
 from sgg_fast.nn.fuse import fuse_for
 from sgg_fast.train.assemble import assemble, called_models
-from sgg_fast.train.engines.aside import HELD_BYTES, goes_aside
+from sgg_fast.train.backward.aside import HELD_BYTES, goes_aside
+from sgg_fast.train.backward.behind import goes_behind
 from sgg_fast.train.engines.base import resolved
-from sgg_fast.train.engines.behind import goes_behind
 from sgg_fast.train.engines.captured import WARM_UP_STEPS
 from sgg_fast.train.memory import zero
 from sgg_fast.train.memory.allocator import GRAPHS, CachingAllocator, Event

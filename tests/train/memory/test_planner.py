@@ -24,7 +24,7 @@ from torch import nn
 import train as command
 from sgg_fast.config import ConfigError
 from sgg_fast.recipes import recipe
-from sgg_fast.train.engines.aside import HELD_BYTES
+from sgg_fast.train.backward.aside import HELD_BYTES
 from sgg_fast.train.engines.choose import plan_engine
 from sgg_fast.train.memory import advice as memory
 from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from sgg_fast.config import OptimConfig
-from sgg_fast.train.engines.in_order import InOrder
+from sgg_fast.train.backward.in_order import InOrder
 from sgg_fast.train.optim.adam_flat import FlatAdam, Gradients
 
 SEGMENT_BYTES, NUM_SEGMENTS = 32 * 2**20, 8

@@ -9,7 +9,7 @@ from support.cases.engine import assert_same, built, train  # noqa: F401  (fixtu
 from support.cases.stage import cache, foundation  # noqa: F401  (fixtures)
 
 from sgg_fast.config import OptimConfig
-from sgg_fast.train.engines.behind import goes_behind
+from sgg_fast.train.backward.behind import goes_behind
 from sgg_fast.train.engines.captured import CapturedEngine
 
 FORMS = [

@@ -19,7 +19,7 @@ from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
 from sgg_fast.config import Config
-from sgg_fast.train.engines.behind import Behind, goes_behind
+from sgg_fast.train.backward.behind import Behind, goes_behind
 
 HELD_BYTES = 128 * 2**20
 """Bytes of inputs and gradients whose weight gradients backward need not wait for."""
