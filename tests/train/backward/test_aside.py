@@ -12,8 +12,8 @@ from support.cases.stage import cache, foundation  # noqa: F401  (fixtures)
 from torch import nn
 
 from sgg_fast.recipes import recipe
+from sgg_fast.train.backward import aside as module
 from sgg_fast.train.backward.aside import Aside, goes_aside
-from sgg_fast.train.engines import aside as module
 
 FORMS = [
     {"weights": "split", "fuse_unet": "on", "accumulation_steps": 2},
