@@ -27,6 +27,7 @@ class Config:
     def __post_init__(self) -> None:
         self.objective.check_model(self.model)
         self.optim.check_model(self.model)
+        self.run.check_form(self.optim, self.model)
 
     def flat(self) -> dict[str, Any]:
         """Every setting by its flat name, as logs and checkpoints store it."""

@@ -70,11 +70,13 @@ class _Join(torch.autograd.Function):
 
 
 def join(parameters: Sequence[nn.Parameter]) -> torch.Tensor:
-    """[sum of rows, ..]; gradients reach every parameter."""
+    """[sum of rows, ..]; gradients reach every parameter, which `parts` of the result names."""
     if torch.compiler.is_compiling():
         return torch.cat(list(parameters))
     adjoin(parameters)
-    return _Join.apply(*parameters)
+    joined = _Join.apply(*parameters)
+    joined.parts = list(parameters)
+    return joined
 
 
 class Merged:

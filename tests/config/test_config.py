@@ -224,6 +224,10 @@ def test_a_number_out_of_range_is_refused_by_its_flag(name, value, reason):
             {"optimizer_in_backward": True, "accumulation_steps": 2, "precision": "fp16"},
             r"excludes --max-grad-norm \(.*\) and --accumulation-steps above 1 and --precision fp16$",
         ),
+        (
+            {"weight_gradients": "aside", "lora": 4, "gradient_checkpointing": True},
+            "set --max-grad-norm 0 and leave out --lora and leave out --gradient-checkpointing$",
+        ),
         ({"cross_attention": "ours", "precision": "fp32"}, "--cross-attention ours computes in bf16 or fp16"),
         ({"attention": "cudnn", "precision": "fp32"}, "--attention cudnn computes in bf16 or fp16"),
     ],

@@ -51,15 +51,20 @@ FAULTS = (
     ),
     Fault(
         "updates behind backward are not joined before the end of the capture",
-        "sgg_fast/train/engines/behind.py",
-        "torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)", "pass",
+        "sgg_fast/train/backward/behind.py",
+        "torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)", "pass",
         "finetune-behind",
     ),
     Fault(
         "updates behind backward do not wait for their gradients",
-        "sgg_fast/train/engines/behind.py",
-        "self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))", "pass",
+        "sgg_fast/train/backward/behind.py",
+        "self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))", "pass",
         "finetune-behind",
+    ),
+    Fault(
+        "weight gradients aside are not joined before the end of a micro-batch's capture",
+        "sgg_fast/train/backward/aside.py", "self.behind.join()", "pass",
+        "finetune-weight-gradients-aside",
     ),
     Fault(
         "merged weights lie apart after .to(device)",

@@ -30,14 +30,16 @@ FORBIDDEN = {
     "a copy to the host": lambda x: x.cpu(),
     "an event's query": lambda x: x.event.query(),
     "work on a stream that does not join": lambda x: _wander(x),
+    "its event, for which no other stream waits": lambda x: _wander(x).record_event(),
 }
 
 
-def _wander(x: torch.Tensor) -> None:
+def _wander(x: torch.Tensor) -> torch.cuda.Stream:
     other = torch.cuda.Stream()
     other.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(other):
         x.add_(1)
+    return other
 
 
 @pytest.mark.parametrize("name", FORBIDDEN)

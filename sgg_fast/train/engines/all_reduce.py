@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from sgg_fast.train.engines.in_order import InOrder
+from sgg_fast.train.backward.in_order import InOrder
 from sgg_fast.train.optim.flat import flat_gradient
 
 BUCKET_BYTES = 32 * 2**20

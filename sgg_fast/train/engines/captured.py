@@ -19,8 +19,9 @@ memory. The rules of capture:
 * One memory pool serves all graphs. The graphs of a bucket run in the order of their capture, without graphs of other
   buckets in between.
 * The applied flag and the loss of a step are copied back beside it and read when its slot is needed again.
-* Without clipping weights are updated behind backward (`behind.py`), on a second stream that joins the capture and is
-  joined before its end. Its kernels yield to those of backward, by the streams' priorities.
+* Without clipping weights are updated behind backward (`backward/behind.py`), on a second stream that joins the
+  capture and is joined before its end. Its kernels yield to those of backward, by the streams' priorities. It also
+  takes the weight gradients of the UNet if the settings say so (`backward/aside.py`).
 * With several processes the all-reduces of the gradients, NCCL's, are part of the graph. Warm-up leaves them out, so no
   process waits there for one that needs no warm-up. They run in the order that the first warm-up step has shown.
 
@@ -43,9 +44,10 @@ import torch
 
 from sgg_fast import env, ops
 from sgg_fast.data.moments import MomentRows
+from sgg_fast.train.backward.aside import Aside, goes_aside
+from sgg_fast.train.backward.behind import Behind, goes_behind
 from sgg_fast.train.buckets import Bucket
 from sgg_fast.train.engines.base import StepResult, resolve_precision
-from sgg_fast.train.engines.behind import Behind, goes_behind
 from sgg_fast.train.engines.state import Whole, in_matmul_precision
 from sgg_fast.train.optim.adam_flat import FlatAdam, Gradients
 from sgg_fast.train.optim.groups import set_lr
@@ -125,6 +127,10 @@ class CapturedEngine(Whole):
         self.behind = Behind(self.optimizer) if goes_behind(module.config.optim, self.num_processes) else None
         if self.behind:
             self.execution += ", the optimiser behind backward"
+        self.aside: Aside | None = None
+        if self.behind and isinstance(module, FinetuneStage) and goes_aside(module.config, self.num_processes):
+            self.aside = Aside(self.behind, module.unet.parameters())
+            self.execution += ", weight gradients aside"
         self.buckets, self._rows = module.buckets(), module.cache.moments
         num_rates = len(self.optimizer.param_groups)
         self._rates = slice(RATES_PLACE, RATES_PLACE + num_rates)
@@ -221,7 +227,7 @@ class CapturedEngine(Whole):
         if first:
             self.optimizer.rates.copy_(self._table[3, self._rates].view(torch.float32))
             self.optimizer.begin()
-        with self.autocast():
+        with self.autocast(), self.aside or contextlib.nullcontext():
             terms = self.module.packed_terms(self._table, bucket)
         if self.behind:
             self.behind.addresses = addresses
@@ -232,6 +238,8 @@ class CapturedEngine(Whole):
         terms.total.backward(terms.total.detach() * 0 + 1 / (self.num_micro * self.num_processes))
         if in_order:
             in_order.finish()
+        if self.aside:
+            self.aside.finish()
         row = torch.stack([*terms.losses.values(), *terms.chance.values()])
         if self._sum is None:
             self._sum, self._row = torch.zeros_like(row), torch.zeros_like(row)
@@ -304,9 +312,9 @@ class CapturedEngine(Whole):
             if before is not None:  # torch leaves the capture's stream current if ending a capture fails
                 torch.cuda.set_stream(before)
                 torch.cuda.synchronize(self.device)
-            for in_order in (self.gradient_sum, self.behind):
-                if in_order:
-                    in_order.forget()
+            for part in (self.gradient_sum, self.behind, self.aside):
+                if part:
+                    part.forget()
             self.optimizer.zero_grad(set_to_none=True)  # the remaining gradients lie in the memory of the graph
             self.capture = None
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -27,8 +27,11 @@ SCALE_BYTES = 4
 CPU_UPDATE = {8: 20, 32: 12}
 """Temporary bytes per element of bitsandbytes' CPU update, by the width of its state; on CUDA none."""
 
-CUBLAS_WORKSPACES = 3 * (8 * 2**20 + 2**17)
-"""Bytes that torch gives to cuBLAS before Hopper: one workspace for each stream and thread that multiplies matrices."""
+CUBLAS_WORKSPACE = 8 * 2**20 + 2**17
+"""Bytes that torch gives to cuBLAS before Hopper, for each stream and thread that multiplies matrices."""
+
+CUBLAS_WORKSPACES = 3 * CUBLAS_WORKSPACE
+"""Those of a step."""
 
 REFERENCE_UPDATE = {
     "adam": {False: 16, True: 48},

@@ -25,8 +25,9 @@ from sgg_fast.nn.backbone import NUM_SIZES, added
 from sgg_fast.nn.clip import embed_images
 from sgg_fast.nn.fuse import fuse_for
 from sgg_fast.train.assemble import assemble, called_models
+from sgg_fast.train.backward.aside import HELD_BYTES, goes_aside
+from sgg_fast.train.backward.behind import goes_behind
 from sgg_fast.train.engines.base import resolved
-from sgg_fast.train.engines.behind import goes_behind
 from sgg_fast.train.engines.captured import WARM_UP_STEPS
 from sgg_fast.train.memory import zero
 from sgg_fast.train.memory.allocator import GRAPHS, CachingAllocator, Event
@@ -37,6 +38,7 @@ from sgg_fast.train.memory.blank import (
 )
 from sgg_fast.train.memory.meter import Meter, autocast_like_cuda
 from sgg_fast.train.memory.parts import (
+    CUBLAS_WORKSPACE,
     CUBLAS_WORKSPACES,
     EngineLayout,
     WeightGroup,
@@ -143,6 +145,8 @@ class Planner:
         resident["training set (graphs, embeddings, latents)"] = self._data_bytes(budget)
         if self._is_captured:
             resident["addresses of the gradients"] = address_bytes(self._groups, self.config.optim.optimizer)
+        if self._is_captured and goes_aside(self.config, self.layout.world_size):
+            resident["held for weight gradients aside"] = HELD_BYTES + CUBLAS_WORKSPACE
         if on_gpu:
             resident["cuBLAS's workspaces"] = CUBLAS_WORKSPACES
         else:

@@ -3,7 +3,7 @@
 State in 32 and 8 bits computes what bitsandbytes computes, on our kernels; state in 4 bits is torchao's, and factored
 second moments are Adafactor's (`adam_state.py`). Weights are fp32, or bf16 (rounded stochastically, or with their
 low halves kept). It steps all weights after backward, or each one inside backward, or some at a time for a caller
-(`engines.behind`). Gradients are read where backward left them. Nothing is read back, so the step can be captured. Its
+(`backward.behind`). Gradients are read where backward left them. Nothing is read back, so the step can be captured. Its
 checkpoints have bitsandbytes' format, and with 8 and 32 bits each optimiser loads the other's. Letters: G groups, K
 chunks, U rows of counts: one, or one a weight.
 """

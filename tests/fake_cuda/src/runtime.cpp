@@ -206,8 +206,7 @@ API cudaError_t cudaEventDestroy(cudaEvent_t event) { return delete (Event*)even
 API cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t handle) {
     LOCK;
     Stream* stream = stream_of(handle);
-    ((Event*)event)->capture = stream->capturing ? stream->root() : nullptr;
-    if (stream->capturing && stream->origin) stream->joined = true;
+    *(Event*)event = {stream->capturing ? stream->root() : nullptr, stream};
     return cudaSuccess;
 }
 API cudaError_t cudaEventRecordWithFlags(cudaEvent_t event, cudaStream_t stream, unsigned) { return cudaEventRecord(event, stream); }
@@ -223,6 +222,7 @@ API cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event, unsi
         stream->capturing = true, stream->joined = false;
         stream->origin = capture, stream->id = capture->id;
     }
+    if (capture && ((Event*)event)->stream != stream) ((Event*)event)->stream->joined = true;
     return cudaSuccess;
 }
 API cudaError_t cudaEventQuery(cudaEvent_t event) {

@@ -50,6 +50,7 @@ struct Stream {
 
 struct Event {
     Stream* capture = nullptr;
+    Stream* stream = nullptr;  // that recorded it
 };
 
 // What `fake_counters` gives, in this order; the last three in bytes. waits: of the host, for events.

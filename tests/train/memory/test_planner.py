@@ -24,11 +24,13 @@ from torch import nn
 import train as command
 from sgg_fast.config import ConfigError
 from sgg_fast.recipes import recipe
+from sgg_fast.train.backward.aside import HELD_BYTES
 from sgg_fast.train.engines.choose import plan_engine
 from sgg_fast.train.memory import advice as memory
 from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
 from sgg_fast.train.memory.meter import Meter, autocast_like_cuda
 from sgg_fast.train.memory.parts import (
+    CUBLAS_WORKSPACE,
     EngineLayout,
     WeightGroup,
     address_bytes,
@@ -118,6 +120,13 @@ def test_a_gpu_has_frozen_models_for_a_sheet_only_unless_a_step_calls_them():
     on_cpu = Planner(config, device="cpu").plan(1)
     assert "sample sheet" not in on_cpu.moments and on_cpu.resident["frozen models"] > visiting
     assert "sample sheet" not in Planner(config.replace(sample_every=0)).plan(1).moments
+
+
+def test_weight_gradients_aside_hold_their_inputs():
+    inline, aside = (
+        Planner(toy(max_grad_norm=0.0, weight_gradients=where)).plan(1).resident for where in ("inline", "aside")
+    )
+    assert aside == {**inline, "held for weight gradients aside": HELD_BYTES + CUBLAS_WORKSPACE}
 
 
 def test_a_set_that_is_not_prepared_is_encoded_on_the_gpu_first():

@@ -8,11 +8,12 @@ and a step takes the memory of an update after backward. On a CPU the same runs 
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
 
 from sgg_fast.config import OptimConfig
-from sgg_fast.train.engines.in_order import InOrder
+from sgg_fast.train.backward.in_order import InOrder
 from sgg_fast.train.optim.adam_flat import FlatAdam, Gradients
 
 SEGMENT_BYTES, NUM_SEGMENTS = 32 * 2**20, 8
@@ -35,7 +36,7 @@ class Behind(InOrder):
         """The table of a capture's gradients on the device, in the order of the updates; None makes it from them."""
         optimizer.apart()
         device, parameters = optimizer.rates.device, optimizer.parameters()
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         super().__init__(parameters, min(SEGMENT_BYTES, sum(p.nbytes for p in parameters) // NUM_SEGMENTS))
 
     def expect(self) -> None:
@@ -45,8 +46,22 @@ class Behind(InOrder):
     def finish(self) -> None:
         """Update what is left; the stream that goes on waits for all updates."""
         super().finish()
-        if self._stream:
-            torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
+        self.join()
+
+    def join(self) -> None:
+        """The current stream waits for the second one."""
+        if self.stream:
+            torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[None]:
+        """Context of work on the second stream, after what the current one has so far."""
+        if self.stream is None:
+            yield
+            return
+        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
+        with torch.cuda.stream(self.stream):
+            yield
 
     def taken(self) -> list[Gradients]:
         """The gradients of the segments in the order of the updates, which are kept no longer."""
@@ -59,15 +74,11 @@ class Behind(InOrder):
 
     @torch.no_grad()
     def _start(self, bucket: list[int]) -> None:
-        gradients = self.optimizer.gradients(bucket)
-        if not any(found for found, _ in gradients):
-            return
-        self.gradients.append(gradients)
-        beside: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-        if self._stream:
-            self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
-            beside = torch.cuda.stream(self._stream)
-        with beside:
+        with self.beside():
+            gradients = self.optimizer.gradients(bucket)
+            if not any(found for found, _ in gradients):
+                return
+            self.gradients.append(gradients)
             if self.addresses is None:
                 table = self.optimizer.table(gradients).to(self.optimizer.rates.device)
             else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sgg_fast.train.engines.in_order import buckets_of
+from sgg_fast.train.backward.in_order import buckets_of
 
 FP32, BF16 = torch.float32, torch.bfloat16
 
