@@ -22,7 +22,7 @@ from sgg_fast.config.optim import BLOCKWISE
 from sgg_fast.data.sources import open_source
 from sgg_fast.train.engines.choose import plan_engine
 from sgg_fast.train.memory.plan import GIB, OUTSIDE, MemoryPlan
-from sgg_fast.train.memory.planner import Planner
+from sgg_fast.train.memory.planner import ENCODING, Planner
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,9 @@ STATES_BY_SIZE = ("adam", *BLOCKWISE)
 
 NUM_SHOWN = 3
 """Remedies in a message."""
+
+PREPARE = "prepare it first (python -m sgg_fast.data.prepare cache --batch-size 1), and train on the result"
+"""The remedy where a set's encoding is the peak."""
 
 
 class Remedy(NamedTuple):
@@ -147,6 +150,8 @@ class TypedRun:
         single = ((words, planner) for words, _, planner in self.changed(remedies(self.config)))
         found = list(itertools.islice(fitting(single), NUM_SHOWN))
         found = found or list(itertools.islice(fitting(self.added_up()), 1))
+        if not found and self.planner().plan(1, budget).when == ENCODING:
+            return f": the set's encoding needs the most; {PREPARE}"
         if not found:
             return "; nor with all that saves memory together: take a larger GPU or --budget, or a lower --resolution"
         return f"; it does with {' or with '.join(found)}"
@@ -196,6 +201,8 @@ def out_of_memory(run: TypedRun) -> str:
     if run.stage != "finetune":
         return "out of memory: lower --batch-size"
     plan = run.planner().plan(run.config.optim.batch_size)
+    if plan.when == ENCODING:
+        return f"out of memory: {_peak(plan)}: {PREPARE}"
     lower = {}
     for words, changed, planner in run.changed([*_smaller_batch(run.config.optim), *remedies(run.config)]):
         peak = planner.plan(changed.config.optim.batch_size).peak

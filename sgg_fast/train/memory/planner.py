@@ -61,6 +61,9 @@ LARGEST_BATCH = 4096
 GRAPH_BYTES = 4096
 """Upper bound of a packed graph: ids, pointers and message slots of 31 objects and 60 relations."""
 
+ENCODING = "encoding the set"
+"""The moment before training in which a set that is not prepared is encoded."""
+
 GUIDED, CONTEXT = 2, 80
 """Rows that the UNet takes for one guided picture of a sample sheet, and their T."""
 
@@ -154,7 +157,7 @@ class Planner:
         moments = {phase: dict(parts) for phase, parts in self._trace(batch).peaks.items()}
         if on_gpu and not self._stored:  # before the weights are there
             extra = sum(self._encoding()[0]) - sum(resident.values())
-            moments["encoding the set"] = {"frozen models and pictures beyond the rest": max(extra, 0)}
+            moments[ENCODING] = {"frozen models and pictures beyond the rest": max(extra, 0)}
         if on_gpu and self._draws_sheets:
             visiting = sum(_sizes(self._visiting))
             moments["sample sheet"] = {"frozen models for a sheet": visiting, **self._sheet()[0]}

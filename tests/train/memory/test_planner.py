@@ -27,6 +27,7 @@ from sgg_fast.recipes import recipe
 from sgg_fast.train.backward.aside import HELD_BYTES
 from sgg_fast.train.engines.choose import plan_engine
 from sgg_fast.train.memory import advice as memory
+from sgg_fast.train.memory import planner as planning
 from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
 from sgg_fast.train.memory.meter import Meter, autocast_like_cuda
 from sgg_fast.train.memory.parts import (
@@ -389,7 +390,18 @@ def plan_of_one(budget, *more):
     return out.getvalue().splitlines()[-2:]
 
 
-def test_a_plan_that_does_not_fit_names_settings_that_do():
+def test_a_plan_whose_encoding_does_not_fit_says_to_prepare_the_set():
+    plan = Planner(toy(batch_size=1, num_scenes=8, sample_every=0)).plan(1)
+    assert plan.when == planning.ENCODING
+    *_, refusal = plan_of_one(OUTSIDE + plan.reserved - 1)
+    assert refusal == f"not even a batch of 1 fits: the set's encoding needs the most; {memory.PREPARE}"
+    on_gpu = replace(typed(toy(batch_size=1, num_scenes=8, sample_every=0)), device="cuda")
+    out_of_memory = memory.out_of_memory(on_gpu)
+    assert f" in {planning.ENCODING}, its largest part" in out_of_memory and out_of_memory.endswith(memory.PREPARE)
+
+
+def test_a_plan_that_does_not_fit_names_settings_that_do(monkeypatch):
+    monkeypatch.setattr(planning, "ENCODED_PIXELS", 1)
     budget = OUTSIDE + Planner(toy(batch_size=1, num_scenes=8, sample_every=0)).plan(1).reserved - 1
     fits, refusal = plan_of_one(budget)
     assert fits.startswith("does not fit") and refusal.startswith("not even a batch of 1 fits; it does with --")
@@ -430,7 +442,11 @@ def test_settings_that_fit_only_together_are_named_together(monkeypatch, needed,
 def test_checkpointing_is_planned_under_autocast_as_well():
     """Its recomputation is in backward, outside of the forward's autocast."""
     plain, recomputed = (Planner(toy(gradient_checkpointing=on)).plan(16) for on in (False, True))
-    assert recomputed.parts["activations"] < plain.parts["activations"]
+    at_peak = [
+        max(plan.moments[phase].get("activations", 0) for phase in ("forward", "backward"))
+        for plan in (recomputed, plain)
+    ]
+    assert 0 < at_peak[0] < at_peak[1]
 
 
 @pytest.mark.parametrize(
