@@ -82,9 +82,14 @@ def test_every_reason_of_every_operator_is_named():
 
 @pytest.fixture(params=["CUDA 12: its binary loads", "CUDA 13: it does not"])
 def operators(request, monkeypatch):
-    """xFormers' CUTLASS operators on CPU tensors, with torch's own checks, as xformers finds itself on either build."""
-    from xformers.ops.fmha import common
+    """xFormers' CUTLASS operators on CPU tensors, with torch's own checks, as xformers finds itself on either build.
 
+    torch's flash operator, which xFormers finds in CUDA builds alone, is left out: it knows no CPU tensors.
+    """
+    from xformers.ops.common import get_operator
+    from xformers.ops.fmha import common, flash
+
+    monkeypatch.setattr(flash.FwOp, "OPERATOR", get_operator("xformers_flash", "not_on_a_cpu"))
     monkeypatch.setattr(common, "_built_with_cuda", request.param.startswith("CUDA 12"))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 9))
     monkeypatch.setattr(attention, "_MOOT", (*attention._MOOT, "device=cpu", "bf16 is only supported on A100+"))
