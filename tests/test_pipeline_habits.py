@@ -81,7 +81,8 @@ def test_model_cpu_offload(pipeline, plain):
     pipeline.enable_model_cpu_offload(device="cpu")
     hooked = {name for name, part in pipeline.components.items() if hasattr(part, "_hf_hook")}
     assert hooked == {"text_encoder", "graph_clip", "graph_encoder", "unet", "vae"}
-    assert np.array_equal(draw(pipeline), plain) and np.array_equal(draw(pipeline), plain)
+    for _ in range(2):  # weights that were moved lie at other addresses, where a CPU may round otherwise
+        np.testing.assert_allclose(draw(pipeline), plain, atol=1e-5)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device to offload from")
