@@ -278,6 +278,8 @@ def main(argv: list[str] | None) -> int:
     if args.phase:
         measure(args.phase, args.out)
         return 0
+    if args.num < CHUNK:
+        raise ValueError(f"--num {args.num}: at least {CHUNK}, a batch of its reading")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "num").write_text(str(args.num))
     if not args.direct:

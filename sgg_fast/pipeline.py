@@ -254,10 +254,11 @@ class SceneGraphToImagePipeline(LoraMethods, DiffusionPipeline):
         sizes = Backbone.of(self.unet.config).sizes(height, width, len(context), noise.device, *given_sizes)
         more = added(pooled[0].to(self.unet.dtype), sizes) if pooled else None
         self._captured.search = not self.deterministic
-        return self._captured.denoiser(
-            self.unet, noise, context.to(self.unet.dtype), mask, self.capture_unet, more,
-            self.guidance_scale, relation_guidance, self._compiled_unet(),
-        )  # fmt: skip
+        with lora.autocast_mixed(self.unet):  # the capture is made here
+            return self._captured.denoiser(
+                self.unet, noise, context.to(self.unet.dtype), mask, self.capture_unet, more,
+                self.guidance_scale, relation_guidance, self._compiled_unet(),
+            )  # fmt: skip
 
     def _conditions(
         self, graphs: Sequence[SceneGraph], num_images_per_prompt: int, asked: tuple[str, ...]

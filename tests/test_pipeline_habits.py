@@ -9,6 +9,7 @@ from diffusers.callbacks import PipelineCallback, SDCFGCutoffCallback
 from diffusers.models.attention_processor import SlicedAttnProcessor
 
 from sgg_fast.graph import SceneGraph
+from sgg_fast.nn import lora
 from sgg_fast.nn.loading import ModelError
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
@@ -114,6 +115,18 @@ def test_torch_dtype(folder, plain, dtype):
     assert {part.dtype for part in parts} == {dtype}
     found = draw(pipeline)
     assert not np.array_equal(found, plain) and np.abs(found - plain).mean() < 0.02
+
+
+def test_a_step_with_adapters_of_another_type_is_captured_under_autocast(pipeline, plain, monkeypatch):
+    captured, denoiser = [], pipeline._captured.denoiser
+    monkeypatch.setattr(
+        pipeline._captured,
+        "denoiser",
+        lambda *args: captured.append(torch.is_autocast_enabled("cpu")) or denoiser(*args),
+    )
+    lora.add_adapters(pipeline.unet, 2, "attention")
+    lora.store_frozen(lora.train(pipeline.unet), torch.bfloat16)
+    assert np.abs(draw(pipeline) - plain).mean() < 0.02 and captured == [True]
 
 
 def test_a_variant_is_saved_and_loaded(pipeline, plain, folder, tmp_path):

@@ -21,6 +21,9 @@ sys.exit(any(there.get(name.lower().replace("_", "-")) != version for name, vers
 PYTHON
 }
 
+case " $* " in *" -h "* | *" --help "*)
+    exec env PYTHONPATH="$root:$root/kernels:$root/tests" "$(command -v python || echo python3)" -m fake_cuda.matrix --help ;;
+esac
 if ! installed; then
     if [ "${1:-}" = --if-installed ]; then
         echo "torch $torch for CUDA and the packages of constraints.txt are not all in $venv: no row ran (make first-contact installs them)"

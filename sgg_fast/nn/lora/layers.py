@@ -72,8 +72,11 @@ def store_frozen(unet: nn.Module, dtype: torch.dtype) -> None:
 
 
 def autocast_mixed(unet: UNet2DConditionModel) -> contextlib.AbstractContextManager[object]:
-    """Autocast context for a UNet whose adapters are stored in another type than its frozen weights."""
+    """Autocast context for a UNet whose adapters are stored in another type than its frozen weights.
+
+    It keeps no casts: a captured step would read them after the context has freed them.
+    """
     types = {p.dtype for name, p in unet.named_parameters() if ".lora_" in name}
     if types - {unet.dtype}:
-        return torch.autocast(unet.device.type, unet.dtype)
+        return torch.autocast(unet.device.type, unet.dtype, cache_enabled=False)
     return contextlib.nullcontext()
