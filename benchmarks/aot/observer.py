@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 
+from benchmarks.aot.ptx.arithmetic import u8
+from benchmarks.aot.ptx.counts import SECTOR
 from benchmarks.aot.ptx.host import Host
-from benchmarks.aot.ptx.program import Instruction, digest, operands
-from benchmarks.counts.kernels import tensor_bytes
+from benchmarks.aot.ptx.program import Instruction, operands
 from benchmarks.counts.model import Launch
 
 
@@ -31,6 +33,21 @@ def chained_loads(block: list[Instruction]) -> float:
     return longest + waits
 
 
+def moved(touched: list[np.ndarray], args: tuple, ratio: float) -> int:
+    """Bytes that a launch moves, each sector once: those that the programs that ran touched, times `ratio`.
+
+    No tensor of `args` counts for more than its own bytes: programs share weights and gathered rows.
+    """
+    sectors = np.unique(np.concatenate(touched)) if touched else np.empty(0, u8)
+    total, left = 0.0, np.ones(len(sectors), bool)
+    for storage in {t.untyped_storage().data_ptr(): t.untyped_storage() for t in args if isinstance(t, torch.Tensor)}.values():
+        first, num = storage.data_ptr() // SECTOR, storage.nbytes()
+        mine = left & (sectors >= first) & (sectors * u8(SECTOR) < storage.data_ptr() + num)
+        total += min(num, SECTOR * ratio * int(mine.sum()))
+        left &= ~mine
+    return round(total + SECTOR * ratio * int(left.sum()))
+
+
 class Observer(Host):
     """Counts, and checks nothing: programs that do not run leave memory unwritten."""
 
@@ -46,11 +63,11 @@ class Observer(Host):
 
     def run(self, kernel: Any, compiled: Any, grid: tuple[int, ...], args: tuple, options: dict) -> None:
         """Run one launch and note it."""
-        name = digest(self.text_of(compiled), compiled.metadata.shared)
-        known = self.kernels.get(name)
-        before, warps = (known.counted.copy(), known.num_warps) if known else (0, 0)
+        program = self.program_of(kernel, compiled)
+        before, warps = program.counted.copy(), program.num_warps
+        program.traffic.touched = []
         super().run(kernel, compiled, grid, args, options)
-        program = self.kernels[name]
+        touched, program.traffic.touched = program.traffic.touched, None
         warps = program.num_warps - warps
         entered = (program.counted - before) / warps
         blocks = program.program.blocks
@@ -61,6 +78,6 @@ class Observer(Host):
                 program.program.threads // 32,
                 round(float(sum(n * len(b) for n, b in zip(entered, blocks, strict=True))), 1),
                 round(float(sum(n * chained_loads(b) for n, b in zip(entered, blocks, strict=True))), 2),
-                sum(map(tensor_bytes, {id(t): t for t in args if isinstance(t, torch.Tensor)}.values())),
+                moved(touched, args, max(1.0, math.prod(grid) / self.sample)),
             )
         )

@@ -4,7 +4,7 @@ A kernel takes the largest of bytes, issue and latency; a step the sum of its te
 
 The least time of an op assumes one perfect kernel. This model takes the launches that run: their programs and warps,
 the instructions and dependent loads of a warp as the PTX machine counted them (`benchmarks.aot.observe`), and the bytes
-of their tensors, each element once. A launch takes the largest of
+that they touch, each sector of 32 once. A launch takes the largest of
 
     bytes / bandwidth
     programs of the busiest SM x warps x instructions of a warp / schedulers / clock
@@ -52,7 +52,7 @@ class Launch:
     loads: float
     """Loads of a warp that wait for one another; loads that are issued together count once."""
     bytes: int
-    """Of its tensors, each element once."""
+    """Of its tensors, each sector that it touches once."""
 
     def seconds(self, chip: Chip) -> float:
         """Time on `chip` without the gap before it."""

@@ -60,6 +60,8 @@ class Traffic:
 
     def __init__(self) -> None:
         self.by_instruction: dict[Instruction, Requests] = collections.defaultdict(Requests)
+        self.touched: list[np.ndarray] | None = None
+        """Sectors of global memory that each request touches, if the caller sets a list."""
 
     def request(self, space: str, access: Access, num_bytes: int) -> None:
         """Count one instruction whose lanes request `num_bytes` each."""
@@ -70,8 +72,10 @@ class Traffic:
             passes, least = self._passes(access.lanes.astype(u8), address, num_bytes)
             entry.sectors, entry.useful = entry.sectors + passes, entry.useful + least
             return
-        key = (warp << u8(47)) | address
-        entry.sectors += len(np.unique((warp << u8(47)) | (address // u8(SECTOR))))
+        key, sector = (warp << u8(47)) | address, address // u8(SECTOR)
+        entry.sectors += len(np.unique((warp << u8(47)) | sector))
+        if self.touched is not None:
+            self.touched.append(np.unique(sector))
         entry.useful += len(np.unique(key)) * num_bytes
 
     def _passes(self, lanes: np.ndarray, address: np.ndarray, num_bytes: int) -> tuple[int, int]:
