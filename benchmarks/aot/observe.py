@@ -22,9 +22,10 @@ from sgg_fast.commands.flags import OneLineParser
 ARCH = "sm_89"
 PROGRAMS = 64
 """Programs that run of a larger grid."""
-SIZES = ("paper", "512px", "1e4")
+SIZES = ("paper", "512px", "1e4", "1e5")
 TOLERANCE = 0.1
-"""Relative difference of a count that --check accepts: versions of Triton differ by a few instructions."""
+"""Relative difference of a count that is accepted: versions of Triton differ by a few instructions, and the place of a
+tensor decides how many sectors its rows touch."""
 
 Passes = list[list[dict[str, Any]]]
 
@@ -73,8 +74,8 @@ def differences(found: dict[str, Passes], committed: dict[str, Passes]) -> list[
             continue
         pairs = [pair for x, y in zip(passes, old, strict=True) for pair in zip(x, y, strict=True)]
         for new, was in ((Launch(**a), Launch(**b)) for a, b in pairs):
-            same = (new.kernel, new.programs, new.warps, new.bytes) == (was.kernel, was.programs, was.warps, was.bytes)
-            counts = (new.instructions, was.instructions), (new.loads, was.loads)
+            same = (new.kernel, new.programs, new.warps) == (was.kernel, was.programs, was.warps)
+            counts = (new.instructions, was.instructions), (new.loads, was.loads), (new.bytes, was.bytes)
             if not same or any(abs(a - b) > TOLERANCE * b for a, b in counts):
                 wrong.append(f"{name}: {new}, not {was}")
     return wrong

@@ -40,7 +40,9 @@ def moved(touched: list[np.ndarray], args: tuple, ratio: float) -> int:
     """
     sectors = np.unique(np.concatenate(touched)) if touched else np.empty(0, u8)
     total, left = 0.0, np.ones(len(sectors), bool)
-    for storage in {t.untyped_storage().data_ptr(): t.untyped_storage() for t in args if isinstance(t, torch.Tensor)}.values():
+    for storage in {
+        t.untyped_storage().data_ptr(): t.untyped_storage() for t in args if isinstance(t, torch.Tensor)
+    }.values():
         first, num = storage.data_ptr() // SECTOR, storage.nbytes()
         mine = left & (sectors >= first) & (sectors * u8(SECTOR) < storage.data_ptr() + num)
         total += min(num, SECTOR * ratio * int(mine.sum()))

@@ -26,7 +26,7 @@ from benchmarks.ops.cases import SIZES
 DATA = pathlib.Path(__file__).resolve().parents[1] / "baselines" / "launches.json"
 SCHEDULERS = 4
 """Of an SM; each issues one instruction of a warp a clock."""
-SCALED = "1e4"
+SCALED = "1e5"
 """The size whose launches stand for larger numbers of relations: their grids and bytes grow with the relations."""
 STEPS = DATA.with_name("steps.json")
 """Counts of whole steps, as `python -m benchmarks.counts.step --write` left them."""
