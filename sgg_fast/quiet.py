@@ -28,6 +28,7 @@ def speak_plainly() -> None:
 def quiet_imports() -> None:
     """What libraries log and warn of while they are imported is not shown; their errors are. Loads none of them."""
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     for name in ("xformers", "bitsandbytes", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module=r"(deepspeed|torch|bitsandbytes|xformers|diffusers|transformers)\b")

@@ -74,6 +74,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None) -> None:
     """Exit code 0; 2 for parts that do not fit, and for an evaluation of another model than the shipped one."""
     args = parse(argv)
+    from sgg_fast.quiet import quiet_libraries
+
+    quiet_libraries()
     from sgg_fast.toy import parts
 
     if args.part == "foundation":
