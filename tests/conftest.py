@@ -18,6 +18,10 @@ from support import ptx_plugin
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # read when triton is imported
 
+# The first backward counts devices. After a fake CUDA tensor a CUDA build counts 255 and starts their threads; then no
+# fork can go backward any more.
+torch.ones(1, requires_grad=True).sum().backward()
+
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # train.py and infer.py; last, for kernels/ is there too
 
 
