@@ -100,6 +100,9 @@ class Planner:
         layout = EngineLayout(config.optim, config.model.kernels, device, ds, world_size)
         config = resolved(config, "finetune", torch.device(device), layout.has_kernels, ds is not None)
         self.config, self.layout = config, dataclasses.replace(layout, optim=config.optim)
+        # Autograd counts devices at the first backward. Fake tensors pretend that a CUDA build has eight, and it would
+        # start a thread for each: a gigabyte of addresses, and no fork could go backward any more.
+        torch.ones(1, requires_grad=True).sum().backward()
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._traces: dict[int, Trace] = {}
         self._of_sheet: Trace | None = None
