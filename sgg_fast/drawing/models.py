@@ -14,7 +14,7 @@ import torch
 from sgg_fast import digests, env
 from sgg_fast.data.png_record import SHIPPED_NAME
 from sgg_fast.drawing.options import SCHEDULERS
-from sgg_fast.nn import loading
+from sgg_fast.nn import loading, lora
 from sgg_fast.nn.pipeline_parts import PARTS, load_pipeline_parts, named_base
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
@@ -50,8 +50,9 @@ def load_model(model: str | None, verify: bool = False, base: str | None = None)
     """Load the model that --model names: a run, a pipeline folder, "toy" (the shipped one) or a hub id.
 
     Without `model` it is the run in runs/toy if that was fine-tuned, else the shipped toy model. On CUDA its UNet
-    computes in fp16. verify: compare every byte with its SHA-256, even if that was done before. base: place of
-    the base of a LoRA, if it is not where the LoRA says. Raises ValueError for a folder that holds no pipeline.
+    computes in fp16. Adapters are merged into the weights. verify: compare every byte with its SHA-256, even if that
+    was done before. base: place of the base of a LoRA, if it is not where the LoRA says. Raises ValueError for a folder
+    that holds no pipeline.
     """
     if verify:
         os.environ[digests.VERIFY] = "1"
@@ -68,6 +69,9 @@ def load_model(model: str | None, verify: bool = False, base: str | None = None)
     by_default = model is None and folder != SHIPPED
     notice = f"--model {SHIPPED_NAME} is the one that ships, trained for hours" if by_default else ""
     pipeline, device = _load(folder, base), env.device()
+    if lora.has_adapters(pipeline.unet):  # as part of the weights they cost no launch
+        pipeline.fuse_lora()
+        pipeline.unload_lora_weights()
     pipeline.keep_conditions = True
     if device.type == "cuda":
         pipeline.unet.to(torch.float16)  # only the UNet runs at every step; latents and VAE stay in fp32
