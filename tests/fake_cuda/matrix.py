@@ -109,10 +109,16 @@ def versions() -> str:
     return f"torch {version('torch').partition('+')[0]}, triton {version('triton')}"
 
 
-def counts_of(reports: list[dict[str, Any]]) -> dict[str, Any]:
-    """What is committed of a row: nodes of its graphs, and the last step of every command."""
+def counts_of(row: Row, reports: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is committed of a row: nodes of its graphs, and the last step of every command.
+
+    And the first step's launches where its capture is refused: gradients that it left would be added to.
+    """
     steady = [{name: r["updates"][-1][name] for name in COUNTED} for r in reports if r["updates"]]
-    return {"graphs": [r["graphs"] for r in reports], "steady": steady}
+    found = {"graphs": [r["graphs"] for r in reports], "steady": steady}
+    if "FAKE_CUDA_REFUSES_CAPTURES" in row.env:
+        found["first"] = [r["updates"][0]["launches"] for r in reports if r["updates"]]
+    return found
 
 
 def judge(row: Row, reports: list[dict[str, Any]], expected: dict[str, Any] | None) -> list[str]:
@@ -131,7 +137,7 @@ def judge(row: Row, reports: list[dict[str, Any]], expected: dict[str, Any] | No
         elif row.kind == "eager" and report["graphs"] and not row.run:
             sheets = [nodes for u in report["updates"] for nodes in [u["graphs"]] if nodes]
             wrong += ["a graph was captured in a step"] if sheets else []
-    found = counts_of(reports)
+    found = counts_of(row, reports)
     if expected is not None and found != expected:
         wrong.append(f"counts {json.dumps(found)}, committed {json.dumps(expected)}")
     return wrong
@@ -198,7 +204,7 @@ class Matrix:
             wrong += judge(row, reports, None if rank else expected)
             wrong += [f"refused in a child: {line}" for line in refused(said) - refused_here(reports)]
             if not rank:
-                counts = counts_of(reports)
+                counts = counts_of(row, reports)
                 if row.says and row.says not in " ".join(said.split()):
                     wrong.append(f"nothing said {row.says!r}: {log}")
         return Result(row, wrong, counts, seconds)

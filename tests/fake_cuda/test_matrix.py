@@ -33,7 +33,7 @@ def row(kind: str) -> matrix.Row:
 @pytest.mark.parametrize("kind", ["captured", "eager"])
 def test_what_is_as_committed_is_green(kind):
     found = reports(kind)
-    assert matrix.judge(row(kind), found, matrix.counts_of(found)) == []
+    assert matrix.judge(row(kind), found, matrix.counts_of(row(kind), found)) == []
 
 
 def spoil(kind: str, name: str) -> list[dict[str, Any]]:
@@ -71,8 +71,18 @@ def spoil(kind: str, name: str) -> list[dict[str, Any]]:
     ],
 )
 def test_the_symptom_of_a_fault_is_red(kind, name, said):
-    wrong = matrix.judge(row(kind), spoil(kind, name), matrix.counts_of(reports(kind)))
+    wrong = matrix.judge(row(kind), spoil(kind, name), matrix.counts_of(row(kind), reports(kind)))
     assert any(said in line for line in wrong), wrong
+
+
+def test_where_a_capture_is_refused_the_first_step_counts_too():
+    """It adds to gradients that the capture left."""
+    refused = matrix.Row("some", "eager", train="--stage finetune", env={"FAKE_CUDA_REFUSES_CAPTURES": "1"})
+    expected, found = matrix.counts_of(refused, reports("eager")), reports("eager")
+    assert matrix.judge(refused, found, expected) == []
+    found[0]["updates"][0] = {**STEP, "replays": 0, "syncs": 3, "launches": 9001}
+    assert any("9001" in line for line in matrix.judge(refused, found, expected))
+    assert matrix.judge(row("eager"), found, matrix.counts_of(row("eager"), reports("eager"))) == []
 
 
 def test_the_committed_rows_are_sound():
