@@ -40,9 +40,8 @@ def moved(touched: list[np.ndarray], args: tuple, ratio: float) -> int:
     """
     sectors = np.unique(np.concatenate(touched)) if touched else np.empty(0, u8)
     total, left = 0.0, np.ones(len(sectors), bool)
-    for storage in {
-        t.untyped_storage().data_ptr(): t.untyped_storage() for t in args if isinstance(t, torch.Tensor)
-    }.values():
+    storages = [t.untyped_storage() for t in args if isinstance(t, torch.Tensor)]
+    for storage in {each.data_ptr(): each for each in storages}.values():
         first, num = storage.data_ptr() // SECTOR, storage.nbytes()
         mine = left & (sectors >= first) & (sectors * u8(SECTOR) < storage.data_ptr() + num)
         total += min(num, SECTOR * ratio * int(mine.sum()))
@@ -65,7 +64,7 @@ class Observer(Host):
 
     def run(self, kernel: Any, compiled: Any, grid: tuple[int, ...], args: tuple, options: dict) -> None:
         """Run one launch and note it."""
-        program = self.program_of(kernel, compiled)
+        _, program = self.program_of(kernel, compiled)
         before, warps = program.counted.copy(), program.num_warps
         program.traffic.touched = []
         super().run(kernel, compiled, grid, args, options)

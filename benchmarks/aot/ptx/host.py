@@ -118,7 +118,7 @@ class Host:
 
     def run(self, kernel: Any, compiled: Any, grid: tuple[int, ...], args: tuple, options: dict) -> None:
         """Run one launch. Raises `PtxError` with every fault that the machine found."""
-        program = self.program_of(kernel, compiled)
+        name, program = self.program_of(kernel, compiled)
         values, tensors = _parameters(kernel, compiled, args, options)
         memory = Memory(self.check, program.notes)
         memory.resolve = self._living.at
@@ -127,20 +127,20 @@ class Host:
             written = self.fresh.written.get(storage.data_ptr())
             memory.add(storage.data_ptr(), storage.nbytes(), tensor_name, x.element_size(), written)
         self.launches += 1
-        self.launched.add(digest(self.text_of(compiled), compiled.metadata.shared))
+        self.launched.add(name)
         program.launch((*grid, 1, 1)[:3], values, memory, count=self.count, sample=self.sample)
         if program.notes:
             notes = "; ".join(f"{what} ({times} times)" for what, times in program.notes.most_common(3))
             program.notes.clear()
             raise PtxError(f"{kernel.__name__} ({self.arch}): {notes}")
 
-    def program_of(self, kernel: Any, compiled: Any) -> Kernel:
-        """The program of a compiled kernel, read once."""
+    def program_of(self, kernel: Any, compiled: Any) -> tuple[str, Kernel]:
+        """Digest and program of a compiled kernel, which is read once."""
         text, shared = self.text_of(compiled), compiled.metadata.shared
         name = digest(text, shared)
         if name not in self.kernels:
             self.kernels[name], self.names[name] = Kernel(text, shared), kernel.__name__
-        return self.kernels[name]
+        return name, self.kernels[name]
 
     def text_of(self, compiled: Any) -> str:
         """The PTX of a compiled kernel; tests plant faults here."""
