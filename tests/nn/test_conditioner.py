@@ -368,7 +368,7 @@ def test_what_a_conditioner_reads_of_a_table_of_names(foundations, token_init):
 
 
 def test_the_first_conditions_are_those_of_the_first_graphs(foundations):
-    model = of_foundation(foundations["sdxl"])
+    model = of_foundation(foundations["sdxl"], token_init="none")
     batch, table = pack(*TWO_GRAPHS)
     given = model(embeddings(table, CLIP_WIDTH), batch)
     first = given.first(1)

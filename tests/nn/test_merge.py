@@ -13,7 +13,7 @@ from diffusers import UNet2DConditionModel
 from support.nn.unets import assert_same, randn, sd_unet, unet_results
 
 from sgg_fast.config import OptimConfig
-from sgg_fast.nn.fuse import _STATE, fuse, merged_first, unfuse
+from sgg_fast.nn.fuse import _STATE, fuse
 from sgg_fast.nn.merge import Merged, MergedLinear, adjacent, adjoin, join, separate
 from sgg_fast.train.optim.flat import FlatParameters
 from sgg_fast.train.optim.groups import parameter_groups
@@ -109,14 +109,6 @@ def test_flat_tensors_of_groups_keep_merged_weights_end_to_end(unet):
     assert set(apart(unet)) == {"context", "time"}, "merged across blocks, so apart in the model's own order"
     flatten_as_deepspeed(module, 10**9)
     assert apart(unet) == []
-
-
-def test_the_order_of_groups_does_not_depend_on_fusing(unet):
-    """A run may resume with another --fuse-unet."""
-    fused = [id(p) for p in merged_first(unet)]
-    assert len(fused) == len(list(unet.parameters()))
-    unfuse(unet)
-    assert [id(p) for p in merged_first(unet)] == fused
 
 
 def merged_groups(model: torch.nn.Module) -> list:

@@ -6,6 +6,7 @@ import importlib.util
 
 import pytest
 import torch
+from support.cases.benchmark import small_vg256  # noqa: F401  (a fixture)
 
 from benchmarks.harness.output import UnavailableError
 from benchmarks.steps import finetune, train_forms
@@ -13,7 +14,6 @@ from benchmarks.steps.forms import Size
 
 CPU = torch.device("cpu")
 SIZES = [Size(32, 1), Size(32, 2)]
-SMALL = train_forms.settings(quick=True).replace(width=32, num_layers=1, batch_size=1)
 
 
 def test_what_is_not_installed_is_skipped_and_so_is_an_xformers_that_cannot_run(monkeypatch):
@@ -30,9 +30,9 @@ def test_what_is_not_installed_is_skipped_and_so_is_an_xformers_that_cannot_run(
 
 
 @pytest.mark.parametrize("name", ["plain", "diffusers-adamw"])
-def test_a_form_steps_without_moving_its_weights(name):
+def test_a_form_steps_without_moving_its_weights(name, small_vg256):
     """Losses are those of its reference, before and after steps at a learning rate of 0, also at another size."""
-    form = train_forms.build(name, SMALL, SIZES, CPU, 1)
+    form = train_forms.build(name, train_forms.settings(quick=False), SIZES, CPU, 1)
     before = {key: value.clone() for key, value in weights_of(form).items()}
     for size in SIZES:
         form.prepare(size)
@@ -53,9 +53,9 @@ def weights_of(form: train_forms.Form) -> dict[str, torch.Tensor]:
     return {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
 
 
-def test_a_captured_form_has_an_engine_for_each_size_and_the_losses_of_its_steps():
+def test_a_captured_form_has_an_engine_for_each_size_and_the_losses_of_its_steps(small_vg256):
     """Without CUDA graphs its engine is the plain one, whose steps have the losses of their forward."""
-    form = train_forms.Captured(SMALL, None, SIZES[:1], CPU, 1)
+    form = train_forms.Captured(train_forms.settings(quick=False), None, SIZES[:1], CPU, 1)
     first = form.engine
     form.prepare(Size(32, 3))
     assert form.engine is not first and form.stage.config.optim.batch_size == 3 == len(form.ids)

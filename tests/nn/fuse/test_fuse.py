@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sgg_fast import ops
 from sgg_fast.nn.backbone import Backbone, added
-from sgg_fast.nn.fuse import FusedGroupNorm, FusedGroupNormSiLU, fuse, fuse_for, unfuse
+from sgg_fast.nn.fuse import FusedGroupNorm, FusedGroupNormSiLU, fuse, fuse_for, merged_first, unfuse
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.toy.world import draw_scene
 
@@ -149,6 +149,16 @@ def test_weights_go_to_stock_diffusers_and_back(tmp_path):
         fuse(other)
         other.load_state_dict(stock.state_dict(), assign=assign)
         assert same_bits(unet_results(other), wanted)
+
+
+def test_the_order_of_groups_does_not_depend_on_fusing():
+    """A run may resume with another --fuse-unet."""
+    unet = sd_unet()
+    fuse(unet)
+    fused = [id(p) for p in merged_first(unet)]
+    assert len(fused) == len(list(unet.parameters()))
+    unfuse(unet)
+    assert [id(p) for p in merged_first(unet)] == fused
 
 
 class Operators(TorchDispatchMode):

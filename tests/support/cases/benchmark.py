@@ -8,13 +8,19 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from transformers import CLIPConfig
 
+from benchmarks.counts import model
+from benchmarks.counts import unet as unet_counts
 from benchmarks.harness import measure
 from benchmarks.ops import cases, timing
 from benchmarks.ops.cases import Case
 from benchmarks.quality.plan import SYSTEMS
 from benchmarks.quality.plan import Sizes as QualitySizes
-from sgg_fast.train.memory.sizes import Sizes
+from sgg_fast import recipes
+from sgg_fast.config import Config
+from sgg_fast.train.memory import blank
+from sgg_fast.train.memory.sizes import PUBLISHED, Sizes
 
 TINY = QualitySizes(batch_size=2, pretrain_steps=2, finetune_steps=2, num_scenes=16, num_graphs=2, draw_steps=1)
 """Sizes of a comparison's cells."""
@@ -91,3 +97,20 @@ def stand_in_cuda(monkeypatch):
     measure.machine.cache_clear()
     yield
     measure.machine.cache_clear()
+
+
+@pytest.fixture
+def small_vg256(monkeypatch) -> Config:
+    """The recipe vg256 with a small UNet, CLIP and graph encoder in place of the published ones."""
+    config = recipes.vg256().replace(width=32, num_layers=1)
+    tower = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    clip = CLIPConfig(text_config=tower, vision_config={**tower, "image_size": 32}, projection_dim=16)
+    monkeypatch.setattr(blank, "CLIPConfig", lambda: clip)
+    monkeypatch.setitem(PUBLISHED, "sd", SMALL_UNET)
+    monkeypatch.setitem(recipes.RECIPES, "vg256", lambda: config)
+    caches = unet_counts.count, model.steps
+    for cache in caches:
+        cache.cache_clear()
+    yield config
+    for cache in caches:
+        cache.cache_clear()

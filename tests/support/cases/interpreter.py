@@ -12,8 +12,6 @@ import pytest
 import torch
 from sgg_kernels import launch
 
-from sgg_fast import ops
-
 
 @pytest.fixture(
     params=[
@@ -30,6 +28,8 @@ def device(request: pytest.FixtureRequest) -> str:
 def automatic_kernels() -> Iterator[None]:
     """A test that chooses its kernels leaves the automatic choice."""
     yield
+    from sgg_fast import ops  # late: torch.compile's decorators in it import Triton
+
     ops.use_kernels("auto")
 
 

@@ -1,4 +1,4 @@
-"""State in 4 bits and factored second moments on the flat optimiser: resume, updates in backward, sizes, refusals."""
+"""State of the flat optimiser in every width: 4 bits and factors in training, sizes, what is loaded, refusals."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from torch import nn
 
 from sgg_fast import ops
 from sgg_fast.train.optim.adam_flat import FlatAdam
+from sgg_fast.train.optim.adam_state import FlatGroup
+from sgg_fast.train.optim.flat import keep_low_halves
 
 FORMS = {"fp32": torch.float32, "split": torch.bfloat16, "rounded": torch.bfloat16}
 SMALL = {"adam4bit": {"optim_bits": 4}, "adafactor": {"optim_bits": 32, "factored": True}}
@@ -128,3 +130,46 @@ def test_state_of_another_optimizer_is_refused():
             else:
                 with pytest.raises(ValueError, match=r"optimiser state: .*(map of|go on with|does not fit)"):
                     one.load_state_dict(state)
+
+
+def convolution() -> nn.Parameter:
+    return nn.Parameter(torch.randn(70, 8, 3, 3).to(memory_format=torch.channels_last))
+
+
+def test_moments_of_torchs_adam_are_loaded_in_the_weights_layout():
+    group = FlatGroup({"params": [nn.Parameter(torch.zeros(5)), convolution()], "optim_bits": 32}, 0, False)
+    saved = {"exp_avg": torch.randn(70, 8, 3, 3), "exp_avg_sq": torch.rand(70, 8, 3, 3)}
+    group.load(1, saved)
+    found = group.torch_state_of(1)
+    assert all(found[name].equal(tensor) for name, tensor in saved.items())
+    assert not group.state_of(1)["state1"].equal(saved["exp_avg"].flatten()), "channels vary fastest"
+    assert not any(moment.any() for moment in group.torch_state_of(0).values())
+
+
+@pytest.mark.parametrize(("bits", "error"), [(8, 0.02), (4, 0.12)])
+def test_moments_in_32_bits_are_quantised_when_they_are_loaded(bits, error):
+    """Back from codes and scales, each is near: beside the largest of its block, by the width of a code."""
+    size = {8: 256, 4: 128}[bits]
+    group = FlatGroup({"params": [convolution()], "optim_bits": bits}, 0, False)
+    saved = {"state1": torch.randn(70 * 72), "state2": torch.rand(70 * 72)}
+    group.load(0, saved)
+    state = group.state_of(0)
+    for k in "12":
+        codes = state[f"state{k}"].long()
+        if bits == 4:
+            codes = torch.stack([codes >> 4, codes & 15], dim=1).flatten()
+        scale = state[f"absmax{k}"].repeat_interleave(size)[: len(codes)]
+        found, exact = state[f"qmap{k}"][codes] * scale, saved[f"state{k}"]
+        assert (found - exact).abs().le(error * scale).all() and not found.equal(exact)
+        largest = torch.stack([block.abs().max() for block in exact.split(size)])
+        torch.testing.assert_close(state[f"absmax{k}"], largest)
+
+
+def test_a_split_weight_is_read_in_fp32_in_its_own_layout():
+    weights = [convolution(), nn.Parameter(torch.randn(7))]
+    exact = [p.detach().clone() for p in weights]
+    keep_low_halves(weights)
+    group = FlatGroup({"params": weights, "optim_bits": 8}, 0, split=True)
+    for i, weight in enumerate(exact):
+        assert weights[i].dtype == torch.bfloat16 and group.wide(i).equal(weight)
+        assert group.wide(i).stride() == weight.stride()

@@ -88,7 +88,7 @@ def test_floats_to_integers_and_to_zero():
     assert pieces.to_integer(x, "rni", np.int32).tolist() == [2, -2, most, least, 0, most, 0]
     assert pieces.to_integer(x, "rmi", np.int32).tolist() == [2, -3, most, least, 0, most, -1]
     assert pieces.to_integer(x, "rpi", np.uint32).tolist() == [3, 0, 3_000_000_000, 0, 0, WORD, 0]
-    small = np.array([1e-40, -1e-40, 1.1754944e-38, -3.0, 0.0, np.inf], "f4")
+    small = np.array([1e-45, -1e-40, 1.1754944e-38, -3.0, 0.0, np.inf], "f4")  # the smallest there is, first
     flushed = np.array([0.0, -0.0, *small[2:]], "f4")
     assert np.array_equal(pieces.ftz(small).view("u4"), flushed.view("u4"))
 
