@@ -11,7 +11,7 @@ test:  ## everything that runs without a GPU
 
 ptx:  ## every compiled kernel of five GPUs run on the CPU, then the kernel tests on compiled code
 	$(PYTHON) -m benchmarks.aot.run
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --ptx --ptx-arch $(PTX_ARCH) tests/kernels
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 --ptx --ptx-arch $(PTX_ARCH) tests/kernels tests/ops
 
 check: types  ## style, types, and the kernels compiled for five GPUs
 	ruff check . && ruff format --check .

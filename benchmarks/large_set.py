@@ -66,7 +66,8 @@ def generate(path: Path, num: int) -> None:
                      "attributes": [f"trait{next(attributes)}", f"trait{next(attributes)}"]}
                     for i in range(n)
                 ]  # fmt: skip
-                pairs = [(int(a * n), int(a * n + 1 + b * (n - 1)) % n) for a, b in (next(ends) for _ in range(m))]
+                drawn = [(int(a * n), int(b * (n - 1))) for a, b in (next(ends) for _ in range(m))]
+                pairs = [(s, (s + 1 + shift) % n) for s, shift in drawn]
                 links = [
                     {
                         "triple_id": i,

@@ -13,7 +13,16 @@ import sys
 import pytest
 from support import ROOT
 
-from sgg_fast.files import InUseError, discard, locked, replace_folder, write_aside, write_text, write_together
+from sgg_fast.files import (
+    InUseError,
+    check_text,
+    discard,
+    locked,
+    replace_folder,
+    write_aside,
+    write_text,
+    write_together,
+)
 
 
 def content(folder) -> dict[str, str]:
@@ -127,3 +136,9 @@ def test_a_file_system_without_flock_is_named_as_the_reason_and_another_folder_c
         assert not isinstance(caught.value, InUseError) and "\n" not in said
     with locked(tmp_path / "local"):
         pass
+
+
+def test_a_value_that_is_not_text_is_refused_by_its_flag():
+    check_text({"out": "pictures/\u00e9", "model": None, "num_images": 3})
+    with pytest.raises(ValueError, match=r"^--graph-encoder: not UTF-8 text; give another name$"):
+        check_text({"out": "a", "graph_encoder": "a\udcff"})

@@ -10,7 +10,16 @@ import torch
 from support.graphs import GRAPHS, all_graphs, nodes, pack, shared_table, triples
 
 from sgg_fast import ops
-from sgg_fast.graph import IMAGE_OBJECT, IN_IMAGE, NameTable, SceneGraph, SceneGraphBatch, SceneGraphError
+from sgg_fast.graph import (
+    IMAGE_OBJECT,
+    IN_IMAGE,
+    NameTable,
+    SceneGraph,
+    SceneGraphBatch,
+    SceneGraphError,
+    plain,
+    shown,
+)
 
 
 @pytest.mark.parametrize(
@@ -196,3 +205,25 @@ def test_moving_a_batch_moves_every_tensor():
     tensors = [v for v in vars(moved).values() if isinstance(v, torch.Tensor)]
     assert len(tensors) == len(dataclasses.fields(batch)) - 1
     assert all(tensor.device.type == "meta" for tensor in tensors) and batch.subject.device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"a": 1}, "an object"),
+        ((1, 2), "a list"),
+        (2**64, "a number too large"),
+        ("x" * 50, repr("x" * 40)),
+        ("\x1b[2J", r"'\x1b[2J'"),
+        (1.5, "1.5"),
+        (True, "True"),
+        (frozenset(range(99)), "frozenset({" + ", ".join(map(str, range(99)))[:49] + "..."),
+    ],
+)
+def test_any_value_is_shown_in_a_few_characters(value, text):
+    assert shown(value) == text and len(text) <= 63
+
+
+def test_what_a_terminal_would_obey_is_escaped_and_the_rest_is_kept():
+    assert plain("caf\u00e9 \u7f8a") == "caf\u00e9 \u7f8a"
+    assert plain("a\x1b[2J\u202eb\udcff\n") == r"a\x1b[2J\u202eb\udcff\n"

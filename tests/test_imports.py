@@ -1,4 +1,5 @@
-"""The house: who may import whom, no circles, how many files a folder holds; a quick `import sgg_fast`."""
+"""The house: who may import whom, no circles, how many files a folder holds, a test file for every file; a quick
+`import sgg_fast`."""
 
 from __future__ import annotations
 
@@ -96,6 +97,8 @@ ONLY = {
 MOST, MOST_IN_A_WING, DEEPEST = 18, 12, 2
 """Python files a folder; in a wing of sgg_fast/train/ or benchmarks/; folders down inside sgg_fast/."""
 WINGS = ("sgg_fast/train/", "benchmarks/")
+MIRRORS = {"sgg_fast": ("tests",), "sgg_kernels": ("tests", "kernels"), "benchmarks": ("tests", "benchmarks")}
+"""Package -> the folder of its tests."""
 
 
 def module_of(path: str) -> str:
@@ -187,6 +190,34 @@ def crowded(paths: list[str]) -> list[str]:
     return lines
 
 
+def untested(sources: Mapping[str, str]) -> list[str]:
+    """Files with functions or classes and no test file of their name where `tests/` mirrors their folder.
+
+    `a/__init__.py` and `a/__main__.py` have theirs in or beside `tests/a/`, as `test_a.py`.
+    """
+    missing = []
+    for path, source in sources.items():
+        root, *folder = path.removeprefix("kernels/").removesuffix(".py").split("/")
+        if root not in MIRRORS or not defines(source):
+            continue
+        *folder, name = folder
+        tests = [*MIRRORS[root], *folder]
+        places = [tests]
+        if name.startswith("__"):
+            name = folder[-1] if folder else root
+            places += [tests[:-1]] if folder else []
+        if not any("/".join([*place, f"test_{name}.py"]) in sources for place in places):
+            missing.append(path)
+    return missing
+
+
+def defines(source: str) -> bool:
+    """Whether a file defines public or private functions or classes."""
+    kinds = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+    found = [node for node in ast.parse(source).body if isinstance(node, kinds)]
+    return any(node.name != "__getattr__" for node in found)  # a package's own names, loaded on request
+
+
 FILES = sorted(
     path.relative_to(ROOT).as_posix()
     for pattern in ("kernels/**/*.py", "sgg_fast/**/*.py", "benchmarks/**/*.py", "tests/**/*.py", "*.py")
@@ -217,6 +248,10 @@ def test_no_file_imports_itself_over_others():
 
 def test_folders_are_small_and_not_deep():
     assert crowded(FILES) == []
+
+
+def test_every_file_has_a_test_file_of_its_name():
+    assert untested(SOURCES) == []
 
 
 @pytest.mark.parametrize(
@@ -285,6 +320,18 @@ def test_crowds_and_depth_are_found():
         "benchmarks/aot: 13 Python files, more than 12",
         "sgg_fast/nn: 19 Python files, more than 18",
     ]
+
+
+def test_files_without_tests_are_found():
+    one = "def f(): pass"
+    files = {
+        "sgg_fast/nn/a.py": one, "sgg_fast/nn/__main__.py": one, "kernels/sgg_kernels/b.py": one,
+        "benchmarks/c.py": one, "sgg_fast/nn/d.py": "X = 1", "sgg_fast/__init__.py": "def __getattr__(name): ...",
+    }  # fmt: skip
+    missing = ["sgg_fast/nn/a.py", "sgg_fast/nn/__main__.py", "kernels/sgg_kernels/b.py", "benchmarks/c.py"]
+    assert untested(files) == missing
+    tests = ("tests/nn/test_a.py", "tests/test_nn.py", "tests/kernels/test_b.py", "tests/benchmarks/test_c.py")
+    assert untested({**files, **dict.fromkeys(tests, "")}) == []
 
 
 def run_python(code: str, *paths: Path) -> str:

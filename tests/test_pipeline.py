@@ -1,9 +1,8 @@
-"""The pipeline in diffusers' own ways: generators, callbacks, schedulers, saving, loading in stock diffusers, card."""
+"""The pipeline in diffusers' own ways: generators, callbacks, schedulers, saving, loading in stock diffusers."""
 
 from __future__ import annotations
 
 import copy
-import json
 import os
 import shutil
 import subprocess
@@ -14,16 +13,15 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers.callbacks import PipelineCallback, SDCFGCutoffCallback
 from support import ROOT
 from support.graphs import all_graphs
 
 from sgg_fast.commands import NotFiniteError
-from sgg_fast.config import Config
 from sgg_fast.drawing import load_model
 from sgg_fast.drawing.models import SCHEDULERS, made_scheduler, scheduler_name
 from sgg_fast.graph import SceneGraph
-from sgg_fast.model_card import provenance
-from sgg_fast.nn import loading
+from sgg_fast.nn import loading, lora
 from sgg_fast.pipeline import SceneGraphToImagePipeline, decode_latents
 
 SHEEP = SceneGraph(("sheep", "grass"), ((0, "standing on", 1),))
@@ -277,40 +275,6 @@ def test_a_saved_pipeline_loads_by_name_by_stock_diffusers_and_its_unet_alone(pi
     assert all(torch.equal(tensor, pipeline.unet.state_dict()[name]) for name, tensor in unet.state_dict().items())
 
 
-def test_a_run_leaves_a_card_that_says_how_it_was_trained_and_what_was_not_measured(trained_run):
-    folder = trained_run / "finetune" / "pipeline"
-    card = (folder / "README.md").read_text()
-    settings = json.loads((trained_run / "finetune" / "log.jsonl").read_text().splitlines()[0])["settings"]
-    header = card.split("---")[1]
-    assert "license: apache-2.0\n" in header and "library_name: diffusers\n" in header
-    for name in ("recipe", "finetune_steps", "unet_lr", "batch_size", "token_init"):
-        assert f"| {name.replace('_', ' ')} | {settings[name]} |" in card
-    assert "Not measured for these weights: FID" in card and str(trained_run) not in card
-    told = json.loads((folder / "model_index.json").read_text())["provenance"]
-    assert told["recipe"] == "toy" and told["settings"]["finetune_steps"] == settings["finetune_steps"]
-
-
-@pytest.mark.parametrize(
-    ("base", "card", "licence"),
-    [
-        ("CompVis/stable-diffusion-v1-4", None, "creativeml-openrail-m"),
-        ("someone/else", None, ""),
-        ("folder", "---\nlanguage: en\nlicense: mit\n---\n# x", "mit"),
-        ("folder", "# no header, license: mit", ""),
-        ("folder", None, ""),
-    ],
-)
-def test_the_licence_of_the_base_weights(tmp_path, base, card, licence):
-    if base == "folder":
-        base = str(tmp_path / "sd")
-        (tmp_path / "sd").mkdir()
-        if card:
-            (tmp_path / "sd" / "README.md").write_text(card)
-    told = provenance(Config(), base, {"fid": 12.5})
-    assert told["base_licence"] == licence and str(tmp_path) not in json.dumps(told)
-    assert told["metrics"] == {"fid": 12.5}
-
-
 def test_push_to_hub_uploads_our_card(pipeline, tmp_path, monkeypatch):
     """The hub itself is not here: what would be uploaded is looked at."""
     found = {}
@@ -355,3 +319,101 @@ def test_nan_is_refused_where_bytes_would_hide_it_and_given_where_it_can_be_seen
     with pytest.raises(NotFiniteError, match="not finite, and is not saved: lower --guidance"):
         pipeline.decode(latents)
     assert not pipeline.decode(latents, "pt").isfinite().all()
+
+
+def test_vae_slicing_decodes_one_picture_at_a_time(pipeline, monkeypatch):
+    sizes, decoder = [], pipeline.vae.decoder.forward
+    monkeypatch.setattr(pipeline.vae.decoder, "forward", lambda z, *more: sizes.append(len(z)) or decoder(z, *more))
+    plain = draw(pipeline, [SHEEP, SHEEP], generator=seeded(0, 1))
+    pipeline.enable_vae_slicing()
+    np.testing.assert_allclose(draw(pipeline, [SHEEP, SHEEP], generator=seeded(0, 1)), plain, atol=1e-4)
+    pipeline.disable_vae_slicing()
+    np.testing.assert_allclose(draw(pipeline, [SHEEP, SHEEP], generator=seeded(0, 1)), plain, atol=1e-6)
+    assert sizes == [2, 1, 1, 2]
+
+
+def test_vae_tiling_decodes_large_pictures_in_tiles(pipeline, monkeypatch):
+    sizes, decoder = [], pipeline.vae.decoder.forward
+    monkeypatch.setattr(
+        pipeline.vae.decoder, "forward", lambda z, *more: sizes.append(tuple(z.shape[2:])) or decoder(z, *more)
+    )
+    whole = draw(pipeline, SHEEP, generator=seeded(0), resolution=96)
+    pipeline.enable_vae_tiling()
+    tiled = draw(pipeline, SHEEP, generator=seeded(0), resolution=96)
+    pipeline.disable_vae_tiling()
+    assert sizes[0] == (24, 24) and len(sizes) > 3 and max(max(size) for size in sizes[1:]) <= 16
+    assert tiled.shape == whole.shape and not np.array_equal(
+        draw(pipeline, SHEEP, generator=seeded(0), resolution=96), tiled
+    )
+    assert np.abs(tiled - whole).mean() < 0.1, "but for the seams"
+
+
+def test_sequential_cpu_offload_names_what_works(pipeline):
+    plain = draw(pipeline, SHEEP, generator=seeded(0))
+    with pytest.raises(ValueError, match=r"use enable_model_cpu_offload\(\)$") as error:
+        pipeline.enable_sequential_cpu_offload()
+    assert "\n" not in str(error.value)
+    assert np.array_equal(draw(pipeline, SHEEP, generator=seeded(0)), plain)
+
+
+def test_adapters_are_saved_alone_and_bring_their_picture_back(trained_run, tmp_path):
+    folder = trained_run / "finetune" / "pipeline"
+    adapted, fresh = (SceneGraphToImagePipeline.from_pretrained(folder) for _ in range(2))
+    for each in (adapted, fresh):
+        each.set_progress_bar_config(disable=True)
+    plain = draw(adapted, SHEEP, generator=seeded(0), num_inference_steps=1)
+    lora.add_adapters(adapted.unet, 2, "attention")
+    for name, parameter in adapted.unet.named_parameters():
+        if ".lora_B" in name:
+            torch.nn.init.normal_(parameter.data, std=0.3, generator=seeded(1)[0])
+    drawn = draw(adapted, SHEEP, generator=seeded(0), num_inference_steps=1)
+    with pytest.raises(ValueError, match=r"has LoRA adapters: call fuse_lora\(\) .*, or save_lora"):
+        adapted.save_pretrained(tmp_path)
+    adapted.save_lora(tmp_path, {"model": "owner/name", "clip": ""})
+    loading.check(tmp_path)
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"graph_encoder"}
+    assert "# Scene graph to image" in (tmp_path / "README.md").read_text()
+    fresh.load_lora_weights(tmp_path)
+    np.testing.assert_allclose(draw(fresh, SHEEP, generator=seeded(0), num_inference_steps=1), drawn, atol=1e-4)
+    assert np.abs(drawn - plain).max() > 0.01
+
+
+def test_an_autoencoder_of_sdxl_in_fp16_decodes_in_fp32(pipeline, monkeypatch):
+    """Its activations exceed fp16's range; the weights are fp16 again afterwards."""
+    half, seen = copy.deepcopy(pipeline.vae).half(), []
+    monkeypatch.setattr(pipeline, "vae", half)
+    latents = torch.randn(1, 4, 16, 16, generator=seeded(0)[0])
+    hook = half.decoder.register_forward_pre_hook(lambda _, args: seen.append(args[0].dtype))
+    pipeline.decode(latents, "pt")
+    monkeypatch.setattr(pipeline, "text_encoder_2", pipeline.text_encoder)
+    found = pipeline.decode(latents, "pt")
+    hook.remove()
+    assert seen == [torch.float16, torch.float32] and half.dtype == torch.float16
+    with torch.no_grad():
+        exact = copy.deepcopy(half).float().decode(latents / half.config.scaling_factor).sample
+    torch.testing.assert_close(found, (exact / 2 + 0.5).clamp(0, 1))
+
+
+class Zero(PipelineCallback):
+    """Sets the latents to zero after the last step."""
+
+    tensor_inputs = ["latents", "pred_x0"]  # noqa: RUF012 - diffusers' form
+
+    def callback_fn(self, pipeline, step_index, timestep, callback_kwargs):
+        assert set(callback_kwargs) == {"latents", "pred_x0"}
+        return {"latents": 0 * callback_kwargs["latents"]} if step_index == 2 else callback_kwargs
+
+
+def test_diffusers_own_callbacks(pipeline):
+    latents = draw(pipeline, SHEEP, output_type="latent", callback_on_step_end=Zero())
+    assert torch.equal(latents, torch.zeros_like(latents))
+    with pytest.raises(ValueError, match=r"prompt_embeds.*only") as error:  # there is no text to cut off here
+        draw(pipeline, SHEEP, callback_on_step_end=SDCFGCutoffCallback(cutoff_step_ratio=None, cutoff_step_index=1))
+    assert "\n" not in str(error.value)
+
+
+def test_words_outside_the_training_vocabulary_are_named_once_in_order(pipeline):
+    known = sorted(pipeline.graph_encoder.config.trained_names)[-1]
+    graphs = [SceneGraph((known, "zeppelin")), SceneGraph(("zeppelin", "abbey"), ((0, "frobs", 1),))]
+    assert pipeline.unseen_names(graphs) == ["abbey", "frobs", "zeppelin"]
+    assert pipeline.unseen_names([SceneGraph((known,))]) == []

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import secrets
+import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from sgg_fast.commands import command, refuse
@@ -71,6 +74,24 @@ def report(studio: Studio, server: uvicorn.Server) -> None:
         print(f"sgg-app: ready, drawing with {studio.about()['description']}", file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def closed_by_signals(server: uvicorn.Server) -> Iterator[None]:
+    """Context in which Ctrl-C and SIGTERM close the server and do nothing else.
+
+    uvicorn raises the signal again once it has closed, which would end the process by it.
+    """
+
+    def close(*_: object) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, close) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 @command(NAME)
 def main(argv: list[str] | None) -> int:
     """Exit code: 0 closed by Ctrl-C or SIGTERM, 2 for what cannot be used (one line on stderr)."""
@@ -94,7 +115,8 @@ def main(argv: list[str] | None) -> int:
     print(f"sgg-app: open {address(args.host, listener.getsockname()[1], token, args.public)}", flush=True)
     print("sgg-app: Ctrl-C closes it; the model is being loaded", file=sys.stderr, flush=True)
     threading.Thread(target=report, args=(studio, server), daemon=True).start()
-    server.run(sockets=[listener])
+    with closed_by_signals(server):
+        server.run(sockets=[listener])
     if studio.failure:
         return refuse(NAME, studio.failure)
     return 0

@@ -55,10 +55,11 @@ def file_graphs(data: bytes, name: str) -> dict[str, Any]:
 def noticed() -> Iterator[list[str]]:
     """Collects the readers' notices in this thread, one line for each part that was left out."""
     lines: list[str] = []
+    own = threading.get_ident()
 
     class Collector(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            if record.thread == threading.get_ident():
+            if record.thread == own:
                 lines.append(record.getMessage())
 
     collector = Collector()

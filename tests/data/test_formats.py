@@ -1,6 +1,6 @@
 """Files and sg2im's JSON: what loads, what is left out with a warning, and that every error names file, place, reason.
 
-The other layouts are in test_layouts.py, mutated files of all of them in test_mutations.py.
+The other layouts are in test_layouts.py, mutated files of all of them in end_to_end/test_mutations.py.
 """
 
 from __future__ import annotations

@@ -1,13 +1,22 @@
-"""Usable pictures are read as Pillow has them; what cannot be used says why; boxes follow the resizing."""
+"""Usable pictures are read as Pillow has them, upright; what cannot be used says why; boxes follow the resizing."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from PIL import Image
-from support.small_sets import png_of, unusable
+from support.small_sets import png_of, tagged, unusable
 
-from sgg_fast.data.images import ImageError, boxes_in_square, open_rgb, original_and_crop, to_square
+from sgg_fast.data.images import (
+    ImageError,
+    boxes_in_square,
+    graph_beside,
+    open_rgb,
+    original_and_crop,
+    size_of,
+    stays_inside,
+    to_square,
+)
 
 UNUSABLE = unusable()
 
@@ -96,3 +105,42 @@ def test_the_crop_lies_where_the_square_is_cut(size):
 
 def test_the_whole_picture_is_not_cut():
     assert original_and_crop((60, 40), 80, "squash") == (40, 60, 0, 0)
+
+
+@pytest.mark.parametrize("value", [9, 60678])
+def test_a_damaged_orientation_tag_is_named_not_guessed(tmp_path, value):
+    path = tmp_path / "a.jpg"
+    tagged(path, 6)
+    with Image.open(path) as picture:
+        exif = picture.getexif()
+        exif[0x0112] = value
+        picture.save(path, exif=exif)
+    with pytest.raises(ImageError, match=f"its orientation tag is {value}, not 1 to 8; save the picture anew"):
+        open_rgb(path, upright=True)
+    Image.fromarray(np.asarray(open_rgb(path))).save(path)  # the cure
+    assert open_rgb(path, upright=True).size == (24, 48)
+
+
+def test_the_size_of_a_picture_is_its_headers(tmp_path):
+    Image.new("RGB", (7, 5)).save(tmp_path / "a.png")
+    assert size_of(tmp_path / "a.png") == (7, 5)
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    with pytest.raises(ImageError, match=r"b\.png: cannot be read"):
+        size_of(tmp_path / "b.png")
+
+
+def test_a_graph_lies_beside_its_picture_under_any_spelling_of_its_ending(tmp_path):
+    for name in ("a.json", "a.JSON", "b.Json", "c.json.png"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "d.json").mkdir()
+    found = {stem: graph_beside(tmp_path / f"{stem}.png") for stem in "abcd"}
+    assert found == {"a": tmp_path / "a.json", "b": tmp_path / "b.Json", "c": None, "d": None}
+
+
+@pytest.mark.parametrize(
+    ("path", "inside"),
+    [("a/b.png", True), ("b..png", True), ("./a", True), ("a/../b", False), ("/b", False), ("C:b", False),
+     ("a\\b", False), ("a\0b", False), ("", False)],
+)  # fmt: skip
+def test_only_paths_below_a_folder_stay_inside(path, inside):
+    assert stays_inside(path) == inside

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
-from safetensors.numpy import load, save
 from support.graphs import all_graphs
 
-from sgg_fast import digests
-from sgg_fast.data import shards
-from sgg_fast.data.moments import read_to
 from sgg_fast.data.packed import JoinedGraphs, PackedGraphs, PackedRows, PackedStrings
-from sgg_fast.data.shards import DamagedError, check_files, entry_of, read_tensors, write_tensors
 from sgg_fast.data.sources import PairSource, with_mirrored
 from sgg_fast.data.spatial import mirrored_graph
 from sgg_fast.graph import GraphPacker, NameTable, SceneGraph, SceneGraphBatch
@@ -93,42 +87,3 @@ def test_mirrored_graphs_are_made_on_request():
     assert list(source.graphs) == [*graphs[:2], *map(mirrored_graph, graphs[:2]), *graphs[2:],
                                    *map(mirrored_graph, graphs[2:])]  # fmt: skip
     assert source.graphs[2].relations == ((0, "right of", 1),) and source.num_images == 4
-
-
-def test_a_file_is_written_as_safetensors_writes_it(tmp_path, monkeypatch):
-    """Piece by piece, with the library's own bytes."""
-    monkeypatch.setattr(shards, "_CHUNK", 7)
-    tensors = {"b": np.arange(12, dtype=np.int64).reshape(3, 4), "a": np.ones((2, 0, 3), np.float32),
-               "c": np.arange(5, dtype=np.uint8), "d": np.linspace(0, 1, 9, dtype=np.float16)}  # fmt: skip
-    write_tensors(tmp_path / "x", tensors, {"k": "\u00e9"})
-    raw = (tmp_path / "x").read_bytes()
-    assert all((load(raw)[name] == array).all() for name, array in tensors.items())
-    length = int.from_bytes(raw[:8], "little")
-    note = shards.json.loads(raw[8 : 8 + length])["__metadata__"]
-    assert raw == save(tensors, note)
-    found, told = read_tensors(tmp_path / "x", verify=True)
-    assert told == {"k": "\u00e9"} and all((found[name] == array).all() for name, array in tensors.items())
-
-
-def test_the_bytes_of_a_large_file_are_read_once_and_again_after_a_change(tmp_path, monkeypatch):
-    monkeypatch.setenv("SGG_FAST_CACHE", str(tmp_path / "notes"))
-    path = tmp_path / "big"
-    content = bytearray(np.random.default_rng(0).bytes(2 << 20))
-    path.write_bytes(content)
-    entry, read = entry_of(path), []
-    original = digests.sha256_of
-    monkeypatch.setattr(digests, "sha256_of", lambda path: read.append(path.name) or original(path))
-    for _ in range(3):
-        check_files(tmp_path, [entry])
-    assert read == ["big"], "once"
-    content[7] ^= 1
-    path.write_bytes(content)
-    with pytest.raises(DamagedError, match="SHA-256 differs"):
-        check_files(tmp_path, [entry])
-
-
-def test_rows_reach_a_device_in_pieces(monkeypatch):
-    monkeypatch.setattr("sgg_fast.data.moments._ROWS", 3)
-    parts = [np.arange(14, dtype=np.float32).reshape(7, 2), np.empty((0, 2), np.float32), np.ones((2, 2), np.float32)]
-    found = read_to(parts, "cpu")
-    assert torch.equal(found, torch.from_numpy(np.concatenate(parts)))

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sgg_fast.data.formats import load_scene_graphs
-from sgg_fast.data.text_form import parse_text, to_text
+from sgg_fast.data.text_form import is_predicate, parse_text, to_text
 from sgg_fast.graph import SceneGraph, SceneGraphError
 
 
@@ -111,3 +111,12 @@ def test_a_text_file_has_a_graph_a_line(tmp_path):
     path.write_text("sheep on grass\nboat on\n")
     with pytest.raises(SceneGraphError, match=r"scenes.txt: line 2: 'boat on': an object is missing"):
         load_scene_graphs(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "yes"),
+    [("on top of", True), ("Left Of", True), ("eating", True), ("standing on", True), ("standing on a", False),
+     ("sheep", False), ("king", False), ("ring", False), ("of", False), ("red hat", False)],
+)  # fmt: skip
+def test_names_that_read_as_predicates(name, yes):
+    assert is_predicate(name) == yes

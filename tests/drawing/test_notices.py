@@ -7,7 +7,13 @@ import types
 import pytest
 
 from sgg_fast.data.text_form import parse_text
-from sgg_fast.drawing.notices import contradictions, cut_names, graph_notices, notice_lines
+from sgg_fast.drawing.notices import (
+    contradictions,
+    cut_names,
+    graph_notices,
+    notice_lines,
+    untaught_notice,
+)
 from sgg_fast.graph import SceneGraph
 from sgg_fast.toy.models import toy_tokenizer
 
@@ -68,3 +74,11 @@ def test_each_matter_names_its_graph_where_there_are_several():
         "never seen in training: sheap (did you mean sheep?)",
         "contradiction: sheap above cow, and sheap below cow",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("provenance", [None, {}, {"settings": {"seed": 0}}, {"settings": {"relation_dropout": 0.1}}])
+def test_relation_guidance_is_called_a_guess_only_where_training_is_known_to_lack_it(provenance):
+    pipeline = types.SimpleNamespace(config={"provenance": provenance})
+    assert untaught_notice(pipeline, 2.0) == "" == untaught_notice(types.SimpleNamespace(config={}), 2.0)
+    pipeline.config["provenance"] = {"settings": {"relation_dropout": 0.0}}
+    assert "--relation-dropout" in untaught_notice(pipeline, 2.0) and untaught_notice(pipeline, 0.0) == ""

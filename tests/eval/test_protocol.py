@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from pathlib import Path
 
 import numpy as np
@@ -121,39 +120,3 @@ def test_max_objects_reaches_the_graphs_that_are_drawn(data, tmp_path):
     assert main(flags(data, tmp_path, "--max-objects", "3")) == 0
     found = json.loads((tmp_path / "manifest.json").read_text())
     assert max(pair["objects"] for pair in found["pairs"]) == 3 == found["protocol"]["max_objects"]
-
-
-@pytest.mark.parametrize(
-    ("change", "said"),
-    [
-        (["--steps", "50"], "--protocol paper fixes --steps: leave it out"),
-        (["--first-seed", "1"], "--protocol paper fixes --first-seed: leave it out"),
-        (["--max-objects", "0"], "--max-objects must be at least 1, not 0"),
-        (["--data", "toy"], "--data toy: --protocol paper needs the prepared set and its pictures"),
-    ],
-)
-def test_what_the_protocol_fixes_cannot_be_given(data, tmp_path, capsys, change, said):
-    assert main([*flags(data, tmp_path), *change]) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and said in err
-    assert not list(tmp_path.iterdir())
-
-
-def test_without_the_network_one_line_says_how_to_get_it(data, tmp_path, capsys):
-    argv = [word for word in flags(data, tmp_path) if word != "--dry"]
-    assert main(argv) == 2
-    err = capsys.readouterr().err
-    assert err.count("\n") == 1 and "releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth" in err
-    assert main(["--dry", "--out", str(tmp_path)]) == 2
-    assert "belong to --protocol paper" in capsys.readouterr().err
-
-
-def test_the_inception_score_is_its_formula():
-    rng = np.random.default_rng(0)
-    p = rng.dirichlet(np.ones(5), 40)
-    parts = [p[4 * k : 4 * k + 4] for k in range(10)]
-    scores = [math.exp(np.mean([(x * np.log(x / part.mean(0))).sum() for x in part])) for part in parts]
-    assert distances.inception_score(p) == pytest.approx((np.mean(scores), np.std(scores)))
-    certain = np.full((40, 4), 1e-12) + np.tile(np.eye(4), (10, 1))
-    assert distances.inception_score(certain)[0] == pytest.approx(4, rel=1e-3)
-    assert all(math.isnan(x) for x in distances.inception_score(p[:9]))

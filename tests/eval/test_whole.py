@@ -3,27 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import numpy as np
 import pytest
+from support.graphs import parse, thing, true_instances
 
 from sgg_fast.eval import bootstrap, metrics, whole
 from sgg_fast.eval.detector import Instance
-from sgg_fast.eval.evaluate import compare
-from sgg_fast.eval.pictures import is_spoken, open_graphs
 from sgg_fast.graph import SceneGraph
 from sgg_fast.toy import world
-
-
-def parse(name: str) -> tuple[str, str | None]:
-    words = name.split()
-    return words[-1], words[0] if len(words) > 1 else None
-
-
-def thing(category: str, x0: float, y0: float, x1: float, y1: float, colour: str | None = None) -> Instance:
-    return Instance(category, colour, np.array([x0, y0, x1, y1], np.float32), None, 1.0)
-
 
 GRAPH = SceneGraph(("red ball", "dog", "blue car", "sky"), ((1, "left of", 2),))
 RIGHT = [
@@ -96,28 +84,4 @@ def test_true_instances_of_both_worlds_have_no_fault():
     for spoken in (False, True):
         for i in range(60):
             scene = world.draw_scene(41, i, spoken=spoken)
-            there = [
-                Instance(*parse(name), box, mask, 1.0)
-                for name, box, mask in zip(scene.graph.objects, scene.boxes, scene.masks, strict=True)
-            ]
-            assert metrics.score_picture(scene.graph, there, parse).faultless, scene.graph
-
-
-def test_sets_of_both_worlds_lie_side_by_side():
-    for data, held_out in (("toy", False), ("toy-words", False), ("toy-combinations", True),
-                           ("toy-words-combinations", True)):  # fmt: skip
-        scene = world.draw_scene(world.HELD_OUT_SEED, 1, held_out=held_out, spoken=is_spoken(data))
-        graphs = open_graphs(data, 64)
-        assert graphs.graph(1) == scene.graph and (graphs.image(1) == scene.image).all()
-    assert open_graphs("toy-words-repeats", 64).graph(0) != open_graphs("toy-repeats", 64).graph(0)
-    assert [is_spoken(name) for name in ("toy-words-repeats", "toy-repeats", "toy-wordsmith")] == [True, False, False]
-
-
-def test_an_evaluation_from_before_a_figure_was_is_compared_by_the_others(tmp_path):
-    pictures = {"entity recall": [[1.0, 0.5]], "without a fault": [[1.0, 0.0]]}
-    now = {"data": "toy", "counterfactual pairs": {}, "per picture": pictures}
-    older = {**now, "per picture": {"entity recall": [[0.5, 0.5]]}}
-    (tmp_path / "eval.json").write_text(json.dumps(older))
-    assert list(compare(now, tmp_path)) == ["entity recall"]
-    (tmp_path / "eval.json").write_text(json.dumps(now))
-    assert list(compare(now, tmp_path)) == ["entity recall", "without a fault"]
+            assert metrics.score_picture(scene.graph, true_instances(scene), parse).faultless, scene.graph

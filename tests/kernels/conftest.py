@@ -1,91 +1,39 @@
-"""Fixtures of the kernel tests: the device they run on, and outputs that start as NaN."""
+"""Fixtures of the kernel tests, and the operators that the checks of every graph kernel run on."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
-import numpy as np
 import pytest
 import torch
-from sgg_kernels import launch
-from support.cases.interpreter import widen_products
-
-
-@pytest.fixture(
-    params=[
-        pytest.param("cpu", marks=pytest.mark.skipif(torch.cuda.is_available(), reason="compiled instead, on CUDA")),
-        pytest.param("cuda", marks=pytest.mark.gpu),
-    ]
+from filelock import FileLock
+from support.cases.interpreter import (  # noqa: F401 - pytest finds them here
+    automatic_kernels,
+    bf16_products,
+    bf16_rounds_to_nearest,
+    device,
+    floats_are_fp32,
+    launched,
+    poisoned,
 )
-def device(request) -> str:
-    """ "cpu" (Triton's interpreter) or "cuda" (compiled)."""
-    return request.param
+
+pytest.register_assert_rewrite("support.kernels.graph_checks")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """`op`: each operator of the test file's CHECKED. `plain_op`: without the variant that takes the same path."""
+    chosen = getattr(metafunc.module, "CHECKED", ())
+    for argument, names in (("op", chosen), ("plain_op", [op for op in chosen if op != "scatter_mean_residual"])):
+        if chosen and argument in metafunc.fixturenames:
+            metafunc.parametrize(argument, names)
 
 
 @pytest.fixture
-def launched(device) -> Iterator[list[str]]:
-    """Names of the kernels that ran."""
-    names: list[str] = []
-
-    def note(kernel, grid, args, options) -> bool:
-        names.append(kernel.__name__)
-        return False
-
-    with launch.intercept(note):
-        yield names
-
-
-@pytest.fixture
-def poisoned(monkeypatch) -> None:
-    """`torch.empty` and its kin give NaN, an absurd integer or True, so that an element left unwritten shows."""
-
-    def poison(make):
-        def made(*args, **kwargs):
-            x = make(*args, **kwargs)
-            if x.dtype == torch.bool:
-                return x.fill_(True)
-            return x.fill_(float("nan") if x.is_floating_point() else torch.iinfo(x.dtype).max // 2)
-
-        return made
-
-    for name in ("empty", "empty_like"):
-        monkeypatch.setattr(torch, name, poison(getattr(torch, name)))
-
-
-@pytest.fixture(autouse=True)
-def bf16_rounds_to_nearest(monkeypatch) -> None:
-    """Triton's interpreter cuts fp32 -> bf16 off where the hardware rounds to nearest even: do as the hardware does."""
-    interpreter = pytest.importorskip("triton.runtime.interpreter")
-    import triton.language as tl
-
-    convert = interpreter._convert_float
-
-    def rounded(data, source, target, mode):
-        if (source, target) != (tl.float32, tl.bfloat16):
-            return convert(data, source, target, mode)
-        values = torch.from_numpy(np.ascontiguousarray(data, dtype=np.float32))
-        return values.to(torch.bfloat16).view(torch.int16).numpy().view(np.uint16).reshape(data.shape)
-
-    monkeypatch.setattr(interpreter, "_convert_float", rounded)
-
-
-@pytest.fixture(autouse=True)
-def bf16_products(monkeypatch) -> None:
-    """Products of bf16 matrices in the interpreter."""
-    widen_products(monkeypatch)
-
-
-@pytest.fixture(autouse=True)
-def floats_are_fp32(monkeypatch) -> None:
-    """A Python float that a kernel receives is fp32 once compiled; the interpreter would compute on it in float64."""
-    interpreter = pytest.importorskip("triton.runtime.interpreter")
-    import triton.language as tl
-
-    convert = interpreter._implicit_cvt
-
-    def narrowed(argument):
-        if not isinstance(argument, float):
-            return convert(argument)
-        return tl.tensor(interpreter.TensorHandle(np.array([argument], dtype=np.float32), tl.float32), tl.float32)
-
-    monkeypatch.setattr(interpreter, "_implicit_cvt", narrowed)
+def card(device: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Under pytest -n one test at a time holds 9 to 18 GB, and gives them back: five at once do not fit 24 GB."""
+    base = tmp_path_factory.getbasetemp()
+    with FileLock((base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base) / "card.lock"):
+        yield
+        if device == "cuda":
+            torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The draws in one launch against the torch form: the same words and uniform numbers, normal numbers to a few ulp."""
+"""The hash in kernels against its torch form: the same words and uniform numbers, normal numbers to a few ulp."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import torch
 import triton
 import triton.language as tl
 from sgg_kernels import reference
-from sgg_kernels.hash_draw import _cos_of_turns, _minus_log
-from sgg_kernels.launch import intercept, launch
+from sgg_kernels.hash_draw import _cos_of_turns, _minus_log, hash_start, hash_word
+from sgg_kernels.launch import launch
 
 from sgg_fast import ops
-from sgg_fast.diffusion import noise
+
+WORDS = [0, 1, 2, 12345, 2**31 - 1, -1, -(2**31), -987654321]
 
 
 @triton.jit
@@ -24,14 +25,31 @@ def parts_kernel(p_u, p_log, p_cos, BLOCK: tl.constexpr):
     tl.store(p_cos + tl.arange(0, BLOCK), _cos_of_turns(u))
 
 
+@triton.jit
+def hash_kernel(p_words, p_out, seed, BLOCK: tl.constexpr):
+    """out[i] = hash(seed, words[i], 3, i): a scalar, a loaded, a constant and a computed word."""
+    i = tl.arange(0, BLOCK)
+    h = hash_word(hash_start(seed), tl.load(p_words + i))
+    tl.store(p_out + i, hash_word(hash_word(h, 3), i).to(tl.int32, bitcast=True))
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize("seed", [0, 1, 16, 77, 2**31 - 1, -5])
+def test_same_words_as_the_reference(device, seed):
+    words = torch.tensor(WORDS, dtype=torch.int32, device=device)
+    out = torch.full_like(words, -7)
+    launch(hash_kernel, (1,), words, out, seed, BLOCK=len(WORDS))
+    index = torch.arange(len(WORDS), device=device)
+    expected = reference.hash_u32(seed, words, 3, index)
+    assert torch.equal(out.long() & 0xFFFFFFFF, expected)
+
+
 SAMPLES = torch.tensor([5, 0, 62_561, 2**31 + 3, -7])
 
 
 @pytest.fixture(autouse=True)
 def kernels():
     ops.use_kernels("triton")
-    yield
-    ops.use_kernels("auto")
 
 
 def keys(device: str) -> dict[str, tuple[int | torch.Tensor, ...]]:
@@ -78,28 +96,3 @@ def test_the_ends_of_the_uniform_numbers(device):
     launch(parts_kernel, (1,), u, log, cos, BLOCK=16)
     assert torch.allclose(log.double(), -u.double().log(), rtol=4e-7, atol=0)
     assert torch.allclose(cos.double(), (2 * math.pi * u.double()).cos(), rtol=0, atol=3e-7)
-
-
-def test_a_draw_is_one_launch(device):
-    seen = []
-    with intercept(lambda kernel, grid, args, options: bool(seen.append(kernel.__name__))):
-        key = keys(device)["captured"][:3]
-        noise.draw_timesteps(*key, 1000)
-        ops.hash_uniform(*key, noise.STREAM_DROP)
-        ops.hash_normal((4, 8, 8), *key, noise.STREAM_NOISE)
-        ops.hash_normal((4, 8, 8), *key, noise.STREAM_POSTERIOR)
-    assert seen == ["hash_draw_kernel"] * 4
-
-
-def test_other_keys_are_drawn_by_the_reference(device):
-    """Words of two dimensions, and more of them than the kernel takes."""
-    sample = SAMPLES.to(device)
-    for key in [(1, sample[:, None], torch.arange(3, device=device)), (sample, 1, 2, 3, 4)]:
-        assert torch.equal(ops.hash_u32(*key), reference.hash_u32(*key))
-
-
-def test_opcheck(device):
-    from sgg_fast.ops import random
-
-    for kind in (0, 1, 2):
-        torch.library.opcheck(random._draw.library, ([SAMPLES.to(device)], [0, 12], 1, 77, 3, kind))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
@@ -12,35 +10,13 @@ from hypothesis import strategies as st
 from sgg_kernels import launch as launching
 from sgg_kernels.reference.pack import MASK_STREAM, STORE_FIELDS
 from support import loops
-from support.graphs import GRAPHS, all_graphs
+from support.kernels.packed import CASES, LIST, assert_same, draw, fields, store_of, totals
 
 from sgg_fast import ops
-from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
-from sgg_fast.ops.pack import _pack
+from sgg_fast.graph import SceneGraph, SceneGraphBatch
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 BACKENDS = ["reference", "triton"]
-MASK = ops.MaskDraw(first_copy=0, ratio=0.3, seed=3, step=5)
-
-
-def large_graph(num: int) -> SceneGraph:
-    """More objects than a block, with a hub."""
-    return SceneGraph(tuple(f"thing {i % 7}" for i in range(num)), tuple((i, "on", i // 9) for i in range(1, num)))
-
-
-LIST = [*all_graphs(), large_graph(70)]
-CASES = {
-    "one": [0],
-    "one_object": [list(GRAPHS).index("one_object")],
-    "all": list(range(len(LIST))),
-    "repeats": [3, 7, 3, 4, 4, 0, 3],
-}
-
-
-@pytest.fixture(autouse=True)
-def _auto_kernels():
-    yield
-    ops.use_kernels("auto")
 
 
 @pytest.fixture
@@ -51,31 +27,6 @@ def poisoned():
     assert torch.utils.deterministic.fill_uninitialized_memory
     yield
     torch.use_deterministic_algorithms(before)
-
-
-def store_of(graphs: list[SceneGraph], device: str = "cpu") -> tuple[SceneGraphBatch, NameTable]:
-    table = NameTable()
-    return SceneGraphBatch.from_graphs(graphs, table).to(device), table
-
-
-def fields(batch: SceneGraphBatch) -> dict[str, torch.Tensor]:
-    return {f.name: torch.as_tensor(getattr(batch, f.name)).cpu() for f in dataclasses.fields(batch)}
-
-
-def assert_same(found: SceneGraphBatch, expected: SceneGraphBatch) -> None:
-    for name, value in fields(expected).items():
-        assert fields(found)[name].dtype == value.dtype, name
-        assert torch.equal(fields(found)[name], value), name
-
-
-def draw(backend: str, store: SceneGraphBatch, ids: list[int], mask: ops.MaskDraw = MASK, bucket=None):
-    ops.use_kernels(backend)
-    return ops.pack_masked(store, ids, mask, bucket=bucket)
-
-
-def totals(store: SceneGraphBatch, ids: list[int]) -> tuple[int, int]:
-    num_n, num_e = store.sizes[ids].sum(axis=0)
-    return int(num_n), int(num_e)
 
 
 @pytest.mark.usefixtures("poisoned")
@@ -140,28 +91,6 @@ def test_mask_against_loops(ratio, backend, device):
         assert hidden == loops.masked_objects(num, ratio, seed, step, i, MASK_STREAM)
 
 
-def test_mask_is_uniform_over_objects():
-    """2 of 7 objects in each of 4 000 graphs: every object and every pair equally often, to 5 sigma."""
-    store, _ = store_of([SceneGraph(tuple("abcdefg"))] * 4000)
-    _, masked_N = draw("reference", store, list(range(4000)))
-    hidden = masked_N.view(4000, 8)[:, :7].double()
-    assert (hidden.sum(1) == 2).all()
-    for share, expected in ((hidden.mean(0), 2 / 7), ((hidden.T @ hidden / 4000)[~torch.eye(7, dtype=bool)], 1 / 21)):
-        assert (share - expected).abs().max() < 5 * (expected * (1 - expected) / 4000) ** 0.5
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_mask_follows_graph_seed_and_step_not_place(backend):
-    store, _ = store_of([large_graph(40)] * 3)
-    first = draw(backend, store, [0, 1, 2])[1].view(3, 41)
-    moved = draw(backend, store, [2, 2, 0])[1].view(3, 41)
-    assert torch.equal(moved, first[[2, 2, 0]]) and not torch.equal(first[0], first[1])
-    for other in (dataclasses.replace(MASK, step=6), dataclasses.replace(MASK, seed=4)):
-        assert not torch.equal(draw(backend, store, [0, 1, 2], other)[1].view(3, 41)[0], first[0])
-    on_device = dataclasses.replace(MASK, step=torch.tensor([5], dtype=torch.int32))
-    assert torch.equal(draw(backend, store, [0, 1, 2], on_device)[1].view(3, 41), first)
-
-
 @st.composite
 def graph_lists(draw) -> list[SceneGraph]:
     graphs = []
@@ -215,42 +144,6 @@ def test_without_its_launch_nothing_is_right():
     expected = SceneGraphBatch.from_graphs(LIST[:2], table)
     for name in ("object_name", "subject", "message_ptr", "message_slot", "object_graph", "relation_pooled"):
         assert not torch.equal(getattr(found, name), getattr(expected, name)), name
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("with_mask", [False, True])
-def test_opcheck(backend, with_mask):
-    store, _ = store_of(LIST)
-    ids = torch.tensor([1, 3], dtype=torch.int32)
-    sizes = torch.from_numpy(np.concatenate([[[0, 0]], store.sizes[[1, 3]], [[5, 6]]]).cumsum(0)).int()
-    step = torch.tensor([4], dtype=torch.int32) if with_mask else None
-    args = ([getattr(store, name) for name in STORE_FIELDS], ids, sizes[:, 0].contiguous(), sizes[:, 1].contiguous(),
-            step, int(sizes[-1, 0]), int(sizes[-1, 1]), 1, 300_000, 7, backend)  # fmt: skip
-    torch.library.opcheck(_pack, args)
-
-
-@pytest.mark.parametrize(
-    ("ids", "bucket", "match"),
-    [
-        ([], None, "at least one"),
-        ([0, 99], None, "must lie in"),
-        ([-1], None, "must lie in"),
-        ([[0]], None, "must lie in"),
-        ([0], (3, 99), "a bucket of 3 objects and 99 relations is too small: the graphs have 4 and 5"),
-        ([0], (99, 4), "the graphs have 4 and 5"),
-        ([0], (4, 6), "relations of padding need an object of padding"),
-        ([0], (2**28, 9), "below 268435456"),
-    ],
-)
-def test_errors(ids, bucket, match):
-    store, _ = store_of(LIST)
-    with pytest.raises(ValueError, match=match):
-        ops.pack(store, ids, bucket=bucket)
-
-
-def test_ratio_outside_0_to_1():
-    with pytest.raises(ValueError, match="ratio must lie between 0 and 1"):
-        ops.MaskDraw(0, 1.5, 0, 0)
 
 
 @pytest.mark.gpu

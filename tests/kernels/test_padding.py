@@ -19,12 +19,6 @@ IDS = np.array([1, 6, 4, 3])
 ROOMS = [(0, 0), (1, 1), (3, 17), (30, 5)]
 
 
-@pytest.fixture(autouse=True)
-def _auto_kernels():
-    yield
-    ops.use_kernels("auto")
-
-
 def rows(num: int, width: int, seed: int) -> torch.Tensor:
     return torch.randn(num, width, generator=torch.Generator().manual_seed(seed))
 

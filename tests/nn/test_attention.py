@@ -16,7 +16,7 @@ from support.tiny_runs import trainer
 from sgg_fast import ops
 from sgg_fast.drawing import load_model
 from sgg_fast.nn import attention
-from sgg_fast.nn.attention import CudnnAttnProcessor, XformersAttnProcessor, set_attention
+from sgg_fast.nn.attention import CudnnAttnProcessor, XformersAttnProcessor, checkpoint_activations, set_attention
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.fuse import fuse
 from sgg_fast.toy.world import draw_scene
@@ -383,3 +383,17 @@ def test_padding_reaches_neither_the_picture_nor_the_loss(trained_run, tmp_path,
     loss = [stage(np.arange(8), step).total for step in range(2)]
     fill_padding(stage.conditioner, monkeypatch)
     assert [stage(np.arange(8), step).total for step in range(2)] == loss
+
+
+def test_a_checkpointed_unet_computes_its_blocks_again_and_the_same_gradients(unet):
+    z, context, mask = inputs()
+    grads, calls = [], []
+    for prepare in (lambda model: None, checkpoint_activations):
+        model = copy.deepcopy(unet).train()
+        prepare(model)
+        model.down_blocks[0].resnets[0].register_forward_pre_hook(lambda *_: calls.append(1))
+        model(z, 10, context, encoder_attention_mask=mask).sample.square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+        calls.append(0)
+    assert calls == [1, 0, 1, 1, 0]
+    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))

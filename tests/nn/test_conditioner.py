@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 from support import loops
-from support.cases.conditioner import CONTEXT, IMAGE, NAME, WIDTH, conditioner
+from support.cases.conditioner import CONTEXT, IMAGE, NAME, TWO_GRAPHS, WIDTH, conditioner, of_foundation
 from support.graphs import GRAPHS, all_graphs, by_name, embeddings, pack, shared_table
 from support.loops import assert_rows, split
+from support.sd_folder import CLIP_WIDTH
+from torch import nn
 
 from sgg_fast import ops
 from sgg_fast.graph import SceneGraph
-from sgg_fast.nn.conditioner import SceneGraphConditioner, context_length
+from sgg_fast.nn.conditioner import SceneGraphConditioner, context_length, pooled_phrases
 
 FORMS = [("residual", "roles"), ("plain", "shared")]
 
@@ -294,3 +296,82 @@ def test_bf16_keeps_its_error_to_twice_that_of_rounding(encoder, triple, how):
     assert torch.isfinite(found.context).all() and torch.isfinite(found.x_global).all()
     assert (found.context.float() - exact.context).norm() < 2 * floor
     assert torch.equal(found.mask, exact.mask)
+
+
+def test_the_null_condition_is_the_empty_text_or_zeros_as_the_folder_says(foundations):
+    model, rows = of_foundation(foundations["sdxl"]), foundations["sdxl"].towers.read([""])[0][0]
+    width = foundations["sdxl"].backbone.context_dim
+    for zeros in (True, False):
+        model.calibrate_null(rows, zeros)
+        context, mask = model.null_condition(1, 80)
+        torch.testing.assert_close(context[0, :77], rows[:, :width] * (not zeros))
+        torch.testing.assert_close(model.null_pooled, rows[0, width:] * (not zeros))
+        torch.testing.assert_close(model.start_state, rows[0, :width])
+        assert mask.sum() == 77
+
+
+@pytest.mark.parametrize("token_init", ["none", "text"])
+def test_the_pooled_vector_starts_at_the_texts_and_is_dropped_with_the_context(foundations, token_init):
+    foundation = foundations["sdxl"]
+    model, towers, width = (
+        of_foundation(foundation, token_init=token_init),
+        foundation.towers,
+        foundation.backbone.context_dim,
+    )
+    batch, table = pack(*TWO_GRAPHS)
+    phrases, names = towers.phrases(table.phrases), embeddings(table, CLIP_WIDTH)
+    vocabulary = towers.read(table.spoken())[1]
+    model.calibrate_null(towers.read([""])[0][0], foundation.empty_is_zero)
+    model.calibrate_tokens(vocabulary)
+    given = model(names, batch, phrases if token_init == "text" else None)
+    expected = vocabulary[:, width:].mean(0).expand(2, -1)
+    if token_init == "text":
+        expected = pooled_phrases(phrases[:, width:], batch)
+        own = [phrases[batch.phrase[a:b].long(), width:].float() for a, b in batch.relation_ptr.long().unfold(0, 2, 1)]
+        for row, told in zip(expected, own, strict=True):
+            torch.testing.assert_close(row.norm(), told.norm(dim=1).mean())
+            torch.testing.assert_close(row / row.norm(), nn.functional.normalize(told.mean(0), dim=0))
+    torch.testing.assert_close(given.pooled, expected)
+    dropped = model.drop(given, torch.tensor([True, False]))
+    assert not dropped.pooled[0].any() and torch.equal(dropped.pooled[1], given.pooled[1])
+    dropped.pooled.sum().backward()
+    assert model.to_pooled.weight.grad.any(), "the map of X_global trains from the first step"
+
+
+def test_v1_and_v2_have_no_pooled_vector(foundations):
+    model = of_foundation(foundations["sd21"])
+    batch, table = pack(*TWO_GRAPHS)
+    given = model(embeddings(table, CLIP_WIDTH), batch, foundations["sd21"].towers.phrases(table.phrases))
+    assert given.pooled is None and model.drop(given, torch.tensor([True, False])).pooled is None
+    assert not any("pooled" in name for name in model.state_dict())
+
+
+@pytest.mark.parametrize("token_init", ["none", "text"])
+def test_what_a_conditioner_reads_of_a_table_of_names(foundations, token_init):
+    """Names standardised by their own mean and size; each phrase's state, where its tokens start from there."""
+    towers = foundations["sd21"].towers
+    model = of_foundation(foundations["sd21"], token_init=token_init, gate_init=0.0)
+    batch, table = pack(*TWO_GRAPHS)
+    raw = 3 + 2 * embeddings(table, CLIP_WIDTH)
+    model.calibrate_names(raw, torch.arange(len(table)))
+    names, rows = model.names_of(table, raw), model.read(TWO_GRAPHS, table, towers)
+    torch.testing.assert_close(names.mean(0), torch.zeros(CLIP_WIDTH), rtol=0, atol=1e-5)
+    assert names.square().mean().item() == pytest.approx(1, rel=1e-4)
+    if token_init == "none":
+        assert rows is None
+        return
+    assert len(table.phrases) == len(rows)
+    for phrase, row in zip(table.phrases, rows, strict=True):
+        torch.testing.assert_close(row, towers.read([phrase])[1][0].half())
+    given = model(names, batch, rows)
+    torch.testing.assert_close(given.context[1, 2], rows[table.phrases.index("red hat")].float())
+
+
+def test_the_first_conditions_are_those_of_the_first_graphs(foundations):
+    model = of_foundation(foundations["sdxl"])
+    batch, table = pack(*TWO_GRAPHS)
+    given = model(embeddings(table, CLIP_WIDTH), batch)
+    first = given.first(1)
+    for name in ("context", "mask", "x_global", "pooled"):
+        assert torch.equal(getattr(first, name), getattr(given, name)[:1]), name
+    assert first.tokens is given.tokens and given._replace(pooled=None).first(1).pooled is None

@@ -1,4 +1,4 @@
-"""Boxes of a relation's pair: targets and loss by loops, what is trained by them, where the boxes come from."""
+"""Boxes of a relation's pair: targets and loss by loops, what is trained by them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support import loops
 from support.cases.box import BOXES, boxed, random_boxes  # noqa: F401
 from support.cases.stage import (  # noqa: F401  (fixtures)
@@ -23,13 +22,6 @@ from support.cases.stage import (  # noqa: F401  (fixtures)
     pretrain_stage,
 )
 from support.loops import under
-
-from sgg_fast.config import ConfigError, DataConfig, ModelConfig
-from sgg_fast.data.cache import build_cache
-from sgg_fast.data.images import ImageError, size_of
-from sgg_fast.data.prepare.cache import write_cache
-from sgg_fast.data.prepare.shard_work import CacheJob
-from sgg_fast.data.sources import PairSource, open_source, toy_source, with_mirrored
 
 WEIGHT = 0.7
 
@@ -165,51 +157,3 @@ def test_the_head_is_trained_by_fine_tuning_and_not_saved(boxed, foundation):
     assert all(p.grad is not None for p in stage.geometry.parameters()), "DeepSpeed waits for each"
     assert not any("geometry" in name for name in stage.conditioner.state_dict())
     assert under(dict(stage.state_dict()), "geometry"), "but a checkpoint has it"
-
-
-# Where boxes come from.
-
-
-def test_rows_of_a_set_are_packed_as_its_graphs(foundation):
-    source = with_mirrored(toy_source(3, 4, 32))
-    built = build_cache(source, foundation, torch.device("cpu"), with_latents=False, with_boxes=True, progress=False)
-    assert built.boxes is not None and built.boxes.shape == (built.graphs.num_objects, 4)
-    for i, graph in enumerate(source.graphs):
-        first, last = built.graphs.object_ptr[i : i + 2].tolist()
-        assert np.array_equal(built.boxes[first : last - 1], source.boxes(i)) and len(graph.objects) == last - 1 - first
-        assert built.boxes[last - 1].tolist() == [0, 0, 1, 1]
-    drawn = dataclasses.replace(source, graphs=[*source.graphs, *source.graphs], draws=2)
-    assert np.array_equal(drawn.box_rows(range(8)), np.tile(source.box_rows(range(8)), (2, 1)))
-
-
-def test_a_prepared_cache_keeps_them(tmp_path, foundation, monkeypatch):
-    from sgg_fast.data.prepare import cache as writer
-
-    monkeypatch.setattr(writer, "open_foundation", lambda config: foundation)
-    data = DataConfig(num_scenes=5, resolution=32)
-    write_cache(CacheJob(ModelConfig(token_init="none"), data, 0, tmp_path, batch_size=5), say=lambda line: None)
-    stored = open_source(dataclasses.replace(data, source=str(tmp_path)), seed=0)
-    device = torch.device("cpu")
-    built = build_cache(stored, foundation, device, with_latents=False, with_boxes=True, progress=False)
-    assert np.array_equal(built.boxes, open_source(data, seed=0).box_rows(range(5)))
-    del stored.stored.arrays["boxes"]
-    with pytest.raises(ConfigError, match=r"^--geometry and --attention-loss: .* no boxes; prepare the cache"):
-        build_cache(stored, foundation, device, with_latents=False, with_boxes=True, progress=False)
-
-
-def test_a_set_without_boxes_is_refused_in_one_line(foundation):
-    source = toy_source(3, 2, 32)
-    bare = PairSource(source.graphs, source.load_image, "pictures")
-    with pytest.raises(ConfigError, match=r"^--geometry .* pictures has no boxes; train with [^\n]*$"):
-        build_cache(bare, foundation, torch.device("cpu"), with_latents=False, with_boxes=True, progress=False)
-    short = dataclasses.replace(source, boxes=lambda i: source.boxes(i)[:1])
-    with pytest.raises(ConfigError, match="image 0 has 1 boxes"):
-        short.box_rows([0])
-
-
-def test_the_size_of_a_picture_is_its_headers(tmp_path):
-    Image.new("RGB", (7, 5)).save(tmp_path / "a.png")
-    assert size_of(tmp_path / "a.png") == (7, 5)
-    (tmp_path / "b.png").write_bytes(b"no picture")
-    with pytest.raises(ImageError, match=r"b\.png: cannot be read"):
-        size_of(tmp_path / "b.png")

@@ -1,16 +1,20 @@
-"""Weights of merged layers stay end to end through whatever moves them."""
+"""Weights of merged layers stay end to end through whatever moves them; no result outlives its call."""
 
 from __future__ import annotations
 
+import copy
+import gc
 import math
+import weakref
 
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from support.nn.unets import assert_same, randn, sd_unet, unet_results
 
 from sgg_fast.config import OptimConfig
 from sgg_fast.nn.fuse import _STATE, fuse, merged_first, unfuse
-from sgg_fast.nn.merge import Merged, adjacent
+from sgg_fast.nn.merge import Merged, MergedLinear, adjacent, adjoin, join, separate
 from sgg_fast.train.optim.flat import FlatParameters
 from sgg_fast.train.optim.groups import parameter_groups
 
@@ -113,3 +117,111 @@ def test_the_order_of_groups_does_not_depend_on_fusing(unet):
     assert len(fused) == len(list(unet.parameters()))
     unfuse(unet)
     assert [id(p) for p in merged_first(unet)] == fused
+
+
+def merged_groups(model: torch.nn.Module) -> list:
+    state = model.__dict__["_sgg_fused"]
+    return [parameters for merged in (*state.leading, *state.shared) for parameters in merged.parameters]
+
+
+def test_storage_stays_one_through_what_a_training_does_to_it():
+    unet, optimizer_of = sd_unet(), torch.optim.Adam
+    fuse(unet)
+    assert all(map(adjacent, merged_groups(unet)))
+    stock = sd_unet()
+    optimizers = [optimizer_of(model.parameters(), lr=1e-3) for model in (unet, stock)]
+    for _ in range(2):
+        for model, optimizer in zip((unet, stock), optimizers, strict=True):
+            unet_results(model)
+            optimizer.step()
+    exact = unet_results(copy.deepcopy(stock).double(), torch.float64)
+    assert all(map(adjacent, merged_groups(unet)))
+    again = copy.deepcopy(unet)
+    pointers = {p.data_ptr() for p in unet.parameters()} & {p.data_ptr() for p in again.parameters()}
+    assert not pointers, "a copy shares nothing"
+    # Adam divides by the root of tiny squares, so after a step trajectories agree to rounding of the step, not of fp32.
+    torch.testing.assert_close(unet_results(again)["out"].double(), exact["out"], rtol=1e-3, atol=1e-3)
+    assert all(map(adjacent, merged_groups(again)))
+    unet.load_state_dict(stock.state_dict())
+    assert_same(unet_results(unet), unet_results(stock), exact)
+    unet.double()
+    assert all(map(adjacent, merged_groups(unet))), "a cast keeps each group in one storage"
+    torch.testing.assert_close(unet_results(unet, torch.float64), exact, rtol=1e-9, atol=1e-9)
+    assert all(map(adjacent, merged_groups(unet)))
+
+
+def test_views_into_somebody_elses_buffer_stay_there():
+    """As DeepSpeed and flat optimisers lay parameters out, with or without gaps between them."""
+    low, exact = unet_results(sd_unet()), unet_results(sd_unet().double(), torch.float64)
+    unet = sd_unet()
+    fuse(unet)
+    flat = torch.zeros(sum(p.numel() + 3 for p in unet.parameters()))
+    offset = 0
+    for p in unet.parameters():
+        view = flat[offset : offset + p.numel()].as_strided(p.shape, p.stride(), offset)
+        p.data = view.copy_(p.data)
+        offset += p.numel() + 3
+    assert_same(unet_results(unet), low, exact)
+    assert {p.untyped_storage().data_ptr() for p in unet.parameters()} == {flat.untyped_storage().data_ptr()}
+
+
+def test_no_result_outlives_its_call_or_serves_another_input():
+    unet, stock = sd_unet(), sd_unet()
+    fuse(unet)
+    z, context = randn(0, 1, 4, 4, 4), randn(1, 1, 8, 12)
+    with torch.no_grad():
+        first = unet(z, 10, context).sample
+        context.mul_(-2)  # the same tensor, another value
+        second = unet(z, 10, context).sample
+        wanted = stock(z, 10, context).sample
+    torch.testing.assert_close(second, wanted, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(first, second, atol=1e-3)
+    kept = weakref.ref(context)
+    del context
+    gc.collect()
+    assert kept() is None
+    with pytest.raises(RuntimeError):
+        unet(z, 10, randn(1, 1, 8, 13))
+    again = unet(z, 10, randn(2, 1, 8, 12)).sample
+    torch.testing.assert_close(again, stock(z, 10, randn(2, 1, 8, 12)).sample, rtol=1e-4, atol=1e-5)
+
+
+def test_joined_parameters_are_one_tensor_without_a_copy_and_each_has_its_gradient():
+    parameters = [torch.nn.Parameter(torch.randn(rows, 3)) for rows in (2, 4)]
+    before = torch.cat([p.detach() for p in parameters])
+    joined = join(parameters)
+    assert torch.equal(joined, before) and joined.data_ptr() == parameters[0].data_ptr() and adjacent(parameters)
+    assert joined.parts == parameters
+    weight = torch.arange(18.0).view(6, 3)
+    (joined * weight).sum().backward()
+    assert torch.equal(torch.cat([p.grad for p in parameters]), weight)
+    separate(parameters)
+    assert not adjacent(parameters) and torch.equal(torch.cat([p.detach() for p in parameters]), before)
+    flat = torch.zeros(40)
+    for k, p in enumerate(parameters):  # views into a foreign storage, with a gap: joined by a copy, and left there
+        p.data = flat[20 * k : 20 * k + p.numel()].view(p.shape).copy_(p.data)
+    adjoin(parameters)
+    assert torch.equal(join(parameters), before)
+    assert all(p.untyped_storage().data_ptr() == flat.untyped_storage().data_ptr() for p in parameters)
+
+
+@pytest.mark.parametrize("leading", [True, False])
+def test_one_gemm_serves_the_layers_of_one_input(leading):
+    """Between `begin` and `end`, or from the first layer on; another input is computed by itself."""
+    torch.manual_seed(0)
+    layers, gemms = [torch.nn.Linear(3, width) for width in (2, 5)], []
+    stock = copy.deepcopy(layers)
+    merged = Merged(layers, leading)
+    for index, layer in enumerate(layers):
+        layer.merged, layer.__class__ = (merged, index), MergedLinear
+    compute, x, other = merged._compute, torch.randn(4, 3), torch.randn(4, 3)
+    merged._compute = lambda given: gemms.append(given) or compute(given)
+    for _ in range(2):
+        merged.begin()
+        for given in (x, other) if not leading else (x,):
+            for layer, own in zip(layers, stock, strict=True):
+                torch.testing.assert_close(layer(given), own(given))
+        merged.end()
+    assert len(gemms) == 2 and all(given is x for given in gemms)
+    torch.testing.assert_close(layers[1](x), stock[1](x))
+    assert len(gemms) == 2, "after the call nothing is shared"

@@ -115,3 +115,10 @@ def process(**options: Any) -> Iterator[Process]:
         yield server
     finally:
         server.kill()
+
+
+def refused(answer: tuple[int, bytes]) -> int:
+    """The status of a 4xx, which says why."""
+    status, body = answer
+    assert 400 <= status < 500 and json.loads(body)["error"]
+    return status

@@ -1,10 +1,13 @@
-"""Small scene graphs for tests, with the awkward ones among them, and random embeddings for their words."""
+"""Small scene graphs for tests, the awkward ones among them, random embeddings of their words, and instances."""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
+from sgg_fast.eval.detector import Instance
 from sgg_fast.graph import IMAGE_OBJECT, IN_IMAGE, NameTable, SceneGraph, SceneGraphBatch
+from sgg_fast.toy.world import Scene
 
 GRAPHS = {
     "chain": SceneGraph(("sheep", "grass", "sky"), ((0, "standing on", 1), (2, "above", 1))),
@@ -62,3 +65,24 @@ def triples(graph: SceneGraph) -> list[tuple[int, str, int]]:
     """Relations with one `__in_image__` from every object at the end, as the model sees them."""
     image = len(graph.objects)
     return [*graph.relations, *((i, IN_IMAGE, image) for i in range(image))]
+
+
+def parse(name: str) -> tuple[str, str | None]:
+    """Category and colour of a name, as the toy's detector reads it."""
+    words = name.split()
+    return words[-1], words[0] if len(words) > 1 else None
+
+
+def thing(
+    category: str, x0: float, y0: float, x1: float, y1: float, colour: str | None = None, sure: float = 1.0
+) -> Instance:
+    """An instance without a mask."""
+    return Instance(category, colour, np.array([x0, y0, x1, y1], np.float32), None, sure)
+
+
+def true_instances(scene: Scene) -> list[Instance]:
+    """What a detector without error finds in a scene of the toy, one instance an object."""
+    return [
+        Instance(*parse(name), box, mask, 1.0)
+        for name, box, mask in zip(scene.graph.objects, scene.boxes, scene.masks, strict=True)
+    ]

@@ -2,7 +2,7 @@
 
     python memory_child.py MODEL_FOLDER DS_JSON|- FIELD=VALUE...
 
-Models of the folder's sizes with random weights; see `test_plan.py`.
+Models of the folder's sizes with random weights; see `test_planner.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`pytest --ptx tests/kernels`: the kernel tests on compiled code, run by the machine of `benchmarks.aot.ptx`.
+"""`pytest --ptx tests/kernels tests/ops`: kernel tests on compiled code, run by the machine of `benchmarks.aot.ptx`.
 
 Loaded by tests/conftest.py. `--ptx-arch` or PTX_ARCH names the chip (sm_89). A fault that the machine finds fails the
 test in which it happens. Launches of tests that leave the interpreter's CPU tensors go the same way.

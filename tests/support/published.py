@@ -1,8 +1,11 @@
-"""The same two scenes in every published layout, written from the formats' descriptions, for tests."""
+"""The same two scenes in every published layout, written from the formats' descriptions, and what damages them."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+from hypothesis import strategies as st
 
 from sgg_fast.graph import SceneGraph
 
@@ -111,3 +114,20 @@ LAYOUTS: dict[str, Any] = {
     "psg": PSG,
     "triples": TRIPLES,
 }
+
+RECORD: dict[str, Any] = {"graph": SG2IM[0], "seed": 3, "steps": 5, "guidance": 4.0, "size": 64, "scheduler": "ddim",
+                          "model": "toy", "weights": "0"}  # fmt: skip
+"""The record in a picture of the first scene."""
+
+WEIRD = st.sampled_from(
+    [None, True, False, 0, -1, 3, 10**25, 10**400, 0.5, -0.0, 1e999, math.nan, "", " ", "a", "\ud800", "\x00",
+     "x" * 300, "__image__", [], {}, [[]], [None], {"": None}, [[[[[[[[[]]]]]]]]], list(range(5000)), ["a"] * 5000,
+     {"name": 3}, {"object_id": 1, "names": []}, {"objects": {}}, {"objects": [{}]}]
+)  # fmt: skip
+"""Values that a file may hold in place of others."""
+
+
+def places(node: Any) -> list[tuple[Any, Any]]:
+    """(container, key) of every value below `node`."""
+    keys = list(node) if isinstance(node, dict) else list(range(len(node))) if isinstance(node, list) else []
+    return [place for key in keys for place in [(node, key), *places(node[key])]]

@@ -15,7 +15,8 @@ from PIL import Image
 from sgg_fast.config import Config, DataConfig
 from sgg_fast.data import jsonl
 from sgg_fast.data.prepare.cache import write_cache
-from sgg_fast.data.prepare.shard_work import CacheJob
+from sgg_fast.data.prepare.job import CacheJob
+from sgg_fast.data.prepare.report import Report
 from sgg_fast.data.sources import PairSource, open_source
 from sgg_fast.files import LOCK
 
@@ -127,3 +128,49 @@ def dump(path: Path, content: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape"))
     return path
+
+
+def write_graph(path: Path, *names: str) -> None:
+    """A graph file: the first object is near the second."""
+    path.write_text(json.dumps({"objects": list(names), "relationships": [[0, "near", 1]]}))
+
+
+def lines(out: Path, split: str = "train") -> list[dict[str, Any]]:
+    """Every record of a split of a prepared set."""
+    return [json.loads(line) for line in (out / f"{split}.jsonl").read_text().splitlines()]
+
+
+def faults(report: Report) -> dict[tuple[str, str], list[str]]:
+    """(file, reason) -> the places that a report names."""
+    return {(fault["file"], fault["reason"]): fault["where"] for fault in report.document()["faults"]}
+
+
+def tagged(path: Path, orientation: int) -> np.ndarray:
+    """A picture, red left and blue right when upright, stored as a camera that was held so; its upright pixels."""
+    upright = np.zeros((24, 48, 3), np.uint8)
+    upright[:, :24, 0], upright[:, 24:, 2] = 255, 255
+    undo = {1: None, 3: Image.Transpose.ROTATE_180, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    picture, exif = Image.fromarray(upright), Image.Exif()
+    picture = picture if undo[orientation] is None else picture.transpose(undo[orientation])
+    exif[0x0112] = orientation
+    picture.save(path, quality=100, subsampling=0, exif=exif)
+    return upright
+
+
+def laion_root(root: Path) -> Path:
+    """LAION-SG's file of six images, without pictures."""
+    rows = [
+        {"img_id": str(k), "name": f"{k}.jpg", "items": [{"item_id": 0, "label": "river", "attributes": ["wide"]},
+                                                         {"item_id": 1, "label": "hill", "attributes": []}],
+         "relations": [{"triple_id": 0, "item1": 0, "relation": "below", "item2": 1}]}
+        for k in range(6)
+    ]  # fmt: skip
+    dump(root / "train.json", rows)
+    return root
+
+
+def own_root(root: Path) -> Path:
+    """Four pictures with a graph beside each."""
+    for name in draw(root, 4):
+        dump((root / name).with_suffix(".json"), {"objects": ["sheep", "grass"], "relationships": [[0, "on", 1]]})
+    return root

@@ -8,7 +8,7 @@ from typing import Any
 
 from safetensors.torch import load_file
 
-from sgg_fast.config import as_flags
+from sgg_fast.config import Config, as_flags
 from sgg_fast.recipes import recipe
 from sgg_fast.train.trainer import Trainer
 
@@ -29,6 +29,11 @@ TINY: dict[str, Any] = {
 """Fields of the toy recipe that make a step as cheap as it can be."""
 
 
+def toy(**changes: Any) -> Config:
+    """The toy recipe with the smallest graph encoder and no text in its tokens, for plans."""
+    return recipe("toy", **{"width": 32, "num_layers": 1, "token_init": "none", "batch_size": 2, **changes})
+
+
 def trainer(out: Path, stage: str, ds_path: str | None = None, **changes: Any) -> Trainer:
     """A trainer of the toy recipe with `TINY` settings."""
     overwrite, graph_encoder = changes.pop("overwrite", False), changes.pop("graph_encoder", None)
@@ -43,6 +48,12 @@ def train(out: Path, stage: str, ds_path: str | None = None, **changes: Any) -> 
 def flags(**changes: Any) -> list[str]:
     """`TINY` with changes, as flags of train.py."""
     return as_flags({**TINY, **changes})
+
+
+def eval_flags(out: Path, **changes: object) -> list[str]:
+    """Flags of a tiny evaluation: two graphs of the toy, one pair an axis, one step."""
+    values = {"model": "toy", "num": 2, "pairs": 1, "steps": 1, "scheduler": "ddim", "out": out, **changes}
+    return [word for name, value in values.items() for word in (f"--{name}", str(value))]
 
 
 def lines(run: Path) -> list[dict[str, Any]]:

@@ -20,6 +20,7 @@ from sgg_fast.toy.detector import (
     generalised_iou,
     load_detector,
     loss_terms,
+    train_detector,
 )
 from sgg_fast.toy.detector import _batch as draw_batch
 from sgg_fast.toy.features import load_features
@@ -170,17 +171,19 @@ def test_it_is_blind_to_what_is_not_there(scenes):
     assert found.recall < 0.5
 
 
-def test_features_tell_scenes_from_noise(scenes):
-    network = load_features()
-    images = np.stack([scene.image for scene in scenes])
-    noise = np.random.default_rng(0).integers(0, 256, images.shape, dtype=np.uint8)
-    real, other, noisy = network.read(images[:12]), network.read(images[12:]), network.read(noise[:12])
-    assert real.shape == (12, 64)
-    assert np.linalg.norm(real.mean(0) - noisy.mean(0)) > 5 * np.linalg.norm(real.mean(0) - other.mean(0))
-
-
 def test_missing_weights_name_the_file_and_the_command(tmp_path):
     with pytest.raises(ValueError, match=r"none.safetensors: .*toy.build detector"):
         load_detector(tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match=r"toy.build features"):
         load_features(tmp_path / "none.safetensors")
+
+
+@pytest.mark.usefixtures("few_scenes")
+def test_the_detector_of_toy_words_starts_from_the_shipped_one(tmp_path):
+    """One step of warm-up changes next to nothing, and it is measured on scenes of `toy-words`."""
+    trained, shipped = train_detector(tmp_path, 1, 4, spoken=True), load_detector()
+    moved = [(a - b).abs().max() for a, b in zip(trained.parameters(), shipped.parameters(), strict=True)]
+    assert 0 < max(moved) < 1e-4
+    said = (tmp_path / "detector_words" / "log.txt").read_text()
+    held_out = [world.draw_scene(world.HELD_OUT_SEED, i, spoken=True) for i in range(8)]
+    assert f"recall {accuracy(trained, held_out).recall:.4f}" in said

@@ -1,9 +1,7 @@
-"""`toy-words`: what it adds, that each word is true and judged so, and that the older world stays the same."""
+"""`toy-words`: what it adds, and that each word is true and judged so."""
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
 import re
 from collections import Counter
@@ -12,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import ROOT
+from support.graphs import true_instances
 
 from sgg_fast.commands import infer
 from sgg_fast.data.sources import open_source
 from sgg_fast.data.text_form import parse_text
-from sgg_fast.eval.detector import Instance
 from sgg_fast.eval.relations import flipped, holds
 from sgg_fast.graph import SceneGraph
 from sgg_fast.recipes import recipe
 from sgg_fast.toy import layout, words, world
-from sgg_fast.toy.models import make_tokenizer, toy_tokenizer
 
 NUM_SCENES = 1000
 
@@ -38,32 +35,6 @@ def category(name: str) -> str:
 def told(scene: world.Scene) -> list[tuple[str, str, str]]:
     names = [category(name) for name in scene.graph.objects]
     return [(names[s], predicate, names[o]) for s, predicate, o in scene.graph.relations]
-
-
-def true_instances(scene: world.Scene) -> list[Instance]:
-    return [
-        Instance(category(name), name.split()[0] if " " in name else None, box, mask, 1.0)
-        for name, box, mask in zip(scene.graph.objects, scene.boxes, scene.masks, strict=True)
-    ]
-
-
-@pytest.mark.parametrize(
-    ("num", "settings", "digest"),
-    [
-        (400, {}, "5dd0bd25dbb3a26ccbbead05438f1538acf71400e7728118f773ff6c7ba2c60a"),
-        (200, {"rare": True}, "80e9f2eedf3c3c14d7eb5536ae03a7fd732adda73b704bd86531dde48076daf2"),
-        (200, {"held_out": True}, "350139847395290b13c84ae31ca353b9bc88d576677b5021e0be6d9ea9e0400e"),
-    ],
-)
-def test_the_older_world_is_the_same_to_the_bit(num, settings, digest):
-    """Figures of different times compare only so. Digests of the world before `toy-words` was."""
-    seen = hashlib.sha256()
-    for i in range(num):
-        scene = world.draw_scene(11, i, **settings)
-        seen.update(repr((scene.graph.objects, scene.graph.relations)).encode())
-        for array in (scene.image, scene.boxes, scene.masks):
-            seen.update(array.tobytes())
-    assert seen.hexdigest() == digest
 
 
 def test_a_scene_is_a_pure_function_and_training_draws_those_scenes(scenes):
@@ -156,23 +127,6 @@ def test_places_are_functions_of_boxes():
     assert words.is_under(left, above) and not words.is_under(above, left)
     assert not words.is_under(right, np.array([0.0, 0.1, 0.2, 0.3])), "beside, not under"
     assert words.gap(left, right) == pytest.approx(0.05) and words.gap(left, left) == 0.0
-
-
-def test_each_word_is_a_token_and_the_same_words_give_the_same_merges():
-    said = {word for name in world.vocabulary(spoken=True) for word in name.split()}
-    first, again = (make_tokenizer(some) for some in (said, sorted(said, reverse=True)))
-    assert first.get_vocab() == again.get_vocab()
-    for word in said:
-        assert first.tokenize(word) == [f"{word}</w>"]
-    texts = [f"{a} {b}" for a, b in itertools.pairwise(sorted(said))] + ["a zebra, of course"]
-    assert first(texts).input_ids == again(texts).input_ids
-    assert first.decode(first("zebra").input_ids, skip_special_tokens=True).strip() == "zebra"
-
-
-def test_the_shipped_tokenizer_is_read_not_trained():
-    known = toy_tokenizer()
-    assert known.get_vocab() == toy_tokenizer().get_vocab()
-    assert all(known.tokenize(word) == [f"{word}</w>"] for name in world.vocabulary() for word in name.split())
 
 
 def test_words_and_triples_of_the_examples_are_in_the_world():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -59,6 +60,25 @@ def test_scene_is_a_pure_function_of_seed_and_index():
         np.testing.assert_array_equal(getattr(first, field), getattr(again, field))
     for other in (world.draw_scene(5, 12), world.draw_scene(6, 11)):
         assert not np.array_equal(first.image, other.image)
+
+
+@pytest.mark.parametrize(
+    ("num", "settings", "digest"),
+    [
+        (400, {}, "5dd0bd25dbb3a26ccbbead05438f1538acf71400e7728118f773ff6c7ba2c60a"),
+        (200, {"rare": True}, "80e9f2eedf3c3c14d7eb5536ae03a7fd732adda73b704bd86531dde48076daf2"),
+        (200, {"held_out": True}, "350139847395290b13c84ae31ca353b9bc88d576677b5021e0be6d9ea9e0400e"),
+    ],
+)
+def test_the_older_world_is_the_same_to_the_bit(num, settings, digest):
+    """Figures of different times compare only so. Digests of the world before `toy-words` was."""
+    seen = hashlib.sha256()
+    for i in range(num):
+        scene = world.draw_scene(11, i, **settings)
+        seen.update(repr((scene.graph.objects, scene.graph.relations)).encode())
+        for array in (scene.image, scene.boxes, scene.masks):
+            seen.update(array.tobytes())
+    assert seen.hexdigest() == digest
 
 
 @pytest.mark.parametrize("size", [32, 64, 96])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -67,24 +66,6 @@ def test_bucketed_terms_and_gradients_are_those_of_the_bare_batch(cache):
         assert bucketed.keys() == grads.keys()
         for name, grad in grads.items():
             torch.testing.assert_close(bucketed[name], grad, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
-
-
-@pytest.mark.parametrize("backend", ["reference", "triton"])
-def test_captured_pack_is_the_masked_pack(cache, backend):
-    """The same batch, whatever stood in the table when the shapes were fixed; bounds in place of sizes."""
-    ops.use_kernels(backend)
-    store, bounds = cache.graphs, tuple(cache.graphs.sizes.max(axis=0))
-    table = torch.zeros(ops.table_shape(5), dtype=torch.int32)
-    for ids, step in (([0, 1, 0, 1], 3), ([6, 4, 6, 4], 2**31 + 1)):
-        ops.draw_table(store, ids, step, bucket=(100, 200), out=table)
-        mask = ops.MaskDraw(2, 0.3, 11, step)
-        found, masked_N = ops.pack_captured(store, table, 4, mask, bucket=(100, 200), bounds=bounds)
-        expected, expected_N = ops.pack_masked(store, ids, mask, bucket=(100, 200))
-        assert torch.equal(masked_N, expected_N)
-        for field in dataclasses.fields(expected):
-            if field.name != "sizes":
-                assert torch.equal(getattr(found, field.name), getattr(expected, field.name)), field.name
-        assert found.sizes.tolist() == [list(bounds)] * 5 and (found.sizes >= expected.sizes)[:4].all()
 
 
 def engines(cache, **changes) -> tuple[EagerEngine, CapturedEngine]:
@@ -218,11 +199,3 @@ def test_captured_and_eager_steps_agree_on_cuda(cache):
         for name, value in expected.losses.items():
             torch.testing.assert_close(found.losses[name], value, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(buffer_of(captured), buffer_of(plain), rtol=1e-2, atol=1e-3)
-
-
-def test_engine_of_a_cpu_run_is_eager(cache):
-    from sgg_fast.train.engines.choose import build_engine
-
-    stage = pretrain_stage(cache)
-    engine = build_engine(stage, CPU)
-    assert type(engine) is EagerEngine

@@ -1,4 +1,4 @@
-"""What refuses a run before torch is loaded. That torch stays away: tests/test_torch_free.py."""
+"""What refuses a run before torch is loaded. That torch stays away: tests/commands/test_torch_free.py."""
 
 from __future__ import annotations
 

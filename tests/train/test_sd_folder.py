@@ -15,10 +15,6 @@ from support.tiny_runs import rows, weights
 
 import infer
 import train
-from sgg_fast.data.cache import fingerprint
-from sgg_fast.drawing import SHIPPED
-from sgg_fast.nn.foundation import load_foundation
-from sgg_fast.toy.models import toy_foundation
 
 # What is shrunk for the test; every other setting is vg256's.
 SHRUNK = ["--recipe", "vg256", "--resolution", "64", "--width", "32", "--num-layers", "2", "--log-every", "1",
@@ -58,27 +54,6 @@ def test_the_folder_is_stable_diffusions_own_format(folders):
     assert 2 ** (len(pipeline.vae.config.block_out_channels) - 1) == 8
     assert pipeline.tokenizer.model_max_length == 77
     assert len(pipeline.unet.state_dict()) == 686, "as many tensors as SD v1.4's UNet"
-
-
-def test_it_is_loaded_as_published(folders):
-    foundation = load_foundation(str(folders["model"]), str(folders["clip"]))
-    ids = foundation.tokenizer("red sheep", padding="max_length").input_ids
-    assert len(ids) == 77 and ids[0] == foundation.tokenizer.bos_token_id
-    assert ids.count(foundation.tokenizer.eos_token_id) == 77 - 3
-    scheduler = foundation.scheduler.config
-    assert (scheduler.clip_sample, scheduler.set_alpha_to_one, scheduler.steps_offset) == (False, False, 1)
-    assert (scheduler.prediction_type, scheduler.beta_schedule) == ("epsilon", "scaled_linear")
-    assert foundation.vae.config.scaling_factor == 0.18215
-    assert not any(p.requires_grad for m in (foundation.unet, foundation.vae, foundation.clip) for p in m.parameters())
-
-
-def test_the_models_that_ship_in_half_precision_are_the_ones_that_a_cache_knows():
-    """As --model they are those that prepared caches were made by without one: by fingerprint, so in fp32 too."""
-    shipped, toy = load_foundation(str(SHIPPED), ""), toy_foundation()
-    for part in ("vae", "clip", "text_encoder"):
-        assert fingerprint(getattr(shipped, part)) == fingerprint(getattr(toy, part)), part
-    parts = (shipped.unet, shipped.vae, shipped.clip, shipped.text_encoder)
-    assert {p.dtype for part in parts for p in part.parameters()} == {torch.float32}
 
 
 def test_both_stages_train_from_it(run):

@@ -5,11 +5,9 @@ from __future__ import annotations
 import io
 import json
 import logging
-import sys
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 from support import DS_JSON
@@ -17,10 +15,6 @@ from support.tiny_runs import lines, rows, same_weights, train, trainer
 
 from sgg_fast.config import ConfigError
 from sgg_fast.nn.conditioner import SceneGraphConditioner
-from sgg_fast.pipeline import SceneGraphToImagePipeline
-from sgg_fast.toy.world import draw_scene
-from sgg_fast.train.order import SampleOrder
-from sgg_fast.train.run import log as logs
 from sgg_fast.train.run.checkpoint import MANIFEST, checkpoint_dir, checkpoint_steps
 
 TERMS = {"pretrain": {"loss", "mae", "con", "geometry"}, "finetune": {"loss", "diff", "isa", "geometry", "attention"}}
@@ -81,32 +75,6 @@ def test_tensorboard_has_the_sample_sheets(trained_run):
         file = trained_run / "finetune" / "samples" / f"step-{one.step:07d}.png"
         shown = Image.open(io.BytesIO(one.encoded_image_string)).convert("RGB")
         assert shown.tobytes() == Image.open(file).tobytes()
-
-
-def test_sample_sheets_show_real_pictures_above_drawn_ones(trained_run):
-    sheets = sorted((trained_run / "finetune" / "samples").iterdir())
-    assert [path.name for path in sheets] == ["step-0000002.png", "step-0000004.png"]
-    sheet = Image.open(sheets[-1])
-    assert (sheet.format, sheet.size, sheet.mode) == ("PNG", (128, 128), "RGB")
-    real = Image.fromarray(draw_scene(0, 1, 64).image)
-    assert sheet.crop((64, 0, 128, 64)).tobytes() == real.tobytes()
-    low, high = zip(*sheet.crop((0, 64, 64, 128)).getextrema(), strict=True)
-    assert max(h - lo for lo, h in zip(low, high, strict=True)) > 16, "something is drawn below"
-
-
-def test_the_result_is_a_pipeline_folder_of_safetensors(trained_run):
-    folder = trained_run / "finetune" / "pipeline"
-    index = json.loads((folder / "model_index.json").read_text())
-    assert index["_class_name"] == "SceneGraphToImagePipeline"
-    weights = [path for path in folder.rglob("*") if path.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl")]
-    assert weights == []
-    pipeline = SceneGraphToImagePipeline.from_pretrained(folder)
-    assert pipeline.config.resolution == 64 and pipeline.config.sampling_steps == 4
-    unet = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")  # stock diffusers, ours not asked
-    for name, tensor in pipeline.unet.state_dict().items():
-        assert unet.state_dict()[name].equal(tensor)
-    words = {name for i in range(8) for name in draw_scene(0, i).graph.names}
-    assert set(pipeline.graph_encoder.config.trained_names) == words | {"__image__", "__in_image__"}
 
 
 def test_fine_tuning_starts_from_the_pretrained_encoder_and_moves_it(trained_run, tmp_path):
@@ -218,62 +186,3 @@ def test_an_encoder_of_another_width_is_refused(trained_run, tmp_path):
     with pytest.raises(ConfigError, match=r"a UNet of cross-attention width 64, but .* have 128"):
         trainer(tmp_path, "finetune", graph_encoder=foreign)
     assert not (tmp_path / "finetune").exists()
-
-
-def test_time_for_sheets_and_checkpoints_is_not_counted_as_training(tmp_path, monkeypatch):
-    clock = iter([0.0, 10.0, 110.0, 120.0])  # made, paused from 10 to 110, recorded at 120
-    monkeypatch.setattr(logs.time, "perf_counter", lambda: next(clock))
-    log = logs.RunLog(tmp_path, "pretrain", 0, 10, batch=8)
-    monkeypatch.setattr(log, "_bar", type("Bar", (), {"set_postfix_str": print, "close": lambda self: None})())
-    with log.paused():
-        pass
-    log.record(5, {"loss": 1.0}, {"loss": 2.0})
-    log.close()
-    assert lines(tmp_path)[0]["images_per_s"] == pytest.approx(8 * 5 / 20)
-
-
-def test_the_bar_is_short_and_shows_chance(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    log = logs.RunLog(tmp_path, "pretrain", 0, 10, batch=8)
-    log.record(10, {"loss": 1.644, "mae": 0.6, "con": 1.05}, {"loss": 2.386, "mae": 1.0, "con": 1.386})
-    log.close()
-    assert "loss 1.64/2.39 (now/chance), mae 0.60/1.00, con 1.05/1.39" in capsys.readouterr().err
-
-
-def test_processes_share_out_what_one_process_reads():
-    one = SampleOrder(10, 4, seed=3, rank=0, world_size=1)
-    two = [SampleOrder(10, 2, seed=3, rank=r, world_size=2) for r in (0, 1)]
-    for step in range(7):
-        assert one.at(step).tolist() == [*two[0].at(step), *two[1].at(step)]
-    epoch = [i for step in range(5) for i in one.at(step)][:10]
-    assert sorted(epoch) == list(range(10)), "an epoch reads every sample once"
-    again = SampleOrder(10, 4, seed=3, rank=0, world_size=1)
-    assert again.at(6).tolist() == one.at(6).tolist(), "and is a function of the step alone"
-
-
-def test_a_resumed_log_forgets_the_steps_after_its_checkpoint_and_a_line_cut_off(tmp_path):
-    kept = b'{"event": "start", "step": 0}\n{"step": 1}\n{"step": 2}\n'
-    (tmp_path / "log.jsonl").write_bytes(kept + b'{"step": 3}\n{"event": "samples", "step": 3}\n{"st\x00\xff')
-    logs.RunLog(tmp_path, "pretrain", 2, 10, batch=8).close()
-    assert (tmp_path / "log.jsonl").read_bytes() == kept
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["log.jsonl", "tensorboard"]
-
-
-@pytest.mark.parametrize("name", ["sheet_steps", "sampling_steps"])
-def test_steps_that_the_models_scheduler_cannot_take_are_refused_before_the_run(tmp_path, name):
-    more = {"sample_every": 2, name: 1001}
-    with pytest.raises(ConfigError, match=f"--{name.replace('_', '-')} 1001: this scheduler takes at most 999"):
-        trainer(tmp_path, "finetune", **more)
-    assert not (tmp_path / "finetune" / "log.jsonl").exists()
-    trainer(tmp_path, "finetune", **more | {name: 999})  # the cure
-
-
-def test_a_sheet_of_nan_is_not_saved_and_the_run_goes_on(tmp_path, caplog):
-    run = trainer(tmp_path, "finetune", sample_every=2)
-    with torch.no_grad():
-        run.foundation.vae.decoder.conv_out.bias[0] = torch.nan
-    run.train()
-    assert not list(tmp_path.rglob("samples/*.png"))
-    assert "no sample sheet at step 2: a picture ends in numbers that are not finite" in caplog.text
-    said = [line for line in lines(tmp_path / "finetune") if line.get("event") == "no samples"]
-    assert [line["step"] for line in said] == [2, 4] and "conv_out.bias of vae" in said[0]["reason"]

@@ -1,39 +1,15 @@
-"""What the model of a launch is told: bytes, each sector once, and what counts as a difference."""
+"""`benchmarks.aot.observe`: what a launch is counted to move, and what counts as a difference."""
 
 from __future__ import annotations
 
-import numpy as np
+import json
+
 import pytest
-import torch
 
+from benchmarks.aot import observe as observing
 from benchmarks.aot.observe import differences, observe
-from benchmarks.aot.observer import moved
-from benchmarks.aot.ptx.counts import SECTOR
 from benchmarks.aot.rules import in_fresh_process
-
-
-def sectors(tensor: torch.Tensor, *rows: int) -> np.ndarray:
-    """The sectors of some rows of an aligned tensor."""
-    row = tensor.stride(0) * tensor.element_size() // SECTOR
-    first = tensor.data_ptr() // SECTOR
-    return np.concatenate([np.arange(first + r * row, first + (r + 1) * row) for r in rows]).astype(np.uint64)
-
-
-def aligned(num_rows: int) -> torch.Tensor:
-    """[num_rows, 16] fp32, two sectors a row."""
-    whole = torch.zeros(num_rows * 16 + 8)
-    skip = -whole.data_ptr() % SECTOR // 4
-    return whole[skip : skip + num_rows * 16].view(num_rows, 16)
-
-
-def test_a_sector_counts_once_and_a_tensor_for_its_bytes_at_most():
-    x, y = aligned(100), aligned(4)
-    touched = [sectors(x, 0, 1), sectors(x, 1, 2), sectors(y, 0, 1, 2, 3)]
-    assert moved(touched, (x, y, 3, x), 1.0) == (3 + 4) * 64
-    of_y = y.untyped_storage().nbytes()
-    assert moved(touched, (x, y), 10.0) == 10 * 3 * 64 + of_y
-    assert moved(touched, (), 10.0) == 10 * (3 + 4) * 64, "a table of addresses may point to it"
-    assert moved([], (x,), 1.0) == 0
+from benchmarks.counts import model
 
 
 @pytest.fixture(scope="module")
@@ -63,3 +39,17 @@ def test_a_count_may_differ_by_a_tenth(pooled):
     launch["programs"] += 1
     del other["masked_pool paper bf16"]
     assert len(differences(pooled, other)) == 2
+
+
+def test_the_command_compares_and_writes(pooled, tmp_path, monkeypatch, capsys):
+    """With --op the lines of other operators stay."""
+    data = tmp_path / "launches.json"
+    monkeypatch.setattr(observing, "in_fresh_process", lambda function, ops: pooled)  # counted above
+    monkeypatch.setattr(model, "DATA", data)
+    assert observing.main(["--op", "masked_pool"]) == 1
+    assert f"{len(pooled)} cases, {len(pooled)} differences" in capsys.readouterr().out
+    data.write_text('{"other": []}')
+    assert observing.main(["--op", "masked_pool", "--write"]) == 0
+    assert json.loads(data.read_text()) == {"other": [], **pooled}
+    assert observing.main(["--op", "masked_pool"]) == 0
+    assert observing.main(["--write"]) == 0 and json.loads(data.read_text()) == pooled

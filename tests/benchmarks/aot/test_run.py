@@ -13,7 +13,8 @@ from support import pinned
 
 from benchmarks.aot import run as running
 from benchmarks.aot.cases import cases, shipped_kernels
-from benchmarks.aot.ptx.cases import small_cases
+from benchmarks.aot.ptx.program import PtxError
+from benchmarks.aot.rules import AotError
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -25,25 +26,16 @@ def command(*line: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, *line], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
 
 
-def test_every_aot_case_has_a_small_run():
-    assert list(small_cases()) == [case.name for case in cases()]
-
-
 @pinned
-def test_two_chips_share_a_program():
+def test_two_chips_share_a_program(capsys):
     """One runs it, and its row says so of the other."""
-    done = command(
-        "-m", "benchmarks.aot.run", "--arch", "sm_86", "sm_80", "--case", "geglu odd", "--counts", "--verbose"
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    rows = {
-        line.split()[0]: line.split()[1:6]
-        for line in done.stdout.splitlines()
-        if line[:7].strip() in ("sm_86", "sm_80")
-    }
-    assert "sm_86 geglu odd bfloat16" in done.stdout and "equal" in done.stdout
+    code = running.main(["--arch", "sm_86", "sm_80", "--case", "geglu odd", "--counts", "--verbose"])
+    shown = capsys.readouterr().out
+    assert code == 0, shown
+    rows = {line.split()[0]: line.split()[1:6] for line in shown.splitlines() if line[:7].strip() in ("sm_86", "sm_80")}
+    assert "sm_86 geglu odd bfloat16" in shown and "equal" in shown
     assert rows["sm_86"] == ["1", "1", "0", "2", "2"] and rows["sm_80"] == ["1", "0", "1", "2", "2"]
-    assert "geglu_fwd_kernel" in done.stdout and "useful" in done.stdout
+    assert "geglu_fwd_kernel" in shown and "useful" in shown
 
 
 def test_the_table_in_the_readme_has_a_row_for_every_kernel():
@@ -59,7 +51,7 @@ def test_the_table_in_the_readme_is_what_the_machine_counts():
 
 
 def planted(kind: str, *names: str) -> list[list[str]]:
-    done = command("tests/support/ptx_mutants.py", kind, *names)
+    done = command("tests/support/aot/mutants.py", kind, *names)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -120,3 +112,26 @@ def test_what_does_not_run_or_differs_is_wrong():
         "sm_89", programs={"a": ["case: k"], "b": ["other: k"]}, ran=["a"], cases={"case": "off by 1"}
     )
     assert running.report([made], whole=True) == ["sm_89 case: off by 1", "sm_89 other: k: no run"]
+
+
+def test_the_table_is_the_counts_of_its_cases(monkeypatch):
+    """They come from one process; a case that is wrong gives no table."""
+    asked, cells = [], [str(n) for n in range(len(running.COLUMNS))]
+    result = running.Result("sm_89", cases={"geglu": "", "adam": ""}, cells=[cells])
+    monkeypatch.setattr(running, "in_fresh_process", lambda *given: asked.append(given) or result)
+    head, _, row = [[cell.strip() for cell in line.split("|")[1:-1]] for line in running.body().splitlines()]
+    assert head == list(running.COLUMNS) and row == cells
+    assert asked == [(running.work, "sm_89", set(), "", True, running.COUNTED)]
+    result.cases["geglu"] = "off by 1"
+    with pytest.raises(AotError, match=r"^geglu: off by 1$"):
+        running.body()
+
+
+@pytest.mark.parametrize("kind", [AssertionError, PtxError])
+def test_the_outcome_of_a_run_is_one_line(kind):
+    def wrong() -> None:
+        raise kind("off by 1\nand more")
+
+    assert running._outcome(wrong) == f"{kind.__name__}: off by 1" and running._outcome(lambda: None) == ""
+    with pytest.raises(ZeroDivisionError):
+        running._outcome(lambda: 1 / 0)

@@ -9,7 +9,6 @@ import pytest
 from support import ROOT
 
 from benchmarks.counts import defaults, step
-from benchmarks.counts.kernels import Count
 from benchmarks.counts.roofline import CHIPS
 from sgg_fast.config import SETTINGS
 from sgg_fast.recipes import recipe
@@ -69,11 +68,3 @@ def test_a_slower_default_is_found(monkeypatch):
     assert [one.chip for one in found] == [chip.name for chip in CHIPS]
     assert split.total.launches < default.total.launches - 300
     assert defaults.faster(split, iter([("--weights master", default)])) == []
-
-
-def test_the_host_decides_where_it_is_slower():
-    work = Count(1000, 10**9)
-    captured, eager = (step.StepCount(work, Count(0, 0), captured) for captured in (True, False))
-    assert captured.host == step.HOST_CALLS and eager.host == 1000
-    assert all(eager.seconds(chip) >= captured.seconds(chip) for chip in CHIPS)
-    assert eager.seconds(CHIPS[1]) == 1000 * step.HOST

@@ -5,22 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from support.cases.benchmark import small_case
 
 from benchmarks.ops import cases, registry
 from benchmarks.ops.cases import Case
 
 
-def _case(op: str) -> Case:
-    size, mode, dtype = "vg2" if op in cases.GRAPH_OPS else "tiny", "fwd_bwd", "fp32"
-    return Case(op, "fwd" if op in cases.FORWARD_ONLY else mode, size, cases.FORWARD_ONLY.get(op, dtype), width=16)
-
-
 @pytest.mark.parametrize("op", cases.OPS)
 def test_inputs_are_a_function_of_the_seed(op):
     registry.graphs.cache_clear()
-    first = registry.inputs(_case(op), "cpu", seed=3)
+    first = registry.inputs(small_case(op), "cpu", seed=3)
     registry.graphs.cache_clear()
-    second, other = registry.inputs(_case(op), "cpu", seed=3), registry.inputs(_case(op), "cpu", seed=4)
+    second, other = registry.inputs(small_case(op), "cpu", seed=3), registry.inputs(small_case(op), "cpu", seed=4)
     assert all(torch.equal(first.tensors[name], second.tensors[name]) for name in first.tensors)
     assert torch.equal(first.batch.message_slot, second.batch.message_slot) and first.shape == second.shape
     if op == "pack":
@@ -69,3 +65,12 @@ def test_a_shape_names_its_numbers():
     assert str(given.shape) == "B=5 N=128 E=256 D=512"
     assert given.shape.pooled_objects < given.shape.objects, "the image nodes are in no pool"
     assert str(registry.inputs(Case("geglu", "fwd", "paper", "fp32"), "meta").shape) == "B=2 S=1024 C=1280"
+
+
+def test_incoming_gradients_are_a_function_of_the_outputs_number():
+    def made(number: int, seed: int = 0) -> torch.Tensor:
+        return registry.upstream((4, 5), torch.float32, torch.device("cpu"), number, seed)
+
+    assert torch.equal(made(1), made(1)) and made(1).abs().max() > 0
+    assert not torch.equal(made(1), made(2)) and not torch.equal(made(1), made(1, seed=1))
+    assert registry.upstream((4, 5), torch.bfloat16, torch.device("meta"), 0).is_meta

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from types import SimpleNamespace
 
 import pytest
 
 from benchmarks import cpu
 from benchmarks.steps import cpu as measured
+from benchmarks.steps import finetune, sampling
 
 
 @pytest.fixture
@@ -40,14 +40,36 @@ def test_forms_run_in_turn_and_a_wrong_one_gets_no_number(called, tmp_path, caps
     assert dict(zip(header, wrong, strict=False))["ms_p50"] == ""
 
 
-def test_no_rounds_are_refused(capsys):
-    with contextlib.suppress(SystemExit):
-        assert cpu.main(["--rounds", "0"]) == 2
-    assert "--rounds must be at least 1, not 0" in capsys.readouterr().err
-
-
 @pytest.mark.slow
 def test_both_sides_do_what_they_should():
     forms = {**measured.finetune_forms(), **measured.draw_forms()}
     assert [name for name, (_, fault) in forms.items() if fault] == []
     assert len(forms) == 5
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """The toy at an eighth of its pixels and a step's losses."""
+    known = measured.recipe
+    small = {"resolution": 32, "batch_size": 1, "width": 32, "num_layers": 1}
+    monkeypatch.setattr(measured, "recipe", lambda name, **settings: known(name, **small, **settings))
+    monkeypatch.setattr(finetune, "NUM_LOSSES", 1)
+
+
+def test_the_forms_of_a_step_match_on_graphs_of_the_toys_largest_size(small):
+    forms = measured.finetune_forms()
+    assert list(forms) == ["ours, 32x32 b1", "diffusers adamw-fused, 32x32 b1", "diffusers adamw, 32x32 b1"]
+    assert [fault for _, fault in forms.values()] == ["", "", ""]
+    stage = forms["ours, 32x32 b1"][0].__self__.stage
+    objects, relations = measured.LARGEST_GRAPH
+    assert set(map(tuple, stage.cache.graphs.sizes.tolist())) == {(objects + 1, relations + objects)}
+
+
+def test_the_forms_of_a_picture_match_and_draw_it(monkeypatch):
+    monkeypatch.setattr(measured, "NUM_STEPS", 1)
+    monkeypatch.setattr(sampling, "CHECK_STEPS", 1)
+    forms = measured.draw_forms()
+    assert [name.split(",")[0] for name in forms] == ["ours", "diffusers"]
+    assert [fault for _, fault in forms.values()] == ["", ""]
+    ours, stock = (call() for call, _ in forms.values())
+    assert abs(ours - stock).max() < 0.01

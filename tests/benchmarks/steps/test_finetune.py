@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import os
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from support import ROOT
 
 from benchmarks import train_step
 from benchmarks.harness import measure
-from benchmarks.harness.output import UnavailableError, columns
+from benchmarks.harness.output import columns
 from benchmarks.steps import finetune, train_forms
 from benchmarks.steps.forms import Size
 from sgg_fast.train.optim.groups import MIN_8BIT_ELEMENTS
@@ -106,19 +105,6 @@ def test_what_needs_a_gpu_says_so_here():
     assert (row.status, row.call, row.ms_p50) == ("skipped: CUDA graphs need a GPU", "replay", None)
 
 
-def test_what_is_not_installed_is_skipped_and_so_is_an_xformers_that_cannot_run(monkeypatch):
-    find_spec = importlib.util.find_spec
-    config = train_forms.settings(quick=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else find_spec(name))
-        (row,) = finetune.measure_form("ds.json", config, SIZES[:1], CPU, 0.1)
-        assert row.status == "skipped: not installed here: deepspeed"
-    form = object.__new__(train_forms.Diffusers)
-    form.unet = train_forms.blank_foundation(config.model).unet
-    with pytest.raises(UnavailableError, match=r"^skipped: diffusers' xformers: .+"):
-        form._attend_by("xformers")
-
-
 def test_out_of_memory_ends_the_larger_sizes(form, monkeypatch):
     monkeypatch.setattr(train_forms, "build", lambda *_: form)
     monkeypatch.setattr(finetune, "mismatch", lambda *_: "")
@@ -143,3 +129,12 @@ def test_out_of_memory_ends_the_larger_sizes(form, monkeypatch):
 def test_refusals(capsys, words, said):
     assert train_step.main(["--stage", "finetune", *words]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_a_row_is_shown_with_its_peak_its_plan_and_its_floor():
+    row = finetune.StepRow("train_step", "finetune", "32x32 b2", "", "bf16", "plain", "eager", "warm")
+    row.set_times(measure.Times(1.0, 20.0, 30.0))
+    row.images_per_s, row.peak_bytes, row.planned_bytes, row.over_floor = 100.0, 3 * 2**29, 2**31, 2.5
+    assert row.line().split() == ["32x32", "b2", "plain", "20.00", "ms", "100.00", "images/s", "peak", "1.50", "GiB",
+                                  "planned", "2.00", "2.5", "x", "floor"]  # fmt: skip
+    assert finetune.StepRow(*["x"] * 8, status="failed: no").line().endswith("failed: no")

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
+import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks import gpu_suite, infer
+from benchmarks import infer
 from benchmarks.harness.output import columns
 from benchmarks.steps import infer_forms, sampling
 from benchmarks.steps.forms import Size
-from sgg_fast.nn.fuse import FusedResnetBlock2D
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 ONE = Size(64, 1)
@@ -79,39 +81,6 @@ def test_memory_that_is_out_costs_its_own_row_only(pipeline, monkeypatch):
     assert not pipeline.unet._forward_pre_hooks and pipeline.unet.dtype == torch.float32 and not known
 
 
-def test_a_closed_form_leaves_stock_models_behind(pipeline):
-    form = infer_forms.FORMS["fused"](pipeline, ONE)
-    assert any(type(module) is FusedResnetBlock2D for module in pipeline.unet.modules())
-    form.close()
-    assert not any(type(module) is FusedResnetBlock2D for module in pipeline.unet.modules())
-    assert all(p.is_contiguous() for p in pipeline.unet.parameters())
-    form = infer_forms.FORMS["diffusers"](pipeline, ONE)
-    assert pipeline.unet._forward_pre_hooks
-    form.close()
-    assert not pipeline.unet._forward_pre_hooks and pipeline.vae.dtype == torch.float32
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without CUDA")
-def test_the_true_sizes_are_refused_without_a_gpu(capsys):
-    assert infer.main([]) == 2
-    assert capsys.readouterr().err == "infer: the true sizes need a GPU; --quick draws with the toy model here\n"
-
-
-def test_the_suite_begins_with_the_headlines_and_ends_with_the_regression_check():
-    names = [part.name for part in gpu_suite.PARTS]
-    assert names[:3] == ["pretrain_step", "train_step", "infer"] and names[-1] == "regress"
-    files = {word for part in gpu_suite.PARTS for word in part.command if word.startswith("{out}/")}
-    assert len(files | {"environment.json", "summary.json", "logs.tar.gz"}) <= gpu_suite.MAX_FILES
-
-
-def test_without_a_model_it_is_of_stable_diffusions_size():
-    """Built without memory."""
-    pipeline = infer_forms.open_models(None, torch.device("meta"), torch.float16)
-    assert sum(p.numel() for p in pipeline.unet.parameters()) == 859_520_964
-    assert (pipeline.unet.dtype, pipeline.vae.dtype, pipeline.vae_scale_factor) == (torch.float16, torch.float32, 8)
-    assert pipeline.graph_encoder.config.context_dim == 768 and pipeline.scheduler.config.steps_offset == 1
-
-
 @pytest.mark.slow
 def test_the_first_picture_of_a_process_is_timed_in_a_process(tmp_path):
     path = tmp_path / "infer.csv"
@@ -122,8 +91,27 @@ def test_the_first_picture_of_a_process_is_timed_in_a_process(tmp_path):
     assert float(row["ms_p50"]) > float(warm["ms_p50"]), "it loads the libraries and the models too"
 
 
-def test_a_model_that_is_not_there_is_one_line(tmp_path, capsys):
-    (tmp_path / "g.json").write_text("{}")
-    assert infer.main(["--model", str(tmp_path / "g.json"), "--resolution", "32", "--out", str(tmp_path)]) == 2
-    err = capsys.readouterr().err.strip().splitlines()
-    assert err[-1].startswith("infer: ") and "no pipeline there" in err[-1]
+def test_a_cold_start_is_what_its_process_says_or_its_last_line(tmp_path, monkeypatch):
+    """The process itself: `test_the_first_picture_of_a_process_is_timed_in_a_process`."""
+    said = [(0, "a notice\n" + json.dumps({"seconds": 2.5}), ""), (1, "", "a notice\ninfer: no such model\n")]
+    words = []
+
+    def stand_in(command, **_):
+        words.append(command)
+        code, out, err = said[len(words) - 1]
+        return subprocess.CompletedProcess(command, code, out, err)
+
+    monkeypatch.setattr(subprocess, "run", stand_in)
+    args, cpu = infer.parse(["--quick", "--resolution", "64", "32", "--dtype", "fp32"]), torch.device("cpu")
+    (fine,), (failed,) = (list(sampling.cold_rows(args, cpu)) for _ in range(2))
+    assert (fine.mode, fine.call, fine.size) == ("cold start", "no kernel to compile", "32x32 b1")
+    assert (fine.status, fine.ms_p50) == ("ok", 2500.0) and "2.50 s to the first picture" in fine.line()
+    assert (failed.status, failed.ms_p50) == ("failed: infer: no such model", None)
+    own = infer.parse(words[0][words[0].index("--first-picture") :])
+    assert own.first_picture and (own.form, own.model, own.resolution, own.steps) == (["eager"], "toy", [32], 4)
+
+
+def test_the_first_picture_is_counted_from_the_start_of_its_process(capsys):
+    words = ["--quick", "--device", "cpu", "--first-picture", "--form", "eager", "--steps", "1"]
+    assert infer.main([*words, "--since", str(time.time() - 1000)]) == 0
+    assert 1000 < json.loads(capsys.readouterr().out.splitlines()[-1])["seconds"] < 1100

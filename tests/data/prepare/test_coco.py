@@ -1,4 +1,4 @@
-"""`prepare coco`: sg2im's filters one by one, masks against plain loops, every fault named, the id lists."""
+"""`prepare coco`: sg2im's filters one by one, masks that cost themselves only, every fault named, the id lists."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pycocotools import mask as coco_mask
-from support.small_sets import dump
+from support.small_sets import dump, lines
 
 from sgg_fast.config import ConfigError
 from sgg_fast.data import jsonl
 from sgg_fast.data.prepare.__main__ import main
 from sgg_fast.data.prepare.coco import CocoFilters, prepare
-from sgg_fast.data.prepare.masks import mask_centre, run_lengths
-from sgg_fast.data.prepare.records import FaultError, PrepareError, stream_lists
 from sgg_fast.data.sources import jsonl_source
 
 FEW = CocoFilters(num_val=1, num_test=2)
@@ -79,10 +75,6 @@ def plain() -> CocoSet:
     for image_id in (30, 31, 32, 33):
         coco.good("val", image_id)
     return coco
-
-
-def lines(out: Path, split: str = "train") -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (out / f"{split}.jsonl").read_text().splitlines()]
 
 
 def test_the_set_is_what_the_files_say(tmp_path):
@@ -327,60 +319,3 @@ def test_bad_settings_are_refused(tmp_path, capsys):
     paths = ["coco", "--root", str(tmp_path), "--out", str(tmp_path)]
     for flags in (["--min-object-share", "1.5"], ["--min-objects", "9"], ["--num-val", "-1"]):
         assert main([*paths, *flags]) == 2 and flags[0] in capsys.readouterr().err
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32))
-def test_centres_of_every_form_of_mask_by_plain_loops(width, height, seed):
-    mask = np.random.default_rng(seed).random((height, width)) < 0.4
-    packed = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
-    runs, value = [], False
-    for pixel in mask.flatten(order="F").tolist():  # column by column, from a run of zeros on
-        if not runs or pixel != value:
-            runs += [0] if not runs and pixel else []
-            runs.append(0)
-            value = pixel
-        runs[-1] += 1
-    assert run_lengths(packed["counts"].decode()).tolist() == runs
-    points = [(x + 0.5, y + 0.5) for y in range(height) for x in range(width) if mask[y, x]]
-    for counts in (packed["counts"].decode(), runs):
-        centre = mask_centre({"size": [height, width], "counts": counts}, width, height)
-        if not points:
-            assert centre is None
-            continue
-        assert centre[0] == pytest.approx(sum(x for x, _ in points) / len(points) / width)
-        assert centre[1] == pytest.approx(sum(y for _, y in points) / len(points) / height)
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(st.text(max_size=12), st.binary(max_size=12))
-def test_any_text_is_runs_or_a_fault(text, raw):
-    """What pycocotools would read past its memory for: refused before it is asked."""
-    for counts in (text, raw.decode("utf-8", "surrogateescape")):
-        try:
-            centre = mask_centre({"size": [5, 4], "counts": counts}, 4, 5)
-        except FaultError:
-            continue
-        assert run_lengths(counts).sum() == 20 and (centre is None or all(0 < c < 1 for c in centre))
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 1 << 20])
-def test_lists_of_an_object_are_streamed_whatever_is_read_at_a_time(tmp_path, monkeypatch, chunk):
-    monkeypatch.setattr("sgg_fast.data.prepare.records.CHUNK", chunk)
-    path = tmp_path / "a.json"
-    content = {
-        "info": {"x": [1, {"y": "]}"}]},
-        "images": [1, "a,b", [2]],
-        "empty": [],
-        "n": -1.5,
-        "rows": [{"k": None}],
-    }
-    for indent in (None, 1):
-        path.write_text("\ufeff" + json.dumps(content, indent=indent), encoding="utf-8")
-        assert list(stream_lists(path)) == [("images", 1), ("images", "a,b"), ("images", [2]), ("rows", {"k": None})]
-    for text, reason in (('{"a": [1,]}', "Expecting value"), ('{"a": [1], }', "a key"), ('{"a" 1}', "a key"),
-                         ('{"a": [1', "the list ends early"), ('{"a": 1', "the object ends early"),
-                         ("{} 1", "more text"), ('{1: 2}', "a key")):  # fmt: skip
-        path.write_text(text)
-        with pytest.raises(PrepareError, match=reason):
-            list(stream_lists(path))

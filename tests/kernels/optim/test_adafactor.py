@@ -18,12 +18,6 @@ BACKENDS = ["reference", "triton"]
 SHAPES = {"odd": [(33, 77), (1, 300), (301, 1), (5, 1030)], "eight": [(72, 64), (7, 1032)]}
 
 
-@pytest.fixture(autouse=True)
-def _auto_kernels():
-    yield
-    ops.use_kernels("auto")
-
-
 def group_of(shapes, form: str, device: str) -> FlatGroup:
     """Drawn weights, moments of zero."""
     generator = torch.Generator().manual_seed(1)

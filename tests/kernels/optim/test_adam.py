@@ -17,12 +17,6 @@ from sgg_fast.train.optim.flat import PAD, FlatParameters
 NUMELS = [1, 3, 4, 256, BLOCK - 1, BLOCK, BLOCK + 1, 2 * BLOCK + 5]
 
 
-@pytest.fixture(autouse=True)
-def _auto_kernels():
-    yield
-    ops.use_kernels("auto")
-
-
 def optimizer(device: str, max_norm: float = 0.0, numels: list[int] = NUMELS) -> FlatAdam:
     """Of one parameter for each size, and one more without a gradient."""
     torch.manual_seed(0)

@@ -20,12 +20,6 @@ TIE = 2e-6
 """Of a normalised value: its own rounding, which decides where it lies that near the middle of two codes."""
 
 
-@pytest.fixture(autouse=True)
-def _auto_kernels():
-    yield
-    ops.use_kernels("auto")
-
-
 def unpacked(code: torch.Tensor) -> torch.Tensor:
     """A code an element, the upper half of a byte first."""
     return torch.tensor([half for byte in code.tolist() for half in (byte // 16, byte % 16)], device=code.device)
@@ -138,12 +132,6 @@ def test_every_code_is_found_between_the_right_neighbours(backend, device):
         step_by(given, state, table_of([grad.to(device)], [0]), device, 1, hyper=op.Hyper(beta_1=0.0, beta_2=0.0))
         found = unpacked(state[k][: SIZE // 2])
         assert torch.equal(found[1:31].cpu(), wanted) and found[0] == 15
-
-
-def test_the_maps_are_torchaos():
-    found = pytest.importorskip("torchao.optim.subclass_4bit")
-    assert op.dynamic_map(True, 4).tolist() == torch.tensor(found.get_qmap_signed()).tolist()
-    assert op.dynamic_map(False, 4).tolist() == torch.tensor(found.get_qmap_unsigned()).tolist()
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -26,12 +26,6 @@ TIE = 2e-6
 """Of a normalised value: its own rounding, which decides where it lies that near the middle of two codes."""
 
 
-@pytest.fixture(autouse=True)
-def _auto_kernels():
-    yield
-    ops.use_kernels("auto")
-
-
 def weights(form: str, device: str, seed: int = 5) -> op.Weights:
     generator = torch.Generator().manual_seed(1)
     wide = torch.randn(NUM, generator=generator).to(device)
@@ -197,12 +191,6 @@ def test_every_code_is_found_between_the_right_neighbours(backend, device):
         found = state[k][:512].view(2, 256)[:, 1:].flatten().cpu()
         assert torch.equal(found.long(), wanted)
         assert (state[k][:512:256] == 255).all() and len(set(found.tolist())) == 256 - k
-
-
-def test_the_maps_are_bitsandbytes():
-    functional = pytest.importorskip("bitsandbytes.functional")
-    for signed in (True, False):
-        assert torch.equal(op.dynamic_map(signed), functional.create_dynamic_map(signed))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -387,21 +375,3 @@ def test_opcheck(backend, device):
     torch.library.opcheck(op._update, (*given[:2], fp32, *rest), test_utils=tests)
     decide = control, step, grads.grads, [grads.table], [True], *op.Hyper(), backend
     torch.library.opcheck(op._decide, decide, test_utils=tests)
-
-
-def test_refused(device):
-    given, state = weights("fp32", device), moments(device)
-    control, step = decided(device, 1)
-    one = torch.zeros(4, device=device)
-    for grads, reason in (
-        ([], "at least one"),
-        ([one[:, None]], "flat"),
-        ([one.half()], "fp32 or bf16"),
-        ([one, one.bfloat16()], "one dtype"),
-    ):
-        with pytest.raises(ValueError, match=reason):
-            op.adam_update_(
-                given, state, op.GroupGrads(grads, [0] * len(grads), None), control, rate(device), step, op.Hyper()
-            )
-    with pytest.raises(ValueError, match="at least one gradient"):
-        op.adam_decide_([], control, step, op.Hyper())

@@ -7,11 +7,13 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from sgg_fast import digests
 from sgg_fast.digests import VERIFY
 from sgg_fast.nn import loading
-from sgg_fast.nn.loading import MANIFEST, ModelError, check, digest, read_json, seal
+from sgg_fast.nn.loading import MANIFEST, ModelError, check, digest, forget_places, read_json, seal
 
 
 @pytest.fixture
@@ -162,3 +164,24 @@ def test_json_that_cannot_be_used_is_one_line_with_the_file(tmp_path, content, r
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match=r"^x: No such file or directory"):
         read_json(tmp_path / "d.json", "x")
+
+
+def test_weights_are_told_apart(tmp_path):
+    for name, value in (("a", 0.0), ("b", 1.0), ("c", 0.0)):
+        (tmp_path / name / "unet").mkdir(parents=True)
+        save_file({"w": torch.full((300_000,), value)}, tmp_path / name / "unet" / "x.safetensors")
+    assert digest(tmp_path / "a") == digest(tmp_path / "c") != digest(tmp_path / "b")
+
+
+def test_an_export_does_not_say_where_its_parts_lay(folder):
+    """Equal models give equal bytes; configurations alone are rewritten."""
+    expected = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    for path in (folder / "unet" / "config.json", folder / "model_index.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "_name_or_path": "/home/me/unet"}))
+    forget_places(folder)
+    assert json.loads((folder / "unet" / "config.json").read_text()) == {"a": 1}
+    assert json.loads((folder / "model_index.json").read_text()) == {"_class_name": "X", "provenance": {"seed": 1}}
+    before = {path: path.read_bytes() for path in expected}
+    forget_places(folder)
+    assert {path: path.read_bytes() for path in expected} == before, "what names no place keeps its bytes"
+    assert before[folder / "unet" / "w.safetensors"] == expected[folder / "unet" / "w.safetensors"]

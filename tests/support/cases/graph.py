@@ -136,3 +136,13 @@ def assert_within_rule(found: Tensors, low: Tensors, exact: Tensors) -> None:
         error, allowed = ((x[name].double() - want).abs().max().item() for x in (found, low))
         floor = 1e-6 * (1 + want.abs().max().item())
         assert error <= 2 * allowed + floor, f"{name}: error {error:.3g}, the reference's own is {allowed:.3g}"
+
+
+def compare(op: str, batch: SceneGraphBatch, width: int, dtype: torch.dtype, device: str, view=lambda x: x) -> None:
+    """The Triton form of `op` against the reference, by the tolerance rule; `view` lays the inputs out."""
+    batch = batch.to(device)
+    inputs = {name: x.to(device) for name, x in inputs_of(op, batch, width, dtype).items()}
+    found = evaluate("triton", op, {name: view(x) for name, x in inputs.items()}, batch)
+    low = evaluate("reference", op, inputs, batch)
+    exact = evaluate("reference", op, {name: x.double() for name, x in inputs.items()}, batch)
+    assert_within_rule(found, low, exact)

@@ -6,10 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from support.cases import processes
 from support.forks import Child, ForkServer
 from support.tiny_runs import flags, rows, same_weights, train
 from support.zero_runs import launch
+
+from sgg_fast.train.engines import all_reduce
+from sgg_fast.train.engines.all_reduce import GradientSum
 
 
 def test_gradients_of_two_processes_are_summed_to_the_bit():
@@ -105,3 +109,51 @@ def test_what_all_refuse_is_one_line(server, tmp_path):
     pair = server.start_all(2, command("finetune", tmp_path, sampling_steps=2000))
     assert [child.wait() for child in pair] == [2, 2]
     assert "--sampling-steps 2000" in pair[0].said() and "train.py" not in pair[1].said()
+
+
+def test_a_silent_sum_leaves_the_gradients_of_this_process(monkeypatch):
+    """In the parameters' layouts, end to end in their bucket, zeros for a weight that is not used."""
+    monkeypatch.setattr(all_reduce, "BUCKET_BYTES", 100)
+    net = processes.Net()
+    parameters = list(net.parameters())
+    gradients = GradientSum(parameters)
+    for x, _ in processes.batches(3):
+        gradients.expect()
+        with gradients.silent():
+            net(x, 0).backward()
+            gradients.finish()
+        alone = processes.Net()
+        alone(x, 0).backward()
+        for p, q in zip(parameters, alone.parameters(), strict=True):
+            assert p.grad.equal(torch.zeros_like(q) if q.grad is None else q.grad)
+            assert p.grad.stride() == p.stride() and p.grad.storage_offset() * p.element_size() % 16 == 0
+        for bucket in gradients.buckets:
+            assert len({parameters[i].grad.untyped_storage().data_ptr() for i in bucket}) == 1
+        net.zero_grad()
+    assert any(len(bucket) > 1 for bucket in gradients.buckets) and not gradients.is_silent
+
+
+def test_a_silent_sum_hands_each_weight_over_in_backward(monkeypatch):
+    """Once a step, with its gradient; not all of them live at once, though the first backward shows the order only."""
+    monkeypatch.setattr(all_reduce, "BUCKET_BYTES", 100)
+    net = processes.Net()
+    parameters, handed, alive = list(net.parameters()), [], []
+
+    def update(index):
+        alive.append(sum(p.grad is not None for p in parameters))
+        handed.append((index, parameters[index].grad.clone()))
+        parameters[index].grad = None
+
+    gradients = GradientSum(parameters, update)
+    for x, _ in processes.batches(3):
+        handed.clear()
+        gradients.expect()
+        with gradients.silent():
+            net(x, 1).backward()
+            gradients.finish()
+        alone = processes.Net()
+        alone(x, 1).backward()
+        assert sorted(index for index, _ in handed) == list(range(len(parameters)))
+        for (index, grad), q in ((one, list(alone.parameters())[one[0]]) for one in handed):
+            assert grad.equal(torch.zeros_like(q) if q.grad is None else q.grad), index
+    assert max(alive) < len(parameters)

@@ -1,4 +1,4 @@
-"""What "auto" becomes: the weights' storage and fp32 products, by settings and device; it never refuses."""
+"""What engines share: what "auto" becomes by settings and device, which never refuses; means over micro-batches."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from support.tiny_runs import TINY, trainer
 from sgg_fast.config import ConfigError, read_settings
 from sgg_fast.recipes import RECIPES, recipe
 from sgg_fast.train.engines.base import resolve_matmul, resolve_weights, resolved
-from sgg_fast.train.engines.state import in_matmul_precision
 from sgg_fast.train.memory.planner import Planner
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -100,24 +99,3 @@ def test_tf32_is_for_pre_training_on_cuda():
     assert resolve_matmul(optim, "pretrain", CUDA) == "high"
     assert resolve_matmul(recipe("toy", pretrain_matmul="highest").optim, "pretrain", CUDA) == "highest"
     assert resolve_matmul(optim, "finetune", CUDA) == resolve_matmul(optim, "pretrain", CPU) == ""
-
-
-@pytest.mark.parametrize(("asked", "inside"), [("high", "high"), ("", "highest")])
-def test_the_process_keeps_its_own_precision(asked, inside):
-    """Also if a step raises."""
-
-    class Engine:
-        matmul_precision = asked
-
-        @in_matmul_precision
-        def update(self, fails):
-            seen.append(torch.get_float32_matmul_precision())
-            if fails:
-                raise RuntimeError("out of memory")
-
-    seen: list[str] = []
-    assert torch.get_float32_matmul_precision() == "highest"
-    Engine().update(False)
-    with pytest.raises(RuntimeError, match="out of memory"):
-        Engine().update(True)
-    assert seen == [inside, inside] and torch.get_float32_matmul_precision() == "highest"

@@ -1,27 +1,35 @@
-"""A fused UNet under DeepSpeed: its convolutions lie as its images do, and every file has stock shapes."""
+"""The DeepSpeed engine: its optimiser's state, bf16, a fused UNet, what it refuses, what it leaves in the process."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
-from support.tiny_runs import TINY, rows, trainer
+from support import DS_JSON, ROOT
+from support.tiny_runs import TINY, flags, rows, trainer
 from support.zero_runs import write_ds
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.counts.kernels import triton_everywhere
 from benchmarks.counts.unet import opaque_attention
+from sgg_fast.config import ConfigError
 from sgg_fast.nn.fuse.storage import store_stock
 from sgg_fast.recipes import recipe
 from sgg_fast.train.assemble import assemble
+from sgg_fast.train.engines import deepspeed as engines
 from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
 from sgg_fast.train.memory.planner import _recast
 
 FUSED = {"fuse_unet": "on", "attention": "sdpa"}
+IDS = np.array([[0, 1]])
 
 
 def layout(x: torch.Tensor) -> str:
@@ -87,3 +95,76 @@ def test_a_fused_run_is_an_unfused_one_and_resumes(tmp_path, name):
     for key, value in unets[0].items():
         assert torch.equal(unets[1][key], unets[2][key])
         torch.testing.assert_close(unets[1][key], value, atol=2e-3, rtol=0, msg=key)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_zero_state_keeps_those_widths_though_a_group_is_one_tensor(tmp_path, precision):
+    one = trainer(tmp_path, "finetune", DS_JSON, precision=precision, optimizer="adam8bit")
+    update = one.engine.update(IDS, 0)
+    assert update.applied and all(torch.isfinite(value) for value in update.losses.values())
+    zero = one.engine.engine.optimizer
+    assert zero.partition_gradients, "ZeRO-2 is what runs"
+    assert one.engine.module.unet.dtype == (torch.bfloat16 if precision == "bf16" else torch.float32)
+    for group, flat in zip(zero.optimizer.param_groups, zero.single_partition_of_fp32_groups, strict=True):
+        state = zero.optimizer.state[flat]
+        assert flat.dtype == torch.float32 and flat.ndim == 1
+        assert state["state1"].dtype == (torch.uint8 if group["optim_bits"] == 8 else torch.float32), group["name"]
+
+
+def test_bf16_leaves_the_measured_statistics_in_fp32(tmp_path):
+    """DeepSpeed 0.19.7 casts parameters only; a version that casts buffers too would blur the vocabulary's mean."""
+    one = trainer(tmp_path, "finetune", DS_JSON, precision="bf16")
+    before = {name: buffer.clone() for name, buffer in one.conditioner.named_buffers()}
+    assert {"name_mean", "null_states"} <= before.keys()
+    assert {buffer.dtype for buffer in before.values()} == {torch.float32}
+    assert not before["name_mean"].equal(before["name_mean"].bfloat16().float()), "not rounded on the way either"
+    one.engine.update(IDS, 0)
+    assert all(buffer.equal(before[name]) for name, buffer in one.conditioner.named_buffers())
+
+
+ALONE = """
+import atexit, socket, sys, torch
+atexit.register(lambda: sys.stderr.write(f"left open: {torch.distributed.is_initialized()}"))  # runs last
+with socket.socket() as taken:  # the port that DeepSpeed takes by default
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        taken.bind(("127.0.0.1", 29500))
+    except OSError:
+        pass  # somebody else has it: as good
+    import train
+    sys.exit(train.main(sys.argv[1:]))
+"""
+
+
+def test_deepspeed_alone_needs_no_port_prints_results_only_and_leaves_nothing_open(tmp_path):
+    alone = {k: v for k, v in os.environ.items() if k not in engines.LAUNCHER}
+    argv = ["--stage", "finetune", "--deepspeed", DS_JSON, "--out", str(tmp_path), *flags(finetune_steps=1)]
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        alone["MASTER_PORT"] = str(taken.getsockname()[1])
+        done = subprocess.run([sys.executable, "-c", ALONE, *argv], env=alone, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    said = f"saved {tmp_path}/finetune/pipeline\nnext: python infer.py graph.json --model {tmp_path}\n"
+    assert done.stdout == said
+    assert done.stderr.endswith("left open: False")
+    assert "WARN" not in done.stderr and "Warning" not in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_deepspeed_itself_refuses_is_one_config_error(tmp_path, monkeypatch):
+    """What our own table does not hold back."""
+    monkeypatch.setattr("sgg_fast.train.engines.ds_config.check_keys", lambda ds: None)
+    path = tmp_path / "ds.json"
+    path.write_text('{"zero_optimization": {"stage": 2, "reduce_bucket_size": -5}}')
+    with pytest.raises(ConfigError, match=r"--deepspeed: DeepSpeed refuses these settings: .*reduce_bucket_size"):
+        trainer(tmp_path, "finetune", str(path))
+
+
+def test_output_held_back_shows_if_the_block_fails(capsys):
+    with engines._held_output():
+        print("built")
+    assert capsys.readouterr() == ("", "")
+    with pytest.raises(RuntimeError), engines._held_output():
+        print("compiler says no")
+        raise RuntimeError
+    assert capsys.readouterr() == ("", "compiler says no\n")

@@ -1,8 +1,7 @@
-"""What one optimiser step does: accumulation, bad numbers, loss scaling, lean weights, averages, memory layout."""
+"""What one optimiser step does: accumulation, bad numbers, fp16, updates in backward, lean weights, memory layout."""
 
 from __future__ import annotations
 
-import copy
 import gc
 import weakref
 
@@ -10,49 +9,14 @@ import numpy as np
 import pytest
 import torch
 from diffusers.models.resnet import ResnetBlock2D
-from support.tiny_runs import TINY, rows, same_weights, train, trainer
+from support.cases.plain import IDS, POISONED, built, same, stage, weights_of  # noqa: F401  (fixtures)
+from support.tiny_runs import rows, same_weights, train
 from support.zero_runs import write_ds
 
 from sgg_fast.config import ConfigError
-from sgg_fast.nn.attention import checkpoint_activations
-from sgg_fast.recipes import recipe
 from sgg_fast.train.engines.base import Engine
-from sgg_fast.train.engines.choose import build_engine, plan_engine
-from sgg_fast.train.optim.ema import WeightAverage
-from sgg_fast.train.stages import FinetuneStage
 
-CPU = torch.device("cpu")
 SLOW = pytest.mark.slow
-IDS = np.array([[0, 1]])
-POISONED = np.array([[0, 7]])
-
-
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory) -> FinetuneStage:
-    """The toy's fine-tuning stage, in which image 7 has a latent that is not a number. Copied by every test."""
-    one = trainer(tmp_path_factory.mktemp("stage"), "finetune")
-    one.cache.moments[7, 0, 0, 0] = torch.nan
-    return one.engine.module
-
-
-@pytest.fixture
-def built(stage, tmp_path):
-    """Makes engines on fresh copies of the stage: plain, or DeepSpeed's by a name in `ZERO`."""
-
-    def build(name: str | None = None, **changes) -> Engine:
-        module, config = copy.deepcopy(stage), recipe("toy", **{**TINY, **changes})
-        module.config = config
-        if config.model.gradient_checkpointing:
-            checkpoint_activations(module.unet)
-        ds = plan_engine(config.optim, "finetune", CPU, name and str(write_ds(tmp_path, name)))
-        return build_engine(module, CPU, ds)
-
-    return build
-
-
-def weights_of(engine: Engine) -> dict[str, torch.Tensor]:
-    with engine.exported():
-        return {name: p.detach().clone() for name, p in engine.module.named_parameters() if p.requires_grad}
 
 
 def state_of(engine: Engine) -> list[torch.Tensor]:
@@ -63,10 +27,6 @@ def state_of(engine: Engine) -> list[torch.Tensor]:
         for value in state.values()
         if not isinstance(value, str)
     ]
-
-
-def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
-    return a.keys() == b.keys() and all(a[name].equal(b[name]) for name in a)
 
 
 @pytest.mark.parametrize(
@@ -97,21 +57,6 @@ def test_a_step_that_is_not_finite_changes_nothing_and_the_next_one_is_as_ever(b
     assert engine.update(IDS.reshape(shape), 1).applied
     after = weights_of(engine)
     assert all(value.isfinite().all() for value in after.values()) and not same(after, before)
-
-
-def test_fp16_lowers_its_scale_by_a_bad_step_and_raises_it_by_many_good_ones(built, tmp_path):
-    engine = built(precision="fp16")
-    scale = engine.scale
-    first = scale.value
-    engine.update(POISONED, 0)
-    assert (scale.value, scale.good_steps) == (first / 2, 0)
-    engine.update(IDS, 0)
-    engine.save(tmp_path)
-    for _ in range(1999):
-        scale.update(True)
-    assert scale.value == first
-    engine.load(tmp_path)
-    assert (scale.value, scale.good_steps) == (first / 2, 1)
 
 
 def test_fp16_computes_the_same_loss_and_weights_stay_fp32(built):
@@ -223,32 +168,6 @@ def test_checkpointing_recomputes_the_blocks_and_changes_no_number(built):
         results[on] = loss, weights_of(engine), len(calls)
     assert results[True][0].equal(results[False][0]) and same(results[True][1], results[False][1])
     assert results[True][2] >= 1.8 * results[False][2], "resnet blocks ran again in backward"
-
-
-def test_the_average_follows_its_formula_and_is_what_a_result_holds(built):
-    engine = built(ema=0.15, optimizer="adam")
-    name, watched = "unet.conv_in.weight", engine.module.unet.conv_in.weight
-    average = watched.detach().clone()
-    for n in range(1, 5):
-        engine.update(IDS, n)
-        decay = min(0.15, n / (n + 9))
-        average = decay * average + (1 - decay) * watched.detach()
-    last = watched.detach().clone()
-    torch.testing.assert_close(weights_of(engine)[name], average)
-    assert watched.equal(last) and not torch.allclose(average, last, rtol=0, atol=1e-6)
-    engine.update(POISONED, 9)
-    torch.testing.assert_close(weights_of(engine)[name], average)
-
-
-def test_an_average_in_cpu_memory_is_updated_every_16_steps():
-    tensor = torch.zeros(3)
-    average = WeightAverage([tensor], 0.9999, on_cpu=True)
-    for _ in range(40):
-        tensor += 1
-        average.update()
-    first = 0.1 * 0 + 0.9 * 16  # update 1 weighs min(decay ** 16, 1 / 10)
-    second = 2 / 11 * first + 9 / 11 * 32
-    torch.testing.assert_close(average.averages[0], torch.full((3,), second))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The flat Adam is torch's with 32-bit state, its checkpoints are bitsandbytes', and engines choose it."""
+"""The flat Adam is torch's with 32-bit state, its checkpoints are bitsandbytes', and engines train by it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,11 @@ from support.tiny_runs import TINY, trainer
 from torch import nn
 
 from sgg_fast import ops
-from sgg_fast.config import OptimConfig
 from sgg_fast.nn.merge import adjacent, adjoin
 from sgg_fast.recipes import recipe
 from sgg_fast.train.engines.eager import EagerEngine
 from sgg_fast.train.engines.state import LossScale
 from sgg_fast.train.optim.adam_flat import FlatAdam
-from sgg_fast.train.optim.groups import build_optimizer, is_flat
 from sgg_fast.train.stages import FinetuneStage
 
 pytest.importorskip("bitsandbytes")
@@ -343,24 +341,6 @@ def test_refused(tmp_path):
     mixed = [nn.Parameter(torch.zeros(4, 4)), nn.Parameter(torch.zeros(4, 4).bfloat16())]
     with pytest.raises(ValueError, match="all in fp32 or all in bf16"):
         FlatAdam([{"params": mixed, "lr": 1.0, "optim_bits": 8}], seed=0)
-
-
-def test_engines_choose_it_where_the_kernels_run():
-    module = nn.ModuleDict({"unet": nn.Linear(70, 99), "graph": nn.Linear(9, 9)})
-    ours = OptimConfig(optimizer="adam8bit", max_grad_norm=0.5)
-    in_backward = OptimConfig(optimizer="adam8bit", optimizer_in_backward=True, max_grad_norm=0.0)
-    lean, split = (OptimConfig(optimizer="adam8bit", weights=weights) for weights in ("lean", "split"))
-    assert [is_flat(optim, False) for optim in (ours, OptimConfig(), lean, split, in_backward)] == [False] * 2 + [
-        True
-    ] * 3
-    assert is_flat(ours, True) and is_flat(OptimConfig(), True)
-    assert type(build_optimizer(module, ours, 0, "finetune")) is GroupedAdam8bit
-    assert type(build_optimizer(module, OptimConfig(), 0, "finetune")) is torch.optim.Adam, "the toy's, on a CPU"
-    made = build_optimizer(module, ours, 0, "finetune", flat=True)
-    assert type(made) is FlatAdam and made.hyper.max_norm == 0.5
-    assert {g["name"]: g["optim_bits"] for g in made.param_groups} == {"unet/8": 8, "unet/32": 32, "graph/32": 32}
-    exact = build_optimizer(module, OptimConfig(optimizer="adam"), 0, "finetune", flat=True)
-    assert {g["optim_bits"] for g in exact.param_groups} == {32}
 
 
 @pytest.fixture(scope="module")

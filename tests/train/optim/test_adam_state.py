@@ -9,11 +9,7 @@ import torch
 from torch import nn
 
 from sgg_fast import ops
-from sgg_fast.config import ConfigError, OptimConfig
-from sgg_fast.train.engines.ds_config import check_engine
 from sgg_fast.train.optim.adam_flat import FlatAdam
-from sgg_fast.train.optim.flat import as_matrix
-from sgg_fast.train.optim.groups import STATES, build_optimizer, is_flat
 
 FORMS = {"fp32": torch.float32, "split": torch.bfloat16, "rounded": torch.bfloat16}
 SMALL = {"adam4bit": {"optim_bits": 4}, "adafactor": {"optim_bits": 32, "factored": True}}
@@ -132,25 +128,3 @@ def test_state_of_another_optimizer_is_refused():
             else:
                 with pytest.raises(ValueError, match=r"optimiser state: .*(map of|go on with|does not fit)"):
                     one.load_state_dict(state)
-
-
-def test_matrices_are_those_of_the_memory():
-    conv = torch.empty(70, 8, 3, 3).to(memory_format=torch.channels_last)
-    assert as_matrix(conv) == (70, 72) and as_matrix(torch.empty(70, 8, 1, 1)) == (70, 8)
-    assert as_matrix(torch.empty(3, 5)) == (3, 5) and as_matrix(torch.empty(3, 5).t()) == (3, 5)
-    assert as_matrix(torch.empty(1, 5)) == (5, 1) and as_matrix(torch.empty(1)) == (1, 1)
-
-
-def test_chosen_by_name_and_only_without_deepspeed():
-    module = nn.ModuleDict({"unet": nn.Linear(70, 99), "graph": nn.Linear(9, 9)})
-    for name in SMALL:
-        optim = OptimConfig(optimizer=name)
-        assert is_flat(optim, False)
-        made = build_optimizer(module, optim, 0, "finetune", flat=True)
-        found = {g["name"]: (g["optim_bits"], g.get("factored", False)) for g in made.param_groups}
-        small = (32, True) if name == "adafactor" else (4, False)
-        assert found == {"unet/8": small, "unet/32": (32, False), "graph/32": (32, False)}
-        with pytest.raises(ConfigError, match=f"--optimizer {name} runs without --deepspeed"):
-            check_engine(optim, "finetune", "ds.json")
-        OptimConfig(optimizer=name, weights="lean", optimizer_in_backward=True, max_grad_norm=0.0)
-    assert set(STATES) == {"adam", "adam8bit", *SMALL}

@@ -1,4 +1,4 @@
-"""Flat parameters are the parameters, each in its own layout."""
+"""Flat parameters are the parameters, each in its own layout; matrices are those of the memory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from sgg_fast.ops.adam import Weights, read_weights
-from sgg_fast.train.optim.flat import PAD, FlatParameters, keep_low_halves, take_low_halves
+from sgg_fast.train.optim.flat import PAD, FlatParameters, as_matrix, keep_low_halves, take_low_halves
 
 
 def model(seed: int = 0) -> nn.Module:
@@ -98,3 +98,10 @@ def test_low_halves_are_those_of_the_fp32_weights():
         assert torch.equal(found.nan_to_num(7.0), exact[name].nan_to_num(7.0)), name
         if name == "conv.weight":
             assert lows.as_strided(p.shape, p.stride(), offset)[0, 0, 0, 1:].tolist() == [-(2**15)] * 2
+
+
+def test_matrices_are_those_of_the_memory():
+    conv = torch.empty(70, 8, 3, 3).to(memory_format=torch.channels_last)
+    assert as_matrix(conv) == (70, 72) and as_matrix(torch.empty(70, 8, 1, 1)) == (70, 8)
+    assert as_matrix(torch.empty(3, 5)) == (3, 5) and as_matrix(torch.empty(3, 5).t()) == (3, 5)
+    assert as_matrix(torch.empty(1, 5)) == (5, 1) and as_matrix(torch.empty(1)) == (1, 1)

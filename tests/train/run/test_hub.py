@@ -15,8 +15,9 @@ import pytest
 from support import ROOT
 from support.tiny_runs import flags, train
 
+from sgg_fast.config import ConfigError
 from sgg_fast.nn import loading
-from sgg_fast.train.run.hub import _without_paths
+from sgg_fast.train.run.hub import _without_paths, check_hub, push
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -131,3 +132,25 @@ def test_the_base_of_a_lora_is_named_without_its_folder(tmp_path):
     loading.check(copy)
     card = (copy / "README.md").read_text()
     assert "- lora" in card and "--base BASE" in card and str(tmp_path) not in card
+
+
+def test_a_folder_is_uploaded_by_this_process_too(hub, tmp_path, monkeypatch):
+    """The calls of train.py, and what they say where the hub refuses."""
+    import huggingface_hub.constants as constants
+
+    monkeypatch.setattr(constants, "ENDPOINT", address := f"http://127.0.0.1:{hub.server_port}")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_TOKEN", "hf_own")
+    (tmp_path / "model_index.json").write_text('{"_class_name": "X"}')
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text("{}")
+    check_hub("me/model", "finetune")
+    assert push(tmp_path, "me/model") == f"{address}/me/model"
+    assert hub.files == {"model_index.json": b'{"_class_name": "X"}', "unet/config.json": b"{}"}
+    assert hub.tokens == {"Bearer hf_own"}
+    hub.refuses = True
+    with pytest.raises(ConfigError, match=r"^--push-to-hub me/model: HfHubHTTPError: .*403") as caught:
+        check_hub("me/model", "finetune")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=f"{tmp_path} is whole, and the same command uploads it"):
+        push(tmp_path, "me/model")

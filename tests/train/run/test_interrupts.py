@@ -14,7 +14,14 @@ from support import ROOT
 from support.forks import heed_signals
 from support.tiny_runs import flags
 
-from sgg_fast.train.run.interrupts import stops_after_step, stops_at_once
+from sgg_fast.train.run.interrupts import (
+    BadNumbers,
+    LostProcess,
+    Signalled,
+    lost_process,
+    stops_after_step,
+    stops_at_once,
+)
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 UNTIL = """
@@ -99,3 +106,37 @@ def test_a_reader_of_stdout_that_has_gone_takes_nothing_from_success(tmp_path, u
     os.close(write)
     assert done.returncode == 0 and "Broken pipe" not in done.stderr and "Traceback" not in done.stderr, done.stderr
     assert (tmp_path / "run" / "pretrain" / "graph_encoder").is_dir()
+
+
+GLOO = "[../third_party/gloo/gloo/transport/tcp/pair.cc:544] "
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "is_late"),
+    [
+        (GLOO + "Connection closed by peer [127.0.0.1]:4711", "died", False),
+        (GLOO + "Timed out waiting 7000ms for recv", "did not answer for 7 s (--rank-timeout)", True),
+    ],
+)
+def test_a_collective_that_fails_is_a_lost_process_only_among_several(monkeypatch, text, what, is_late):
+    def fails(error: Exception) -> None:
+        with lost_process(7.0):
+            raise error
+
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    with pytest.raises(RuntimeError, match="gloo"):
+        fails(RuntimeError(text))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LostProcess) as caught:
+        fails(RuntimeError(text))
+    assert str(caught.value).startswith(f"another process of this run {what}; this one stops. Its own message says why")
+    assert (caught.value.is_late, caught.value.exit_code) == (is_late, 4)
+    for other in (RuntimeError("shapes differ"), ValueError("gloo")):
+        with pytest.raises(type(other), match=str(other)):
+            fails(other)
+
+
+def test_a_stop_says_how_to_go_on_and_has_its_own_code():
+    stopped = Signalled(signal.SIGTERM, 12)
+    assert str(stopped) == "SIGTERM: stopped and saved at step 12; the same command continues"
+    assert [stopped.exit_code, BadNumbers("x").exit_code, LostProcess.after(2.5).exit_code] == [143, 3, 4]

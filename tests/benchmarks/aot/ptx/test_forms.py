@@ -8,60 +8,11 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from support.ptx_programs import aligned, at_lane, evaluate, run
+from support.aot.programs import INTS, aligned, at_lane, evaluate, floats, integers, run, towards_zero, wrapped
 
 from benchmarks.aot.ptx.forms import FORMS
-from benchmarks.aot.ptx.program import PtxError
 
 TYPED = ("s16", "s32", "s64", "u16", "u32", "u64")
-INTS = {
-    t: np.dtype(f"{'i' if t[0] == 's' else 'u'}{int(t[1:]) // 8}") for t in ("s16", "s32", "s64", "u16", "u32", "u64")
-}
-INTS |= {"b16": INTS["u16"], "b32": INTS["u32"], "b64": INTS["u64"], "s8": np.dtype("i1"), "u8": np.dtype("u1")}
-EDGES = [0, 1, 2, 3, 7, 31, 32, 33, 63, 64, 100, 255, 256]
-
-
-def integers(t: str, turn: int) -> np.ndarray:
-    """32 numbers of a type, its extremes among them, in another order each turn."""
-    dtype = INTS[t]
-    info, rng = np.iinfo(dtype), np.random.default_rng(turn)
-    fixed = [v for v in [*EDGES, info.min, info.max, info.max - 1, -1, -7, -32] if info.min <= v <= info.max]
-    drawn = rng.integers(info.min, info.max, 32 - len(fixed), dtype=dtype, endpoint=True)
-    return rng.permutation(np.concatenate([np.array(fixed, dtype), drawn]))
-
-
-def floats(turn: int) -> np.ndarray:
-    """32 fp32 numbers: zeros, infinities, NaN, a subnormal, ties of bf16, and others."""
-    rng = np.random.default_rng(100 + turn)
-    fixed = [
-        0.0,
-        -0.0,
-        1.0,
-        -1.0,
-        np.inf,
-        -np.inf,
-        np.nan,
-        1e-40,
-        3e38,
-        1.00390625,
-        1.01171875,
-        0.5,
-        2.5,
-        -2.5,
-        65520.0,
-    ]
-    drawn = rng.standard_normal(32 - len(fixed)) * np.exp(4 * rng.standard_normal(32 - len(fixed)))
-    return rng.permutation(np.concatenate([fixed, drawn])).astype(np.float32)
-
-
-def wrapped(values: list[int], dtype: np.dtype) -> np.ndarray:
-    """Integers of any size as a type holds them."""
-    mask = 2 ** (8 * dtype.itemsize) - 1
-    return np.array([v & mask for v in values], f"u{dtype.itemsize}").view(dtype)
-
-
-def towards_zero(a: int, b: int) -> int:
-    return abs(a) // abs(b) * (1 if (a < 0) == (b < 0) else -1)
 
 
 TWO = {"add": lambda a, b, w: a + b, "sub": lambda a, b, w: a - b, "mul.lo": lambda a, b, w: a * b,
@@ -390,19 +341,6 @@ def test_packed_comparison_of_halves():
         )
         run(body, aligned(one.view("u4")), aligned(other.view("u4")), out)
         assert (out == 2).all()
-
-
-@pytest.mark.parametrize(
-    "line",
-    ["mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {%r1}, {%r2}, {%r3}, {%r4};", "add.f64 %rd1, %rd2, %rd3;",
-     "atom.global.add.f32 %r1, [%rd1], %r2;", "add.ftz.f32 %r1, %r2, %r3;", "cvt.rz.bf16.f32 %rs1, %r2;",
-     "ld.b32 %r1, [%rd1];", "setp.eq.and.s32 %p1, %r1, %r2, %p2;", "bar.sync 1, 64;", "bar.arrive 0, 32;",
-     "shfl.sync.bfly.b32 %r1, %r2, 1, 31, 255;", "mov.b32 %r1, %clock;", "add.rz.f16x2 %r1, %r2, %r3;",
-     "cp.async.cg.shared.global [%r1], [%rd1], 16;", "frobnicate.b32 %r1, %r2;", "call foo;"],
-)  # fmt: skip
-def test_an_unknown_form_raises(line):
-    with pytest.raises(PtxError):
-        run(f"\t{line}", np.zeros(4, "u4"))
 
 
 def test_every_opcode_of_the_list_has_a_test():

@@ -1,0 +1,1 @@
+"""Kernels, PTX and modules by hand, for the tests of compiled code."""

@@ -1,0 +1,1 @@
+"""Inputs and checks that the tests of networks share."""
