@@ -70,9 +70,11 @@ class ModelConfig(Part):
                 "--token-init text starts the triples' tokens, but --context global has none: use --token-init none"
             )
         if self.conditioner != "sgg" and self.instance_codes:
-            raise ConfigError(
-                f"--conditioner {self.conditioner} has none of SGG-IG's own tokens for --instance-codes: leave it out"
-            )
+            raise ConfigError(self.without_tokens("instance-codes"))
+
+    def without_tokens(self, name: str) -> str:
+        """Error message for a flag that needs SGG-IG's own tokens, which a baseline lacks."""
+        return f"--conditioner {self.conditioner} has none of SGG-IG's own tokens for --{name}: leave it out"
 
     def check_given(self) -> None:
         """Raises `ConfigError` if no setting names the models to load."""

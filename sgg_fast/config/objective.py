@@ -64,7 +64,7 @@ class ObjectiveConfig(Part):
                     "--loss-weight"
                 )
             if self.geometry and model.conditioner == "text":
-                raise ConfigError("--conditioner text has no token of its own to train by --geometry: leave it out")
+                raise ConfigError(model.without_tokens("geometry"))
             if self.attention_loss and model.reads_text and not model.reads_phrases:
                 raise ConfigError(
                     f"--attention-loss: --text-form {model.text_form} has no token for each object; use phrases"

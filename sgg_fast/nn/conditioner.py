@@ -89,6 +89,8 @@ class ConditionerBase(nn.Module):
     save_pretrained: Any
     first_triple = 1
     """Context tokens before the triples."""
+    most_triples: int | None = None
+    """Triples that have a token; None for all."""
 
     def _add_frame(self, image_dim: int, context_dim: int, pooled_dim: int, pooled_from: int) -> None:
         """pooled_from: width of the vector that `to_pooled` maps; 0 for no map. The map starts at 0."""

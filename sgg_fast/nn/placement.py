@@ -31,13 +31,19 @@ class AttentionPlacement:
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, store: SceneGraphBatch, boxes_N4: torch.Tensor, first_triple: int
+        self,
+        unet: UNet2DConditionModel,
+        store: SceneGraphBatch,
+        boxes_N4: torch.Tensor,
+        first_triple: int,
+        most_triples: int | None = None,
     ) -> None:
         """boxes: x0, y0, x1, y1 in picture units of every object of `store`, which holds the set's graphs.
 
-        first_triple: context tokens before the triples.
+        first_triple: context tokens before the triples. most_triples: triples that have a token; None for all.
         """
-        self.boxes_N4, self.store_ptr, self.first_triple = boxes_N4.float(), store.object_ptr, first_triple
+        self.boxes_N4, self.store_ptr = boxes_N4.float(), store.object_ptr
+        self.first_triple, self.most_triples = first_triple, most_triples
         self.layers = [module for name, module in unet.named_modules() if name.endswith(".attn2")]
         self._looking, self._seen = False, dict[nn.Module, torch.Tensor]()
         for layer in self.layers:
@@ -75,12 +81,10 @@ class AttentionPlacement:
         counts_E = own_E & (batch.relation_pooled == 0) & visible_E & kept_B[graph_E]
         within_E = torch.arange(batch.num_relations, device=graph_E.device) - batch.relation_ptr.long()[graph_E]
         # Later tokens are padding, or the null condition's, and that does not count.
-        num_told = self.first_triple + int(batch.sizes[:, 1].max())
-        num_tokens = min(num_told, mask_BT.shape[1])
-        token_E = within_E + self.first_triple
-        if num_tokens < num_told:  # SGDiff has tokens for the first triples only
-            counts_E = counts_E & (token_E < num_tokens)
-        token_E = token_E.clamp(0, num_tokens - 1)
+        num_tokens = min(self.first_triple + int(batch.sizes[:, 1].max()), mask_BT.shape[1])
+        if self.most_triples is not None:
+            counts_E = counts_E & (within_E < self.most_triples)
+        token_E = (within_E + self.first_triple).clamp(0, num_tokens - 1)
         weight_E = sample_shares(counts_E, batch, len(sample_B))
         mask_BT = mask_BT[:, :num_tokens]
         bias_BT = torch.zeros_like(mask_BT, dtype=torch.float32).masked_fill(~mask_BT, -torch.inf)

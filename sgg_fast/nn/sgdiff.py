@@ -36,6 +36,8 @@ NUM_LOCAL = 15
 class SGDiffConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
     """Embeddings, triple convolutions, and 1 + 15 tokens."""
 
+    most_triples = NUM_LOCAL
+
     @register_to_config
     def __init__(
         self,

@@ -262,7 +262,7 @@ class FinetuneStage(nn.Module):
         if objective.attention_loss:
             assert cache.boxes is not None
             self.placement = AttentionPlacement(
-                foundation.unet, cache.graphs, cache.boxes, conditioner.first_triple
+                foundation.unet, cache.graphs, cache.boxes, conditioner.first_triple, conditioner.most_triples
             )
         self.reader = None
         if objective.image_embedding == "latent":
