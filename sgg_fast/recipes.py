@@ -160,8 +160,8 @@ RECIPES = {"toy": toy, "toy-words": toy_words, "vg128": vg128, "vg256": vg256, "
 def recipe(name: str, **settings: Any) -> Config:
     """The recipe `name` with flat settings changed. Raises `ConfigError` for an unknown name or a bad value.
 
-    A baseline has none of SGG-IG's own losses; asking for one is refused. Ways of updating weights that exclude
-    fp32 moments select 8-bit Adam; --lora has weights of its own.
+    A baseline has none of SGG-IG's own losses by default. Ways of updating weights that exclude fp32 moments select
+    8-bit Adam; --lora has weights of its own.
     """
     if name not in RECIPES:
         raise ConfigError(f"--recipe {name}: there is no such recipe; there are {', '.join(RECIPES)}")

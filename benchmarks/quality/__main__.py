@@ -1,8 +1,9 @@
-"""Compares SGG-IG with its baselines and with its own ablations, on the toy world: Tables 1 and 2, measured.
+"""Compares SGG-IG with its baselines and with its own ablations, on the toy world: Tables 1 to 4, measured.
 
-    python -m benchmarks.quality --budget 1h --seeds 3 --jobs 2
+    python -m benchmarks.quality --budget full --only table1 --seeds 3 --jobs 2
+    python -m benchmarks.quality --budget full --seeds 1 --jobs 2
 
-Every system starts from the shipped foundation, trains for as many steps on the same scenes and draws the same held-out
+Every system starts from the same foundation, trains for as many steps on the same scenes and draws the same held-out
 graphs from the same noise. A cell is one system under one seed: a run of train.py and an evaluation by `sgg_fast.eval`,
 in a folder of its own with the commands to repeat it. Finished cells are kept and an interrupted one continues; tables
 and figures show the finished cells.
@@ -28,7 +29,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", default="1h", help="time to fill: 1h, 30m, 90s; or full, whatever it takes (1h)")
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each system (3)")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time (1)")
-    parser.add_argument("--only", choices=("table1", "table2"), help="one of the tables")
+    parser.add_argument("--only", choices=plans.TABLES, help="one of the tables")
+    parser.add_argument("--model", default="", help="foundation of `toy-words`, as for train.py")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="folder of the cells (runs/quality)")
     parser.add_argument("--results", type=Path, help="folder of tables and figures, quality_* (as --out)")
     parser.add_argument("--dry", action="store_true", help="print the plan, run no cell")
@@ -68,7 +70,7 @@ def _sizes(args: argparse.Namespace, work: Work) -> Sizes:
 
     quiet_libraries()
     print("measuring the speed of a step", file=sys.stderr, flush=True)
-    speeds = measure(args.out)
+    speeds = measure(args.out, args.model)
     on_gpu = env.device().type == "cuda"
     lanes = 1 if on_gpu else min(args.jobs, os.cpu_count() or 1)  # cells on one GPU share it
     sizes = plans.FULL if seconds is None else plans.fit(lanes * seconds, work, speeds)
@@ -102,7 +104,7 @@ def run(args: argparse.Namespace, sizes: Sizes, systems: list[System], cells: li
     from benchmarks.quality.cells import Task, prepare, run_all
 
     begun = time.monotonic()
-    prepare(args.out, sizes)
+    prepare(args.out, sizes, args.model)
     total, done = len(cells), sum(cell.done(args.out) for cell in cells)
 
     def after(task: Task, seconds: float) -> None:
@@ -116,7 +118,7 @@ def run(args: argparse.Namespace, sizes: Sizes, systems: list[System], cells: li
         if isinstance(task, Cell) and done < total:
             write(args, sizes, systems, figures=False)
 
-    failed = run_all(args.out, sizes, cells, args.jobs, after)
+    failed = run_all(args.out, sizes, cells, args.model, args.jobs, after)
     print(write(args, sizes, systems, figures=True))
     return failed
 
@@ -130,7 +132,7 @@ def write(args: argparse.Namespace, sizes: Sizes, systems: list[System], figures
         return ""
     results = args.results or args.out
     results.mkdir(parents=True, exist_ok=True)
-    names = [args.only] if args.only else ["table1", "table2"]
+    names = [args.only] if args.only else list(plans.TABLES)
     cut = "; ".join(plans.cut(sizes))
     text = "\n\n".join(
         [

@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks.quality.plan import COMMON, GRAPHS, LEAST, NOISE_SEEDS, SCHEDULER, Cell, Pretraining, Sizes, Speeds
 
+RECIPE = "toy-words"
 DATA_SEED = 7
 """Seed of the training scenes; held-out scenes come from another world."""
 _PARENT_DIED = 1  # PR_SET_PDEATHSIG of Linux's prctl
@@ -34,43 +35,42 @@ def _written_to(log: Path) -> Iterator[None]:
         yield
 
 
-def prepare(out: Path, sizes: Sizes) -> Path:
-    """Make the training set, with all frozen computations done once for all cells. Raises ValueError or OSError."""
+def prepare(out: Path, sizes: Sizes, model: str) -> Path:
+    """Make the training set, with all frozen computations done once for all cells. Raises ValueError or OSError.
+
+    model: the foundation of all systems.
+    """
     folder = out / "set"
     if not (folder / "index.json").is_file():
         from sgg_fast.data.prepare.__main__ import main
 
-        words = ["cache", "--out", str(folder), "--data", "toy", "--num-scenes", str(sizes.num_scenes)]
+        words = ["cache", "--out", str(folder), "--recipe", RECIPE, "--data", RECIPE, "--model", model]
         with _written_to(out / "set.log"):
-            code = main([*words, "--seed", str(DATA_SEED), "--workers", "1"])
+            code = main([*words, "--num-scenes", str(sizes.num_scenes), "--seed", str(DATA_SEED), "--workers", "1"])
         if code:
             raise ValueError(f"the training set could not be prepared: see {out / 'set.log'}")
     return folder
 
 
-def settings(out: Path, sizes: Sizes, seed: int) -> dict[str, Any]:
-    """Fields of the toy recipe for a run."""
+def settings(out: Path, sizes: Sizes, seed: int, model: str) -> dict[str, Any]:
+    """Fields of the recipe for a run."""
     sized = {name: getattr(sizes, name) for name in ("batch_size", "pretrain_steps", "finetune_steps")}
     every = max(50, sizes.finetune_steps // 4)
-    return {**COMMON, **sized, "data": str(out / "set"), "seed": seed, "checkpoint_every": every}
+    return {**COMMON, **sized, "model": model, "data": str(out / "set"), "seed": seed, "checkpoint_every": every}
 
 
-def pretrain(out: Path, sizes: Sizes, task: Pretraining) -> None:
+def pretrain(out: Path, sizes: Sizes, task: Pretraining, model: str) -> None:
     """Run one pre-training."""
-    mae, con = task.parts
-    own = {"mae_weight": float(mae), "con_weight": float(con)}
-    _train(task.folder(out), "pretrain", {**settings(out, sizes, task.seed), **own}, None)
+    _train(task.folder(out), "pretrain", {**settings(out, sizes, task.seed, model), **dict(task.own)}, None)
 
 
-def run_cell(out: Path, sizes: Sizes, cell: Cell) -> None:
+def run_cell(out: Path, sizes: Sizes, cell: Cell, model: str) -> None:
     """Run one cell: fine-tuning, then the evaluation."""
     folder, system = cell.folder(out), cell.system
-    own = {**settings(out, sizes, cell.seed), **system.settings}
+    own = {**settings(out, sizes, cell.seed, model), **system.settings}
     if system.trained:
-        encoder = None
-        if system.pretraining is not None:
-            encoder = Pretraining(system.pretraining, cell.seed).folder(out) / "pretrain" / "graph_encoder"
-        _train(folder, "finetune", own, encoder)
+        before = Pretraining.of(cell)
+        _train(folder, "finetune", own, before and before.folder(out) / "pretrain" / "graph_encoder")
     else:
         _untrained(folder, own)
     _evaluate(folder, sizes, cell.seed)
@@ -82,11 +82,11 @@ def _train(folder: Path, stage: str, own: dict[str, Any], encoder: Path | None) 
     from sgg_fast.recipes import recipe
     from sgg_fast.train.trainer import Trainer
 
-    words = ["python", "train.py", "--stage", stage, "--out", str(folder), *as_flags(own)]
+    words = ["python", "train.py", "--recipe", RECIPE, "--stage", stage, "--out", str(folder), *as_flags(own)]
     folder.mkdir(parents=True, exist_ok=True)
     words += ["--graph-encoder", str(encoder)] if encoder else []
     (folder / f"{stage}.command").write_text(shlex.join(words) + "\n", encoding="utf-8")
-    Trainer(recipe("toy", **own), stage, folder, graph_encoder=encoder).train()
+    Trainer(recipe(RECIPE, **own), stage, folder, graph_encoder=encoder).train()
 
 
 def _untrained(folder: Path, own: dict[str, Any]) -> None:
@@ -102,7 +102,7 @@ def _untrained(folder: Path, own: dict[str, Any]) -> None:
     if result.is_dir():
         return
     result.parent.mkdir(parents=True, exist_ok=True)
-    config = recipe("toy", **own)
+    config = recipe(RECIPE, **own)
     source, foundation = open_source(config.data, config.run.seed), open_foundation(config.model)
     cache = build_cache(source, foundation, env.device(), with_latents=False, progress=False)
     conditioner = new_conditioner(config.model, config.run.seed, foundation, cache, source.graphs)
@@ -125,11 +125,11 @@ def _evaluate(folder: Path, sizes: Sizes, seed: int) -> None:
 Task = Pretraining | Cell
 
 
-def run_task(out: Path, sizes: Sizes, task: Task) -> float:
+def run_task(out: Path, sizes: Sizes, task: Task, model: str) -> float:
     """Run one task in this process; returns its seconds. Raises the errors of training and evaluation."""
     begun = time.monotonic()
     with _written_to(task.folder(out) / "log.txt"):
-        (run_cell if isinstance(task, Cell) else pretrain)(out, sizes, task)  # type: ignore[operator]
+        (run_cell if isinstance(task, Cell) else pretrain)(out, sizes, task, model)  # type: ignore[operator]
     return time.monotonic() - begun
 
 
@@ -167,15 +167,17 @@ def _executor(jobs: int) -> concurrent.futures.Executor:
     )
 
 
-def run_all(out: Path, sizes: Sizes, cells: list[Cell], jobs: int, after: Callable[[Task, float], None]) -> list[str]:
+def run_all(
+    out: Path, sizes: Sizes, cells: list[Cell], model: str, jobs: int, after: Callable[[Task, float], None]
+) -> list[str]:
     """Run every cell and its dependencies, `jobs` at a time, seed after seed; returns a line for each failure.
 
-    after(task, seconds) is called after each success.
+    model: the foundation. after(task, seconds) is called after each success.
     """
     todo: list[Task] = []
     for cell in cells:
         if not cell.done(out):
-            before = cell.system.pretraining and Pretraining(cell.system.pretraining, cell.seed)
+            before = Pretraining.of(cell)
             todo += [before] if before and before not in todo and not before.done(out) else []
             todo.append(cell)
     failed: list[str] = []
@@ -185,7 +187,7 @@ def run_all(out: Path, sizes: Sizes, cells: list[Cell], jobs: int, after: Callab
             while todo or running:
                 while len(running) < jobs and (task := _next(out, todo)) is not None:
                     todo.remove(task)
-                    running[pool.submit(run_task, out, sizes, task)] = task
+                    running[pool.submit(run_task, out, sizes, task, model)] = task
                 if not running:  # the remaining tasks depend on a failed one
                     break
                 done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -206,21 +208,21 @@ def run_all(out: Path, sizes: Sizes, cells: list[Cell], jobs: int, after: Callab
 def _next(out: Path, todo: list[Task]) -> Task | None:
     """The first task that needs no pre-training or whose pre-training is done."""
     for task in todo:
-        parts = task.system.pretraining if isinstance(task, Cell) else None
-        if parts is None or Pretraining(parts, task.seed).done(out):
+        before = Pretraining.of(task) if isinstance(task, Cell) else None
+        if before is None or before.done(out):
             return task
     return None
 
 
-def measure(folder: Path) -> Speeds:
+def measure(folder: Path, model: str) -> Speeds:
     """Measure the seconds of a fine-tuning image, a pre-training graph and a sampling step, with a few of each."""
     import torch
 
     from sgg_fast import env
     from sgg_fast.data.prepare.__main__ import main  # noqa: F401  (its import is not what is timed)
-    from sgg_fast.drawing.models import load_model
     from sgg_fast.graph import SceneGraph
     from sgg_fast.recipes import recipe
+    from sgg_fast.train.outputs import make_pipeline
     from sgg_fast.train.trainer import Trainer
 
     on_gpu, batch = env.device().type == "cuda", 8
@@ -241,11 +243,11 @@ def measure(folder: Path) -> Speeds:
     found = []
     for stage in ("finetune", "pretrain"):
         with _written_to(folder / "measure.log"):
-            config = recipe("toy", **COMMON, num_scenes=16, batch_size=batch)
+            config = recipe(RECIPE, **COMMON, model=model, num_scenes=16, batch_size=batch)
             trainer = Trainer(config, stage, folder / "measure", overwrite=True)
             ids = trainer.trained[:batch][None]
             found.append(timed(lambda step, t=trainer, i=ids: t.engine.update(i, step), 3) / batch)  # type: ignore[misc]
-    pipeline = load_model("toy").pipeline
+    pipeline = make_pipeline(config, trainer.foundation, trainer.conditioner)
     pipeline.set_progress_bar_config(disable=True)
     graphs = [SceneGraph(("dog", "house", "sun"), ((0, "left of", 1),))] * batch
 

@@ -11,25 +11,26 @@ from pathlib import Path
 from typing import Any
 
 from sgg_fast.files import write_text
+from sgg_fast.recipes import toy_words
 
 COMMON: dict[str, Any] = {
-    "unet_lr": 3e-4,
-    "graph_lr": 5e-4,
-    "lr_schedule": "cosine",
+    "accumulation_steps": 1,
+    "ema": 0.0,
     "warmup_steps": 20,
-    "optimizer": "adam",  # at the toy's size 8-bit Adam costs more time than it saves
     "validation_pairs": 0,
     "validate_every": 0,
     "sample_every": 0,
     "num_samples": 0,
     "log_every": 25,
 }
-"""Fields of the toy recipe that all runs of the comparison share."""
-GRAPHS = "toy-repeats"
+"""Fields of the recipe `toy-words` that all runs of the comparison share."""
+GRAPHS = "toy-words-repeats"
 """The set of the evaluation: held-out scenes with two of a kind and a chain of relations."""
 SCHEDULER = "dpm++"
 NOISE_SEEDS = 2
 """Pictures of each graph and of its flipped one, per cell."""
+TABLES = ("table1", "table2", "table3", "table4")
+BOX_LOSSES = ("geometry", "attention_loss")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,47 +40,68 @@ class System:
     name: str
     tables: tuple[str, ...]
     settings: dict[str, Any]
-    """Fields of `Config` beside `COMMON`."""
-    pretraining: tuple[bool, bool] | None = None
-    """(masked auto-encoder, spatial constraint); None without any."""
+    """Fields of `Config` beside `COMMON`, in fine-tuning."""
+    pretraining: dict[str, Any] | None = None
+    """Those in pre-training; None without any."""
     trained: bool = True
 
     @property
     def slug(self) -> str:
         """Name in folders."""
-        return re.sub(r"[^a-z0-9]+", "-", self.name.lower()).strip("-")
+        return _slug(self.name)
 
 
-def _text(name: str, form: str, trained: bool = True) -> System:
-    return System(name, ("table1",), {"conditioner": "text", "text_form": form}, None, trained)
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
 
-def _sgg(mae: bool, con: bool, isa: bool) -> System:
+def _baseline(name: str, table: str, trained: bool = True, boxes: tuple[str, ...] = (), **own: Any) -> System:
+    given = {field: getattr(WHOLE.objective, field) for field in boxes}
+    return System(name, (table,), {"instance_codes": False, **own, **given}, None, trained)
+
+
+def _papers_parts(mae: bool, con: bool, isa: bool) -> System:
     parts = [name for name, used in (("MAE", mae), ("con", con), ("ISA", isa)) if used]
     whole = mae and con and isa
     return System(
         "sgg" if whole else f"sgg, {' + '.join(parts) or 'none'}",
-        ("table1", "table2") if whole else ("table2",),
-        {"loss_weight": 0.5 if isa else 1.0},
-        (mae, con) if mae or con else None,
+        TABLES if whole else ("table2",),
+        {} if isa else {"loss_weight": 1.0},
+        {**({} if mae else {"mae_weight": 0.0}), **({} if con else {"con_weight": 0.0})} if mae or con else None,
     )
 
 
+def _without(what: str, *tables: str, **own: Any) -> System:
+    """SGG-IG under other settings in both stages; the attention loss is fine-tuning's alone."""
+    before = {name: value for name, value in own.items() if name != "attention_loss"}
+    return System(f"sgg, no {what}", tables, own, before)
+
+
+WHOLE = toy_words()
 SYSTEMS: tuple[System, ...] = (
-    _text("text, zero-shot", "sentence", trained=False),
-    _text("text, sentence", "sentence"),
-    _text("text, phrases", "phrases"),
-    _text("text, numbered", "numbered"),
-    System("sgdiff", ("table1",), {"conditioner": "sgdiff"}),
-    System("sgg, no attention loss", ("table1",), {"attention_loss": 0.0}, (True, True)),
-    *(_sgg(*parts) for parts in itertools.product((True, False), repeat=3)),
+    _baseline("text, zero-shot", "table1", trained=False, conditioner="text", text_form="phrases"),
+    _baseline("text, phrases", "table1", conditioner="text", text_form="phrases"),
+    _baseline("sgdiff", "table1", conditioner="sgdiff"),
+    *(_papers_parts(*parts) for parts in itertools.product((True, False), repeat=3)),
+    _without("graph negatives", "table3", graph_negatives=False),
+    _without("geometry", "table3", geometry=0.0),
+    _without("attention loss", "table3", attention_loss=0.0),
+    _without("open gate", "table3", gate_init=0.0),
+    _without("instance codes", "table3", instance_codes=False),
+    _without("box losses", "table3", "table4", geometry=0.0, attention_loss=0.0),
+    _baseline("text, phrases, box losses", "table4", boxes=BOX_LOSSES[1:], conditioner="text", text_form="phrases"),
+    _baseline("sgdiff, box losses", "table4", boxes=BOX_LOSSES, conditioner="sgdiff"),
+    _baseline("text, sentence", "table4", conditioner="text", text_form="sentence", relation_dropout=0.0),
+    _baseline("text, numbered", "table4", conditioner="text", text_form="numbered", relation_dropout=0.0),
 )
-"""Table 1: SGG-IG and its baselines. Table 2: the masked auto-encoder, L_con and L_ISA, each with and without."""
+"""Table 1: SGG-IG and its baselines. Table 2: the masked auto-encoder, L_con and L_ISA, each with and without. Table 3:
+parts that are not the paper's. Table 4: baselines with the losses about boxes that can be given to them, SGG-IG without
+any, and other forms of text."""
 BASELINES = tuple(system for system in SYSTEMS if "conditioner" in system.settings)
 
 
 def chosen(only: str | None) -> list[System]:
-    """The systems of "table1" or "table2", or all."""
+    """The systems of a table, or all."""
     return [system for system in SYSTEMS if only is None or only in system.tables]
 
 
@@ -101,15 +123,22 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Pretraining:
-    """A pre-training that cells with the same masked auto-encoder, L_con and seed share."""
+    """A pre-training that cells with the same settings and seed share."""
 
-    parts: tuple[bool, bool]
+    own: tuple[tuple[str, Any], ...]
+    """Fields of `Config` beside `COMMON`."""
     seed: int
+
+    @classmethod
+    def of(cls, cell: Cell) -> Pretraining | None:
+        """The one that the cell needs."""
+        own = cell.system.pretraining
+        return None if own is None else cls(tuple(sorted(own.items())), cell.seed)
 
     def folder(self, out: Path) -> Path:
         """Folder of the run."""
-        words = "-".join(name for name, used in zip(("mae", "con"), self.parts, strict=True) if used)
-        return out / "pretrained" / words / f"seed-{self.seed}"
+        words = " ".join(f"{name} {value}" for name, value in self.own)
+        return out / "pretrained" / (_slug(words) or "whole") / f"seed-{self.seed}"
 
     def done(self, out: Path) -> bool:
         """Whether its graph encoder exists."""
@@ -134,8 +163,8 @@ class Sizes:
         return 2 * NOISE_SEEDS * self.num_graphs
 
 
-FULL = Sizes(32, 3000, 2000, 8000, 250, 25)
-"""The sizes of `--budget full`, about those of the shipped model."""
+FULL = Sizes(32, 2500, 1500, 8000, 250, 25)
+"""The sizes of `--budget full`."""
 LEAST = Sizes(8, 16, 8, 64, 4, 12)
 
 
@@ -167,7 +196,7 @@ class Work:
     @classmethod
     def of(cls, systems: list[System], seeds: int) -> Work:
         """Count the runs; cells with the same pre-training share it."""
-        shared = {system.pretraining for system in systems} - {None}
+        shared = {Pretraining.of(Cell(system, 0)) for system in systems} - {None}
         return cls(seeds * sum(system.trained for system in systems), seeds * len(shared), seeds * len(systems))
 
 

@@ -6,6 +6,7 @@ Letters: S seeds, N noise seeds of a cell, G graphs, P counterfactual pairs.
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,10 +22,18 @@ from sgg_fast.eval import bootstrap
 from sgg_fast.eval.bootstrap import Estimate
 
 HEADLINE = "counterfactual"
-_PER_PICTURE = ("entity recall", "entity precision", "relations if present", "SG IoU")
+WHOLE_GRAPH = "without a fault"
+_PER_PICTURE = (WHOLE_GRAPH, "entity recall", "entity precision", "relations if present", "SG IoU")
 COLUMNS = (HEADLINE, "left/right", "above/below", *_PER_PICTURE, "counts", "KID (toy features)", "diversity")
+COMPARED = (HEADLINE, WHOLE_GRAPH)
+"""Columns in which SGG-IG is compared with each other system."""
 _SHEET_GRAPHS = 6
-TITLES = {"table1": "Table 1: the same UNet under other conditions", "table2": "Table 2: SGG-IG without its parts"}
+TITLES = {
+    "table1": "Table 1: the same UNet under other conditions",
+    "table2": "Table 2: SGG-IG without parts of the paper",
+    "table3": "Table 3: SGG-IG without parts that are not the paper's",
+    "table4": "Table 4: equal use of boxes, and other forms of text",
+}
 
 
 def _mean_over_noise(values: Any) -> np.ndarray:
@@ -66,9 +75,8 @@ class Comparison:
         """Column -> mean and interval."""
         return {column: bootstrap.estimate(values_of(self.results[system], column)) for column in COLUMNS}
 
-    def differences(self) -> dict[System, tuple[Estimate, int]]:
-        """Baseline -> (SGG-IG minus baseline in the headline, paired by seed, graph and noise; number of common
-        seeds)."""
+    def differences(self, column: str) -> dict[System, tuple[Estimate, int]]:
+        """System -> (SGG-IG minus it in `column`, paired by seed, graph and noise; number of common seeds)."""
         whole = next((s for s in self.results if s.name == "sgg"), None)
         found = {}
         for system in self.results if whole else ():
@@ -81,7 +89,7 @@ class Comparison:
                 if c.seed == d.seed
             ]
             if both:
-                mine, theirs = (values_of(side, HEADLINE) for side in zip(*both, strict=True))
+                mine, theirs = (values_of(side, column) for side in zip(*both, strict=True))
                 found[system] = bootstrap.difference(mine, theirs), len(both)
         return found
 
@@ -103,16 +111,17 @@ def tables(comparison: Comparison, names: Sequence[str]) -> str:
             if name in s.tables
         ]
         parts += [f"## {TITLES[name]}", "\n".join(markdown(["system", "seeds", *COLUMNS], rows))]
-    differences = comparison.differences()
-    for name, systems in (("its baselines", BASELINES), ("itself without parts", None)):
-        rows = [
-            [s.name, str(n), str(e), "yes" if e.low > 0 or e.high < 0 else "no"]
-            for s, (e, n) in differences.items()
-            if (s in BASELINES) == (systems is not None)
-        ]
+    differences = {column: comparison.differences(column) for column in COMPARED}
+    for name, baselines in (("its baselines", True), ("itself without parts", False)):
+        rows = []
+        for system, (_, num) in differences[HEADLINE].items():
+            if (system in BASELINES) == baselines:
+                found = [differences[column][system][0] for column in COMPARED]
+                excluded = ("yes" if e.low > 0 or e.high < 0 else "no" for e in found)
+                rows.append([system.name, str(num), *itertools.chain(*zip(map(text_of, found), excluded, strict=True))])
         if rows:
-            header = ["sgg minus", "seeds", f"difference, {HEADLINE}", "excludes 0"]
-            parts += [f"## SGG-IG against {name}", "\n".join(markdown(header, rows))]
+            header = [words for column in COMPARED for words in (f"difference, {column}", "excludes 0")]
+            parts += [f"## SGG-IG against {name}", "\n".join(markdown(["sgg minus", "seeds", *header], rows))]
     return "\n\n".join(parts)
 
 
@@ -127,7 +136,7 @@ def explanation(comparison: Comparison) -> str:
         f"{len(result['per picture']['SG IoU'][0])} graphs of {GRAPHS}: held-out scenes with two of a kind and a chain "
         f"of relations. {HEADLINE}: of pairs from the same noise with one relation turned ({pairs}), the share of "
         f"pictures that follow; chance 0.5, over pairs whose two things are seen in both. Every figure is read by the "
-        f"toy detector (on scenes through the VAE: recall {accuracy['recall']:.3f}, precision "
+        f"set's detector (on scenes through the VAE: recall {accuracy['recall']:.3f}, precision "
         f"{accuracy['precision']:.3f}); real pictures through the VAE reach entity recall "
         f"{ceiling['entity recall']:.3f}, precision {ceiling['entity precision']:.3f}, relations if present "
         f"{ceiling['relations if present']:.3f}. KID: over {crowd['pictures a side']} pictures, real "
@@ -146,8 +155,9 @@ def write_csv(path: Path, comparison: Comparison, names: Sequence[str]) -> None:
         for system in (s for s in comparison.results if name in s.tables):
             num = len(comparison.results[system])
             lines += [(name, system.name, column, e, num) for column, e in comparison.estimates(system).items()]
-    for system, (e, num) in comparison.differences().items():
-        lines.append(("differences", system.name, f"sgg minus it, {HEADLINE}", e, num))
+    for column in COMPARED:
+        for system, (e, num) in comparison.differences(column).items():
+            lines.append(("differences", system.name, f"sgg minus it, {column}", e, num))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(["table", "system", "figure", "mean", "low", "high", "seeds"])
@@ -182,8 +192,12 @@ def draw_bars(path: Path, comparison: Comparison, names: Sequence[str]) -> None:
     """The headline of every system with its interval, one panel per table; needs matplotlib."""
     if (pyplot := plots.pyplot()) is None:
         return
-    figure, panels = pyplot.subplots(1, len(names), figsize=(5.5 * len(names), 3.4), squeeze=False)
-    for panel, name in zip(panels[0], names, strict=True):
+    columns = min(2, len(names))
+    rows = -(-len(names) // columns)
+    figure, panels = pyplot.subplots(rows, columns, figsize=(5.5 * columns, 3.4 * rows), squeeze=False)
+    for panel in panels.flat[len(names) :]:
+        panel.axis("off")
+    for panel, name in zip(panels.flat, names, strict=False):
         systems = [s for s in comparison.results if name in s.tables]
         found = [comparison.estimates(s)[HEADLINE] for s in systems]
         means = np.array([e.mean for e in found])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from .fields import ConfigError, Part, flag, setting
+from .fields import ConfigError, Part, setting
 from .model import ModelConfig
 
 
@@ -63,9 +63,12 @@ class ObjectiveConfig(Part):
                     f"--conditioner {model.conditioner} has no X_global for image-scene alignment: leave out "
                     "--loss-weight"
                 )
-            for name in ("geometry", "attention_loss"):
-                if getattr(self, name):
-                    raise ConfigError(model.without_tokens(flag(name)))
+            if self.geometry and model.conditioner == "text":
+                raise ConfigError(model.without_tokens("geometry"))
+            if self.attention_loss and model.reads_text and not model.reads_phrases:
+                raise ConfigError(
+                    f"--attention-loss: --text-form {model.text_form} has no token for each object; use phrases"
+                )
         if self.relation_dropout and model.reads_text and not model.reads_phrases:
             raise ConfigError(f"--relation-dropout: --text-form {model.text_form} says the whole graph; use phrases")
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from sgg_fast.data.text_form import object_labels
 from sgg_fast.graph import SceneGraph
-from sgg_fast.nn.conditioner import FIRST_TRIPLE
+from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.lora import whole_weight
 from sgg_fast.pictures.sheets import tiles, zoomed
 
@@ -109,10 +109,10 @@ class _Recorder:
 
 def token_labels(graph: SceneGraph) -> list[tuple[str, int]]:
     """(label, context token) of every object and then every relation."""
-    labels, num = object_labels(graph), len(graph.relations)
-    objects = [(label, FIRST_TRIPLE + num + i) for i, label in enumerate(labels)]
+    labels, num, first = object_labels(graph), len(graph.relations), SceneGraphConditioner.first_triple
+    objects = [(label, first + num + i) for i, label in enumerate(labels)]
     relations = [f"{labels[s]} {predicate} {labels[o]}" for s, predicate, o in graph.relations]
-    return [*objects, *((text, FIRST_TRIPLE + e) for e, text in enumerate(relations))]
+    return [*objects, *((text, first + e) for e, text in enumerate(relations))]
 
 
 def explain_sheet(image: Image.Image, graph: SceneGraph, maps_Thw: torch.Tensor, side: int = 168) -> Image.Image:

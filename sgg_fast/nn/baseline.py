@@ -41,15 +41,23 @@ class BaselineConditioner(ConditionerBase):
         return None
 
     def condition(
-        self, tokens_BTC: torch.Tensor, mask_BT: torch.Tensor, pooled_BK: torch.Tensor | None = None
+        self,
+        tokens_BTC: torch.Tensor,
+        mask_BT: torch.Tensor,
+        pooled_BK: torch.Tensor | None = None,
+        own_EC: torch.Tensor | None = None,
     ) -> GraphCondition:
-        """The tokens, padded (masked) to a length that holds the null condition, and an X_global of zeros."""
+        """The tokens, padded (masked) to a length that holds the null condition, and an X_global of zeros.
+
+        own: a token of every triple, for the loss of --geometry.
+        """
         least = context_length(0, self.config.null_tokens)
         missing = max(0, least - tokens_BTC.shape[1])
         return GraphCondition(
             nn.functional.pad(tokens_BTC, (0, 0, 0, missing)),
             nn.functional.pad(mask_BT, (0, missing)),
             tokens_BTC.new_zeros(len(tokens_BTC), len(self.image_mean)),
+            own_EC,
             pooled=None if self.null_pooled is None else pooled_BK,
         )
 

@@ -25,9 +25,6 @@ from .instances import CODE_WIDTH, CodeKey, instance_codes
 MIN_TOKENS = 80
 """Context length of graphs with up to 78 triples; it also holds the null condition's 77 states."""
 
-FIRST_TRIPLE = 2
-"""Context tokens before the triples: the start token and the token of X_global."""
-
 NULL_TOKENS = 77
 """Length of CLIP's text context."""
 
@@ -90,6 +87,10 @@ class ConditionerBase(nn.Module):
     to_pooled: nn.Linear | None
     register_to_config: Any
     save_pretrained: Any
+    first_triple = 1
+    """Context tokens before the triples."""
+    most_triples: int | None = None
+    """Triples that have a token; None for all."""
 
     def _add_frame(self, image_dim: int, context_dim: int, pooled_dim: int, pooled_from: int) -> None:
         """pooled_from: width of the vector that `to_pooled` maps; 0 for no map. The map starts at 0."""
@@ -162,6 +163,8 @@ class SceneGraphConditioner(ConditionerBase, ModelMixin, ConfigMixin):
     name_scale: torch.Tensor
     target_mean: torch.Tensor
     target_std: torch.Tensor
+    first_triple = 2
+    """The start token and the token of X_global."""
 
     @register_to_config
     def __init__(
@@ -305,7 +308,7 @@ class SceneGraphConditioner(ConditionerBase, ModelMixin, ConfigMixin):
             tokens_EC = told_EC.to(tokens_EC.dtype) + self.gates[1].to(tokens_EC.dtype) * tokens_EC
         start_BC = self.start_state.to(global_BC.dtype).expand(num_images, -1)
         context = torch.stack([start_BC, global_BC], dim=1)
-        context = nn.functional.pad(context, (0, 0, 0, length - 2))
+        context = nn.functional.pad(context, (0, 0, 0, length - self.first_triple))
         position = torch.arange(length, device=context.device)
         if self.config.context == "global":  # eq. 11 as printed: X_global is the only condition
             mask = (position == 1).expand(num_images, -1)
@@ -313,9 +316,9 @@ class SceneGraphConditioner(ConditionerBase, ModelMixin, ConfigMixin):
         within_E = torch.arange(batch.num_relations, device=context.device)
         within_E = within_E - batch.relation_ptr.long()[batch.relation_graph.long()]
         # Only the padding graph can exceed its context; its rows are not read.
-        within_E = within_E.clamp(max=length - 3)
-        context = context.index_put((batch.relation_graph.long(), within_E + 2), tokens_EC)
-        mask = position < batch.relation_ptr.long().diff()[:, None] + 2
+        token_E = (within_E + self.first_triple).clamp(max=length - 1)
+        context = context.index_put((batch.relation_graph.long(), token_E), tokens_EC)
+        mask = position < batch.relation_ptr.long().diff()[:, None] + self.first_triple
         return GraphCondition(context, mask, x_global, own_EC, self._pooled(x_global, batch, phrases))
 
     def _pooled(

@@ -20,7 +20,6 @@ from torch import nn
 
 from sgg_fast.graph import SceneGraphBatch
 
-from .conditioner import FIRST_TRIPLE
 from .geometry import LEAST_SIDE, sample_shares, set_rows
 
 
@@ -31,9 +30,20 @@ class AttentionPlacement:
     kernel of the model.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, store: SceneGraphBatch, boxes_N4: torch.Tensor) -> None:
-        """boxes: x0, y0, x1, y1 in picture units of every object of `store`, which holds the set's graphs."""
+    def __init__(
+        self,
+        unet: UNet2DConditionModel,
+        store: SceneGraphBatch,
+        boxes_N4: torch.Tensor,
+        first_triple: int,
+        most_triples: int | None = None,
+    ) -> None:
+        """boxes: x0, y0, x1, y1 in picture units of every object of `store`, which holds the set's graphs.
+
+        first_triple: context tokens before the triples. most_triples: triples that have a token; None for all.
+        """
         self.boxes_N4, self.store_ptr = boxes_N4.float(), store.object_ptr
+        self.first_triple, self.most_triples = first_triple, most_triples
         self.layers = [module for name, module in unet.named_modules() if name.endswith(".attn2")]
         self._looking, self._seen = False, dict[nn.Module, torch.Tensor]()
         for layer in self.layers:
@@ -71,8 +81,10 @@ class AttentionPlacement:
         counts_E = own_E & (batch.relation_pooled == 0) & visible_E & kept_B[graph_E]
         within_E = torch.arange(batch.num_relations, device=graph_E.device) - batch.relation_ptr.long()[graph_E]
         # Later tokens are padding, or the null condition's, and that does not count.
-        num_tokens = min(FIRST_TRIPLE + int(batch.sizes[:, 1].max()), mask_BT.shape[1])
-        token_E = (within_E + FIRST_TRIPLE).clamp(0, num_tokens - 1)
+        num_tokens = min(self.first_triple + int(batch.sizes[:, 1].max()), mask_BT.shape[1])
+        if self.most_triples is not None:
+            counts_E = counts_E & (within_E < self.most_triples)
+        token_E = (within_E + self.first_triple).clamp(0, num_tokens - 1)
         weight_E = sample_shares(counts_E, batch, len(sample_B))
         mask_BT = mask_BT[:, :num_tokens]
         bias_BT = torch.zeros_like(mask_BT, dtype=torch.float32).masked_fill(~mask_BT, -torch.inf)

@@ -7,7 +7,8 @@ has 1 + 5 plain triple convolutions of one width D (512 in SGDiff, --width here)
 Missing triples are zeros before their projection, and attention covers all 16 tokens. Triples have the order of the
 packed graph: relations first, then the relation of every object to the image node, as in SGDiff's data.
 
-Differences: tokens are as wide as the UNet's cross-attention (512 in SGDiff). Null condition, dropout and guidance are
+Differences: the losses about boxes can be added. Tokens are as wide as the UNet's cross-attention (512 in SGDiff). Null
+condition, dropout and guidance are
 those of the other conditioners (SGDiff samples without guidance). The encoder trains with the UNet, without SGDiff's
 contrastive pre-training. Letters: B images, N objects, E relations, D width, C cross-attention width.
 """
@@ -34,6 +35,8 @@ NUM_LOCAL = 15
 
 class SGDiffConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
     """Embeddings, triple convolutions, and 1 + 15 tokens."""
+
+    most_triples = NUM_LOCAL
 
     @register_to_config
     def __init__(
@@ -65,7 +68,9 @@ class SGDiffConditioner(BaselineConditioner, ModelMixin, ConfigMixin):
         both_B2D = torch.cat([objects_BD, relations_BD], dim=1)
         global_BC, pooled_BK = self.to_global(both_B2D), self.to_pooled(both_B2D) if self.to_pooled else None
         triples = torch.cat([x_ND[batch.subject.long()], r_ED, x_ND[batch.object.long()]], dim=1)
-        local_BTC = self.to_local(first_rows(batch, triples, NUM_LOCAL)[0])
+        own_EC = self.to_local(triples)
+        rows_BTC, there_BT = first_rows(batch, own_EC, NUM_LOCAL)
+        local_BTC = torch.where(there_BT[..., None], rows_BTC, self.to_local.bias)
         tokens_BTC = torch.cat([global_BC[:, None], local_BTC], dim=1)
         mask_BT = torch.ones(tokens_BTC.shape[:2], dtype=torch.bool, device=x_ND.device)
-        return self.condition(tokens_BTC, mask_BT, pooled_BK)
+        return self.condition(tokens_BTC, mask_BT, pooled_BK, own_EC)

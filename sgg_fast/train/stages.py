@@ -59,7 +59,7 @@ def _terms(total: torch.Tensor, chance: torch.Tensor | float, parts: Parts) -> T
     )
 
 
-def _geometry(seed: int, conditioner: SceneGraphConditioner, cache: TrainingCache) -> PairGeometry:
+def _geometry(seed: int, conditioner: Conditioner, cache: TrainingCache) -> PairGeometry:
     """Build the head of --geometry; its weights come from the seed."""
     assert cache.boxes is not None
     with torch.random.fork_rng(devices=[]):
@@ -261,7 +261,9 @@ class FinetuneStage(nn.Module):
         self.placement = None
         if objective.attention_loss:
             assert cache.boxes is not None
-            self.placement = AttentionPlacement(foundation.unet, cache.graphs, cache.boxes)
+            self.placement = AttentionPlacement(
+                foundation.unet, cache.graphs, cache.boxes, conditioner.first_triple, conditioner.most_triples
+            )
         self.reader = None
         if objective.image_embedding == "latent":
             with torch.random.fork_rng(devices=[]):

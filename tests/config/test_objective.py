@@ -26,7 +26,7 @@ def test_pretraining_needs_a_loss():
     [
         ({"loss_weight": 0.5}, "no X_global for image-scene alignment: leave out --loss-weight"),
         ({"geometry": 0.5}, "none of SGG-IG's own tokens for --geometry: leave it out"),
-        ({"attention_loss": 0.5}, "none of SGG-IG's own tokens for --attention-loss: leave it out"),
+        ({"attention_loss": 0.5}, "--attention-loss: --text-form sentence has no token for each object; use phrases"),
         ({"instance_codes": True}, "none of SGG-IG's own tokens for --instance-codes: leave it out"),
         ({"relation_dropout": 0.1}, "--relation-dropout: --text-form sentence says the whole graph; use phrases"),
     ],
@@ -34,7 +34,7 @@ def test_pretraining_needs_a_loss():
 def test_a_baseline_refuses_what_it_has_no_inputs_for(changes, reason):
     with pytest.raises(ConfigError, match=reason):
         recipe("toy", conditioner="text", **changes)
-    cured = {"text_form": "phrases", **changes} if "relation_dropout" in changes else {}
+    cured = {"text_form": "phrases", **changes} if "use phrases" in reason else {}
     assert recipe("toy", conditioner="text", **cured).model.conditioner == "text"
 
 

@@ -12,15 +12,22 @@ from diffusers.models.attention_processor import AttnProcessor
 from support.cases.box import BOXES, boxed  # noqa: F401  (fixture)
 from support.cases.stage import (  # noqa: F401  (fixtures)
     IDS,
+    IMAGE,
     STEP,
+    WIDTH,
     cache,
     draw,
     finetune_stage,
     foundation,
     given_graph,
+    settings,
 )
 
 from sgg_fast.config import ConfigError
+from sgg_fast.data.cache import TrainingCache
+from sgg_fast.nn.foundation import Foundation
+from sgg_fast.nn.sgdiff import SGDiffConditioner
+from sgg_fast.nn.text_baseline import TextConditioner
 from sgg_fast.recipes import recipe
 from sgg_fast.train.stages import FinetuneStage
 
@@ -62,7 +69,10 @@ def by_loops(stage: FinetuneStage, sample: int) -> tuple[list[float], list[float
         x0, y0, x1, y1 = box
         if min(x1 - x0, y1 - y0) < 1e-3:
             continue
-        token, of_layers, of_even = 2 + len(given.relations) + i, [], []
+        triple, of_layers, of_even = len(given.relations) + i, [], []
+        if triple >= (stage.conditioner.most_triples or math.inf):
+            continue
+        token = stage.conditioner.first_triple + triple
         for weights in layers:
             side = math.isqrt(weights.shape[1])
             inside = [overlap(y0, y1, r, side) * overlap(x0, x1, c, side) for r in range(side) for c in range(side)]
@@ -75,10 +85,30 @@ def by_loops(stage: FinetuneStage, sample: int) -> tuple[list[float], list[float
     return losses, evens
 
 
-@pytest.mark.parametrize("relation_dropout", [0.0, 0.4])
-def test_the_share_of_attention_within_the_boxes(boxed, foundation, relation_dropout):
-    changes = {"attention_loss": WEIGHT, "relation_dropout": relation_dropout, "context": "triples"}
-    stage, models = finetune_stage(boxed, foundation, **changes)
+PHRASES = {"conditioner": "text", "text_form": "phrases", "loss_weight": 1.0}
+SGDIFF = {"conditioner": "sgdiff", "loss_weight": 1.0}
+
+
+def baseline_stage(boxed: TrainingCache, foundation: Foundation, **changes: object) -> FinetuneStage:
+    """Fine-tuning of a baseline with the loss."""
+    config = settings(**changes)
+    if config.model.conditioner == "text":
+        model, phrases = TextConditioner(IMAGE, 128, "phrases"), torch.randn(len(boxed.table.phrases), 128)
+        boxed = dataclasses.replace(boxed, phrases=phrases)
+    else:
+        model = SGDiffConditioner(IMAGE, 128, width=WIDTH, trained_names=tuple(boxed.table.names))
+    model.calibrate_null(torch.randn(77, 128))
+    return FinetuneStage(config, model, foundation, boxed)
+
+
+@pytest.mark.parametrize("own", [{}, {"relation_dropout": 0.4}, PHRASES, SGDIFF])
+def test_the_share_of_attention_within_the_boxes(boxed, foundation, own):
+    changes, models = {"attention_loss": WEIGHT, "context": "triples", **own}, foundation
+    if "conditioner" in own:
+        torch.manual_seed(0)
+        stage = baseline_stage(boxed, foundation, **changes)
+    else:
+        stage, models = finetune_stage(boxed, foundation, **changes)
     with torch.no_grad():
         terms = stage(IDS, STEP)
         kept = [sample for sample in IDS.tolist() if draw(stage, models, sample).kept]
@@ -130,7 +160,7 @@ def test_recomputed_activations_are_not_looked_at_twice(boxed, foundation):
 
 
 def test_what_it_cannot_go_with_is_refused():
-    with pytest.raises(ConfigError, match=r"--conditioner text has none .* --attention-loss: leave it out"):
+    with pytest.raises(ConfigError, match=r"--attention-loss: .* sentence has no token for each object; use phrases"):
         recipe("toy", conditioner="text", attention_loss=0.1)
     with pytest.raises(ConfigError, match="--attention-loss must not be negative"):
         recipe("toy", attention_loss=-0.1)

@@ -27,6 +27,7 @@ def test_sgdiff_against_loops():
             if parameter.ndim == 1:
                 parameter.normal_()
     given = model(model.names_of(table, torch.zeros(len(table), 4)), batch)
+    assert len(given.tokens) == batch.num_relations, "also of the triples without a token in the context"
     for b, graph in enumerate(graphs):
         objects = [*graph.objects, "__image__"]
         image = len(graph.objects)
@@ -60,4 +61,6 @@ def test_sgdiff_against_loops():
                 local = torch.cat([x[triples[k][0]], r[k], x[triples[k][2]]])
             tokens.append(model.to_local.weight @ local + model.to_local.bias)
         torch.testing.assert_close(given.context[b, :16], torch.stack(tokens))
+        first, num = int(batch.relation_ptr[b]), min(len(triples), NUM_LOCAL)
+        torch.testing.assert_close(given.tokens[first : first + num], torch.stack(tokens[1 : 1 + num]))
     assert given.mask[:, :16].all() and not given.mask[:, 16:].any(), "all sixteen are attended to"

@@ -23,6 +23,7 @@ from benchmarks.quality import (
     tables as quality_tables,
 )
 from sgg_fast.eval import evaluate
+from sgg_fast.toy import parts
 
 
 class Cut(BaseException):
@@ -30,7 +31,15 @@ class Cut(BaseException):
 
 
 @pytest.fixture(scope="session")
-def compared(tmp_path_factory) -> tuple[Path, dict[str, dict[str, int]]]:
+def words_foundation(tmp_path_factory) -> Path:
+    """A foundation of `toy-words` with random weights."""
+    folder = tmp_path_factory.mktemp("foundation")
+    parts.assemble(folder, folder / "foundation")
+    return folder / "foundation"
+
+
+@pytest.fixture(scope="session")
+def compared(words_foundation, tmp_path_factory) -> tuple[Path, dict[str, dict[str, int]]]:
     """Two cells, cut after the first had finished and while the second was evaluated; then the same command again.
 
     The folder, and the times of its files after the "first" and the "last" command. Made once, also under pytest -n.
@@ -40,20 +49,21 @@ def compared(tmp_path_factory) -> tuple[Path, dict[str, dict[str, int]]]:
     out, seen = base / "quality", base / "quality.json"
     with FileLock(base / "quality.lock"):
         if not seen.is_file():
-            seen.write_text(json.dumps(_compare(out)))
+            seen.write_text(json.dumps(_compare(out, words_foundation)))
     return out, json.loads(seen.read_text())
 
 
-def _compare(out: Path) -> dict[str, dict[str, int]]:
+def _compare(out: Path, model: Path) -> dict[str, dict[str, int]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate, "NUM_ACCURACY", 2)
         for module in (quality_cells, quality_tables):
-            patch.setattr(module, "GRAPHS", "toy")
+            patch.setattr(module, "GRAPHS", "toy-words")
         small = {"width": 32, "num_layers": 1, "log_every": 1}
         patch.setattr(quality_cells, "COMMON", {**quality_cells.COMMON, **small})
         patch.setattr(quality_plan, "chosen", lambda only: [SYSTEM["text, zero-shot"], SYSTEM["sgg"]])
         quality_plan.store(out, "1h", TINY)
         words = ["--out", str(out), "--seeds", "1", "--only", "table1", "--results", str(out / "results")]
+        words += ["--model", str(model)]
         compare = evaluate.measure_direction
 
         def cut(*_: object) -> None:

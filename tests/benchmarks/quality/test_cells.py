@@ -23,7 +23,7 @@ def test_a_killed_comparison_goes_on_and_redoes_nothing(compared):
     text, sgg = (Cell(SYSTEM[name], 0).folder(out).relative_to(out) for name in ("text, zero-shot", "sgg"))
     assert f"{text}/eval/eval.json" in made and f"{sgg}/eval/eval.json" not in made
     assert any(path.startswith(f"{sgg}/eval/pictures") for path in made), "it was cut after its pictures"
-    assert any(path.startswith("pretrained/mae-con/seed-0") for path in made)
+    assert any(path.startswith("pretrained/whole/seed-0") for path in made)
     assert {path: before[path] for path in made} == {path: after[path] for path in made}
     assert f"{sgg}/eval/eval.json" in after
     assert not list(out.glob("cells/*/*/finetune/checkpoints")), "a finished cell needs none"
@@ -37,15 +37,16 @@ def test_systems_are_judged_from_the_same_noise_and_say_how_to_repeat_them(compa
     commands = [(c / "eval.command").read_text().split(" --data")[1] for c in cells]
     assert commands[0] == commands[1]
     told = (cells[1] / "finetune.command").read_text()
-    assert "--stage finetune" in told and "--loss-weight 0.5" in told and "pretrained/mae-con/seed-0" in told
-    assert "--mae-weight 1.0" in (Pretraining((True, True), 0).folder(out) / "pretrain.command").read_text()
+    assert "--stage finetune" in told and "--ema 0.0" in told and "pretrained/whole/seed-0" in told
+    before = Pretraining.of(Cell(SYSTEM["sgg"], 0))
+    assert "--recipe toy-words --stage pretrain" in (before.folder(out) / "pretrain.command").read_text()
 
 
 def test_a_cell_that_cannot_run_fails_alone(tmp_path):
     """Without the training set nothing can train; each cell says so and the rest is still tried."""
     cells = [Cell(SYSTEM["sgdiff"], 0), Cell(SYSTEM["text, sentence"], 0)]
     ended: list[object] = []
-    failed = quality_cells.run_all(tmp_path, TINY, cells, 1, lambda task, seconds: ended.append(task))
+    failed = quality_cells.run_all(tmp_path, TINY, cells, "", 1, lambda task, seconds: ended.append(task))
     assert len(failed) == 2 and not ended
     assert all("there is no such folder" in line for line in failed)
 
@@ -75,10 +76,10 @@ def test_several_jobs_share_the_cores(monkeypatch):
     assert (os.environ["OMP_NUM_THREADS"], os.environ["OMP_WAIT_POLICY"]) == ("2", "PASSIVE")
 
 
-def test_speeds_are_measured_and_leave_no_run_behind(tmp_path, monkeypatch):
+def test_speeds_are_measured_and_leave_no_run_behind(words_foundation, tmp_path, monkeypatch):
     small = {"width": 32, "num_layers": 1, "resolution": 32, "token_init": "none"}
     monkeypatch.setattr(quality_cells, "COMMON", {**quality_cells.COMMON, **small})
     monkeypatch.setattr(quality_cells, "LEAST", dataclasses.replace(quality_cells.LEAST, draw_steps=1))
-    speeds = quality_cells.measure(tmp_path)
+    speeds = quality_cells.measure(tmp_path, str(words_foundation))
     assert 0 < speeds.pretrain_graph < speeds.finetune_image < 5 and 0 < speeds.draw_step < 5
     assert [path.name for path in tmp_path.iterdir()] == ["measure.log"]

@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import pytest
 from support.cases.benchmark import SYSTEM, TINY
 
 from benchmarks.quality import plan as quality_plan
 from benchmarks.quality.plan import FULL, LEAST, SYSTEMS, Cell, Pretraining, Sizes, Speeds, Work
+from sgg_fast.recipes import recipe
 
 SPEEDS = Speeds(finetune_image=0.08, pretrain_graph=0.01, draw_step=0.04)
 
 
 def test_the_rows_of_both_tables():
-    second = [s for s in SYSTEMS if "table2" in s.tables]
-    used = {((s.pretraining or (False, False)), s.settings["loss_weight"] < 1) for s in second}
-    assert used == {((m, c), i) for m in (True, False) for c in (True, False) for i in (True, False)}
-    first = [s.name for s in SYSTEMS if "table1" in s.tables]
-    assert first == [
-        "text, zero-shot",
-        "text, sentence",
-        "text, phrases",
-        "text, numbered",
-        "sgdiff",
-        "sgg, no attention loss",
-        "sgg",
-    ]
-    assert [s.name for s in SYSTEMS if len(s.tables) == 2] == ["sgg"], "what both tables have runs once"
-    # 13 systems train; pre-trainings are shared by cells that differ in L_ISA alone.
-    assert Work.of(list(SYSTEMS), 3) == Work(finetunings=39, pretrainings=9, evaluations=42)
-    assert Work.of(quality_plan.chosen("table1"), 2) == Work(finetunings=12, pretrainings=2, evaluations=14)
+    used = set()
+    for system in quality_plan.chosen("table2"):
+        before = system.pretraining
+        parts = (False, False) if before is None else tuple(f"{n}_weight" not in before for n in ("mae", "con"))
+        used.add((*parts, "loss_weight" not in system.settings))
+    assert used == set(itertools.product((True, False), repeat=3))
+    assert [s.name for s in quality_plan.chosen("table1")] == ["text, zero-shot", "text, phrases", "sgdiff", "sgg"]
+    everywhere = [s.name for s in SYSTEMS if s.tables == quality_plan.TABLES]
+    assert everywhere == ["sgg"], "what several tables have runs once"
+    # 20 systems train. Pre-trainings are shared by cells that differ in fine-tuning alone: whole, without the
+    # auto-encoder, without L_con, and without negatives, geometry (twice), gate and codes.
+    assert Work.of(list(SYSTEMS), 3) == Work(finetunings=60, pretrainings=21, evaluations=63)
+    assert Work.of(quality_plan.chosen("table1"), 2) == Work(finetunings=6, pretrainings=2, evaluations=8)
+
+
+def test_every_system_is_a_run_that_train_py_takes():
+    """Baselines have the losses about boxes in Table 4 alone, as far as they have what those train."""
+    boxes = {}
+    for system in SYSTEMS:
+        recipe("toy-words", **quality_plan.COMMON | (system.pretraining or {}))
+        config = recipe("toy-words", **quality_plan.COMMON | system.settings)
+        boxes[system.name] = config.objective.geometry, config.objective.attention_loss
+    whole = boxes["sgg"]
+    assert min(whole) > 0 and boxes["sgg, no box losses"] == boxes["text, phrases"] == boxes["sgdiff"] == (0, 0)
+    assert boxes["sgdiff, box losses"] == whole and boxes["text, phrases, box losses"] == (0, whole[1])
 
 
 @pytest.mark.parametrize("seconds", [3600, 7200, 40_000, 200_000])
@@ -38,9 +48,9 @@ def test_a_plan_takes_its_budget_or_is_the_full_one(seconds):
     work = Work.of(list(SYSTEMS), 3)
     sizes = quality_plan.fit(seconds, work, SPEEDS)
     # Written out: every image, graph, picture and run once.
-    training = sizes.batch_size * (39 * sizes.finetune_steps * 0.08 + 9 * sizes.pretrain_steps * 0.01)
-    drawing = 42 * 4 * sizes.num_graphs * sizes.draw_steps * 0.04
-    rest = 48 * SPEEDS.run + 42 * SPEEDS.evaluation + sizes.num_scenes * SPEEDS.scene
+    training = sizes.batch_size * (60 * sizes.finetune_steps * 0.08 + 21 * sizes.pretrain_steps * 0.01)
+    drawing = 63 * 4 * sizes.num_graphs * sizes.draw_steps * 0.04
+    rest = 81 * SPEEDS.run + 63 * SPEEDS.evaluation + sizes.num_scenes * SPEEDS.scene
     assert quality_plan.seconds_of(sizes, work, SPEEDS) == pytest.approx(training + drawing + rest)
     assert training + drawing + rest <= seconds * 1.001
     if sizes != FULL and sizes.num_graphs < FULL.num_graphs:
@@ -91,9 +101,11 @@ def test_a_plan_says_what_it_cuts():
 def test_a_run_is_done_when_its_result_is_there_and_shares_its_pretraining(tmp_path):
     cell = Cell(SYSTEM["sgg, no attention loss"], 3)
     assert cell.folder(tmp_path) == tmp_path / "cells" / "sgg-no-attention-loss" / "seed-3"
-    shared = {Pretraining(SYSTEM[name].pretraining, 3).folder(tmp_path) for name in ("sgg", cell.system.name)}
-    assert shared == {tmp_path / "pretrained" / "mae-con" / "seed-3"}
-    before = Pretraining(cell.system.pretraining, 3)
+    before, others = Pretraining.of(cell), [Cell(SYSTEM[name], 3) for name in ("sgg", "sgg, no geometry")]
+    folders = [task.folder(tmp_path) for task in (before, *map(Pretraining.of, others))]
+    assert folders[0] == folders[1] == tmp_path / "pretrained" / "whole" / "seed-3"
+    assert folders[2] == tmp_path / "pretrained" / "geometry-0-0" / "seed-3"
+    assert Pretraining.of(Cell(SYSTEM["sgdiff"], 3)) is None
     for task, made in ((cell, "eval/eval.json"), (before, "pretrain/graph_encoder/config.json")):
         assert not task.done(tmp_path)
         path = task.folder(tmp_path) / made

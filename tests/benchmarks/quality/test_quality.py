@@ -33,8 +33,8 @@ def test_a_folder_keeps_its_sizes_and_refuses_another_budget(tmp_path, capsys):
     assert quality_plan.stored(tmp_path, "1h") == TINY
     assert quality.main(["--out", str(tmp_path), "--dry", "--seeds", "1"]) == 0, "nothing is measured anew"
     told = capsys.readouterr().out
-    assert "14 cells, 14 of them to run; each: 2 + 2 steps at batch 2 on 16 scenes" in told
-    assert "finetune steps: 2 of 2000" in told and "--budget full" in told
+    assert "21 cells, 21 of them to run; each: 2 + 2 steps at batch 2 on 16 scenes" in told
+    assert "finetune steps: 2 of 1500" in told and "--budget full" in told
     assert quality.main(["--out", str(tmp_path), "--dry", "--budget", "2h"]) == 2
     assert "holds a comparison with --budget 1h, not 2h" in capsys.readouterr().err
 
@@ -44,4 +44,4 @@ def test_the_page_says_what_was_run_and_what_was_cut(compared):
     text = (out / "results" / "quality.md").read_text()
     assert "Each cell: 2 + 2 steps at batch 2 on 16 scenes; 2 graphs and their pairs x 2 noises" in text
     assert "python -m benchmarks.quality --budget full --seeds 5 --jobs 1 --only table1 --out runs/quality-full" in text
-    assert "finetune steps: 2 of 2000" in text
+    assert "finetune steps: 2 of 1500" in text
