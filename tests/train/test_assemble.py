@@ -15,10 +15,13 @@ from benchmarks.harness.output import UnavailableError
 from benchmarks.steps import pretrain, train_forms
 from benchmarks.steps.forms import Size
 from sgg_fast import ops
+from sgg_fast.config import ConfigError
 from sgg_fast.recipes import recipe
 from sgg_fast.train import rehearsal
-from sgg_fast.train.assemble import Summary, summary
+from sgg_fast.train.assemble import Summary, assemble, fit_conditioner, read_conditioner, summary
+from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
 from sgg_fast.train.memory.planner import Planner
+from sgg_fast.train.outputs import export
 
 CPU = torch.device("cpu")
 
@@ -93,9 +96,6 @@ def test_a_stage_is_whole_on_its_device():
     """Tensors without data stand for a GPU's: models, conditioner, every part of the cache, what the stage adds."""
     meta = torch.device("meta")
     config = recipe("toy", **{**TINY, "attention": "sdpa", "image_embedding": "predicted"})
-    from sgg_fast.train.assemble import assemble
-    from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
-
     for stage in ("pretrain", "finetune"):
         models = blank_foundation(config.model)
         cache = blank_cache(config, models, 4)
@@ -106,9 +106,6 @@ def test_a_stage_is_whole_on_its_device():
 
 @pytest.mark.parametrize(("embedding", "there"), [("clean", "cpu"), ("predicted", "meta"), ("noisy-image", "meta")])
 def test_frozen_models_lie_on_the_device_only_if_a_step_calls_them(embedding, there):
-    from sgg_fast.train.assemble import assemble
-    from sgg_fast.train.memory.blank import blank_cache, blank_conditioner, blank_foundation
-
     config = recipe("toy", **{**TINY, "attention": "sdpa", "image_embedding": embedding, "weights": "lean"})
     models = blank_foundation(config.model)
     parts = models, blank_conditioner(config.model, models), blank_cache(config, models, 4)
@@ -131,3 +128,29 @@ def test_the_planner_plans_what_a_gpu_will_run():
         )
     ]
     assert [(one.fused, one.merged) for one in planned] == [(83, 9), (0, 0), (0, 0), (83, 0)]
+
+
+def test_a_pretrained_encoder_is_read_with_its_settings_and_fitted_to_the_models(tmp_path):
+    """Its vocabulary grows by the set's words; other settings, widths and kinds are refused."""
+    config = recipe("toy", **TINY)
+    models = blank_foundation(config.model)
+    pretrained = blank_conditioner(config.model, models)
+    pretrained.register_to_config(trained_names=("a word", "on"))
+    export(tmp_path / "graph_encoder", pretrained)
+    found = read_conditioner(tmp_path / "graph_encoder", config.model)
+    assert all(tensor.equal(found.state_dict()[name]) for name, tensor in pretrained.state_dict().items())
+    with pytest.raises(ConfigError, match="was pre-trained with width 32, not 48; pre-train again or change the flag"):
+        read_conditioner(tmp_path / "graph_encoder", dataclasses.replace(config.model, width=48))
+
+    cache = blank_cache(config, models, 2)
+    fitted = fit_conditioner(found, models, cache)
+    assert fitted is found and fitted.config.trained_names == ("a word", "on", *cache.table.names)
+    narrow = dataclasses.replace(cache, names=cache.names[:, 1:])
+    width = cache.names.shape[1]
+    with pytest.raises(ConfigError, match=f"pre-trained for CLIP names of width {width}, but .* have {width - 1}"):
+        fit_conditioner(found, models, narrow)
+
+    baseline = blank_conditioner(dataclasses.replace(config.model, conditioner="sgdiff"), models)
+    export(tmp_path / "baseline", baseline)
+    with pytest.raises(ConfigError, match=r"not a graph encoder: .*it is a baseline's"):
+        read_conditioner(tmp_path / "baseline", config.model)

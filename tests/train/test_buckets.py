@@ -11,7 +11,8 @@ from support.cases.capture import FORBIDDEN, Watcher, visual_genome
 from support.cases.stage import GRAPHS, IDS, STEP, cache, pretrain_stage  # noqa: F401  (a fixture)
 
 from sgg_fast import ops
-from sgg_fast.train.buckets import GROWTH, Bucket, Buckets
+from sgg_fast.nn.conditioner import context_length
+from sgg_fast.train.buckets import GROWTH, Bucket, Buckets, ContextBuckets
 from sgg_fast.train.engines.captured import CapturedEngine, run_part
 from sgg_fast.train.engines.eager import EagerEngine
 
@@ -199,3 +200,30 @@ def test_captured_and_eager_steps_agree_on_cuda(cache):
         for name, value in expected.losses.items():
             torch.testing.assert_close(found.losses[name], value, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(buffer_of(captured), buffer_of(plain), rtol=1e-2, atol=1e-3)
+
+
+def test_each_context_length_has_one_worst_case():
+    """Of the published sets T is 80 throughout: one bucket, of two graphs N 64 and E 128."""
+    sizes = visual_genome()
+    assert {length: bucket.shape for length, bucket in ContextBuckets(sizes, 2).ladder.items()} == {80: (64, 128)}
+    rng = np.random.default_rng(0)
+    sizes = np.concatenate([sizes, [[40, 79], [45, 95]]])
+    buckets = ContextBuckets(sizes, 8)
+    assert list(buckets.ladder) == [80, 96, 112]
+    for ids_KB in (rng.integers(0, len(sizes), (3, 8)) for _ in range(50)):
+        bucket = buckets.of(ids_KB)
+        assert context_length(bucket.bounds[1]) == max(context_length(e) for e in sizes[ids_KB, 1].flatten().tolist())
+        num_n, num_e = sizes[ids_KB].sum(axis=1).max(axis=0)
+        assert bucket.shape[0] > num_n and bucket.shape[1] >= num_e
+        assert (sizes[ids_KB].max(axis=(0, 1)) <= bucket.bounds).all()
+
+
+def test_examples_are_every_context_length_the_longest_first():
+    sizes = np.concatenate([visual_genome(), [[40, 79], [45, 95]]])
+    buckets = ContextBuckets(sizes, 8)
+    examples = buckets.examples()
+    assert [context_length(bucket.bounds[1]) for bucket in examples] == [112, 96, 80]
+    for bucket, sample in examples.items():
+        num_n, num_e = 8 * sizes[sample]
+        assert bucket.shape[0] > num_n and bucket.shape[1] >= num_e, "any number of this sample fits"
+    assert Buckets(sizes, 8).examples() == {}, "warmed up as they are met"

@@ -7,6 +7,7 @@ padding is inert and that T does not matter.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 from sgg_kernels.reference.pack import MASK_STREAM
 from support import loops
+from support.cases.box import boxed  # noqa: F401  (a fixture)
 from support.cases.negative import told_wrongly
 from support.cases.stage import (  # noqa: F401
     GRAPHS,
@@ -37,11 +39,14 @@ from support.cases.stage import (  # noqa: F401
 )
 from support.graphs import by_name, pack
 
+from sgg_fast import ops
 from sgg_fast.diffusion import noise
+from sgg_fast.nn import lora
 from sgg_fast.nn.clip import embed_images
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.nn.foundation import Foundation
-from sgg_fast.train.stages import FinetuneStage, PretrainStage
+from sgg_fast.train.buckets import Bucket
+from sgg_fast.train.stages import FinetuneStage, PretrainStage, Terms, checkpoint_state
 
 # Pre-training.
 
@@ -340,3 +345,82 @@ def test_finetuning_under_bf16_autocast(cache, foundation, embedding):
     for name, value in exact.items():
         assert terms.losses[name].item() == pytest.approx(value.item(), rel=0.02)
     assert all(torch.isfinite(gradient).all() for gradient in gradients(stage, terms.total).values())
+
+
+# What a captured step takes, and a checkpoint.
+
+
+def table_of(stage: PretrainStage | FinetuneStage, ids: np.ndarray, bucket: Bucket) -> torch.Tensor:
+    """The table that an engine fills for a micro-batch at `STEP`."""
+    table = torch.zeros(ops.table_shape(stage.num_graphs + 1, 2 + stage.num_shared), dtype=torch.int32)
+    ops.draw_table(stage.store, stage.graphs_of(ids, STEP), STEP, bucket=bucket.shape, out=table)
+    stage.share(table)
+    return table
+
+
+def assert_same_terms(found: Terms, expected: Terms) -> None:
+    assert list(found.losses) == list(expected.losses)
+    for name, value in expected.losses.items():
+        torch.testing.assert_close(found.losses[name], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.chance[name], expected.chance[name])
+
+
+@pytest.mark.parametrize("changes", [{}, {"graph_negatives": True}])
+def test_packed_pretraining_terms_are_those_of_the_samples(cache, changes):
+    """Padded, from the table alone; also where the masked objects of other processes count."""
+    stage, ids = pretrain_stage(cache, batch_size=3, **changes), IDS[:3]
+    bucket = stage.buckets().of(ids[None])
+    alone = stage.packed_terms(table_of(stage, ids, bucket), bucket)
+    assert_same_terms(alone, stage(ids, STEP))
+    stage.meet(IDS, 2)
+    together = stage.packed_terms(table_of(stage, ids, bucket), bucket)
+    assert_same_terms(together, stage(ids, STEP))
+    assert alone.losses["mae"] != together.losses["mae"]
+
+
+def test_processes_average_over_the_masked_objects_of_all(cache):
+    """The first half masks two objects and the second one four, so the mean of their own means would differ."""
+    stage = pretrain_stage(cache)
+    whole = stage(IDS, STEP).losses["mae"]
+    own = [stage(ids, STEP).losses["mae"] for ids in (IDS[:3], IDS[3:])]
+    stage.meet(IDS, 2)
+    halves = [stage(ids, STEP).losses["mae"] for ids in (IDS[:3], IDS[3:])]
+    torch.testing.assert_close(sum(halves) / 2, whole, rtol=1e-5, atol=1e-6)
+    assert abs(sum(own) / 2 - whole) > 1e-3 * whole
+
+
+def test_packed_finetuning_terms_are_those_of_the_samples(cache, foundation):
+    """In the smallest bucket and in the largest; some graphs without their relations."""
+    changes = {"batch_size": 2, "accumulation_steps": 3, "relation_dropout": 0.5}
+    stage, models = finetune_stage(cache, foundation, **changes)
+    assert (stage.num_graphs, stage.num_micro) == (2, 3) and stage.foundation is models
+    ids = np.array([0, 4])
+    assert len(stage.buckets().ladder) > 1
+    with torch.no_grad():
+        expected = stage(ids, STEP)
+        for bucket in stage.buckets().ladder.values():
+            assert_same_terms(stage.packed_terms(table_of(stage, ids, bucket), bucket), expected)
+
+
+def test_a_checkpoint_holds_everything_but_frozen_weights_of_the_unet(cache, foundation):
+    stage, _ = finetune_stage(cache, foundation)
+    assert checkpoint_state(stage).keys() == stage.state_dict().keys()
+    models = dataclasses.replace(foundation, unet=copy.deepcopy(foundation.unet))
+    lora.add_adapters(models.unet, 2, "attention")
+    adapted, _ = finetune_stage(cache, models, lora=2)
+    kept = checkpoint_state(adapted)
+    left = adapted.state_dict().keys() - kept.keys()
+    assert len(left) == len(list(foundation.unet.parameters())) and all(name.startswith("unet.") for name in left)
+    assert {name for name, p in adapted.named_parameters() if p.requires_grad} <= kept.keys()
+    assert {name for name in adapted.state_dict() if name.startswith("conditioner.")} <= kept.keys()
+
+
+def test_geometry_adds_its_share_by_a_head_of_the_seed(cache, boxed):
+    plain = pretrain_stage(boxed)(IDS, STEP).losses
+    stage = pretrain_stage(boxed, geometry=0.5)
+    found = stage(IDS, STEP)
+    assert set(found.losses) == {*plain, "geometry"} and found.losses["geometry"] > 0
+    assert found.losses["loss"].item() == pytest.approx((plain["loss"] + 0.5 * found.losses["geometry"]).item())
+    again, other = (pretrain_stage(boxed, geometry=0.5, seed=seed).geometry.state_dict() for seed in (11, 12))
+    assert all(tensor.equal(again[name]) for name, tensor in stage.geometry.state_dict().items())
+    assert any(not tensor.equal(other[name]) for name, tensor in again.items())

@@ -15,6 +15,7 @@ from support.tiny_runs import lines, rows, same_weights, train, trainer
 
 from sgg_fast.config import ConfigError
 from sgg_fast.nn.conditioner import SceneGraphConditioner
+from sgg_fast.train.run import checkpoint
 from sgg_fast.train.run.checkpoint import MANIFEST, checkpoint_dir, checkpoint_steps
 
 TERMS = {"pretrain": {"loss", "mae", "con", "geometry"}, "finetune": {"loss", "diff", "isa", "geometry", "attention"}}
@@ -128,6 +129,19 @@ def test_other_settings_do_not_continue_a_run_but_free_ones_may_change(tmp_path)
         trainer(tmp_path, "pretrain", batch_size=4)
     assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
     assert trainer(tmp_path, "pretrain", pretrain_steps=3, log_every=2, checkpoint_every=3).first_step == 2
+
+
+def test_a_run_of_two_processes_goes_on_in_one_with_as_many_images_a_step(tmp_path):
+    """The checkpoint is that of one process with batch 4, which is two with batch 2."""
+    train(tmp_path, "pretrain", batch_size=4, pretrain_steps=2)
+    path = checkpoint_dir(tmp_path / "pretrain", 2) / MANIFEST
+    manifest = json.loads(path.read_text())
+    del manifest["seal"]
+    manifest |= {"processes": 2, "settings": {**manifest["settings"], "batch_size": 2}}
+    path.write_text(checkpoint._sealed(manifest))
+    with pytest.raises(ConfigError, match=r"holds a run with 4 images a step, not 2 \(--batch-size x"):
+        trainer(tmp_path, "pretrain", batch_size=2, pretrain_steps=3)
+    assert trainer(tmp_path, "pretrain", batch_size=4, pretrain_steps=3).first_step == 2
 
 
 def test_a_complete_run_is_left_alone_and_a_lost_result_is_written_again(tmp_path, caplog):

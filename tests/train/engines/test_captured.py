@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from support.cases.capture import FORBIDDEN, Watcher, visual_genome
+from support.cases.capture import FORBIDDEN, Watcher
 from support.cases.stage import GRAPHS, cache, conditioner, foundation, settings  # noqa: F401  (fixtures)
 from torch.overrides import TorchFunctionMode
 
@@ -16,12 +17,10 @@ from sgg_fast import ops
 from sgg_fast.data.cache import TrainingCache
 from sgg_fast.data.moments import MomentRows
 from sgg_fast.nn.attention import set_attention
-from sgg_fast.nn.conditioner import context_length
 from sgg_fast.nn.fuse import fuse
 from sgg_fast.ops.adam import num_chunks
 from sgg_fast.toy.models import toy_foundation
 from sgg_fast.train.assemble import assemble
-from sgg_fast.train.buckets import ContextBuckets
 from sgg_fast.train.engines import captured as capturing
 from sgg_fast.train.engines.captured import SLOTS, CapturedEngine, run_part, why_eager
 from sgg_fast.train.engines.choose import build_engine
@@ -173,22 +172,6 @@ def test_one_bad_micro_batch_skips_the_step_which_repeats_the_values(cache):
     assert not update.applied and update.losses["loss"].item() == first and not np.isfinite(update.lost)
     assert all(torch.equal(p, before[name]) for name, p in one.module.named_parameters())
     assert one.update(np.array([[4, 0], [2, 3]]), 2).applied
-
-
-def test_each_context_length_has_one_worst_case():
-    """Of the published sets T is 80 throughout: one bucket, of two graphs N 64 and E 128."""
-    sizes = visual_genome()
-    assert {length: bucket.shape for length, bucket in ContextBuckets(sizes, 2).ladder.items()} == {80: (64, 128)}
-    rng = np.random.default_rng(0)
-    sizes = np.concatenate([sizes, [[40, 79], [45, 95]]])
-    buckets = ContextBuckets(sizes, 8)
-    assert list(buckets.ladder) == [80, 96, 112]
-    for ids_KB in (rng.integers(0, len(sizes), (3, 8)) for _ in range(50)):
-        bucket = buckets.of(ids_KB)
-        assert context_length(bucket.bounds[1]) == max(context_length(e) for e in sizes[ids_KB, 1].flatten().tolist())
-        num_n, num_e = sizes[ids_KB].sum(axis=1).max(axis=0)
-        assert bucket.shape[0] > num_n and bucket.shape[1] >= num_e
-        assert (sizes[ids_KB].max(axis=(0, 1)) <= bucket.bounds).all()
 
 
 class NoConstants(TorchFunctionMode):
@@ -377,6 +360,17 @@ def on_card(cache: TrainingCache, **changes: object) -> tuple[EagerEngine, Captu
         made.append(build_engine(stage, CUDA))
     assert isinstance(made[1], CapturedEngine) and made[0].execution == "eager (--no-cuda-graphs)"
     return made[0], made[1]
+
+
+def test_skipped_steps_in_flight_are_told_in_order_at_the_end(cache):
+    """After the device has reached each; events stand for a device's."""
+    one, waited = engine(cache, True), []
+    for slot, (step, applied, loss) in zip(one._slots, ((9, 0, 7.5), (8, 0, np.inf), (7, 1, 2.0)), strict=False):
+        slot.step, slot.done = step, SimpleNamespace(synchronize=lambda step=step: waited.append(step))
+        slot.outcome.copy_(torch.tensor([applied, loss]))
+    told = one.outstanding()
+    assert told == [(8, np.inf), (9, 7.5)] and {8, 9} <= set(waited)
+    assert one.outstanding() == []
 
 
 @pytest.mark.gpu

@@ -168,3 +168,22 @@ def test_output_held_back_shows_if_the_block_fails(capsys):
         print("compiler says no")
         raise RuntimeError
     assert capsys.readouterr() == ("", "compiler says no\n")
+
+
+def test_the_average_is_of_the_fp32_masters_and_is_what_a_result_holds(tmp_path):
+    """The decay is min(0.5, n / (n + 9)); outside of `exported` the weights are bf16 again."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    one = trainer(tmp_path, "finetune", DS_JSON, precision="bf16", ema=0.5, unet_lr=1e-2)
+    weight = one.engine.module.unet.conv_in.weight
+    average = safe_get_full_fp32_param(weight).clone()
+    for n in (1, 2):
+        assert one.engine.update(IDS, n).applied
+        decay = n / (n + 9)
+        average = decay * average + (1 - decay) * safe_get_full_fp32_param(weight)
+    rounded = weight.detach().clone()
+    with one.engine.exported():
+        assert weight.dtype == torch.float32
+        torch.testing.assert_close(weight.detach(), average.view_as(weight))
+        assert not torch.allclose(weight, rounded.float(), rtol=2**-7, atol=0)
+    assert weight.equal(rounded) and weight.dtype == torch.bfloat16

@@ -16,6 +16,7 @@ from sgg_fast.recipes import recipe
 from sgg_fast.train.engines.eager import EagerEngine
 from sgg_fast.train.engines.state import LossScale
 from sgg_fast.train.optim.adam_flat import FlatAdam
+from sgg_fast.train.optim.flat import keep_low_halves
 from sgg_fast.train.stages import FinetuneStage
 
 pytest.importorskip("bitsandbytes")
@@ -321,6 +322,39 @@ def test_in_backward_a_bad_gradient_stops_its_own_weight_alone(bad):
     assert optimizer.applied == 1 and optimizer.norm.isfinite()
     assert not net["linear"].weight.equal(before["linear"].weight)
     assert sorted(optimizer.num_steps.tolist()) == [0, 0, 2, 3, 3, 3, 3, 3, 3, 3]
+
+
+def test_united_weights_are_decided_together():
+    """As segments behind backward are: a bad gradient of one skips both, and they go on from their own count."""
+    weights = [nn.Parameter(torch.ones(3, 5)), nn.Parameter(torch.ones(7)), nn.Parameter(torch.ones(2, 2))]
+    optimizer = FlatAdam([{"params": weights, "lr": 1e-2, "optim_bits": 32}], 0)
+    assert all(a is b for a, b in zip(optimizer.parameters(), weights, strict=True))
+    optimizer.apart()
+    optimizer.unite([0, 1])
+    for bad in (True, False):
+        before = [p.detach().clone() for p in weights]
+        for p in weights:
+            p.grad = torch.ones_like(p)
+        if bad:
+            weights[1].grad[3] = torch.nan
+        optimizer.send_rates()
+        optimizer.begin()
+        for numbers in ([0, 1], [2]):
+            gradients = optimizer.gradients(numbers)
+            optimizer.update(gradients, optimizer.table(gradients), numbers[0])
+        optimizer.sum_up()
+        assert bool(optimizer.applied) != bad and bool(optimizer.norm.isfinite()) != bad
+        assert [not p.equal(was) for p, was in zip(weights, before, strict=True)] == [not bad, not bad, True]
+    assert {number: state["step"] for number, state in optimizer.state_dict()["state"].items()} == {0: 1, 1: 1, 2: 2}
+
+
+def test_split_weights_are_given_out_in_fp32():
+    exact, whole = torch.randn(3, 700), nn.Parameter(torch.zeros(4))
+    split = nn.Parameter(exact.clone())
+    keep_low_halves([split])
+    groups = [{"params": [p], "lr": 1e-5, "optim_bits": 32} for p in (whole, split)]
+    ((parameter, value),) = FlatAdam(groups, seed=0, split=True).split_weights()
+    assert parameter is split and split.dtype == torch.bfloat16 and value.equal(exact)
 
 
 def test_refused(tmp_path):
