@@ -163,4 +163,9 @@ def main(argv: list[str] | None) -> int:
     for name in ("seeds", "jobs"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} must be at least 1, not {getattr(args, name)}")
+    if args.model and (Path(args.model) / "graph_encoder").is_dir():
+        raise ValueError(
+            f"--model {args.model} has a graph_encoder, from which the rows without pre-training would start: give a "
+            "copy without it"
+        )
     return compare(args)

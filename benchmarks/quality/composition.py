@@ -18,7 +18,6 @@ from sgg_fast.drawing.models import load_model, made_scheduler
 from sgg_fast.eval import bootstrap, metrics, pictures, report
 from sgg_fast.eval.detectors import open_detector
 from sgg_fast.graph import NameTable, SceneGraph, SceneGraphBatch
-from sgg_fast.nn.clip import embed_names
 from sgg_fast.nn.conditioner import SceneGraphConditioner
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.toy.world import held_out_relations
@@ -63,40 +62,36 @@ class Tokens:
     """The context of graphs, and which of its rows are tokens of unseen relations."""
 
     def __init__(self, pipeline: SceneGraphToImagePipeline) -> None:
-        self.pipeline, self.encoder = pipeline, pipeline.graph_encoder
+        self.pipeline, self.encoder, self.encode = pipeline, pipeline.graph_encoder, pipeline.encode_graphs
         if not isinstance(self.encoder, SceneGraphConditioner):
             raise ValueError("--model is of a baseline; give one of SGG-IG")
 
-    @torch.no_grad()
-    def context(self, graphs: Sequence[SceneGraph], table: NameTable) -> torch.Tensor:
+    def context(self, graphs: Sequence[SceneGraph]) -> torch.Tensor:
         """[B, T, C] of the graphs."""
-        batch = SceneGraphBatch.from_graphs(graphs, table)
-        raw = embed_names(self.pipeline.graph_clip, self.pipeline.graph_tokenizer, table.spoken())
-        said = self.encoder.read(graphs, table, self.pipeline.towers)
-        return self.encoder(self.encoder.names_of(table, raw), batch, said).context
+        return self.encode(graphs, guided=False)[0]
 
     @torch.no_grad()
-    def said(self, graphs: Sequence[SceneGraph]) -> torch.Tensor:
-        """[B, T, C] the text's share of the context, 0 for other tokens than relations'."""
+    def said(self, graphs: Sequence[SceneGraph], length: int) -> torch.Tensor:
+        """[B, length, C] the text's share of the context, 0 for other tokens than relations'."""
         table = NameTable()
         batch = SceneGraphBatch.from_graphs(graphs, table)
+        width = self.encoder.config.context_dim
+        shares = torch.zeros(len(graphs), length, width)
         states = self.encoder.read(graphs, table, self.pipeline.towers)
-        shares = torch.zeros_like(self.context(graphs, NameTable()))
-        if states is None:
-            return shares
-        first, width = self.encoder.first_triple, shares.shape[2]
-        for e, phrase in enumerate(batch.phrase.tolist()):
-            b = int(batch.relation_graph[e])
-            shares[b, first + e - int(batch.relation_ptr[b])] = states[phrase, :width]
+        if states is not None:
+            graph_E = batch.relation_graph.long()
+            within_E = torch.arange(batch.num_relations) - batch.relation_ptr.long()[graph_E]
+            told_EC = states[batch.phrase.long(), :width]
+            shares[graph_E, within_E + self.encoder.first_triple] = told_EC.to(shares.dtype)
         return shares
 
     def exchanged(self, text: bool, graph: bool) -> Encode:
         """A function to the context of graphs whose unseen relations have the neighbours' `text` or `graph` share."""
 
         def encode(graphs: Sequence[SceneGraph], others: Sequence[SceneGraph]) -> torch.Tensor:
-            own, theirs = (self.context(some, NameTable()) for some in (graphs, others))
+            own, theirs = self.context(graphs), self.context(others)
             if text != graph:
-                told, told_theirs = self.said(graphs), self.said(others)
+                told, told_theirs = (self.said(some, own.shape[1]) for some in (graphs, others))
                 both = own - told + told_theirs if text else theirs - told_theirs + told
             else:
                 both = theirs if text else own
@@ -143,6 +138,7 @@ def run(args: argparse.Namespace) -> str:
     pipeline = load_model(args.model).pipeline
     pipeline.scheduler = made_scheduler(pipeline, "dpm++")
     pipeline.set_progress_bar_config(disable=True)
+    pipeline.keep_conditions = False  # one graph is drawn under several contexts
     tokens, detector = Tokens(pipeline), open_detector("toy-words")
     assert detector is not None
     given = pictures.open_graphs("toy-words-combinations", pipeline.config.resolution)

@@ -31,6 +31,8 @@ NOISE_SEEDS = 2
 """Pictures of each graph and of its flipped one, per cell."""
 TABLES = ("table1", "table2", "table3", "table4")
 BOX_LOSSES = ("geometry", "attention_loss")
+WHOLE = toy_words()
+"""SGG-IG with all its parts."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -77,7 +79,6 @@ def _without(what: str, *tables: str, **own: Any) -> System:
     return System(f"sgg, no {what}", tables, own, before)
 
 
-WHOLE = toy_words()
 SYSTEMS: tuple[System, ...] = (
     _baseline("text, zero-shot", "table1", trained=False, conditioner="text", text_form="phrases"),
     _baseline("text, phrases", "table1", conditioner="text", text_form="phrases"),

@@ -8,9 +8,9 @@ Missing triples are zeros before their projection, and attention covers all 16 t
 packed graph: relations first, then the relation of every object to the image node, as in SGDiff's data.
 
 Differences: the losses about boxes can be added. Tokens are as wide as the UNet's cross-attention (512 in SGDiff). Null
-condition, dropout and guidance are
-those of the other conditioners (SGDiff samples without guidance). The encoder trains with the UNet, without SGDiff's
-contrastive pre-training. Letters: B images, N objects, E relations, D width, C cross-attention width.
+condition, dropout and guidance are those of the other conditioners (SGDiff samples without guidance). The encoder
+trains with the UNet, without SGDiff's contrastive pre-training. Letters: B images, N objects, E relations, D width,
+C cross-attention width.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from benchmarks.quality.plan import Cell
 from sgg_fast.drawing.models import load_model
 from sgg_fast.eval import pictures
 from sgg_fast.eval.metrics import PictureScore
-from sgg_fast.graph import NameTable, SceneGraph
+from sgg_fast.graph import SceneGraph
 from sgg_fast.toy.world import HELD_OUT, held_out_relations
 
 GRAPH = SceneGraph(("brown dog", "red boat", "sea"), ((1, "in", 2), (0, "riding", 1), (0, "above", 2)))
@@ -45,7 +46,7 @@ def test_a_neighbour_has_no_unseen_combination_and_the_same_relations():
 def test_only_the_unseen_relations_tokens_are_exchanged(tokens):
     graphs = [GRAPH, SceneGraph(("dog", "cloud"), ((1, "above", 0),))]
     others = [neighbour(GRAPH), graphs[1]]
-    own, theirs = (tokens.context(some, NameTable()) for some in (graphs, others))
+    own, theirs = (tokens.context(some) for some in (graphs, others))
     token = tokens.encoder.first_triple + 1
     for text, graph in ((False, False), (True, True), (True, False), (False, True)):
         given = tokens.exchanged(text, graph)(graphs, others)
@@ -57,7 +58,7 @@ def test_only_the_unseen_relations_tokens_are_exchanged(tokens):
     text, graph = (tokens.exchanged(*which)(graphs, others)[0, token] for which in ((True, False), (False, True)))
     torch.testing.assert_close(text + graph, own[0, token] + theirs[0, token])
     phrase = tokens.pipeline.towers.phrases(["person riding red boat"])[0]
-    torch.testing.assert_close(tokens.said(others)[0, token], phrase[: own.shape[2]].float())
+    torch.testing.assert_close(tokens.said(others, own.shape[1])[0, token], phrase[: own.shape[2]].float())
     assert not torch.allclose(text, own[0, token]) and not torch.allclose(graph, own[0, token])
 
 
@@ -77,6 +78,17 @@ def test_the_table_has_a_row_for_each_way_and_a_sheet(compared, tmp_path):
     assert ways == ["asked", "neighbour", "neighbour's tokens", "neighbour's text", "neighbour's graph"]
     with Image.open(tmp_path / "composition.png") as sheet:
         assert np.asarray(sheet).std() > 10 and sheet.width > 400
+
+
+def test_each_way_draws_pictures_of_its_own(compared, monkeypatch):
+    """Contexts that the pipeline keeps from an earlier way would give the same pictures again."""
+    kept = []
+    monkeypatch.setattr(composition, "write_sheet", lambda path, graphs, sheets: kept.append(sheets))
+    model = str(Cell(SYSTEM["sgg"], 0).folder(compared[0]))
+    run(argparse.Namespace(model=model, num=2, steps=2, out=compared[0]))
+    (sheets,) = kept
+    for one, other in itertools.combinations(sheets, 2):
+        assert not np.array_equal(sheets[one], sheets[other]), (one, other)
 
 
 def test_a_baseline_has_no_such_tokens(compared):

@@ -28,6 +28,16 @@ def test_what_cannot_be_used_is_said_in_one_line(tmp_path, capsys, words, messag
     assert len(error) == 1 and message in error[0]
 
 
+def test_a_foundation_with_a_graph_encoder_is_refused(tmp_path, capsys):
+    (tmp_path / "graph_encoder").mkdir()
+    assert quality.main(["--dry", "--out", str(tmp_path / "out"), "--model", str(tmp_path)]) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert len(error) == 1 and "has a graph_encoder" in error[0] and "give a copy without it" in error[0]
+    quality_plan.store(tmp_path / "out", "1h", TINY)
+    (tmp_path / "graph_encoder").rmdir()
+    assert quality.main(["--dry", "--out", str(tmp_path / "out"), "--model", str(tmp_path)]) == 0
+
+
 def test_a_folder_keeps_its_sizes_and_refuses_another_budget(tmp_path, capsys):
     quality_plan.store(tmp_path, "1h", TINY)
     assert quality_plan.stored(tmp_path, "1h") == TINY
