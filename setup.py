@@ -9,7 +9,7 @@ setup(
         "sgg_fast": ["py.typed"],
         "sgg_fast.app": ["static/*"],
         "sgg_fast.doctor": ["counts.json"],
-        "sgg_fast.toy": ["weights/*", "pipeline/*", "pipeline/*/*"],
+        "sgg_fast.toy": ["weights/*", "weights/*/*", "pipeline/*", "pipeline/*/*"],
         "sgg_kernels": ["py.typed"],
     },
 )

@@ -9,9 +9,12 @@ person). The rows:
 * asked: the graph as it is;
 * neighbour: the neighbour, judged by its own relations: what the UNet reaches where the combination was seen;
 * neighbour's tokens: the graph, but the tokens of its unseen relations are the neighbour's;
-* neighbour's text, neighbour's graph: only this summand of those tokens is the neighbour's.
+* neighbour's text, neighbour's graph: only this summand of those tokens is the neighbour's;
+* neighbour's text everywhere, neighbour's graph everywhere: the same of all tokens;
+* from its scene at t = 800, at t = 600: the graph, but drawing begins from the real scene, noised to that timestep.
 
-If a row with exchanged tokens is as good as the neighbour, the UNet can draw the combination and the tokens fail.
+If a row with exchanged tokens is as good as the neighbour, the UNet can draw the combination and the tokens fail. If
+the rows from the scene are, the UNet can draw it and fails to place it.
 """
 
 from __future__ import annotations

@@ -116,8 +116,11 @@ def _note(folder: Path) -> Path:
     return path
 
 
+_GIVEN = {"model": "runs/foundation", "precision": "auto"}
+
+
 def _plan(folder: Path) -> Path:
-    quality_plan.store(folder, "1h", quality_plan.LEAST)
+    quality_plan.store(folder, "1h", quality_plan.LEAST, _GIVEN)
     return folder / "plan.json"
 
 
@@ -173,7 +176,7 @@ KINDS: dict[str, Kind] = {
     "evaluation's result": Kind(_result, _figures, sealed=True),
     "evaluation's settings": Kind(_settings, lambda p: pictures.check_settings(p.parent, SETTINGS), sealed=True),
     "benchmark rows": Kind(_rows, regress.read),
-    "comparison's plan": Kind(_plan, lambda p: quality_plan.stored(p.parent, "1h")),
+    "comparison's plan": Kind(_plan, lambda p: quality_plan.stored(p.parent, "1h", _GIVEN)),
     "doctor's record": Kind(_doctor, env.read_doctor, only_saves_time=True),
     "note of digests": Kind(_note, digests._read_note, only_saves_time=True),
     "graphs in words": Kind(_words, load_scene_graphs),

@@ -2,11 +2,12 @@
 
     python -m benchmarks.quality --budget full --only table1 --seeds 3 --jobs 2
     python -m benchmarks.quality --budget full --seeds 1 --jobs 2
+    python -m benchmarks.quality --budget full --report
 
 Every system starts from the same foundation, trains for as many steps on the same scenes and draws the same held-out
 graphs from the same noise. A cell is one system under one seed: a run of train.py and an evaluation by `sgg_fast.eval`,
 in a folder of its own with the commands to repeat it. Finished cells are kept and an interrupted one continues; tables
-and figures show the finished cells.
+and figures show the finished cells. `--report` makes them of all there are, and runs nothing.
 """
 
 from __future__ import annotations
@@ -30,16 +31,20 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="trainings of each system (3)")
     parser.add_argument("--jobs", type=int, default=1, help="cells at a time (1)")
     parser.add_argument("--only", choices=plans.TABLES, help="one of the tables")
-    parser.add_argument("--model", default="", help="foundation of `toy-words`, as for train.py")
+    parser.add_argument("--model", default="", help="foundation, as for train.py (that of `toy-words`, which ships)")
+    parser.add_argument("--precision", default="auto", help="as for train.py; bf16 is faster on a CPU with AMX (auto)")
     parser.add_argument("--out", type=Path, default=Path("runs/quality"), help="folder of the cells (runs/quality)")
     parser.add_argument("--results", type=Path, help="folder of tables and figures, quality_* (as --out)")
     parser.add_argument("--dry", action="store_true", help="print the plan, run no cell")
+    parser.add_argument("--report", action="store_true", help="tables and figures of the finished cells, run no cell")
     return parser.parse_args(argv)
 
 
 def compare(args: argparse.Namespace) -> int:
     """Plan, run what is missing, and write the tables; returns exit code 0, or 1 if cells failed."""
     systems = plans.chosen(args.only)
+    if args.report:
+        return report(args, systems)
     work = Work.of(systems, args.seeds)
     sizes = _sizes(args, work)
     cells = [Cell(system, seed) for seed in range(args.seeds) for system in systems]
@@ -58,9 +63,19 @@ def compare(args: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
+def report(args: argparse.Namespace, systems: list[System]) -> int:
+    """Write the tables and figures of the finished cells; returns exit code 0. Raises ValueError if there are none."""
+    sizes = plans.stored(args.out, args.budget, _given(args))
+    text = write(args, sizes, systems, figures=True) if sizes else ""
+    if not text:
+        raise ValueError(f"--report: no finished cell of these seeds in {args.out}; without --report they are run")
+    print(text)
+    return 0
+
+
 def _sizes(args: argparse.Namespace, work: Work) -> Sizes:
     """The sizes stored in the folder, else those that fit the budget at the speeds measured here."""
-    sizes = plans.stored(args.out, args.budget)
+    sizes = plans.stored(args.out, args.budget, _given(args))
     seconds = plans.budget_seconds(args.budget)
     if sizes is not None:
         return sizes
@@ -70,7 +85,7 @@ def _sizes(args: argparse.Namespace, work: Work) -> Sizes:
 
     quiet_libraries()
     print("measuring the speed of a step", file=sys.stderr, flush=True)
-    speeds = measure(args.out, args.model)
+    speeds = measure(args.out, _given(args))
     on_gpu = env.device().type == "cuda"
     lanes = 1 if on_gpu else min(args.jobs, os.cpu_count() or 1)  # cells on one GPU share it
     sizes = plans.FULL if seconds is None else plans.fit(lanes * seconds, work, speeds)
@@ -81,8 +96,13 @@ def _sizes(args: argparse.Namespace, work: Work) -> Sizes:
         f"with {args.jobs} at a time{'' if on_gpu else ' where nothing else runs'}"
     )
     if not args.dry:
-        plans.store(args.out, args.budget, sizes)
+        plans.store(args.out, args.budget, sizes, _given(args))
     return sizes
+
+
+def _given(args: argparse.Namespace) -> dict[str, str]:
+    """Fields of the recipe that the command names."""
+    return {"model": args.model, "precision": args.precision}
 
 
 def _described(sizes: Sizes) -> str:
@@ -118,7 +138,7 @@ def run(args: argparse.Namespace, sizes: Sizes, systems: list[System], cells: li
         if isinstance(task, Cell) and done < total:
             write(args, sizes, systems, figures=False)
 
-    failed = run_all(args.out, sizes, cells, args.model, args.jobs, after)
+    failed = run_all(args.out, sizes, cells, _given(args), args.jobs, after)
     print(write(args, sizes, systems, figures=True))
     return failed
 
@@ -132,17 +152,20 @@ def write(args: argparse.Namespace, sizes: Sizes, systems: list[System], figures
         return ""
     results = args.results or args.out
     results.mkdir(parents=True, exist_ok=True)
-    names = [args.only] if args.only else list(plans.TABLES)
+    names = quality_tables.with_rows(comparison, [args.only] if args.only else plans.TABLES)
     cut = "; ".join(plans.cut(sizes))
+    absent = ", ".join(f"`{system.name}`" for system in systems if system not in comparison.results)
     text = "\n\n".join(
         [
             "# Quality on the toy world",
-            f"Written by `python -m benchmarks.quality --budget {args.budget} --seeds {args.seeds}`. Each cell: "
-            f"{_described(sizes)}.",
+            f"Written by `python -m benchmarks.quality --budget {args.budget} --seeds {args.seeds} --precision "
+            f"{args.precision}{' --report' if args.report else ''}`. Each cell: {_described(sizes)}.",
             f"Cut from the full comparison (`{_full(args)}`): {cut}. So few pictures and steps leave wide intervals: "
             "one that holds 0 says that this run cannot tell, not that there is no difference."
             if cut
             else "Nothing was cut.",
+            *plans.notes(args.out),
+            *([f"No finished cell: {absent}."] if absent else []),
             quality_tables.explanation(comparison),
             quality_tables.tables(comparison, names),
         ]

@@ -52,22 +52,22 @@ def prepare(out: Path, sizes: Sizes, model: str) -> Path:
     return folder
 
 
-def settings(out: Path, sizes: Sizes, seed: int, model: str) -> dict[str, Any]:
-    """Fields of the recipe for a run."""
+def settings(out: Path, sizes: Sizes, seed: int, given: dict[str, str]) -> dict[str, Any]:
+    """Fields of the recipe for a run; `given` are those that the command names."""
     sized = {name: getattr(sizes, name) for name in ("batch_size", "pretrain_steps", "finetune_steps")}
     every = max(50, sizes.finetune_steps // 4)
-    return {**COMMON, **sized, "model": model, "data": str(out / "set"), "seed": seed, "checkpoint_every": every}
+    return {**COMMON, **sized, **given, "data": str(out / "set"), "seed": seed, "checkpoint_every": every}
 
 
-def pretrain(out: Path, sizes: Sizes, task: Pretraining, model: str) -> None:
+def pretrain(out: Path, sizes: Sizes, task: Pretraining, given: dict[str, str]) -> None:
     """Run one pre-training."""
-    _train(task.folder(out), "pretrain", {**settings(out, sizes, task.seed, model), **dict(task.own)}, None)
+    _train(task.folder(out), "pretrain", {**settings(out, sizes, task.seed, given), **dict(task.own)}, None)
 
 
-def run_cell(out: Path, sizes: Sizes, cell: Cell, model: str) -> None:
+def run_cell(out: Path, sizes: Sizes, cell: Cell, given: dict[str, str]) -> None:
     """Run one cell: fine-tuning, then the evaluation."""
     folder, system = cell.folder(out), cell.system
-    own = {**settings(out, sizes, cell.seed, model), **system.settings}
+    own = {**settings(out, sizes, cell.seed, given), **system.settings}
     if system.trained:
         before = Pretraining.of(cell)
         _train(folder, "finetune", own, before and before.folder(out) / "pretrain" / "graph_encoder")
@@ -125,11 +125,11 @@ def _evaluate(folder: Path, sizes: Sizes, seed: int) -> None:
 Task = Pretraining | Cell
 
 
-def run_task(out: Path, sizes: Sizes, task: Task, model: str) -> float:
+def run_task(out: Path, sizes: Sizes, task: Task, given: dict[str, str]) -> float:
     """Run one task in this process; returns its seconds. Raises the errors of training and evaluation."""
     begun = time.monotonic()
     with _written_to(task.folder(out) / "log.txt"):
-        (run_cell if isinstance(task, Cell) else pretrain)(out, sizes, task, model)  # type: ignore[operator]
+        (run_cell if isinstance(task, Cell) else pretrain)(out, sizes, task, given)  # type: ignore[operator]
     return time.monotonic() - begun
 
 
@@ -168,11 +168,11 @@ def _executor(jobs: int) -> concurrent.futures.Executor:
 
 
 def run_all(
-    out: Path, sizes: Sizes, cells: list[Cell], model: str, jobs: int, after: Callable[[Task, float], None]
+    out: Path, sizes: Sizes, cells: list[Cell], given: dict[str, str], jobs: int, after: Callable[[Task, float], None]
 ) -> list[str]:
     """Run every cell and its dependencies, `jobs` at a time, seed after seed; returns a line for each failure.
 
-    model: the foundation. after(task, seconds) is called after each success.
+    given: fields of the recipe that the command names. after(task, seconds) is called after each success.
     """
     todo: list[Task] = []
     for cell in cells:
@@ -187,7 +187,7 @@ def run_all(
             while todo or running:
                 while len(running) < jobs and (task := _next(out, todo)) is not None:
                     todo.remove(task)
-                    running[pool.submit(run_task, out, sizes, task, model)] = task
+                    running[pool.submit(run_task, out, sizes, task, given)] = task
                 if not running:  # the remaining tasks depend on a failed one
                     break
                 done, _ = concurrent.futures.wait(running, return_when=concurrent.futures.FIRST_COMPLETED)
@@ -214,7 +214,7 @@ def _next(out: Path, todo: list[Task]) -> Task | None:
     return None
 
 
-def measure(folder: Path, model: str) -> Speeds:
+def measure(folder: Path, given: dict[str, str]) -> Speeds:
     """Measure the seconds of a fine-tuning image, a pre-training graph and a sampling step, with a few of each."""
     import torch
 
@@ -243,7 +243,7 @@ def measure(folder: Path, model: str) -> Speeds:
     found = []
     for stage in ("finetune", "pretrain"):
         with _written_to(folder / "measure.log"):
-            config = recipe(RECIPE, **COMMON, model=model, num_scenes=16, batch_size=batch)
+            config = recipe(RECIPE, **{**COMMON, **given}, num_scenes=16, batch_size=batch)
             trainer = Trainer(config, stage, folder / "measure", overwrite=True)
             ids = trainer.trained[:batch][None]
             found.append(timed(lambda step, t=trainer, i=ids: t.engine.update(i, step), 3) / batch)  # type: ignore[misc]

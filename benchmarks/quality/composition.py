@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from benchmarks.harness.readme_table import markdown
+from sgg_fast.data.cache import to_pixels
 from sgg_fast.drawing.models import load_model, made_scheduler
 from sgg_fast.eval import bootstrap, metrics, pictures, report
 from sgg_fast.eval.detectors import open_detector
@@ -35,9 +36,12 @@ SEEN_INSTEAD = {
 COLOURLESS = ("person", "snow")
 KINDS = ("holding", "riding")
 """Predicates with rows of their own."""
+STARTS = (800, 600)
+"""Timesteps from which real scenes are drawn on."""
 BATCH = 16
 Encode = Callable[[Sequence[SceneGraph], Sequence[SceneGraph]], torch.Tensor]
 """(graphs, their neighbours) -> context [B, T, C]."""
+OnStep = Callable[[SceneGraphToImagePipeline, int, int, dict[str, torch.Tensor]], dict[str, torch.Tensor]]
 
 
 def neighbour(graph: SceneGraph) -> SceneGraph:
@@ -85,8 +89,11 @@ class Tokens:
             shares[graph_E, within_E + self.encoder.first_triple] = told_EC.to(shares.dtype)
         return shares
 
-    def exchanged(self, text: bool, graph: bool) -> Encode:
-        """A function to the context of graphs whose unseen relations have the neighbours' `text` or `graph` share."""
+    def exchanged(self, text: bool, graph: bool, everywhere: bool = False) -> Encode:
+        """A function to the context of graphs whose unseen relations have the neighbours' `text` or `graph` share.
+
+        everywhere: all tokens have it.
+        """
 
         def encode(graphs: Sequence[SceneGraph], others: Sequence[SceneGraph]) -> torch.Tensor:
             own, theirs = self.context(graphs), self.context(others)
@@ -95,6 +102,8 @@ class Tokens:
                 both = own - told + told_theirs if text else theirs - told_theirs + told
             else:
                 both = theirs if text else own
+            if everywhere:
+                return both
             for b, one in enumerate(graphs):
                 for k in held_out_relations(one):
                     own[b, self.encoder.first_triple + k] = both[b, self.encoder.first_triple + k]
@@ -104,9 +113,16 @@ class Tokens:
 
 
 def draw(
-    pipeline: SceneGraphToImagePipeline, graphs: list[SceneGraph], encode: Callable[[slice], torch.Tensor], steps: int
+    pipeline: SceneGraphToImagePipeline,
+    graphs: list[SceneGraph],
+    encode: Callable[[slice], torch.Tensor],
+    steps: int,
+    begin: Callable[[slice], OnStep] | None = None,
 ) -> np.ndarray:
-    """uint8 [G, H, W, 3] of the graphs, each from the noise of its number, under the contexts of `encode`."""
+    """uint8 [G, H, W, 3] of the graphs, each from the noise of its number, under the contexts of `encode`.
+
+    begin: gives the pipeline's `callback_on_step_end` for some of the graphs.
+    """
     drawn, plain = [], pipeline.encode_graphs
     try:
         for start in range(0, len(graphs), BATCH):
@@ -120,12 +136,30 @@ def draw(
             pipeline.encode_graphs = given  # type: ignore[method-assign]
             numbers = range(start, start + len(graphs[some]))
             generators = [torch.Generator().manual_seed(pictures.noise_seed(0, i)) for i in numbers]
-            drawn.extend(
-                pipeline(graphs[some], num_inference_steps=steps, generator=generators, output_type="np").images
-            )
+            settings = {"num_inference_steps": steps, "callback_on_step_end": begin(some) if begin else None}
+            drawn.extend(pipeline(graphs[some], generator=generators, output_type="np", **settings).images)
     finally:
         pipeline.encode_graphs = plain  # type: ignore[method-assign]
     return (np.stack(drawn) * 255).round().astype(np.uint8)
+
+
+@torch.no_grad()
+def from_scene(pipeline: SceneGraphToImagePipeline, images: list[np.ndarray], start: int, some: slice) -> OnStep:
+    """A callback that puts the scenes `images`, noised, in place of the latents at the first timestep of `start` or
+    less. The scheduler must not remember earlier steps."""
+    vae = pipeline.vae
+    clean = vae.encode(to_pixels(np.stack(images[some]))).latent_dist.mean * vae.config.scaling_factor
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(some.start))
+
+    def on_step(
+        pipe: SceneGraphToImagePipeline, step: int, t: int, tensors: dict[str, torch.Tensor]
+    ) -> dict[str, torch.Tensor]:
+        coming = pipe.scheduler.timesteps[step + 1 : step + 2]
+        if int(t) > start and len(coming) and int(coming[0]) <= start:
+            return {"latents": pipe.scheduler.add_noise(clean, noise, coming)}
+        return tensors
+
+    return on_step
 
 
 def encode_some(encode: Encode, asked: Sequence[SceneGraph], others: Sequence[SceneGraph], some: slice) -> torch.Tensor:
@@ -136,7 +170,6 @@ def encode_some(encode: Encode, asked: Sequence[SceneGraph], others: Sequence[Sc
 def run(args: argparse.Namespace) -> str:
     """The table. Raises ValueError for a baseline."""
     pipeline = load_model(args.model).pipeline
-    pipeline.scheduler = made_scheduler(pipeline, "dpm++")
     pipeline.set_progress_bar_config(disable=True)
     pipeline.keep_conditions = False  # one graph is drawn under several contexts
     tokens, detector = Tokens(pipeline), open_detector("toy-words")
@@ -144,16 +177,24 @@ def run(args: argparse.Namespace) -> str:
     given = pictures.open_graphs("toy-words-combinations", pipeline.config.resolution)
     graphs = [given.graph(i) for i in range(args.num)]
     others = [neighbour(graph) for graph in graphs]
+    assert given.image is not None
+    scenes = [given.image(i) for i in range(args.num)]
+    own = tokens.exchanged(False, False)
     ways = {
-        "asked": (graphs, tokens.exchanged(False, False)),
-        "neighbour": (others, tokens.exchanged(False, False)),
-        "neighbour's tokens": (graphs, tokens.exchanged(True, True)),
-        "neighbour's text": (graphs, tokens.exchanged(True, False)),
-        "neighbour's graph": (graphs, tokens.exchanged(False, True)),
+        "asked": (graphs, own, None),
+        "neighbour": (others, own, None),
+        "neighbour's tokens": (graphs, tokens.exchanged(True, True), None),
+        "neighbour's text": (graphs, tokens.exchanged(True, False), None),
+        "neighbour's graph": (graphs, tokens.exchanged(False, True), None),
+        "neighbour's text everywhere": (graphs, tokens.exchanged(True, False, everywhere=True), None),
+        "neighbour's graph everywhere": (graphs, tokens.exchanged(False, True, everywhere=True), None),
+        **{f"from its scene at t = {t}": (graphs, own, t) for t in STARTS},
     }
     rows, sheets = [], {}
-    for name, (asked, encode) in ways.items():
-        images = draw(pipeline, asked, partial(encode_some, encode, asked, others), args.steps)
+    for name, (asked, encode, start) in ways.items():
+        pipeline.scheduler = made_scheduler(pipeline, "dpm++" if start is None else "ddim")
+        begin = partial(from_scene, pipeline, scenes, start) if start is not None else None
+        images = draw(pipeline, asked, partial(encode_some, encode, asked, others), args.steps, begin)
         sheets[name] = images
         found = detector.find(images, asked)
         scores = [

@@ -79,11 +79,17 @@ def _without(what: str, *tables: str, **own: Any) -> System:
     return System(f"sgg, no {what}", tables, own, before)
 
 
+PARTS = ("MAE", "L_con", "L_ISA")
+"""The parts of the paper that Table 2 leaves out, alone and together."""
+FACTORIAL = {used: _papers_parts(*used) for used in itertools.product((True, False), repeat=len(PARTS))}
+"""Whether each of `PARTS` is used -> the row of Table 2."""
+SGG = FACTORIAL[True, True, True]
+"""The row of SGG-IG, in all tables."""
 SYSTEMS: tuple[System, ...] = (
     _baseline("text, zero-shot", "table1", trained=False, conditioner="text", text_form="phrases"),
     _baseline("text, phrases", "table1", conditioner="text", text_form="phrases"),
     _baseline("sgdiff", "table1", conditioner="sgdiff"),
-    *(_papers_parts(*parts) for parts in itertools.product((True, False), repeat=3)),
+    *FACTORIAL.values(),
     _without("graph negatives", "table3", graph_negatives=False),
     _without("geometry", "table3", geometry=0.0),
     _without("attention loss", "table3", attention_loss=0.0),
@@ -259,26 +265,38 @@ def budget_seconds(text: str) -> float | None:
     return float(found[1]) * {"h": 3600, "m": 60, "s": 1}[found[2]]
 
 
-def stored(out: Path, budget: str) -> Sizes | None:
-    """The sizes of the folder's cells. Raises ValueError if they belong to another budget."""
+def stored(out: Path, budget: str, given: dict[str, str]) -> Sizes | None:
+    """The sizes of the folder's cells. Raises ValueError if their budget or a given field of the recipe differs."""
     path = out / "plan.json"
     if not path.is_file():
         return None
     try:
         there = json.loads(path.read_text(encoding="utf-8"))
-        sizes, was = Sizes(**there["sizes"]), there["budget"]
+        sizes, was = Sizes(**there["sizes"]), {"budget": there["budget"], **there["given"]}
         if not all(type(size) is int and size > 0 for size in vars(sizes).values()):
             raise ValueError("sizes must be whole numbers from 1")
+        said = there.get("notes", [])
+        if type(said) is not list or not all(type(note) is str for note in said):
+            raise ValueError("notes must be a list of sentences")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: cannot be read ({error}); delete {out}, or give another --out") from error
-    if was != budget:
-        raise ValueError(f"--out {out} holds a comparison with --budget {was}, not {budget}: give another")
+    for name, value in {"budget": budget, **given}.items():
+        if was.get(name) != value:
+            raise ValueError(
+                f"--out {out} holds a comparison with --{name} {was.get(name)!r}, not {value!r}: give another"
+            )
     return sizes
 
 
-def store(out: Path, budget: str, sizes: Sizes) -> None:
-    """Store the sizes for every later call."""
-    write_text(out / "plan.json", json.dumps({"budget": budget, "sizes": dataclasses.asdict(sizes)}, indent=1) + "\n")
+def store(out: Path, budget: str, sizes: Sizes, given: dict[str, str]) -> None:
+    """Store the sizes and the given fields of the recipe for every later call."""
+    content = {"budget": budget, "sizes": dataclasses.asdict(sizes), "given": given}
+    write_text(out / "plan.json", json.dumps(content, indent=1) + "\n")
+
+
+def notes(out: Path) -> list[str]:
+    """Sentences about the cells, for the tables: "notes" in plan.json, which `stored` has found readable."""
+    return json.loads((out / "plan.json").read_text(encoding="utf-8")).get("notes", [])
 
 
 def cut(sizes: Sizes) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.harness import plots
 from benchmarks.harness.readme_table import markdown
 from benchmarks.quality.cells import result_of
-from benchmarks.quality.plan import BASELINES, GRAPHS, NOISE_SEEDS, Cell, System
+from benchmarks.quality.plan import BASELINES, FACTORIAL, GRAPHS, NOISE_SEEDS, PARTS, SGG, Cell, System
 from sgg_fast.eval import bootstrap
 from sgg_fast.eval.bootstrap import Estimate
 
@@ -25,7 +25,7 @@ HEADLINE = "counterfactual"
 WHOLE_GRAPH = "without a fault"
 _PER_PICTURE = (WHOLE_GRAPH, "entity recall", "entity precision", "relations if present", "SG IoU")
 COLUMNS = (HEADLINE, "left/right", "above/below", *_PER_PICTURE, "counts", "KID (toy features)", "diversity")
-COMPARED = (HEADLINE, WHOLE_GRAPH)
+COMPARED = (HEADLINE, WHOLE_GRAPH, "entity recall", "relations if present")
 """Columns in which SGG-IG is compared with each other system."""
 _SHEET_GRAPHS = 6
 TITLES = {
@@ -64,34 +64,47 @@ def values_of(results: Sequence[dict[str, Any]], column: str) -> np.ndarray:
 
 
 class Comparison:
-    """Every finished cell, by system."""
+    """Every finished cell: system -> seed -> result."""
 
     def __init__(self, out: Path, systems: Sequence[System], seeds: Sequence[int]) -> None:
         self.out, self.seeds = out, seeds
-        self.cells = {s: [c for seed in seeds if (c := Cell(s, seed)).done(out)] for s in systems}
-        self.results = {s: [result_of(out, c) for c in cells] for s, cells in self.cells.items() if cells}
+        found = {s: {c.seed: result_of(out, c) for seed in seeds if (c := Cell(s, seed)).done(out)} for s in systems}
+        self.results = {system: results for system, results in found.items() if results}
 
     def estimates(self, system: System) -> dict[str, Estimate]:
         """Column -> mean and interval."""
-        return {column: bootstrap.estimate(values_of(self.results[system], column)) for column in COLUMNS}
+        results = list(self.results[system].values())
+        return {column: bootstrap.estimate(values_of(results, column)) for column in COLUMNS}
 
     def differences(self, column: str) -> dict[System, tuple[Estimate, int]]:
         """System -> (SGG-IG minus it in `column`, paired by seed, graph and noise; number of common seeds)."""
-        whole = next((s for s in self.results if s.name == "sgg"), None)
-        found = {}
-        for system in self.results if whole else ():
-            if system == whole:
-                continue
-            both = [
-                (a, b)
-                for c, a in zip(self.cells[whole], self.results[whole], strict=True)
-                for d, b in zip(self.cells[system], self.results[system], strict=True)
-                if c.seed == d.seed
-            ]
-            if both:
-                mine, theirs = (values_of(side, column) for side in zip(*both, strict=True))
-                found[system] = bootstrap.difference(mine, theirs), len(both)
+        whole, found = self.results.get(SGG, {}), {}
+        for system, results in self.results.items():
+            pairs = [(whole[seed], results[seed]) for seed in results if seed in whole]
+            if pairs and system is not SGG:
+                found[system] = _difference(pairs, column)
         return found
+
+    def worth(self, column: str) -> dict[str, tuple[Estimate, int]]:
+        """Part of the paper -> (mean difference in `column` with and without it, number of pairs of trainings).
+
+        Pairs differ in that part alone; they come from the seeds that have all rows of Table 2. Pairs are redrawn, then
+        graphs, so the interval holds how trainings differ. Empty if no seed has all rows.
+        """
+        rows = {used: self.results.get(system, {}) for used, system in FACTORIAL.items()}
+        full = [seed for seed in self.seeds if all(seed in results for results in rows.values())]
+        found = {}
+        for i, part in enumerate(PARTS) if full else ():
+            without = {used: (*used[:i], False, *used[i + 1 :]) for used in FACTORIAL if used[i]}
+            pairs = [(rows[used][seed], rows[other][seed]) for used, other in without.items() for seed in full]
+            found[part] = _difference(pairs, column)
+        return found
+
+
+def _difference(pairs: Sequence[tuple[dict[str, Any], dict[str, Any]]], column: str) -> tuple[Estimate, int]:
+    """The first results minus the second ones, and the number of pairs."""
+    mine, theirs = (values_of(side, column) for side in zip(*pairs, strict=True))
+    return bootstrap.difference(mine, theirs), len(pairs)
 
 
 def text_of(estimate: Estimate) -> str:
@@ -99,6 +112,12 @@ def text_of(estimate: Estimate) -> str:
     if math.isnan(estimate.mean):
         return "-"
     return f"{estimate.mean:.3f}" if estimate.low == estimate.high else str(estimate)
+
+
+def with_rows(comparison: Comparison, names: Sequence[str]) -> list[str]:
+    """The tables with a finished row of their own, or that of SGG-IG if there is no other row at all."""
+    own = [name for name in names if any(name in s.tables for s in comparison.results if s is not SGG)]
+    return own or list(names)
 
 
 def tables(comparison: Comparison, names: Sequence[str]) -> str:
@@ -113,21 +132,36 @@ def tables(comparison: Comparison, names: Sequence[str]) -> str:
         parts += [f"## {TITLES[name]}", "\n".join(markdown(["system", "seeds", *COLUMNS], rows))]
     differences = {column: comparison.differences(column) for column in COMPARED}
     for name, baselines in (("its baselines", True), ("itself without parts", False)):
-        rows = []
-        for system, (_, num) in differences[HEADLINE].items():
-            if (system in BASELINES) == baselines:
-                found = [differences[column][system][0] for column in COMPARED]
-                excluded = ("yes" if e.low > 0 or e.high < 0 else "no" for e in found)
-                rows.append([system.name, str(num), *itertools.chain(*zip(map(text_of, found), excluded, strict=True))])
-        if rows:
-            header = [words for column in COMPARED for words in (f"difference, {column}", "excludes 0")]
-            parts += [f"## SGG-IG against {name}", "\n".join(markdown(["sgg minus", "seeds", *header], rows))]
+        own = {c: {s.name: e for s, e in d.items() if (s in BASELINES) == baselines} for c, d in differences.items()}
+        parts += _differences(f"SGG-IG against {name}", "sgg minus", "seeds", own)
+    if "table2" in names:
+        worth = {column: comparison.worth(column) for column in COMPARED}
+        found = _differences("What each part of the paper is worth", "with it minus without it", "pairs", worth)
+        about = "Pairs of rows of Table 2 differ in that part alone. Pairs are redrawn, then graphs."
+        parts += [*found[:1], about, *found[1:]] if found else []
     return "\n\n".join(parts)
+
+
+def _differences(
+    title: str, what: str, number: str, found: Mapping[str, Mapping[str, tuple[Estimate, int]]]
+) -> list[str]:
+    """Title and table of differences, from column -> row -> (estimate, number behind it); nothing without rows."""
+    rows = []
+    for name, (_, num) in found[HEADLINE].items():
+        estimates = (found[column][name][0] for column in COMPARED)
+        cells = ((text_of(e), "yes" if e.low > 0 or e.high < 0 else "no") for e in estimates)
+        rows.append([name, str(num), *itertools.chain(*cells)])
+    header = [words for column in COMPARED for words in (f"difference, {column}", "excludes 0")]
+    return [f"## {title}", "\n".join(markdown([what, number, *header], rows))] if rows else []
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def explanation(comparison: Comparison) -> str:
     """Text that explains the columns."""
-    result = next(iter(comparison.results.values()))[0]
+    result = next(iter(next(iter(comparison.results.values())).values()))
     accuracy = result["detector"]["accuracy"]["through the VAE"]
     ceiling = result["rows"]["ceiling: real, through the VAE"]
     crowd, diversity = result["distances"]["toy"], result["diversity"]
@@ -136,15 +170,15 @@ def explanation(comparison: Comparison) -> str:
         f"{len(result['per picture']['SG IoU'][0])} graphs of {GRAPHS}: held-out scenes with two of a kind and a chain "
         f"of relations. {HEADLINE}: of pairs from the same noise with one relation turned ({pairs}), the share of "
         f"pictures that follow; chance 0.5, over pairs whose two things are seen in both. Every figure is read by the "
-        f"set's detector (on scenes through the VAE: recall {accuracy['recall']:.3f}, precision "
-        f"{accuracy['precision']:.3f}); real pictures through the VAE reach entity recall "
-        f"{ceiling['entity recall']:.3f}, precision {ceiling['entity precision']:.3f}, relations if present "
-        f"{ceiling['relations if present']:.3f}. KID: over {crowd['pictures a side']} pictures, real "
-        f"against real {crowd['KID floor, real against real']:.3f}. diversity: distance between pictures of one graph, "
-        f"{diversity['features']}; of different real pictures "
-        f"{diversity['between real pictures of different graphs']:.3f}. Brackets: 95 % of a bootstrap that "
+        f"set's detector (on scenes through the VAE: recall {_shown(accuracy['recall'])}, precision "
+        f"{_shown(accuracy['precision'])}); real pictures through the VAE reach entity recall "
+        f"{_shown(ceiling['entity recall'])}, precision {_shown(ceiling['entity precision'])}, relations if present "
+        f"{_shown(ceiling['relations if present'])}. KID: over {crowd['pictures a side']} pictures, real "
+        f"against real {_shown(crowd['KID floor, real against real'])}. diversity: distance between pictures of one "
+        f"graph, {diversity['features']}; of different real pictures "
+        f"{_shown(diversity['between real pictures of different graphs'])}. Brackets: 95 % of a bootstrap that "
         f"draws seeds, then graphs; each seed trains anew and draws each graph from {NOISE_SEEDS} noises, the same for "
-        "every system."
+        "every system. With one seed it draws graphs alone, and does not tell how two trainings differ."
     )
 
 
@@ -158,32 +192,37 @@ def write_csv(path: Path, comparison: Comparison, names: Sequence[str]) -> None:
     for column in COMPARED:
         for system, (e, num) in comparison.differences(column).items():
             lines.append(("differences", system.name, f"sgg minus it, {column}", e, num))
+        for part, (e, num) in comparison.worth(column).items() if "table2" in names else ():
+            lines.append(("worth", part, f"with it minus without it, {column}", e, num))
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(["table", "system", "figure", "mean", "low", "high", "seeds"])
+        writer.writerow(["table", "system", "figure", "mean", "low", "high", "number"])
         for *labels, e, num in lines:
             numbers = ("" if math.isnan(v) else f"{v:.6g}" for v in (e.mean, e.low, e.high))
             writer.writerow([*labels, *numbers, num])
 
 
 def draw_sheet(path: Path, comparison: Comparison) -> None:
-    """The first graphs under every system of Table 1, from the noise of the first seed."""
+    """The first graphs under every system of Table 1, from the noise of the first seed whose pictures are there."""
     from sgg_fast.eval import pictures, report
 
     systems = [s for s in comparison.results if "table1" in s.tables]
-    shared = [seed for seed in comparison.seeds if all(Cell(s, seed).done(comparison.out) for s in systems)]
+
+    def drawn_at(system: System, seed: int) -> Path:
+        return Cell(system, seed).folder(comparison.out) / f"eval/pictures/seed-{NOISE_SEEDS * seed}"
+
+    shared = [
+        seed for seed in comparison.seeds
+        if all(seed in comparison.results[s] and drawn_at(s, seed).is_dir() for s in systems)
+    ]  # fmt: skip
     if not systems or not shared:
         return
-    num = min(_SHEET_GRAPHS, len(comparison.results[systems[0]][0]["per picture"]["SG IoU"][0]))
+    seed, rows = shared[0], []
+    num = min(_SHEET_GRAPHS, len(comparison.results[systems[0]][seed]["per picture"]["SG IoU"][0]))
     graphs = pictures.open_graphs(GRAPHS, 64)
     assert graphs.image is not None
-    seed, rows = shared[0], []
     for i in range(num):
-        drawn = {
-            s.name: pictures.load([Cell(s, seed).folder(comparison.out)
-                                   / f"eval/pictures/seed-{NOISE_SEEDS * seed}/{i:05d}.png"])[0]
-            for s in systems
-        }  # fmt: skip
+        drawn = {s.name: pictures.load([drawn_at(s, seed) / f"{i:05d}.png"])[0] for s in systems}
         rows.append((graphs.graph(i), {"real": graphs.image(i), **drawn}))
     report.contact_sheet(path, rows, columns=1)
 

@@ -78,13 +78,10 @@ class ModelConfig(Part):
 
     def check_given(self) -> None:
         """Raises `ConfigError` if no setting names the models to load."""
-        if self.source or self.sizes == "toy":
+        if self.source or self.sizes in ("toy", "toy-words"):
             return
         version = {"sd21": "v2.1", "sdxl": "XL base"}.get(self.sizes, "v1.4")
-        what = f"a Stable Diffusion {version} folder or hub id"
-        if self.sizes == "toy-words":
-            what = "the foundation that `python -m sgg_fast.toy.build foundation` makes (docs/toy.md)"
-        raise ConfigError(f"this recipe needs --model: {what}")
+        raise ConfigError(f"this recipe needs --model: a Stable Diffusion {version} folder or hub id")
 
     @property
     def reads_phrases(self) -> bool:

@@ -99,7 +99,7 @@ def open_foundation(model: ModelConfig) -> Foundation:
         return load_foundation(model.source, model.clip)
     from sgg_fast.toy.models import toy_foundation
 
-    return toy_foundation()
+    return toy_foundation(wide=model.sizes == "toy-words")
 
 
 def to_pixels(images: np.ndarray, device: torch.device | str = "cpu") -> torch.Tensor:

@@ -110,11 +110,17 @@ def open_source(data: DataConfig, seed: int, split: str = "train", check: bool =
 
 
 def toy_source(seed: int, num_scenes: int, resolution: int, data: str = "toy") -> PairSource:
-    """The first `num_scenes` scenes of `seed`, of one of `TOY_DATA`; every third scene of "toy-rare" is a rare one."""
+    """The first `num_scenes` scenes of `seed`, of one of `DRAWN_SETS`; every third of "toy-rare" is a rare one, of
+    "toy-words-mixed" a mixed one."""
     from sgg_fast.toy.world import draw_scene
 
-    rare, spoken = data == "toy-rare", data == "toy-words"
-    scenes = [draw_scene(seed, i, resolution, rare=rare and i % 3 == 2, spoken=spoken) for i in range(num_scenes)]
+    own = {
+        "toy-rare": {"rare": True},
+        "toy-words": {"spoken": True},
+        "toy-words-mixed": {"spoken": True, "mixed": True},
+    }.get(data, {})
+    usual = {**own, "rare": False, "mixed": False}
+    scenes = [draw_scene(seed, i, resolution, **(own if i % 3 == 2 else usual)) for i in range(num_scenes)]
     name = f"{data}({num_scenes} scenes, seed {seed})"
     return PairSource([s.graph for s in scenes], lambda i: scenes[i].image, name, boxes=lambda i: scenes[i].boxes)
 

@@ -15,12 +15,12 @@ from sgg_fast import digests, env
 from sgg_fast.data.png_record import SHIPPED_NAME
 from sgg_fast.drawing.options import SCHEDULERS
 from sgg_fast.nn import loading, lora
-from sgg_fast.nn.pipeline_parts import PARTS, load_pipeline_parts, named_base
+from sgg_fast.nn.pipeline_parts import PARTS, TOY_BASE, WORDS_BASE, load_pipeline_parts, named_base
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 
 DEFAULT_RUN = Path("runs/toy")
 SHIPPED = Path(__file__).parents[1] / "toy" / "pipeline"
-"""SGG-IG on the toy world, trained by the commands in `sgg_fast/toy/build.py`; fp16 on disk."""
+"""SGG-IG on the world `toy-words`, trained by the commands in `sgg_fast/toy/build.py`; fp16 on disk."""
 _INSIDE = ("", "pipeline", "finetune/pipeline")
 
 _AS_SD_RUNS_IT = {"pndm": {"skip_prk_steps": True}}
@@ -81,10 +81,11 @@ def load_model(model: str | None, verify: bool = False, base: str | None = None)
 def _load(folder: Path, base: str | None) -> SceneGraphToImagePipeline:
     with loading.border(f"--model {folder}: cannot be loaded"):
         given: dict[str, Any] = {}
-        if base is None and named_base(folder) == {"model": "", "clip": ""}:
+        named = None if base is not None else named_base(folder)
+        if named in ({"model": TOY_BASE, "clip": ""}, {"model": WORDS_BASE, "clip": ""}):
             from sgg_fast.toy.models import toy_foundation
 
-            given = toy_foundation().pipeline_parts()
+            given = toy_foundation(wide=named["model"] == WORDS_BASE).pipeline_parts()
         return SceneGraphToImagePipeline(**given | load_pipeline_parts(folder, given, base))
 
 

@@ -44,7 +44,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--detector",
         help="toy, toy-words, folder or hub id of an OWL-ViT or OWLv2 of transformers, or none, which leaves objects "
-        "and relations unmeasured (toy where it knows the names of the graphs)",
+        "and relations unmeasured (toy-words for its sets and those of combinations, else toy if it knows the names)",
     )
     parser.add_argument("--inception", type=Path, help="torch-fidelity's Inception weights file: adds FID and IS")
     parser.add_argument("--protocol", choices=("paper",), help="FID and IS with fixed settings, as docs/paper.md says")

@@ -97,8 +97,8 @@ def evaluate(args: argparse.Namespace) -> str:
     graph_set = pictures.open_graphs(args.data, pipeline.config.resolution)
     num = min(NUM_GRAPHS, graph_set.size or NUM_GRAPHS) if args.num is None else args.num
     plan = make_plan(graph_set, num, args.pairs, args.out / "pictures")
-    spoken = pictures.is_spoken(args.data)
-    which = args.detector or ("toy-words" if spoken else None)
+    kind = {"spoken": pictures.is_spoken(args.data), "held_out": pictures.is_unseen(args.data)}
+    which = args.detector or ("toy-words" if any(kind.values()) else None)  # that of toy is blind to the combinations
     chosen, warning = choose_detector(which, [*plan.graphs, *plan.partners.values()])
     warnings = [warning] if warning else []
     if args.inception:
@@ -116,7 +116,7 @@ def evaluate(args: argparse.Namespace) -> str:
 
     result: dict[str, Any] = {**settings, "model": model.description, "weights": model.weights, "seeds": args.seeds}
     result |= {"first seed": args.first_seed, "num graphs": num}
-    result["detector"] = _detector_accuracy(detector, pipeline, spoken)
+    result["detector"] = _detector_accuracy(detector, pipeline, kind)
     drawn = [pictures.load([plan.path(seed, i) for i in range(num)]) for seed in seeds]
     real = None if graph_set.image is None else np.stack([graph_set.image(i) for i in range(num)])
     if graph_set.turned:
@@ -137,12 +137,18 @@ def evaluate(args: argparse.Namespace) -> str:
     return f"{text}\n\n{args.out / 'eval.json'}\n{args.out / 'tables.md'}\n{args.out / 'sheet.png'}"
 
 
-_MEASURED: dict[tuple[str, int, bool], dict[str, Any]] = {}
-"""The toy detector's accuracy by autoencoder: a process that evaluates several models measures it once."""
+_MEASURED: dict[tuple[Any, ...], dict[str, Any]] = {}
+"""A toy detector's accuracy by autoencoder and kind of scenes: a process that evaluates several models measures it
+once."""
 
 
-def _detector_accuracy(detector: Detector | None, pipeline: SceneGraphToImagePipeline, spoken: bool) -> dict[str, Any]:
-    """Accuracy of the toy detector on scenes with known objects: as drawn, and through this model's autoencoder."""
+def _detector_accuracy(
+    detector: Detector | None, pipeline: SceneGraphToImagePipeline, kind: dict[str, bool]
+) -> dict[str, Any]:
+    """Accuracy of a toy detector on scenes with known objects: as drawn, and through this model's autoencoder.
+
+    kind: arguments of `draw_scene` for scenes like those of the set.
+    """
     from sgg_fast.toy.detector import accuracy
     from sgg_fast.toy.world import HELD_OUT_SEED, draw_scene
 
@@ -150,10 +156,10 @@ def _detector_accuracy(detector: Detector | None, pipeline: SceneGraphToImagePip
         return {"name": "none"}
     if not isinstance(detector, ToyWorldDetector):
         return {"name": detector.name}
-    known = fingerprint(pipeline.vae), NUM_ACCURACY, spoken
+    known = fingerprint(pipeline.vae), NUM_ACCURACY, detector.name, *kind.values()
     if known in _MEASURED:
         return _MEASURED[known]
-    scenes = [draw_scene(HELD_OUT_SEED, i, spoken=spoken) for i in range(NUM_ACCURACY)]
+    scenes = [draw_scene(HELD_OUT_SEED, i, **kind) for i in range(NUM_ACCURACY)]
     through = pictures.through_vae(pipeline.vae, np.stack([scene.image for scene in scenes]))
     own = {"real": None, "through the VAE": through}
     found = {name: accuracy(detector.network, scenes, images) for name, images in own.items()}

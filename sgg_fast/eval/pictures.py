@@ -68,7 +68,7 @@ def open_graphs(data: str, resolution: int) -> GraphSet:
     if data in _TOY:
         from sgg_fast.toy.world import HELD_OUT_SEED, draw_scene
 
-        held_out, spoken = data.endswith("-combinations"), is_spoken(data)
+        held_out, spoken = is_unseen(data), is_spoken(data)
         scene = functools.lru_cache(maxsize=None)(
             lambda i: draw_scene(HELD_OUT_SEED, i, resolution, held_out=held_out, spoken=spoken)
         )
@@ -86,6 +86,11 @@ def open_graphs(data: str, resolution: int) -> GraphSet:
 def is_spoken(data: str) -> bool:
     """Whether a set of graphs is of `toy-words`."""
     return data.startswith("toy-words") and data in _TOY
+
+
+def is_unseen(data: str) -> bool:
+    """Whether every scene of a set has a combination of `world.HELD_OUT`."""
+    return data.endswith("-combinations") and data in _TOY
 
 
 @functools.cache

@@ -27,6 +27,8 @@ _SETTINGS = {"resolution": 512, "sampling_steps": 100, "guidance": 7.5, "provena
 """Settings in model_index.json and their defaults."""
 _INDEX = "model_index.json"
 _CLASS = "SceneGraphToImagePipeline"
+TOY_BASE, WORDS_BASE = "", "toy-words"
+"""Names of a LoRA's base where it is a foundation of this package: that of `toy`, or of `toy-words`."""
 _MOST = {"resolution": 4096, "sampling_steps": 100_000}
 
 
@@ -62,7 +64,7 @@ def _on_base(root: Path, named: Mapping[str, str], given: Mapping[str, Any], bas
     parts = dict(given)
     if not {"unet", "vae", "scheduler", "graph_clip", "graph_tokenizer"} <= given.keys():
         model = base or named["model"]
-        if not model:
+        if model in (TOY_BASE, WORDS_BASE):
             raise ModelError("its base is the toy's models: sgg_fast.drawing.load_model loads it")
         with loading.border("its base; --base gives another place"):
             own = (Path(model) / "graph_clip").is_dir()

@@ -24,6 +24,10 @@ _MARGIN = 14
 _EDGE_LENGTH = 105
 _LYING = 5
 """Most boxes of a part that is rotated to lie on its long side; a longer part would make the drawing too wide."""
+_THIN = 4.0
+"""A part so many times as long as thick is folded."""
+_ROW = 1.2
+"""Distance of the rows of a folded part, in edges."""
 _FILL, _EDGE = (221, 235, 250), (58, 110, 165)
 Colour = tuple[int, int, int]
 
@@ -133,15 +137,33 @@ def _part(part: Any, order: list[int], sizes_V2: np.ndarray) -> np.ndarray:
         return sizes_V2 / 2
     found = networkx.spring_layout(part, seed=1, iterations=300, k=1.6 / math.sqrt(len(order)))
     centres = np.array([found[node] for node in order])
-    if len(order) <= _LYING:
-        centres = (centres - centres.mean(axis=0)) @ np.linalg.svd(centres - centres.mean(axis=0))[2].T
     place = {node: k for k, node in enumerate(order)}
     ends = np.array([[place[a], place[b]] for a, b in part.edges])
     lengths = np.hypot(*(centres[ends[:, 0]] - centres[ends[:, 1]]).T)
-    # Wider than tall, like words.
-    centres *= np.array([_EDGE_LENGTH, 0.7 * _EDGE_LENGTH]) / max(lengths.mean(), 1e-9)
+    centres = (centres - centres.mean(axis=0)) / max(lengths.mean(), 1e-9)
+    lying = centres @ np.linalg.svd(centres)[2].T
+    long, thick = np.ptp(lying, axis=0)
+    if len(order) <= _LYING:
+        centres = lying
+    elif long > _THIN * max(thick, 1.0):
+        centres = _folded(lying)
+    centres *= np.array([_EDGE_LENGTH, 0.7 * _EDGE_LENGTH])  # wider than tall, like words
     centres = _parted(centres, sizes_V2 + np.array([22, 18]))
     return centres - (centres - sizes_V2 / 2).min(axis=0)
+
+
+def _folded(centres: np.ndarray) -> np.ndarray:
+    """The centres [V, 2] of a part that lies along x, in rows that run right and left in turn, as tall as wide.
+
+    The edge is the unit.
+    """
+    along, across = (centres - centres.min(axis=0)).T
+    thick = np.ptp(across) + _ROW
+    num_rows = max(2, round(math.sqrt(np.ptp(along) / thick)))
+    length = np.ptp(along) / num_rows
+    row = np.minimum(along // length, num_rows - 1)
+    rest = along - row * length
+    return np.stack([np.where(row % 2, length - rest, rest), row * thick + across], axis=1)
 
 
 def _squeezed(centres: np.ndarray, sizes: np.ndarray, within: np.ndarray, rounds: int = 6) -> np.ndarray:

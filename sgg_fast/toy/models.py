@@ -1,7 +1,8 @@
 """The toy's foundation: Stable Diffusion's own classes in miniature (AutoencoderKL, UNet2DConditionModel, CLIP, DDIM).
 
-The architecture is SD v1's scaled down, so code that runs here also runs there. Weights come from `weights/`, or from
-`pipeline/` if the shipped model has the same ones; `sgg_fast/toy/build.py` made them.
+The architecture is SD v1's scaled down, so code that runs here also runs there. There are two foundations, that of
+`toy` and the wide one of `toy-words`. Weights come from `weights/`, or from `pipeline/` if the shipped model has the
+same ones; `sgg_fast/toy/build.py` made them.
 """
 
 from __future__ import annotations
@@ -29,19 +30,26 @@ WEIGHTS = Path(__file__).parent / "weights"
 """fp16 safetensors of the foundation's parts that the shipped model does not contain, and of the judging networks."""
 
 
-def weight_file(part: str, folder: Path = WEIGHTS) -> Path:
-    """fp16 safetensors of a part. VAE and CLIP are stored only in the shipped model, which has them unchanged.
+_PIPELINE = WEIGHTS.with_name("pipeline")
+_SHARED = {"vae": _PIPELINE / "vae" / "diffusion_pytorch_model.safetensors"}
+_OWN_OF_WIDE = {
+    "clip": _PIPELINE / "graph_clip" / "model.safetensors",
+    "unet": WEIGHTS / "unet_words.safetensors",
+}
 
-    A part without a file keeps its random weights.
+
+def weight_file(part: str, folder: Path = WEIGHTS, wide: bool = False) -> Path:
+    """fp16 safetensors of a part; `wide`: of the foundation of `toy-words`.
+
+    What the shipped model has unchanged is stored there only: the VAE, and the CLIP of `toy-words`. A part without a
+    file keeps its random weights.
     """
-    in_pipeline = {"vae": "vae/diffusion_pytorch_model.safetensors", "clip": "graph_clip/model.safetensors"}
-    if folder == WEIGHTS and part in in_pipeline:
-        return WEIGHTS.with_name("pipeline") / in_pipeline[part]
-    return folder / f"{part}.safetensors"
+    shipped = {**_SHARED, **(_OWN_OF_WIDE if wide else {})} if folder == WEIGHTS else {}
+    return shipped.get(part, folder / f"{part}.safetensors")
 
 
-TOKENIZER = Path(__file__).parent / "pipeline" / "tokenizer"
-"""The tokenizer of the weights in `WEIGHTS`; this is its only copy."""
+TOKENIZER, SPOKEN_TOKENIZER = WEIGHTS / "tokenizer", _PIPELINE / "tokenizer"
+"""The tokenizers of the CLIP of `toy` and of `toy-words`; these are their only copies."""
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -155,9 +163,12 @@ def toy_scheduler() -> DDIMScheduler:
 def toy_foundation(seed: int = 0, weights: Path | None = WEIGHTS, wide: bool = False) -> Foundation:
     """Every part, with weights from the folder `weights` if the file exists, else random ones from `seed`.
 
-    The folder's tokenizer is used if it has one. wide: the wide UNet of `toy_unet`.
+    wide: the foundation of `toy-words`, with the wide UNet of `toy_unet`. A folder other than `WEIGHTS` may have a
+    tokenizer of its own.
     """
-    merges = weights / "tokenizer" if weights and (weights / "tokenizer").is_dir() else TOKENIZER
+    merges = SPOKEN_TOKENIZER if wide else TOKENIZER
+    if weights and weights != WEIGHTS and (weights / "tokenizer").is_dir():
+        merges = weights / "tokenizer"
     tokenizer, clip_tokenizer = toy_tokenizer(merges), toy_tokenizer(merges)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -165,7 +176,7 @@ def toy_foundation(seed: int = 0, weights: Path | None = WEIGHTS, wide: bool = F
     if weights and (weights / MANIFEST).is_file():
         with border(str(weights)):
             check(weights)
-    files = {name: weight_file(name, weights) for name in parts} if weights else {}
+    files = {name: weight_file(name, weights, wide) for name in parts} if weights else {}
     found = [name for name, file in files.items() if file.is_file()]
     for name in found:
         load_weights(files[name], parts[name], f"train it by `python -m sgg_fast.toy.build {name}`")

@@ -17,6 +17,7 @@ from PIL import Image
 from sgg_fast.graph import SceneGraph
 from sgg_fast.toy import sprites, words
 from sgg_fast.toy.layout import COLOURED, COVERS, PAINTS, USUAL, Plan, Thing
+from sgg_fast.toy.mixed import MixedPlan
 
 OBJECTS: tuple[str, ...] = (
     *("sky", "grass", "sea", "sand", "sun", "cloud", "person"),
@@ -202,20 +203,30 @@ def _try_scene(rng: np.random.Generator, size: int, held_out: bool, plan: Plan) 
 
 
 def draw_scene(
-    seed: int, index: int, size: int = 64, held_out: bool = False, rare: bool = False, spoken: bool = False
+    seed: int,
+    index: int,
+    size: int = 64,
+    held_out: bool = False,
+    rare: bool = False,
+    spoken: bool = False,
+    mixed: bool = False,
 ) -> Scene:
     """Scene `index` of the world `seed`, `size` pixels wide and high; a pure function of its arguments.
 
     No scene holds a combination of `HELD_OUT`, but with `held_out` every graph has at least one. With `rare` a scene
     starts with a relation that is rare otherwise (`Plan`): training on some of those learns it sooner. With `spoken` it
-    is a scene of `toy-words` (`sgg_fast/toy/words.py`), which has its own share of rare ones.
+    is a scene of `toy-words` (`sgg_fast/toy/words.py`), which has its own share of rare ones; with `mixed` as well it
+    may start with things in company that is new to `toy-words` (`sgg_fast/toy/mixed.py`).
     """
     if rare and spoken:
         raise ValueError("toy-words has its own share of rare scenes: leave out rare")
+    if mixed and not spoken:
+        raise ValueError("mixed scenes are of toy-words: give spoken as well")
     rng = np.random.Generator(np.random.PCG64([seed, index]))
     scene = None
     while scene is None:
-        scene = _try_scene(rng, size, held_out, words.WordsPlan(rng) if spoken else Plan(rng, rare))
+        plan = MixedPlan(rng) if mixed else words.WordsPlan(rng) if spoken else Plan(rng, rare)
+        scene = _try_scene(rng, size, held_out, plan)
     return scene
 
 

@@ -22,6 +22,7 @@ from sgg_fast.model_card import SHEET, provenance
 from sgg_fast.nn.conditioners import Conditioner
 from sgg_fast.nn.foundation import Foundation
 from sgg_fast.nn.loading import forget_places, seal
+from sgg_fast.nn.pipeline_parts import TOY_BASE, WORDS_BASE
 from sgg_fast.pipeline import SceneGraphToImagePipeline
 from sgg_fast.train.run.folder import writing
 
@@ -122,10 +123,14 @@ def draw_sheet(
 
 
 def lora_base(config: Config) -> dict[str, str] | None:
-    """The base that a LoRA result names: --model and --clip, folders as absolute paths; None without --lora."""
+    """The base that a LoRA result names: --model and --clip, folders as absolute paths; None without --lora.
+
+    Without --model the base is one of the toy's foundations.
+    """
     if not config.optim.lora:
         return None
-    places = {"model": config.model.source, "clip": config.model.clip}
+    own = WORDS_BASE if config.model.sizes == "toy-words" else TOY_BASE
+    places = {"model": config.model.source or own, "clip": config.model.clip}
     return {name: os.path.abspath(place) if place and Path(place).is_dir() else place for name, place in places.items()}
 
 

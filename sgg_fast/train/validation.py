@@ -37,8 +37,8 @@ class Scores:
 
     @property
     def overall(self) -> float:
-        """Mean of all accuracies; early stopping watches it."""
-        return sum(self.values.values()) / len(self.values)
+        """Mean of all accuracies, 0 without any; early stopping watches it."""
+        return sum(self.values.values()) / max(1, len(self.values))
 
 
 def split_pairs(run: RunConfig, source: PairSource, mirrored: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -90,20 +90,22 @@ class Validation:
 
     @torch.no_grad()
     def measure(self) -> Scores:
-        """Measure graph <-> image retrieval among held-out pairs, and nearest-word accuracy for masked objects."""
+        """Measure what the stage is trained for: by eq. 9, graph <-> image retrieval among held-out pairs; by the
+        auto-encoder, nearest-word accuracy for masked objects."""
         stage = self.stage
         training = stage.training
         stage.eval()
         chunks = [self._chunk(self.ids[first : first + CHUNK]) for first in range(0, len(self.ids), CHUNK)]
         stage.train(training)
         x_global, images, guessed, true = (torch.cat(parts) for parts in zip(*chunks, strict=True))
-        similarity_MM = torch.nn.functional.normalize(x_global, dim=-1) @ images.T
-        values, chance = {}, {}
-        for name, matrix in (("graph_to_image", similarity_MM), ("image_to_graph", similarity_MM.T)):
-            for k in (1, 5):
-                values[f"{name}_top{k}"] = float(retrieved(matrix, k))
-                chance[f"{name}_top{k}"] = min(1.0, k / len(self.ids))
-        if len(true):
+        objective, values, chance = stage.config.objective, {}, {}
+        if objective.con_weight:
+            similarity_MM = torch.nn.functional.normalize(x_global, dim=-1) @ images.T
+            for name, matrix in (("graph_to_image", similarity_MM), ("image_to_graph", similarity_MM.T)):
+                for k in (1, 5):
+                    values[f"{name}_top{k}"] = float(retrieved(matrix, k))
+                    chance[f"{name}_top{k}"] = min(1.0, k / len(self.ids))
+        if objective.mae_weight and len(true):
             values["masked_object"] = float((guessed == true).double().mean())
             chance["masked_object"] = float(true.bincount().max()) / len(true)
         return Scores(values, chance)

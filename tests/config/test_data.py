@@ -19,6 +19,7 @@ def test_the_size_of_a_set_is_that_of_the_scenes_or_of_the_published_one(source,
 def test_a_folder_of_data_that_is_not_there_is_refused(tmp_path):
     recipe("toy", data=str(tmp_path)).check_given()
     with pytest.raises(
-        ConfigError, match=r"absent: there is no such folder, and it is not toy or toy-rare or toy-words"
+        ConfigError,
+        match=r"absent: there is no such folder, and it is not toy or toy-rare or toy-words or toy-words-mixed",
     ):
         recipe("toy", data=str(tmp_path / "absent")).check_given()

@@ -21,6 +21,8 @@ from sgg_fast.eval.detectors import open_detector
 from sgg_fast.eval.evaluate import compare
 from sgg_fast.graph import SceneGraph
 from sgg_fast.toy import parts, world
+from sgg_fast.toy.detector import accuracy
+from sgg_fast.toy.world import HELD_OUT_SEED, draw_scene
 
 GRAPHS = [
     SceneGraph(("dog", "house"), ((0, "left of", 1),)),
@@ -156,11 +158,14 @@ def test_pairs_start_from_the_noise_of_their_own_graph(tmp_path):
 
 def test_the_card_says_what_was_measured_of_these_weights(done, tmp_path):
     folder = shutil.copytree(SHIPPED, tmp_path / "pipeline")
-    parts.put_on_card(folder, done)
-    result = report.read_result(done)
+    result = {**report.read_result(done), "data": "toy-words"}
+    report.write_result(tmp_path, result)
+    parts.put_on_card(folder, tmp_path)
     card = (folder / "README.md").read_text()
-    assert f"| entity recall, 2 held-out toy graphs | {result['rows']['drawn']['entity recall']:.4g} |" in card
-    assert "| data | toy for 4 600 steps, then toy-rare; 16 000 scenes each |" in card, "as it stood there"
+    recall = result["rows"]["drawn"]["entity recall"]
+    assert f"| entity recall, 2 held-out graphs of toy-words | {recall:.4g} |" in card
+    told = json.loads((SHIPPED / "model_index.json").read_text())["provenance"]["data"]
+    assert f"| data | {told} |" in card, "as it stood there"
     for name, value in (("weights", "0" * 16), ("data", "toy-repeats")):
         report.write_result(tmp_path, {**result, name: value})
         with pytest.raises(ValueError, match="of other weights or on other graphs"):
@@ -175,6 +180,16 @@ def test_one_graph_of_a_file_without_num_and_no_floor_of_other_graphs(tmp_path, 
     assert list(result["rows"]) == ["drawn", "floor: every relation flipped"]
     assert main(flags(tmp_path / "more", data=graph)) == 2
     assert "graph.json has 1 graphs" in capsys.readouterr().err
+
+
+def test_sets_of_unseen_combinations_have_a_judge_that_knows_them(tmp_path):
+    """Of either world; its accuracy is measured on such scenes."""
+    assert main(flags(tmp_path, data="toy-combinations", pairs=0)) == 0
+    judge = json.loads((tmp_path / "eval.json").read_text())["detector"]
+    assert judge["name"] == "toy-words detector"
+    scenes = [draw_scene(HELD_OUT_SEED, i, held_out=True) for i in range(judge["scenes"])]
+    own = accuracy(open_detector("toy-words").network, scenes)
+    assert judge["accuracy"]["real"] == {"recall": own.recall, "precision": own.precision, "colour": own.colour}
 
 
 def test_an_evaluation_with_an_open_vocabulary_detector(owl, tmp_path):

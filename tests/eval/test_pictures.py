@@ -11,7 +11,7 @@ from PIL import Image
 
 from sgg_fast.drawing.models import load_model
 from sgg_fast.eval import metrics, pictures
-from sgg_fast.eval.pictures import is_spoken, open_graphs
+from sgg_fast.eval.pictures import is_spoken, is_unseen, open_graphs
 from sgg_fast.toy import world
 
 
@@ -41,6 +41,9 @@ def test_sets_of_both_worlds_lie_side_by_side():
         graphs = open_graphs(data, 64)
         assert graphs.graph(1) == scene.graph and (graphs.image(1) == scene.image).all()
     assert open_graphs("toy-words-repeats", 64).graph(0) != open_graphs("toy-repeats", 64).graph(0)
+    assert [is_unseen(name) for name in ("toy-combinations", "toy-words-combinations", "toy", "my-combinations")] == [
+        *(True, True, False, False)
+    ]
     assert [is_spoken(name) for name in ("toy-words-repeats", "toy-repeats", "toy-wordsmith")] == [True, False, False]
 
 

@@ -63,6 +63,7 @@ def test_on_cuda_triton_runs_unless_the_doctor_left_it_out(monkeypatch, caplog):
     monkeypatch.setattr(dispatch.env, "unfit", lambda part: "")
     assert ops.backend_for(CUDA, torch.bfloat16) == "triton"
     monkeypatch.setattr(dispatch.env, "unfit", {"kernels": "geglu is wrong"}.get)
+    caplog.clear()
     with caplog.at_level(logging.INFO, logger=dispatch.__name__):
         assert ops.backend_for(CUDA, torch.bfloat16) == "reference"
     assert caplog.messages == ["kernels: reference (Triton is left out since sgg-doctor: geglu is wrong)"]

@@ -88,6 +88,15 @@ def test_an_arrow_ends_at_the_rim_of_its_object(monkeypatch, relation):
     assert all(distance.min() > 0 for distance in beyond), "boxes hide what lies below them"
 
 
+def test_a_chain_is_folded_so_that_its_words_keep_their_size(monkeypatch):
+    names = ("brown dog", "grass", "person#1", "yellow umbrella", "person#2", "blue hat", "orange kite", "sky")
+    chain = SceneGraph(names, tuple((k, "standing on", k + 1) for k in range(7)))
+    image, boxes = boxes_of(monkeypatch, chain, within=(440, 320))
+    natural = boxes[:, 2:].max(axis=0)
+    assert (natural < 1.3 * np.array(image.size)).all(), "it is drawn at nearly its natural size"
+    assert not [pair for pair in itertools.combinations(boxes, 2) if overlap(*pair)]
+
+
 def test_objects_have_the_words_and_colours_that_are_given(monkeypatch):
     graph, fill = SceneGraph(("a", "b"), ((0, "on", 1),)), (20, 90, 40)
     plain, before = boxes_of(monkeypatch, graph)

@@ -79,3 +79,15 @@ def test_parts_without_a_file_are_random_by_the_seed_and_those_with_one_are_read
     held = load_file(weight_file("vae"))
     assert weight_file("vae").parent.parent.name == "pipeline", "stored once, in the shipped model"
     assert torch.equal(held["decoder.conv_in.weight"].float(), foundation.vae.decoder.conv_in.weight)
+
+
+def test_the_foundation_of_toy_words_shares_the_autoencoder_and_has_the_rest_of_its_own(foundation):
+    words = toy_foundation(wide=True)
+    assert words.source == "toy models (trained: unet, vae, clip)"
+    assert weight_file("vae", wide=True) == weight_file("vae") and words.unet.config.block_out_channels == (64, 96, 128)
+    for part in ("unet", "clip"):
+        assert weight_file(part, wide=True) != weight_file(part) and weight_file(part, wide=True).is_file()
+    assert words.tokenizer.tokenize("next to") == ["next</w>", "to</w>"] != foundation.tokenizer.tokenize("next to")
+    for known in (words, foundation):
+        assert known.clip.config.text_config.vocab_size == len(known.clip_tokenizer)
+    assert words.clip.config.text_config.vocab_size != foundation.clip.config.text_config.vocab_size

@@ -143,14 +143,17 @@ def test_the_card_gets_what_was_measured_and_leaves_out_what_was_not(tmp_path):
     drawn = {"entity recall": 0.875, "entity precision": 0.5, "relations if present": math.nan}
     pairs = {"pairs": 8, "both seen": 0.75, "follows": 0.625}
     none = {"pairs": 0, "both seen": math.nan, "follows": math.nan}
-    result = {"data": "toy", "weights": digest(folder), "rows": {"drawn": drawn}}
+    result = {"data": "toy-words", "weights": digest(folder), "rows": {"drawn": drawn}}
     result |= {"per picture": {"entity recall": [[1.0, 0.75]]}}
+    result |= {"whole": {"drawn": {"all": {"graphs": 2, "share": 0.5}}}}
     result |= {"counterfactual pairs": {"left/right": pairs, "above/below": none}}
     report.write_result(tmp_path, result)
     parts.put_on_card(folder, tmp_path, "toy, twice")
     card = (folder / "README.md").read_text()
-    assert "| entity recall, 2 held-out toy graphs | 0.875 |" in card and "| data | toy, twice |" in card
+    assert "| entity recall, 2 held-out graphs of toy-words | 0.875 |" in card and "| data | toy, twice |" in card
     assert "left/right as asked, 6 pairs of graphs" in card and "0.625" in card
+    assert "| pictures without any fault, 2 held-out graphs of toy-words | 0.5 |" in card
+    assert "with two of a kind" not in card and "apache-2.0" in card
     assert "above/below as asked" not in card and "relations if present" not in card
     assert load_model(str(folder)).pipeline is not None, "its files are sealed again"
 
@@ -160,7 +163,7 @@ def test_the_sheet_shows_scenes_beside_what_is_drawn(tmp_path):
     parts.draw_sheet(tmp_path / "sheet.png", num=1)
     with Image.open(tmp_path / "sheet.png") as sheet:
         pixels = np.asarray(sheet.convert("RGB"))
-    scene = world.draw_scene(world.HELD_OUT_SEED, 0).image.repeat(3, axis=0).repeat(3, axis=1)
+    scene = world.draw_scene(world.HELD_OUT_SEED, 0, spoken=True).image.repeat(3, axis=0).repeat(3, axis=1)
     corners = np.argwhere((pixels == scene[0, 0]).all(axis=-1))
     windows = (pixels[y : y + 192, x : x + 192] for y, x in corners)
     assert sum(window.shape == scene.shape and (window == scene).all() for window in windows) == 1

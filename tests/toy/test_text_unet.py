@@ -10,8 +10,6 @@ import torch
 from safetensors.torch import load_file
 from support.tiny_runs import trainer
 
-from sgg_fast.config import ConfigError
-from sgg_fast.data.cache import open_foundation
 from sgg_fast.graph import SceneGraph
 from sgg_fast.recipes import recipe
 from sgg_fast.toy import build, text_unet, world
@@ -92,10 +90,6 @@ def test_sgg_ig_trains_on_the_folder(parts, tmp_path):
     names = ("data", "null_tokens", "optimizer", "instance_codes", "relation_dropout", "accumulation_steps")
     own = {"model": str(parts / "foundation"), **{name: flat[name] for name in names}}
     assert own["null_tokens"] == text_unet.NULL_TOKENS and own["instance_codes"]
-    with pytest.raises(
-        ConfigError, match=r"needs --model: the foundation that `python -m sgg_fast\.toy\.build foundation`"
-    ):
-        open_foundation(settings.model)
     trainer(tmp_path, "pretrain", **own).train()
     run = trainer(tmp_path, "finetune", **own)
     run.train()

@@ -73,6 +73,7 @@ def test_a_lora_names_its_base_and_folders_by_their_absolute_paths(tmp_path, mon
     assert lora_base(config) is None
     assert lora_base(config.replace(lora=4)) == {"model": str(tmp_path / "sd"), "clip": "openai/clip-vit-base-patch32"}
     assert lora_base(recipe("toy", lora=4)) == {"model": "", "clip": ""}
+    assert lora_base(recipe("toy-words", lora=4)) == {"model": "toy-words", "clip": ""}
 
 
 def test_a_result_that_cannot_be_written_leaves_the_one_before(tmp_path, monkeypatch):

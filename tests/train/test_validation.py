@@ -17,6 +17,8 @@ from sgg_fast.graph import SceneGraph
 from sgg_fast.train import validation
 from sgg_fast.train.validation import MASK_STEP, Validation, Watch, nearest, retrieved, split_pairs
 
+RETRIEVAL = {f"{way}_top{k}" for way in ("graph_to_image", "image_to_graph") for k in (1, 5)}
+
 
 def source(num_images: int, draws: int = 1) -> PairSource:
     return PairSource([SceneGraph(("sheep",))] * (num_images * draws), lambda i: np.zeros((8, 8, 3)), "none", draws)
@@ -130,6 +132,14 @@ def test_a_perfect_model_scores_one(cache, monkeypatch):
     monkeypatch.setattr(stage, "encode", encoded)
     monkeypatch.setattr(stage, "decode", decoded)
     assert set(Validation(stage, ids).measure().values.values()) == {1.0}
+
+
+@pytest.mark.parametrize(("left_out", "names"), [("con_weight", {"masked_object"}), ("mae_weight", RETRIEVAL)])
+def test_what_is_not_trained_is_not_measured(cache, left_out, names):
+    stage = pretrain_stage(cache, **{left_out: 0.0})
+    scores = Validation(stage, np.array([5, 0, 2, 1, 6, 7])).measure()
+    assert set(scores.values) == set(scores.chance) == names
+    assert validation.Scores({}, {}).overall == 0
 
 
 class Silent:

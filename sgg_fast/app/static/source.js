@@ -54,6 +54,7 @@ export class Source {
 
   typed(kind) {
     clearTimeout(this.later);
+    this.turn++; // an answer that is on its way is about the older graph
     this.later = setTimeout(async () => {
       const turn = ++this.turn;
       const found = await this.read({ [kind]: this[kind].value });
@@ -71,8 +72,10 @@ export class Source {
     }
   }
 
+  /** Not while somebody edits the field: it shows the value when it is left. */
   show(kind, value) {
-    if (value !== undefined && this[kind].value !== value) this[kind].value = value;
+    if (value === undefined || this[kind].value === value || this[kind] === document.activeElement) return;
+    this[kind].value = value;
   }
 
   blame(kind, message) {

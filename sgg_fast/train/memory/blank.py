@@ -34,8 +34,9 @@ def blank_foundation(model: ModelConfig) -> Foundation:
     if model.sizes not in PUBLISHED and not model.source:
         from sgg_fast.toy import models as toy
 
-        clip = toy.toy_clip(toy.toy_tokenizer())
-        unet, text = toy.toy_unet(wide=model.sizes == "toy-words"), CLIPTextModel(clip.config.text_config)
+        wide = model.sizes == "toy-words"
+        clip = toy.toy_clip(toy.toy_tokenizer(toy.SPOKEN_TOKENIZER if wide else toy.TOKENIZER))
+        unet, text = toy.toy_unet(wide), CLIPTextModel(clip.config.text_config)
         return _foundation("toy sizes", unet, toy.toy_vae(), [text], toy.toy_scheduler(), clip)
     if not model.source:
         found, clip_config = PUBLISHED[model.sizes], CLIPConfig()

@@ -61,7 +61,7 @@ def _compare(out: Path, model: Path) -> dict[str, dict[str, int]]:
         small = {"width": 32, "num_layers": 1, "log_every": 1}
         patch.setattr(quality_cells, "COMMON", {**quality_cells.COMMON, **small})
         patch.setattr(quality_plan, "chosen", lambda only: [SYSTEM["text, zero-shot"], SYSTEM["sgg"]])
-        quality_plan.store(out, "1h", TINY)
+        quality_plan.store(out, "1h", TINY, {"model": str(model), "precision": "auto"})
         words = ["--out", str(out), "--seeds", "1", "--only", "table1", "--results", str(out / "results")]
         words += ["--model", str(model)]
         compare = evaluate.measure_direction

@@ -46,7 +46,7 @@ def test_a_cell_that_cannot_run_fails_alone(tmp_path):
     """Without the training set nothing can train; each cell says so and the rest is still tried."""
     cells = [Cell(SYSTEM["sgdiff"], 0), Cell(SYSTEM["text, sentence"], 0)]
     ended: list[object] = []
-    failed = quality_cells.run_all(tmp_path, TINY, cells, "", 1, lambda task, seconds: ended.append(task))
+    failed = quality_cells.run_all(tmp_path, TINY, cells, {}, 1, lambda task, seconds: ended.append(task))
     assert len(failed) == 2 and not ended
     assert all("there is no such folder" in line for line in failed)
 
@@ -80,6 +80,6 @@ def test_speeds_are_measured_and_leave_no_run_behind(words_foundation, tmp_path,
     small = {"width": 32, "num_layers": 1, "resolution": 32, "token_init": "none"}
     monkeypatch.setattr(quality_cells, "COMMON", {**quality_cells.COMMON, **small})
     monkeypatch.setattr(quality_cells, "LEAST", dataclasses.replace(quality_cells.LEAST, draw_steps=1))
-    speeds = quality_cells.measure(tmp_path, str(words_foundation))
+    speeds = quality_cells.measure(tmp_path, {"model": str(words_foundation)})
     assert 0 < speeds.pretrain_graph < speeds.finetune_image < 5 and 0 < speeds.draw_step < 5
     assert [path.name for path in tmp_path.iterdir()] == ["measure.log"]

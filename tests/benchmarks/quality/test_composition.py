@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -14,9 +15,10 @@ from support.cases.benchmark import SYSTEM
 from benchmarks.quality import composition
 from benchmarks.quality.composition import Tokens, neighbour, run, share, unseen
 from benchmarks.quality.plan import Cell
-from sgg_fast.drawing.models import load_model
+from sgg_fast.drawing.models import load_model, made_scheduler
 from sgg_fast.eval import pictures
 from sgg_fast.eval.metrics import PictureScore
+from sgg_fast.eval.pictures import through_vae
 from sgg_fast.graph import SceneGraph
 from sgg_fast.toy.world import HELD_OUT, held_out_relations
 
@@ -73,9 +75,13 @@ def test_shares_count_relations_whose_objects_are_both_there():
 
 def test_the_table_has_a_row_for_each_way_and_a_sheet(compared, tmp_path):
     model = str(Cell(SYSTEM["sgg"], 0).folder(compared[0]))
-    text = run(argparse.Namespace(model=model, num=2, steps=2, out=tmp_path))
+    text = run(argparse.Namespace(model=model, num=2, steps=6, out=tmp_path))
     ways = [line.split("|")[1].strip() for line in text.splitlines()[2:]]
-    assert ways == ["asked", "neighbour", "neighbour's tokens", "neighbour's text", "neighbour's graph"]
+    assert ways == [
+        *("asked", "neighbour", "neighbour's tokens", "neighbour's text", "neighbour's graph"),
+        *("neighbour's text everywhere", "neighbour's graph everywhere"),
+        *("from its scene at t = 800", "from its scene at t = 600"),
+    ]
     with Image.open(tmp_path / "composition.png") as sheet:
         assert np.asarray(sheet).std() > 10 and sheet.width > 400
 
@@ -85,10 +91,27 @@ def test_each_way_draws_pictures_of_its_own(compared, monkeypatch):
     kept = []
     monkeypatch.setattr(composition, "write_sheet", lambda path, graphs, sheets: kept.append(sheets))
     model = str(Cell(SYSTEM["sgg"], 0).folder(compared[0]))
-    run(argparse.Namespace(model=model, num=2, steps=2, out=compared[0]))
+    run(argparse.Namespace(model=model, num=2, steps=6, out=compared[0]))
     (sheets,) = kept
     for one, other in itertools.combinations(sheets, 2):
         assert not np.array_equal(sheets[one], sheets[other]), (one, other)
+
+
+def test_drawing_from_a_scene_late_gives_the_scene():
+    """From t = 41 hardly any noise is left to remove."""
+    pipeline = load_model("toy").pipeline
+    tokens, pipeline.keep_conditions = Tokens(pipeline), False
+    pipeline.scheduler = made_scheduler(pipeline, "ddim")
+    given = pictures.open_graphs("toy-words-combinations", 64)
+    graphs, images = [given.graph(i) for i in range(2)], [given.image(i) for i in range(2)]
+    own = partial(composition.encode_some, tokens.exchanged(False, False), graphs, graphs)
+    late, early = (
+        composition.draw(pipeline, graphs, own, 25, partial(composition.from_scene, pipeline, images, start))
+        for start in (41, 960)
+    )
+    seen = through_vae(pipeline.vae, np.stack(images)).astype(float)
+    apart = [np.abs(drawn - seen).mean() for drawn in (late, early)]
+    assert apart[0] < 6 < 20 < apart[1], apart
 
 
 def test_a_baseline_has_no_such_tokens(compared):

@@ -77,16 +77,23 @@ def test_budgets_are_read(text, seconds):
 
 
 def test_a_folder_keeps_its_sizes_for_one_budget(tmp_path):
-    assert quality_plan.stored(tmp_path, "1h") is None
-    quality_plan.store(tmp_path, "1h", TINY)
-    assert quality_plan.stored(tmp_path, "1h") == TINY
-    with pytest.raises(ValueError, match="with --budget 1h, not 2h"):
-        quality_plan.stored(tmp_path, "2h")
+    given = {"model": "runs/foundation", "precision": "auto"}
+    assert quality_plan.stored(tmp_path, "1h", given) is None
+    quality_plan.store(tmp_path, "1h", TINY, given)
+    assert quality_plan.stored(tmp_path, "1h", given) == TINY and quality_plan.notes(tmp_path) == []
+    with pytest.raises(ValueError, match="with --budget '1h', not '2h'"):
+        quality_plan.stored(tmp_path, "2h", given)
+    with pytest.raises(ValueError, match="with --model 'runs/foundation', not 'runs/other'"):
+        quality_plan.stored(tmp_path, "1h", {**given, "model": "runs/other"})
+    with pytest.raises(ValueError, match="with --precision 'auto', not 'bf16'"):
+        quality_plan.stored(tmp_path, "1h", {**given, "precision": "bf16"})
     text = (tmp_path / "plan.json").read_text()
-    for spoiled in ("{}", text.replace("16", "0"), text.replace("16", '"16"'), text[:-9]):
+    noted = text.replace('"budget"', '"notes": "one", "budget"')
+    wrong = noted, noted.replace('"one"', "[1]"), text.replace("16", "0"), text.replace("16", '"16"')
+    for spoiled in ("{}", *wrong, text[:-9]):
         (tmp_path / "plan.json").write_text(spoiled)
         with pytest.raises(ValueError, match=r"plan\.json: cannot be read"):
-            quality_plan.stored(tmp_path, "1h")
+            quality_plan.stored(tmp_path, "1h", given)
 
 
 def test_a_plan_says_what_it_cuts():

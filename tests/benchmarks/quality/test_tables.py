@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from support.cases.benchmark import SYSTEM
 
-from benchmarks.quality.plan import Cell
+from benchmarks.quality.plan import FACTORIAL, PARTS, Cell
+from benchmarks.quality.tables import Comparison
 from sgg_fast.eval import bootstrap
 
 
@@ -41,6 +42,23 @@ def test_tables_hold_what_the_evaluations_wrote(compared):
         assert words in text
     with Image.open(out / "results" / "quality_sheet.png") as sheet:
         assert sheet.width > 900
+
+
+def test_the_worth_of_a_part_is_that_of_the_rows_that_differ_in_it_alone(tmp_path):
+    comparison = Comparison(tmp_path, [], [0, 1])
+    assert comparison.worth("entity recall") == {}
+    for used, system in FACTORIAL.items():
+        mae, con, isa = used
+        graphs = [0.3, 0.5, None] if isa else [0.4, 0.6, 0.9]  # a graph that only one of a pair has says nothing
+        recall = [g if g is None else g + 0.2 * mae - 0.1 * con for g in graphs]
+        seeds = [0] if used == (False, True, False) else [0, 1]  # a seed without all rows says nothing
+        results = [{"counterfactual pairs": {}, "per picture": {"entity recall": [recall]}}, {"per picture": None}]
+        comparison.results[system] = {seed: results[seed] for seed in seeds}
+    found = comparison.worth("entity recall")
+    assert {part: num for part, (_, num) in found.items()} == dict.fromkeys(PARTS, 4)
+    for part, value in zip(PARTS, (0.2, -0.1, -0.1), strict=True):
+        estimate, _ = found[part]
+        assert [estimate.low, estimate.mean, estimate.high] == pytest.approx([value] * 3), part
 
 
 def _mean(values: np.ndarray) -> float:

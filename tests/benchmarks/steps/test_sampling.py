@@ -25,12 +25,17 @@ def pipeline() -> SceneGraphToImagePipeline:
     return infer_forms.open_models("toy", torch.device("cpu"), torch.float32)
 
 
+def layers(pipeline: SceneGraphToImagePipeline) -> int:
+    """Layers of the UNet with weights: each runs an operator at least."""
+    return sum(any(True for _ in part.parameters(recurse=False)) for part in pipeline.unet.modules())
+
+
 def read(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def test_rows_of_all_forms_that_run_here(tmp_path, capsys):
+def test_rows_of_all_forms_that_run_here(pipeline, tmp_path, capsys):
     path = tmp_path / "infer.csv"
     words = ["--quick", "--device", "cpu", "--batch", "1", "--steps", "1", "--no-cold", "--out", str(tmp_path)]
     assert infer.main([*words, "--form", "captured", "fused", "diffusers"]) == 0
@@ -43,7 +48,7 @@ def test_rows_of_all_forms_that_run_here(tmp_path, capsys):
         assert row["status"] == "ok" and row["size"] == "64x64 b1" and row["device"].startswith("CPU")
         assert float(row["s_per_image"]) == pytest.approx(float(row["ms_p50"]) / 1000, rel=1e-4)
         assert float(row["images_per_s"]) == pytest.approx(1 / float(row["s_per_image"]), rel=1e-4)
-        assert float(row["unet_launches"]) > 300
+        assert float(row["unet_launches"]) > layers(pipeline)
     printed = capsys.readouterr().out
     assert "TOY MODEL" in printed and printed.count(" x diffusers") == 1
 
@@ -54,7 +59,7 @@ def test_launches_are_those_of_every_step_for_one_picture(pipeline):
         form = infer_forms.FORMS["eager"](pipeline, size)
         counted[size.batch, steps] = sampling.unet_launches(form, steps, torch.device("cpu"))
         form.close()
-    assert counted[1, 1] > 300
+    assert counted[1, 1] > layers(pipeline) > 0
     assert counted[1, 100] == 100 * counted[1, 1] == 2 * counted[2, 100]
 
 
