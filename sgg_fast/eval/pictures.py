@@ -171,26 +171,30 @@ def draw_missing(
     batch_size: int = 16,
     relation_guidance: float = 0.0,
 ) -> int:
-    """Draw the pictures that are missing, each file whole or not at all; returns the number drawn.
+    """Draw the pictures that are missing, each file whole or not at all; returns the number saved.
 
-    Raises `NotFiniteError` for a batch with NaN or Inf, of which no picture is saved.
+    A batch is drawn again whole: a picture drawn in another batch differs by rounding, and a run that was stopped is to
+    end in the same bytes. Raises `NotFiniteError` for a batch with NaN or Inf, of which no picture is saved.
     """
-    todo = [job for job in jobs if not job.path.is_file()]
+    missing = {job.path for job in jobs if not job.path.is_file()}
     pipeline.set_progress_bar_config(disable=True)
-    with tqdm(total=len(jobs), initial=len(jobs) - len(todo), desc="draw", unit="picture", disable=None) as bar:
-        for start in range(0, len(todo), batch_size):
-            some = todo[start : start + batch_size]
+    with tqdm(total=len(jobs), initial=len(jobs) - len(missing), desc="draw", unit="picture", disable=None) as bar:
+        for start in range(0, len(jobs), batch_size):
+            batch = jobs[start : start + batch_size]
+            if missing.isdisjoint(job.path for job in batch):
+                continue
             images = pipeline(
-                [job.graph for job in some],
+                [job.graph for job in batch],
                 num_inference_steps=steps,
                 guidance_scale=guidance,
                 relation_guidance=relation_guidance,
-                generator=[torch.Generator().manual_seed(job.noise_seed) for job in some],
+                generator=[torch.Generator().manual_seed(job.noise_seed) for job in batch],
             ).images
-            for job, image in zip(some, images, strict=True):
-                save_png(image, job.path, None)
-            bar.update(len(some))
-    return len(todo)
+            for job, image in zip(batch, images, strict=True):
+                if job.path in missing:
+                    save_png(image, job.path, None)
+                    bar.update()
+    return len(missing)
 
 
 def load(paths: Sequence[Path]) -> np.ndarray:

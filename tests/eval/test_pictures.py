@@ -57,10 +57,11 @@ def test_only_missing_pictures_are_drawn_each_from_its_own_noise(tmp_path):
     assert pictures.draw_missing(pipeline, jobs, 2, 1.0) == 1 and jobs[0].path.stat().st_mtime_ns == first
     drawn = pictures.load([job.path for job in jobs])
     assert drawn.shape == (2, 64, 64, 3) and drawn.dtype == np.uint8
-    for job, image in zip(jobs, drawn, strict=True):
-        noise = torch.Generator().manual_seed(job.noise_seed)
-        own = pipeline([job.graph], num_inference_steps=2, guidance_scale=1.0, generator=[noise]).images[0]
-        np.testing.assert_array_equal(image, np.asarray(own))
+    for i, batch in ((0, jobs[:1]), (1, jobs)):  # the second was drawn with its whole batch
+        noise = [torch.Generator().manual_seed(job.noise_seed) for job in batch]
+        graphs_of = [job.graph for job in batch]
+        own = pipeline(graphs_of, num_inference_steps=2, guidance_scale=1.0, generator=noise).images[i]
+        np.testing.assert_array_equal(drawn[i], np.asarray(own))
     Image.new("RGB", (9, 8)).save(jobs[1].path)
     with pytest.raises(ValueError, match=r"1\.png: is 9 x 8 pixels where the others are 64 x 64; delete it"):
         pictures.load([job.path for job in jobs])
