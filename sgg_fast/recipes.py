@@ -20,7 +20,7 @@ _BEST: dict[str, Any] = {
     "attention_loss": 0.1,
     "relation_dropout": 0.1,
 }
-"""The forms that did best on the toy world. What they rest on: `vg256_best`."""
+"""What helped on the toy world, without what cost there. What it rests on: `vg256_best`."""
 
 
 def toy() -> Config:
@@ -123,14 +123,15 @@ def vg256_literal() -> Config:
 
 
 def vg256_best() -> Config:
-    """vg256 with the forms that did best on the toy world; not yet run on Visual Genome.
+    """vg256 without what cost on the toy world and with what helped there; not yet run on Visual Genome.
 
     It rests on 1 500 steps of 32 on `toy-words` (benchmarks/LOG.md, 2026-11-30). Of the relations that are turned in a
-    graph, pictures follow 0.31 more with the geometry loss and 0.32 more with the attention loss (one seed each), 0.09
-    more without eq. 9 (two seeds), 0.05 more without L_ISA (four pairs of rows). So eq. 9 and L_ISA are off here.
-    Whether they are worth something after more steps is not known; `vg256` has both. `token_init` and
-    `relation_dropout` were not compared. `gate_init` 1 is worth 0.29 there, where the UNet learns at 1e-3; it stays 0
-    here: at the paper's 1e-6 the tokens have to begin as text that the UNet knows.
+    graph, pictures follow 0.31 more with the geometry loss, 0.32 more with the attention loss (one seed each), and 0.06
+    more without eq. 9 and L_ISA (two seeds, the first of which chose them). So eq. 9 and L_ISA are off here. Whether
+    they are worth something after more steps is not known; `vg256` has both. `token_init` and `relation_dropout` were
+    not compared. Instance codes are worth 0.06 (one seed), no more than seeds differ by. `gate_init` 1 is worth 0.29
+    there, where the UNet learns at 1e-3; it stays 0 here: at the paper's 1e-6 the tokens have to begin as text that the
+    UNet knows.
     """
     return vg256().replace(recipe="vg256-best", **_BEST)
 
@@ -144,7 +145,8 @@ def laion1024_sdxl() -> Config:
     """LAION-SG at 1024 x 1024 on SDXL, the whole UNet on one 24 GB card; not yet run (docs/backbones.md).
 
     The set has no boxes and 5.5 million phrases, whose text states would need 37 GB: the forms of vg256-best without
-    the losses that need boxes, and with tokens that start at the vocabulary's statistics.
+    the losses that need boxes, and with tokens that start at the vocabulary's statistics. What eq. 9 and L_ISA are worth
+    without those losses is not known.
     """
     return _paper("laion1024-sdxl", 1024, NUM_LAION).replace(
         **_BEST | {"geometry": 0.0, "attention_loss": 0.0, "token_init": "none"},
