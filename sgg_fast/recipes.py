@@ -145,8 +145,8 @@ def laion1024_sdxl() -> Config:
     """LAION-SG at 1024 x 1024 on SDXL, the whole UNet on one 24 GB card; not yet run (docs/backbones.md).
 
     The set has no boxes and 5.5 million phrases, whose text states would need 37 GB: the forms of vg256-best without
-    the losses that need boxes, and with tokens that start at the vocabulary's statistics. What eq. 9 and L_ISA are worth
-    without those losses is not known.
+    the losses that need boxes, and with tokens that start at the vocabulary's statistics. What eq. 9 and L_ISA are
+    worth without those losses is not known.
     """
     return _paper("laion1024-sdxl", 1024, NUM_LAION).replace(
         **_BEST | {"geometry": 0.0, "attention_loss": 0.0, "token_init": "none"},
