@@ -109,18 +109,25 @@ def open_source(data: DataConfig, seed: int, split: str = "train", check: bool =
     return with_mirrored(source) if data.flip == "swap" else source
 
 
+CROWD = 6
+"""Least number of things in a crowded scene."""
+
+
 def toy_source(seed: int, num_scenes: int, resolution: int, data: str = "toy") -> PairSource:
     """The first `num_scenes` scenes of `seed`, of one of `DRAWN_SETS`; every third of "toy-rare" is a rare one, of
-    "toy-words-mixed" a mixed one."""
+    "toy-words-mixed" and "toy-words-crowded" a mixed one; every second of the latter has `CROWD` things or more."""
     from sgg_fast.toy.world import draw_scene
 
     own = {
         "toy-rare": {"rare": True},
         "toy-words": {"spoken": True},
         "toy-words-mixed": {"spoken": True, "mixed": True},
+        "toy-words-crowded": {"spoken": True, "mixed": True},
     }.get(data, {})
     usual = {**own, "rare": False, "mixed": False}
-    scenes = [draw_scene(seed, i, resolution, **(own if i % 3 == 2 else usual)) for i in range(num_scenes)]
+    kinds = [own if i % 3 == 2 else usual for i in range(num_scenes)]
+    least = [CROWD if data == "toy-words-crowded" and i % 2 else 0 for i in range(num_scenes)]
+    scenes = [draw_scene(seed, i, resolution, **kinds[i], least=least[i]) for i in range(num_scenes)]
     name = f"{data}({num_scenes} scenes, seed {seed})"
     return PairSource([s.graph for s in scenes], lambda i: scenes[i].image, name, boxes=lambda i: scenes[i].boxes)
 

@@ -210,13 +210,15 @@ def draw_scene(
     rare: bool = False,
     spoken: bool = False,
     mixed: bool = False,
+    least: int = 0,
 ) -> Scene:
     """Scene `index` of the world `seed`, `size` pixels wide and high; a pure function of its arguments.
 
     No scene holds a combination of `HELD_OUT`, but with `held_out` every graph has at least one. With `rare` a scene
     starts with a relation that is rare otherwise (`Plan`): training on some of those learns it sooner. With `spoken` it
     is a scene of `toy-words` (`sgg_fast/toy/words.py`), which has its own share of rare ones; with `mixed` as well it
-    may start with things in company that is new to `toy-words` (`sgg_fast/toy/mixed.py`).
+    may start with things in company that is new to `toy-words` (`sgg_fast/toy/mixed.py`). It holds `least` things or
+    more.
     """
     if rare and spoken:
         raise ValueError("toy-words has its own share of rare scenes: leave out rare")
@@ -224,7 +226,7 @@ def draw_scene(
         raise ValueError("mixed scenes are of toy-words: give spoken as well")
     rng = np.random.Generator(np.random.PCG64([seed, index]))
     scene = None
-    while scene is None:
+    while scene is None or len(scene.graph.objects) < least:
         plan = MixedPlan(rng) if mixed else words.WordsPlan(rng) if spoken else Plan(rng, rare)
         scene = _try_scene(rng, size, held_out, plan)
     return scene

@@ -20,6 +20,7 @@ def test_a_folder_of_data_that_is_not_there_is_refused(tmp_path):
     recipe("toy", data=str(tmp_path)).check_given()
     with pytest.raises(
         ConfigError,
-        match=r"absent: there is no such folder, and it is not toy or toy-rare or toy-words or toy-words-mixed",
+        match=r"absent: there is no such folder, and it is not toy or toy-rare or toy-words or toy-words-mixed or "
+        "toy-words-crowded",
     ):
         recipe("toy", data=str(tmp_path / "absent")).check_given()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sgg_fast.data.sources import toy_source
+from sgg_fast.data.sources import CROWD, toy_source
 from sgg_fast.toy import mixed, world
 from sgg_fast.toy.layout import COVERS
 
@@ -54,3 +54,10 @@ def test_every_third_scene_of_the_set_is_mixed():
         assert graph == world.draw_scene(4, i, spoken=True, mixed=i % 3 == 2).graph
     with pytest.raises(ValueError, match="mixed scenes are of toy-words"):
         world.draw_scene(4, 0, mixed=True)
+
+
+def test_every_second_scene_of_the_crowded_set_has_many_things():
+    plain, crowded = toy_source(4, 24, 64, "toy-words-mixed"), toy_source(4, 24, 64, "toy-words-crowded")
+    assert plain.graphs[::2] == crowded.graphs[::2]
+    assert min(len(graph.objects) for graph in plain.graphs[1::2]) < CROWD
+    assert min(len(graph.objects) for graph in crowded.graphs[1::2]) == CROWD
