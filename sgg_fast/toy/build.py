@@ -15,18 +15,18 @@ them. `train.py` trains SGG-IG on that foundation, and then `python -m sgg_fast.
         --steps 6000 --ema 0.9995 --warmup-steps 200 --loss-weight 1 --relation-dropout 0.2
 
 CACHE: `python -m sgg_fast.data.prepare cache --recipe toy-words --data toy-words --num-scenes 40000 --out CACHE`;
-CACHE2 with `--data toy-words-mixed --seed 1`, CACHE3 with `--data toy-words-crowded --seed 2`. Fine-tuning ran as two processes (`torchrun --nproc_per_node 2`,
-`--accumulation-steps 1 --precision bf16`). `card --eval DIR` puts the results of `sgg_fast.eval` on the card, `sheet`
-draws the README's picture.
+CACHE2 with `--data toy-words-mixed --seed 1`, CACHE3 with `--data toy-words-crowded --seed 2`. Fine-tuning ran as two
+processes (`torchrun --nproc_per_node 2`, `--accumulation-steps 1 --precision bf16`). `card --eval DIR` puts the results
+of `sgg_fast.eval` on the card, `sheet` draws the README's picture.
 
 The shipped weights are not bit for bit the output of these commands. SGG-IG began from the UNet of the foundation after
 5 600 of its 9 000 steps. Its first part was 3 181 steps of 32 and 5 500 of two times 32 on 16 000 scenes, then 4 296 on
 40 000, each from the average of the one before in fp16, with Adam's moments anew. The first 400 steps of CROWDED were
-under the rate of a run of 6 800. The parts of `toy` took 3000 (vae),
-1500 (clip) and 6500 (unet) steps and were stopped and continued with other step counts on the way; some combinations
-were held out of the scenes only later. The detector of `toy` took 660 steps on 12 000 scenes with a first loss, 840 on
-7 000 and 3 400 on 10 000 with the present one, the features 600 steps on 1 500 scenes. That of `toy-words` took 400
-steps on 4 000 scenes of `toy` and `toy-words`, then 1 600 on 8 000 of four kinds.
+under the rate of a run of 6 800. The parts of `toy` took 3000 (vae), 1500 (clip) and 6500 (unet) steps and were stopped
+and continued with other step counts on the way; some combinations were held out of the scenes only later. The detector
+of `toy` took 660 steps on 12 000 scenes with a first loss, 840 on 7 000 and 3 400 on 10 000 with the present one, the
+features 600 steps on 1 500 scenes. That of `toy-words` took 400 steps on 4 000 scenes of `toy` and `toy-words`, then 1
+600 on 8 000 of four kinds.
 """
 
 from __future__ import annotations
