@@ -25,8 +25,8 @@ The shipped weights are not bit for bit the output of these commands. SGG-IG beg
 under the rate of a run of 6 800. The parts of `toy` took 3000 (vae), 1500 (clip) and 6500 (unet) steps and were stopped
 and continued with other step counts on the way; some combinations were held out of the scenes only later. The detector
 of `toy` took 660 steps on 12 000 scenes with a first loss, 840 on 7 000 and 3 400 on 10 000 with the present one, the
-features 600 steps on 1 500 scenes. That of `toy-words` took 400 steps on 4 000 scenes of `toy` and `toy-words`, then 1
-600 on 8 000 of four kinds.
+features 600 steps on 1 500 scenes. That of `toy-words` took 400 steps on 4 000 scenes of `toy` and `toy-words`, then
+1 600 on 8 000 of four kinds.
 """
 
 from __future__ import annotations
