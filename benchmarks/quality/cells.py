@@ -127,8 +127,6 @@ Task = Pretraining | Cell
 
 def run_task(out: Path, sizes: Sizes, task: Task, given: dict[str, str]) -> float:
     """Run one task in this process; returns its seconds. Raises the errors of training and evaluation."""
-    import deepspeed  # noqa: F401  # saving a model would import it: under another stderr its linker's errors show
-
     begun = time.monotonic()
     with _written_to(task.folder(out) / "log.txt"):
         (run_cell if isinstance(task, Cell) else pretrain)(out, sizes, task, given)  # type: ignore[operator]
