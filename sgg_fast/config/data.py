@@ -38,7 +38,7 @@ class DataConfig(Part):
     """Where fine-tuning keeps the set's latents: on the GPU if they take less than a quarter of its free memory, else
     in files (auto); or in files or CPU memory (cpu). Those are read ahead, and losses are the same."""
     num_scenes: int = setting(256, at_least=1, makes_cache=True)
-    """Number of toy scenes, with --data toy, toy-rare, toy-words or toy-words-mixed."""
+    """Number of toy scenes, where --data names one of their sets."""
 
     @property
     def is_drawn(self) -> bool:

@@ -125,9 +125,11 @@ def toy_source(seed: int, num_scenes: int, resolution: int, data: str = "toy") -
         "toy-words-crowded": {"spoken": True, "mixed": True},
     }.get(data, {})
     usual = {**own, "rare": False, "mixed": False}
-    kinds = [own if i % 3 == 2 else usual for i in range(num_scenes)]
-    least = [CROWD if data == "toy-words-crowded" and i % 2 else 0 for i in range(num_scenes)]
-    scenes = [draw_scene(seed, i, resolution, **kinds[i], least=least[i]) for i in range(num_scenes)]
+    crowd = CROWD if data == "toy-words-crowded" else 0
+    scenes = [
+        draw_scene(seed, i, resolution, least=crowd * (i % 2), **(own if i % 3 == 2 else usual))
+        for i in range(num_scenes)
+    ]
     name = f"{data}({num_scenes} scenes, seed {seed})"
     return PairSource([s.graph for s in scenes], lambda i: scenes[i].image, name, boxes=lambda i: scenes[i].boxes)
 
