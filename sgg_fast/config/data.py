@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .fields import ConfigError, Part, setting
 
-DRAWN_SETS = ("toy", "toy-rare", "toy-words", "toy-words-mixed", "toy-words-crowded")
+DRAWN_SETS = ("toy", "toy-rare", "toy-words", "toy-words-mixed", "toy-words-crowded", "toy-words-spread")
 """Values of --data that are not folders: toy scenes, generated on demand."""
 
 
@@ -16,12 +16,13 @@ class DataConfig(Part):
     """Source of the pairs of image and scene graph, and their form in training."""
 
     source: str = setting("toy", flag="data", makes_cache=True)
-    """Training set: "toy", "toy-rare", "toy-words", "toy-words-mixed" or "toy-words-crowded" (toy scenes, generated
-    on demand), a folder that `sgg_fast.data.prepare` made (a set, or a cache of one), or a folder of images, each with
-    its graph in a .json beside it. In a third of toy-rare's scenes a person holds something, or one thing is above
-    another that is below it in other scenes; toy-words uses everyday relation words; in a third of toy-words-mixed's
-    scenes things are in company that is new to toy-words; toy-words-crowded is the same, but every second scene has
-    six things or more."""
+    """Training set: "toy", "toy-rare", "toy-words", "toy-words-mixed", "toy-words-crowded" or "toy-words-spread" (toy
+    scenes, generated on demand), a folder that `sgg_fast.data.prepare` made (a set, or a cache of one), or a folder of
+    images, each with its graph in a .json beside it. In a third of toy-rare's scenes a person holds something, or one
+    thing is above another that is below it in other scenes; toy-words uses everyday relation words; in a third of
+    toy-words-mixed's scenes things are in company that is new to toy-words; toy-words-crowded is the same, but every
+    second scene has six things or more; toy-words-spread is that, but in every fourth scene four single things stand
+    side by side."""
     num_published: int = setting(0, of_recipe=True)
     """Training images of the published set that the recipe is for; --plan uses it if --data is not given."""
     attributes: str = setting("none", choices=("none", "first"), in_cache=True, makes_cache=True)

@@ -1,8 +1,8 @@
 """Shows a training set: `python -m sgg_fast.data.show DIR --n 16` writes a sheet of pictures, boxes and graphs.
 
 DIR is a value of train.py --data: a prepared set, a cache (shown from its set, or from the pictures in the cache if
-the set is missing), a folder of pictures with graphs beside them, "toy", "toy-rare", "toy-words", "toy-words-mixed" or
-"toy-words-crowded".
+the set is missing), a folder of pictures with graphs beside them, "toy", "toy-rare", "toy-words", "toy-words-mixed",
+"toy-words-crowded" or "toy-words-spread".
 """
 
 from __future__ import annotations

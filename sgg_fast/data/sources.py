@@ -115,7 +115,8 @@ CROWD = 6
 
 def toy_source(seed: int, num_scenes: int, resolution: int, data: str = "toy") -> PairSource:
     """The first `num_scenes` scenes of `seed`, of one of `DRAWN_SETS`; every third of "toy-rare" is a rare one, of
-    "toy-words-mixed" and "toy-words-crowded" a mixed one; every second of the latter has `CROWD` things or more."""
+    "toy-words-mixed" a mixed one. "toy-words-crowded" is the latter, but every second scene has `CROWD` things or more,
+    and "toy-words-spread" is that, but every fourth is a spread one."""
     from sgg_fast.toy.world import draw_scene
 
     own = {
@@ -123,13 +124,17 @@ def toy_source(seed: int, num_scenes: int, resolution: int, data: str = "toy") -
         "toy-words": {"spoken": True},
         "toy-words-mixed": {"spoken": True, "mixed": True},
         "toy-words-crowded": {"spoken": True, "mixed": True},
+        "toy-words-spread": {"spoken": True, "mixed": True},
     }.get(data, {})
     usual = {**own, "rare": False, "mixed": False}
-    crowd = CROWD if data == "toy-words-crowded" else 0
-    scenes = [
-        draw_scene(seed, i, resolution, least=crowd * (i % 2), **(own if i % 3 == 2 else usual))
-        for i in range(num_scenes)
-    ]
+    crowd = CROWD if data in ("toy-words-crowded", "toy-words-spread") else 0
+
+    def kind(i: int) -> dict[str, bool]:
+        if data == "toy-words-spread" and i % 4 == 1:
+            return {**usual, "spread": True}
+        return own if i % 3 == 2 else usual
+
+    scenes = [draw_scene(seed, i, resolution, least=crowd * (i % 2), **kind(i)) for i in range(num_scenes)]
     name = f"{data}({num_scenes} scenes, seed {seed})"
     return PairSource([s.graph for s in scenes], lambda i: scenes[i].image, name, boxes=lambda i: scenes[i].boxes)
 

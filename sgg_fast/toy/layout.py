@@ -139,6 +139,8 @@ class Group:
 class Plan:
     """The scene before it is drawn: its objects and their places."""
 
+    KINDS: tuple[str, ...] = ("land", *BACKDROPS)
+    """The backdrops to choose from."""
     ANEW = 0.45
     """Share of repeated choices that are drawn again (`again`)."""
     HOLDERS, HOLDER_HATS = 0.6, 0.6
@@ -147,7 +149,7 @@ class Plan:
 
     def __init__(self, rng: np.random.Generator, rare: bool = False) -> None:
         self.rng = rng
-        self.kind = self.pick("land", *BACKDROPS)
+        self.kind = self.pick(*self.KINDS)
         self.backdrop = [Thing(category) for category in BACKDROPS[self.kind]]
         self.horizon = float(rng.uniform(0.34, 0.44) if self.kind == "beach" else rng.uniform(0.4, 0.54))
         self.shore = self.horizon + float(rng.uniform(0.16, 0.22))

@@ -145,10 +145,12 @@ def draw_relations(
     wide: set[int],
     geometric: Callable[[np.ndarray, np.ndarray, bool], str | None],
     most: int,
+    apart: bool = False,
 ) -> tuple[tuple[int, str, int], ...]:
     """Relations of a scene, 2 to `most` if it has as many: objects that belong together first, then random pairs.
 
-    categories [N], boxes [N, 4]; geometric: the older world's word for two boxes, or None.
+    categories [N], boxes [N, 4]; geometric: the older world's word for two boxes, or None; apart: of the random pairs
+    take those first that share no object.
     """
     num = len(boxes)
     goal = int(rng.integers(min(max(2, num - 2), 6), most + 1))
@@ -163,10 +165,12 @@ def draw_relations(
     pairs = [(s, o) for s in range(num) for o in range(num) if s != o]
     dull_N = np.array([0.6 if n in wide else 0.3 if n in mentioned else 0.0 for n in range(num)])
     rank = rng.random(len(pairs)) + dull_N[pairs].sum(axis=1)
-    for s, o in (pairs[k] for k in np.argsort(rank)):
+    ranked = [pairs[k] for k in np.argsort(rank)]
+    paired = set[int]()
+    for disjoint, (s, o) in [*((True, pair) for pair in ranked if apart), *((False, pair) for pair in ranked)]:
         if len(chosen) >= goal:
             break
-        if frozenset((s, o)) in related:
+        if frozenset((s, o)) in related or (disjoint and {s, o} & paired):
             continue
         spread = bool({s, o} & wide)
         words = between(boxes[s], boxes[o], spread)
@@ -174,6 +178,7 @@ def draw_relations(
             words += [older] * 2
         if words:
             related.add(frozenset((s, o)))
+            paired |= {s, o}
             chosen.append((s, words[rng.integers(len(words))], o))
     return tuple(chosen[k] for k in rng.permutation(len(chosen)))
 

@@ -18,6 +18,7 @@ from sgg_fast.graph import SceneGraph
 from sgg_fast.toy import sprites, words
 from sgg_fast.toy.layout import COLOURED, COVERS, PAINTS, USUAL, Plan, Thing
 from sgg_fast.toy.mixed import MixedPlan
+from sgg_fast.toy.spread import SpreadPlan
 
 OBJECTS: tuple[str, ...] = (
     *("sky", "grass", "sea", "sand", "sun", "cloud", "person"),
@@ -191,7 +192,8 @@ def _try_scene(rng: np.random.Generator, size: int, held_out: bool, plan: Plan) 
     wide = {place[t] for t in (*plan.backdrop, *plan.covers)}
     if isinstance(plan, words.WordsPlan):
         categories = [plan.things[n].category for n in order]
-        relations = words.draw_relations(rng, links, categories, boxes, wide, geometric, MAX_RELATIONS)
+        apart = isinstance(plan, SpreadPlan)
+        relations = words.draw_relations(rng, links, categories, boxes, wide, geometric, MAX_RELATIONS, apart)
     else:
         relations = _relations(rng, links, boxes, wide)
     if len(relations) < 2:
@@ -210,6 +212,7 @@ def draw_scene(
     rare: bool = False,
     spoken: bool = False,
     mixed: bool = False,
+    spread: bool = False,
     least: int = 0,
 ) -> Scene:
     """Scene `index` of the world `seed`, `size` pixels wide and high; a pure function of its arguments.
@@ -217,17 +220,19 @@ def draw_scene(
     No scene holds a combination of `HELD_OUT`, but with `held_out` every graph has at least one. With `rare` a scene
     starts with a relation that is rare otherwise (`Plan`): training on some of those learns it sooner. With `spoken` it
     is a scene of `toy-words` (`sgg_fast/toy/words.py`), which has its own share of rare ones; with `mixed` as well it
-    may start with things in company that is new to `toy-words` (`sgg_fast/toy/mixed.py`). It holds `least` things or
-    more.
+    may start with things in company that is new to `toy-words` (`sgg_fast/toy/mixed.py`), and with `spread` it starts
+    with single things side by side (`sgg_fast/toy/spread.py`). It holds `least` things or more.
     """
     if rare and spoken:
         raise ValueError("toy-words has its own share of rare scenes: leave out rare")
-    if mixed and not spoken:
-        raise ValueError("mixed scenes are of toy-words: give spoken as well")
+    if (mixed or spread) and not spoken:
+        raise ValueError("mixed and spread scenes are of toy-words: give spoken as well")
+    if mixed and spread:
+        raise ValueError("a scene is mixed or spread: leave out one of them")
     rng = np.random.Generator(np.random.PCG64([seed, index]))
     scene = None
     while scene is None or len(scene.graph.objects) < least:
-        plan = MixedPlan(rng) if mixed else words.WordsPlan(rng) if spoken else Plan(rng, rare)
+        plan = (SpreadPlan if spread else MixedPlan if mixed else words.WordsPlan)(rng) if spoken else Plan(rng, rare)
         scene = _try_scene(rng, size, held_out, plan)
     return scene
 

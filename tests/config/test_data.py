@@ -21,6 +21,6 @@ def test_a_folder_of_data_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(
         ConfigError,
         match=r"absent: there is no such folder, and it is not toy or toy-rare or toy-words or toy-words-mixed or "
-        "toy-words-crowded",
+        "toy-words-crowded or toy-words-spread",
     ):
         recipe("toy", data=str(tmp_path / "absent")).check_given()
