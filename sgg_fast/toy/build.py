@@ -4,7 +4,7 @@ Commands for the parts of the foundation: `python -m sgg_fast.toy.build vae`, th
 where it stopped, and writes fp16 weights to `--out`; `--install` copies them into the package, where
 `sgg_fast/toy/models.py` finds them. Two more commands make the judging networks: `detector --scenes 7000` and `features
 --scenes 4000`. The parts of `toy-words` are made by the same commands with `--data-set toy-words`, as docs/toy.md lists
-them. `train.py` trains SGG-IG on that foundation, and then `python -m sgg_fast.toy.build ship --out CROWDED`:
+them. `train.py` trains SGG-IG on that foundation, and then `python -m sgg_fast.toy.build ship --out SPREAD`:
 
     train.py --recipe toy-words --stage pretrain --out RUN
     train.py --recipe toy-words --stage finetune --out RUN --data CACHE --steps 9800 --lr-schedule constant
@@ -13,11 +13,14 @@ them. `train.py` trains SGG-IG on that foundation, and then `python -m sgg_fast.
         --ema 0.9995
     train.py --recipe toy-words --stage finetune --out CROWDED --model MIXED/finetune/pipeline --data CACHE3
         --steps 6000 --ema 0.9995 --warmup-steps 200 --loss-weight 1 --relation-dropout 0.2
+    train.py --recipe toy-words --stage finetune --out SPREAD --model CROWDED/finetune/pipeline --data CACHE4
+        --steps 4204 --ema 0.9995 --warmup-steps 200 --loss-weight 1 --relation-dropout 0.2
 
 CACHE: `python -m sgg_fast.data.prepare cache --recipe toy-words --data toy-words --num-scenes 40000 --out CACHE`;
-CACHE2 with `--data toy-words-mixed --seed 1`, CACHE3 with `--data toy-words-crowded --seed 2`. Fine-tuning ran as two
-processes (`torchrun --nproc_per_node 2`, `--accumulation-steps 1 --precision bf16`). `card --eval DIR` puts the results
-of `sgg_fast.eval` on the card, `sheet` draws the README's picture.
+CACHE2 with `--data toy-words-mixed --seed 1`, CACHE3 with `--data toy-words-crowded --seed 2`, CACHE4 with `--data
+toy-words-spread --seed 3`. Fine-tuning ran as two processes (`torchrun --nproc_per_node 2`, `--accumulation-steps 1
+--precision bf16`). `card --eval DIR` puts the results of `sgg_fast.eval` on the card, `sheet` draws the README's
+picture.
 
 The shipped weights are not bit for bit the output of these commands. SGG-IG began from the UNet of the foundation after
 5 600 of its 9 000 steps. Its first part was 3 181 steps of 32 and 5 500 of two times 32 on 16 000 scenes, then 4 296 on

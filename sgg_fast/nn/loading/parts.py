@@ -165,7 +165,9 @@ def load_scheduler(root: Path, part: str, as_ddim: bool = False) -> Any:
         if as_ddim:
             # Stable Diffusion's first files omit settings whose defaults differ between PNDM and DDIM.
             meant = {"steps_offset": 1} | ({} if own is DDIMScheduler else {"set_alpha_to_one": False})
-            scheduler = DDIMScheduler.from_config({**meant, **config}, clip_sample=False)
+            # Another scheduler's settings would be written into the trained model, as its own.
+            taken = {k: v for k, v in config.items() if k in inspect.signature(DDIMScheduler).parameters}
+            scheduler = DDIMScheduler.from_config({**meant, **taken}, clip_sample=False)
         else:
             scheduler = own.from_config(config)
         alpha_bar = scheduler.alphas_cumprod

@@ -8,7 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler, PNDMScheduler, UNet2DConditionModel
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    PNDMScheduler,
+    UNet2DConditionModel,
+)
 from huggingface_hub.utils import filter_repo_objects
 from safetensors.torch import load_file, save_file
 from support.nn.folders import change, from_base, from_pipeline, refused, spoil
@@ -69,6 +75,16 @@ def test_the_first_schedule_of_stable_diffusion_is_read_as_pndm_and_its_pipeline
     assert (found.set_alpha_to_one, found.steps_offset) == (True, 0), "what the file says stays"
     FlowMatchEulerDiscreteScheduler().save_pretrained(path.parent)
     assert "scheduler/scheduler_config.json: _class_name is 'FlowMatchEuler" in refused(from_base, base)
+
+
+def test_settings_of_another_scheduler_do_not_stay_in_the_schedule_of_training(base, caplog):
+    folder = base / "sd" / "scheduler"
+    DPMSolverMultistepScheduler.from_config(PNDMScheduler.load_config(folder), solver_order=3).save_pretrained(folder)
+    load_foundation(str(base / "sd"), str(base / "clip")).scheduler.save_pretrained(folder)
+    written = json.loads((folder / "scheduler_config.json").read_text())
+    assert written["_class_name"] == "DDIMScheduler" and "solver_order" not in written
+    from_base(base)
+    assert "no setting that this version knows" not in caplog.text
 
 
 def test_a_tokenizer_takes_the_towers_length_and_must_fit_it(base):
