@@ -54,6 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("part", choices=[*STEPS, "foundation", "ship", "card", "sheet"])
     add("--out", type=Path, default=Path("runs/toy-build"), help="folder of the parts; of the run to ship")
+    add("--average-with", type=Path, help="with ship: the run that it continued; what ships is their mean")
     add("--data-set", default="toy", choices=tuple(PARTS), help="the world (%(default)s)")
     add("--steps", type=int, help=f"optimiser steps ({STEPS})")
     add("--start", type=Path, help="foundation whose UNet is trained on, with unet of toy-words")
@@ -89,7 +90,7 @@ def main(argv: list[str] | None) -> None:
     if args.part == "foundation":
         parts.assemble(args.out, args.out / "foundation")
     elif args.part == "ship":
-        parts.ship(args.out, parts.SHIPPED)
+        parts.ship(args.out, parts.SHIPPED, args.average_with)
     elif args.part == "card":
         parts.put_on_card(parts.SHIPPED, args.eval, args.data)
     elif args.part == "sheet":

@@ -191,15 +191,24 @@ def draw_texts(foundation: Foundation, unet: nn.Module, texts: list[str], guidan
     return to_bytes(foundation.vae.decode(latents / foundation.vae.config.scaling_factor).sample)
 
 
-def ship(run: Path, folder: Path) -> None:
+def ship(run: Path, folder: Path, other: Path | None = None) -> None:
     """Copy the pipeline of a finished `train.py --out RUN`, in fp16, to the place of infer.py's default model.
 
+    other: the run that it continued; the weights are then the mean of both, in fp32 (Wortsman et al., Model soups, 2022).
     It samples with 25 steps of DPM-Solver++, whose pictures are no worse than those of 100 of DDIM, and with the
     guidance of the recipe `toy-words` (benchmarks/LOG.md).
     """
-    pipeline = SceneGraphToImagePipeline.from_pretrained(
-        run / "finetune" / "pipeline", torch_dtype=torch.float16, use_safetensors=True
+    pipeline, *more = (
+        SceneGraphToImagePipeline.from_pretrained(out / "finetune" / "pipeline", use_safetensors=True)
+        for out in (run, other)
+        if out is not None
     )
+    for name in ("unet", "graph_encoder"):
+        for end in more:
+            there = getattr(end, name).state_dict()
+            for key, value in getattr(pipeline, name).state_dict().items():
+                value.add_(there[key]).div_(2)
+    pipeline.to(dtype=torch.float16)
     pipeline.scheduler = made_scheduler(pipeline, "dpm++")
     pipeline.register_to_config(sampling_steps=SAMPLING_STEPS, guidance=toy_words().run.guidance)
     shutil.rmtree(folder, ignore_errors=True)

@@ -138,6 +138,23 @@ def test_a_run_is_shipped_in_half_precision_with_its_own_sampler(tmp_path):
     assert pipeline.config.sampling_steps == parts.SAMPLING_STEPS
 
 
+def test_the_mean_of_two_runs_is_shipped(tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(SHIPPED, tmp_path / name / "finetune" / "pipeline")
+    pipeline = tmp_path / "two" / "finetune" / "pipeline"
+    (pipeline / MANIFEST).unlink()
+    held = {}
+    for part in ("unet", "graph_encoder"):
+        file = f"{part}/diffusion_pytorch_model.safetensors"
+        held[file] = load_file(pipeline / file)
+        save_file({key: value + 1 for key, value in held[file].items()}, pipeline / file)
+    parts.ship(tmp_path / "one", tmp_path / "shipped", tmp_path / "two")
+    for file, values in held.items():
+        found = load_file(tmp_path / "shipped" / file)
+        for key, value in values.items():
+            assert torch.equal(found[key], ((value.float() + (value + 1).float()) / 2).half()), key
+
+
 def test_the_card_gets_what_was_measured_and_leaves_out_what_was_not(tmp_path):
     folder = shutil.copytree(SHIPPED, tmp_path / "pipeline")
     drawn = {"entity recall": 0.875, "entity precision": 0.5, "relations if present": math.nan}
