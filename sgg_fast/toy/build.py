@@ -4,7 +4,8 @@ Commands for the parts of the foundation: `python -m sgg_fast.toy.build vae`, th
 where it stopped, and writes fp16 weights to `--out`; `--install` copies them into the package, where
 `sgg_fast/toy/models.py` finds them. Two more commands make the judging networks: `detector --scenes 7000` and `features
 --scenes 4000`. The parts of `toy-words` are made by the same commands with `--data-set toy-words`, as docs/toy.md lists
-them. `train.py` trains SGG-IG on that foundation, and then `python -m sgg_fast.toy.build ship --out SPREAD`:
+them. `train.py` trains SGG-IG on that foundation, and then `python -m sgg_fast.toy.build ship --out LAST
+--average-with SPREAD`:
 
     train.py --recipe toy-words --stage pretrain --out RUN
     train.py --recipe toy-words --stage finetune --out RUN --data CACHE --steps 9800 --lr-schedule constant
@@ -15,6 +16,8 @@ them. `train.py` trains SGG-IG on that foundation, and then `python -m sgg_fast.
         --steps 6000 --ema 0.9995 --warmup-steps 200 --loss-weight 1 --relation-dropout 0.2
     train.py --recipe toy-words --stage finetune --out SPREAD --model CROWDED/finetune/pipeline --data CACHE4
         --steps 4204 --ema 0.9995 --warmup-steps 200 --loss-weight 1 --relation-dropout 0.2
+    train.py --recipe toy-words --stage finetune --out LAST --model SPREAD/finetune/pipeline --data CACHE4
+        --steps 1500 --ema 0.998 --warmup-steps 100 --loss-weight 1 --relation-dropout 0.2 --seed 1
 
 CACHE: `python -m sgg_fast.data.prepare cache --recipe toy-words --data toy-words --num-scenes 40000 --out CACHE`;
 CACHE2 with `--data toy-words-mixed --seed 1`, CACHE3 with `--data toy-words-crowded --seed 2`, CACHE4 with `--data

@@ -194,7 +194,7 @@ def draw_texts(foundation: Foundation, unet: nn.Module, texts: list[str], guidan
 def ship(run: Path, folder: Path, other: Path | None = None) -> None:
     """Copy the pipeline of a finished `train.py --out RUN`, in fp16, to the place of infer.py's default model.
 
-    other: the run that it continued; the weights are then the mean of both, in fp32 (Wortsman et al., Model soups, 2022).
+    other: the run that it continued; the weights are then the mean of both (Wortsman et al., Model soups, ICML 2022).
     It samples with 25 steps of DPM-Solver++, whose pictures are no worse than those of 100 of DDIM, and with the
     guidance of the recipe `toy-words` (benchmarks/LOG.md).
     """
