@@ -74,6 +74,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         )
     if args.start and (args.part, args.data_set) != ("unet", "toy-words"):
         raise ValueError("--start is of unet with --data-set toy-words")
+    if args.average_with and args.part != "ship":
+        raise ValueError("--average-with is of ship")
     missing = [part for part in ("vae", "clip") if not (args.out / f"{part}.safetensors").is_file()]
     if missing and not args.start and args.part in ("unet", "foundation"):
         raise ValueError(f"{args.out} has no {' and no '.join(missing)}: build that first")

@@ -194,9 +194,9 @@ def draw_texts(foundation: Foundation, unet: nn.Module, texts: list[str], guidan
 def ship(run: Path, folder: Path, other: Path | None = None) -> None:
     """Copy the pipeline of a finished `train.py --out RUN`, in fp16, to the place of infer.py's default model.
 
-    other: the run that it continued; the weights are then the mean of both (Wortsman et al., Model soups, ICML 2022).
     It samples with 25 steps of DPM-Solver++, whose pictures are no worse than those of 100 of DDIM, and with the
-    guidance of the recipe `toy-words` (benchmarks/LOG.md).
+    guidance of the recipe `toy-words` (benchmarks/LOG.md). other: the run that it continued; the weights are then the
+    mean of both (Wortsman et al., Model soups, ICML 2022). Raises ValueError for a run with weights of other shapes.
     """
     pipeline, *more = (
         SceneGraphToImagePipeline.from_pretrained(out / "finetune" / "pipeline", use_safetensors=True)
@@ -205,8 +205,10 @@ def ship(run: Path, folder: Path, other: Path | None = None) -> None:
     )
     for name in ("unet", "graph_encoder"):
         for end in more:
-            there = getattr(end, name).state_dict()
-            for key, value in getattr(pipeline, name).state_dict().items():
+            here, there = (getattr(each, name).state_dict() for each in (pipeline, end))
+            if {key: value.shape for key, value in here.items()} != {key: value.shape for key, value in there.items()}:
+                raise ValueError(f"{other}: its {name} has other weights than that of {run}")
+            for key, value in here.items():
                 value.add_(there[key]).div_(2)
     pipeline.to(dtype=torch.float16)
     pipeline.scheduler = made_scheduler(pipeline, "dpm++")

@@ -153,6 +153,10 @@ def test_the_mean_of_two_runs_is_shipped(tmp_path):
         found = load_file(tmp_path / "shipped" / file)
         for key, value in values.items():
             assert torch.equal(found[key], ((value.float() + (value + 1).float()) / 2).half()), key
+    shutil.rmtree(pipeline / "unet")
+    models.toy_unet().save_pretrained(pipeline / "unet")
+    with pytest.raises(ValueError, match="two: its unet has other weights than that of"):
+        parts.ship(tmp_path / "one", tmp_path / "shipped", tmp_path / "two")
 
 
 def test_the_card_gets_what_was_measured_and_leaves_out_what_was_not(tmp_path):
