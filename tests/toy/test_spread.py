@@ -28,7 +28,6 @@ def spread_out(scene: world.Scene) -> int:
 def test_most_spread_scenes_show_four_things_side_by_side():
     usual = [spread_out(world.draw_scene(5, i, spoken=True, least=CROWD)) for i in range(60)]
     wide = [spread_out(world.draw_scene(5, i, spoken=True, spread=True, least=CROWD)) for i in range(60)]
-    print(sorted(usual), sorted(wide))
     assert sum(n >= spread.SPREAD for n in wide) > 40 > 20 > sum(n >= spread.SPREAD for n in usual)
 
 
